@@ -1,0 +1,182 @@
+"""What an answer means: status, headers and body in, an `Answer` or a `Failure` out. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from api_client.completions import NoCompletion, parse_completion
+from api_client.retry_hints import parse_retry_after, parse_should_retry
+from api_client.words import clean_words, error_codes, find_words
+from schemas.completion import ChatCompletion
+from schemas.failure import Failure, FailureKind
+
+LONGEST_ERROR_BODY = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answered, paid-for call. `raw` is the decoded body as it came; `latency_s` spans the whole call.
+
+    `request_id` is the header `x-request-id`, else the body's `request_id`. `rate_headers` are the
+    `x-ratelimit-*` headers, names in lower case.
+    """
+
+    completion: ChatCompletion
+    raw: bytes = field(repr=False)
+    http_status: int
+    request_id: str | None
+    latency_s: float
+    rate_headers: Mapping[str, str]
+
+
+def decide_completion(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    wall_now_s: float,
+    latency_s: float = 0.0,
+    secret: str | None = None,
+) -> Answer | Failure:
+    """The completion that came, or why none did. Header names in lower case; `secret` is struck out."""
+    if not 200 <= status < 300:
+        return decide_failure(status, headers, body, wall_now_s=wall_now_s, secret=secret)
+    data = parse_json(body)
+    try:
+        completion = parse_completion(data)
+    except NoCompletion as exc:
+        return _no_use(status, headers, body, data, str(exc), wall_now_s, secret)
+    rate_headers = {name: value for name, value in headers.items() if name.startswith("x-ratelimit-")}
+    return Answer(completion, body, status, _request_id(headers, data, secret), latency_s, rate_headers)
+
+
+def decide_models(
+    status: int, headers: Mapping[str, str], body: bytes, *, wall_now_s: float, secret: str | None = None
+) -> list[str] | Failure:
+    """The model ids in the endpoint's order (entries without an id are left out), or why there are none."""
+    if not 200 <= status < 300:
+        return decide_failure(status, headers, body, wall_now_s=wall_now_s, secret=secret)
+    data = parse_json(body)
+    entries = data.get("data") if isinstance(data, dict) else None
+    if not isinstance(entries, list):
+        return _no_use(status, headers, body, data, "there is no list of models in it", wall_now_s, secret)
+    ids = [entry.get("id") for entry in entries if isinstance(entry, dict)]
+    return [model for model in ids if isinstance(model, str)]
+
+
+def decide_failure(
+    status: int, headers: Mapping[str, str], body: bytes, *, wall_now_s: float, secret: str | None = None
+) -> Failure:
+    """The failure that a status outside 2xx means, with the endpoint's own words where it has any."""
+    data = parse_json(body)
+    if 300 <= status < 400:
+        words = _where_it_points(headers)
+    else:
+        words = find_words(data, _text(body)) or _bare_status(status)
+    return Failure(
+        kind=_kind_of(status, data),
+        message=clean_words(words, secret=secret) or _bare_status(status),
+        http_status=status,
+        request_id=_request_id(headers, data, secret),
+        retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
+        should_retry=parse_should_retry(headers),
+        body=_kept_body(body, secret),
+    )
+
+
+def parse_json(body: bytes) -> Any:
+    """The decoded JSON, or None where it is none. Lone surrogates, NaN and bad UTF-8 are let through:
+    a completion that holds them was paid for."""
+    body = body.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(body.decode(json.detect_encoding(body), "replace"), strict=False)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _kind_of(status: int, data: Any) -> FailureKind:
+    if status == 401:
+        return FailureKind.UNAUTHORIZED
+    if status == 402 or (status == 429 and "insufficient_quota" in error_codes(data)):
+        return FailureKind.QUOTA
+    if status in (425, 429):
+        return FailureKind.RATE_LIMITED
+    if status in (408, 409) or status >= 500:
+        return FailureKind.SERVER_ERROR
+    return FailureKind.REJECTED if status >= 300 else FailureKind.BAD_RESPONSE
+
+
+def _no_use(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    data: Any,
+    why: str,
+    wall_now_s: float,
+    secret: str | None,
+) -> Failure:
+    """A 2xx without what was asked for. Quotes an error object or a page's title, never other content."""
+    text = _text(body)
+    if not body.strip():
+        why = "the body is empty"
+    elif text.lstrip()[:5] == "data:":
+        why = "an event stream came, although streaming is off"
+    elif isinstance(data, dict) and (data.get("error") or ("message" in data and "choices" not in data)):
+        why = find_words(data, text) or why
+    elif data is None and body.strip() != b"null":
+        why = find_words(None, text) if text.lstrip()[:1] == "<" else "the body is not JSON, or was cut off"
+        encoding = headers.get("content-encoding")
+        why += f" (content-encoding: {encoding})" if encoding else ""
+    return Failure(
+        kind=FailureKind.BAD_RESPONSE,
+        message=clean_words(f"HTTP {status} without a usable answer: {why}", secret=secret),
+        http_status=status,
+        request_id=_request_id(headers, data, secret),
+        retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
+        should_retry=parse_should_retry(headers),
+        body=_kept_body(body, secret),
+    )
+
+
+def _where_it_points(headers: Mapping[str, str]) -> str:
+    try:
+        host = urlsplit(headers.get("location", "")).hostname
+    except ValueError:
+        host = None
+    where = f"host {host}" if host else "another path of its own"
+    return f"the endpoint redirects to {where}, and redirects are not followed: set the base URL to its API"
+
+
+def _request_id(headers: Mapping[str, str], data: Any, secret: str | None) -> str | None:
+    found = headers.get("x-request-id") or (data.get("request_id") if isinstance(data, dict) else None)
+    if not isinstance(found, str):
+        return None
+    return clean_words(found, secret=secret)[:200] or None
+
+
+def _kept_body(body: bytes, secret: str | None) -> bytes | None:
+    if secret:
+        body = body[: LONGEST_ERROR_BODY + 4096].replace(secret.encode(), b"***")
+    return body[:LONGEST_ERROR_BODY] or None
+
+
+def _text(body: bytes) -> str:
+    return body[:LONGEST_ERROR_BODY].decode("utf-8", "replace")
+
+
+def _bare_status(status: int) -> str:
+    try:
+        return f"HTTP {status} ({HTTPStatus(status).phrase}), and no words with it"
+    except ValueError:
+        return f"HTTP {status}, and no words with it"

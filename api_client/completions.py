@@ -1,0 +1,89 @@
+"""A decoded body as a `ChatCompletion`: strict where the answer is, lenient about all around it. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from schemas.chat import describe_errors
+from schemas.completion import ChatCompletion
+
+_NAMES = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number"}
+
+
+class NoCompletion(ValueError):
+    """There is no completion in the body. The text names the field that is wrong, never its content."""
+
+
+def parse_completion(data: Any) -> ChatCompletion:
+    """The completion in a decoded body.
+
+    `choices[0].message` must be an object. Anything else of a wrong type (usage, created, id …) is treated as
+    absent, and further choices without a message are left out: the completion was paid for.
+    Raises NoCompletion.
+    """
+    if not isinstance(data, dict):
+        raise NoCompletion(f"the body is {_name(data)}, not an object")
+    try:
+        return ChatCompletion.model_validate(data)
+    except ValidationError:
+        pass
+    try:
+        return ChatCompletion.model_validate(_without_wrong_types(data))
+    except ValidationError as exc:
+        raise NoCompletion("; ".join(describe_errors(exc)[:3])) from None
+
+
+def _without_wrong_types(data: dict[str, Any]) -> dict[str, Any]:
+    choices = data.get("choices")
+    if not isinstance(choices, list):
+        absent = choices is None
+        raise NoCompletion("there are no choices" if absent else f"choices is {_name(choices)}, not a list")
+    if not choices:
+        raise NoCompletion("choices is empty")
+    if not isinstance(choices[0], dict):
+        raise NoCompletion(f"choices[0] is {_name(choices[0])}, not an object")
+    if not isinstance(choices[0].get("message"), dict):
+        raise NoCompletion(f"choices[0].message is {_name(choices[0].get('message'))}, not an object")
+    clean = _fit(data, texts=("id", "object", "model"), numbers=("created",))
+    clean["choices"] = [
+        _fit(choice, texts=("finish_reason",), counts=("index",))
+        | {"message": _fit(choice["message"], texts=("role",))}
+        for choice in choices
+        if isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+    ]
+    usage = clean.pop("usage", None)
+    if isinstance(usage, dict):
+        usage = _fit(usage)
+        for details in ("prompt_tokens_details", "completion_tokens_details"):
+            value = usage.get(details)
+            usage[details] = _fit(value) if isinstance(value, dict) else None
+        clean["usage"] = usage
+    return clean
+
+
+def _fit(
+    data: dict[str, Any],
+    *,
+    texts: tuple[str, ...] = (),
+    numbers: tuple[str, ...] = (),
+    counts: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """A copy whose named fields have their type or are null, and whose names are encodable."""
+    fit = {_encodable(name): value for name, value in data.items()}
+    for name in fit.keys() & set(texts):
+        fit[name] = _encodable(fit[name]) if isinstance(fit[name], str) else None
+    for name in fit.keys() & {*numbers, *counts}:
+        kinds = (int,) if name in counts else (int, float)
+        is_number = isinstance(fit[name], kinds) and not isinstance(fit[name], bool)
+        fit[name] = fit[name] if is_number else None
+    return fit
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _name(value: Any) -> str:
+    return "null" if value is None else _NAMES.get(type(value), "a number")

@@ -1,0 +1,183 @@
+"""Connections that know the call they serve, so that another thread can end it at any moment."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from api_client.deadline import Call, CallCut, Stage
+from api_client.resolver import Address, Resolver
+
+_current = threading.local()
+_resolver = Resolver()
+
+
+def serve(call: Call | None, read_timeout_s: float) -> None:
+    """Have the connections that this thread uses from now on serve `call`."""
+    _current.call = call
+    _current.read_timeout_s = read_timeout_s
+
+
+class _Watched(HTTPConnection):
+    """What the plain and the TLS connection have in common."""
+
+    _serves: Call | None = None
+    _gathered: list[bytes] | None = None
+
+    def _new_conn(self) -> socket.socket:
+        """A connected socket. The connect timeout bounds name look-up and all addresses together."""
+        call: Call = _current.call
+        timeout_s = self.timeout if isinstance(self.timeout, (int, float)) else 60.0
+        ends_at = time.monotonic() + timeout_s
+        host = self._dns_host.strip("[]")
+        call.stage = Stage.RESOLVING
+        try:
+            addresses = _resolver.resolve(host, self.port, timeout_s=timeout_s, call=call)
+        except CallCut:
+            raise
+        except TimeoutError as exc:
+            raise ConnectTimeoutError(self, str(exc)) from exc
+        except socket.gaierror as exc:
+            raise NameResolutionError(self.host, self, exc) from exc
+        call.stage = Stage.CONNECTING
+        return self._connect_to_one_of(addresses, ends_at, call)
+
+    def _connect_to_one_of(self, addresses: list[Address], ends_at: float, call: Call) -> socket.socket:
+        """The first address that takes the connection; each gets its share of the time that is left."""
+        failure: OSError | None = None
+        for position, (family, kind, protocol, _, address) in enumerate(addresses):
+            share_s = (ends_at - time.monotonic()) / (len(addresses) - position)
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError as exc:  # a family that this machine does not have
+                failure = failure or exc
+                continue
+            try:
+                for option in self.socket_options or ():
+                    sock.setsockopt(*option)
+                call.attach(sock)
+                sock.settimeout(max(share_s, 0.001))
+                sock.connect(address)
+                sock.settimeout(max(ends_at - time.monotonic(), 0.001))
+                return sock
+            except OSError as exc:
+                call.detach()
+                sock.close()
+                if isinstance(exc, CallCut):
+                    raise
+                failure = exc
+        if isinstance(failure, TimeoutError):
+            raise ConnectTimeoutError(self, "no address took the connection in time") from failure
+        raise NewConnectionError(self, "no address took the connection") from failure
+
+    def request(  # type: ignore[override]  # as urllib3's own: its signature is not http.client's
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        chunked: bool = False,
+        preload_content: bool = True,
+        decode_content: bool = True,
+        enforce_content_length: bool = True,
+    ) -> None:
+        call: Call = _current.call
+        if self.sock is None:
+            self.connect()
+        call.attach(self.sock)
+        self._serves = call
+        call.stage = Stage.SENDING
+        # Else a large prompt would have to leave within the connect timeout.
+        self.timeout = _current.read_timeout_s
+        self._gathered = []
+        try:
+            super().request(
+                method,
+                url,
+                body=body,
+                headers=headers,
+                chunked=chunked,
+                preload_content=preload_content,
+                decode_content=decode_content,
+                enforce_content_length=enforce_content_length,
+            )
+        finally:
+            gathered, self._gathered = b"".join(self._gathered), None
+        self.send(gathered)
+        call.stage = Stage.READING
+
+    def send(self, data: Any) -> None:
+        """Head and body leave in one write: one system call and one packet less a call."""
+        if self._gathered is not None:
+            self._gathered.append(data)
+        else:
+            super().send(data)
+
+    def release(self) -> None:
+        """Serve no call: a cut that comes late must not hit whoever gets the connection next."""
+        if self._serves is not None:
+            self._serves.detach()
+            self._serves = None
+
+
+class WatchedHTTPConnection(_Watched):
+    """A plain connection."""
+
+
+class WatchedHTTPSConnection(_Watched, HTTPSConnection):
+    """A TLS connection. The handshake hides its socket: a second descriptor stands in until it is done."""
+
+    def connect(self) -> None:
+        self._stand_in: socket.socket | None = None
+        try:
+            super().connect()
+            _current.call.attach(self.sock)
+        finally:
+            if self._stand_in is not None:
+                self._stand_in.close()
+
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        self._stand_in = sock.dup()
+        try:
+            _current.call.attach(self._stand_in)
+        except CallCut:
+            sock.close()
+            raise
+        return sock
+
+
+class WatchedHTTPPool(urllib3.HTTPConnectionPool):
+    """A pool whose resting connections serve no call."""
+
+    ConnectionCls = WatchedHTTPConnection
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None:
+            conn.release()
+        super()._put_conn(conn)
+
+
+class WatchedHTTPSPool(urllib3.HTTPSConnectionPool):
+    """A pool whose resting connections serve no call."""
+
+    ConnectionCls = WatchedHTTPSConnection
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is not None:
+            conn.release()
+        super()._put_conn(conn)
+
+
+POOL_CLASSES: dict[str, type[urllib3.HTTPConnectionPool]] = {
+    "http": WatchedHTTPPool,
+    "https": WatchedHTTPSPool,
+}

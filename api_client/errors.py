@@ -1,0 +1,83 @@
+"""What a call raises: one root, and one class for each kind of failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemas.failure import Failure, FailureKind
+
+
+class ApiError(Exception):
+    """A call that brought no completion. `failure` holds the facts; policy draws the conclusions.
+
+    `latency_s` is how long the call took. `raw` is the decoded body as far as it came, None where none came.
+    The text names the kind and the status only: never a key, a prompt or a completion.
+    """
+
+    def __init__(self, failure: Failure, *, latency_s: float = 0.0, raw: bytes | None = None) -> None:
+        status = "" if failure.http_status is None else f" (HTTP {failure.http_status})"
+        super().__init__(f"{failure.kind.value}{status}")
+        self.failure = failure
+        self.latency_s = latency_s
+        self.raw = raw
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.failure, self.latency_s, self.raw)
+
+
+class BadResponse(ApiError):
+    """2xx, but nothing usable in it."""
+
+
+class Unauthorized(ApiError):
+    """401, or a key that no header can carry."""
+
+
+class QuotaSpent(ApiError):
+    """402, or 429 insufficient_quota."""
+
+
+class RateLimited(ApiError):
+    """425 or 429."""
+
+
+class ServerError(ApiError):
+    """408, 409 or 5xx."""
+
+
+class Unreachable(ApiError):
+    """Refused, reset, TLS or DNS."""
+
+
+class TimedOut(ApiError):
+    """Connect timeout, read timeout or total deadline."""
+
+
+class Rejected(ApiError):
+    """Any other 4xx, and redirects."""
+
+
+class Interrupted(ApiError):
+    """We cut the call ourselves."""
+
+
+_CLASSES: dict[FailureKind, type[ApiError]] = {
+    FailureKind.BAD_RESPONSE: BadResponse,
+    FailureKind.UNAUTHORIZED: Unauthorized,
+    FailureKind.QUOTA: QuotaSpent,
+    FailureKind.RATE_LIMITED: RateLimited,
+    FailureKind.SERVER_ERROR: ServerError,
+    FailureKind.UNREACHABLE: Unreachable,
+    FailureKind.TIMEOUT: TimedOut,
+    FailureKind.REJECTED: Rejected,
+    FailureKind.INTERRUPTED: Interrupted,
+}
+
+
+def error_for(failure: Failure, *, latency_s: float, raw: bytes | None = None) -> ApiError:
+    """The error of the failure's kind, ready to raise."""
+    return _CLASSES.get(failure.kind, ApiError)(failure, latency_s=latency_s, raw=raw)
+
+
+def _rebuild(cls: type[ApiError], failure: Failure, latency_s: float, raw: bytes | None) -> ApiError:
+    return cls(failure, latency_s=latency_s, raw=raw)

@@ -1,0 +1,83 @@
+"""Addresses of a host, with a limit on the wait: the system's own look-up knows none."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from api_client.deadline import Call, CallCut
+
+Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+Lookup = Callable[[str, int], list[Address]]
+
+
+def system_lookup(host: str, port: int) -> list[Address]:
+    """The system's addresses for streams to `host`, in its order. Raises socket.gaierror or UnicodeError."""
+    return list(socket.getaddrinfo(host, port, socket.AF_UNSPEC, socket.SOCK_STREAM))
+
+
+class Resolver:
+    """Looks names up in a thread, one look-up at a time for each name however many calls wait for it."""
+
+    def __init__(self, lookup: Lookup = system_lookup) -> None:
+        self._lookup = lookup
+        self._lock = threading.Lock()
+        self._under_way: dict[tuple[int, str, int], Future[list[Address]]] = {}
+
+    def resolve(self, host: str, port: int, *, timeout_s: float, call: Call) -> list[Address]:
+        """The host's addresses, in the system's order, at least one.
+
+        Raises TimeoutError after `timeout_s`, CallCut when the call is cut meanwhile, socket.gaierror for a
+        name that is not found, UnicodeError for one that cannot be a name.
+        """
+        if _is_address(host):
+            return self._lookup(host, port)
+        done = threading.Event()
+        call.wake_on_cut(done.set)
+        answer = self._begin(host, port)
+        answer.add_done_callback(lambda _: done.set())
+        if not done.wait(timeout_s):
+            raise TimeoutError(f"{host} was not resolved in time")
+        if call.cut is not None:
+            raise CallCut(call.cut)
+        return answer.result()
+
+    def _begin(self, host: str, port: int) -> Future[list[Address]]:
+        key = (os.getpid(), host, port)  # a look-up under way in the parent never ends in a forked child
+        with self._lock:
+            answer = self._under_way.get(key)
+            if answer is not None:
+                return answer
+            answer = self._under_way[key] = Future()
+        threading.Thread(target=self._run, args=(key, answer), name="antrean-dns", daemon=True).start()
+        return answer
+
+    def _run(self, key: tuple[int, str, int], answer: Future[list[Address]]) -> None:
+        _, host, port = key
+        try:
+            addresses = self._lookup(host, port)
+            if not addresses:
+                raise socket.gaierror(socket.EAI_NONAME, "no addresses")
+        except (OSError, UnicodeError) as exc:
+            self._forget(key)
+            answer.set_exception(exc)
+        else:
+            self._forget(key)
+            answer.set_result(addresses)
+
+    def _forget(self, key: tuple[int, str, int]) -> None:
+        with self._lock:
+            self._under_way.pop(key, None)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True

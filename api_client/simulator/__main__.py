@@ -1,0 +1,98 @@
+"""`python -m api_client.simulator`: a simulator in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from api_client.simulator.config import SimulatorConfig
+from api_client.simulator.serve import serve
+
+KEY_VARIABLE = "ANTREAN_SIMULATOR_KEY"
+EXIT_BAD_OPTION = 2
+EXIT_CANNOT_LISTEN = 4
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence on stderr, without the usage."""
+        self.exit(EXIT_BAD_OPTION, f"{message}\n")
+
+
+def parse_config(arguments: Sequence[str], environ: Mapping[str, str]) -> SimulatorConfig:
+    """The configuration that is asked for; ends the process with 2 if it is wrong.
+
+    The key is that of --key, else of the variable that --key-env names, else of ANTREAN_SIMULATOR_KEY;
+    else no key is asked for.
+    """
+    parser = _build_parser()
+    values = vars(parser.parse_args(arguments))
+    key_variable = values.pop("key_env")
+    if key_variable is not None and not environ.get(key_variable):
+        parser.error(f"--key-env: the environment variable {key_variable} is not set")
+    if values["key"] is None:
+        values["key"] = environ.get(key_variable or KEY_VARIABLE) or None
+    values["models"] = tuple(values["models"] or SimulatorConfig().models)
+    try:
+        return SimulatorConfig(**values)
+    except ValueError as exc:
+        parser.error(str(exc))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serves until SIGTERM or SIGINT, and gives the exit code."""
+    config = parse_config(arguments, os.environ)
+    try:
+        serve(config, lambda url: print(f"listening on {url}", flush=True))
+    except OSError as exc:
+        print(_explain(exc, config), file=sys.stderr)
+        return EXIT_CANNOT_LISTEN
+    return 0
+
+
+def _explain(error: OSError, config: SimulatorConfig) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {config.port} on {config.host} is in use: choose another with --port (0 for any free one)"
+        )
+    return f"cannot serve on {config.host}:{config.port}: {error}"
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    defaults = SimulatorConfig()
+    parser = _Parser(prog="simulator", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--host", default=defaults.host)
+    parser.add_argument("--port", type=int, default=defaults.port, help="0 for any free one")
+    parser.add_argument("--key", help=f"seen in the list of processes: prefer {KEY_VARIABLE} or --key-env")
+    parser.add_argument("--key-env", metavar="NAME", help="the environment variable that holds the key")
+    parser.add_argument("--model", dest="models", action="append", help="repeatable")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--rpm", type=int, help="calls a minute and key; more get a 429")
+    parser.add_argument("--auth-header", default=defaults.auth_header, help="both, bearer or api-key")
+    parser.add_argument("--log-calls", dest="log_calls_path", type=Path, help="gets a line a paid call")
+    for option, name in (
+        ("--latency", "latency_s"),
+        ("--latency-jitter", "latency_jitter"),
+        ("--fault-rate", "fault_rate"),
+        ("--rate-429", "rate_429"),
+        ("--rate-429-bare", "rate_429_bare"),
+        ("--rate-500", "rate_500"),
+        ("--rate-502", "rate_502_html"),
+        ("--rate-reset", "rate_reset"),
+        ("--rate-hang", "rate_hang"),
+        ("--rate-cut-json", "rate_cut_json"),
+        ("--rate-cut-body", "rate_cut_body"),
+        ("--retry-after", "retry_after_s"),
+        ("--unauthorized-for", "unauthorized_for_s"),
+    ):
+        parser.add_argument(option, dest=name, type=float, default=getattr(defaults, name))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

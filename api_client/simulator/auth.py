@@ -1,0 +1,33 @@
+"""Who may call: the key, and the header that carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from api_client.simulator.config import SimulatorConfig
+
+_BEARER = b"bearer "
+
+
+class Auth:
+    """Checks the credential of a request by one configuration's key and header style."""
+
+    def __init__(self, config: SimulatorConfig) -> None:
+        self._key = None if config.key is None else config.key.encode()
+        self._takes_bearer = config.auth_header in ("both", "bearer")
+        self._takes_api_key = config.auth_header in ("both", "api-key")
+
+    def key_of(self, headers: Mapping[bytes, bytes]) -> bytes | None:
+        """The key that admits the request, or None if it is not admitted.
+
+        Without a configured key everybody is admitted, by the key presented or the empty one.
+        """
+        presented = []
+        authorization = headers.get(b"authorization", b"")
+        if self._takes_bearer and authorization[: len(_BEARER)].lower() == _BEARER:
+            presented.append(authorization[len(_BEARER) :].strip())
+        if self._takes_api_key and b"api-key" in headers:
+            presented.append(headers[b"api-key"].strip())
+        if self._key is None:
+            return presented[0] if presented else b""
+        return self._key if self._key in presented else None

@@ -1,0 +1,62 @@
+"""The completion that answers a request: made from the request's own words, so that results look real."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from api_client.simulator.tokens import cut_tokens, expected_usage, text_of
+
+_SENTENCES = 2
+_WORDS = 60
+_READ_CHARACTERS = 2_000
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n{2,}")
+
+
+def compose_content(request: Mapping[str, Any]) -> str:
+    """`<think>…</think>` and a summary: the first sentences of the last user message, and its count of words.
+
+    The same request always gets the same words.
+    """
+    text = _last_user_text(request["messages"])
+    words = len(text.split())
+    sentences = _SENTENCE_END.split(text[:_READ_CHARACTERS].strip(), maxsplit=_SENTENCES)[:_SENTENCES]
+    opening = " ".join(" ".join(sentences).split()[:_WORDS])
+    unit = "word" if words == 1 else "words"
+    return (
+        f"<think>The user wrote {words} {unit}. The opening says what it is about: I keep it.</think>"
+        f"\n\n{opening or 'There is no text to summarise.'} ({words} {unit})"
+    )
+
+
+def compose_completion(request: Mapping[str, Any], *, completion_id: str, created: int) -> dict[str, Any]:
+    """A `chat.completion` for a valid `request`, cut off by its `max_completion_tokens` or `max_tokens`.
+
+    A cut completion says `finish_reason` "length", and may leave `<think>` open. `created`: Unix seconds.
+    """
+    content = compose_content(request)
+    finish_reason = "stop"
+    limit = request.get("max_completion_tokens")
+    if limit is None:
+        limit = request.get("max_tokens")
+    if limit is not None:
+        cut = cut_tokens(content, limit)
+        if cut is not None:
+            content, finish_reason = cut, "length"
+    message = {"content": content, "refusal": None, "tool_calls": None, "role": "assistant"}
+    return {
+        "id": completion_id,
+        "choices": [{"finish_reason": finish_reason, "index": 0, "message": message}],
+        "created": created,
+        "model": request["model"],
+        "object": "chat.completion",
+        "usage": expected_usage(request, content),
+    }
+
+
+def _last_user_text(messages: list[Mapping[str, Any]]) -> str:
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            return text_of(message.get("content"))
+    return text_of(messages[-1].get("content"))

@@ -1,0 +1,157 @@
+"""One exchange with the endpoint, on `requests`' adapter: a request out; status, headers and body back."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, cast
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from urllib3.util import Timeout
+
+from api_client.breakage import BREAKS, describe_body_break, describe_break
+from api_client.config import EndpointConfig
+from api_client.connections import POOL_CLASSES, serve
+from api_client.deadline import Call
+from schemas.failure import Failure, FailureKind
+
+CHUNK_BYTES = 64 * 1024
+LONGEST_ERROR_READ = CHUNK_BYTES + 4096  # what is kept of an error body, and room for a key across its end
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What came back. `broken` says why the body is not whole; None: it is. Header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    broken: Failure | None = None
+
+
+class Transport:
+    """A pool of connections to one endpoint. The environment (proxies, CA bundles) is read once, here.
+
+    There is no `Session`: all it would add is cookies, .netrc, redirects and a second look at the environment
+    for every call, none of which we want. Raises requests' InvalidURL (a ValueError) for an impossible URL.
+    """
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self._config = config
+        probe = requests.Request("GET", f"{config.api_root}/").prepare().url or ""
+        self._root = probe.rstrip("/")
+        with requests.Session() as session:
+            settings = session.merge_environment_settings(probe, {}, None, None, None)
+        verify: bool | str = settings["verify"] or True
+        if verify is True:
+            verify = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR") or True
+        if isinstance(verify, str) and not os.path.exists(verify):
+            raise ValueError("the CA bundle that REQUESTS_CA_BUNDLE or a kin of it names does not exist")
+        self._adapter = _Adapter(probe, verify, dict(settings["proxies"]), config.pool_size)
+        self._timeout = Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
+
+    def exchange(
+        self, call: Call, method: str, path: str, headers: dict[str, str], body: bytes | None
+    ) -> Received | Failure:
+        """What came back, or the failure where not even a status came. Never raises for a broken exchange."""
+        request = requests.PreparedRequest()
+        request.method, request.url, request.body = method, self._root + path, body
+        # A plain dict will do, and costs less: we write each name in one way only.
+        request.headers = cast("CaseInsensitiveDict[str]", headers)
+        serve(call, self._config.read_timeout_s)
+        try:
+            response = self._adapter.send(request, timeout=cast(Any, self._timeout))
+        except BREAKS as exc:
+            return describe_break(exc, call.stage, self._config)
+        finally:
+            serve(None, self._config.read_timeout_s)
+        raw: urllib3.HTTPResponse = response.raw
+        received_headers = {name.lower(): value for name, value in raw.headers.items()}
+        if 200 <= raw.status < 300:
+            return self._receive(raw, received_headers)
+        body_read, _, broken = self._read(raw, LONGEST_ERROR_READ)
+        return Received(raw.status, received_headers, body_read, broken)
+
+    def close(self) -> None:
+        """Close the connections that rest; those in use close when their call ends."""
+        self._adapter.close()
+
+    def _receive(self, raw: urllib3.HTTPResponse, headers: dict[str, str]) -> Received:
+        most = self._config.max_response_bytes
+        body, is_too_large, broken = self._read(raw, most)
+        if is_too_large:
+            broken = Failure(FailureKind.BAD_RESPONSE, f"the body is larger than {most} bytes")
+            body = body[:LONGEST_ERROR_READ]
+        return Received(raw.status, headers, body, broken)
+
+    def _read(self, raw: urllib3.HTTPResponse, most: int) -> tuple[bytes, bool, Failure | None]:
+        """Up to `most` decoded bytes, whether there were more, and how the body broke, None where it did not.
+
+        The connection goes back into the pool only after a whole body.
+        """
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            while chunk := raw.read1(CHUNK_BYTES, decode_content=True):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > most:
+                    raw.close()
+                    return b"".join(chunks)[:most], True, None
+        except BREAKS as exc:
+            raw.close()
+            return b"".join(chunks), False, describe_body_break(exc, self._config)
+        return b"".join(chunks), False, None
+
+
+class _Adapter(HTTPAdapter):
+    """requests' adapter for one endpoint: what it works out for every call is worked out once."""
+
+    def __init__(self, url: str, verify: bool | str, proxies: dict[str, str], pool_size: int) -> None:
+        super().__init__(pool_connections=1, pool_maxsize=pool_size)
+        probe = requests.Request("GET", url).prepare()
+        self._is_pool_known = False
+        self._verify = verify
+        self._pool: Any = super().get_connection_with_tls_context(probe, verify, proxies=proxies)
+        # A forwarding proxy is sent the whole URL, everyone else the path.
+        self._is_full_url = not super().request_url(probe, proxies).startswith("/")
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["socket_options"] = _socket_options()
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = POOL_CLASSES
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        if not proxy.lower().startswith("socks"):
+            manager.pool_classes_by_scheme = POOL_CLASSES
+        return manager
+
+    def get_connection_with_tls_context(self, *_: Any, **__: Any) -> Any:
+        return self._pool
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        if not self._is_pool_known:
+            super().cert_verify(conn, url, self._verify, cert)  # type: ignore[no-untyped-call]
+            self._is_pool_known = True
+
+    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
+        return str(request.url) if self._is_full_url else request.path_url
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
+        response = requests.Response()  # bare: cookies, encoding and the rest are looked at by nobody
+        response.raw = resp
+        return response
+
+
+def _socket_options() -> list[tuple[int, int, int]]:
+    """No delay; and keep-alive probes, so that a long wait survives a router and notices a dead peer."""
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), 45))
+    return options

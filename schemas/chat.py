@@ -1,0 +1,180 @@
+"""The chat request as it travels: what a producer hands over and what the endpoint is sent."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+
+ZERO_TEMPERATURE_RULE = (
+    "must be greater than 0: the endpoint documents temperature as > 0 "
+    "(set ANTREAN_ALLOW_ZERO_TEMPERATURE=true for an endpoint that takes 0)"
+)
+
+
+class InvalidRequest(ValueError):
+    """A request that does not validate. `errors` holds one `field: sentence` for each problem."""
+
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__("; ".join(errors))
+        self.errors = errors
+
+
+class ContentPart(BaseModel):
+    """One part of a message's content (`text`, `image_url`, `input_audio`, `file` …)."""
+
+    model_config = ConfigDict(extra="allow")
+    type: Annotated[StrictStr, Field(min_length=1)]
+    text: StrictStr | None = None
+
+    @model_validator(mode="after")
+    def _text_part_has_text(self) -> ContentPart:
+        if self.type == "text" and self.text is None:
+            raise ValueError("a part of type text needs a text")
+        return self
+
+
+def _content_shape(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    return "parts" if isinstance(value, list) else None
+
+
+Content = Annotated[
+    Annotated[StrictStr, Tag("text")] | Annotated[list[ContentPart], Field(min_length=1), Tag("parts")],
+    Discriminator(
+        _content_shape,
+        custom_error_type="content",
+        custom_error_message="must be text or a list of parts",
+    ),
+]
+
+
+class Message(BaseModel):
+    """One message of the conversation. Fields beyond these are kept as they came."""
+
+    model_config = ConfigDict(extra="allow")
+    role: Role
+    content: Content | None = None
+    name: StrictStr | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: StrictStr | None = None
+
+    @model_validator(mode="after")
+    def _role_has_what_it_needs(self) -> Message:
+        if self.role == "assistant":
+            extra = self.model_extra or {}
+            says = self.content is not None or self.tool_calls
+            if not says and not extra.keys() & {"function_call", "refusal", "audio"}:
+                raise ValueError("an assistant message needs content or tool_calls")
+        elif self.content is None:
+            raise ValueError(f"a {self.role} message needs content")
+        if self.role == "tool" and not self.tool_call_id:
+            raise ValueError("a tool message needs tool_call_id")
+        return self
+
+
+class ChatRequest(BaseModel):
+    """A non-streaming chat completion request. Any further OpenAI field is kept.
+
+    Validate with `parse_request`; its `InvalidRequest` names every problem at once.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    model: Annotated[StrictStr, Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1)]
+    temperature: StrictFloat | StrictInt | None = None
+    stream: Literal[False] | None = None
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _temperature_is_positive(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None:
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError("must be a number")
+        if not math.isfinite(value) or value < 0:
+            raise ValueError("must be a finite number greater than 0")
+        if value == 0 and not (info.context or {}).get("allow_zero_temperature"):
+            raise ValueError(ZERO_TEMPERATURE_RULE)
+        return value
+
+    @field_validator("stream", mode="before")
+    @classmethod
+    def _stream_is_off(cls, value: Any) -> Any:
+        if value is not None and value is not False:
+            raise ValueError("must be false or absent: a queue cannot stream")
+        return value
+
+
+def parse_request(
+    data: Any, *, allow_zero_temperature: bool = False, default_model: str | None = None
+) -> ChatRequest:
+    """The validated request of a decoded JSON object.
+
+    `default_model` fills an absent model. Raises InvalidRequest with every problem, field by field.
+    """
+    if not isinstance(data, Mapping):
+        raise InvalidRequest(["must be a JSON object"])
+    if default_model is not None and data.get("model") is None:
+        data = {"model": default_model, **{k: v for k, v in data.items() if k != "model"}}
+    try:
+        return ChatRequest.model_validate(data, context={"allow_zero_temperature": allow_zero_temperature})
+    except ValidationError as exc:
+        raise InvalidRequest(describe_errors(exc)) from None
+
+
+def encode_request(request: ChatRequest) -> str:
+    """The JSON body to store and to send: only the fields that were given, in the order given."""
+    return orjson.dumps(request.model_dump(mode="python", exclude_unset=True)).decode()
+
+
+def hash_request(body: str) -> str:
+    """SHA-256 (hex) of a request body, the same for any order of its keys."""
+    canonical = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(canonical).hexdigest()
+
+
+def describe_errors(exc: ValidationError) -> list[str]:
+    """One `field: sentence` for each problem of a validation, in input order."""
+    return [
+        f"{_field_path(error['loc'])}: {_sentence(error['msg'])}"
+        for error in exc.errors(include_url=False, include_input=False, include_context=False)
+    ]
+
+
+def _field_path(loc: tuple[int | str, ...]) -> str:
+    path = ""
+    for i, part in enumerate(loc):
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part in ("text", "parts") and i > 0 and loc[i - 1] == "content":
+            continue  # the tag of the content union, not a field
+        elif part in ("float", "int") and i > 0:
+            continue  # the branch of a number union
+        else:
+            path += f".{part}" if path else part
+    return path or "request"
+
+
+def _sentence(message: str) -> str:
+    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")

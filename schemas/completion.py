@@ -1,0 +1,68 @@
+"""The endpoint's answer as it travels. Only what the page promises is required; all that comes is kept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _count_or_zero(value: Any) -> int:
+    """A token count, or 0 where the endpoint sent null or something that is not a count."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**53:
+        return 0
+    return int(value)
+
+
+TokenCount = Annotated[int, BeforeValidator(_count_or_zero)]
+
+
+class Usage(BaseModel):
+    """Tokens of one answered call. Absent counts are 0; cached and reasoning are parts of the sums."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    prompt_tokens: TokenCount = 0
+    completion_tokens: TokenCount = 0
+    total_tokens: TokenCount = 0
+    prompt_tokens_details: dict[str, Any] | None = None
+    completion_tokens_details: dict[str, Any] | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        return _count_or_zero((self.prompt_tokens_details or {}).get("cached_tokens"))
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return _count_or_zero((self.completion_tokens_details or {}).get("reasoning_tokens"))
+
+
+class CompletionMessage(BaseModel):
+    """The assistant's message of a choice."""
+
+    model_config = ConfigDict(extra="allow")
+    role: str | None = None
+    content: Any = None
+    refusal: Any = None
+    tool_calls: Any = None
+    reasoning_content: Any = None
+
+
+class Choice(BaseModel):
+    """One choice of a completion."""
+
+    model_config = ConfigDict(extra="allow")
+    index: int | None = None
+    finish_reason: str | None = None
+    message: CompletionMessage
+
+
+class ChatCompletion(BaseModel):
+    """An OpenAI `chat.completion`. At least one choice; every other field is optional."""
+
+    model_config = ConfigDict(extra="allow")
+    id: str | None = None
+    object: str | None = None
+    created: int | float | None = None
+    model: str | None = None
+    choices: Annotated[list[Choice], Field(min_length=1)]
+    usage: Usage | None = None

@@ -1,0 +1,90 @@
+"""Job states and their legal moves: the one table. See docs/states.md."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"  # may be claimed now
+    RUNNING = "running"  # claimed by a worker
+    WAITING = "waiting"  # due again at not_before
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def is_final(self) -> bool:
+        return self in FINAL_STATES
+
+
+class Move(StrEnum):
+    """What moves a job. Each move is made in one place of `worker/storage`."""
+
+    CLAIM = "claim"
+    SUCCEED = "succeed"
+    FAIL = "fail"
+    WAIT = "wait"  # a retry, or a shut gate: due at not_before
+    RELEASE = "release"  # shutdown or rescue gives the job back
+    RELAY = "relay"  # due, published
+    CANCEL = "cancel"
+    EXPIRE = "expire"
+    RETRY = "retry"  # an operator's, generation + 1
+
+
+_S, _M = JobState, Move
+FINAL_STATES = frozenset({_S.SUCCEEDED, _S.FAILED, _S.CANCELLED, _S.EXPIRED})
+OPEN_STATES = frozenset({_S.QUEUED, _S.RUNNING, _S.WAITING})
+
+LEGAL_MOVES: dict[tuple[JobState, Move], JobState] = {
+    (_S.QUEUED, _M.CLAIM): _S.RUNNING,
+    (_S.WAITING, _M.RELAY): _S.QUEUED,
+    (_S.RUNNING, _M.SUCCEED): _S.SUCCEEDED,
+    (_S.RUNNING, _M.FAIL): _S.FAILED,
+    (_S.RUNNING, _M.WAIT): _S.WAITING,
+    (_S.RUNNING, _M.RELEASE): _S.QUEUED,
+    # A running job that was asked to stop, or whose time is over, ends when its call does.
+    (_S.RUNNING, _M.CANCEL): _S.CANCELLED,
+    (_S.RUNNING, _M.EXPIRE): _S.EXPIRED,
+    (_S.QUEUED, _M.CANCEL): _S.CANCELLED,
+    (_S.WAITING, _M.CANCEL): _S.CANCELLED,
+    (_S.QUEUED, _M.EXPIRE): _S.EXPIRED,
+    (_S.WAITING, _M.EXPIRE): _S.EXPIRED,
+    (_S.FAILED, _M.RETRY): _S.QUEUED,
+    (_S.CANCELLED, _M.RETRY): _S.QUEUED,
+    (_S.EXPIRED, _M.RETRY): _S.QUEUED,
+    # A success that comes late is kept because it is paid for, whatever the job became meanwhile.
+    (_S.QUEUED, _M.SUCCEED): _S.SUCCEEDED,
+    (_S.WAITING, _M.SUCCEED): _S.SUCCEEDED,
+    (_S.FAILED, _M.SUCCEED): _S.SUCCEEDED,
+    (_S.CANCELLED, _M.SUCCEED): _S.SUCCEEDED,
+    (_S.EXPIRED, _M.SUCCEED): _S.SUCCEEDED,
+}
+
+
+def is_legal(state: JobState, move: Move) -> bool:
+    """Whether `move` may be made from `state`."""
+    return (state, move) in LEGAL_MOVES
+
+
+def states_open_to(move: Move) -> tuple[JobState, ...]:
+    """The states from which `move` may be made, in the order of the enum."""
+    return tuple(state for state in JobState if (state, move) in LEGAL_MOVES)
+
+
+def derive_batch_status(counts: dict[JobState, int], *, is_submitted: bool) -> str:
+    """The OpenAI batch status of a batch with these job counts.
+
+    `validating` while rows are still being written down, `in_progress` while a job is open, `cancelled`
+    or `expired` when the jobs that did not run are of that kind, else `completed`.
+    """
+    if not is_submitted:
+        return "validating"
+    if any(counts.get(state, 0) for state in OPEN_STATES):
+        return "in_progress"
+    if counts.get(JobState.CANCELLED, 0):
+        return "cancelled"
+    if counts.get(JobState.EXPIRED, 0):
+        return "expired"
+    return "completed"

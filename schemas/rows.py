@@ -1,0 +1,174 @@
+"""The ledger's rows. Times are UTC milliseconds since the epoch (`*_ms`). Only `worker/storage` touches them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, Text, text
+from sqlmodel import Field, SQLModel
+
+_READY = "state = 'queued' AND published_at_ms IS NULL"
+_PUBLISHED = "state = 'queued' AND published_at_ms IS NOT NULL"
+
+
+def _partial(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
+class JobRow(SQLModel, table=True):
+    """A job: small and often rewritten, so its request and its result live in tables of their own."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        # One for each question that is asked all the time; a backlog of a million costs what ten cost.
+        _partial("ix_jobs_ready", "endpoint", "batch_id", "priority", "id", where=_READY),
+        _partial("ix_jobs_published", "endpoint", "published_at_ms", where=_PUBLISHED),
+        _partial("ix_jobs_due", "endpoint", "not_before_ms", where="state = 'waiting'"),
+        _partial("ix_jobs_running", "worker_id", where="state = 'running'"),
+        _partial(
+            "ix_jobs_expiring",
+            "expires_at_ms",
+            where="expires_at_ms IS NOT NULL AND state IN ('queued', 'waiting')",
+        ),
+        Index("ix_jobs_batch", "batch_id", "state"),
+        Index("ix_jobs_batch_order", "batch_id", "id"),
+        Index("ix_jobs_ended", "ended_at_ms"),
+    )
+
+    id: str = Field(primary_key=True)
+    idempotency_key: str | None = Field(default=None, unique=True)
+    batch_id: str = ""  # "" is a lone job: NULL would not group
+    position: int = 0  # place in its batch: line or document number, 1-based
+    custom_id: str | None = None
+    source_key: str | None = None
+    endpoint: str
+    model: str
+    request_hash: str
+
+    state: str
+    priority: int = 0  # 0 is served first
+    is_bulk: bool = False
+    not_before_ms: int | None = Field(default=None, sa_type=BigInteger)
+    expires_at_ms: int | None = Field(default=None, sa_type=BigInteger)
+    published_at_ms: int | None = Field(default=None, sa_type=BigInteger)
+    is_cancel_requested: bool = False
+    generation: int = 1
+
+    worker_id: str | None = None  # who holds the claim
+    claim_token: str | None = None  # the fence: unique to each claim
+    claims: int = 0  # claims ever made; numbers the attempts
+    attempts: int = 0  # attempts burnt in this generation
+    max_attempts: int | None = None
+    losses: int = 0  # times its worker died with it
+    solo_losses: int = 0  # … while it ran alone
+    blocked_since_ms: int | None = Field(default=None, sa_type=BigInteger)  # first refusal by a shut gate
+
+    failure_kind: str | None = None
+    http_status: int | None = None
+    request_id: str | None = None
+    failure_message: str | None = Field(default=None, sa_column=Column(Text))
+
+    created_at_ms: int = Field(sa_type=BigInteger)
+    claimed_at_ms: int | None = Field(default=None, sa_type=BigInteger)
+    ended_at_ms: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class RequestRow(SQLModel, table=True):
+    """A job's request body: the JSON that is sent, written once."""
+
+    __tablename__ = "requests"
+    job_id: str = Field(primary_key=True)
+    body: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class AttemptRow(SQLModel, table=True):
+    """One claim of a job that ended: what came of it."""
+
+    __tablename__ = "attempts"
+    job_id: str = Field(primary_key=True)
+    number: int = Field(primary_key=True)  # the job's `claims` at the time of the claim
+    generation: int
+    worker_id: str
+    claim_token: str
+    outcome: str  # succeeded, unused (a success that came second), released, lost, or the failure's kind
+    http_status: int | None = None
+    request_id: str | None = None
+    message: str | None = Field(default=None, sa_column=Column(Text))
+    started_at_ms: int | None = Field(default=None, sa_type=BigInteger)
+    ended_at_ms: int = Field(sa_type=BigInteger)
+    latency_ms: int | None = None
+
+
+class ResultRow(SQLModel, table=True):
+    """The one result of a job. `raw` is the body as it came; `answer` and `reasoning` are split from it."""
+
+    __tablename__ = "results"
+    job_id: str = Field(primary_key=True)
+    number: int  # the attempt that brought it
+    http_status: int
+    request_id: str | None = None
+    finish_reason: str | None = None
+    answer: str | None = Field(default=None, sa_column=Column(Text))
+    reasoning: str | None = Field(default=None, sa_column=Column(Text))
+    is_reasoning_unclosed: bool = False
+    raw: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at_ms: int = Field(sa_type=BigInteger)
+
+
+class FailureBodyRow(SQLModel, table=True):
+    """The endpoint's last error body of a job that failed, for the batch error file."""
+
+    __tablename__ = "failure_bodies"
+    job_id: str = Field(primary_key=True)
+    raw: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class UsageRow(SQLModel, table=True):
+    """Tokens of one answered attempt, used or not: it was paid for either way."""
+
+    __tablename__ = "usage"
+    __table_args__ = (Index("ix_usage_batch", "batch_id"),)
+    job_id: str = Field(primary_key=True)
+    number: int = Field(primary_key=True)
+    batch_id: str = ""
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    is_used: bool = True
+    created_at_ms: int = Field(sa_type=BigInteger)
+
+
+class BatchRow(SQLModel, table=True):
+    """A batch of jobs. No counters: they would be one row that every worker locks."""
+
+    __tablename__ = "batches"
+    __table_args__ = (Index("ix_batches_created", "created_at_ms"),)
+    id: str = Field(primary_key=True)
+    idempotency_key: str | None = Field(default=None, unique=True)
+    kind: str  # run, submit
+    label: str  # what it was made from, for people
+    endpoint: str
+    total: int = 0  # set once, when all its rows are written down
+    created_at_ms: int = Field(sa_type=BigInteger)
+    submitted_at_ms: int | None = Field(default=None, sa_type=BigInteger)  # None: still being written down
+    details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class WorkerRow(SQLModel, table=True):
+    """One worker process. `sequence` rises with each beat; rescue watches it, never the clock."""
+
+    __tablename__ = "workers"
+    id: str = Field(primary_key=True)
+    endpoint: str
+    hostname: str
+    pid: int
+    slots: int
+    lease_ms: int
+    sequence: int = 0
+    started_at_ms: int = Field(sa_type=BigInteger)
+    beat_at_ms: int = Field(sa_type=BigInteger)  # for people; nothing is decided by it
+    ended_at_ms: int | None = Field(default=None, sa_type=BigInteger)
+    end_reason: str | None = None  # stopped, lost

@@ -1,0 +1,74 @@
+"""The broker as antrean's own parts see it: its address, a client, and the mark that says it forgot nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import redis
+
+from worker.embedded.home import broker_url
+from worker.errors import BrokerAway
+from worker.settings import Settings
+
+_TIMEOUT_S = 5.0
+
+
+def broker_address(settings: Settings) -> str:
+    """The broker's URL as kombu reads it: as configured, or the embedded one's socket."""
+    if settings.broker_url is not None:
+        return settings.broker_url.get_secret_value()
+    return broker_url(settings.home)
+
+
+def open_client(address: str) -> redis.Redis:
+    """A client for the broker at `address`. Connects lazily; every wait of it ends within seconds."""
+    parts = urlsplit(address)
+    if parts.scheme == "redis+socket":
+        database = parse_qs(parts.query).get("virtual_host", ["0"])[0].lstrip("/") or "0"
+        return redis.Redis(
+            unix_socket_path=unquote(parts.path),
+            db=int(database),
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+        )
+    return redis.Redis.from_url(
+        address, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, health_check_interval=5
+    )
+
+
+class BrokerEpoch:
+    """A key without which the broker has forgotten what was published (FLUSHALL, a restart without AOF)."""
+
+    def __init__(self, client: redis.Redis, endpoint: str) -> None:
+        self._client = client
+        self._key = f"antrean:{hashlib.sha256(endpoint.encode()).hexdigest()[:16]}:epoch"
+
+    def is_present(self) -> bool:
+        """Whether the broker still knows us. Raises BrokerAway."""
+        try:
+            return bool(self._client.exists(self._key))
+        except redis.RedisError as exc:
+            raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
+
+    def set(self) -> None:
+        """Leaves the mark. Raises BrokerAway."""
+        try:
+            self._client.set(self._key, b"1")
+        except redis.RedisError as exc:
+            raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
+
+
+def check_broker(client: redis.Redis) -> str:
+    """The server's name and version. Raises BrokerAway with a sentence."""
+    try:
+        facts = client.info("server")
+    except redis.AuthenticationError:
+        raise BrokerAway("the broker refuses the password: check ANTREAN_BROKER_URL") from None
+    except redis.RedisError as exc:
+        words = " ".join(str(exc).split())[:200]
+        raise BrokerAway(f"the broker does not answer ({words}): check ANTREAN_BROKER_URL") from exc
+    assert isinstance(facts, dict)
+    name = "Valkey" if "valkey_version" in facts else "Redis"
+    version = facts.get("valkey_version") or facts.get("redis_version", "?")
+    return f"{name} {version}"

@@ -1,0 +1,68 @@
+"""The Celery app: `celery -A worker worker|beat|flower` find it here. Its reasons are in docs/celery.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from kombu import Exchange, Queue
+
+from worker.broker import broker_address
+from worker.channel import BULK_QUEUE, LONE_QUEUE
+from worker.errors import AntreanError
+from worker.settings import load_settings
+
+
+def build_conf() -> dict[str, Any]:
+    """Celery's settings for this process. Ends the process with a sentence if ours cannot be used."""
+    try:
+        settings = load_settings()
+    except AntreanError as exc:
+        raise SystemExit(f"antrean: {exc}") from None
+    direct = Exchange(LONE_QUEUE, type="direct")
+    return {
+        "broker_url": broker_address(settings),
+        "task_queues": [
+            Queue(LONE_QUEUE, direct, routing_key=LONE_QUEUE),
+            Queue(BULK_QUEUE, direct, routing_key=BULK_QUEUE),
+        ],
+        "task_default_queue": LONE_QUEUE,
+        "task_default_exchange": LONE_QUEUE,
+        "task_default_routing_key": LONE_QUEUE,
+        "task_create_missing_queues": False,  # a typo fails loudly
+        "worker_pool": "threads",
+        "worker_concurrency": settings.thread_count,
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,  # reserves what the slots hold, hoards nothing
+        "worker_enable_prefetch_count_reduction": False,  # the claim absorbs a double delivery
+        "worker_consumer": "worker.consumer:Consumer",
+        "worker_cancel_long_running_tasks_on_connection_loss": False,  # never kill a paid call
+        "worker_send_task_events": True,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "task_acks_late": True,  # a message outlives kill -9
+        "task_ignore_result": True,
+        "task_send_sent_event": False,  # costs 40 % of the publish rate
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        "task_publish_retry": False,
+        "task_publish_retry_policy": {"max_retries": 3, "interval_max": 1},
+        "beat_enable_remote_control": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # long outages are survived
+        "broker_transport_options": {
+            "visibility_timeout": 300,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 5,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "queue_order_strategy": "priority",
+        },
+    }
+
+
+app = Celery("antrean", amqp="worker.channel:AMQP", include=["worker.tasks"])
+app.add_defaults(build_conf)

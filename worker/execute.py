@@ -1,0 +1,286 @@
+"""One attempt at a job: admit, claim, call, decide, record. The only place that calls the endpoint."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import structlog
+
+from api_client.answers import Answer
+from api_client.client import EndpointClient
+from api_client.config import Credential
+from api_client.errors import ApiError
+from api_client.reasoning import split_reasoning
+from schemas.failure import Failure, FailureKind
+from worker.clock import Clock
+from worker.credentials import Credentials
+from worker.policy.retry import Decision, RetryRules, Standing, decide
+from worker.slots import Slots, Stopping
+from worker.storage.errors import DatabaseAway
+from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success, Usage
+from worker.throttle.gatekeeper import Gatekeeper, Pass
+
+log = structlog.get_logger(__name__)
+
+
+class Verdict(StrEnum):
+    """What came of a delivery."""
+
+    SUCCEEDED = "succeeded"
+    WAITING = "waiting"
+    FAILED = "failed"
+    NO_CLAIM = "no_claim"  # somebody else's, ended, or a duplicate delivery: no call was made
+    NOT_ADMITTED = "not_admitted"  # the gate is shut: the job is the relay's again
+    GIVEN_BACK = "given_back"  # shutdown: unburnt
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a delivery came to, for Flower and logs: never a prompt, a completion or a key."""
+
+    verdict: Verdict
+    summary: str
+    retry_in_s: float | None = None
+    failure: FailureKind | None = None
+
+
+class Spool(Protocol):
+    """Where paid answers wait while the database is away."""
+
+    @property
+    def is_writable(self) -> bool:
+        """False stops new claims (invariant 5)."""
+
+    def keep(self, success: Success) -> bool:
+        """Writes and syncs the answer; False if it cannot be written."""
+
+    def wait_until_writable(self) -> None:
+        """Returns when claims may be made again. Raises Stopping during a shutdown."""
+
+
+class Executor:
+    """Makes the attempts of one worker process. Thread-safe; one call of `execute` is one slot in use."""
+
+    def __init__(
+        self,
+        *,
+        client: EndpointClient,
+        credentials: Credentials,
+        writer: GroupWriter,
+        gatekeeper: Gatekeeper,
+        slots: Slots,
+        spool: Spool,
+        rules: RetryRules,
+        clock: Clock,
+        is_proven: bool,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._client = client
+        self._credentials = credentials
+        self._writer = writer
+        self._gatekeeper = gatekeeper
+        self._slots = slots
+        self._spool = spool
+        self._rules = rules
+        self._clock = clock
+        self._is_proven = is_proven  # the endpoint has answered: a 404 is then a job's own fault
+        self._rng = rng or random.Random()
+
+    def execute(self, job_id: str, *, is_bulk: bool) -> Report:
+        """What this delivery of the job came to. Raises nothing of its own making."""
+        try:
+            with self._slots.enter(is_bulk=is_bulk):
+                return self._admit(job_id)
+        except (Stopping, WriterStopped):
+            return Report(Verdict.GIVEN_BACK, "given back: the worker is shutting down")
+
+    def _admit(self, job_id: str) -> Report:
+        if not self._spool.is_writable:
+            self._spool.wait_until_writable()
+        leave = self._gatekeeper.admit()
+        if leave is None:
+            self._writer.give_message_back(job_id)
+            return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut")
+        job = self._writer.claim(job_id)
+        if job is None:
+            self._gatekeeper.leave(leave)
+            return Report(Verdict.NO_CLAIM, "nothing to do")
+        return self._attempt(job, leave)
+
+    def _attempt(self, job: ClaimedJob, leave: Pass) -> Report:
+        try:
+            with self._place_for(job):
+                if self._slots.is_stopping:
+                    raise Stopping
+                answer = self._call(job)
+        except ApiError as exc:
+            if exc.failure.kind is FailureKind.INTERRUPTED:
+                self._gatekeeper.leave(leave)
+                return self._give_back(job)
+            return self._set_back(job, exc.failure, leave, latency_s=exc.latency_s)
+        except Stopping:
+            self._gatekeeper.leave(leave)
+            return self._give_back(job)
+        except Exception as exc:
+            # A defect of ours costs this job an attempt, not the worker its thread. No text of the
+            # exception is kept: it may quote the prompt.
+            log.exception("job.internal_error", job_id=job.id, error=type(exc).__name__)
+            failure = Failure(FailureKind.INTERNAL_ERROR, f"antrean failed inside: {type(exc).__name__}")
+            return self._set_back(job, failure, leave, latency_s=None)
+        self._gatekeeper.succeeded(leave)
+        return self._succeed(job, answer)
+
+    @contextmanager
+    def _place_for(self, job: ClaimedJob) -> Iterator[None]:
+        with self._slots.alone() if job.runs_alone else nullcontext():
+            yield
+
+    def _call(self, job: ClaimedJob) -> Answer:
+        """The answer, trying the other header style and a changed key where the key was refused."""
+        body = job.body.encode()
+        credential = self._credentials.current()
+        tried: set[tuple[str | None, str]] = set()
+        while True:
+            tried.add((credential.key, credential.style))
+            try:
+                answer = self._client.complete(body, credential=credential, job_id=job.id)
+            except ApiError as exc:
+                if exc.failure.kind is not FailureKind.UNAUTHORIZED:
+                    raise
+                other = self._other_credential(credential)
+                if other is None or (other.key, other.style) in tried:
+                    raise
+                credential = other
+                continue
+            self._credentials.worked(credential)
+            return answer
+
+    def _other_credential(self, refused: Credential) -> Credential | None:
+        other = self._credentials.other_style(refused)
+        if other is not None and self._credentials.current() == refused:
+            return other
+        if self._credentials.current() != refused or self._credentials.reread(refused):
+            return self._credentials.current()
+        return None
+
+    def _succeed(self, job: ClaimedJob, answer: Answer) -> Report:
+        completion = answer.completion
+        choice = completion.choices[0]
+        reasoned = split_reasoning(choice.message)
+        usage = completion.usage
+        now_ms = self._clock.now_ms()
+        success = Success(
+            job_id=job.id,
+            token=job.token,
+            number=job.number,
+            generation=job.generation,
+            worker_id=self._writer.worker_id,
+            started_at_ms=job.claimed_at_ms,
+            ended_at_ms=now_ms,
+            latency_ms=round(answer.latency_s * 1000),
+            http_status=answer.http_status,
+            request_id=answer.request_id,
+            finish_reason=choice.finish_reason,
+            answer=reasoned.answer,
+            reasoning=reasoned.reasoning,
+            is_reasoning_unclosed=reasoned.is_unclosed,
+            raw=answer.raw,
+            usage=Usage(
+                model=completion.model or job.model,
+                prompt_tokens=usage.prompt_tokens if usage else 0,
+                completion_tokens=usage.completion_tokens if usage else 0,
+                total_tokens=usage.total_tokens if usage else 0,
+                cached_tokens=usage.cached_tokens if usage else 0,
+                reasoning_tokens=usage.reasoning_tokens if usage else 0,
+            ),
+        )
+        self._is_proven = True
+        tokens = success.usage.total_tokens
+        summary = f"{tokens} tokens · {choice.finish_reason or 'no finish reason'} · {answer.latency_s:.1f} s"
+        recorded = self._record_success(success)
+        if recorded is Recorded.UNUSED:
+            summary += " · came second, kept as usage only"
+        return Report(Verdict.SUCCEEDED, summary)
+
+    def _record_success(self, success: Success) -> Recorded:
+        """Recorded, or spooled: either way the answer outlives this process (invariant 5)."""
+        while True:
+            try:
+                return self._writer.record(success)
+            except (DatabaseAway, WriterStopped):
+                if self._spool.keep(success):
+                    # Still held: the replay records it, and no beat may take it for an orphan before.
+                    log.warning("result.spooled", job_id=success.job_id)
+                    return Recorded.APPLIED
+                # Neither the database nor the spool takes it: hold it in memory until one does.
+                self._spool.wait_until_writable()
+
+    def _set_back(self, job: ClaimedJob, failure: Failure, leave: Pass, *, latency_s: float | None) -> Report:
+        now_ms = self._clock.now_ms()
+        standing = Standing(
+            attempts=job.attempts,
+            max_attempts=job.max_attempts,
+            number=job.number,
+            blocked_since_ms=job.blocked_since_ms,
+            is_proven=self._is_proven,
+        )
+        decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
+        not_before_ms = self._tell_the_gate(failure, decision, leave)
+        setback = Setback(
+            job_id=job.id,
+            token=job.token,
+            number=job.number,
+            generation=job.generation,
+            worker_id=self._writer.worker_id,
+            started_at_ms=job.claimed_at_ms,
+            ended_at_ms=now_ms,
+            latency_ms=None if latency_s is None else round(latency_s * 1000),
+            failure=failure,
+            not_before_ms=not_before_ms,
+            burns=decision.burns,
+            is_blocked=decision.is_blocked,
+        )
+        self._record_or_forget(setback)
+        if not_before_ms is None:
+            log.info("job.failed", job_id=job.id, kind=failure.kind.value, http_status=failure.http_status)
+            return Report(Verdict.FAILED, f"failed: {failure.kind.value}", failure=failure.kind)
+        wait_s = max(0.0, (not_before_ms - now_ms) / 1000)
+        log.info("job.waiting", job_id=job.id, kind=failure.kind.value, retry_in_s=round(wait_s, 3))
+        return Report(Verdict.WAITING, f"waits: {failure.kind.value}", wait_s, failure.kind)
+
+    def _tell_the_gate(self, failure: Failure, decision: Decision, leave: Pass) -> int | None:
+        """Closes or pauses the gate as decided; when the job itself is due again."""
+        if decision.shuts_gate:
+            gate = self._gatekeeper.shut(failure.kind, asked_s=decision.pause_s)
+            spread_ms = self._rng.randrange(1000)  # a little spread, so that the probes' crowd is thin
+            return gate.until_ms + spread_ms
+        if decision.pause_s:
+            self._gatekeeper.pause(failure.kind, asked_s=decision.pause_s)
+        self._gatekeeper.leave(leave)
+        return decision.not_before_ms
+
+    def _give_back(self, job: ClaimedJob) -> Report:
+        give_back = GiveBack(
+            job_id=job.id,
+            token=job.token,
+            number=job.number,
+            generation=job.generation,
+            worker_id=self._writer.worker_id,
+            started_at_ms=job.claimed_at_ms,
+            ended_at_ms=self._clock.now_ms(),
+        )
+        self._record_or_forget(give_back)
+        return Report(Verdict.GIVEN_BACK, "given back: the worker is shutting down")
+
+    def _record_or_forget(self, outcome: Setback | GiveBack) -> None:
+        try:
+            self._writer.record(outcome)
+        except (DatabaseAway, WriterStopped):
+            # Nothing was paid for: the next beat, or a rescue, finds the claim without a holder.
+            self._writer.forget(outcome.job_id)

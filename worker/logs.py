@@ -1,0 +1,45 @@
+"""Logs: a static event with fields, on standard error. Never a prompt, a completion or a key."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+# Celery says three lines a task; the ledger says it better.
+_CHATTY = ("celery.worker.strategy", "celery.app.trace", "celery.worker.request", "kombu", "amqp")
+
+
+def configure_logs(level: str = "info", *, json: bool | None = None) -> None:
+    """Sends structlog and the standard library's records to standard error, one line each.
+
+    JSON unless standard error is a terminal, or as `json` says.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    as_json = not sys.stderr.isatty() if json is None else json
+    shared: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False)
+    )
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            foreign_pre_chain=shared,
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(number)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING) if number > logging.DEBUG else number)

@@ -1,0 +1,121 @@
+"""What follows a failure: wait, or fail, and whether the gate closes for all. Pure; DESIGN.md's table as code."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from schemas.failure import Failure, FailureKind
+from worker.policy.backoff import decide_delay_s
+
+_REFUSALS = frozenset({403, 404, 405})
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRules:
+    """The knobs of retrying. Seconds where the name ends in `_s`."""
+
+    max_attempts: int = 6
+    bad_response_max_attempts: int = 3
+    backoff_base_s: float = 1.0
+    backoff_cap_s: float = 120.0
+    retry_after_cap_s: float = 3600.0
+    gate_patience_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the job stands: what it has spent, and whether the endpoint ever answered anyone."""
+
+    attempts: int  # burnt before this failure
+    max_attempts: int | None  # the job's own budget, None for the rules'
+    number: int  # the claim's ordinal, 1-based
+    blocked_since_ms: int | None
+    is_proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do. `not_before_ms` None fails the job; `shuts_gate` stops all workers, with or without probe.
+
+    `pause_s` is how long the endpoint asked everyone to stay away.
+    """
+
+    not_before_ms: int | None
+    burns: bool
+    is_blocked: bool = False
+    shuts_gate: bool = False
+    pause_s: float | None = None
+
+
+def decide(
+    failure: Failure, standing: Standing, *, now_ms: int, rules: RetryRules, rng: random.Random
+) -> Decision:
+    """The decision for one failure. Randomness and time are arguments."""
+    kind = failure.kind
+    if kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA) or _is_misconfiguration(failure, standing):
+        return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=True)
+    if kind is FailureKind.INVALID_REQUEST:
+        return Decision(None, burns=False)
+    if failure.should_retry is False:
+        return Decision(None, burns=True)
+    if kind is FailureKind.RATE_LIMITED:
+        return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=False)
+    if kind is FailureKind.REJECTED and not failure.should_retry:
+        return Decision(None, burns=True)
+    return _retry(failure, standing, now_ms, rules, rng)
+
+
+def _is_misconfiguration(failure: Failure, standing: Standing) -> bool:
+    # A wrong base URL must not fail 200,000 jobs: until it has worked once, it is the setup's fault.
+    return (
+        failure.kind is FailureKind.REJECTED and failure.http_status in _REFUSALS and not standing.is_proven
+    )
+
+
+def _retry(
+    failure: Failure, standing: Standing, now_ms: int, rules: RetryRules, rng: random.Random
+) -> Decision:
+    budget = rules.max_attempts if standing.max_attempts is None else standing.max_attempts
+    if failure.kind is FailureKind.BAD_RESPONSE:
+        budget = min(budget, rules.bad_response_max_attempts)
+    spent = standing.attempts + 1
+    if spent >= budget:
+        return Decision(None, burns=True)
+    delay_s = decide_delay_s(spent, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
+    asked_s = _asked_s(failure, rules)
+    if asked_s is not None:
+        delay_s = asked_s + delay_s / 10  # never sooner than asked, and not all at once
+    return Decision(now_ms + round(delay_s * 1000), burns=True, pause_s=asked_s)
+
+
+def _wait_at_gate(
+    failure: Failure,
+    standing: Standing,
+    now_ms: int,
+    rules: RetryRules,
+    rng: random.Random,
+    *,
+    needs_probe: bool,
+) -> Decision:
+    since_ms = now_ms if standing.blocked_since_ms is None else standing.blocked_since_ms
+    if now_ms - since_ms >= rules.gate_patience_s * 1000:
+        return Decision(None, burns=False)
+    asked_s = _asked_s(failure, rules)
+    n = max(1, min(standing.number, 8))
+    delay_s = decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
+    if asked_s is not None:
+        delay_s = asked_s + delay_s / 10
+    return Decision(
+        now_ms + round(delay_s * 1000),
+        burns=False,
+        is_blocked=True,
+        shuts_gate=needs_probe,
+        pause_s=asked_s,
+    )
+
+
+def _asked_s(failure: Failure, rules: RetryRules) -> float | None:
+    if failure.retry_after_s is None:
+        return None
+    return min(max(failure.retry_after_s, 0.0), rules.retry_after_cap_s)

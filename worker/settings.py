@@ -1,0 +1,261 @@
+"""Every setting of antrean: one frozen model, read in one place from the environment, `.env` and `antrean.toml`.
+
+The environment wins over `.env`, which wins over `antrean.toml`; both files are looked for in the current folder.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from worker.errors import SettingsError
+
+DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
+SIMULATION = "simulation"
+IN_STACK = "ANTREAN_IN_STACK"  # set for children of an embedded stack: they must not attach to it
+_PREFIX = "ANTREAN_"
+_NOT_SETTINGS = frozenset({IN_STACK, "ANTREAN_PYTHON", "ANTREAN_VENV", "ANTREAN_SIMULATOR_KEY"})
+
+AuthStyle = Literal["bearer", "api-key", "auto"]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """What one process of antrean was told. Durations are seconds, sizes are bytes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        toml_file="antrean.toml",
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+    )
+
+    # The endpoint
+    base_url: str = DEFAULT_BASE_URL
+    endpoint_name: str | None = Field(
+        default=None, description="what jobs are filed under; the base URL unless set"
+    )
+    api_key: SecretStr | None = None
+    api_key_file: Path | None = Field(default=None, description="read again when the key is refused")
+    auth_style: AuthStyle = "auto"
+    model: str | None = None
+    allow_zero_temperature: bool = False
+    connect_timeout_s: Seconds = 10.0
+    read_timeout_s: Seconds = 300.0
+    total_timeout_s: Seconds | None = Field(
+        default=None, description="whole-call deadline; read_timeout_s + 60 unless set"
+    )
+    max_response_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
+
+    # Where things are kept
+    home: Path = Path(".antrean")
+    database_url: SecretStr | None = None
+    broker_url: SecretStr | None = None
+    sqlite_synchronous: Literal["full", "normal"] = "full"
+
+    # The worker
+    concurrency: Annotated[int, Field(ge=1, le=4000)] = 16
+    lone_slots: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        default=None, description="slots kept for lone jobs, beside concurrency"
+    )
+    grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    lease_s: Seconds = 30.0
+    beat_s: Seconds | None = Field(default=None, description="lease_s / 6 unless set")
+    relay_interval_s: Seconds = 0.25
+    republish_after_s: Seconds = 300.0
+    group_window_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.005
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    # Retry
+    max_attempts: Annotated[int, Field(ge=1)] = 6
+    bad_response_max_attempts: Annotated[int, Field(ge=1)] = 3
+    backoff_base_s: Seconds = 1.0
+    backoff_cap_s: Seconds = 120.0
+    retry_after_cap_s: Seconds = 3600.0
+    gate_patience_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3600.0
+    max_solo_losses: Annotated[int, Field(ge=1)] = 3
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_url_is_http(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an http:// or https:// address such as " + DEFAULT_BASE_URL)
+        if parts.username or parts.password:
+            raise ValueError("must not carry a password; use ANTREAN_API_KEY")
+        return value.rstrip("/").removesuffix("/v1")
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker_url_is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        known = ("redis", "rediss", "redis+socket", "sentinel")
+        if value is not None and urlsplit(value.get_secret_value()).scheme not in known:
+            raise ValueError(
+                "must begin with redis://, rediss://, redis+socket:// or sentinel:// "
+                "(Valkey answers to redis://)"
+            )
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_url_is_known(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            url = make_url(value.get_secret_value())
+        except ArgumentError:
+            raise ValueError("is not a database address") from None
+        backend = url.get_backend_name()
+        if backend in ("postgresql", "postgres"):
+            url = url.set(drivername="postgresql+psycopg")
+        elif backend != "sqlite":
+            raise ValueError("must begin with sqlite:// or postgresql://")
+        return SecretStr(url.render_as_string(hide_password=False))
+
+    @field_validator("api_key")
+    @classmethod
+    def _api_key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_api_key(value.get_secret_value())
+        return value
+
+    @field_validator("home", "api_key_file")
+    @classmethod
+    def _path_is_absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else Path(os.path.abspath(value.expanduser()))
+
+    @model_validator(mode="after")
+    def _values_fit_each_other(self) -> Settings:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("ANTREAN_API_KEY and ANTREAN_API_KEY_FILE are both set: keep one")
+        if self.beat_interval_s * 2 > self.lease_s:
+            raise ValueError("ANTREAN_BEAT_S must be at most half of ANTREAN_LEASE_S")
+        if self.backoff_cap_s < self.backoff_base_s:
+            raise ValueError("ANTREAN_BACKOFF_CAP_S must not be below ANTREAN_BACKOFF_BASE_S")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, dotenv_settings, toml
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint's identity in the ledger: jobs are only called by workers of their endpoint."""
+        return self.endpoint_name or self.base_url
+
+    @property
+    def beat_interval_s(self) -> float:
+        return self.lease_s / 6 if self.beat_s is None else self.beat_s
+
+    @property
+    def deadline_s(self) -> float:
+        """The total deadline of one call, in seconds."""
+        return self.read_timeout_s + 60.0 if self.total_timeout_s is None else self.total_timeout_s
+
+    @property
+    def lone_slot_count(self) -> int:
+        """Slots beside `concurrency` that bulk jobs never take."""
+        return self.concurrency // 16 if self.lone_slots is None else self.lone_slots
+
+    @property
+    def staged_count(self) -> int:
+        """Bulk messages held ready beyond `concurrency`, so that a free slot is refilled at once."""
+        return max(1, self.concurrency // 16)
+
+    @property
+    def thread_count(self) -> int:
+        return self.concurrency + self.lone_slot_count + self.staged_count
+
+    @property
+    def is_broker_embedded(self) -> bool:
+        return self.broker_url is None
+
+    @property
+    def ledger_url(self) -> str:
+        """The database's SQLAlchemy address: PostgreSQL as configured, else SQLite in the home folder."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.home / 'antrean.db'}"
+
+    @property
+    def spool_folder(self) -> Path:
+        return self.home / "spool"
+
+    def for_simulation(self, base_url: str, api_key: str) -> Settings:
+        """These settings turned to the simulator, with a home (and so a ledger and a broker) of its own."""
+        return self.model_copy(
+            update={
+                "base_url": base_url,
+                "endpoint_name": SIMULATION,
+                "api_key": SecretStr(api_key),
+                "api_key_file": None,
+                "auth_style": "bearer",
+                "home": self.home / SIMULATION,
+                "database_url": None,
+                "broker_url": None,
+            }
+        )
+
+    def as_environment(self) -> dict[str, str]:
+        """These settings as environment variables, for a child process. Holds secrets: never log it."""
+        env: dict[str, str] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                value = value.get_secret_value()
+            if value is not None:
+                env[_PREFIX + name.upper()] = str(value)
+        return env
+
+
+def check_api_key(key: str) -> None:
+    """Raises ValueError, without the key in it, if `key` cannot travel in an HTTP header."""
+    if not key.isascii() or not key.isprintable() or " " in key or not key:
+        raise ValueError(
+            "must be printable ASCII without spaces (was a quote or a line break pasted with it?)"
+        )
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process. Raises SettingsError that names every problem at once."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as exc:
+        problems = []
+        for error in exc.errors(include_url=False, include_input=False, include_context=False):
+            name = "".join(f"{_PREFIX}{part}".upper() for part in error["loc"][:1])
+            sentence = error["msg"].removeprefix("Value error, ")
+            problems.append(f"{name}: {sentence}" if name else sentence)
+        raise SettingsError(problems) from None
+    except (OSError, ValueError) as exc:  # antrean.toml or .env that cannot be read or parsed
+        raise SettingsError([f"antrean.toml or .env cannot be read: {exc}"]) from None
+
+
+def unknown_names(environ: dict[str, str]) -> list[str]:
+    """Names in `environ` that look like settings of antrean but are none, sorted."""
+    known = {_PREFIX + name.upper() for name in Settings.model_fields} | _NOT_SETTINGS
+    return sorted(name for name in environ if name.startswith(_PREFIX) and name not in known)

@@ -1,0 +1,103 @@
+"""Claims: the only way to a call (invariant 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import BindParameter, Connection, bindparam, case, or_, select, update
+
+from worker.storage.outcomes import ClaimedJob
+from worker.storage.tables import jobs, requests
+
+SOLO_AFTER_LOSSES = 2
+
+_ids: BindParameter[Sequence[str]] = bindparam("ids", expanding=True)
+_now: BindParameter[int] = bindparam("now_ms")
+_token: BindParameter[str] = bindparam("token")
+_mine_already = (jobs.c.state == "running") & (jobs.c.claim_token == _token)
+_claimable = (
+    select(jobs.c.id)
+    .where(
+        jobs.c.id.in_(_ids),
+        jobs.c.endpoint == bindparam("of_endpoint"),
+        or_(
+            (jobs.c.state == "queued") & or_(jobs.c.expires_at_ms.is_(None), jobs.c.expires_at_ms > _now),
+            _mine_already,
+        ),
+    )
+    .order_by(jobs.c.id)
+    .with_for_update()
+)
+_CLAIM = (
+    update(jobs)
+    .where(jobs.c.id.in_(_claimable.scalar_subquery()))
+    .values(
+        state="running",
+        claims=case((jobs.c.state == "running", jobs.c.claims), else_=jobs.c.claims + 1),
+        claimed_at_ms=_now,
+        worker_id=bindparam("new_worker_id"),
+        claim_token=_token,
+        published_at_ms=None,
+    )
+    .returning(
+        jobs.c.id,
+        jobs.c.claims,
+        jobs.c.generation,
+        jobs.c.attempts,
+        jobs.c.max_attempts,
+        jobs.c.blocked_since_ms,
+        jobs.c.losses,
+        jobs.c.is_bulk,
+        jobs.c.model,
+    )
+)
+_BODIES = select(requests.c.job_id, requests.c.body).where(requests.c.job_id.in_(_ids))
+
+
+def claim_jobs(
+    connection: Connection,
+    ids: Sequence[str],
+    *,
+    worker_id: str,
+    token: str,
+    endpoint: str,
+    now_ms: int,
+) -> dict[str, ClaimedJob]:
+    """The jobs of `ids` that are this worker's now, by id; an absent id was not to be had.
+
+    One guarded UPDATE. A repeated claim with one's own token succeeds, so that a COMMIT whose answer was
+    lost can be run again.
+    """
+    if not ids:
+        return {}
+    rows = connection.execute(
+        _CLAIM,
+        {
+            "ids": sorted(ids),
+            "of_endpoint": endpoint,
+            "now_ms": now_ms,
+            "token": token,
+            "new_worker_id": worker_id,
+        },
+    ).all()
+    if not rows:
+        return {}
+    found = connection.execute(_BODIES, {"ids": [row.id for row in rows]}).all()
+    bodies: dict[str, str] = {row.job_id: row.body for row in found}
+    return {
+        row.id: ClaimedJob(
+            id=row.id,
+            token=token,
+            number=row.claims,
+            generation=row.generation,
+            body=bodies[row.id],
+            model=row.model,
+            attempts=row.attempts,
+            max_attempts=row.max_attempts,
+            blocked_since_ms=row.blocked_since_ms,
+            claimed_at_ms=now_ms,
+            runs_alone=row.losses >= SOLO_AFTER_LOSSES,
+            is_bulk=row.is_bulk,
+        )
+        for row in rows
+    }

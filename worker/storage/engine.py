@@ -1,0 +1,139 @@
+"""The door to the ledger: one engine, two kinds of transaction, and the drivers' errors mapped once.
+
+SQLite runs in WAL mode. `synchronous=FULL` (the default) syncs the log at every commit: what was recorded
+survives a power cut. `NORMAL` syncs at checkpoints only: a crash of the process loses nothing either, but a
+power cut may take the last commits back, and their calls would be made, and paid for, again.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from worker.settings import Settings
+from worker.storage.errors import DatabaseAway, NotMigrated, describe, is_away, is_conflict, is_missing_table
+
+T = TypeVar("T")
+_CONFLICT_TRIES = 10
+SQLITE_BUSY_MS = 15_000
+
+
+class Ledger:
+    """Transactions on one database. Thread-safe; hold none of them across an HTTP call (invariant 6)."""
+
+    def __init__(self, engine: Engine, *, rng: random.Random | None = None) -> None:
+        self.engine = engine
+        self.is_postgresql = engine.dialect.name == "postgresql"
+        self._rng = rng or random.Random()
+        self._writer = engine.execution_options(antrean_begin="IMMEDIATE")
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A read-only look at one consistent state. Raises DatabaseAway or NotMigrated."""
+        with self._mapped_errors(), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction that commits at the end. Conflicts surface: use `run` to have them retried."""
+        with self._mapped_errors(), self._writer.begin() as connection:
+            yield connection
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """What `work` returns from one committed transaction; run again when it loses to another one."""
+        for attempt in range(1, _CONFLICT_TRIES + 1):
+            try:
+                with self._writer.begin() as connection:
+                    return work(connection)
+            except SQLAlchemyError as exc:
+                if is_conflict(exc) and attempt < _CONFLICT_TRIES:
+                    # Two transactions that met once must not meet again in step.
+                    time.sleep(self._rng.uniform(0, 0.02 * attempt))
+                    continue
+                self._raise_mapped(exc)
+        raise AssertionError("unreachable")
+
+    def dispose(self) -> None:
+        """Closes the pooled connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _mapped_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as exc:
+            self._raise_mapped(exc)
+
+    def _raise_mapped(self, exc: SQLAlchemyError) -> None:
+        if is_missing_table(exc):
+            raise NotMigrated(
+                "the database has no tables of antrean yet: run `antrean migrate` first"
+            ) from exc
+        if is_away(exc) or is_conflict(exc):
+            raise DatabaseAway(f"the database does not answer: {describe(exc)}") from exc
+        raise exc
+
+
+def open_ledger(settings: Settings, *, pool_size: int = 8) -> Ledger:
+    """The ledger of these settings. Connects lazily; a SQLite file's folder is made here."""
+    url = make_url(settings.ledger_url)
+    if url.get_backend_name() == "sqlite":
+        if url.database and url.database != ":memory:":
+            _make_folder(Path(url.database).parent)
+        engine = create_engine(url, pool_size=pool_size, max_overflow=8, pool_timeout=30)
+        _prepare_sqlite(engine, synchronous=settings.sqlite_synchronous)
+        return Ledger(engine)
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=8,
+        pool_timeout=30,
+        connect_args={
+            "connect_timeout": 5,
+            "application_name": "antrean",
+            # A half-open network or a forgotten lock ends in an error that is retried, not in silence.
+            "options": "-c statement_timeout=30000 -c lock_timeout=10000"
+            " -c idle_in_transaction_session_timeout=30000",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+        },
+    )
+    return Ledger(engine)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise DatabaseAway(
+            f"the folder {folder} cannot be made ({exc.strerror}): choose another with ANTREAN_HOME"
+        ) from exc
+
+
+def _prepare_sqlite(engine: Engine, *, synchronous: str) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # SQLAlchemy's begin event below says BEGIN
+        connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {synchronous.upper()}")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA cache_size = -16000")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        # A deferred transaction that upgrades from reading to writing fails at once, whatever the timeout.
+        kind: Any = connection.get_execution_options().get("antrean_begin", "DEFERRED")
+        connection.exec_driver_sql(f"BEGIN {kind}")

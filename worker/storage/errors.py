@@ -1,0 +1,50 @@
+"""What storage raises: facts about the ledger, mapped once from the drivers' errors."""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from worker.errors import Unreachable
+
+# SQLSTATE classes that say "try again": deadlock, serialization, lock timeout, query cancelled by a timeout.
+_CONFLICTS = frozenset({"40P01", "40001", "55P03", "57014"})
+
+
+class DatabaseAway(Unreachable):
+    """The ledger cannot be reached or written just now. What was asked may or may not have been committed."""
+
+
+class NotMigrated(Unreachable):
+    """The ledger's tables are missing or of another version."""
+
+
+def is_conflict(exc: BaseException) -> bool:
+    """Whether the transaction lost against another one and may simply be run again."""
+    state = getattr(getattr(exc, "orig", None), "sqlstate", None)
+    return isinstance(exc, DBAPIError) and state in _CONFLICTS
+
+
+def is_away(exc: BaseException) -> bool:
+    """Whether the database is gone, locked, full or read-only: nothing about these rows in particular."""
+    if isinstance(exc, PoolTimeout):
+        return True
+    if not isinstance(exc, DBAPIError):
+        return False
+    if exc.connection_invalidated or isinstance(exc, (OperationalError, InterfaceError)):
+        return True
+    state = getattr(exc.orig, "sqlstate", None) or ""
+    return state[:2] in ("08", "53", "57", "25")  # connection, resources, operator, read-only
+
+
+def is_missing_table(exc: BaseException) -> bool:
+    """Whether the ledger has not been migrated yet."""
+    if not isinstance(exc, DBAPIError):
+        return False
+    return getattr(exc.orig, "sqlstate", None) == "42P01" or "no such table" in str(exc.orig)
+
+
+def describe(exc: BaseException) -> str:
+    """The driver's words on one line, without the statement and its values."""
+    orig = getattr(exc, "orig", None) or exc
+    return " ".join(str(orig).split())[:300]

@@ -1,0 +1,261 @@
+"""Group commit: claims and records of all slots, gathered and written in one transaction.
+
+A commit a job costs five times as much and stalls the slots. One thread writes; while it commits, the next
+group gathers by itself. A lone request is not held back for company.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import Connection
+
+from worker.clock import Clock
+from worker.storage.claims import claim_jobs
+from worker.storage.engine import Ledger
+from worker.storage.errors import DatabaseAway
+from worker.storage.outcomes import ClaimedJob, Outcome, Recorded
+from worker.storage.records import record_outcomes
+from worker.storage.tables import MAX_ROWS
+from worker.storage.window import unmark_published
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+_RETRY_FIRST_S = 0.1
+_RETRY_CAP_S = 2.0
+
+
+@dataclass(slots=True)
+class _Group:
+    """What one transaction writes. At most one claim and one outcome a job."""
+
+    claims: dict[str, Future[ClaimedJob | None]] = field(default_factory=dict)
+    outcomes: dict[str, tuple[Outcome, Future[Recorded]]] = field(default_factory=dict)
+    returned: list[str] = field(default_factory=list)
+    works: list[tuple[Callable[[Connection], Any], Future[Any]]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.claims) + len(self.outcomes) + len(self.returned) + len(self.works)
+
+
+_Item = tuple[str, Any, Any]
+
+
+class WriterStopped(Exception):
+    """The writer has ended; nothing more is claimed."""
+
+
+class GroupWriter:
+    """The one writer of a worker process. Its methods block the calling slot until the commit is known."""
+
+    def __init__(
+        self, ledger: Ledger, *, worker_id: str, endpoint: str, clock: Clock, window_s: float
+    ) -> None:
+        self.worker_id = worker_id
+        self.held: dict[str, str] = {}  # job id to token: what this process knows that it runs
+        self._ledger = ledger
+        self._endpoint = endpoint
+        self._clock = clock
+        self._window_s = window_s
+        self._pending: deque[_Item] = deque()
+        self._wake = threading.Condition()
+        self._stopping = threading.Event()
+        self._groups = 0
+        self._has_ended = False
+        self._thread = threading.Thread(target=self._run, name="antrean-writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Writes what is pending and ends. False if that took longer than `timeout_s`."""
+        self._stopping.set()
+        with self._wake:
+            self._wake.notify_all()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def claim(self, job_id: str) -> ClaimedJob | None:
+        """The job, now ours alone, or None when it is not to be had. Waits while the database is away.
+
+        Raises WriterStopped during a shutdown.
+        """
+        future: Future[ClaimedJob | None] = Future()
+        self._put(("claim", job_id, future))
+        return future.result()
+
+    def record(self, outcome: Outcome) -> Recorded:
+        """What the ledger did with the outcome. Raises DatabaseAway; the claim is then still held here."""
+        future: Future[Recorded] = Future()
+        self._put(("record", outcome, future))
+        return future.result()
+
+    def forget(self, job_id: str) -> None:
+        """Lets go of a claim whose outcome could not be written: the next beat releases it."""
+        self.held.pop(job_id, None)
+
+    def give_message_back(self, job_id: str) -> None:
+        """Marks an unclaimed job as not published, so that the relay publishes it again. Does not wait."""
+        self._put(("return", job_id, None))
+
+    def call(self, work: Callable[[Connection], T]) -> T:
+        """What `work` returns, run between the groups in the writer's thread. Raises DatabaseAway."""
+        future: Future[T] = Future()
+        self._put(("work", work, future))
+        return future.result()
+
+    def _put(self, item: _Item) -> None:
+        with self._wake:
+            if self._has_ended:
+                raise WriterStopped
+            self._pending.append(item)
+            if len(self._pending) == 1:
+                self._wake.notify()
+
+    def _run(self) -> None:
+        is_busy = False
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._pending or self._stopping.is_set())
+                if not self._pending:
+                    self._has_ended = True
+                    return
+            if is_busy and self._window_s:
+                self._stopping.wait(self._window_s)  # company is likely: let it gather
+            group = self._gather()
+            is_busy = len(group) > 1
+            self._write(group)
+
+    def _gather(self) -> _Group:
+        group = _Group()
+        later: list[_Item] = []
+        with self._wake:
+            while self._pending and len(group) < MAX_ROWS:
+                item = self._pending.popleft()
+                kind, what, future = item
+                if kind == "claim" and what not in group.claims:
+                    group.claims[what] = future
+                elif kind == "record" and what.job_id not in group.outcomes:
+                    group.outcomes[what.job_id] = (what, future)
+                elif kind == "return":
+                    group.returned.append(what)
+                elif kind == "work":
+                    group.works.append((what, future))
+                else:
+                    later.append(item)
+            self._pending.extendleft(reversed(later))
+        return group
+
+    def _write(self, group: _Group) -> None:
+        self._groups += 1
+        token = f"{self.worker_id}:{self._groups}"
+        try:
+            self._commit(group, token)
+        except DatabaseAway:
+            try:  # a connection that broke while idle is not an outage: the second try has a new one
+                self._commit(group, token)
+            except DatabaseAway as exc:
+                self._wait_out(group, token, exc)
+        except Exception as exc:
+            # Not swallowed: it reaches the one slot that it concerns, and nobody waits for ever. One row
+            # that cannot be stored must not cost its neighbours their record.
+            self._bisect(group, exc)
+
+    def _commit(self, group: _Group, token: str) -> None:
+        now_ms = self._clock.now_ms()
+
+        def work(connection: Connection) -> tuple[list[Recorded], dict[str, ClaimedJob], list[Any]]:
+            recorded = record_outcomes(connection, [o for o, _ in group.outcomes.values()])
+            if group.returned:
+                unmark_published(connection, group.returned)
+            claimed = claim_jobs(
+                connection,
+                [job_id for job_id in group.claims if job_id not in self.held],
+                worker_id=self.worker_id,
+                token=token,
+                endpoint=self._endpoint,
+                now_ms=now_ms,
+            )
+            return recorded, claimed, [work(connection) for work, _ in group.works]
+
+        recorded, claimed, answers = self._ledger.run(work)
+        for job_id, job in claimed.items():
+            self.held[job_id] = job.token
+        for (outcome, future), what in zip(group.outcomes.values(), recorded, strict=True):
+            if self.held.get(outcome.job_id) == outcome.token:
+                del self.held[outcome.job_id]
+            future.set_result(what)
+        for job_id, waiting in group.claims.items():
+            waiting.set_result(claimed.get(job_id))
+        for (_, answer), value in zip(group.works, answers, strict=True):
+            answer.set_result(value)
+
+    def _wait_out(self, group: _Group, token: str, exc: DatabaseAway) -> None:
+        """Tells everyone but the claims, which wait here for the database: nothing may be called meanwhile."""
+        log.warning("ledger.away", error=str(exc), claims=len(group.claims), records=len(group.outcomes))
+        self._fail_all_but_claims(group, exc)
+        claims = _Group(claims=group.claims)
+        delay_s = _RETRY_FIRST_S
+        while True:
+            if self._stopping.wait(delay_s):
+                for future in claims.claims.values():
+                    future.set_exception(WriterStopped())
+                return
+            # Records that arrive meanwhile must not wait for us: they have a spool.
+            newer = self._gather()
+            self._fail_all_but_claims(newer, exc)
+            for job_id, future in newer.claims.items():
+                if job_id in claims.claims:
+                    future.set_result(None)  # a second delivery of a job that waits here already
+                else:
+                    claims.claims[job_id] = future
+            try:
+                self._commit(claims, token)
+            except DatabaseAway:
+                delay_s = min(delay_s * 2, _RETRY_CAP_S)
+                continue
+            except Exception as other:
+                self._bisect(claims, other)
+            log.info("ledger.back")
+            return
+
+    def _fail_all_but_claims(self, group: _Group, exc: DatabaseAway) -> None:
+        for _, future in group.outcomes.values():
+            future.set_exception(exc)
+        for _, answer in group.works:
+            answer.set_exception(exc)
+
+    def _bisect(self, group: _Group, exc: Exception) -> None:
+        if len(group) == 1:
+            futures: list[Future[Any]] = [
+                *group.claims.values(),
+                *(future for _, future in group.outcomes.values()),
+                *(future for _, future in group.works),
+            ]
+            for future in futures:
+                future.set_exception(exc)
+            if not futures:
+                log.error("ledger.return_failed", error=type(exc).__name__)
+            return
+        for half in _halves(group):
+            self._write(half)
+
+
+def _halves(group: _Group) -> list[_Group]:
+    halves = [_Group(), _Group()]
+    for i, (job_id, claim) in enumerate(group.claims.items()):
+        halves[i % 2].claims[job_id] = claim
+    for i, (job_id, outcome) in enumerate(group.outcomes.items(), start=len(group.claims)):
+        halves[i % 2].outcomes[job_id] = outcome
+    for i, job_id in enumerate(group.returned, start=len(group.claims) + len(group.outcomes)):
+        halves[i % 2].returned.append(job_id)
+    start = len(group.claims) + len(group.outcomes) + len(group.returned)
+    for i, work in enumerate(group.works, start=start):
+        halves[i % 2].works.append(work)
+    return [half for half in halves if len(half)]

@@ -1,0 +1,15 @@
+"""Alembic's environment: it is handed an open connection and never reads an address of its own."""
+
+from alembic import context
+from sqlmodel import SQLModel
+
+import schemas.rows  # noqa: F401  (fills SQLModel.metadata)
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=SQLModel.metadata,
+    render_as_batch=connection.dialect.name == "sqlite",
+    transactional_ddl=False,  # the caller's transaction holds all of it
+)
+context.run_migrations()

@@ -1,0 +1,128 @@
+"""The moves that people and time make: retry, cancel, expire."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, Connection, delete, select, update
+
+from schemas.job import JobState, Move, states_open_to
+from worker.storage.tables import MAX_ROWS, failure_bodies, jobs
+
+
+def retry_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> list[str]:
+    """Those of `ids` that had ended without a success, now queued again as a new generation."""
+    return _retry(connection, jobs.c.id.in_(sorted(ids)[:MAX_ROWS]), now_ms=now_ms)
+
+
+def retry_batch(
+    connection: Connection,
+    batch_id: str,
+    *,
+    states: Sequence[JobState],
+    kinds: Sequence[str] = (),
+    now_ms: int,
+) -> list[str]:
+    """At most 500 jobs of the batch in `states` (and of these failure kinds, if any), queued again.
+
+    Call again until it returns nothing.
+    """
+    chosen = (jobs.c.batch_id == batch_id) & jobs.c.state.in_([state.value for state in states])
+    if kinds:
+        chosen &= jobs.c.failure_kind.in_(list(kinds))
+    return _retry(connection, chosen, now_ms=now_ms)
+
+
+def cancel_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> int:
+    """Number of `ids` (at most 500) cancelled, or asked to be when their call ends."""
+    chosen = sorted(ids)[:MAX_ROWS]
+    open_states = [state.value for state in states_open_to(Move.CANCEL)]
+    rows = connection.execute(
+        select(jobs.c.id, jobs.c.state)
+        .where(jobs.c.id.in_(chosen), jobs.c.state.in_(open_states))
+        .order_by(jobs.c.id)
+        .with_for_update()
+    ).all()
+    running = [row.id for row in rows if row.state == JobState.RUNNING]
+    idle = [row.id for row in rows if row.state != JobState.RUNNING]
+    if running:
+        # The call may have been paid for already: its result is kept, so it is asked, not cut.
+        connection.execute(update(jobs).where(jobs.c.id.in_(running)).values(is_cancel_requested=True))
+    if idle:
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id.in_(idle))
+            .values(
+                state=JobState.CANCELLED.value,
+                ended_at_ms=now_ms,
+                published_at_ms=None,
+                not_before_ms=None,
+            )
+        )
+    return len(rows)
+
+
+def expire_jobs(connection: Connection, *, now_ms: int) -> int:
+    """Number of waiting jobs (at most 500) whose time is over."""
+    rows = connection.execute(
+        select(jobs.c.id)
+        .where(
+            jobs.c.expires_at_ms.is_not(None),
+            jobs.c.expires_at_ms <= now_ms,
+            jobs.c.state.in_(("queued", "waiting")),
+        )
+        .order_by(jobs.c.expires_at_ms)
+        .limit(MAX_ROWS)
+        .with_for_update(skip_locked=True)
+    )
+    ids = sorted(row.id for row in rows)
+    if ids:
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id.in_(ids))
+            .values(
+                state=JobState.EXPIRED.value,
+                ended_at_ms=now_ms,
+                published_at_ms=None,
+                not_before_ms=None,
+            )
+        )
+    return len(ids)
+
+
+def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) -> list[str]:
+    endings = [state.value for state in states_open_to(Move.RETRY)]
+    rows = connection.execute(
+        select(jobs.c.id)
+        .where(chosen, jobs.c.state.in_(endings))
+        .order_by(jobs.c.id)
+        .limit(MAX_ROWS)
+        .with_for_update()
+    )
+    ids = [row.id for row in rows]
+    if not ids:
+        return []
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(ids), jobs.c.state.in_(endings))
+        .values(
+            state=JobState.QUEUED.value,
+            generation=jobs.c.generation + 1,
+            attempts=0,
+            losses=0,
+            solo_losses=0,
+            blocked_since_ms=None,
+            is_cancel_requested=False,
+            not_before_ms=None,
+            published_at_ms=None,
+            # A deadline that has passed would only expire the job again.
+            expires_at_ms=None,
+            ended_at_ms=None,
+            failure_kind=None,
+            http_status=None,
+            request_id=None,
+            failure_message=None,
+        )
+    )
+    connection.execute(delete(failure_bodies).where(failure_bodies.c.job_id.in_(ids)))
+    return ids

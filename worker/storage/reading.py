@@ -1,0 +1,175 @@
+"""Reading jobs and results back, in bounded pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Row, Select, func, select
+
+from schemas.failure import FailureKind
+from schemas.job import JobState
+from worker.storage.engine import Ledger
+from worker.storage.tables import failure_bodies, jobs, results, usage
+
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """A job that ended, with what an output line needs."""
+
+    id: str
+    custom_id: str | None
+    source_key: str | None
+    position: int
+    state: JobState
+    raw: bytes | None  # the completion as it came, of a success
+    error_raw: bytes | None  # the endpoint's last error body, of a failure
+    answer: str | None
+    http_status: int | None
+    request_id: str | None
+    failure_kind: FailureKind | None
+    failure_message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A job that ended since the last look, with the tokens of its result."""
+
+    id: str
+    state: JobState
+    ended_at_ms: int
+    prompt_tokens: int
+    completion_tokens: int
+    failure_kind: str | None
+    failure_message: str | None
+
+
+_OUTCOME = select(
+    jobs.c.id,
+    jobs.c.custom_id,
+    jobs.c.source_key,
+    jobs.c.position,
+    jobs.c.state,
+    results.c.raw,
+    failure_bodies.c.raw.label("error_raw"),
+    results.c.answer,
+    func.coalesce(results.c.http_status, jobs.c.http_status).label("http_status"),
+    func.coalesce(results.c.request_id, jobs.c.request_id).label("request_id"),
+    jobs.c.failure_kind,
+    jobs.c.failure_message,
+).select_from(
+    jobs.outerjoin(results, results.c.job_id == jobs.c.id).outerjoin(
+        failure_bodies, failure_bodies.c.job_id == jobs.c.id
+    )
+)
+_ENDED = ("succeeded", "failed", "cancelled", "expired")
+
+
+def iterate_batch_outcomes(ledger: Ledger, batch_id: str) -> Iterator[JobOutcome]:
+    """The ended jobs of a batch in the order of its input; memory stays flat however many they are.
+
+    Each page is a transaction of its own, so a reader that pauses holds nothing open.
+    """
+    after = ""
+    while True:
+        page = (
+            _OUTCOME.where(jobs.c.batch_id == batch_id, jobs.c.id > after, jobs.c.state.in_(_ENDED))
+            .order_by(jobs.c.id)
+            .limit(_PAGE)
+        )
+        found = _fetch(ledger, page)
+        yield from found
+        if len(found) < _PAGE:
+            return
+        after = found[-1].id
+
+
+def iterate_outcomes(ledger: Ledger, ids: Sequence[str]) -> Iterator[JobOutcome]:
+    """The ended jobs among `ids`, in their order."""
+    for start in range(0, len(ids), _PAGE):
+        wanted = ids[start : start + _PAGE]
+        page = _OUTCOME.where(jobs.c.id.in_(wanted), jobs.c.state.in_(_ENDED))
+        found = {outcome.id: outcome for outcome in _fetch(ledger, page)}
+        yield from (found[id_] for id_ in wanted if id_ in found)
+
+
+def fetch_endings(connection: Connection, *, since_ms: int, limit: int = 5000) -> list[Ending]:
+    """Jobs that ended at or after `since_ms`, oldest first, at most `limit`."""
+    statement = _endings().where(jobs.c.ended_at_ms >= since_ms).order_by(jobs.c.ended_at_ms).limit(limit)
+    return [_ending(row) for row in connection.execute(statement)]
+
+
+def fetch_states(connection: Connection, ids: Sequence[str]) -> dict[str, JobState]:
+    """The states of `ids` (at most 500), by id."""
+    rows = connection.execute(select(jobs.c.id, jobs.c.state).where(jobs.c.id.in_(list(ids))))
+    return {row.id: JobState(row.state) for row in rows}
+
+
+def fetch_endings_of(connection: Connection, ids: Sequence[str]) -> list[Ending]:
+    """Those of `ids` (at most 500) that have ended."""
+    statement = _endings().where(jobs.c.id.in_(list(ids)), jobs.c.state.in_(_ENDED))
+    return [_ending(row) for row in connection.execute(statement)]
+
+
+def _endings() -> Select[tuple[object, ...]]:
+    return select(
+        jobs.c.id,
+        jobs.c.state,
+        jobs.c.ended_at_ms,
+        usage.c.prompt_tokens,
+        usage.c.completion_tokens,
+        jobs.c.failure_kind,
+        jobs.c.failure_message,
+    ).select_from(
+        jobs.outerjoin(results, (results.c.job_id == jobs.c.id) & (jobs.c.state == "succeeded")).outerjoin(
+            usage, (usage.c.job_id == results.c.job_id) & (usage.c.number == results.c.number)
+        )
+    )
+
+
+def _ending(row: Row[tuple[object, ...]]) -> Ending:
+    values = row._mapping
+    return Ending(
+        id=values["id"],
+        state=JobState(values["state"]),
+        ended_at_ms=values["ended_at_ms"] or 0,
+        prompt_tokens=values["prompt_tokens"] or 0,
+        completion_tokens=values["completion_tokens"] or 0,
+        failure_kind=values["failure_kind"],
+        failure_message=values["failure_message"],
+    )
+
+
+def _fetch(ledger: Ledger, page: Select[tuple[object, ...]]) -> list[JobOutcome]:
+    with ledger.read() as connection:
+        rows = connection.execute(page).all()
+    return [
+        JobOutcome(
+            id=row.id,
+            custom_id=row.custom_id,
+            source_key=row.source_key,
+            position=row.position,
+            state=JobState(row.state),
+            raw=row.raw,
+            error_raw=row.error_raw,
+            answer=row.answer,
+            http_status=row.http_status,
+            request_id=row.request_id,
+            failure_kind=None if row.failure_kind is None else FailureKind(row.failure_kind),
+            failure_message=row.failure_message,
+        )
+        for row in rows
+    ]
+
+
+def has_answered(connection: Connection, endpoint: str) -> bool:
+    """Whether this endpoint ever brought a result: a later 404 is then a job's own fault, not the setup's."""
+    statement = (
+        select(results.c.job_id)
+        .join(jobs, jobs.c.id == results.c.job_id)
+        .where(jobs.c.endpoint == endpoint)
+        .limit(1)
+    )
+    return connection.execute(statement).first() is not None

@@ -1,0 +1,227 @@
+"""Records: what a call came to, fenced by the claim's token, in one transaction for a whole group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from schemas.job import LEGAL_MOVES, JobState, Move
+from worker.storage.cleaning import clean_text
+from worker.storage.outcomes import GiveBack, Outcome, Recorded, Setback, Success
+from worker.storage.tables import AnyRow, attempts, failure_bodies, jobs, results, upsert, usage
+
+_LOCK = (
+    select(
+        jobs.c.id,
+        jobs.c.state,
+        jobs.c.claim_token,
+        jobs.c.attempts,
+        jobs.c.batch_id,
+        jobs.c.is_cancel_requested,
+        jobs.c.expires_at_ms,
+        jobs.c.blocked_since_ms,
+    )
+    .where(jobs.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(jobs.c.id)
+    .with_for_update()
+)
+_MOVED_COLUMNS = (
+    "state",
+    "attempts",
+    "claim_token",
+    "not_before_ms",
+    "published_at_ms",
+    "worker_id",
+    "ended_at_ms",
+    "failure_kind",
+    "http_status",
+    "request_id",
+    "failure_message",
+    "blocked_since_ms",
+)
+_MOVE = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job_id"))
+    .values({name: bindparam(f"new_{name}") for name in _MOVED_COLUMNS})
+)
+
+
+@dataclass(slots=True)
+class _Writes:
+    """The parameter sets of one group, by table."""
+
+    moves: list[dict[str, Any]] = field(default_factory=list)
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    usage: list[dict[str, Any]] = field(default_factory=list)
+    failure_bodies: list[dict[str, Any]] = field(default_factory=list)
+
+
+def record_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> list[Recorded]:
+    """What became of each outcome, in the order given. At most one outcome a job in `outcomes`.
+
+    Rows are locked in ascending id order first; then each is decided by what it is, and written.
+    """
+    if not outcomes:
+        return []
+    rows: dict[str, AnyRow] = {
+        row.id: row
+        for row in connection.execute(_LOCK, {"ids": sorted(outcome.job_id for outcome in outcomes)})
+    }
+    writes = _Writes()
+    recorded = [_decide(rows.get(outcome.job_id), outcome, writes) for outcome in outcomes]
+    if writes.moves:
+        connection.execute(_MOVE, writes.moves)
+    for table, rows_of, keys in (
+        (results, writes.results, ("job_id",)),
+        (attempts, writes.attempts, ("job_id", "number")),
+        (usage, writes.usage, ("job_id", "number")),
+        (failure_bodies, writes.failure_bodies, ("job_id",)),
+    ):
+        if rows_of:
+            connection.execute(upsert(connection, table, *keys), rows_of)
+    return recorded
+
+
+def _decide(row: AnyRow | None, outcome: Outcome, writes: _Writes) -> Recorded:
+    if row is None:  # pruned, or a spool of another database
+        return Recorded.CLAIM_LOST
+    if isinstance(outcome, Success):
+        return _decide_success(row, outcome, writes)
+    if row.state != JobState.RUNNING or row.claim_token != outcome.token:
+        return Recorded.CLAIM_LOST
+    if isinstance(outcome, GiveBack):
+        move = Move.CANCEL if row.is_cancel_requested else Move.RELEASE
+        writes.moves.append(_move(row, move, outcome, blocked_since_ms=row.blocked_since_ms))
+        writes.attempts.append(_attempt(outcome, "released"))
+        return Recorded.APPLIED
+    _decide_setback(row, outcome, writes)
+    return Recorded.APPLIED
+
+
+def _decide_success(row: AnyRow, outcome: Success, writes: _Writes) -> Recorded:
+    if row.state == JobState.SUCCEEDED:
+        if row.claim_token == outcome.token:
+            return Recorded.REPEATED
+        # The first success wins (invariant 3); this one was paid for all the same.
+        writes.attempts.append(_attempt(outcome, "unused"))
+        writes.usage.append(_usage(row, outcome, is_used=False))
+        return Recorded.UNUSED
+    writes.moves.append(_move(row, Move.SUCCEED, outcome, claim_token=outcome.token))
+    writes.results.append(
+        {
+            "job_id": outcome.job_id,
+            "number": outcome.number,
+            "http_status": outcome.http_status,
+            "request_id": clean_text(outcome.request_id),
+            "finish_reason": clean_text(outcome.finish_reason),
+            "answer": clean_text(outcome.answer),
+            "reasoning": clean_text(outcome.reasoning),
+            "is_reasoning_unclosed": outcome.is_reasoning_unclosed,
+            "raw": outcome.raw,
+            "created_at_ms": outcome.ended_at_ms,
+        }
+    )
+    writes.attempts.append(_attempt(outcome, "succeeded"))
+    writes.usage.append(_usage(row, outcome, is_used=True))
+    return Recorded.APPLIED
+
+
+def _decide_setback(row: AnyRow, outcome: Setback, writes: _Writes) -> None:
+    waits = outcome.not_before_ms is not None
+    is_overdue = (
+        waits
+        and row.expires_at_ms is not None
+        and row.expires_at_ms <= max(outcome.not_before_ms or 0, outcome.ended_at_ms)
+    )
+    if row.is_cancel_requested:
+        move = Move.CANCEL
+    elif is_overdue:
+        move = Move.EXPIRE
+    else:
+        move = Move.WAIT if waits else Move.FAIL
+    facts: dict[str, Any] = {
+        "failure_kind": outcome.failure.kind.value,
+        "http_status": outcome.failure.http_status,
+        "request_id": clean_text(outcome.failure.request_id),
+        "failure_message": clean_text(outcome.failure.message),
+        "attempts": row.attempts + (1 if outcome.burns else 0),
+        "blocked_since_ms": None,
+    }
+    if outcome.is_blocked:
+        known = row.blocked_since_ms
+        facts["blocked_since_ms"] = outcome.started_at_ms if known is None else known
+    if move is Move.WAIT:
+        facts["not_before_ms"] = outcome.not_before_ms
+    writes.moves.append(_move(row, move, outcome, **facts))
+    if outcome.failure.body is not None and move is Move.FAIL:
+        writes.failure_bodies.append({"job_id": outcome.job_id, "raw": outcome.failure.body})
+    writes.attempts.append(
+        _attempt(
+            outcome,
+            outcome.failure.kind.value,
+            http_status=outcome.failure.http_status,
+            request_id=clean_text(outcome.failure.request_id),
+            message=clean_text(outcome.failure.message),
+            latency_ms=outcome.latency_ms,
+        )
+    )
+
+
+def _move(row: AnyRow, move: Move, outcome: Outcome, **facts: Any) -> dict[str, Any]:
+    state = LEGAL_MOVES[JobState(row.state), move]
+    values: dict[str, Any] = dict.fromkeys(_MOVED_COLUMNS)
+    values["attempts"] = row.attempts
+    if state.is_final:
+        values["ended_at_ms"] = outcome.ended_at_ms
+    if isinstance(outcome, Success):
+        values["worker_id"] = outcome.worker_id
+        values["http_status"] = outcome.http_status
+        values["request_id"] = clean_text(outcome.request_id)
+    values.update(facts, state=state.value)
+    return {f"new_{name}": value for name, value in values.items()} | {"job_id": row.id}
+
+
+def _attempt(outcome: Outcome, verdict: str, **facts: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "job_id": outcome.job_id,
+        "number": outcome.number,
+        "generation": outcome.generation,
+        "worker_id": outcome.worker_id,
+        "claim_token": outcome.token,
+        "outcome": verdict,
+        "http_status": None,
+        "request_id": None,
+        "message": None,
+        "started_at_ms": outcome.started_at_ms,
+        "ended_at_ms": outcome.ended_at_ms,
+        "latency_ms": None,
+    }
+    if isinstance(outcome, Success):
+        values.update(
+            http_status=outcome.http_status,
+            request_id=clean_text(outcome.request_id),
+            latency_ms=outcome.latency_ms,
+        )
+    values.update(facts)
+    return values
+
+
+def _usage(row: AnyRow, outcome: Success, *, is_used: bool) -> dict[str, Any]:
+    tokens = outcome.usage
+    return {
+        "job_id": outcome.job_id,
+        "number": outcome.number,
+        "batch_id": row.batch_id,
+        "model": clean_text(tokens.model),
+        "prompt_tokens": tokens.prompt_tokens,
+        "completion_tokens": tokens.completion_tokens,
+        "total_tokens": tokens.total_tokens,
+        "cached_tokens": tokens.cached_tokens,
+        "reasoning_tokens": tokens.reasoning_tokens,
+        "is_used": is_used,
+        "created_at_ms": outcome.ended_at_ms,
+    }

@@ -1,0 +1,256 @@
+"""Worker rows: heartbeat, lease, orphans, and the rescue of what a dead worker held."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+
+from schemas.failure import FailureKind
+from schemas.job import JobState
+from worker.storage.claims import SOLO_AFTER_LOSSES
+from worker.storage.tables import MAX_ROWS, attempts, jobs, upsert, workers
+
+_ORPHAN_COLUMNS = (
+    jobs.c.id,
+    jobs.c.claims,
+    jobs.c.generation,
+    jobs.c.claim_token,
+    jobs.c.claimed_at_ms,
+    jobs.c.losses,
+    jobs.c.solo_losses,
+    jobs.c.is_cancel_requested,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A worker's sequence number as last seen. Rescue compares two looks, never two clocks."""
+
+    worker_id: str
+    sequence: int
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """A worker process, for people."""
+
+    id: str
+    endpoint: str
+    hostname: str
+    pid: int
+    slots: int
+    started_at_ms: int
+    beat_at_ms: int
+    running: int
+
+
+def register_worker(
+    connection: Connection,
+    worker_id: str,
+    *,
+    endpoint: str,
+    hostname: str,
+    pid: int,
+    slots: int,
+    lease_ms: int,
+    now_ms: int,
+) -> None:
+    """Writes the row of a new worker process; its id must be new as well."""
+    connection.execute(
+        insert(workers).values(
+            id=worker_id,
+            endpoint=endpoint,
+            hostname=hostname,
+            pid=pid,
+            slots=slots,
+            lease_ms=lease_ms,
+            sequence=1,
+            started_at_ms=now_ms,
+            beat_at_ms=now_ms,
+        )
+    )
+
+
+def beat(connection: Connection, worker_id: str, *, now_ms: int) -> bool:
+    """Raises the sequence number. False if the row is gone. A worker taken for lost is live again."""
+    changed = connection.execute(
+        update(workers)
+        .where(workers.c.id == worker_id)
+        .values(sequence=workers.c.sequence + 1, beat_at_ms=now_ms, ended_at_ms=None, end_reason=None)
+    )
+    return changed.rowcount == 1
+
+
+def end_worker(connection: Connection, worker_id: str, *, reason: str, now_ms: int) -> None:
+    """Marks the worker as ended (`stopped`, `lost`)."""
+    connection.execute(
+        update(workers)
+        .where(workers.c.id == worker_id, workers.c.ended_at_ms.is_(None))
+        .values(ended_at_ms=now_ms, end_reason=reason)
+    )
+
+
+def fetch_beats(connection: Connection) -> list[Beat]:
+    """The beats of all workers that may hold claims: not ended, or with jobs running. Unordered.
+
+    A worker whose row is gone but whose jobs are running has sequence -1 and lease 0.
+    """
+    live = connection.execute(
+        select(workers.c.id, workers.c.sequence, workers.c.lease_ms).where(workers.c.ended_at_ms.is_(None))
+    )
+    beats = {row.id: Beat(row.id, row.sequence, row.lease_ms) for row in live}
+    holders = connection.execute(
+        select(jobs.c.worker_id, workers.c.sequence, workers.c.lease_ms)
+        .select_from(jobs.outerjoin(workers, workers.c.id == jobs.c.worker_id))
+        .where(jobs.c.state == "running")
+        .distinct()
+    )
+    for row in holders:
+        sequence = -1 if row.sequence is None else row.sequence
+        beats.setdefault(row.worker_id, Beat(row.worker_id, sequence, row.lease_ms or 0))
+    return list(beats.values())
+
+
+def release_orphans(
+    connection: Connection, worker_id: str, *, held: Collection[str], now_ms: int
+) -> list[str]:
+    """Ids of jobs that run under this worker but not in its memory, queued again unburnt (at most 500).
+
+    They come from a COMMIT whose answer was lost, or a thread that died.
+    """
+    rows = connection.execute(
+        select(jobs.c.id).where(jobs.c.state == "running", jobs.c.worker_id == worker_id)
+    )
+    orphans = sorted(row.id for row in rows if row.id not in held)[:MAX_ROWS]
+    if not orphans:
+        return []
+    locked = connection.execute(
+        select(*_ORPHAN_COLUMNS)
+        .where(jobs.c.id.in_(orphans), jobs.c.state == "running", jobs.c.worker_id == worker_id)
+        .order_by(jobs.c.id)
+        .with_for_update()
+    ).all()
+    for row in locked:
+        _release(connection, row, worker_id, verdict="released", now_ms=now_ms)
+    return [row.id for row in locked]
+
+
+def rescue_jobs(connection: Connection, worker_id: str, *, max_solo_losses: int, now_ms: int) -> list[str]:
+    """Ids of at most 500 jobs of a dead worker that were queued again, or failed `worker_lost`.
+
+    Only a loss while it ran alone counts towards `worker_lost`: its neighbours are innocent. Call again
+    until it returns nothing, then mark the worker as lost.
+    """
+    rows = connection.execute(
+        select(*_ORPHAN_COLUMNS)
+        .where(jobs.c.state == "running", jobs.c.worker_id == worker_id)
+        .order_by(jobs.c.id)
+        .limit(MAX_ROWS)
+        .with_for_update(skip_locked=True)
+    ).all()
+    for row in rows:
+        was_alone = row.losses >= SOLO_AFTER_LOSSES
+        solo_losses = row.solo_losses + (1 if was_alone else 0)
+        _release(
+            connection,
+            row,
+            worker_id,
+            verdict="lost",
+            now_ms=now_ms,
+            losses=row.losses + 1,
+            solo_losses=solo_losses,
+            is_given_up=solo_losses >= max_solo_losses,
+        )
+    return [row.id for row in rows]
+
+
+def count_running(connection: Connection) -> int:
+    """Jobs that are claimed just now, whoever holds them."""
+    statement = select(func.count()).select_from(jobs).where(jobs.c.state == "running")
+    return int(connection.execute(statement).scalar_one())
+
+
+def fetch_workers(connection: Connection) -> list[WorkerFacts]:
+    """The workers that have not ended, oldest first."""
+    running = (
+        select(func.count())
+        .where(jobs.c.state == "running", jobs.c.worker_id == workers.c.id)
+        .correlate(workers)
+        .scalar_subquery()
+    )
+    rows = connection.execute(
+        select(
+            workers.c.id,
+            workers.c.endpoint,
+            workers.c.hostname,
+            workers.c.pid,
+            workers.c.slots,
+            workers.c.started_at_ms,
+            workers.c.beat_at_ms,
+            running,
+        )
+        .where(workers.c.ended_at_ms.is_(None))
+        .order_by(workers.c.started_at_ms, workers.c.id)
+    )
+    return [WorkerFacts(*row) for row in rows]
+
+
+def _release(
+    connection: Connection,
+    row: object,
+    worker_id: str,
+    *,
+    verdict: str,
+    now_ms: int,
+    losses: int | None = None,
+    solo_losses: int | None = None,
+    is_given_up: bool = False,
+) -> None:
+    values: dict[str, object] = {
+        "state": JobState.QUEUED.value,
+        "published_at_ms": None,
+        "worker_id": None,
+        "claim_token": None,
+    }
+    job = row._mapping  # type: ignore[attr-defined]
+    if losses is not None:
+        values |= {"losses": losses, "solo_losses": solo_losses}
+    if job["is_cancel_requested"]:
+        values |= {"state": JobState.CANCELLED.value, "ended_at_ms": now_ms}
+    elif is_given_up:
+        values |= {
+            "state": JobState.FAILED.value,
+            "ended_at_ms": now_ms,
+            "failure_kind": FailureKind.WORKER_LOST.value,
+            "failure_message": f"its worker died {losses} times with it, {solo_losses} of them while it ran alone",
+        }
+    connection.execute(
+        update(jobs)
+        .where(
+            jobs.c.id == bindparam("job_id"),
+            jobs.c.state == "running",
+            jobs.c.claim_token == bindparam("held_token"),
+        )
+        .values(values),
+        {"job_id": job["id"], "held_token": job["claim_token"]},
+    )
+    connection.execute(
+        upsert(connection, attempts, "job_id", "number"),
+        {
+            "job_id": job["id"],
+            "number": job["claims"],
+            "generation": job["generation"],
+            "worker_id": worker_id,
+            "claim_token": job["claim_token"],
+            "outcome": verdict,
+            "http_status": None,
+            "request_id": None,
+            "message": None,
+            "started_at_ms": job["claimed_at_ms"],
+            "ended_at_ms": now_ms,
+            "latency_ms": None,
+        },
+    )

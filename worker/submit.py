@@ -1,0 +1,125 @@
+"""The one door in: validated requests become jobs in the ledger, once for each idempotency key."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from schemas.chat import ChatRequest, encode_request, hash_request
+from worker.clock import Clock
+from worker.errors import BrokerAway
+from worker.ids import new_id
+from worker.storage.engine import Ledger
+from worker.storage.intake import KnownJob, NewJob, insert_jobs
+from worker.storage.window import Due, unmark_published
+
+BULK_PRIORITY = 9
+_FIRST_CHUNK = 250
+_LARGEST_CHUNK = 5000
+_CHUNK_S = 0.02  # a bulk transaction stays under about this long, so that others get in
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What a bulk submission came to."""
+
+    new: int
+    known: int
+
+
+def make_job(
+    request: ChatRequest,
+    *,
+    endpoint: str,
+    idempotency_key: str | None = None,
+    batch_id: str = "",
+    position: int = 0,
+    custom_id: str | None = None,
+    source_key: str | None = None,
+    priority: int | None = None,
+    is_bulk: bool = False,
+    max_attempts: int | None = None,
+    expires_at_ms: int | None = None,
+) -> NewJob:
+    """A new job for a validated request. Bulk jobs have the lowest priority unless told otherwise."""
+    body = encode_request(request)
+    default_priority = BULK_PRIORITY if is_bulk else 0
+    return NewJob(
+        id=new_id(),
+        body=body,
+        model=request.model,
+        request_hash=hash_request(body),
+        endpoint=endpoint,
+        idempotency_key=idempotency_key,
+        batch_id=batch_id,
+        position=position,
+        custom_id=custom_id,
+        source_key=source_key,
+        priority=default_priority if priority is None else priority,
+        is_bulk=is_bulk,
+        max_attempts=max_attempts,
+        expires_at_ms=expires_at_ms,
+    )
+
+
+def identify(*parts: str) -> str:
+    """An idempotency key (SHA-256, hex) of what makes a job the same job; no part can run into the next."""
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8) + raw)
+    return digest.hexdigest()
+
+
+def submit_one(
+    ledger: Ledger, job: NewJob, *, clock: Clock, publish: Callable[[Sequence[Due]], None] | None
+) -> KnownJob:
+    """The job, written down and published at once; a job that is known already is left as it is.
+
+    With `publish` None, or a broker that is away (BrokerAway), the relay publishes it.
+    Raises DatabaseAway.
+    """
+    now_ms = clock.now_ms()
+    published_at_ms = None if publish is None else now_ms
+    known = ledger.run(
+        lambda connection: insert_jobs(connection, [job], now_ms=now_ms, published_at_ms=published_at_ms)
+    )[0]
+    if publish is not None and known.is_new:
+        try:
+            publish([Due(job.id, job.priority, job.is_bulk)])
+        except BrokerAway:
+            ledger.run(lambda connection: unmark_published(connection, [job.id]))
+    return known
+
+
+def submit_many(
+    ledger: Ledger,
+    jobs: Iterable[NewJob],
+    *,
+    clock: Clock,
+    on_chunk: Callable[[Sequence[KnownJob]], None] | None = None,
+) -> Submitted:
+    """Writes all of `jobs`, streaming: memory holds one chunk. The relay publishes them.
+
+    `on_chunk` gets the jobs of each committed chunk, in the order given. The size of a chunk follows the
+    time that the last one took. Raises DatabaseAway; what was committed before stays, and submitting again
+    with the same keys goes on from there.
+    """
+    new = known = 0
+    size = _FIRST_CHUNK
+    rest = iter(jobs)
+    while chunk := list(islice(rest, size)):
+        started_s = time.perf_counter()
+        found = ledger.run(partial(insert_jobs, new=chunk, now_ms=clock.now_ms()))
+        took_s = time.perf_counter() - started_s
+        size = min(_LARGEST_CHUNK, max(50, round(len(chunk) * _CHUNK_S / max(took_s, 1e-6))))
+        fresh = sum(job.is_new for job in found)
+        new += fresh
+        known += len(found) - fresh
+        if on_chunk is not None:
+            on_chunk(found)
+    return Submitted(new=new, known=known)

@@ -1,0 +1,149 @@
+"""The heart of a worker: beat, replay the spool, rescue the dead, expire the late, in that order."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from functools import partial
+from pathlib import Path
+
+import structlog
+from sqlalchemy import Connection
+
+from worker.clock import Clock
+from worker.storage.engine import Ledger
+from worker.storage.errors import DatabaseAway
+from worker.storage.group import GroupWriter
+from worker.storage.moves import expire_jobs
+from worker.storage.outcomes import Success
+from worker.storage.workers import (
+    beat,
+    end_worker,
+    fetch_beats,
+    register_worker,
+    release_orphans,
+    rescue_jobs,
+)
+from worker.upkeep.rescue import LeaseWatch
+from worker.upkeep.spool import SpoolFile, replay_leftovers
+
+log = structlog.get_logger(__name__)
+
+
+class Heart:
+    """One per worker process; `run` in a thread of its own."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        writer: GroupWriter,
+        spool: SpoolFile,
+        clock: Clock,
+        *,
+        endpoint: str,
+        slots: int,
+        lease_s: float,
+        beat_s: float,
+        spool_folder: Path,
+        max_solo_losses: int,
+    ) -> None:
+        self._ledger = ledger
+        self._writer = writer
+        self._spool = spool
+        self._clock = clock
+        self._endpoint = endpoint
+        self._slots = slots
+        self._lease_s = lease_s
+        self._beat_s = beat_s
+        self._spool_folder = spool_folder
+        self._max_solo_losses = max_solo_losses
+        self._watch = LeaseWatch(own_id=writer.worker_id, lease_s=lease_s)
+        self._is_registered = False
+
+    def run(self, is_stopping: threading.Event) -> None:
+        """Beats until told to stop. While the database is away it tries again every second at least."""
+        while not is_stopping.is_set():
+            delay_s = self._beat_s
+            try:
+                self.beat()
+            except DatabaseAway as exc:
+                self._watch.forget()
+                delay_s = min(1.0, self._beat_s)
+                log.warning("heart.ledger_away", error=str(exc))
+            is_stopping.wait(delay_s)
+
+    def beat(self) -> None:
+        """One beat. Raises DatabaseAway."""
+        self._beat_own()
+        # What was paid for is recorded before anyone is taken for dead: the dead may have spooled it.
+        self._spool.replay(self._writer.record)
+        replay_leftovers(self._spool_folder, self._record_leftover)
+        self._rescue()
+        now_ms = self._clock.now_ms()
+        while self._ledger.run(lambda connection: expire_jobs(connection, now_ms=now_ms)):
+            pass
+
+    def end(self) -> None:
+        """Marks this worker as stopped. Raises DatabaseAway."""
+        now_ms = self._clock.now_ms()
+        self._ledger.run(
+            lambda connection: end_worker(connection, self._writer.worker_id, reason="stopped", now_ms=now_ms)
+        )
+
+    def _beat_own(self) -> None:
+        worker_id, now_ms = self._writer.worker_id, self._clock.now_ms()
+
+        def register(connection: Connection) -> None:
+            register_worker(
+                connection,
+                worker_id,
+                endpoint=self._endpoint,
+                hostname=socket.gethostname(),
+                pid=os.getpid(),
+                slots=self._slots,
+                lease_ms=round(self._lease_s * 1000),
+                now_ms=now_ms,
+            )
+
+        def work(connection: Connection) -> list[str]:
+            if not beat(connection, worker_id, now_ms=now_ms):
+                register(connection)
+            # In the writer's thread, between two groups: no claim can be half way into `held`.
+            return release_orphans(
+                connection,
+                worker_id,
+                held=self._writer.held,
+                now_ms=now_ms,
+            )
+
+        orphans = self._writer.call(work)
+        if orphans:
+            log.warning("heart.orphans_released", jobs=len(orphans))
+
+    def _record_leftover(self, success: Success) -> None:
+        self._writer.record(success)
+
+    def _rescue(self) -> None:
+        with self._ledger.read() as connection:
+            beats = fetch_beats(connection)
+        for worker_id in self._watch.observe(beats, now_s=self._clock.monotonic_s()):
+            rescued = self._rescue_all(worker_id)
+            log.warning("heart.worker_lost", worker_id=worker_id, jobs_rescued=rescued)
+
+    def _rescue_all(self, worker_id: str) -> int:
+        rescued = 0
+        while True:
+            ids = self._ledger.run(
+                partial(
+                    rescue_jobs,
+                    worker_id=worker_id,
+                    max_solo_losses=self._max_solo_losses,
+                    now_ms=self._clock.now_ms(),
+                )
+            )
+            rescued += len(ids)
+            if not ids:
+                break
+        self._ledger.run(partial(end_worker, worker_id=worker_id, reason="lost", now_ms=self._clock.now_ms()))
+        return rescued

@@ -1,0 +1,147 @@
+"""The relay: keeps a bounded window of due jobs in the broker, fair across batches (invariants 8 and 9)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from worker.clock import Clock
+from worker.errors import BrokerAway
+from worker.storage.engine import Ledger
+from worker.storage.errors import DatabaseAway
+from worker.storage.window import (
+    Due,
+    count_live_slots,
+    count_published,
+    take_due,
+    unmark_published,
+    unmark_published_before,
+)
+from worker.throttle.gatekeeper import Gatekeeper
+
+log = structlog.get_logger(__name__)
+WINDOW_FACTOR = 2
+WINDOW_FLOOR = 32
+
+
+class Epoch(Protocol):
+    """A mark in the broker that is gone when the broker forgot everything."""
+
+    def is_present(self) -> bool:
+        """Whether the broker still knows us. Raises BrokerAway."""
+
+    def set(self) -> None:
+        """Leaves the mark. Raises BrokerAway."""
+
+
+class Relay:
+    """One per worker; several may run side by side. `publish` raises BrokerAway."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        publish: Callable[[Sequence[Due]], None],
+        epoch: Epoch,
+        gatekeeper: Gatekeeper,
+        clock: Clock,
+        *,
+        endpoint: str,
+        republish_after_s: float,
+    ) -> None:
+        self._ledger = ledger
+        self._publish = publish
+        self._epoch = epoch
+        self._gatekeeper = gatekeeper
+        self._clock = clock
+        self._endpoint = endpoint
+        self._republish_after_ms = round(republish_after_s * 1000)
+        self._after_batch = ""
+        self._last_republish_ms = 0
+        self._poked = threading.Event()
+        self._window = WINDOW_FLOOR
+        self._taken_since_tick = 0
+
+    def message_taken(self) -> None:
+        """A message of the window was consumed: refill at once when half of the window is gone."""
+        self._taken_since_tick += 1
+        if self._taken_since_tick * 2 >= self._window:
+            self._poked.set()
+
+    def poke(self) -> None:
+        """Looks again at once."""
+        self._poked.set()
+
+    def run(self, is_stopping: threading.Event, *, interval_s: float) -> None:
+        """Ticks until told to stop; broker and database may go away and come back meanwhile."""
+        delay_s = interval_s
+        while not is_stopping.is_set():
+            self._poked.clear()
+            try:
+                published = self.tick()
+            except (DatabaseAway, BrokerAway) as exc:
+                delay_s = min(delay_s * 2, 5.0)
+                log.warning("relay.stalled", error=type(exc).__name__, retry_in_s=delay_s)
+                is_stopping.wait(delay_s)
+                continue
+            delay_s = interval_s
+            if published == 0:
+                self._poked.wait(interval_s)
+            else:
+                self._poked.wait(interval_s / 4)
+
+    def tick(self) -> int:
+        """Number of jobs handed to the broker just now. Raises DatabaseAway or BrokerAway."""
+        self._taken_since_tick = 0
+        now_ms = self._clock.now_ms()
+        self._republish_what_was_lost(now_ms)
+        room = self._room()
+        if room <= 0:
+            return 0
+
+        def work(connection: Connection) -> tuple[list[Due], str]:
+            return take_due(
+                connection,
+                self._endpoint,
+                room=room,
+                after_batch=self._after_batch,
+                now_ms=now_ms,
+            )
+
+        due, self._after_batch = self._ledger.run(work)
+        if not due:
+            return 0
+        try:
+            # Commit before publishing: a lost message is relayed again, a ghost is not.
+            self._publish(due)
+        except BrokerAway:
+            self._ledger.run(lambda connection: unmark_published(connection, [job.id for job in due]))
+            raise
+        return len(due)
+
+    def _room(self) -> int:
+        with self._ledger.read() as connection:
+            published = count_published(connection, self._endpoint)
+            slots = count_live_slots(connection, self._endpoint)
+        self._window = max(WINDOW_FLOOR, WINDOW_FACTOR * slots)
+        return self._gatekeeper.room(self._window) - published
+
+    def _republish_what_was_lost(self, now_ms: int) -> None:
+        if not self._epoch.is_present():
+            log.warning("relay.broker_forgot")
+            while self._ledger.run(
+                lambda connection: unmark_published_before(connection, self._endpoint, now_ms)
+            ):
+                pass
+            self._epoch.set()
+        elif now_ms - self._last_republish_ms >= self._republish_after_ms / 4:
+            self._last_republish_ms = now_ms
+            before_ms = now_ms - self._republish_after_ms
+            again = self._ledger.run(
+                lambda connection: unmark_published_before(connection, self._endpoint, before_ms)
+            )
+            if again:
+                log.warning("relay.published_again", jobs=again)

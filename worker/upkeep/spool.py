@@ -1,0 +1,184 @@
+"""The spool: paid answers wait here, synced to disk, while the database is away (invariant 5).
+
+One file a process, locked for as long as the process lives, so that another process may replay what a dead
+one left, and nothing that a live one still holds. A line is one answer in JSON; a last line that was cut by
+a crash was never promised to anyone and is dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+import structlog
+
+from worker.slots import Stopping
+from worker.storage.outcomes import Success, Usage
+
+log = structlog.get_logger(__name__)
+SUFFIX = ".spool"
+_RETRY_S = 1.0
+
+
+class SpoolFile:
+    """This process's spool. The file is made when it is first needed."""
+
+    def __init__(self, folder: Path, worker_id: str) -> None:
+        self._folder = folder
+        self._path = folder / f"{worker_id}{SUFFIX}"
+        self._lock = threading.Lock()
+        self._fd: int | None = None
+        self._waiting: list[Success] = []
+        self._is_writable = True
+        self._is_stopping = threading.Event()
+
+    @property
+    def is_writable(self) -> bool:
+        return self._is_writable
+
+    def __len__(self) -> int:
+        """Answers that wait to be recorded."""
+        return len(self._waiting)
+
+    def stop(self) -> None:
+        """Wakes those who wait for the spool: the worker ends."""
+        self._is_stopping.set()
+
+    def keep(self, success: Success) -> bool:
+        """Writes and syncs the answer; False, and no more claims, if it cannot be written."""
+        line = orjson.dumps(_encode(success)) + b"\n"
+        with self._lock:
+            try:
+                fd = self._open()
+                start = os.lseek(fd, 0, os.SEEK_END)
+                try:
+                    _write_all(fd, line)
+                    os.fsync(fd)
+                except OSError:
+                    os.ftruncate(fd, start)  # no half line before a later whole one
+                    raise
+            except OSError as exc:
+                if self._is_writable:
+                    log.error("spool.unwritable", error=exc.strerror, folder=str(self._folder))
+                self._is_writable = False
+                return False
+            self._waiting.append(success)
+            self._is_writable = True
+            return True
+
+    def wait_until_writable(self) -> None:
+        """Returns after a moment in which the spool may have recovered. Raises Stopping in a shutdown."""
+        if self._is_stopping.wait(_RETRY_S):
+            raise Stopping
+        with self._lock:
+            try:
+                os.fsync(self._open())
+                self._is_writable = True
+            except OSError:
+                self._is_writable = False
+
+    def replay(self, record: Callable[[Success], object]) -> int:
+        """Number of this process's answers recorded. Raises DatabaseAway with the rest still kept."""
+        done = 0
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._remove()
+                    return done
+                success = self._waiting[0]
+            record(success)
+            with self._lock:
+                self._waiting.pop(0)
+            done += 1
+
+    def _open(self) -> int:
+        if self._fd is None:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _sync_folder(self._folder)
+            except OSError:
+                os.close(fd)
+                raise
+            self._fd = fd
+        return self._fd
+
+    def _remove(self) -> None:
+        if self._fd is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._fd = None
+
+
+def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
+    """Number of answers recorded that dead processes left in `folder`. Raises DatabaseAway; the rest stays."""
+    done = 0
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # another process was quicker
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # its process lives
+            with open(fd, "rb", closefd=False) as lines:
+                for line in lines:
+                    success = _decode(line)
+                    if success is not None:
+                        record(success)
+                        done += 1
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
+    if done:
+        log.info("spool.replayed", answers=done)
+    return done
+
+
+def _encode(success: Success) -> dict[str, object]:
+    return {**asdict(success), "raw": base64.b64encode(success.raw).decode(), **_texts(success)}
+
+
+def _texts(success: Success) -> dict[str, str | None]:
+    # JSON of orjson holds no lone surrogates; the ledger would replace them as well.
+    texts = {name: getattr(success, name) for name in ("answer", "reasoning", "finish_reason", "request_id")}
+    return {
+        name: None if text is None else text.encode("utf-8", "replace").decode()
+        for name, text in texts.items()
+    }
+
+
+def _decode(line: bytes) -> Success | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        values = orjson.loads(line)
+        values["raw"] = base64.b64decode(values["raw"])
+        values["usage"] = Usage(**values["usage"])
+        return Success(**values)
+    except (ValueError, TypeError, KeyError) as exc:
+        log.error("spool.bad_line", error=type(exc).__name__)
+        return None
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

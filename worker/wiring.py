@@ -1,0 +1,212 @@
+"""The parts of a worker process put together, started, and brought down in order."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from api_client.client import EndpointClient
+from api_client.config import EndpointConfig
+from worker.broker import BrokerEpoch, broker_address, check_broker, open_client
+from worker.channel import Channel
+from worker.clock import SystemClock
+from worker.credentials import Credentials
+from worker.execute import Executor, Report
+from worker.ids import new_id
+from worker.policy.retry import RetryRules
+from worker.publisher import publish
+from worker.settings import Settings
+from worker.slots import Slots
+from worker.storage.engine import Ledger, open_ledger
+from worker.storage.errors import DatabaseAway, NotMigrated
+from worker.storage.group import GroupWriter
+from worker.storage.migrating import is_current, migrate
+from worker.storage.reading import has_answered
+from worker.storage.window import Due
+from worker.throttle.gatekeeper import Gatekeeper
+from worker.throttle.redis_store import RedisGateStore
+from worker.upkeep.heart import Heart
+from worker.upkeep.relay import Relay
+from worker.upkeep.spool import SpoolFile
+
+log = structlog.get_logger(__name__)
+_AFTER_GRACE_S = 2.0  # what remains for giving back, flushing and leaving
+
+
+def endpoint_config(settings: Settings, *, pool_size: int | None = None) -> EndpointConfig:
+    """The endpoint's client configuration of these settings."""
+    return EndpointConfig(
+        base_url=settings.base_url,
+        connect_timeout_s=settings.connect_timeout_s,
+        read_timeout_s=settings.read_timeout_s,
+        deadline_s=settings.deadline_s,
+        max_response_bytes=settings.max_response_bytes,
+        pool_size=settings.thread_count if pool_size is None else pool_size,
+    )
+
+
+def prepare_ledger(settings: Settings) -> Ledger:
+    """The ledger, migrated where it is our own SQLite file. Raises NotMigrated or DatabaseAway."""
+    ledger = open_ledger(settings)
+    if settings.database_url is None:
+        migrate(ledger)
+    elif not is_current(ledger):
+        raise NotMigrated("the database is not at this version's schema: run `antrean migrate` first")
+    return ledger
+
+
+class WorkerRuntime:
+    """What a worker process runs beside Celery. `start` once, `begin_shutdown` once or more."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        *,
+        publish_due: Callable[[Sequence[Due]], None] = publish,
+    ) -> None:
+        clock = SystemClock()
+        self.worker_id = new_id()
+        self._settings = settings
+        self._ledger = ledger
+        broker = open_client(broker_address(settings))
+        endpoint = settings.endpoint
+        self._slots = Slots(settings.concurrency)
+        self._client = EndpointClient(endpoint_config(settings))
+        self._writer = GroupWriter(
+            ledger,
+            worker_id=self.worker_id,
+            endpoint=endpoint,
+            clock=clock,
+            window_s=settings.group_window_s,
+        )
+        self._spool = SpoolFile(settings.spool_folder, self.worker_id)
+        gatekeeper = Gatekeeper(
+            RedisGateStore(broker, endpoint), clock, probe_ttl_s=settings.deadline_s + 5.0
+        )
+        with ledger.read() as connection:
+            is_proven = has_answered(connection, endpoint)
+        self._executor = Executor(
+            client=self._client,
+            credentials=Credentials(settings),
+            writer=self._writer,
+            gatekeeper=gatekeeper,
+            slots=self._slots,
+            spool=self._spool,
+            rules=RetryRules(
+                max_attempts=settings.max_attempts,
+                bad_response_max_attempts=settings.bad_response_max_attempts,
+                backoff_base_s=settings.backoff_base_s,
+                backoff_cap_s=settings.backoff_cap_s,
+                retry_after_cap_s=settings.retry_after_cap_s,
+                gate_patience_s=settings.gate_patience_s,
+            ),
+            clock=clock,
+            is_proven=is_proven,
+        )
+        self._relay = Relay(
+            ledger,
+            publish_due,
+            BrokerEpoch(broker, endpoint),
+            gatekeeper,
+            clock,
+            endpoint=endpoint,
+            republish_after_s=settings.republish_after_s,
+        )
+        self._heart = Heart(
+            ledger,
+            self._writer,
+            self._spool,
+            clock,
+            endpoint=endpoint,
+            slots=settings.concurrency + settings.lone_slot_count,
+            lease_s=settings.lease_s,
+            beat_s=settings.beat_interval_s,
+            spool_folder=settings.spool_folder,
+            max_solo_losses=settings.max_solo_losses,
+        )
+        self._is_stopping = threading.Event()
+        self._hurry = threading.Event()
+        self._shutdown: threading.Thread | None = None
+        self._shutdown_lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
+        Channel.bulk_limit = self._settings.concurrency + self._settings.staged_count
+        self._writer.start()
+        self._heart.beat()
+        self._thread("antrean-heart", self._heart.run, self._is_stopping)
+        interval_s = self._settings.relay_interval_s
+        self._thread("antrean-relay", lambda: self._relay.run(self._is_stopping, interval_s=interval_s))
+
+    def execute(self, job_id: str, *, is_bulk: bool) -> Report:
+        """One delivery of a job, in the calling thread."""
+        self._relay.message_taken()
+        return self._executor.execute(job_id, is_bulk=is_bulk)
+
+    def begin_shutdown(self, *, hurry: bool = False) -> None:
+        """Starts the way out, in a thread outside Celery's hub; called again with `hurry`, cuts the grace.
+
+        Safe in a signal handler's context.
+        """
+        if hurry:
+            self._hurry.set()
+        with self._shutdown_lock:
+            if self._shutdown is not None:
+                return
+            # Not a daemon: the interpreter waits for it even when Celery is done first.
+            self._shutdown = threading.Thread(target=self._shut_down, name="antrean-shutdown")
+            self._shutdown.start()
+
+    def _shut_down(self) -> None:
+        grace_s = self._settings.grace_s
+        end_s = time.monotonic() + grace_s
+        deadline = threading.Timer(grace_s + _AFTER_GRACE_S - 0.2, self._leave_now)
+        deadline.daemon = True
+        deadline.start()
+        log.info("worker.stopping", calls_in_flight=self._client.calls_in_flight, grace_s=grace_s)
+        self._slots.stop()
+        self._is_stopping.set()
+        self._relay.poke()
+        self._slots.wait_until_idle(lambda: self._hurry.is_set() or time.monotonic() >= end_s)
+        cut = self._client.cut_all_calls()
+        self._slots.wait_until_idle(lambda: False, timeout_s=1.0)
+        self._spool.stop()
+        try:
+            self._heart.end()
+        except DatabaseAway:
+            log.warning("worker.end_not_recorded")  # its lease will say so
+        is_flushed = self._writer.stop(timeout_s=0.5)
+        log.info("worker.stopped", calls_cut=cut, is_flushed=is_flushed)
+        if not self._is_celery_gone():
+            return  # the timer ends the process if Celery hangs
+        deadline.cancel()
+
+    def _is_celery_gone(self) -> bool:
+        threading.main_thread().join(timeout=_AFTER_GRACE_S)
+        return not threading.main_thread().is_alive()
+
+    def _leave_now(self) -> None:
+        # Celery's hub can hang in a stalled broker for minutes after SIGTERM; all that matters is written.
+        log.warning("worker.left_without_celery")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+    def _thread(self, name: str, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+
+def build_worker(settings: Settings) -> WorkerRuntime:
+    """A worker of these settings whose database and broker answer. Raises AntreanError with a sentence."""
+    ledger = prepare_ledger(settings)
+    check_broker(open_client(broker_address(settings)))
+    return WorkerRuntime(settings, ledger)
