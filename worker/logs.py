@@ -8,7 +8,7 @@ import sys
 import structlog
 
 # Celery says three lines a task; the ledger says it better.
-_CHATTY = ("celery.worker.strategy", "celery.app.trace", "celery.worker.request", "kombu", "amqp")
+_CHATTY = ("celery.worker.strategy", "celery.app.trace", "celery.worker.request", "kombu", "amqp", "alembic")
 
 
 def configure_logs(level: str = "info", *, json: bool | None = None) -> None:

@@ -84,7 +84,7 @@ class Settings(BaseSettings):
 
     # Retry
     max_attempts: Annotated[int, Field(ge=1)] = 6
-    bad_response_max_attempts: Annotated[int, Field(ge=1)] = 3
+    bad_response_max_attempts: Annotated[int, Field(ge=1)] = 4
     backoff_base_s: Seconds = 1.0
     backoff_cap_s: Seconds = 120.0
     retry_after_cap_s: Seconds = 3600.0
@@ -126,6 +126,8 @@ class Settings(BaseSettings):
             url = url.set(drivername="postgresql+psycopg")
         elif backend != "sqlite":
             raise ValueError("must begin with sqlite:// or postgresql://")
+        elif url.database and url.database != ":memory:":
+            url = url.set(database=os.path.abspath(url.database))  # a worker has a folder of its own
         return SecretStr(url.render_as_string(hide_password=False))
 
     @field_validator("api_key")

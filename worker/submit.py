@@ -44,15 +44,22 @@ def make_job(
     is_bulk: bool = False,
     max_attempts: int | None = None,
     expires_at_ms: int | None = None,
+    identity: tuple[str, ...] | None = None,
 ) -> NewJob:
-    """A new job for a validated request. Bulk jobs have the lowest priority unless told otherwise."""
+    """A new job for a validated request. Bulk jobs have the lowest priority unless told otherwise.
+
+    With `identity` the idempotency key is made of it, the request's hash and the endpoint.
+    """
     body = encode_request(request)
+    request_hash = hash_request(body)
+    if identity is not None:
+        idempotency_key = identify(*identity, request_hash, endpoint)
     default_priority = BULK_PRIORITY if is_bulk else 0
     return NewJob(
         id=new_id(),
         body=body,
         model=request.model,
-        request_hash=hash_request(body),
+        request_hash=request_hash,
         endpoint=endpoint,
         idempotency_key=idempotency_key,
         batch_id=batch_id,

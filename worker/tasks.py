@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 from celery import Task, signals
 from celery.exceptions import Ignore, Reject, Retry
@@ -54,21 +55,30 @@ def _set_up_logging(loglevel: Any = None, **_: Any) -> None:
     configure_logs(_settings_or_exit().log_level)
 
 
-@signals.celeryd_after_setup.connect
-def _start(instance: Any, **_: Any) -> None:
+@signals.celeryd_init.connect
+def _prepare(**_: Any) -> None:
+    """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
     global _runtime, _stack
     settings = _settings_or_exit()
-    pool = instance.pool_cls if isinstance(instance.pool_cls, str) else instance.pool_cls.__module__
-    if not pool.endswith("thread"):
-        raise SystemExit("antrean: the worker runs on Celery's threads pool only: leave --pool out")
     try:
         if settings.is_broker_embedded and IN_STACK not in os.environ:
             _stack = Stack.attach(settings.home)
             _stack.ensure_broker()
         _runtime = build_worker(settings)
+    except AntreanError as exc:
+        _exit(exc)
+
+
+@signals.celeryd_after_setup.connect
+def _start(instance: Any, **_: Any) -> None:
+    assert _runtime is not None, "celeryd_init comes first"
+    pool = instance.pool_cls if isinstance(instance.pool_cls, str) else instance.pool_cls.__module__
+    if not pool.endswith("thread"):
+        _exit(AntreanError("the worker runs on Celery's threads pool only: leave --pool out"))
+    try:
         _runtime.start()
     except AntreanError as exc:
-        raise SystemExit(f"antrean: {exc}") from None
+        _exit(exc)
 
 
 @signals.worker_shutting_down.connect
@@ -81,4 +91,11 @@ def _settings_or_exit() -> Settings:
     try:
         return load_settings()
     except AntreanError as exc:
-        raise SystemExit(f"antrean: {exc}") from None
+        _exit(exc)
+
+
+def _exit(exc: AntreanError) -> NoReturn:
+    sys.stderr.write(f"antrean: {exc}\n")
+    if _stack is not None:
+        _stack.leave(wait=False)
+    raise SystemExit(int(exc.exit_code))

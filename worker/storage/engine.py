@@ -90,7 +90,9 @@ def open_ledger(settings: Settings, *, pool_size: int = 8) -> Ledger:
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
             _make_folder(Path(url.database).parent)
-        engine = create_engine(url, pool_size=pool_size, max_overflow=8, pool_timeout=30)
+        engine = create_engine(
+            url, pool_size=pool_size, max_overflow=8, pool_timeout=30, hide_parameters=True
+        )
         _prepare_sqlite(engine, synchronous=settings.sqlite_synchronous)
         return Ledger(engine)
     engine = create_engine(
@@ -98,6 +100,7 @@ def open_ledger(settings: Settings, *, pool_size: int = 8) -> Ledger:
         pool_size=pool_size,
         max_overflow=8,
         pool_timeout=30,
+        hide_parameters=True,  # an error's text must not quote a prompt or an answer (invariant 10)
         connect_args={
             "connect_timeout": 5,
             "application_name": "antrean",

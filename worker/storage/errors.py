@@ -31,9 +31,11 @@ def is_away(exc: BaseException) -> bool:
         return True
     if not isinstance(exc, DBAPIError):
         return False
+    state = getattr(exc.orig, "sqlstate", None) or ""
+    if state[:2] == "54":  # a limit that this very row breaks; the driver calls it operational
+        return False
     if exc.connection_invalidated or isinstance(exc, (OperationalError, InterfaceError)):
         return True
-    state = getattr(exc.orig, "sqlstate", None) or ""
     return state[:2] in ("08", "53", "57", "25")  # connection, resources, operator, read-only
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, bindparam, select
 
 from schemas.job import JobState
+from worker.storage.cleaning import clean_text
 from worker.storage.tables import insert_or_ignore, jobs, requests
 
 
@@ -77,8 +78,8 @@ def insert_jobs(
         connection.execute(insert_or_ignore(connection, requests), bodies)
     known = []
     for job in new:
-        id_, state = found[job.idempotency_key] if job.idempotency_key else (job.id, "queued")
-        known.append(KnownJob(id=id_, state=JobState(state), is_new=id_ in fresh))
+        id_, state = (job.id, "queued") if job.idempotency_key is None else found[job.idempotency_key]
+        known.append(KnownJob(id=id_, state=JobState(state), is_new=id_ == job.id and id_ in fresh))
     return known
 
 
@@ -96,10 +97,10 @@ def _job_values(job: NewJob, *, now_ms: int, published_at_ms: int | None) -> dic
         "idempotency_key": job.idempotency_key,
         "batch_id": job.batch_id,
         "position": job.position,
-        "custom_id": job.custom_id,
-        "source_key": job.source_key,
+        "custom_id": clean_text(job.custom_id),
+        "source_key": clean_text(job.source_key),
         "endpoint": job.endpoint,
-        "model": job.model,
+        "model": clean_text(job.model),
         "request_hash": job.request_hash,
         "state": JobState.QUEUED.value,
         "priority": job.priority,

@@ -95,7 +95,7 @@ def iterate_outcomes(ledger: Ledger, ids: Sequence[str]) -> Iterator[JobOutcome]
         yield from (found[id_] for id_ in wanted if id_ in found)
 
 
-def fetch_endings(connection: Connection, *, since_ms: int, limit: int = 5000) -> list[Ending]:
+def fetch_endings(connection: Connection, *, since_ms: int, limit: int = 20_000) -> list[Ending]:
     """Jobs that ended at or after `since_ms`, oldest first, at most `limit`."""
     statement = _endings().where(jobs.c.ended_at_ms >= since_ms).order_by(jobs.c.ended_at_ms).limit(limit)
     return [_ending(row) for row in connection.execute(statement)]
@@ -173,3 +173,20 @@ def has_answered(connection: Connection, endpoint: str) -> bool:
         .limit(1)
     )
     return connection.execute(statement).first() is not None
+
+
+def count_running(connection: Connection) -> int:
+    """Jobs that are claimed just now, whoever holds them."""
+    statement = select(func.count()).select_from(jobs).where(jobs.c.state == "running")
+    return int(connection.execute(statement).scalar_one())
+
+
+def fetch_trouble(connection: Connection) -> str | None:
+    """Why jobs wait for something that concerns them all (a refused key, a spent quota), or None."""
+    row = connection.execute(
+        select(jobs.c.failure_kind, jobs.c.failure_message)
+        .where(jobs.c.state == "waiting", jobs.c.blocked_since_ms.is_not(None))
+        .order_by(jobs.c.not_before_ms)
+        .limit(1)
+    ).first()
+    return None if row is None else f"{row.failure_kind}: {row.failure_message}"

@@ -13,6 +13,9 @@ from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import GiveBack, Outcome, Recorded, Setback, Success
 from worker.storage.tables import AnyRow, attempts, failure_bodies, jobs, results, upsert, usage
 
+# PostgreSQL's integer. A count beyond it is nonsense, and must not cost the answer that came with it.
+_LARGEST_COUNT = 2**31 - 1
+
 _LOCK = (
     select(
         jobs.c.id,
@@ -217,11 +220,11 @@ def _usage(row: AnyRow, outcome: Success, *, is_used: bool) -> dict[str, Any]:
         "number": outcome.number,
         "batch_id": row.batch_id,
         "model": clean_text(tokens.model),
-        "prompt_tokens": tokens.prompt_tokens,
-        "completion_tokens": tokens.completion_tokens,
-        "total_tokens": tokens.total_tokens,
-        "cached_tokens": tokens.cached_tokens,
-        "reasoning_tokens": tokens.reasoning_tokens,
+        "prompt_tokens": min(tokens.prompt_tokens, _LARGEST_COUNT),
+        "completion_tokens": min(tokens.completion_tokens, _LARGEST_COUNT),
+        "total_tokens": min(tokens.total_tokens, _LARGEST_COUNT),
+        "cached_tokens": min(tokens.cached_tokens, _LARGEST_COUNT),
+        "reasoning_tokens": min(tokens.reasoning_tokens, _LARGEST_COUNT),
         "is_used": is_used,
         "created_at_ms": outcome.ended_at_ms,
     }

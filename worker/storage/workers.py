@@ -167,12 +167,6 @@ def rescue_jobs(connection: Connection, worker_id: str, *, max_solo_losses: int,
     return [row.id for row in rows]
 
 
-def count_running(connection: Connection) -> int:
-    """Jobs that are claimed just now, whoever holds them."""
-    statement = select(func.count()).select_from(jobs).where(jobs.c.state == "running")
-    return int(connection.execute(statement).scalar_one())
-
-
 def fetch_workers(connection: Connection) -> list[WorkerFacts]:
     """The workers that have not ended, oldest first."""
     running = (

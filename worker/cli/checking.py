@@ -1,0 +1,124 @@
+"""`antrean check`, `models` and `migrate`: is everything in place, and what to do where it is not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from worker.broker import broker_address, check_broker, open_client
+from worker.cli.console import note, out, print_json
+from worker.embedded.stack import Stack
+from worker.errors import AntreanError, ExitCode, SettingsError
+from worker.preflight import EndpointFacts, ask_endpoint, choose_model
+from worker.settings import Settings, load_settings, unknown_names
+from worker.storage.engine import open_ledger
+from worker.storage.migrating import is_current
+from worker.storage.migrating import migrate as migrate_ledger
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("check", epilog="Example: antrean check --json")(check)
+    app.command("models", epilog="Example: antrean models")(models)
+    app.command("migrate", epilog="Example: antrean migrate")(migrate)
+
+
+def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """Try settings, broker, database, endpoint, key and model, and say what to do about each."""
+    findings: list[tuple[str, str, AntreanError | None]] = []
+
+    def attempt(name: str, probe: Callable[[], str]) -> bool:
+        try:
+            findings.append((name, probe(), None))
+        except AntreanError as exc:
+            findings.append((name, str(exc), exc))
+            return False
+        return True
+
+    settings: Settings | None = None
+    try:
+        settings = load_settings()
+        findings.append(("settings", f"home {settings.home}, endpoint {settings.endpoint}", None))
+    except SettingsError as exc:
+        findings += [("settings", problem, exc) for problem in exc.problems]
+    if settings is not None:
+        known = settings
+        attempt("broker", lambda: _check_broker(known))
+        attempt("database", lambda: _check_database(known))
+        facts: list[EndpointFacts] = []
+        if attempt("endpoint and key", lambda: _check_endpoint(known, facts)):
+            attempt("model", lambda: f"{choose_model(known.model, facts[0])}")
+    odd = unknown_names(dict(os.environ))
+    _print_findings(findings, odd, as_json=as_json)
+    worst = max((exc.exit_code for _, _, exc in findings if exc is not None), default=ExitCode.OK)
+    if worst:
+        raise typer.Exit(worst)
+
+
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
+    """List the models that the endpoint runs now."""
+    facts = ask_endpoint(load_settings())
+    if as_json:
+        print_json({"models": facts.models})
+        return
+    if facts.models is None:
+        note("the endpoint answers, but lists no models")
+    for model in facts.models or ():
+        out.print(escape(model))
+
+
+def migrate() -> None:
+    """Bring the database to this version's schema. Safe to repeat, and to run while workers work."""
+    settings = load_settings()
+    done = migrate_ledger(open_ledger(settings))
+    if done.before == done.after:
+        out.print(f"the database is at revision {done.after} already")
+    else:
+        out.print(f"the database went from {done.before or 'nothing'} to revision {done.after}")
+
+
+def _check_broker(settings: Settings) -> str:
+    if not settings.is_broker_embedded:
+        return check_broker(open_client(broker_address(settings)))
+    with Stack.attach(settings.home) as stack:
+        return f"embedded {check_broker(open_client(stack.ensure_broker()))}"
+
+
+def _check_database(settings: Settings) -> str:
+    ledger = open_ledger(settings)
+    kind = "PostgreSQL" if ledger.is_postgresql else "SQLite"
+    if settings.database_url is None:
+        migrate_ledger(ledger)
+    elif not is_current(ledger):
+        raise AntreanError(f"{kind} answers, but has not this version's schema: run `antrean migrate`")
+    return f"{kind}, schema up to date"
+
+
+def _check_endpoint(settings: Settings, facts: list[EndpointFacts]) -> str:
+    found = ask_endpoint(settings)
+    facts.append(found)
+    listed = "lists no models" if found.models is None else f"runs {', '.join(found.models) or 'no model'}"
+    return f"{settings.base_url} {listed}"
+
+
+def _print_findings(
+    findings: list[tuple[str, str, AntreanError | None]], odd: list[str], *, as_json: bool
+) -> None:
+    if as_json:
+        print_json(
+            {
+                "ok": all(exc is None for _, _, exc in findings),
+                "checks": [{"name": name, "ok": exc is None, "detail": text} for name, text, exc in findings],
+                "unknown_settings": odd,
+            }
+        )
+        return
+    for name, text, exc in findings:
+        mark = "[green]ok[/]  " if exc is None else "[bold red]no[/]  "
+        out.print(f"{mark}{name}: {escape(text)}")
+    if odd:
+        note(f"not settings of antrean (a typing error?): {', '.join(odd)}")

@@ -1,0 +1,34 @@
+"""Where the commands print: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.markup import escape
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+_MOST_PROBLEMS = 20
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output, for a program to read."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def note(text: str) -> None:
+    """A remark for the person at the keyboard."""
+    err.print(escape(text), style="dim")
+
+
+def complain(sentence: str, problems: list[str] | None = None) -> None:
+    """The one sentence that says what to do, and what it is about, a line each."""
+    err.print(f"[bold red]antrean:[/] {escape(sentence)}")
+    shown = (problems or [])[:_MOST_PROBLEMS]
+    for problem in shown:
+        err.print(f"  {escape(problem)}")
+    if problems and len(problems) > len(shown):
+        err.print(f"  … and {len(problems) - len(shown)} more")

@@ -1,0 +1,76 @@
+"""The `antrean` command: its parts put together, and every ending turned into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from worker.cli import batches, checking, running, serving, submitting
+from worker.cli.console import complain, out
+from worker.errors import AntreanError, ExitCode, InputError, SettingsError
+from worker.logs import configure_logs
+
+app = typer.Typer(
+    name="antrean",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A durable job queue for chat completions: any OpenAI-compatible endpoint, your own machines.",
+    epilog="Settings are environment variables (ANTREAN_…), .env or antrean.toml; "
+    "`antrean check` says what is set and what is wrong.",
+)
+running.register(app)
+submitting.register(app)
+batches.register(app)
+checking.register(app)
+serving.register(app)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        out.print(f"antrean {version()}")
+        raise typer.Exit
+
+
+def version() -> str:
+    """This version of antrean."""
+    try:
+        return metadata.version("antrean")
+    except metadata.PackageNotFoundError:  # run from a checkout, by scripts/antrean
+        return "0.1.0.dev0"
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    configure_logs("warning", json=False)
+
+
+def main() -> None:
+    """Runs the command line and ends the process. No traceback for what a user can put right."""
+    try:
+        app(prog_name="antrean")  # ends with SystemExit, also for bad arguments
+    except SettingsError as exc:
+        complain("these settings cannot be used:", exc.problems)
+        sys.exit(exc.exit_code)
+    except AntreanError as exc:
+        complain(str(exc), exc.problems if isinstance(exc, InputError) else None)
+        sys.exit(exc.exit_code)
+    except Exception as exc:
+        # A defect of ours. The traceback is for us, the sentence for the user.
+        if os.environ.get("ANTREAN_LOG_LEVEL") == "debug":
+            raise
+        complain(
+            f"this should not have happened: {type(exc).__name__}: {exc}. "
+            "Please report it, with what ANTREAN_LOG_LEVEL=debug shows."
+        )
+        sys.exit(ExitCode.INTERNAL)

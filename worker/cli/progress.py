@@ -1,0 +1,76 @@
+"""The progress line of a run: a live bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from worker.cli.console import err
+from worker.cli.tracking import Progress
+from worker.reports.summary import format_count, format_seconds
+
+_PLAIN_EVERY_S = 5.0
+
+
+class _Figures(ProgressColumn):
+    """Done, failed, in flight, tokens a second and time left."""
+
+    def render(self, task: Task) -> Text:
+        progress: Progress | None = task.fields.get("figures")
+        return Text("") if progress is None else Text(describe(progress))
+
+
+def describe(progress: Progress) -> str:
+    """One line of figures."""
+    left = "–" if progress.left_s is None else format_seconds(progress.left_s)
+    return (
+        f"{format_count(progress.succeeded)} done · {format_count(progress.failed)} failed · "
+        f"{progress.in_flight} in flight · {format_count(round(progress.tokens_per_s))} tokens/s · {left} left"
+    )
+
+
+class Display:
+    """Shows progress as it comes."""
+
+    def __init__(self) -> None:
+        self._bar = Bar(
+            TextColumn("{task.percentage:>3.0f}%"), BarColumn(bar_width=24), _Figures(), console=err
+        )
+        self._task = self._bar.add_task("jobs", total=None, figures=None)
+        self._live: Live | None = None
+        self._plain_at_s = float("-inf")
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """On the screen while inside."""
+        if not err.is_terminal:
+            yield
+            return
+        with Live(self._render(None), console=err, refresh_per_second=8, transient=True) as live:
+            self._live = live
+            yield
+            self._live = None
+
+    def update(self, progress: Progress) -> None:
+        """Shows `progress` now."""
+        self._bar.update(self._task, total=progress.total, completed=progress.done, figures=progress)
+        if self._live is not None:
+            self._live.update(self._render(progress.trouble))
+        elif not err.is_terminal and time.monotonic() - self._plain_at_s >= _PLAIN_EVERY_S:
+            self._plain_at_s = time.monotonic()
+            trouble = f" · waiting: {progress.trouble}" if progress.trouble else ""
+            err.print(escape(f"{progress.done}/{progress.total}: {describe(progress)}{trouble}"))
+
+    def _render(self, trouble: str | None) -> Group:
+        lines: list[Text | Bar] = [self._bar]
+        if trouble:
+            lines.append(Text(f"waiting: {trouble}", style="yellow"))
+        return Group(*lines)

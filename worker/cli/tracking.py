@@ -1,0 +1,107 @@
+"""Following jobs to their end: what ended since the last look, however many there are in all."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from schemas.job import JobState
+from worker.storage.engine import Ledger
+from worker.storage.reading import Ending, count_running, fetch_endings, fetch_endings_of, fetch_trouble
+
+_PAGE = 500
+_OVERLAP_MS = 5_000  # workers' clocks differ a little; what was seen already is ignored
+_RECONCILE_S = 10.0
+_RATE_WINDOW_S = 10.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the followed jobs stand."""
+
+    total: int
+    succeeded: int = 0
+    failed: int = 0
+    in_flight: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    tokens_per_s: float = 0.0
+    jobs_per_s: float = 0.0
+    failures: Counter[str] = field(default_factory=Counter)
+    trouble: str | None = None  # what waiting jobs wait for, when it is not their own backoff
+
+    @property
+    def done(self) -> int:
+        return self.succeeded + self.failed
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left at the present rate, or None when nothing moves."""
+        return (self.total - self.done) / self.jobs_per_s if self.jobs_per_s else None
+
+
+class Tracker:
+    """Follows `ids` by the ledger's tail of endings; each look costs what ended since, not what there is."""
+
+    def __init__(self, ledger: Ledger, ids: Iterable[str]) -> None:
+        self._ledger = ledger
+        self._open = dict.fromkeys(ids)
+        self._since_ms = time.time_ns() // 1_000_000
+        self._looked_through_s = float("-inf")
+        self._recent: deque[tuple[float, int, int]] = deque()
+        self.progress = Progress(total=len(self._open))
+
+    @property
+    def is_done(self) -> bool:
+        return not self._open
+
+    def look(self) -> Progress:
+        """The progress now. Raises DatabaseAway."""
+        now_s = time.monotonic()
+        with self._ledger.read() as connection:
+            endings = fetch_endings(connection, since_ms=self._since_ms - _OVERLAP_MS)
+            self.progress.in_flight = count_running(connection)
+            self.progress.trouble = fetch_trouble(connection)
+        if now_s - self._looked_through_s >= _RECONCILE_S:
+            # Whatever the tail may have missed (a clock that jumped, a very large burst) is found here.
+            self._looked_through_s = now_s
+            endings += self._look_through()
+        self._count(endings, now_s)
+        return self.progress
+
+    def _look_through(self) -> list[Ending]:
+        ids = list(self._open)
+        found: list[Ending] = []
+        for start in range(0, len(ids), _PAGE):
+            with self._ledger.read() as connection:
+                found += fetch_endings_of(connection, ids[start : start + _PAGE])
+        return found
+
+    def _count(self, endings: list[Ending], now_s: float) -> None:
+        progress = self.progress
+        new = tokens = 0
+        for ending in endings:
+            self._since_ms = max(self._since_ms, ending.ended_at_ms)
+            if ending.id not in self._open:
+                continue
+            del self._open[ending.id]
+            new += 1
+            if ending.state is JobState.SUCCEEDED:
+                progress.succeeded += 1
+                progress.prompt_tokens += ending.prompt_tokens
+                progress.completion_tokens += ending.completion_tokens
+                tokens += ending.completion_tokens
+            else:
+                progress.failed += 1
+                progress.failures[ending.failure_kind or ending.state.value] += 1
+        self._recent.append((now_s, new, tokens))
+        while now_s - self._recent[0][0] > _RATE_WINDOW_S:
+            self._recent.popleft()
+        span_s = now_s - self._recent[0][0]
+        if span_s > 0.2:
+            progress.jobs_per_s = (
+                sum(jobs for at, jobs, _ in self._recent if at > self._recent[0][0]) / span_s
+            )
+            progress.tokens_per_s = sum(t for at, _, t in self._recent if at > self._recent[0][0]) / span_s

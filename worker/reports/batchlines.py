@@ -1,0 +1,256 @@
+"""Results as OpenAI batch output lines, written so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from schemas.failure import FailureKind
+from schemas.job import JobState
+from worker.errors import InputError
+from worker.storage.reading import JobOutcome
+
+_ENDED_BY_STATE = {
+    JobState.CANCELLED: ("batch_cancelled", "The job was cancelled before it had a result."),
+    JobState.EXPIRED: ("batch_expired", "The job's time was over before it had a result."),
+}
+_NEVER_ANSWERED = frozenset(
+    {
+        FailureKind.TIMEOUT,
+        FailureKind.UNREACHABLE,
+        FailureKind.INVALID_REQUEST,
+        FailureKind.WORKER_LOST,
+        FailureKind.INTERNAL_ERROR,
+        FailureKind.BAD_RESPONSE,  # a status of 200 in an error line would read as a success
+    }
+)
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+# str.splitlines() ends a line at these; in JSON they can only stand inside text, where an escape means the same.
+_UNICODE_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many lines were written, by how their jobs ended."""
+
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.succeeded + self.failed + self.cancelled + self.expired
+
+
+def output_line(outcome: JobOutcome) -> bytes:
+    """The job's output line: one line of UTF-8 JSON with its end, whatever bytes the endpoint sent."""
+    response, error = _response(outcome), None
+    if response is None:
+        error = _error(outcome)
+    line = orjson.dumps(
+        {
+            "id": "batch_req_" + outcome.id.replace("-", ""),
+            "custom_id": _storable(outcome.source_key if outcome.custom_id is None else outcome.custom_id),
+            "response": response,
+            "error": error,
+        }
+    )
+    for raw, escaped in _UNICODE_LINE_ENDS:
+        if raw in line:
+            line = line.replace(raw, escaped)
+    return line + b"\n"
+
+
+def write_lines(outcomes: Iterable[JobOutcome], stream: BinaryIO) -> Counts:
+    """Writes a line for each outcome, in their order, and says how many. A closed pipe raises BrokenPipeError."""
+    counts = dict.fromkeys(JobState, 0)
+    for outcome in outcomes:
+        stream.write(output_line(outcome))
+        counts[outcome.state] += 1
+    stream.flush()
+    return Counts(
+        succeeded=counts[JobState.SUCCEEDED],
+        failed=counts[JobState.FAILED],
+        cancelled=counts[JobState.CANCELLED],
+        expired=counts[JobState.EXPIRED],
+    )
+
+
+def write_results(outcomes: Iterable[JobOutcome], path: Path | None) -> Counts:
+    """Writes the lines to the file, or to standard output where `path` is None, and says how many.
+
+    The file appears whole or not at all: a full disk or a reader that is interrupted leaves the old one.
+    Raises InputError if it cannot be written.
+    """
+    if path is None:
+        return write_lines(outcomes, sys.stdout.buffer)
+    check_output(path)
+    if path.exists() and not path.is_file():  # /dev/null, a named pipe: nothing to replace
+        with _sentences(path), path.open("wb") as stream:
+            return write_lines(outcomes, stream)
+    target = Path(os.path.realpath(path))  # a link stays a link
+    part = target.with_name(f".antrean-{secrets.token_hex(6)}.part")
+    try:
+        with _sentences(path):
+            stream = part.open("xb")
+        with stream:
+            counts = _write_synced(outcomes, stream, path)
+        with _sentences(path):
+            if target.exists():
+                part.chmod(stat.S_IMODE(target.stat().st_mode))
+            part.replace(target)
+            _sync_folder(target.parent)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    return counts
+
+
+def check_output(path: Path) -> None:
+    """Raises InputError if results could not be written to `path`. Makes nothing."""
+    folder = Path(os.path.realpath(path)).parent
+    with _sentences(path):
+        is_known, is_file = path.exists(), path.is_file()
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file in it, such as {path / 'results.jsonl'}")
+    if is_known and not os.access(path, os.W_OK):
+        raise InputError(f"{path} is write-protected: choose another file")
+    if is_known and not is_file:
+        return
+    if not folder.is_dir():
+        raise InputError(f"The folder {folder} does not exist: make it first, or choose another")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"The folder {folder} is not writable: choose another")
+
+
+def _response(outcome: JobOutcome) -> dict[str, Any] | None:
+    if outcome.state is JobState.SUCCEEDED:
+        status = 200 if outcome.http_status is None else outcome.http_status
+        body = None if outcome.raw is None else _embed(outcome.raw)
+    else:
+        if outcome.state is not JobState.FAILED or outcome.failure_kind in _NEVER_ANSWERED:
+            return None
+        if outcome.http_status is None:
+            return None
+        status, body = outcome.http_status, _error_body(outcome, outcome.http_status)
+    return {"status_code": status, "request_id": _storable(outcome.request_id), "body": body}
+
+
+def _error(outcome: JobOutcome) -> dict[str, str | None]:
+    if outcome.state in _ENDED_BY_STATE:
+        code, message = _ENDED_BY_STATE[outcome.state]
+        return {"code": code, "message": message}
+    code = "request_timeout" if outcome.failure_kind is FailureKind.TIMEOUT else _code(outcome)
+    return {"code": code, "message": _storable(outcome.failure_message) or code}
+
+
+def _code(outcome: JobOutcome) -> str:
+    return outcome.failure_kind.value if outcome.failure_kind is not None else "failed"
+
+
+def _error_body(outcome: JobOutcome, status: int) -> Any:
+    """OpenAI's `{"error": {…}}`: the endpoint's own where it sent one, else made of what it did say."""
+    raw = outcome.error_raw
+    said = None if raw is None else _parse(raw)
+    if raw is not None and isinstance(said, dict) and isinstance(said.get("error"), dict):
+        return _embed(raw)
+    flat = said if isinstance(said, dict) else {}
+    words = (flat.get("message"), flat.get("error"), outcome.failure_message, f"HTTP {status}")
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return {
+        "error": {
+            "message": next(_storable(word) for word in words if isinstance(word, str) and word),
+            "type": _text(flat.get("type")) or _TYPES.get(status, kind),
+            "param": None,
+            "code": _text(flat.get("code")) or _code(outcome),
+        }
+    }
+
+
+def _embed(raw: bytes) -> Any:
+    """The endpoint's bytes as they are, where they are strict JSON on one line; else the same value anew."""
+    if b"\n" not in raw and b"\r" not in raw:
+        try:
+            orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            pass
+        else:
+            return orjson.Fragment(raw)
+    value = _parse(raw)
+    if value is None:  # not JSON in any reading: its text, so that nothing paid for is lost
+        value = raw.decode("utf-8", "replace")
+    # ASCII escapes carry lone surrogates, which UTF-8 cannot.
+    return orjson.Fragment(json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")))
+
+
+def _parse(raw: bytes) -> Any:
+    """The value as `api_client` reads it, or None; what JSON has no number for (NaN, 1e999) is null."""
+    try:
+        return json.loads(
+            raw.removeprefix(b"\xef\xbb\xbf").decode(json.detect_encoding(raw), "replace"),
+            strict=False,
+            parse_constant=lambda _: None,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
+    except (ValueError, RecursionError):
+        return None
+
+
+def _finite(digits: str) -> float | None:
+    value = float(digits)
+    return value if math.isfinite(value) else None
+
+
+def _whole(digits: str) -> int | float | None:
+    return int(digits) if len(digits) < 300 else _finite(digits)
+
+
+def _text(value: Any) -> str | None:
+    return _storable(value) if isinstance(value, str) and value else None
+
+
+def _storable(text: str | None) -> str | None:
+    """`text` as UTF-8 can carry it."""
+    return None if text is None else text.encode("utf-8", "replace").decode()
+
+
+def _write_synced(outcomes: Iterable[JobOutcome], stream: BinaryIO, path: Path) -> Counts:
+    with _sentences(path):
+        counts = write_lines(outcomes, stream)
+        os.fsync(stream.fileno())  # before the new name: a power cut must not leave an empty file under it
+    return counts
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _sentences(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        why = exc.strerror or type(exc).__name__
+        raise InputError(f"{path} cannot be written ({why}): nothing of it was changed") from exc

@@ -1,0 +1,55 @@
+"""Numbers as people read them. Pure."""
+
+from __future__ import annotations
+
+
+def format_count(count: int, noun: str = "", plural: str | None = None) -> str:
+    """`1,234 jobs`, `1 job`, `1,234`: thousands separated, the noun in its number."""
+    if not noun:
+        return f"{count:,}"
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A span of time: `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`, `3 d 04 h`. Below zero counts as zero."""
+    seconds = max(0.0, seconds)
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def format_rate(count: int, seconds: float, unit: str = "s") -> str:
+    """`count` over `seconds` as `12.3/s`; `–` where no time has passed."""
+    if seconds <= 0:
+        return "–"
+    rate = count / seconds
+    return f"{rate:,.0f}/{unit}" if rate >= 99.95 else f"{rate:.1f}/{unit}"
+
+
+def format_bytes(count: int) -> str:
+    """A size: `512 B`, `1.5 KiB`, `32.0 MiB`, `4.0 GiB`."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{count:,} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} GiB"
+
+
+def format_share(part: int, whole: int) -> str:
+    """`part` of `whole` in per cent; 100 only when nothing is missing, 0 only when nothing is there."""
+    if whole <= 0:
+        return "–"
+    percent = 100 * part / whole
+    if 0 < part < whole:
+        percent = min(99.9, max(0.1, percent))
+    return f"{percent:.0f} %" if percent in (0, 100) else f"{percent:.1f} %"

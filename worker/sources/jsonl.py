@@ -1,0 +1,252 @@
+"""Requests from JSONL: lines of an OpenAI batch file, bare request bodies, or a mix of both.
+
+{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": […]}}
+{"messages": […]}
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from schemas.chat import ChatRequest, InvalidRequest, parse_request
+from worker.sources.problems import MOST_SHOWN, input_error, why
+
+URLS = ("/v1/chat/completions", "/chat/completions")
+LONGEST_CUSTOM_ID = 512
+LONGEST_LINE_BYTES = 64 * 1024 * 1024
+_BOM = b"\xef\xbb\xbf"
+_LINE_KEYS = ("custom_id", "method", "url", "body")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLine:
+    """A validated request and where it stood. `number` is the line's, 1-based, blank lines counted."""
+
+    number: int
+    custom_id: str | None
+    request: ChatRequest
+
+
+@dataclass(frozen=True, slots=True)
+class JsonlSummary:
+    """What a file holds: its requests, and how many go to each model."""
+
+    count: int
+    models: dict[str, int]
+
+
+class _BadLine(Exception):
+    def __init__(self, *problems: str, custom_id: str | None = None) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+        self.custom_id = custom_id
+
+
+def read_requests(
+    path: Path, *, default_model: str | None, allow_zero_temperature: bool = False
+) -> Iterator[RequestLine]:
+    """The requests of the file, in its order, one in memory at a time.
+
+    Raises InputError at the first problem, which is of a file that changed since `check_requests`.
+    """
+    with _opened(path) as file:
+        for number, raw in _lines(file):
+            try:
+                yield _parse_line(number, raw, default_model, allow_zero_temperature)
+            except _BadLine as exc:
+                raise input_error(
+                    str(path), [f"line {number}: {problem}" for problem in exc.problems]
+                ) from None
+
+
+def check_requests(
+    path: Path, *, default_model: str | None, allow_zero_temperature: bool = False
+) -> JsonlSummary:
+    """What the file holds, after a look at every line. Memory: 16 bytes a line that has a custom_id.
+
+    Raises InputError that counts every problem and shows the first 200, as `line 3: temperature: …`.
+    """
+    shown: list[tuple[int, str]] = []
+    problem_count = count = 0
+    models: dict[str, int] = {}
+    ids = _CustomIds()
+    with _opened(path) as file:
+        for number, raw in _lines(file):
+            try:
+                line = _parse_line(number, raw, default_model, allow_zero_temperature)
+            except _BadLine as exc:
+                problem_count += len(exc.problems)
+                if len(shown) < MOST_SHOWN:
+                    shown += [(number, problem) for problem in exc.problems]
+                ids.add(number, exc.custom_id)
+                continue
+            count += 1
+            models[line.request.model] = models.get(line.request.model, 0) + 1
+            ids.add(number, line.custom_id)
+        for found, (number, problem) in enumerate(ids.find_duplicates(file)):
+            problem_count += 1
+            if found < MOST_SHOWN:
+                shown.append((number, problem))
+    if problem_count:
+        shown.sort(key=lambda item: item[0])
+        lines = [f"line {number}: {problem}" for number, problem in shown]
+        raise input_error(str(path), lines, count=problem_count)
+    if not count:
+        raise input_error(str(path), [f"{path} holds no requests"])
+    return JsonlSummary(count, models)
+
+
+class _CustomIds:
+    """Finds ids that come twice with 16 bytes a line: hashes first, the lines behind equal ones again."""
+
+    def __init__(self) -> None:
+        self._hashes = array("q")
+        self._numbers = array("q")
+
+    def add(self, number: int, custom_id: str | None) -> None:
+        if custom_id is None:
+            return
+        self._hashes.append(hash(custom_id))
+        self._numbers.append(number)
+
+    def find_duplicates(self, file: BinaryIO) -> Iterator[tuple[int, str]]:
+        """Number and problem of each line whose custom_id an earlier line has, in order."""
+        suspects = self._suspect_lines()
+        if not suspects:
+            return
+        file.seek(0)
+        first: dict[str, int] = {}
+        for number, raw in _lines(file):
+            if number in suspects:
+                custom_id = orjson.loads(raw)["custom_id"]
+                if custom_id in first:
+                    yield number, f"custom_id: {_quote(custom_id)} is on line {first[custom_id]} as well"
+                else:
+                    first[custom_id] = number
+
+    def _suspect_lines(self) -> set[int]:
+        ordered = sorted(self._hashes)
+        twice = {one for one, next_one in pairwise(ordered) if one == next_one}
+        if not twice:
+            return set()
+        return {number for number, hashed in zip(self._numbers, self._hashes, strict=True) if hashed in twice}
+
+
+def _parse_line(
+    number: int, raw: bytes, default_model: str | None, allow_zero_temperature: bool
+) -> RequestLine:
+    data = _decode(raw)
+    custom_id: str | None = None
+    body: Any = data
+    if "messages" in data and "body" not in data:
+        problems = _check_bare(data)
+    else:
+        body, given = data.get("body"), data.get("custom_id")
+        custom_id = given if isinstance(given, str) else None
+        problems = _check_envelope(data)
+    if isinstance(body, dict):
+        try:
+            request = parse_request(
+                body, allow_zero_temperature=allow_zero_temperature, default_model=default_model
+            )
+        except InvalidRequest as exc:
+            raise _BadLine(*problems, *exc.errors, custom_id=custom_id) from None
+        if "\0" in request.model:  # no database keeps it
+            problems.append("model: must not hold U+0000")
+        if not problems:
+            return RequestLine(number, custom_id, request)
+    raise _BadLine(*problems, custom_id=custom_id)
+
+
+def _decode(raw: bytes) -> dict[str, Any]:
+    if len(raw) > LONGEST_LINE_BYTES:
+        raise _BadLine(f"is longer than {LONGEST_LINE_BYTES // 2**20} MiB")
+    try:
+        data = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        try:
+            raw.decode()
+        except UnicodeDecodeError as bad:
+            raise _BadLine(f"is not UTF-8 (byte {bad.start:,} of the line)") from None
+        raise _BadLine(f"is not JSON: {exc.msg} (column {exc.colno:,})") from None
+    if not isinstance(data, dict):
+        raise _BadLine("must be a JSON object: one request a line")
+    return data
+
+
+def _check_bare(data: dict[str, Any]) -> list[str]:
+    # These would travel to the endpoint, and the id would be lost.
+    return [
+        f'{key}: belongs to an OpenAI batch line, {{"custom_id": …, "body": {{…}}}}, beside its body'
+        for key in ("custom_id", "method", "url")
+        if key in data
+    ]
+
+
+def _check_envelope(data: dict[str, Any]) -> list[str]:
+    if not data.keys() & set(_LINE_KEYS):
+        return ["needs messages (a request body), or custom_id and body (an OpenAI batch line)"]
+    problems = [
+        f"{_quote(key)}: unknown key; a batch line has {', '.join(_LINE_KEYS)}"
+        for key in data
+        if key not in _LINE_KEYS
+    ]
+    problems += _check_custom_id(data)
+    if data.get("method", "POST") != "POST":
+        problems.append("method: must be POST")
+    if data.get("url", URLS[0]) not in URLS:
+        problems.append(f"url: must be {URLS[0]}")
+    if not isinstance(data.get("body"), dict):
+        problems.append("body: must be a JSON object, the request")
+    return problems
+
+
+def _check_custom_id(data: dict[str, Any]) -> list[str]:
+    custom_id = data.get("custom_id")
+    if "custom_id" not in data:
+        return ["custom_id: is missing"]
+    if not isinstance(custom_id, str) or not custom_id:
+        return ["custom_id: must be text, and not empty"]
+    if len(custom_id) > LONGEST_CUSTOM_ID:
+        return [f"custom_id: must be at most {LONGEST_CUSTOM_ID} characters"]
+    return ["custom_id: must not hold U+0000"] if "\0" in custom_id else []
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of each line that is not blank. An endless line is cut, and is then too long."""
+    number = 0
+    while raw := file.readline(LONGEST_LINE_BYTES + 1):
+        number += 1
+        if number == 1:
+            raw = raw.removeprefix(_BOM)
+        rest = raw
+        while len(rest) > LONGEST_LINE_BYTES and not rest.endswith(b"\n"):
+            rest = file.readline(LONGEST_LINE_BYTES + 1)
+        if raw.strip():
+            yield number, raw
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise input_error(str(path), [f"No such file: {path}"]) from None
+    except IsADirectoryError:
+        raise input_error(str(path), [f"{path} is a folder; name a JSONL file"]) from None
+    except OSError as exc:
+        raise input_error(str(path), [f"{path}: cannot be read ({why(exc)})"]) from None
+
+
+def _quote(text: str) -> str:
+    shown = text if len(text) <= 60 else text[:60] + "…"
+    return orjson.dumps(shown).decode()
