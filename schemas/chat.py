@@ -144,8 +144,14 @@ def parse_request(
 
 
 def encode_request(request: ChatRequest) -> str:
-    """The JSON body to store and to send: only the fields that were given, in the order given."""
-    return orjson.dumps(request.model_dump(mode="python", exclude_unset=True)).decode()
+    """The JSON body to store and to send: only the fields that were given, ours first.
+
+    Raises InvalidRequest for values that a Python caller can give and JSON cannot hold.
+    """
+    try:
+        return orjson.dumps(request.model_dump(mode="python", exclude_unset=True)).decode()
+    except orjson.JSONEncodeError as exc:
+        raise InvalidRequest([f"request: cannot be written as JSON ({exc})"]) from None
 
 
 def hash_request(body: str) -> str:

@@ -145,29 +145,28 @@ class Executor:
         """The answer, trying the other header style and a changed key where the key was refused."""
         body = job.body.encode()
         credential = self._credentials.current()
-        tried: set[tuple[str | None, str]] = set()
+        tried = {credential}
         while True:
-            tried.add((credential.key, credential.style))
             try:
                 answer = self._client.complete(body, credential=credential, job_id=job.id)
             except ApiError as exc:
                 if exc.failure.kind is not FailureKind.UNAUTHORIZED:
                     raise
-                other = self._other_credential(credential)
-                if other is None or (other.key, other.style) in tried:
+                other = self._untried_credential(credential, tried)
+                if other is None:
                     raise
                 credential = other
+                tried.add(other)
                 continue
             self._credentials.worked(credential)
             return answer
 
-    def _other_credential(self, refused: Credential) -> Credential | None:
-        other = self._credentials.other_style(refused)
-        if other is not None and self._credentials.current() == refused:
-            return other
-        if self._credentials.current() != refused or self._credentials.reread(refused):
-            return self._credentials.current()
-        return None
+    def _untried_credential(self, refused: Credential, tried: set[Credential]) -> Credential | None:
+        """The other header style, what another slot has learned, or a key that was changed; else None."""
+        for candidate in (self._credentials.other_style(refused), self._credentials.current()):
+            if candidate is not None and candidate not in tried:
+                return candidate
+        return self._credentials.current() if self._credentials.reread(refused) else None
 
     def _succeed(self, job: ClaimedJob, answer: Answer) -> Report:
         completion = answer.completion

@@ -32,7 +32,8 @@ class Slots:
 
     @property
     def active(self) -> int:
-        return self._active
+        """Jobs inside: those that run alone, or wait to, are too."""
+        return self._active + self._solo_waiting + self._is_solo_active
 
     def stop(self) -> None:
         """Lets nobody in any more; those who wait raise Stopping."""
@@ -45,9 +46,9 @@ class Slots:
         """Whether no call was in flight in the end; gives up when `is_enough` says so, asked ten times a second."""
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         with self._idle:
-            while self._active and not is_enough() and (end_s is None or time.monotonic() < end_s):
+            while self.active and not is_enough() and (end_s is None or time.monotonic() < end_s):
                 self._idle.wait(0.1)
-            return self._active == 0
+            return self.active == 0
 
     @contextmanager
     def enter(self, *, is_bulk: bool) -> Iterator[None]:

@@ -22,10 +22,10 @@ from worker.policy.retry import RetryRules
 from worker.publisher import publish
 from worker.settings import Settings
 from worker.slots import Slots
-from worker.storage.engine import Ledger, open_ledger
-from worker.storage.errors import DatabaseAway, NotMigrated
+from worker.storage.engine import Ledger
+from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter
-from worker.storage.migrating import is_current, migrate
+from worker.storage.migrating import prepare_ledger
 from worker.storage.reading import has_answered
 from worker.storage.window import Due
 from worker.throttle.gatekeeper import Gatekeeper
@@ -48,16 +48,6 @@ def endpoint_config(settings: Settings, *, pool_size: int | None = None) -> Endp
         max_response_bytes=settings.max_response_bytes,
         pool_size=settings.thread_count if pool_size is None else pool_size,
     )
-
-
-def prepare_ledger(settings: Settings) -> Ledger:
-    """The ledger, migrated where it is our own SQLite file. Raises NotMigrated or DatabaseAway."""
-    ledger = open_ledger(settings)
-    if settings.database_url is None:
-        migrate(ledger)
-    elif not is_current(ledger):
-        raise NotMigrated("the database is not at this version's schema: run `antrean migrate` first")
-    return ledger
 
 
 class WorkerRuntime:

@@ -7,6 +7,7 @@ import random
 import string
 
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
 from tests.support.clock import FakeClock
 from tests.support.ledger import NOW, a_job, at_once, claim_one, job_row, put, record, rows, success
@@ -86,12 +87,13 @@ def test_names_that_a_database_cannot_hold_are_cleaned_on_the_way_in(ledger: Led
 
 def test_a_key_that_no_index_holds_is_not_taken_for_an_absent_database(ledger: Ledger) -> None:
     key = "".join(random.Random(1).choices(string.printable, k=20_000))
-    try:
+    if not ledger.is_postgresql:
+        assert put(ledger, a_job(idempotency_key=key))[0].is_new
+        return
+    with pytest.raises(SQLAlchemyError) as caught:
         put(ledger, a_job(idempotency_key=key))
-    except DatabaseAway:
-        pytest.fail("nothing about the database is away")
-    except Exception as exc:
-        assert ledger.is_postgresql, exc
+    assert not isinstance(caught.value, DatabaseAway)
+    assert key[:50] not in str(caught.value)
 
 
 def test_bulk_is_written_in_chunks_and_again_changes_nothing(ledger: Ledger, clock: FakeClock) -> None:

@@ -120,7 +120,13 @@ def test_only_what_has_ended_is_an_outcome(ledger: Ledger) -> None:
     record(ledger, success(claims[done], raw=b"\x00"), setback(claims[failed], body=b"why", message="m"))
     first, second = iterate_batch_outcomes(ledger, "b")
     assert (first.custom_id, first.state, first.raw, first.failure_kind) == ("x", "succeeded", b"\x00", None)
-    assert (second.state, second.error_raw, second.failure_kind, second.failure_message, second.http_status) == (
+    assert (
+        second.state,
+        second.error_raw,
+        second.failure_kind,
+        second.failure_message,
+        second.http_status,
+    ) == (
         "failed",
         b"why",
         FailureKind.SERVER_ERROR,

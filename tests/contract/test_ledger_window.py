@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -149,7 +150,12 @@ def test_what_was_published_long_ago_is_due_again(ledger: Ledger) -> None:
 
 
 def test_slots_are_those_of_the_endpoints_live_workers(ledger: Ledger) -> None:
-    for id_, endpoint, slots in (("w1", ENDPOINT, 4), ("w2", ENDPOINT, 8), ("w3", "x", 100), ("w4", ENDPOINT, 9)):
+    for id_, endpoint, slots in (
+        ("w1", ENDPOINT, 4),
+        ("w2", ENDPOINT, 8),
+        ("w3", "x", 100),
+        ("w4", ENDPOINT, 9),
+    ):
         ledger.run(
             lambda c, id_=id_, endpoint=endpoint, slots=slots: register_worker(
                 c, id_, endpoint=endpoint, hostname="", pid=1, slots=slots, lease_ms=1, now_ms=NOW
@@ -207,12 +213,18 @@ def _plans(ledger: Ledger, work: Callable[[Any], Any]) -> str:
         ledger.run(work)
     finally:
         event.remove(ledger.engine, "before_cursor_execute", listen)
-    prefix = "EXPLAIN " if ledger.is_postgresql else "EXPLAIN QUERY PLAN "
     lines: list[str] = []
     with ledger.write() as connection:
         for statement, parameters in seen:
             lines += ["", statement]
-            found = connection.exec_driver_sql(prefix + statement, parameters)
+            if ledger.is_postgresql:
+                # The plan of a prepared statement, which has to do for any values.
+                names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement)))
+                for number, name in enumerate(names, start=1):
+                    statement = statement.replace(f"%({name})s", f"${number}")
+                found = connection.exec_driver_sql(f"EXPLAIN (GENERIC_PLAN) {statement}")
+            else:
+                found = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
             lines += [" ".join(str(value) for value in row) for row in found]
     return "\n".join(lines)
 

@@ -30,7 +30,14 @@ from worker.storage.workers import (
 
 
 def register(ledger: Ledger, id_: str, **facts: Any) -> None:
-    values = {"endpoint": "e", "hostname": "h", "pid": 1, "slots": 4, "lease_ms": 30_000, "now_ms": NOW} | facts
+    values = {
+        "endpoint": "e",
+        "hostname": "h",
+        "pid": 1,
+        "slots": 4,
+        "lease_ms": 30_000,
+        "now_ms": NOW,
+    } | facts
     ledger.run(lambda c: register_worker(c, id_, **values))
 
 

@@ -29,7 +29,9 @@ def a_job(**facts: Any) -> NewJob:
     return NewJob(**({"endpoint": ENDPOINT} | facts))
 
 
-def put(ledger: Ledger, *jobs: NewJob, now_ms: int = NOW, published_at_ms: int | None = None) -> list[KnownJob]:
+def put(
+    ledger: Ledger, *jobs: NewJob, now_ms: int = NOW, published_at_ms: int | None = None
+) -> list[KnownJob]:
     """Writes `jobs` down in one transaction."""
     return ledger.run(lambda c: insert_jobs(c, jobs, now_ms=now_ms, published_at_ms=published_at_ms))
 

@@ -129,7 +129,7 @@ def test_a_folder_without_documents_says_what_was_looked_for(tmp_path: Path) -> 
     write(tmp_path, "a.png")
     (problem,) = complaints(tmp_path)
     assert problem.startswith(f"{tmp_path} holds no documents (looked for *.txt, ")
-    assert problem.endswith("1 file of another kind was left out")
+    assert problem.endswith("; files of other kinds: 1")
 
 
 def test_a_folder_of_empty_documents_says_so(tmp_path: Path) -> None:

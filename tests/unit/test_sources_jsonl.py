@@ -23,7 +23,9 @@ def batch_line(custom_id: Any = "a", **changes: Any) -> dict[str, Any]:
 
 def write(folder: Path, *lines: Any) -> Path:
     path = folder / "in.jsonl"
-    path.write_bytes(b"".join(line if isinstance(line, bytes) else orjson.dumps(line) + b"\n" for line in lines))
+    path.write_bytes(
+        b"".join(line if isinstance(line, bytes) else orjson.dumps(line) + b"\n" for line in lines)
+    )
     return path
 
 
@@ -119,7 +121,9 @@ def test_an_id_beside_a_bare_body_is_refused_because_it_would_be_lost(tmp_path: 
 
 
 def test_a_custom_id_that_comes_twice_is_named_with_both_lines(tmp_path: Path) -> None:
-    path = write(tmp_path, batch_line("a"), batch_line("b"), BARE, batch_line("a"), batch_line("a", method="PUT"))
+    path = write(
+        tmp_path, batch_line("a"), batch_line("b"), BARE, batch_line("a"), batch_line("a", method="PUT")
+    )
     assert complaints(path) == [
         'line 4: custom_id: "a" is on line 1 as well',
         "line 5: method: must be POST",
@@ -127,7 +131,11 @@ def test_a_custom_id_that_comes_twice_is_named_with_both_lines(tmp_path: Path) -
     ]
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=3)))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=3)
+    )
+)
 def test_ids_are_refused_exactly_where_they_repeat(tmp_path_factory: Any, ids: list[str]) -> None:
     path = write(tmp_path_factory.mktemp("jsonl"), BARE, *(batch_line(id_) for id_ in ids))
     repeats = [n for n, id_ in enumerate(ids) if id_ in ids[:n]]

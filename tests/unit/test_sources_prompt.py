@@ -19,7 +19,9 @@ def parse(source: str) -> Prompt:
     return Prompt.parse(source, label="p.md")
 
 
-def render(source: str, folder: Path, *, text: str = "Halo", model: str | None = "m", **options: Any) -> ChatRequest:
+def render(
+    source: str, folder: Path, *, text: str = "Halo", model: str | None = "m", **options: Any
+) -> ChatRequest:
     (folder / "in").mkdir(exist_ok=True)
     (folder / "in/a.txt").write_bytes(text.encode())
     return parse(source).render(Document(folder, "in/a.txt"), model, **options)
@@ -93,7 +95,9 @@ def test_an_unknown_field_in_a_branch_or_in_the_system_text_is_refused_too() -> 
 
 
 def test_names_that_the_template_makes_itself_are_no_unknown_fields(tmp_path: Path) -> None:
-    source = "{% set lines = text.splitlines() %}{% for line in lines %}{{ loop.index }}:{{ line }} {% endfor %}"
+    source = (
+        "{% set lines = text.splitlines() %}{% for line in lines %}{{ loop.index }}:{{ line }} {% endfor %}"
+    )
     assert render(source, tmp_path, text="a\nb").messages[0].content == "1:a 2:b "
 
 
@@ -223,7 +227,7 @@ def test_rendering_twice_gives_the_same_request(tmp_path: Path) -> None:
 
 
 def test_the_digest_follows_every_character_of_the_file() -> None:
-    one, same, other = parse("{{ text }}"), parse("{{ text }}"), parse("---\nseed: 1\n---\n{{ text }}"[:0] + "{{ text }} ")
+    one, same, other = parse("{{ text }}"), parse("{{ text }}"), parse("{{ text }} ")
     assert one.digest == same.digest != other.digest
     assert len(one.digest) == 64
 

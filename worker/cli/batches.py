@@ -27,10 +27,10 @@ from worker.storage.batches import (
     fetch_status,
 )
 from worker.storage.engine import Ledger
+from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import retry_batch
 from worker.storage.reading import iterate_batch_outcomes
 from worker.storage.workers import fetch_workers
-from worker.wiring import prepare_ledger
 
 _LATEST = 10
 

@@ -32,10 +32,10 @@ from worker.sources.prompt import Prompt
 from worker.storage.batches import finish_submission, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob
+from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import retry_jobs
 from worker.storage.reading import iterate_outcomes
 from worker.submit import identify, make_job, submit_many
-from worker.wiring import prepare_ledger
 
 _LOOK_S = 0.25
 _SIMULATION_KEY = "simulated"
@@ -106,7 +106,7 @@ def run(
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
-        work = _submit(ledger, settings, found, template, chosen)
+        work = _submit(ledger, settings, documents, found, template, chosen)
         progress = Progress(total=0)
         if work.open:
             _start_worker(stack, settings)
@@ -175,6 +175,7 @@ def _simulated(settings: Settings, stack: Stack, *, latency: float, fault_rate: 
 
 def _check_documents(documents: Sequence[Document], template: Prompt, model: str, settings: Settings) -> None:
     """Renders every document once before anything is written down: all problems are named at once."""
+    template.check(model, settings.allow_zero_temperature)
     problems: list[str] = []
     for document in documents:
         try:
@@ -187,16 +188,18 @@ def _check_documents(documents: Sequence[Document], template: Prompt, model: str
         raise InputError("some documents do not make a request; nothing was queued:", problems)
 
 
-def _submit(ledger: Ledger, settings: Settings, found: DocumentSet, template: Prompt, model: str) -> _Work:
+def _submit(
+    ledger: Ledger, settings: Settings, source: Path, found: DocumentSet, template: Prompt, model: str
+) -> _Work:
     clock = SystemClock()
     endpoint = settings.endpoint
-    root = str(found.root.resolve())
+    root = str(source.resolve())
     batch = ledger.run(
         lambda connection: make_batch(
             connection,
             new_batch_id(),
             kind="run",
-            label=f"{found.root.name} × {Path(template.label).name}",
+            label=f"{source.name} × {Path(template.label).name}",
             endpoint=endpoint,
             idempotency_key=identify("run", root, template.digest, model, endpoint),
             now_ms=clock.now_ms(),

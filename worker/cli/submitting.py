@@ -24,8 +24,8 @@ from worker.sources.jsonl import check_requests, read_requests
 from worker.storage.batches import Batch, finish_submission, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import NewJob
+from worker.storage.migrating import prepare_ledger
 from worker.submit import Submitted, identify, make_job, submit_many
-from worker.wiring import prepare_ledger
 
 
 def register(app: typer.Typer) -> None:

@@ -48,7 +48,10 @@ def shut_further(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: 
         return gate  # the calls that were in flight when it shut say nothing new
     strikes = 1 if gate is None or not gate.needs_probe else gate.strikes + 1
     wait_s = max(min(PROBE_CAP_S, PROBE_BASE_S * 2.0 ** (strikes - 1)), asked_s or 0.0)
-    return Gate(kind, now_ms + round(wait_s * 1000), strikes, needs_probe=True)
+    until_ms = now_ms + round(wait_s * 1000)
+    if gate is not None:
+        until_ms = max(until_ms, gate.until_ms)  # a pause that the endpoint asked for is not cut short
+    return Gate(kind, until_ms, strikes, needs_probe=True)
 
 
 def pause(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: float) -> Gate:

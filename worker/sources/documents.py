@@ -184,7 +184,7 @@ def _nothing(path: Path, *, skipped: int, empty: int) -> InputError:
         looked_for = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
         problem = f"{path} holds no documents (looked for {looked_for})"
         if skipped:
-            problem += f"; {skipped:,} files of other kinds were left out"
+            problem += f"; files of other kinds: {skipped:,}"
     return InputError(problem)
 
 

@@ -156,12 +156,13 @@ class GroupWriter:
         self._groups += 1
         token = f"{self.worker_id}:{self._groups}"
         try:
-            self._commit(group, token)
-        except DatabaseAway:
-            try:  # a connection that broke while idle is not an outage: the second try has a new one
+            try:
                 self._commit(group, token)
-            except DatabaseAway as exc:
-                self._wait_out(group, token, exc)
+            except DatabaseAway:
+                # A connection that broke while idle is not an outage: the second try has a new one.
+                self._commit(group, token)
+        except DatabaseAway as exc:
+            self._wait_out(group, token, exc)
         except Exception as exc:
             # Not swallowed: it reaches the one slot that it concerns, and nobody waits for ever. One row
             # that cannot be stored must not cost its neighbours their record.
@@ -171,6 +172,8 @@ class GroupWriter:
         now_ms = self._clock.now_ms()
 
         def work(connection: Connection) -> tuple[list[Recorded], dict[str, ClaimedJob], list[Any]]:
+            # Before the claims: a beat would take those of its own group, not in `held` yet, for orphans.
+            answers = [ask(connection) for ask, _ in group.works]
             recorded = record_outcomes(connection, [o for o, _ in group.outcomes.values()])
             if group.returned:
                 unmark_published(connection, group.returned)
@@ -182,7 +185,7 @@ class GroupWriter:
                 endpoint=self._endpoint,
                 now_ms=now_ms,
             )
-            return recorded, claimed, [work(connection) for work, _ in group.works]
+            return recorded, claimed, answers
 
         recorded, claimed, answers = self._ledger.run(work)
         for job_id, job in claimed.items():

@@ -11,7 +11,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
-from worker.storage.engine import Ledger
+from worker.settings import Settings
+from worker.storage.engine import Ledger, open_ledger
+from worker.storage.errors import NotMigrated
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 _ADVISORY_LOCK = 0x616E7472  # "antr": any number that no one else uses
@@ -38,6 +40,16 @@ def migrate(ledger: Ledger) -> Migrated:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
         return Migrated(before, after)
+
+
+def prepare_ledger(settings: Settings) -> Ledger:
+    """The ledger, migrated where it is our own SQLite file. Raises NotMigrated or DatabaseAway."""
+    ledger = open_ledger(settings)
+    if settings.database_url is None:
+        migrate(ledger)
+    elif not is_current(ledger):
+        raise NotMigrated("the database is not at this version's schema: run `antrean migrate` first")
+    return ledger
 
 
 def is_current(ledger: Ledger) -> bool:

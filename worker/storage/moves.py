@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, Connection, delete, select, update
 
 from schemas.job import JobState, Move, states_open_to
-from worker.storage.tables import MAX_ROWS, failure_bodies, jobs
+from worker.storage.tables import MAX_ROWS, failure_bodies, is_in, jobs
 
 
 def retry_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> list[str]:
@@ -69,7 +69,7 @@ def expire_jobs(connection: Connection, *, now_ms: int) -> int:
         .where(
             jobs.c.expires_at_ms.is_not(None),
             jobs.c.expires_at_ms <= now_ms,
-            jobs.c.state.in_(("queued", "waiting")),
+            is_in(JobState.QUEUED, JobState.WAITING),
         )
         .order_by(jobs.c.expires_at_ms)
         .limit(MAX_ROWS)

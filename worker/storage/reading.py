@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, Select, func, select
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.engine import Ledger
-from worker.storage.tables import failure_bodies, jobs, results, usage
+from worker.storage.tables import failure_bodies, is_in, jobs, results, usage
 
 _PAGE = 500
 
@@ -61,7 +61,7 @@ _OUTCOME = select(
     jobs.c.failure_message,
 ).select_from(
     jobs.outerjoin(results, results.c.job_id == jobs.c.id).outerjoin(
-        failure_bodies, failure_bodies.c.job_id == jobs.c.id
+        failure_bodies, (failure_bodies.c.job_id == jobs.c.id) & (jobs.c.state == "failed")
     )
 )
 _ENDED = ("succeeded", "failed", "cancelled", "expired")
@@ -177,7 +177,7 @@ def has_answered(connection: Connection, endpoint: str) -> bool:
 
 def count_running(connection: Connection) -> int:
     """Jobs that are claimed just now, whoever holds them."""
-    statement = select(func.count()).select_from(jobs).where(jobs.c.state == "running")
+    statement = select(func.count()).select_from(jobs).where(is_in(JobState.RUNNING))
     return int(connection.execute(statement).scalar_one())
 
 
@@ -185,7 +185,7 @@ def fetch_trouble(connection: Connection) -> str | None:
     """Why jobs wait for something that concerns them all (a refused key, a spent quota), or None."""
     row = connection.execute(
         select(jobs.c.failure_kind, jobs.c.failure_message)
-        .where(jobs.c.state == "waiting", jobs.c.blocked_since_ms.is_not(None))
+        .where(is_in(JobState.WAITING), jobs.c.blocked_since_ms.is_not(None))
         .order_by(jobs.c.not_before_ms)
         .limit(1)
     ).first()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import BindParameter, Connection, bindparam, func, select, update
 
-from worker.storage.tables import MAX_ROWS, is_published, is_ready, jobs, workers
+from schemas.job import JobState
+from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs, workers
 
 _endpoint: BindParameter[str] = bindparam("of_endpoint")
 
@@ -38,7 +39,7 @@ _READY_OF_BATCH = (
 _WAITING_DUE = (
     select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk)
     .where(
-        jobs.c.state == "waiting",
+        is_in(JobState.WAITING),
         jobs.c.endpoint == _endpoint,
         jobs.c.not_before_ms <= bindparam("now_ms"),
     )

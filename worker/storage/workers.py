@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.claims import SOLO_AFTER_LOSSES
-from worker.storage.tables import MAX_ROWS, attempts, jobs, upsert, workers
+from worker.storage.tables import MAX_ROWS, attempts, is_in, jobs, upsert, workers
 
 _ORPHAN_COLUMNS = (
     jobs.c.id,
@@ -105,7 +105,7 @@ def fetch_beats(connection: Connection) -> list[Beat]:
     holders = connection.execute(
         select(jobs.c.worker_id, workers.c.sequence, workers.c.lease_ms)
         .select_from(jobs.outerjoin(workers, workers.c.id == jobs.c.worker_id))
-        .where(jobs.c.state == "running")
+        .where(is_in(JobState.RUNNING))
         .distinct()
     )
     for row in holders:
@@ -121,15 +121,13 @@ def release_orphans(
 
     They come from a COMMIT whose answer was lost, or a thread that died.
     """
-    rows = connection.execute(
-        select(jobs.c.id).where(jobs.c.state == "running", jobs.c.worker_id == worker_id)
-    )
+    rows = connection.execute(select(jobs.c.id).where(is_in(JobState.RUNNING), jobs.c.worker_id == worker_id))
     orphans = sorted(row.id for row in rows if row.id not in held)[:MAX_ROWS]
     if not orphans:
         return []
     locked = connection.execute(
         select(*_ORPHAN_COLUMNS)
-        .where(jobs.c.id.in_(orphans), jobs.c.state == "running", jobs.c.worker_id == worker_id)
+        .where(jobs.c.id.in_(orphans), is_in(JobState.RUNNING), jobs.c.worker_id == worker_id)
         .order_by(jobs.c.id)
         .with_for_update()
     ).all()
@@ -146,7 +144,7 @@ def rescue_jobs(connection: Connection, worker_id: str, *, max_solo_losses: int,
     """
     rows = connection.execute(
         select(*_ORPHAN_COLUMNS)
-        .where(jobs.c.state == "running", jobs.c.worker_id == worker_id)
+        .where(is_in(JobState.RUNNING), jobs.c.worker_id == worker_id)
         .order_by(jobs.c.id)
         .limit(MAX_ROWS)
         .with_for_update(skip_locked=True)
@@ -171,7 +169,7 @@ def fetch_workers(connection: Connection) -> list[WorkerFacts]:
     """The workers that have not ended, oldest first."""
     running = (
         select(func.count())
-        .where(jobs.c.state == "running", jobs.c.worker_id == workers.c.id)
+        .where(is_in(JobState.RUNNING), jobs.c.worker_id == workers.c.id)
         .correlate(workers)
         .scalar_subquery()
     )
@@ -225,7 +223,7 @@ def _release(
         update(jobs)
         .where(
             jobs.c.id == bindparam("job_id"),
-            jobs.c.state == "running",
+            is_in(JobState.RUNNING),
             jobs.c.claim_token == bindparam("held_token"),
         )
         .values(values),

@@ -23,7 +23,7 @@ class RedisGateStore:
         self._client = client
         self._gate_key = f"antrean:{name}:gate"
         self._probe_key = f"antrean:{name}:probe"
-        self.failed_open = 0  # times the store was away and the gate counted as open
+        self.failed_open = 0  # times the gate could not be read or kept and counted as open
 
     def fetch(self) -> Gate | None:
         try:
@@ -33,13 +33,17 @@ class RedisGateStore:
             return None
         if not isinstance(raw, bytes):
             return None
-        facts = orjson.loads(raw)
-        return Gate(
-            kind=FailureKind(facts["kind"]),
-            until_ms=facts["until_ms"],
-            strikes=facts["strikes"],
-            needs_probe=facts["needs_probe"],
-        )
+        try:
+            facts = orjson.loads(raw)
+            return Gate(
+                kind=FailureKind(facts["kind"]),
+                until_ms=facts["until_ms"],
+                strikes=facts["strikes"],
+                needs_probe=facts["needs_probe"],
+            )
+        except (ValueError, KeyError, TypeError) as exc:  # another version's, or nobody's
+            self._count(exc)
+            return None
 
     def put(self, gate: Gate) -> None:
         raw = orjson.dumps(
@@ -74,7 +78,7 @@ class RedisGateStore:
         except redis.RedisError as exc:
             self._count(exc)
 
-    def _count(self, exc: redis.RedisError) -> None:
+    def _count(self, exc: Exception) -> None:
         self.failed_open += 1
         if self.failed_open == 1:
             log.warning("gate.failed_open", error=type(exc).__name__)

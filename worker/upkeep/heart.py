@@ -17,6 +17,7 @@ from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Success
+from worker.storage.window import unmark_published_before
 from worker.storage.workers import (
     beat,
     end_worker,
@@ -145,5 +146,10 @@ class Heart:
             rescued += len(ids)
             if not ids:
                 break
-        self._ledger.run(partial(end_worker, worker_id=worker_id, reason="lost", now_ms=self._clock.now_ms()))
+        now_ms = self._clock.now_ms()
+        self._ledger.run(partial(end_worker, worker_id=worker_id, reason="lost", now_ms=now_ms))
+        # The messages that it had taken and not claimed died with it, and nobody knows which they were: all
+        # of the window is published again, and claims absorb the duplicates.
+        while self._ledger.run(partial(unmark_published_before, endpoint=self._endpoint, before_ms=now_ms)):
+            pass
         return rescued

@@ -8,6 +8,7 @@ a crash was never promised to anyone and is dropped.
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import os
 import threading
@@ -19,6 +20,7 @@ import orjson
 import structlog
 
 from worker.slots import Stopping
+from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import Success, Usage
 
 log = structlog.get_logger(__name__)
@@ -103,6 +105,8 @@ class SpoolFile:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _is_at(self._path, fd):  # another process took it for a leftover before it was locked
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
                 _sync_folder(self._folder)
             except OSError:
                 os.close(fd)
@@ -130,13 +134,16 @@ def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # its process lives
+            if not _is_at(path, fd):
+                continue  # replayed and removed since it was opened; the name may be a living one's by now
             with open(fd, "rb", closefd=False) as lines:
                 for line in lines:
                     success = _decode(line)
                     if success is not None:
                         record(success)
                         done += 1
-            path.unlink(missing_ok=True)
+            if _is_at(path, fd):
+                path.unlink()
         finally:
             os.close(fd)
     if done:
@@ -145,16 +152,15 @@ def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
 
 
 def _encode(success: Success) -> dict[str, object]:
-    return {**asdict(success), "raw": base64.b64encode(success.raw).decode(), **_texts(success)}
+    usage = asdict(success.usage) | {"model": clean_text(success.usage.model)}
+    raw = base64.b64encode(success.raw).decode()
+    return {**asdict(success), **_texts(success), "raw": raw, "usage": usage}
 
 
 def _texts(success: Success) -> dict[str, str | None]:
     # JSON of orjson holds no lone surrogates; the ledger would replace them as well.
     texts = {name: getattr(success, name) for name in ("answer", "reasoning", "finish_reason", "request_id")}
-    return {
-        name: None if text is None else text.encode("utf-8", "replace").decode()
-        for name, text in texts.items()
-    }
+    return {name: clean_text(text) for name, text in texts.items()}
 
 
 def _decode(line: bytes) -> Success | None:
@@ -168,6 +174,16 @@ def _decode(line: bytes) -> Success | None:
     except (ValueError, TypeError, KeyError) as exc:
         log.error("spool.bad_line", error=type(exc).__name__)
         return None
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 def _write_all(fd: int, data: bytes) -> None:

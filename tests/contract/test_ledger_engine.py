@@ -1,0 +1,165 @@
+"""The door to the ledger, and its schema, on both databases."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import SQLModel
+
+from tests.support.ledger import ENDPOINT, NOW, a_job, at_once, job_row, put, put_one, rows, state
+from worker.settings import Settings, load_settings
+from worker.storage.engine import Ledger, open_ledger
+from worker.storage.errors import DatabaseAway, NotMigrated
+from worker.storage.intake import insert_jobs
+from worker.storage.migrating import head_revision, is_current, migrate
+from worker.storage.window import count_published
+
+
+def test_an_empty_database_is_migrated_once(empty_ledger: Ledger) -> None:
+    assert not is_current(empty_ledger)
+    first = migrate(empty_ledger)
+    assert (first.before, first.after) == (None, head_revision())
+    assert is_current(empty_ledger)
+    id_ = put_one(empty_ledger)
+    again = migrate(empty_ledger)
+    assert again.before == again.after == head_revision()
+    assert state(empty_ledger, id_) == "queued"
+
+
+def test_two_deployments_at_once_migrate_once(empty_settings: Settings) -> None:
+    ledgers = [open_ledger(empty_settings, pool_size=1) for _ in range(2)]
+    answers = at_once(2, lambda i: migrate(ledgers[i]).before)
+    assert sorted(answers, key=str) == sorted([None, head_revision()], key=str)
+    for ledger in ledgers:
+        ledger.dispose()
+
+
+def test_the_migrated_schema_is_the_one_of_the_rows(ledger: Ledger) -> None:
+    with ledger.write() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_a_database_without_tables_says_what_to_do(empty_ledger: Ledger) -> None:
+    with pytest.raises(NotMigrated, match="antrean migrate"), empty_ledger.read() as connection:
+        count_published(connection, ENDPOINT)
+    with pytest.raises(NotMigrated, match="antrean migrate"):
+        put_one(empty_ledger)
+
+
+def test_what_fails_half_way_leaves_nothing(ledger: Ledger) -> None:
+    def work(connection: Connection) -> None:
+        insert_jobs(connection, [a_job()], now_ms=NOW)
+        raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        ledger.run(work)
+    assert rows(ledger, "jobs") == []
+
+
+def test_an_error_quotes_no_prompt(ledger: Ledger) -> None:
+    with pytest.raises(SQLAlchemyError) as caught:
+        ledger.run(
+            lambda c: c.execute(
+                text("INSERT INTO requests (job_id, body) VALUES (NULL, :body)"), {"body": "my secret prompt"}
+            )
+        )
+    assert "parameters hidden" in str(caught.value)
+
+
+def test_two_transactions_that_deadlock_both_come_through(ledger: Ledger) -> None:
+    if not ledger.is_postgresql:
+        pytest.skip("SQLite has one writer at a time")
+    ids = [put_one(ledger), put_one(ledger)]
+    with ledger.write() as connection:
+        connection.execute(text("ALTER DATABASE antrean SET deadlock_timeout = '50ms'"))
+    ledger.dispose()
+    met = Barrier(2)
+    tries = [0, 0]
+
+    def cross(i: int) -> None:
+        def work(connection: Connection) -> None:
+            tries[i] += 1
+            for step, id_ in enumerate(ids if i else ids[::-1]):
+                connection.execute(text("UPDATE jobs SET claims = claims + 1 WHERE id = :id"), {"id": id_})
+                if step == 0 and tries[i] == 1:
+                    met.wait(10)
+
+        ledger.run(work)
+
+    at_once(2, cross)
+    assert sorted(tries) == [1, 2]
+    assert [job_row(ledger, id_).claims for id_ in ids] == [2, 2]
+
+
+def test_a_serialization_failure_is_run_again(ledger: Ledger) -> None:
+    if not ledger.is_postgresql:
+        pytest.skip("SQLite has one writer at a time")
+    id_ = put_one(ledger)
+    met = Barrier(2)
+    tries = [0, 0]
+
+    def bump(i: int) -> None:
+        def work(connection: Connection) -> None:
+            tries[i] += 1
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+            connection.execute(text("SELECT count(*) FROM jobs"))
+            if tries[i] == 1:
+                met.wait(10)
+            connection.execute(text("UPDATE jobs SET claims = claims + 1 WHERE id = :id"), {"id": id_})
+
+        ledger.run(work)
+
+    at_once(2, bump)
+    assert sorted(tries) == [1, 2]
+    assert job_row(ledger, id_).claims == 2
+
+
+def test_a_locked_sqlite_file_is_a_database_away(sqlite_ledger: Ledger) -> None:
+    @event.listens_for(sqlite_ledger.engine, "connect")
+    def _hurry(connection: sqlite3.Connection, _entry: object) -> None:
+        connection.execute("PRAGMA busy_timeout = 20")
+
+    sqlite_ledger.dispose()
+    other = sqlite3.connect(str(sqlite_ledger.engine.url.database), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseAway, match="locked"):
+        put_one(sqlite_ledger)
+    assert rows(sqlite_ledger, "jobs") == []  # readers go on
+    other.execute("ROLLBACK")
+    other.close()
+    put_one(sqlite_ledger)
+
+
+def test_a_read_and_a_write_in_sqlite_do_not_wait_for_each_other(sqlite_ledger: Ledger) -> None:
+    with sqlite_ledger.read() as reader:
+        assert count_published(reader, ENDPOINT) == 0
+        put(sqlite_ledger, a_job(), published_at_ms=1)
+        assert count_published(reader, ENDPOINT) == 0  # one consistent state
+    with sqlite_ledger.read() as reader:
+        assert count_published(reader, ENDPOINT) == 1
+
+
+def test_a_server_that_does_not_listen_is_a_database_away(tmp_path: Path) -> None:
+    url = "postgresql://nobody:very-secret@127.0.0.1:1/none"
+    ledger = open_ledger(load_settings(home=tmp_path, database_url=url, _env_file=None))
+    with pytest.raises(DatabaseAway, match="does not answer") as caught:
+        put_one(ledger)
+    assert "very-secret" not in str(caught.value)
+    with pytest.raises(DatabaseAway), ledger.read():
+        pass
+    with pytest.raises(DatabaseAway):
+        migrate(ledger)
+
+
+def test_a_home_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DatabaseAway, match="ANTREAN_HOME"):
+        open_ledger(load_settings(home=tmp_path / "file" / "home", _env_file=None))

@@ -1,0 +1,308 @@
+"""Group commit on both databases: many slots, one writer, one answer each, whatever the database does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from tests.support.clock import FakeClock
+from tests.support.ledger import (
+    ENDPOINT,
+    NOW,
+    a_job,
+    at_once,
+    give_back,
+    job_row,
+    put,
+    put_one,
+    rows,
+    setback,
+    state,
+    success,
+)
+from worker.storage.engine import Ledger
+from worker.storage.errors import DatabaseAway
+from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.outcomes import ClaimedJob, Recorded
+from worker.storage.window import take_due
+from worker.storage.workers import release_orphans
+
+
+class TroubledLedger:
+    """A ledger whose trouble is arranged: away for a while, or silent after a commit."""
+
+    def __init__(self, inner: Ledger) -> None:
+        self.inner = inner
+        self.is_away = False
+        self.silent_commits = 0  # so many transactions commit without a word
+        self.failures_before: list[Exception] = []  # raised one by one instead of running
+        self.calls = 0
+        self.changed = threading.Condition()
+
+    def run(self, work: Callable[[Connection], Any]) -> Any:
+        with self.changed:
+            self.calls += 1
+            self.changed.notify_all()
+        if self.failures_before:
+            raise self.failures_before.pop(0)
+        if self.is_away:
+            raise DatabaseAway("away")
+        answer = self.inner.run(work)
+        if self.silent_commits:
+            self.silent_commits -= 1
+            raise DatabaseAway("nobody knows whether it was committed")
+        return answer
+
+    def wait_for_calls(self, n: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.calls >= n, timeout=10)
+
+
+@pytest.fixture
+def troubled(ledger: Ledger) -> TroubledLedger:
+    return TroubledLedger(ledger)
+
+
+@pytest.fixture
+def writer(troubled: TroubledLedger, clock: FakeClock) -> Iterator[GroupWriter]:
+    writer = GroupWriter(troubled, worker_id="w1", endpoint=ENDPOINT, clock=clock, window_s=0.002)  # type: ignore[arg-type]
+    writer.start()
+    yield writer
+    troubled.is_away = False
+    assert writer.stop(10)
+
+
+def claimed(writer: GroupWriter, id_: str) -> ClaimedJob:
+    job = writer.claim(id_)
+    assert job is not None
+    return job
+
+
+def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Starts `work` in a thread; the answer is what it returned or the exception it raised."""
+    answer: list[Any] = []
+
+    def run() -> None:
+        try:
+            answer.append(work())
+        except Exception as exc:
+            answer.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def join() -> Any:
+        thread.join(20)
+        assert not thread.is_alive(), "it waits for ever"
+        return answer[0]
+
+    return join
+
+
+def test_many_slots_at_once_each_get_one_job_one_record_and_one_result(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    ids = [job.id for job in put(ledger, *[a_job() for _ in range(320)])]
+
+    def slot(i: int) -> list[Recorded]:
+        mine = [claimed(writer, id_) for id_ in ids[i * 10 : i * 10 + 10]]
+        return [writer.record(success(job, answer=job.id)) for job in mine]
+
+    assert {what for answer in at_once(32, slot) for what in answer} == {Recorded.APPLIED}
+    assert writer.held == {}
+    assert {row.claims for row in rows(ledger, "jobs")} == {1}
+    assert all(row.answer == row.job_id for row in rows(ledger, "results"))
+    assert len(rows(ledger, "results")) == 320
+
+
+def test_five_deliveries_of_one_job_are_one_claim(ledger: Ledger, writer: GroupWriter) -> None:
+    id_ = put_one(ledger)
+    answers = at_once(5, lambda i: writer.claim(id_))
+    assert sum(job is not None for job in answers) == 1
+    assert writer.claim(id_) is None
+    assert job_row(ledger, id_).claims == 1
+
+
+def test_a_claim_whose_commit_was_not_answered_succeeds_once(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    id_ = put_one(ledger)
+    troubled.silent_commits = 1
+    job = claimed(writer, id_)
+    assert (job.number, job_row(ledger, id_).claims) == (1, 1)
+    assert writer.held == {id_: job.token}
+    assert writer.record(success(job)) is Recorded.APPLIED
+
+
+def test_a_record_whose_commit_was_not_answered_is_recorded_once(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    job = claimed(writer, put_one(ledger))
+    troubled.silent_commits = 1
+    assert writer.record(success(job)) is Recorded.REPEATED
+    assert len(rows(ledger, "results")) == 1
+    assert writer.held == {}
+
+
+def test_a_wait_whose_commit_was_not_answered_burns_one_attempt(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    job = claimed(writer, put_one(ledger))
+    troubled.silent_commits = 1
+    writer.record(setback(job, not_before_ms=NOW + 9))
+    row = job_row(ledger, job.id)
+    assert (row.state, row.attempts) == ("waiting", 1)
+    assert writer.held == {}
+
+
+def test_a_row_that_cannot_be_stored_costs_its_neighbours_nothing(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    jobs = [claimed(writer, put_one(ledger)) for _ in range(12)]
+
+    def slot(i: int) -> Any:
+        poison = object() if i == 7 else "fine"  # nothing that a driver can bind
+        try:
+            return writer.record(success(jobs[i], finish_reason=None, raw=poison if i == 7 else b"r"))
+        except Exception as exc:
+            return exc
+
+    answers = at_once(12, slot)
+    assert isinstance(answers[7], Exception)
+    assert [what for i, what in enumerate(answers) if i != 7] == [Recorded.APPLIED] * 11
+    assert state(ledger, jobs[7].id) == "running"
+    assert claimed(writer, put_one(ledger))
+
+
+def test_the_writer_lives_on_when_a_second_try_meets_another_error(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    id_ = put_one(ledger)
+    troubled.failures_before = [
+        DatabaseAway("a connection broke"),
+        RuntimeError("a row that cannot be stored"),
+    ]
+    answer = in_background(lambda: writer.claim(id_))()
+    assert isinstance(answer, RuntimeError)
+    assert claimed(writer, id_)
+
+
+def test_claims_wait_while_the_database_is_away_and_go_on_when_it_is_back(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    ids = [put_one(ledger), put_one(ledger)]
+    troubled.is_away = True
+    waiting = [in_background(lambda id_=id_: writer.claim(id_)) for id_ in ids]
+    troubled.wait_for_calls(4)
+    troubled.is_away = False
+    jobs = [join() for join in waiting]
+    assert sorted(job.id for job in jobs) == sorted(ids)
+    assert [job_row(ledger, id_).claims for id_ in ids] == [1, 1]
+
+
+def test_records_fail_fast_while_claims_wait_for_the_database(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    job, other = claimed(writer, put_one(ledger)), put_one(ledger)
+    troubled.is_away = True
+    waiting = in_background(lambda: writer.claim(other))
+    troubled.wait_for_calls(3)
+    assert isinstance(in_background(lambda: writer.record(success(job)))(), DatabaseAway)
+    assert isinstance(in_background(lambda: writer.call(lambda c: 1))(), DatabaseAway)
+    assert writer.held == {job.id: job.token}
+    troubled.is_away = False
+    assert waiting().id == other
+    assert writer.record(success(job)) is Recorded.APPLIED
+
+
+def test_stopping_releases_those_who_wait_for_the_database(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    id_ = put_one(ledger)
+    troubled.is_away = True
+    waiting = in_background(lambda: writer.claim(id_))
+    troubled.wait_for_calls(3)
+    assert writer.stop(10)
+    assert isinstance(waiting(), WriterStopped)
+    with pytest.raises(WriterStopped):
+        writer.claim(id_)
+    with pytest.raises(WriterStopped):
+        writer.call(lambda c: 1)
+
+
+def test_what_is_pending_is_written_before_the_writer_ends(
+    ledger: Ledger, troubled: TroubledLedger, clock: FakeClock
+) -> None:
+    first = GroupWriter(troubled, worker_id="w1", endpoint=ENDPOINT, clock=clock, window_s=0.0)  # type: ignore[arg-type]
+    first.start()
+    job = claimed(first, put_one(ledger))
+    started, go_on = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        started.set()
+        assert go_on.wait(10)
+
+    busy = in_background(lambda: first.call(hold))
+    assert started.wait(10)
+    late = in_background(lambda: first.record(success(job)))
+    while not first._pending:
+        pass
+    first._stopping.set()
+    go_on.set()
+    assert busy() is None
+    assert late() is Recorded.APPLIED
+    assert first.stop(10)
+
+
+def test_a_beat_in_the_same_group_takes_no_fresh_claim_for_an_orphan(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    old = claimed(writer, put_one(ledger))
+    id_ = put_one(ledger)
+    started, go_on = threading.Event(), threading.Event()
+
+    def hold(connection: Connection) -> None:
+        started.set()
+        assert go_on.wait(10)
+
+    def beat(connection: Connection) -> list[str]:
+        return release_orphans(connection, "w1", held=writer.held, now_ms=NOW)
+
+    busy = in_background(lambda: writer.call(hold))
+    assert started.wait(10)
+    claiming, beating = in_background(lambda: writer.claim(id_)), in_background(lambda: writer.call(beat))
+    while len(writer._pending) < 2:
+        pass
+    go_on.set()
+    busy()
+    job = claiming()
+    assert beating() == []
+    assert state(ledger, id_) == state(ledger, old.id) == "running"
+    assert writer.record(success(job)) is Recorded.APPLIED
+
+
+def test_a_forgotten_claim_is_released_by_the_next_beat(ledger: Ledger, writer: GroupWriter) -> None:
+    job = claimed(writer, put_one(ledger))
+    writer.forget(job.id)
+    released = writer.call(lambda c: release_orphans(c, "w1", held=writer.held, now_ms=NOW))
+    assert released == [job.id]
+
+
+def test_a_job_given_back_can_be_claimed_again_by_the_same_process(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    id_ = put_one(ledger)
+    writer.record(give_back(claimed(writer, id_)))
+    assert claimed(writer, id_).number == 2
+
+
+def test_a_message_given_back_makes_the_job_the_relays_again(ledger: Ledger, writer: GroupWriter) -> None:
+    id_ = put_one(ledger)
+    ledger.run(lambda c: take_due(c, ENDPOINT, room=1, after_batch="", now_ms=NOW))
+    writer.give_message_back(id_)
+    writer.call(lambda c: None)
+    assert job_row(ledger, id_).published_at_ms is None

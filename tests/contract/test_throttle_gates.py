@@ -1,0 +1,185 @@
+"""One contract for both gate stores: in memory, and in a real Valkey."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from schemas.failure import FailureKind
+from tests.support.clock import FakeClock
+from tests.support.ledger import at_once
+from worker.policy.gates import Gate
+from worker.throttle.gatekeeper import Gatekeeper, Pass
+from worker.throttle.redis_store import RedisGateStore
+from worker.throttle.store import GateStore, MemoryGateStore
+
+K = FailureKind
+Make = Callable[[], Gatekeeper]
+
+
+@pytest.fixture(params=["memory", "valkey"])
+def store(request: pytest.FixtureRequest) -> GateStore:
+    if request.param == "memory":
+        return MemoryGateStore()
+    return RedisGateStore(request.getfixturevalue("valkey"), "https://endpoint.test")
+
+
+@pytest.fixture
+def make(store: GateStore, clock: FakeClock) -> Make:
+    """A gatekeeper of one more process on the same store."""
+    return lambda: Gatekeeper(store, clock, probe_ttl_s=60.0)
+
+
+def test_an_open_gate_lets_everyone_through(make: Make) -> None:
+    keeper = make()
+    assert [keeper.admit() for _ in range(3)] == [Pass(is_probe=False)] * 3
+    assert keeper.room(64) == 64
+
+
+def test_a_gate_comes_back_from_its_store_as_it_went(store: GateStore) -> None:
+    assert store.fetch() is None
+    gate = Gate(K.QUOTA, 1234, 3, needs_probe=True)
+    store.put(gate)
+    assert store.fetch() == gate
+    store.clear()
+    assert store.fetch() is None
+
+
+def test_a_shut_gate_is_shut_for_every_process(make: Make, clock: FakeClock) -> None:
+    first, second = make(), make()
+    assert second.admit() is not None
+    first.shut(K.UNAUTHORIZED, asked_s=None)
+    clock.advance(0.3)  # what a process looked at is fresh for a quarter of a second
+    assert first.admit() is None
+    assert second.admit() is None
+    assert second.room(64) == 0
+
+
+def test_one_probe_at_a_time_passes_a_gate_whose_time_has_come(make: Make, clock: FakeClock) -> None:
+    keepers = [make() for _ in range(4)]
+    keepers[0].shut(K.UNAUTHORIZED, asked_s=None)
+    clock.advance(1.0)
+    answers = at_once(4, lambda i: keepers[i].admit())
+    assert sorted(answer is not None for answer in answers) == [False, False, False, True]
+    assert [keeper.room(64) for keeper in keepers] == [1] * 4
+
+
+def test_a_probe_that_succeeds_opens_the_gate_for_all(make: Make, clock: FakeClock) -> None:
+    first, second = make(), make()
+    first.shut(K.UNAUTHORIZED, asked_s=None)
+    clock.advance(1.0)
+    probe = first.admit()
+    assert probe == Pass(is_probe=True)
+    first.succeeded(probe)
+    clock.advance(0.3)
+    assert first.admit() == second.admit() == Pass(is_probe=False)
+
+
+def test_a_probe_that_is_refused_shuts_the_gate_for_longer_and_the_next_may_try(
+    make: Make, clock: FakeClock
+) -> None:
+    keeper = make()
+    keeper.shut(K.UNAUTHORIZED, asked_s=None)
+    clock.advance(1.0)
+    assert keeper.admit() == Pass(is_probe=True)
+    assert keeper.shut(K.UNAUTHORIZED, asked_s=None).strikes == 2
+    clock.advance(1.0)
+    assert keeper.admit() is None
+    clock.advance(1.0)
+    assert keeper.admit() == Pass(is_probe=True)
+
+
+def test_a_probe_that_decided_nothing_gives_its_place_back(make: Make, clock: FakeClock) -> None:
+    first, second = make(), make()
+    first.shut(K.UNAUTHORIZED, asked_s=None)
+    clock.advance(1.0)
+    probe = first.admit()
+    assert probe is not None
+    assert second.admit() is None
+    first.leave(probe)
+    assert second.admit() == Pass(is_probe=True)
+
+
+def test_one_who_is_no_probe_takes_nothing_from_the_probe(make: Make, clock: FakeClock) -> None:
+    first, second = make(), make()
+    before = first.admit()
+    assert before is not None
+    second.shut(K.UNAUTHORIZED, asked_s=None)
+    clock.advance(1.0)
+    assert second.admit() == Pass(is_probe=True)
+    first.leave(before)
+    assert first.admit() is None
+
+
+def test_a_pause_is_obeyed_by_a_second_process_and_ends_by_itself(make: Make, clock: FakeClock) -> None:
+    first, second = make(), make()
+    first.pause(K.RATE_LIMITED, asked_s=5.0)
+    assert second.admit() is None
+    clock.advance(4.9)
+    assert (second.admit(), second.room(64)) == (None, 0)
+    clock.advance(0.2)
+    assert second.admit() == Pass(is_probe=False)
+    assert second.room(64) == 64
+
+
+def test_the_store_is_asked_at_most_four_times_a_second(clock: FakeClock) -> None:
+    class Counting(MemoryGateStore):
+        asked = 0
+
+        def fetch(self) -> Gate | None:
+            self.asked += 1
+            return super().fetch()
+
+    store = Counting()
+    keeper = Gatekeeper(store, clock, probe_ttl_s=1.0)
+    for _ in range(100):
+        keeper.admit()
+        clock.advance(0.02)
+    assert store.asked <= 9
+
+
+def test_a_store_that_is_away_stops_nobody_and_is_counted(tmp_path: Path, clock: FakeClock) -> None:
+    client = redis.Redis(
+        unix_socket_path=str(tmp_path / "nobody.sock"), socket_timeout=0.2, retry=Retry(NoBackoff(), 0)
+    )
+    store = RedisGateStore(client, "e")
+    keeper = Gatekeeper(store, clock, probe_ttl_s=1.0)
+    assert keeper.admit() == Pass(is_probe=False)
+    assert store.failed_open == 1
+    keeper.pause(K.RATE_LIMITED, asked_s=1.0)
+    keeper.succeeded(Pass(is_probe=True))
+    keeper.leave(Pass(is_probe=True))
+    assert store.take_probe(ttl_s=1.0)
+    assert store.failed_open == 6
+    client.close()
+
+
+def test_a_gate_that_cannot_be_read_stops_nobody(valkey: redis.Redis, clock: FakeClock) -> None:
+    store = RedisGateStore(valkey, "e")
+    store.put(Gate(K.QUOTA, 1, 1, needs_probe=True))
+    [key] = valkey.keys("*gate")
+    for odd in (b"not json", b"[]", b"{}", b'{"kind":"from the future","until_ms":1,"strikes":1}'):
+        valkey.set(key, odd)
+        assert store.fetch() is None
+    assert store.failed_open == 4
+
+
+def test_gates_of_two_endpoints_do_not_meet(valkey: redis.Redis) -> None:
+    one, other = RedisGateStore(valkey, "a"), RedisGateStore(valkey, "b")
+    one.put(Gate(K.QUOTA, 1, 1, needs_probe=True))
+    assert one.take_probe(ttl_s=60)
+    assert other.fetch() is None
+    assert other.take_probe(ttl_s=60)
+
+
+def test_a_probe_that_never_comes_back_loses_its_place_in_time(valkey: redis.Redis) -> None:
+    store = RedisGateStore(valkey, "a")
+    assert store.take_probe(ttl_s=60)
+    assert not store.take_probe(ttl_s=60)
+    [key] = valkey.keys("*probe")
+    assert 0 < valkey.pttl(key) <= 60_000  # type: ignore[operator]

@@ -1,0 +1,172 @@
+"""Real processes for the acceptance tests: the command line, workers, a simulator. Ended by pid, never by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def wait_until(is_so: Callable[[], Any], *, within_s: float, what: str) -> Any:
+    """The first truthy answer; fails the test when there is none in time."""
+    end_s = time.monotonic() + within_s
+    while True:
+        answer = is_so()
+        if answer:
+            return answer
+        if time.monotonic() > end_s:
+            raise AssertionError(f"not within {within_s:g} s: {what}")
+        time.sleep(0.05)
+
+
+def environment(settings: Mapping[str, object]) -> dict[str, str]:
+    """A clean environment with these ANTREAN_ settings."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ANTREAN_", "PYTEST", "CELERY"))}
+    env["PYTHONPATH"] = str(ROOT)
+    env["NO_COLOR"] = "1"
+    env["COLUMNS"] = "200"
+    env.update({f"ANTREAN_{name.upper()}": str(value) for name, value in settings.items()})
+    return env
+
+
+@dataclass
+class Finished:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass
+class Shop:
+    """A folder and settings under which commands and workers run; ends what it started."""
+
+    folder: Path
+    settings: dict[str, object] = field(default_factory=dict)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def antrean(self, *args: str, timeout_s: float = 90.0, **settings: object) -> Finished:
+        """Runs a command to its end."""
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "worker.cli", *args],
+            cwd=self.folder,
+            env=environment({**self.settings, **settings}),
+            capture_output=True,
+            timeout=timeout_s,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def begin(self, *args: str, log: str = "command.log", **settings: object) -> subprocess.Popen[bytes]:
+        """Starts a command in a process group of its own; its output goes to `log`."""
+        with (self.folder / log).open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", *args],
+                cwd=self.folder,
+                env=environment({**self.settings, **settings}),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return process
+
+    def worker(self, *, log: str = "worker.log", **settings: object) -> subprocess.Popen[bytes]:
+        """A `celery -A worker worker` that is ready to take jobs."""
+        path = self.folder / log
+        before = path.read_text().count("ready.") if path.exists() else 0
+        process = self.begin(
+            "celery", "-A", "worker", "worker", "-n", f"w{len(self.started)}@%h", log=log, **settings
+        )
+
+        def is_ready() -> bool:
+            assert process.poll() is None, path.read_text()[-2000:]
+            return path.read_text().count("ready.") > before
+
+        wait_until(is_ready, within_s=30, what="the worker is ready")
+        return process
+
+    def close(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.wait(10)
+
+
+def end(
+    process: subprocess.Popen[bytes], number: int = signal.SIGTERM, *, within_s: float = 40.0
+) -> tuple[int, float]:
+    """Exit code and seconds that a process took to end after a signal."""
+    started_s = time.monotonic()
+    process.send_signal(number)
+    code = process.wait(within_s)
+    return code, time.monotonic() - started_s
+
+
+def processes_under(folder: Path) -> list[str]:
+    """Command lines of live processes that name `folder`, or have it as their current folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status", "pid"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and process.info["pid"] != os.getpid():
+            if str(folder) in line or (process.info["cwd"] or "").startswith(str(folder)):
+                found.append(line)
+    return found
+
+
+class SimulatorProcess:
+    """The simulated endpoint in a process of its own, so that it costs the tests' process nothing."""
+
+    def __init__(self, *options: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "api_client.simulator", "--port", "0", *options],
+            cwd=ROOT,
+            env=environment({}),
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().decode()
+        self.url = line.split()[-1]
+        self._drain = threading.Thread(target=self._process.stdout.read, daemon=True)
+        self._drain.start()
+
+    def stats(self) -> dict[str, Any]:
+        return self._get("/simulator/stats")
+
+    def calls(self) -> dict[str, dict[str, Any]]:
+        return self._get("/simulator/calls")
+
+    def set_faults(self, **changes: object) -> None:
+        self._get("/simulator/faults", changes)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+        self._drain.join(5)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _get(self, path: str, body: Mapping[str, object] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(self.url + path, data=data, timeout=10) as answer:
+            return json.load(answer)

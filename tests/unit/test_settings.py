@@ -1,0 +1,125 @@
+"""Settings: typed, checked together, every problem named at once, secrets kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.errors import SettingsError
+from worker.settings import Settings, load_settings, unknown_names
+
+
+@pytest.fixture(autouse=True)
+def _no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("ANTREAN_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def problems(**overrides: Any) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(**overrides)
+    return caught.value.problems
+
+
+def test_without_being_told_anything_it_works_at_home() -> None:
+    settings = load_settings()
+    assert settings.ledger_url == f"sqlite:///{Path.cwd() / '.antrean' / 'antrean.db'}"
+    assert settings.is_broker_embedded
+    assert settings.endpoint == settings.base_url
+
+
+def test_the_environment_wins_over_dotenv_which_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("antrean.toml").write_text('model = "toml"\nconcurrency = 3\nmax_attempts = 4\n')
+    Path(".env").write_text("ANTREAN_MODEL=dotenv\nANTREAN_CONCURRENCY=5\n")
+    monkeypatch.setenv("ANTREAN_MODEL", "environment")
+    settings = load_settings()
+    assert (settings.model, settings.concurrency, settings.max_attempts) == ("environment", 5, 4)
+
+
+def test_every_problem_is_named_at_once_by_its_variable() -> None:
+    found = problems(
+        concurrency=0, base_url="ftp://x", lease_s=-1, broker_url="amqp://x", database_url="mysql://x"
+    )
+    assert sorted(problem.split(":")[0] for problem in found) == [
+        "ANTREAN_BASE_URL",
+        "ANTREAN_BROKER_URL",
+        "ANTREAN_CONCURRENCY",
+        "ANTREAN_DATABASE_URL",
+        "ANTREAN_LEASE_S",
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_with_a_sentence() -> None:
+    Path("antrean.toml").write_text("this is = = not toml")
+    assert "antrean.toml" in problems()[0]
+
+
+def test_secrets_are_in_no_text(tmp_path: Path) -> None:
+    settings = load_settings(
+        api_key="sk-secret", database_url="postgresql://u:pw-secret@h/d", broker_url="redis://:br-secret@h"
+    )
+    text = f"{settings!r} {settings}"
+    assert not any(secret in text for secret in ("sk-secret", "pw-secret", "br-secret"))
+    assert "sk-bad key" not in str(problems(api_key="sk-bad key"))
+    assert "pw" not in str(problems(base_url="https://u:pw@h"))
+
+
+def test_postgresql_is_spoken_through_psycopg_whatever_it_was_called() -> None:
+    for url in ("postgresql://u:p%40@h/d", "postgresql+psycopg2://u:p%40@h/d"):
+        assert load_settings(database_url=url).ledger_url == "postgresql+psycopg://u:p%40@h/d"
+
+
+@pytest.mark.parametrize("url", ["https://h/v1", "https://h/v1/", "https://h"])
+def test_a_base_url_means_the_same_with_and_without_v1(url: str) -> None:
+    assert load_settings(base_url=url).base_url == "https://h"
+
+
+def test_zero_is_a_value() -> None:
+    settings = load_settings(lone_slots=0, grace_s=0, gate_patience_s=0, group_window_s=0)
+    assert (settings.lone_slot_count, settings.grace_s, settings.gate_patience_s) == (0, 0, 0)
+    assert load_settings(concurrency=64).lone_slot_count == 4
+    assert load_settings(concurrency=64).thread_count == 64 + 4 + 4
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        {"lease_s": 2.0, "beat_s": 1.1},
+        {"backoff_base_s": 10.0, "backoff_cap_s": 5.0},
+        {"api_key": "a", "api_key_file": "b"},
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(together: dict[str, Any]) -> None:
+    assert len(problems(**together)) == 1
+
+
+def test_times_follow_from_each_other() -> None:
+    settings = load_settings(lease_s=6.0, read_timeout_s=10.0)
+    assert (settings.beat_interval_s, settings.deadline_s) == (1.0, 70.0)
+    assert load_settings(total_timeout_s=5.0).deadline_s == 5.0
+
+
+def test_a_name_that_is_no_setting_is_noticed() -> None:
+    environ = {"ANTREAN_MODEL": "", "ANTREAN_MODLE": "", "OTHER": "", "ANTREAN_IN_STACK": "1"}
+    assert unknown_names(environ) == ["ANTREAN_MODLE"]
+
+
+def test_settings_travel_to_a_child_through_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load_settings(api_key="sk-x", concurrency=7, lone_slots=0, home="/tmp/h", model="m")
+    for name, value in settings.as_environment().items():
+        monkeypatch.setenv(name, value)
+    assert load_settings() == settings
+
+
+def test_a_simulation_lives_in_a_house_of_its_own() -> None:
+    real = load_settings(api_key="sk-real", database_url="postgresql://h/d", broker_url="redis://h")
+    told: Settings = real.for_simulation("http://127.0.0.1:1", "sk-sim")
+    assert told.ledger_url.startswith("sqlite:")
+    assert told.home == real.home / "simulation"
+    assert (told.is_broker_embedded, told.endpoint) == (True, "simulation")
+    assert "sk-real" not in str(told.as_environment())
