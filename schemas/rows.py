@@ -24,6 +24,7 @@ class JobRow(SQLModel, table=True):
         _partial("ix_jobs_ready", "endpoint", "batch_id", "priority", "id", where=_READY),
         _partial("ix_jobs_published", "endpoint", "published_at_ms", where=_PUBLISHED),
         _partial("ix_jobs_due", "endpoint", "not_before_ms", where="state = 'waiting'"),
+        _partial("ix_jobs_due_lone", "endpoint", "not_before_ms", where="state = 'waiting' AND NOT is_bulk"),
         _partial("ix_jobs_running", "worker_id", where="state = 'running'"),
         _partial(
             "ix_jobs_expiring",

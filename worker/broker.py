@@ -6,12 +6,16 @@ import hashlib
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from worker.embedded.home import broker_url
 from worker.errors import BrokerAway
 from worker.settings import Settings
 
 _TIMEOUT_S = 5.0
+# redis-py itself tries ten times with growing waits: a minute in which a slot would stand still.
+_ONCE_MORE = Retry(NoBackoff(), 1)
 
 
 def broker_address(settings: Settings) -> str:
@@ -31,9 +35,14 @@ def open_client(address: str) -> redis.Redis:
             db=int(database),
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
+            retry=_ONCE_MORE,
         )
     return redis.Redis.from_url(
-        address, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, health_check_interval=5
+        address,
+        socket_timeout=_TIMEOUT_S,
+        socket_connect_timeout=_TIMEOUT_S,
+        health_check_interval=5,
+        retry=_ONCE_MORE,
     )
 
 

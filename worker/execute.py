@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import traceback
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -60,6 +59,9 @@ class Spool(Protocol):
     def keep(self, success: Success) -> bool:
         """Writes and syncs the answer; False if it cannot be written."""
 
+    def reject(self, success: Success) -> None:
+        """Puts an answer aside that the ledger can never store."""
+
     def wait_until_writable(self) -> None:
         """Returns when claims may be made again. Raises Stopping during a shutdown."""
 
@@ -101,24 +103,35 @@ class Executor:
             return Report(Verdict.GIVEN_BACK, "given back: the worker is shutting down")
 
     def _admit(self, job_id: str) -> Report:
-        if not self._spool.is_writable:
+        while not self._spool.is_writable:
             self._spool.wait_until_writable()
         leave = self._gatekeeper.admit()
         if leave is None:
             self._writer.give_message_back(job_id)
             return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut")
         job = self._writer.claim(job_id)
+        if job is not None and job.runs_alone:
+            return self._attempt_alone(job, leave)
+        return self._attempt(job, leave)
+
+    def _attempt_alone(self, job: ClaimedJob, leave: Pass) -> Report:
+        """Claims again once nobody else is in a call: whoever only waits must not be lost with the one inside."""
+        self._give_back(job)
+        try:
+            with self._slots.alone():
+                return self._attempt(self._writer.claim(job.id), leave)
+        except Stopping:
+            self._gatekeeper.leave(leave)
+            raise
+
+    def _attempt(self, job: ClaimedJob | None, leave: Pass) -> Report:
         if job is None:
             self._gatekeeper.leave(leave)
             return Report(Verdict.NO_CLAIM, "nothing to do")
-        return self._attempt(job, leave)
-
-    def _attempt(self, job: ClaimedJob, leave: Pass) -> Report:
         try:
-            with self._place_for(job):
-                if self._slots.is_stopping:
-                    raise Stopping
-                answer = self._call(job)
+            if self._slots.is_stopping:
+                raise Stopping
+            answer = self._call(job)
         except ApiError as exc:
             if exc.failure.kind is FailureKind.INTERRUPTED:
                 self._gatekeeper.leave(leave)
@@ -128,18 +141,10 @@ class Executor:
             self._gatekeeper.leave(leave)
             return self._give_back(job)
         except Exception as exc:
-            # A defect of ours costs this job an attempt, not the worker its thread. No text of the
-            # exception is kept: it may quote the prompt.
-            log.exception("job.internal_error", job_id=job.id, error=type(exc).__name__)
-            failure = Failure(FailureKind.INTERNAL_ERROR, f"antrean failed inside: {type(exc).__name__}")
-            return self._set_back(job, failure, leave, latency_s=None)
+            # A defect of ours costs this job an attempt, not the worker its thread.
+            return self._set_back(job, _defect(exc, job.id), leave, latency_s=None)
         self._gatekeeper.succeeded(leave)
-        return self._succeed(job, answer)
-
-    @contextmanager
-    def _place_for(self, job: ClaimedJob) -> Iterator[None]:
-        with self._slots.alone() if job.runs_alone else nullcontext():
-            yield
+        return self._succeed(job, answer, leave)
 
     def _call(self, job: ClaimedJob) -> Answer:
         """The answer, trying the other header style and a changed key where the key was refused."""
@@ -168,7 +173,7 @@ class Executor:
                 return candidate
         return self._credentials.current() if self._credentials.reread(refused) else None
 
-    def _succeed(self, job: ClaimedJob, answer: Answer) -> Report:
+    def _succeed(self, job: ClaimedJob, answer: Answer, leave: Pass) -> Report:
         completion = answer.completion
         choice = completion.choices[0]
         reasoned = split_reasoning(choice.message)
@@ -202,7 +207,13 @@ class Executor:
         self._is_proven = True
         tokens = success.usage.total_tokens
         summary = f"{tokens} tokens · {choice.finish_reason or 'no finish reason'} · {answer.latency_s:.1f} s"
-        recorded = self._record_success(success)
+        try:
+            recorded = self._record_success(success)
+        except Exception as exc:
+            # The ledger cannot store this answer, whatever it is: the spool keeps it for a person, and the
+            # job must not hang.
+            self._spool.reject(success)
+            return self._set_back(job, _defect(exc, job.id), leave, latency_s=answer.latency_s)
         if recorded is Recorded.UNUSED:
             summary += " · came second, kept as usage only"
         return Report(Verdict.SUCCEEDED, summary)
@@ -283,3 +294,10 @@ class Executor:
         except (DatabaseAway, WriterStopped):
             # Nothing was paid for: the next beat, or a rescue, finds the claim without a holder.
             self._writer.forget(outcome.job_id)
+
+
+def _defect(exc: Exception, job_id: str) -> Failure:
+    """A defect of ours as a failure. No text of the exception is kept: it may quote the prompt."""
+    where = traceback.extract_tb(exc.__traceback__)[-1]
+    log.error("job.defect", job_id=job_id, error=type(exc).__name__, file=where.filename, line=where.lineno)
+    return Failure(FailureKind.INTERNAL_ERROR, f"antrean failed inside: {type(exc).__name__}")

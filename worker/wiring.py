@@ -16,6 +16,7 @@ from worker.broker import BrokerEpoch, broker_address, check_broker, open_client
 from worker.channel import Channel
 from worker.clock import SystemClock
 from worker.credentials import Credentials
+from worker.errors import ExitCode
 from worker.execute import Executor, Report
 from worker.ids import new_id
 from worker.policy.retry import RetryRules
@@ -190,7 +191,16 @@ class WorkerRuntime:
         os._exit(0)
 
     def _thread(self, name: str, target: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        def guarded() -> None:
+            try:
+                target(*args)
+            except BaseException as exc:
+                # A worker without its heart or its relay is worse than none: it ends, and its supervisor
+                # starts another.
+                log.critical("worker.thread_died", thread=name, error=type(exc).__name__, exc_info=exc)
+                os._exit(int(ExitCode.INTERNAL))
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 

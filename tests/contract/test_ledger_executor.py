@@ -293,7 +293,6 @@ def test_a_failure_while_the_database_is_away_is_released_by_the_next_beat(
     assert len(house.spool) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="execute.py: `_admit` asks once; it needs `while`, not `if`")
 def test_a_spool_that_cannot_be_written_stops_new_claims(build: Callable[..., House]) -> None:
     class Broken:
         is_writable = False

@@ -141,9 +141,6 @@ def test_the_broker_stays_shallow(ledger: Ledger, relay: Relay, broker: Broker, 
     assert published(ledger) == 100
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the relay's room counts bulk messages against lone jobs (invariant 9)"
-)
 def test_a_lone_job_for_the_relay_does_not_wait_for_bulk_to_make_room(
     ledger: Ledger, relay: Relay, broker: Broker
 ) -> None:

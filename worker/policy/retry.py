@@ -100,7 +100,8 @@ def _wait_at_gate(
 ) -> Decision:
     since_ms = now_ms if standing.blocked_since_ms is None else standing.blocked_since_ms
     if now_ms - since_ms >= rules.gate_patience_s * 1000:
-        return Decision(None, burns=False)
+        # The job gives up, but what it met still concerns everybody.
+        return Decision(None, burns=False, shuts_gate=needs_probe, pause_s=_asked_s(failure, rules))
     asked_s = _asked_s(failure, rules)
     n = max(1, min(standing.number, 8))
     delay_s = decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import BindParameter, Connection, bindparam, func, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, func, not_, select, update
 
 from schemas.job import JobState
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs, workers
@@ -29,6 +29,7 @@ _COUNT_LIVE_SLOTS = select(func.coalesce(func.sum(workers.c.slots), 0)).where(
 _NEXT_BATCH = select(func.min(jobs.c.batch_id)).where(
     is_ready(), jobs.c.endpoint == _endpoint, jobs.c.batch_id > bindparam("after")
 )
+_COUNT_PUBLISHED_LONE = _COUNT_PUBLISHED.where(not_(jobs.c.is_bulk))
 _READY_OF_BATCH = (
     select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk)
     .where(is_ready(), jobs.c.endpoint == _endpoint, jobs.c.batch_id == bindparam("of_batch"))
@@ -40,6 +41,18 @@ _WAITING_DUE = (
     select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk)
     .where(
         is_in(JobState.WAITING),
+        jobs.c.endpoint == _endpoint,
+        jobs.c.not_before_ms <= bindparam("now_ms"),
+    )
+    .order_by(jobs.c.not_before_ms)
+    .limit(bindparam("at_most"))
+    .with_for_update(skip_locked=True)
+)
+_LONE_DUE = (
+    select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk)
+    .where(
+        is_in(JobState.WAITING),
+        not_(jobs.c.is_bulk),
         jobs.c.endpoint == _endpoint,
         jobs.c.not_before_ms <= bindparam("now_ms"),
     )
@@ -84,6 +97,21 @@ def count_published(connection: Connection, endpoint: str) -> int:
 def count_live_slots(connection: Connection, endpoint: str) -> int:
     """Slots of all workers of this endpoint that have not ended."""
     return int(connection.execute(_COUNT_LIVE_SLOTS, {"of_endpoint": endpoint}).scalar_one())
+
+
+def take_lone_due(connection: Connection, endpoint: str, *, window: int, now_ms: int) -> list[Due]:
+    """Lone jobs to publish now, marked as published; at most `window` of them are in the broker then.
+
+    They have room of their own: a retry of a lone job must not wait until bulk jobs have left theirs.
+    """
+    query = {"of_endpoint": endpoint, "now_ms": now_ms}
+    room = min(window, MAX_ROWS) - connection.execute(_COUNT_PUBLISHED_LONE, query).scalar_one()
+    if room <= 0:
+        return []
+    due = [Due(*row) for row in connection.execute(_LONE_DUE, {**query, "at_most": room})]
+    due += _ready_of(connection, endpoint, "", room - len(due))
+    _mark(connection, [job.id for job in due], now_ms)
+    return due
 
 
 def take_due(

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker.clock import Clock
+from worker.errors import AntreanError
 from worker.storage.engine import Ledger
-from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter
+from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Success
 from worker.storage.window import unmark_published_before
@@ -68,7 +69,9 @@ class Heart:
             delay_s = self._beat_s
             try:
                 self.beat()
-            except DatabaseAway as exc:
+            except WriterStopped:
+                return
+            except AntreanError as exc:
                 self._watch.forget()
                 delay_s = min(1.0, self._beat_s)
                 log.warning("heart.ledger_away", error=str(exc))
@@ -78,8 +81,8 @@ class Heart:
         """One beat. Raises DatabaseAway."""
         self._beat_own()
         # What was paid for is recorded before anyone is taken for dead: the dead may have spooled it.
-        self._spool.replay(self._writer.record)
-        replay_leftovers(self._spool_folder, self._record_leftover)
+        self._spool.replay(self._record_spooled)
+        replay_leftovers(self._spool_folder, self._record_spooled)
         self._rescue()
         now_ms = self._clock.now_ms()
         while self._ledger.run(lambda connection: expire_jobs(connection, now_ms=now_ms)):
@@ -122,8 +125,14 @@ class Heart:
         if orphans:
             log.warning("heart.orphans_released", jobs=len(orphans))
 
-    def _record_leftover(self, success: Success) -> None:
-        self._writer.record(success)
+    def _record_spooled(self, success: Success) -> None:
+        try:
+            self._writer.record(success)
+        except (SQLAlchemyError, ValueError, TypeError) as exc:
+            # One line that no ledger can store must not keep the others, or this worker, from going on.
+            log.error("heart.spooled_unstorable", job_id=success.job_id, error=type(exc).__name__)
+            self._spool.reject(success)
+            self._writer.forget(success.job_id)
 
     def _rescue(self) -> None:
         with self._ledger.read() as connection:

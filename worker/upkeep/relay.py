@@ -10,14 +10,14 @@ import structlog
 from sqlalchemy import Connection
 
 from worker.clock import Clock
-from worker.errors import BrokerAway
+from worker.errors import AntreanError, BrokerAway
 from worker.storage.engine import Ledger
-from worker.storage.errors import DatabaseAway
 from worker.storage.window import (
     Due,
     count_live_slots,
     count_published,
     take_due,
+    take_lone_due,
     unmark_published,
     unmark_published_before,
 )
@@ -26,6 +26,7 @@ from worker.throttle.gatekeeper import Gatekeeper
 log = structlog.get_logger(__name__)
 WINDOW_FACTOR = 2
 WINDOW_FLOOR = 32
+LONE_WINDOW = 64
 
 
 class Epoch(Protocol):
@@ -82,7 +83,7 @@ class Relay:
             self._poked.clear()
             try:
                 published = self.tick()
-            except (DatabaseAway, BrokerAway) as exc:
+            except AntreanError as exc:
                 delay_s = min(delay_s * 2, 5.0)
                 log.warning("relay.stalled", error=type(exc).__name__, retry_in_s=delay_s)
                 is_stopping.wait(delay_s)
@@ -98,18 +99,25 @@ class Relay:
         self._taken_since_tick = 0
         now_ms = self._clock.now_ms()
         self._republish_what_was_lost(now_ms)
-        room = self._room()
-        if room <= 0:
+        window, published = self._window_now()
+        if window <= 0:
             return 0
 
         def work(connection: Connection) -> tuple[list[Due], str]:
-            return take_due(
+            # A probe is one job of any kind; otherwise lone jobs have room of their own.
+            lone = (
+                take_lone_due(connection, self._endpoint, window=LONE_WINDOW, now_ms=now_ms)
+                if window > 1
+                else []
+            )
+            due, after_batch = take_due(
                 connection,
                 self._endpoint,
-                room=room,
+                room=window - published,
                 after_batch=self._after_batch,
                 now_ms=now_ms,
             )
+            return lone + due, after_batch
 
         due, self._after_batch = self._ledger.run(work)
         if not due:
@@ -122,12 +130,13 @@ class Relay:
             raise
         return len(due)
 
-    def _room(self) -> int:
+    def _window_now(self) -> tuple[int, int]:
+        """How many jobs may be in the broker now, and how many are."""
         with self._ledger.read() as connection:
             published = count_published(connection, self._endpoint)
             slots = count_live_slots(connection, self._endpoint)
         self._window = max(WINDOW_FLOOR, WINDOW_FACTOR * slots)
-        return self._gatekeeper.room(self._window) - published
+        return self._gatekeeper.room(self._window), published
 
     def _republish_what_was_lost(self, now_ms: int) -> None:
         if not self._epoch.is_present():

@@ -74,6 +74,20 @@ class SpoolFile:
             self._is_writable = True
             return True
 
+    def reject(self, success: Success) -> None:
+        """Puts an answer aside, in `rejected.jsonl` beside the spool, that the ledger can never store."""
+        line = orjson.dumps(_encode(success)) + b"\n"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with (self._folder / "rejected.jsonl").open("ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            log.error("spool.reject_failed", job_id=success.job_id, error=exc.strerror)
+            return
+        log.error("spool.rejected", job_id=success.job_id, file=str(self._folder / "rejected.jsonl"))
+
     def wait_until_writable(self) -> None:
         """Returns after a moment in which the spool may have recovered. Raises Stopping in a shutdown."""
         if self._is_stopping.wait(_RETRY_S):

@@ -94,6 +94,14 @@ def upgrade() -> None:
         sqlite_where=sa.text("state = 'waiting'"),
         postgresql_where=sa.text("state = 'waiting'"),
     )
+    op.create_index(
+        "ix_jobs_due_lone",
+        "jobs",
+        ["endpoint", "not_before_ms"],
+        unique=False,
+        sqlite_where=sa.text("state = 'waiting' AND NOT is_bulk"),
+        postgresql_where=sa.text("state = 'waiting' AND NOT is_bulk"),
+    )
     op.create_index("ix_jobs_ended", "jobs", ["ended_at_ms"], unique=False)
     op.create_index(
         "ix_jobs_expiring",
