@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Refused(Exception):  # noqa: N818 - named by what happened to the request
+class Refused(Exception):
     """The endpoint refuses a request with `status` and the flat body's `message`."""
 
     def __init__(self, status: int, message: str) -> None:

@@ -128,9 +128,9 @@ def processes_under(folder: Path) -> list[str]:
     found = []
     for process in psutil.process_iter(["cmdline", "cwd", "status", "pid"]):
         line = " ".join(process.info["cmdline"] or [])
-        if process.info["status"] != psutil.STATUS_ZOMBIE and process.info["pid"] != os.getpid():
-            if str(folder) in line or (process.info["cwd"] or "").startswith(str(folder)):
-                found.append(line)
+        is_alive = process.info["status"] != psutil.STATUS_ZOMBIE and process.info["pid"] != os.getpid()
+        if is_alive and (str(folder) in line or (process.info["cwd"] or "").startswith(str(folder))):
+            found.append(line)
     return found
 
 
