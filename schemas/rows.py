@@ -82,6 +82,16 @@ class RequestRow(SQLModel, table=True):
     body: str = Field(sa_column=Column(Text, nullable=False))
 
 
+class DetailRow(SQLModel, table=True):
+    """What a producer gave beside the request: its own metadata, and its Celery message's callbacks."""
+
+    __tablename__ = "details"
+    job_id: str = Field(primary_key=True)
+    user_metadata: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
+    # link, errbacks, chain, chord, group, root, parent, reply_to: an id-only republish would drop them
+    envelope: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
+
+
 class AttemptRow(SQLModel, table=True):
     """One claim of a job that ended: what came of it."""
 
@@ -173,3 +183,12 @@ class WorkerRow(SQLModel, table=True):
     beat_at_ms: int = Field(sa_type=BigInteger)  # for people; nothing is decided by it
     ended_at_ms: int | None = Field(default=None, sa_type=BigInteger)
     end_reason: str | None = None  # stopped, lost
+
+
+class PauseRow(SQLModel, table=True):
+    """An endpoint whose jobs are not claimed until somebody resumes it."""
+
+    __tablename__ = "pauses"
+    endpoint: str = Field(primary_key=True)
+    reason: str | None = Field(default=None, sa_column=Column(Text))
+    paused_at_ms: int = Field(sa_type=BigInteger)

@@ -6,6 +6,7 @@ import random
 import traceback
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -22,6 +23,7 @@ from worker.policy.retry import Decision, RetryRules, Standing, decide
 from worker.slots import Slots, Stopping
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.intake import NewJob, adopt_jobs
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success, Usage
 from worker.throttle.gatekeeper import Gatekeeper, Pass
 
@@ -94,25 +96,58 @@ class Executor:
         self._is_proven = is_proven  # the endpoint has answered: a 404 is then a job's own fault
         self._rng = rng or random.Random()
 
-    def execute(self, job_id: str, *, is_bulk: bool) -> Report:
-        """What this delivery of the job came to. Raises nothing of its own making."""
+    def execute(self, job_id: str, *, is_bulk: bool, adopt: NewJob | None = None) -> Report:
+        """What this delivery of the job came to. Raises nothing of its own making.
+
+        `adopt` is the job of a message that carries its own request: it becomes a row when it is claimed.
+        """
+        if adopt is not None and adopt.ended_as is not None:
+            return self._refuse(adopt)
         try:
             with self._slots.enter(is_bulk=is_bulk):
-                return self._admit(job_id)
+                return self._admit(job_id, adopt)
         except (Stopping, WriterStopped):
             return Report(Verdict.GIVEN_BACK, "given back: the worker is shutting down")
 
-    def _admit(self, job_id: str) -> Report:
+    def _admit(self, job_id: str, adopt: NewJob | None) -> Report:
         while not self._spool.is_writable:
             self._spool.wait_until_writable()
         leave = self._gatekeeper.admit()
         if leave is None:
-            self._writer.give_message_back(job_id)
+            self._leave_to_the_relay(job_id, adopt)
             return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut")
-        job = self._writer.claim(job_id)
+        job = self._writer.claim(job_id, adopt=adopt)
+        if job is None and adopt is not None and adopt.not_before_ms is not None:
+            wait_s = max(0.0, (adopt.not_before_ms - self._clock.now_ms()) / 1000)
+            self._gatekeeper.leave(leave)
+            return Report(Verdict.WAITING, "waits for its time", wait_s)
         if job is not None and job.runs_alone:
             return self._attempt_alone(job, leave)
         return self._attempt(job, leave)
+
+    def _refuse(self, job: NewJob) -> Report:
+        """Writes down a message that cannot become a call: it must neither vanish nor poison the queue."""
+        try:
+            self._write_down(job)
+        except WriterStopped:
+            return Report(Verdict.GIVEN_BACK, "given back: the worker is shutting down")
+        return Report(Verdict.FAILED, "failed: invalid_request", failure=FailureKind.INVALID_REQUEST)
+
+    def _leave_to_the_relay(self, job_id: str, adopt: NewJob | None) -> None:
+        if adopt is None:
+            self._writer.give_message_back(job_id)
+        else:
+            self._write_down(adopt)
+
+    def _write_down(self, job: NewJob) -> None:
+        """The row of a message's own request. Waits while the database is away: the message is its only copy."""
+        while True:
+            try:
+                self._writer.call(partial(adopt_jobs, new=[job], now_ms=self._clock.now_ms()))
+            except DatabaseAway:
+                self._spool.wait_until_writable()  # a second, or the end of the worker
+                continue
+            return
 
     def _attempt_alone(self, job: ClaimedJob, leave: Pass) -> Report:
         """Claims again once nobody else is in a call: whoever only waits must not be lost with the one inside."""

@@ -23,7 +23,7 @@ def publish(due: Sequence[Due]) -> None:
             for job in due:
                 app.send_task(
                     TASK,
-                    args=(job.id,),
+                    kwargs={"job_id": job.id},
                     task_id=job.id,
                     queue=BULK_QUEUE if job.is_bulk else LONE_QUEUE,
                     priority=job.priority,

@@ -13,13 +13,16 @@ class Stopping(Exception):
 
 
 class Slots:
-    """Bulk jobs take one of `bulk_limit` places; lone jobs pass beside them, bounded by the pool's threads.
+    """Bulk jobs take one of `bulk_limit` places; lone jobs pass beside them; with `lone_limit`, all together
+    never take more than the sum of both.
 
     A job that runs alone waits until no other call of this process is in flight, and holds new ones back.
     """
 
-    def __init__(self, bulk_limit: int) -> None:
+    def __init__(self, bulk_limit: int, lone_limit: int | None = None) -> None:
         self._bulk = threading.Semaphore(bulk_limit)
+        unbounded = lone_limit is None
+        self._all = None if unbounded else threading.Semaphore(bulk_limit + (lone_limit or 0))
         self._idle = threading.Condition()
         self._active = 0
         self._solo_waiting = 0
@@ -39,6 +42,8 @@ class Slots:
         """Lets nobody in any more; those who wait raise Stopping."""
         self._is_stopping.set()
         self._bulk.release()  # each one that wakes wakes the next
+        if self._all is not None:
+            self._all.release()
         with self._idle:
             self._idle.notify_all()
 
@@ -53,9 +58,7 @@ class Slots:
     @contextmanager
     def enter(self, *, is_bulk: bool) -> Iterator[None]:
         """A place for one job, held while inside. Raises Stopping instead of waiting through a shutdown."""
-        if is_bulk:
-            self._bulk.acquire()
-        try:
+        with self._place(self._bulk if is_bulk else None), self._place(self._all):
             with self._idle:
                 self._idle.wait_for(lambda: self.is_stopping or not self._solo_waiting + self._is_solo_active)
                 if self.is_stopping:
@@ -68,9 +71,15 @@ class Slots:
                     self._active -= 1
                     if self._solo_waiting or self.is_stopping:
                         self._idle.notify_all()
-        finally:
-            if is_bulk:
-                self._bulk.release()
+
+    @staticmethod
+    @contextmanager
+    def _place(places: threading.Semaphore | None) -> Iterator[None]:
+        if places is None:
+            yield
+            return
+        with places:
+            yield
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -8,13 +8,20 @@ from typing import Any, NoReturn
 
 from celery import Task, signals
 from celery.exceptions import Ignore, Reject, Retry
+from celery.result import AsyncResult
+from celery.utils.functional import maybe_list
+from celery.worker.control import Panel
+from celery.worker.control import revoke as celery_revoke
 
+from schemas.job import JobState
 from worker.celery import app
-from worker.channel import BULK_QUEUE
+from worker.delivery import adopt_ended, pack_envelope, read_delivery, take_callbacks_away
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError
 from worker.execute import Report, Verdict
 from worker.logs import configure_logs
+from worker.messages import Asked, read_time_ms
+from worker.producing import produce, read_call
 from worker.publisher import TASK
 from worker.settings import IN_STACK, Settings, load_settings
 from worker.wiring import WorkerRuntime, build_worker
@@ -23,17 +30,71 @@ _runtime: WorkerRuntime | None = None
 _stack: Stack | None = None
 
 
+_KEPT = ("chain", "chord", "group_id", "group_index", "root_id", "parent_id", "reply_to")
+
+
 class JobFailed(Exception):
     """What Flower shows of a failed job: its kind, never its content."""
 
 
-@app.task(name=TASK, bind=True, throws=(JobFailed,))
-def complete_chat(self: Task[Any, Any], job_id: str) -> str:
-    """One attempt at the job. The message holds its id and nothing else."""
+class ChatTask(Task):
+    """A task whose `delay` and `apply_async` write a row and publish only its id (invariant 2)."""
+
+    abstract = True
+    typing = False  # the arguments are checked with everything else, all problems at once
+    Request = "worker.request:BlankRequest"
+    Strategy = "worker.strategy:default"
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """The result handle of the job; `get` is not served: results are in the ledger.
+
+        Takes `priority`, `expires`, `countdown`, `eta` and `task_id` as Celery does; and, as arguments beside
+        the request, `custom_id`, `batch`, `max_attempts` and `metadata`. Raises InvalidRequest.
+        """
+        request, extras = read_call(args, kwargs)
+        wait = options.get("eta") if options.get("countdown") is None else options["countdown"]
+        callbacks = {
+            "callbacks": link and maybe_list(link),
+            "errbacks": link_error and maybe_list(link_error),
+        }
+        envelope = pack_envelope({**callbacks, **{name: options.get(name) for name in _KEPT}})
+        asked = Asked(
+            request=request,
+            options=extras,
+            priority=options.get("priority"),
+            expires_at_ms=read_time_ms(options.get("expires")),
+            not_before_ms=read_time_ms(wait),
+            envelope=envelope,
+        )
+        return self.AsyncResult(produce(asked, task_id=task_id))
+
+
+@app.task(name=TASK, base=ChatTask, bind=True, throws=(JobFailed,))
+def complete_chat(self: ChatTask, *args: Any, job_id: str | None = None, **kwargs: Any) -> str:
+    """A chat completion. `complete_chat.delay({"model": …, "messages": […]})` queues one.
+
+    Its message names a job of the ledger, or, from a foreign app, carries the request itself.
+    """
+    runtime = _running()
+    delivery = read_delivery(self.request, *read_call(args, kwargs), job_id, runtime.settings)
+    take_callbacks_away(self.request)
+    return _tell_celery(runtime.execute(delivery.job_id, is_bulk=delivery.is_bulk, adopt=delivery.adopt))
+
+
+def _running() -> WorkerRuntime:
     if _runtime is None:
         raise Reject("this process runs no worker", requeue=True)
-    is_bulk = self.request.delivery_info.get("routing_key") == BULK_QUEUE
-    return _tell_celery(_runtime.execute(job_id, is_bulk=is_bulk))
+    return _runtime
 
 
 def _tell_celery(report: Report) -> str:
@@ -79,6 +140,25 @@ def _start(instance: Any, **_: Any) -> None:
         _runtime.start()
     except AntreanError as exc:
         _exit(exc)
+
+
+@signals.task_revoked.connect
+def _end_row(request: Any = None, expired: bool = False, **_: Any) -> None:
+    """A revoked or expired message ends its row; otherwise each republish would be discarded for ever."""
+    if _runtime is None or request is None:
+        return
+    ended_as = JobState.EXPIRED if expired else JobState.CANCELLED
+    adopted = adopt_ended(request, ended_as=ended_as, settings=_runtime.settings)
+    _runtime.end_job(str(request.id), adopted)
+
+
+@Panel.register(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
+def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **kwargs: Any) -> Any:
+    """Revoke by task id: the jobs are cancelled in the ledger, also those that are not in the broker now."""
+    answer = celery_revoke(state, task_id, terminate=False, signal=signal, **kwargs)
+    if _runtime is not None:
+        _runtime.cancel_jobs([str(one) for one in maybe_list(task_id) or []])
+    return answer
 
 
 @signals.worker_shutting_down.connect

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 
 import structlog
+from celery.worker.state import revoked
+from sqlalchemy import Connection
 
 from api_client.client import EndpointClient
 from api_client.config import EndpointConfig
@@ -26,8 +28,10 @@ from worker.slots import Slots
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter
+from worker.storage.intake import NewJob, insert_jobs
 from worker.storage.migrating import prepare_ledger
-from worker.storage.reading import has_answered
+from worker.storage.moves import cancel_jobs
+from worker.storage.reading import fetch_states, has_answered
 from worker.storage.window import Due
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.redis_store import RedisGateStore
@@ -67,7 +71,7 @@ class WorkerRuntime:
         self._ledger = ledger
         broker = open_client(broker_address(settings))
         endpoint = settings.endpoint
-        self._slots = Slots(settings.concurrency)
+        self._slots = Slots(settings.concurrency, settings.lone_slot_count)
         self._client = EndpointClient(endpoint_config(settings))
         self._writer = GroupWriter(
             ledger,
@@ -136,10 +140,39 @@ class WorkerRuntime:
         interval_s = self._settings.relay_interval_s
         self._thread("antrean-relay", lambda: self._relay.run(self._is_stopping, interval_s=interval_s))
 
-    def execute(self, job_id: str, *, is_bulk: bool) -> Report:
-        """One delivery of a job, in the calling thread."""
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    def execute(self, job_id: str, *, is_bulk: bool, adopt: NewJob | None = None) -> Report:
+        """One delivery of a job, in the calling thread. `adopt`: the message carries its own request."""
         self._relay.message_taken()
-        return self._executor.execute(job_id, is_bulk=is_bulk)
+        return self._executor.execute(job_id, is_bulk=is_bulk, adopt=adopt)
+
+    def end_job(self, job_id: str, adopted: NewJob | None) -> None:
+        """Ends the row of a revoked or expired message. Does not wait: Celery's hub calls it."""
+
+        def work(connection: Connection) -> None:
+            now_ms = SystemClock().now_ms()
+            if adopted is not None:
+                insert_jobs(connection, [adopted], now_ms=now_ms)
+            cancel_jobs(connection, [job_id], now_ms=now_ms)
+
+        self._writer.begin(work)
+
+    def cancel_jobs(self, job_ids: Sequence[str]) -> None:
+        """Cancels jobs that somebody revoked, and lets Celery forget it: a retry must not be discarded.
+
+        Does not wait: Celery's hub calls it.
+        """
+
+        def work(connection: Connection) -> None:
+            known = fetch_states(connection, job_ids)
+            cancel_jobs(connection, list(known), now_ms=SystemClock().now_ms())
+            for job_id in known:
+                revoked.discard(job_id)
+
+        self._writer.begin(work)
 
     def begin_shutdown(self, *, hurry: bool = False) -> None:
         """Starts the way out, in a thread outside Celery's hub; called again with `hurry`, cuts the grace.

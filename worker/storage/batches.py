@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,28 @@ def make_batch(
         batches.c.id == batch_id if idempotency_key is None else batches.c.idempotency_key == idempotency_key
     )
     return _batch(connection.execute(select(batches).where(chosen)).one())
+
+
+def ensure_open_batches(
+    connection: Connection, batch_ids: Iterable[str], *, endpoint: str, now_ms: int
+) -> None:
+    """Makes those of `batch_ids` that are missing, as batches that jobs may join at any time."""
+    rows: list[dict[str, object]] = [
+        {
+            "id": batch_id,
+            "idempotency_key": None,
+            "kind": "tasks",
+            "label": batch_id,
+            "endpoint": endpoint,
+            "total": 0,
+            "created_at_ms": now_ms,
+            "submitted_at_ms": now_ms,
+            "details": {},
+        }
+        for batch_id in sorted(set(batch_ids))
+    ]
+    if rows:
+        connection.execute(insert_or_ignore(connection, batches), rows)
 
 
 def finish_submission(connection: Connection, batch_id: str, *, now_ms: int) -> int:

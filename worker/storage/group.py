@@ -20,6 +20,7 @@ from worker.clock import Clock
 from worker.storage.claims import claim_jobs
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
+from worker.storage.intake import NewJob, adopt_jobs
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded
 from worker.storage.records import record_outcomes
 from worker.storage.tables import MAX_ROWS
@@ -36,6 +37,7 @@ class _Group:
     """What one transaction writes. At most one claim and one outcome a job."""
 
     claims: dict[str, Future[ClaimedJob | None]] = field(default_factory=dict)
+    adopted: dict[str, NewJob] = field(default_factory=dict)  # claims of jobs that came in their message
     outcomes: dict[str, tuple[Outcome, Future[Recorded]]] = field(default_factory=dict)
     returned: list[str] = field(default_factory=list)
     works: list[tuple[Callable[[Connection], Any], Future[Any]]] = field(default_factory=list)
@@ -81,13 +83,14 @@ class GroupWriter:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def claim(self, job_id: str) -> ClaimedJob | None:
+    def claim(self, job_id: str, *, adopt: NewJob | None = None) -> ClaimedJob | None:
         """The job, now ours alone, or None when it is not to be had. Waits while the database is away.
 
-        Raises WriterStopped during a shutdown.
+        `adopt` becomes the job's row first, in the same transaction, if it has none. Raises WriterStopped
+        during a shutdown.
         """
         future: Future[ClaimedJob | None] = Future()
-        self._put(("claim", job_id, future))
+        self._put(("claim", (job_id, adopt), future))
         return future.result()
 
     def record(self, outcome: Outcome) -> Recorded:
@@ -103,6 +106,12 @@ class GroupWriter:
     def give_message_back(self, job_id: str) -> None:
         """Marks an unclaimed job as not published, so that the relay publishes it again. Does not wait."""
         self._put(("return", job_id, None))
+
+    def begin(self, work: Callable[[Connection], object]) -> Future[Any]:
+        """Has `work` run between the groups without waiting for it: for threads that must not wait."""
+        future: Future[Any] = Future()
+        self._put(("work", work, future))
+        return future
 
     def call(self, work: Callable[[Connection], T]) -> T:
         """What `work` returns, run between the groups in the writer's thread. Raises DatabaseAway."""
@@ -139,8 +148,11 @@ class GroupWriter:
             while self._pending and len(group) < MAX_ROWS:
                 item = self._pending.popleft()
                 kind, what, future = item
-                if kind == "claim" and what not in group.claims:
-                    group.claims[what] = future
+                if kind == "claim" and what[0] not in group.claims:
+                    job_id, adopt = what
+                    group.claims[job_id] = future
+                    if adopt is not None:
+                        group.adopted[job_id] = adopt
                 elif kind == "record" and what.job_id not in group.outcomes:
                     group.outcomes[what.job_id] = (what, future)
                 elif kind == "return":
@@ -177,6 +189,8 @@ class GroupWriter:
             recorded = record_outcomes(connection, [o for o, _ in group.outcomes.values()])
             if group.returned:
                 unmark_published(connection, group.returned)
+            # A message that carries its own request becomes a row in the transaction that claims it.
+            adopt_jobs(connection, list(group.adopted.values()), now_ms=now_ms)
             claimed = claim_jobs(
                 connection,
                 [job_id for job_id in group.claims if job_id not in self.held],
@@ -203,7 +217,7 @@ class GroupWriter:
         """Tells everyone but the claims, which wait here for the database: nothing may be called meanwhile."""
         log.warning("ledger.away", error=str(exc), claims=len(group.claims), records=len(group.outcomes))
         self._fail_all_but_claims(group, exc)
-        claims = _Group(claims=group.claims)
+        claims = _Group(claims=group.claims, adopted=group.adopted)
         delay_s = _RETRY_FIRST_S
         while True:
             if self._stopping.wait(delay_s):
@@ -218,6 +232,8 @@ class GroupWriter:
                     future.set_result(None)  # a second delivery of a job that waits here already
                 else:
                     claims.claims[job_id] = future
+                    if job_id in newer.adopted:
+                        claims.adopted[job_id] = newer.adopted[job_id]
             try:
                 self._commit(claims, token)
             except DatabaseAway:
@@ -254,6 +270,8 @@ def _halves(group: _Group) -> list[_Group]:
     halves = [_Group(), _Group()]
     for i, (job_id, claim) in enumerate(group.claims.items()):
         halves[i % 2].claims[job_id] = claim
+        if job_id in group.adopted:
+            halves[i % 2].adopted[job_id] = group.adopted[job_id]
     for i, (job_id, outcome) in enumerate(group.outcomes.items(), start=len(group.claims)):
         halves[i % 2].outcomes[job_id] = outcome
     for i, job_id in enumerate(group.returned, start=len(group.claims) + len(group.outcomes)):

@@ -12,8 +12,10 @@ from schemas.job import JobState
 from schemas.rows import (
     AttemptRow,
     BatchRow,
+    DetailRow,
     FailureBodyRow,
     JobRow,
+    PauseRow,
     RequestRow,
     ResultRow,
     UsageRow,
@@ -34,6 +36,8 @@ results = _table(ResultRow)
 failure_bodies = _table(FailureBodyRow)
 usage = _table(UsageRow)
 batches = _table(BatchRow)
+details = _table(DetailRow)
+pauses = _table(PauseRow)
 workers = _table(WorkerRow)
 
 AnyRow = Row[*tuple[Any, ...]]

@@ -1,4 +1,4 @@
-"""The ledger: jobs, requests, attempts, results, usage, batches, workers."""
+"""The ledger: jobs, requests, details, attempts, results, usage, batches, workers, pauses."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -41,6 +41,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("idempotency_key"),
     )
     op.create_index("ix_batches_created", "batches", ["created_at_ms"], unique=False)
+    op.create_table(
+        "details",
+        sa.Column("job_id", sa.String(), nullable=False),
+        sa.Column("user_metadata", sa.JSON(), nullable=True),
+        sa.Column("envelope", sa.JSON(), nullable=True),
+        sa.PrimaryKeyConstraint("job_id"),
+    )
     op.create_table(
         "failure_bodies",
         sa.Column("job_id", sa.String(), nullable=False),
@@ -136,6 +143,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'running'"),
     )
     op.create_table(
+        "pauses",
+        sa.Column("endpoint", sa.String(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("paused_at_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("endpoint"),
+    )
+    op.create_table(
         "requests",
         sa.Column("job_id", sa.String(), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
@@ -191,8 +205,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("attempts")
     op.drop_table("batches")
+    op.drop_table("details")
     op.drop_table("failure_bodies")
     op.drop_table("jobs")
+    op.drop_table("pauses")
     op.drop_table("requests")
     op.drop_table("results")
     op.drop_table("usage")

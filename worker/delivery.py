@@ -1,0 +1,94 @@
+"""What Celery delivers, read once: which job, and the request where the message carries its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kombu.utils import json
+
+from schemas.chat import InvalidRequest
+from schemas.job import JobState
+from worker.channel import BULK_QUEUE
+from worker.messages import Asked, build_job, build_refused, read_time_ms
+from worker.settings import Settings
+from worker.storage.intake import NewJob
+from worker.strategy import NOT_BEFORE_HEADER
+
+_CALLBACKS = ("callbacks", "errbacks", "chain", "chord")
+_ENVELOPE = (*_CALLBACKS, "group", "group_index", "root_id", "parent_id", "reply_to", "correlation_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One delivered message. `adopt` is None where it only names a job of the ledger."""
+
+    job_id: str
+    is_bulk: bool
+    adopt: NewJob | None = None
+
+
+def read_delivery(
+    context: Any, request: Any, options: Mapping[str, Any], job_id: str | None, settings: Settings
+) -> Delivery:
+    """The delivery of a task's request context and its arguments; a bad one is a job that is refused."""
+    is_bulk = (context.delivery_info or {}).get("routing_key") == BULK_QUEUE
+    if job_id is not None:
+        return Delivery(job_id, is_bulk)
+    asked = _asked(context, request, options)
+    job = adopt(str(context.id), asked, settings)
+    return Delivery(job.id, is_bulk, job)
+
+
+def adopt(task_id: str, asked: Asked, settings: Settings) -> NewJob:
+    """The job of a message's own request, refused with its problems where it is not valid."""
+    try:
+        return build_job(
+            task_id,
+            asked,
+            endpoint=settings.endpoint,
+            default_model=settings.model,
+            allow_zero_temperature=settings.allow_zero_temperature,
+        )
+    except InvalidRequest as exc:
+        return build_refused(task_id, asked, exc.errors, endpoint=settings.endpoint)
+
+
+def adopt_ended(request: Any, *, ended_as: JobState, settings: Settings) -> NewJob | None:
+    """The job of a message that was revoked or expired before it ran; None where it names one by its id."""
+    kwargs = request.kwargs if isinstance(request.kwargs, Mapping) else {}
+    if "job_id" in kwargs:
+        return None
+    args = request.args or ()
+    asked = Asked(request=args[0] if args else kwargs.get("request"))
+    return build_refused(str(request.id), asked, [], endpoint=settings.endpoint, ended_as=ended_as)
+
+
+def take_callbacks_away(context: Any) -> None:
+    """Celery must not send them itself: a queue of another app would fail the finished task."""
+    for name in _CALLBACKS:
+        setattr(context, name, None)
+
+
+def pack_envelope(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What must outlive an id-only republish, as plain JSON; None where there is nothing."""
+    kept = {name: value for name, value in facts.items() if value not in (None, [], (), {})}
+    return json.loads(json.dumps(kept)) if kept else None
+
+
+def _asked(context: Any, request: Any, options: Mapping[str, Any]) -> Asked:
+    facts = {name: getattr(context, name, None) for name in _ENVELOPE}
+    if facts["root_id"] == context.id:
+        facts["root_id"] = None
+    if facts["correlation_id"] == context.id:
+        facts["correlation_id"] = None
+    info = context.delivery_info or {}
+    return Asked(
+        request=request,
+        options=options,
+        priority=info.get("priority"),
+        expires_at_ms=read_time_ms(context.expires),
+        not_before_ms=read_time_ms((context.headers or {}).get(NOT_BEFORE_HEADER)),
+        envelope=pack_envelope(facts),
+    )

@@ -1,0 +1,72 @@
+"""The native producer: `complete_chat.delay(...)` writes a row and publishes its id, from any process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from worker.clock import SystemClock
+from worker.ids import new_id
+from worker.messages import Asked, build_job
+from worker.publisher import publish
+from worker.settings import Settings, load_settings
+from worker.storage.batches import ensure_open_batches
+from worker.storage.engine import Ledger
+from worker.storage.migrating import prepare_ledger
+from worker.submit import submit_one
+
+_lock = threading.Lock()
+_opened: tuple[int, Settings, Ledger] | None = None
+_known_batches: set[str] = set()
+
+
+def produce(asked: Asked, *, task_id: str | None = None) -> str:
+    """The id of the job, written down and published at once; the broker may be away, the relay sees to it.
+
+    Raises InvalidRequest with every problem at once, SettingsError, NotMigrated or DatabaseAway.
+    """
+    settings, ledger = _open()
+    job = build_job(
+        new_id() if task_id is None else task_id,
+        asked,
+        endpoint=settings.endpoint,
+        default_model=settings.model,
+        allow_zero_temperature=settings.allow_zero_temperature,
+    )
+    if job.batch_id and job.batch_id not in _known_batches:
+        ledger.run(
+            partial(
+                ensure_open_batches,
+                batch_ids=[job.batch_id],
+                endpoint=settings.endpoint,
+                now_ms=SystemClock().now_ms(),
+            )
+        )
+        _known_batches.add(job.batch_id)
+    submit_one(ledger, job, clock=SystemClock(), publish=publish if job.not_before_ms is None else None)
+    return job.id
+
+
+def _open() -> tuple[Settings, Ledger]:
+    """Settings and ledger of this process; opened anew after a fork, which must not share connections."""
+    global _opened
+    with _lock:
+        if _opened is None or _opened[0] != os.getpid():
+            if _opened is not None:
+                _opened[2].engine.dispose(close=False)
+            settings = load_settings()
+            _opened = (os.getpid(), settings, prepare_ledger(settings))
+        return _opened[1], _opened[2]
+
+
+def read_call(args: Any, kwargs: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The request and the options of a call such as `delay(request, custom_id=…)` or `kwargs={"request": …}`."""
+    options = dict(kwargs or {})
+    positional = list(args or ())
+    if len(positional) > 1:
+        options["positional arguments"] = len(positional)  # refused by name: there is only one
+    request = positional[0] if positional else options.pop("request", None)
+    return request, options

@@ -1,0 +1,74 @@
+"""Celery's request without what it carries: no event, no `inspect` and no log sees a message's content.
+
+A foreign producer may put a prompt anywhere: in arguments, in `argsrepr`, in a header. What leaves this process
+about a message is therefore its id, its task's name and what reads as a name or a number (invariant 10).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import TaskPredicate
+from celery.worker import state
+from celery.worker.request import Request
+
+NO_ARGS = "()"
+NO_KWARGS = "{}"
+_NAME = re.compile(r"[\w.:@/+-]{1,160}", re.ASCII)
+
+
+def as_name(value: object) -> str | None:
+    """`value` if it reads as a name or an id, as a prompt does not; else None."""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else None
+
+
+class BlankRequest(Request):
+    """What the worker's consumer makes of each message. Blank at once, so that nothing later has to think of it."""
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        facts = self._request_dict
+        # Not empty: Celery's tracer would make its own from the arguments.
+        facts["argsrepr"] = self._argsrepr = NO_ARGS
+        facts["kwargsrepr"] = self._kwargsrepr = NO_KWARGS
+        if self.name is not self._type:  # a `shadow`, which is shown instead of the task's name
+            self.name = facts["shadow"] = as_name(self.name) or self._type
+        if self._root_id != self.id:
+            self._root_id = as_name(self._root_id)
+        if self._parent_id is not None:
+            self._parent_id = as_name(self._parent_id)
+        if type(facts.get("retries")) is not int:
+            facts["retries"] = 0
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """What `celery inspect active|reserved|scheduled|query_task` tell."""
+        delivery = self._delivery_info
+        return {
+            **super().info(safe=True),
+            "delivery_info": {
+                "exchange": as_name(delivery["exchange"]) or "",
+                "routing_key": as_name(delivery["routing_key"]),
+                "priority": delivery["priority"] if isinstance(delivery["priority"], int) else None,
+                "redelivered": bool(delivery["redelivered"]),
+            },
+        }
+
+    def on_retry(self, exc_info: Any) -> None:
+        """Says why the job waits, where Celery would say `None` and give a traceback."""
+        self.acknowledge()
+        self.send_event("task-retried", exception=str(exc_info.exception.message or "waits"))
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """As Celery's, but the event has no traceback, and of a defect only its type: its text may quote anything."""
+        exc_info.traceback = None
+        exc = exc_info.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        if not isinstance(exc, Exception) or isinstance(exc, (TaskPredicate, *self.task.throws)):
+            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+            return
+        super().on_failure(exc_info, send_failed_event=False, return_ok=return_ok)
+        if send_failed_event and not state.should_terminate:
+            self.send_event("task-failed", exception=type(exc).__name__)
