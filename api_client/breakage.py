@@ -6,6 +6,7 @@ import http.client
 import socket
 import ssl
 from collections.abc import Iterator
+from dataclasses import replace
 
 import requests
 import urllib3.exceptions as urllib3_errors
@@ -26,6 +27,11 @@ BREAKS = (
 
 def describe_break(exc: BaseException, stage: Stage, config: EndpointConfig) -> Failure:
     """The failure that an exception at this stage means. Quotes nothing that was sent or received."""
+    failure = _describe(exc, stage, config)
+    return replace(failure, was_sent=stage not in (Stage.RESOLVING, Stage.CONNECTING))
+
+
+def _describe(exc: BaseException, stage: Stage, config: EndpointConfig) -> Failure:
     causes = list(_causes(exc))
     where = config.host_and_port
     if any(_is_timeout(cause) for cause in causes):

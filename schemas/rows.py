@@ -59,6 +59,7 @@ class JobRow(SQLModel, table=True):
     claim_token: str | None = None  # the fence: unique to each claim
     claims: int = 0  # claims ever made; numbers the attempts
     attempts: int = 0  # attempts burnt in this generation
+    bad_responses: int = 0  # of them, answers without a completion in them
     max_attempts: int | None = None
     losses: int = 0  # times its worker died with it
     solo_losses: int = 0  # … while it ran alone
@@ -156,7 +157,10 @@ class BatchRow(SQLModel, table=True):
     """A batch of jobs. No counters: they would be one row that every worker locks."""
 
     __tablename__ = "batches"
-    __table_args__ = (Index("ix_batches_created", "created_at_ms"),)
+    __table_args__ = (
+        Index("ix_batches_created", "created_at_ms"),
+        _partial("ix_batches_held", "endpoint", where="held_at_ms IS NOT NULL"),
+    )
     id: str = Field(primary_key=True)
     idempotency_key: str | None = Field(default=None, unique=True)
     kind: str  # run, submit
@@ -165,6 +169,8 @@ class BatchRow(SQLModel, table=True):
     total: int = 0  # set once, when all its rows are written down
     created_at_ms: int = Field(sa_type=BigInteger)
     submitted_at_ms: int | None = Field(default=None, sa_type=BigInteger)  # None: still being written down
+    # A run's batch is only worked on while the run lives: nobody pays for what somebody walked away from.
+    held_at_ms: int | None = Field(default=None, sa_type=BigInteger)
     details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 

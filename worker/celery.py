@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -66,3 +68,5 @@ def build_conf() -> dict[str, Any]:
 
 app = Celery("antrean", amqp="worker.channel:AMQP", include=["worker.tasks"])
 app.add_defaults(build_conf)
+# Flower itself reads ./flowerconfig.py, listens on 0.0.0.0 and asks for no password.
+os.environ.setdefault("FLOWER_CONF", str(Path(__file__).with_name("flowerconfig.py")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -83,6 +84,7 @@ class Executor:
         rules: RetryRules,
         clock: Clock,
         is_proven: bool,
+        is_paused: Callable[[], bool] = lambda: False,
         rng: random.Random | None = None,
     ) -> None:
         self._client = client
@@ -94,6 +96,7 @@ class Executor:
         self._rules = rules
         self._clock = clock
         self._is_proven = is_proven  # the endpoint has answered: a 404 is then a job's own fault
+        self._is_paused = is_paused
         self._rng = rng or random.Random()
 
     def execute(self, job_id: str, *, is_bulk: bool, adopt: NewJob | None = None) -> Report:
@@ -112,10 +115,10 @@ class Executor:
     def _admit(self, job_id: str, adopt: NewJob | None) -> Report:
         while not self._spool.is_writable:
             self._spool.wait_until_writable()
-        leave = self._gatekeeper.admit()
+        leave = None if self._is_paused() else self._gatekeeper.admit()
         if leave is None:
             self._leave_to_the_relay(job_id, adopt)
-            return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut")
+            return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut, or somebody paused the endpoint")
         job = self._writer.claim(job_id, adopt=adopt)
         if job is None and adopt is not None and adopt.not_before_ms is not None:
             wait_s = max(0.0, (adopt.not_before_ms - self._clock.now_ms()) / 1000)
@@ -270,6 +273,7 @@ class Executor:
         now_ms = self._clock.now_ms()
         standing = Standing(
             attempts=job.attempts,
+            bad_responses=job.bad_responses,
             max_attempts=job.max_attempts,
             number=job.number,
             blocked_since_ms=job.blocked_since_ms,

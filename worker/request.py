@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import TaskPredicate
 from celery.worker import state
-from celery.worker.request import Request
+from celery.worker.request import ExceptionWithTraceback, Request
 
 NO_ARGS = "()"
 NO_KWARGS = "{}"
@@ -26,6 +25,10 @@ def as_name(value: object) -> str | None:
 
 class BlankRequest(Request):
     """What the worker's consumer makes of each message. Blank at once, so that nothing later has to think of it."""
+
+    name: str
+    _root_id: str | None
+    _parent_id: str | None
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -65,6 +65,9 @@ class Settings(BaseSettings):
 
     # Where things are kept
     home: Path = Path(".antrean")
+    # Before the addresses, which take their passwords from these files.
+    database_password_file: Path | None = Field(default=None, description="the password for database_url")
+    broker_password_file: Path | None = Field(default=None, description="the password for broker_url")
     database_url: SecretStr | None = None
     broker_url: SecretStr | None = None
     sqlite_synchronous: Literal["full", "normal"] = "full"
@@ -81,6 +84,17 @@ class Settings(BaseSettings):
     republish_after_s: Seconds = 120.0
     group_window_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.005
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    # Flower
+    flower_address: str = "127.0.0.1"
+    flower_port: Annotated[int, Field(ge=0, le=65535)] = 5555
+    flower_auth: bool = Field(default=True, description="ask for a password")
+    flower_password_file: Path | None = Field(default=None, description="the password for Flower's page")
+    flower_password: SecretStr | None = Field(
+        default=None,
+        validate_default=True,
+        description="made once and kept in the home folder unless set",
+    )
 
     # Retry
     max_attempts: Annotated[int, Field(ge=1)] = 6
@@ -100,6 +114,21 @@ class Settings(BaseSettings):
         if parts.username or parts.password:
             raise ValueError("must not carry a password; use ANTREAN_API_KEY")
         return value.rstrip("/").removesuffix("/v1")
+
+    @field_validator("database_url", "broker_url", mode="before")
+    @classmethod
+    def _password_is_filled_in(cls, value: object, info: ValidationInfo) -> object:
+        file = info.data.get(f"{info.field_name}".replace("_url", "_password_file"))
+        if value is None or file is None:
+            return value
+        url = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        return _fill_in_password(url, _read_password(file))
+
+    @field_validator("flower_password", mode="before")
+    @classmethod
+    def _flower_password_is_read(cls, value: object, info: ValidationInfo) -> object:
+        file = info.data.get("flower_password_file")
+        return value if file is None else _read_password(file)
 
     @field_validator("broker_url")
     @classmethod
@@ -137,7 +166,9 @@ class Settings(BaseSettings):
             check_api_key(value.get_secret_value())
         return value
 
-    @field_validator("home", "api_key_file")
+    @field_validator(
+        "home", "api_key_file", "database_password_file", "broker_password_file", "flower_password_file"
+    )
     @classmethod
     def _path_is_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.abspath(value.expanduser()))
@@ -146,6 +177,10 @@ class Settings(BaseSettings):
     def _values_fit_each_other(self) -> Settings:
         if self.api_key is not None and self.api_key_file is not None:
             raise ValueError("ANTREAN_API_KEY and ANTREAN_API_KEY_FILE are both set: keep one")
+        for name in ("database", "broker"):
+            if getattr(self, f"{name}_password_file") and not getattr(self, f"{name}_url"):
+                setting = _PREFIX + name.upper()
+                raise ValueError(f"{setting}_PASSWORD_FILE is of use with {setting}_URL only")
         if self.beat_interval_s * 2 > self.lease_s:
             raise ValueError("ANTREAN_BEAT_S must be at most half of ANTREAN_LEASE_S")
         if self.backoff_cap_s < self.backoff_base_s:
@@ -217,6 +252,8 @@ class Settings(BaseSettings):
                 "api_key_file": None,
                 "auth_style": "bearer",
                 "home": self.home / SIMULATION,
+                "database_password_file": None,
+                "broker_password_file": None,
                 "database_url": None,
                 "broker_url": None,
             }
@@ -232,6 +269,30 @@ class Settings(BaseSettings):
             if value is not None:
                 env[_PREFIX + name.upper()] = str(value)
         return env
+
+
+def _read_password(file: Path) -> str:
+    """The password in `file`, without the white space around it. Raises ValueError with a sentence."""
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise ValueError(f"its password file {file} cannot be read ({exc.strerror})") from None
+    except UnicodeError:
+        raise ValueError(f"its password file {file} holds no text") from None
+    if not password:
+        raise ValueError(f"its password file {file} is empty")
+    return password
+
+
+def _fill_in_password(url: str, password: str) -> str:
+    """`url` with `password` in place of any of its own. Sentinel's is several, with semicolons between them."""
+    if ";" in url:
+        return ";".join(_fill_in_password(one, password) for one in url.split(";"))
+    scheme, separator, rest = url.partition("://")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    credentials, _, host = rest[:end].rpartition("@")
+    user = credentials.partition(":")[0]
+    return f"{scheme}{separator}{user}:{quote(password, safe='')}@{host}{rest[end:]}"
 
 
 def check_api_key(key: str) -> None:

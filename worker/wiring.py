@@ -36,6 +36,7 @@ from worker.storage.window import Due
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.redis_store import RedisGateStore
 from worker.upkeep.heart import Heart
+from worker.upkeep.presence import Presence
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
 
@@ -81,11 +82,21 @@ class WorkerRuntime:
             window_s=settings.group_window_s,
         )
         self._spool = SpoolFile(settings.spool_folder, self.worker_id)
+        self._presence = Presence(settings.home / "workers", self.worker_id)
         gatekeeper = Gatekeeper(
             RedisGateStore(broker, endpoint), clock, probe_ttl_s=settings.deadline_s + 5.0
         )
         with ledger.read() as connection:
             is_proven = has_answered(connection, endpoint)
+        self._relay = Relay(
+            ledger,
+            publish_due,
+            BrokerEpoch(broker, endpoint),
+            gatekeeper,
+            clock,
+            endpoint=endpoint,
+            republish_after_s=settings.republish_after_s,
+        )
         self._executor = Executor(
             client=self._client,
             credentials=Credentials(settings),
@@ -103,20 +114,13 @@ class WorkerRuntime:
             ),
             clock=clock,
             is_proven=is_proven,
-        )
-        self._relay = Relay(
-            ledger,
-            publish_due,
-            BrokerEpoch(broker, endpoint),
-            gatekeeper,
-            clock,
-            endpoint=endpoint,
-            republish_after_s=settings.republish_after_s,
+            is_paused=lambda: self._relay.is_paused,
         )
         self._heart = Heart(
             ledger,
             self._writer,
             self._spool,
+            self._presence,
             clock,
             endpoint=endpoint,
             slots=settings.concurrency + settings.lone_slot_count,
@@ -134,6 +138,7 @@ class WorkerRuntime:
     def start(self) -> None:
         """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
         Channel.bulk_limit = self._settings.concurrency + self._settings.staged_count
+        self._presence.begin()
         self._writer.start()
         self._heart.beat()
         self._thread("antrean-heart", self._heart.run, self._is_stopping)

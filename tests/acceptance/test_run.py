@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from api_client.simulator import count_tokens
 from tests.support.audit import assert_sound, states
-from tests.support.processes import ROOT, Shop, end, processes_under, wait_until
+from tests.support.processes import ROOT, Shop, SimulatorProcess, end, processes_under, wait_until
 from worker.settings import load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.tables import attempts, requests, results, usage
@@ -170,3 +170,48 @@ def test_the_readmes_first_command_works_on_the_examples(shop: Shop) -> None:
     assert done.code == 0, done.err
     assert "jobs succeeded" in done.out
     assert time.monotonic() - started_s < 30
+
+
+@pytest.mark.simulator("--latency", "0.5")
+def test_what_somebody_walked_away_from_is_not_paid_for_by_the_next_run(shop: Shop, simulator) -> None:  # type: ignore[no-untyped-def]
+    write_documents(shop.folder, 100)
+    (shop.folder / "other").mkdir()
+    (shop.folder / "other" / "one.txt").write_text("Only this. " + WORDS)
+    for number in (signal.SIGINT, signal.SIGKILL):
+        running = shop.begin("worker.cli", "run", "documents", "-p", "prompt.md", concurrency=8, grace_s=5)
+        before = simulator.stats()["calls"]
+        wait_until(
+            lambda before=before: simulator.stats()["calls"] > before, within_s=30, what="calls are made"
+        )  # type: ignore[misc]
+        end(running, number)
+        wait_until(lambda: processes_under(shop.folder) == [], within_s=15, what="the stack is gone")
+        (shop.folder / "other" / "one.txt").write_text(f"Only this {number}. " + WORDS)
+        calls = simulator.stats()["calls"]
+        other = shop.antrean("run", "other", "-p", "prompt.md", "-o", "other.jsonl")
+        assert other.code == 0, other.err
+        assert simulator.stats()["calls"] == calls + 1
+        assert ("left from an earlier run" in other.err) == (number == signal.SIGKILL)
+    done = shop.antrean("run", "documents", "-p", "prompt.md", "--json", concurrency=32)
+    assert (done.code, done.json["succeeded"]) == (0, 100)
+    assert "were done before" in done.err
+
+
+@pytest.mark.simulator("--latency", "0.1")
+def test_an_endpoint_that_goes_away_for_a_while_fails_no_job(shop: Shop) -> None:
+    write_documents(shop.folder, 120)
+    flaky = SimulatorProcess("--latency", "0.2")
+    shop.settings["base_url"] = flaky.url
+    shop.settings["endpoint_name"] = "flaky"
+    running = shop.begin("worker.cli", "run", "documents", "-p", "prompt.md", concurrency=4, max_attempts=2)
+    wait_until(lambda: flaky.stats()["paid"] > 10, within_s=30, what="the run is in its middle")
+    port = flaky.url.rsplit(":", 1)[1]
+    flaky.close()
+    log = shop.folder / "command.log"
+    wait_until(
+        lambda: "waiting: unreachable" in log.read_text(), within_s=20, what="it says what it waits for"
+    )
+    flaky = SimulatorProcess("--latency", "0.05", "--port", port)
+    try:
+        assert running.wait(60) == 0, log.read_text()
+    finally:
+        flaky.close()

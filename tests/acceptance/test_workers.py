@@ -158,3 +158,24 @@ def test_a_hundred_slots_keep_97_percent_of_their_calls_in_flight(
     steady = 800 / ((ended[900] - ended[100]) / 1000)
     print(f"ramp-up {ramp_up_s:.2f} s, steady {steady:.2f} jobs/s of 50, drain {drain_s:.2f} s")
     assert steady >= 0.97 * 50
+
+
+@pytest.mark.simulator("--latency", "0.3")
+def test_a_pause_stops_claims_and_lets_calls_end_until_it_is_lifted(
+    plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
+) -> None:
+    queue(plant_ledger, plant_settings, 60)
+    plant.worker(concurrency=8)
+    wait_until(lambda: states(plant_ledger)["succeeded"] >= 8, within_s=20, what="the run is in its middle")
+    assert plant.antrean("pause", "the endpoint is being moved").code == 0
+    wait_until(lambda: states(plant_ledger)["running"] == 0, within_s=10, what="calls in flight end")
+    before = states(plant_ledger)
+    paid = simulator.stats()["paid"]
+    assert before["succeeded"] == paid < 60
+    assert set(before) == {"succeeded", "queued"}
+    assert "being moved" in plant.antrean("status").out + plant.antrean("status").err
+    assert states(plant_ledger) == before
+    assert plant.antrean("resume").code == 0
+    wait_until(lambda: states(plant_ledger)["succeeded"] == 60, within_s=20, what="all jobs end")
+    assert simulator.stats()["calls"] == 60
+    assert_sound(plant_ledger)

@@ -139,7 +139,9 @@ def test_a_refused_connection_names_host_and_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
     failure = failure_of(EndpointClient(EndpointConfig(f"http://127.0.0.1:{port}")))
-    assert failure == Failure(FailureKind.UNREACHABLE, f"connection refused by 127.0.0.1:{port}")
+    assert failure == Failure(
+        FailureKind.UNREACHABLE, f"connection refused by 127.0.0.1:{port}", was_sent=False
+    )
 
 
 def test_a_name_that_does_not_exist_is_named() -> None:

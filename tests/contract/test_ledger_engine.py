@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
 from tests.support.ledger import ENDPOINT, NOW, a_job, at_once, job_row, put, put_one, rows, state
+from worker.errors import SettingsError
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import DatabaseAway, NotMigrated
@@ -161,5 +162,5 @@ def test_a_server_that_does_not_listen_is_a_database_away(tmp_path: Path) -> Non
 
 def test_a_home_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatabaseAway, match="ANTREAN_HOME"):
+    with pytest.raises(SettingsError, match="ANTREAN_HOME"):
         open_ledger(load_settings(home=tmp_path / "file" / "home", _env_file=None))

@@ -18,6 +18,7 @@ from worker.storage.workers import register_worker
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.heart import Heart
+from worker.upkeep.presence import Presence
 from worker.upkeep.relay import WINDOW_FLOOR, Relay
 from worker.upkeep.spool import SpoolFile
 
@@ -181,6 +182,7 @@ def heart(ledger: Ledger, writer: GroupWriter, spool: SpoolFile, clock: FakeCloc
         ledger,
         writer,
         spool,
+        Presence(tmp_path / "workers", "me"),
         clock,
         endpoint=ENDPOINT,
         slots=4,

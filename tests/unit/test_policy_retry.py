@@ -22,6 +22,7 @@ def judge(
     *,
     status: int | None = None,
     attempts: int = 0,
+    bad_responses: int = 0,
     max_attempts: int | None = None,
     number: int = 1,
     blocked_since_ms: int | None = None,
@@ -30,7 +31,7 @@ def judge(
     **facts: object,
 ) -> Decision:
     failure = Failure(kind, "words", http_status=status, **facts)  # type: ignore[arg-type]
-    standing = Standing(attempts, max_attempts, number, blocked_since_ms, is_proven)
+    standing = Standing(attempts, bad_responses, max_attempts, number, blocked_since_ms, is_proven)
     return decide(failure, standing, now_ms=NOW, rules=rules, rng=random.Random(1))
 
 
@@ -48,7 +49,7 @@ def test_what_may_pass_is_tried_again_after_a_while_and_burns(kind: FailureKind)
 
 
 @pytest.mark.parametrize(
-    ("kind", "last"), [(K.SERVER_ERROR, 6), (K.UNREACHABLE, 6), (K.TIMEOUT, 6), (K.BAD_RESPONSE, 3)]
+    ("kind", "last"), [(K.SERVER_ERROR, 6), (K.UNREACHABLE, 6), (K.TIMEOUT, 6), (K.BAD_RESPONSE, 6)]
 )
 def test_the_last_attempt_of_the_budget_fails(kind: FailureKind, last: int) -> None:
     assert judge(kind, attempts=last - 2).not_before_ms is not None
@@ -58,8 +59,15 @@ def test_the_last_attempt_of_the_budget_fails(kind: FailureKind, last: int) -> N
 def test_a_jobs_own_budget_wins_and_a_bad_response_never_gets_more_than_its_few() -> None:
     assert judge(K.SERVER_ERROR, max_attempts=1).not_before_ms is None
     assert judge(K.SERVER_ERROR, max_attempts=9, attempts=7).not_before_ms is not None
-    assert judge(K.BAD_RESPONSE, max_attempts=9, attempts=2).not_before_ms is None
+    assert judge(K.BAD_RESPONSE, max_attempts=9, attempts=7).not_before_ms is not None
+    assert judge(K.BAD_RESPONSE, max_attempts=9, attempts=2, bad_responses=2).not_before_ms is None
     assert judge(K.BAD_RESPONSE, max_attempts=1).not_before_ms is None
+
+
+def test_an_endpoint_that_is_not_there_burns_nothing_and_shuts_the_gate_for_all() -> None:
+    decision = judge(K.UNREACHABLE, was_sent=False, attempts=5)
+    assert decision.not_before_ms is not None
+    assert (decision.burns, decision.is_blocked, decision.shuts_gate) == (False, True, True)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 413, 415, 422])
@@ -165,7 +173,7 @@ def test_any_decision_keeps_within_budget_and_bounds(
     seed: int,
 ) -> None:
     failure = Failure(kind, "", status, retry_after_s=retry_after_s, should_retry=should_retry)
-    standing = Standing(attempts, max_attempts, number, blocked, is_proven)
+    standing = Standing(attempts, attempts, max_attempts, number, blocked, is_proven)
     decision = decide(failure, standing, now_ms=NOW, rules=RULES, rng=random.Random(seed))
     budget = 6 if max_attempts is None else max_attempts
     asked_s = 0.0 if retry_after_s is None else min(max(retry_after_s, 0.0), RULES.retry_after_cap_s)

@@ -1,5 +1,10 @@
 """`python -m worker.cli`."""
 
-from worker.cli.main import main
+import sys
 
-main()
+try:
+    from worker.cli.main import main
+
+    main()
+except KeyboardInterrupt:  # also while the imports above still run
+    sys.exit(130)

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json
+from worker.cli.listing import complete_batch_id
+from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.reports.batchlines import check_output, write_lines, write_results
@@ -29,6 +32,7 @@ from worker.storage.batches import (
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import retry_batch
+from worker.storage.pauses import fetch_pauses
 from worker.storage.reading import iterate_batch_outcomes
 from worker.storage.workers import fetch_workers
 
@@ -37,16 +41,29 @@ _LATEST = 10
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command("status", epilog="Example: antrean status batch_0193… --json")(status)
+    app.command("status", epilog="Example: antrean status\n\nExample: antrean status batch_0193… --json")(
+        status
+    )
     app.command("results", epilog="Example: antrean results batch_0193… -o out.jsonl")(results)
-    app.command("retry", epilog="Example: antrean retry batch_0193… --failed --kind timeout")(retry)
+    app.command(
+        "retry",
+        epilog="Example: antrean retry batch_0193… --failed\n\n"
+        "Example: antrean retry batch_0193… --kind timeout --kind server_error",
+    )(retry)
 
 
 def status(
-    batch: Annotated[str | None, typer.Argument(help="A batch's id; all of the ledger without it.")] = None,
+    batch: Annotated[
+        str | None,
+        typer.Argument(help="A batch's id; all of the ledger without it.", autocompletion=complete_batch_id),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Show where a batch stands, or the ledger with its latest batches and its workers."""
+    """Show where a batch stands, or the whole ledger.
+
+    Of a batch: its status, its jobs by state, its failures by kind, and its tokens. Without a batch: all jobs
+    by state, the latest batches, the workers, and what is paused.
+    """
     settings = load_settings()
     ledger = prepare_ledger(settings)
     if batch is not None:
@@ -58,6 +75,7 @@ def status(
         counts = count_states(connection)
         latest = [fetch_status(connection, one) for one in fetch_batches(connection, limit=_LATEST)]
         workers = fetch_workers(connection)
+        pauses = fetch_pauses(connection)
     if as_json:
         print_json(
             {
@@ -73,6 +91,10 @@ def status(
                         "beat_at": _iso(one.beat_at_ms),
                     }
                     for one in workers
+                ],
+                "paused": [
+                    {"endpoint": one.endpoint, "paused_at": _iso(one.paused_at_ms), "reason": one.reason}
+                    for one in pauses
                 ],
             }
         )
@@ -100,17 +122,20 @@ def status(
             f"worker {one_worker.hostname}:{one_worker.pid} · {one_worker.running} of {one_worker.slots} slots"
             f" · last beat {age_s:.0f} s ago"
         )
+    for one_pause in pauses:
+        out.print(f"[yellow]{escape(describe_pause(one_pause))}[/]: `antrean resume` goes on")
 
 
 def results(
-    batch: Annotated[str, typer.Argument(help="The batch's id.")],
+    batch: Annotated[str, typer.Argument(help="The batch's id.", autocompletion=complete_batch_id)],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The file to write; - for standard output.")
     ] = Path("-"),
 ) -> None:
-    """Write the results of a batch, in the order of its input, as OpenAI batch output lines.
+    """Write the results of a batch as OpenAI batch output lines.
 
-    While the batch still runs, what has ended by now is written.
+    In the order of the input, failed jobs too. While the batch still runs, what has ended by now is written.
+    A file appears whole or not at all.
     """
     ledger = prepare_ledger(load_settings())
     found = _find(ledger, batch)
@@ -131,16 +156,20 @@ def results(
 
 
 def retry(
-    batch: Annotated[str, typer.Argument(help="The batch's id.")],
+    batch: Annotated[str, typer.Argument(help="The batch's id.", autocompletion=complete_batch_id)],
     failed: Annotated[bool, typer.Option("--failed", help="The failed jobs.")] = False,
     cancelled: Annotated[bool, typer.Option("--cancelled", help="The cancelled jobs.")] = False,
     expired: Annotated[bool, typer.Option("--expired", help="The expired jobs.")] = False,
     kind: Annotated[
-        list[str] | None, typer.Option(help="Only failures of this kind; may be given several times.")
+        list[str] | None,
+        typer.Option(help="Only failures of this kind, such as timeout; may be given several times."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the count as JSON.")] = False,
 ) -> None:
-    """Queue jobs of a batch again that ended without a result. Jobs with a result are never called again."""
+    """Queue failed, cancelled or expired jobs of a batch again.
+
+    Each starts anew, with all of its attempts. Jobs with a result are never called again.
+    """
     chosen = [
         state
         for state, is_chosen in (

@@ -28,7 +28,11 @@ def register(app: typer.Typer) -> None:
 
 
 def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
-    """Try settings, broker, database, endpoint, key and model, and say what to do about each."""
+    """Try all that is needed, and say what to do about each problem.
+
+    Settings, broker, database, endpoint, key and model. Ends with 0 when all is well, else with the code of the
+    worst: 3 settings, 4 something is unreachable, 5 the endpoint refuses the key or the model.
+    """
     findings: list[tuple[str, str, AntreanError | None]] = []
 
     def attempt(name: str, probe: Callable[[], str]) -> bool:
@@ -72,7 +76,11 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print them as J
 
 
 def migrate() -> None:
-    """Bring the database to this version's schema. Safe to repeat, and to run while workers work."""
+    """Bring the database to this version's schema.
+
+    Safe to repeat, and to run while workers work. Only a database of ANTREAN_DATABASE_URL needs it: the ledger
+    in the home folder is brought up to date by each command.
+    """
     settings = load_settings()
     done = migrate_ledger(open_ledger(settings))
     if done.before == done.after:

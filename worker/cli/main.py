@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from importlib import metadata
@@ -9,7 +10,19 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import batches, checking, running, serving, submitting
+from worker.cli import (
+    batches,
+    checking,
+    flower,
+    jobs,
+    listing,
+    pausing,
+    running,
+    serving,
+    submitting,
+    up,
+    usage,
+)
 from worker.cli.console import complain, out
 from worker.errors import AntreanError, ExitCode, InputError, SettingsError
 from worker.logs import configure_logs
@@ -21,14 +34,30 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A durable job queue for chat completions: any OpenAI-compatible endpoint, your own machines.",
-    epilog="Settings are environment variables (ANTREAN_…), .env or antrean.toml; "
-    "`antrean check` says what is set and what is wrong.",
+    epilog="`antrean COMMAND --help` says more of each command.\n\n"
+    "Settings are environment variables (ANTREAN_…), .env or antrean.toml; "
+    "`antrean check` says what is set and what is wrong.\n\n"
+    "Exit codes: 0 all is well, 1 some jobs failed, 2 bad arguments or input, 3 bad settings, "
+    "4 something is unreachable, 5 the endpoint refuses the key or the model, 70 a defect of antrean, "
+    "130 interrupted.\n\n"
+    "Example: antrean run documents --prompt summarise.md --simulate\n\n"
+    "Example: antrean submit requests.jsonl && antrean worker",
 )
 running.register(app)
 submitting.register(app)
 batches.register(app)
+listing.register(app)
+jobs.register(app)
+usage.register(app)
+pausing.register(app)
 checking.register(app)
 serving.register(app)
+flower.register(app)
+up.register(app)
+for _command in app.registered_commands:
+    # A line for each paragraph: a terminal of any width wraps it well.
+    _paragraphs = inspect.getdoc(_command.callback) or ""
+    _command.help = "\n\n".join(" ".join(one.split()) for one in _paragraphs.split("\n\n"))
 
 
 def _print_version(value: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +29,17 @@ class _Figures(ProgressColumn):
         return Text("") if progress is None else Text(describe(progress))
 
 
+_NARROW = 100  # columns
+
+
 def describe(progress: Progress) -> str:
     """One line of figures."""
-    left = "–" if progress.left_s is None else format_seconds(progress.left_s)
+    # Whole seconds: a line that changes its length with each look is hard to read.
+    left = "–" if progress.left_s is None else format_seconds(float(math.ceil(progress.left_s)))
+    rate = round(progress.tokens_per_s)
     return (
-        f"{format_count(progress.succeeded)} done · {format_count(progress.failed)} failed · "
-        f"{progress.in_flight} in flight · {format_count(round(progress.tokens_per_s))} tokens/s · {left} left"
+        f"{format_count(progress.succeeded)}/{format_count(progress.total)} done · {progress.failed} failed · "
+        f"{progress.in_flight} in flight · {format_count(rate)} tok/s · {left} left"
     )
 
 
@@ -42,7 +48,10 @@ class Display:
 
     def __init__(self) -> None:
         self._bar = Bar(
-            TextColumn("{task.percentage:>3.0f}%"), BarColumn(bar_width=24), _Figures(), console=err
+            TextColumn("{task.percentage:>3.0f}%"),
+            BarColumn(bar_width=8 if err.width < _NARROW else 24),
+            _Figures(),
+            console=err,
         )
         self._task = self._bar.add_task("jobs", total=None, figures=None)
         self._live: Live | None = None
@@ -67,7 +76,7 @@ class Display:
         elif not err.is_terminal and time.monotonic() - self._plain_at_s >= _PLAIN_EVERY_S:
             self._plain_at_s = time.monotonic()
             trouble = f" · waiting: {progress.trouble}" if progress.trouble else ""
-            err.print(escape(f"{progress.done}/{progress.total}: {describe(progress)}{trouble}"))
+            err.print(escape(f"{describe(progress)}{trouble}"))
 
     def _render(self, trouble: str | None) -> Group:
         lines: list[Text | Bar] = [self._bar]

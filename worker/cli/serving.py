@@ -13,7 +13,10 @@ from worker.settings import load_settings
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command("worker", epilog="Example: ANTREAN_CONCURRENCY=64 antrean worker")(worker)
+    app.command(
+        "worker",
+        epilog="Example: ANTREAN_CONCURRENCY=64 antrean worker\n\nExample: antrean worker --name bulk@%h",
+    )(worker)
     app.command("simulate", epilog="Example: antrean simulate --port 8080 --latency 2 --fault-rate 0.1")(
         simulate
     )
@@ -24,7 +27,9 @@ def worker(
         str | None, typer.Option("--name", "-n", help="Celery's node name, such as bulk@%h.")
     ] = None,
 ) -> None:
-    """Work on queued jobs until stopped: the same as `celery -A worker worker`.
+    """Work on queued jobs until stopped.
+
+    The same as `celery -A worker worker`. ANTREAN_CONCURRENCY says how many calls it makes at once.
 
     SIGTERM or Ctrl-C lets calls in flight end within ANTREAN_GRACE_S and gives the others back unburnt.
     """
@@ -68,7 +73,11 @@ def simulate(
         str, typer.Option(help="The header style taken: both, bearer or api-key.")
     ] = "both",
 ) -> None:
-    """Serve the documented endpoint, simulated, with faults on demand."""
+    """Serve a simulated endpoint, with faults on demand.
+
+    It answers chat completions and lists models as the documented endpoint does. To be used with
+    ANTREAN_BASE_URL=http://127.0.0.1:8080 and any key. Ctrl-C ends it.
+    """
     from api_client.simulator import SimulatorConfig, serve  # local: only this command needs an event loop
 
     try:

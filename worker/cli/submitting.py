@@ -30,7 +30,10 @@ from worker.submit import Submitted, identify, make_job, submit_many
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    app.command("submit", epilog="Example: antrean submit requests.jsonl --json")(submit)
+    app.command(
+        "submit",
+        epilog="Example: antrean submit requests.jsonl\n\nExample: make-requests | antrean submit - --json",
+    )(submit)
 
 
 def submit(
@@ -47,7 +50,7 @@ def submit(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the batch as JSON.")] = False,
 ) -> None:
-    """Write a batch of requests down, to be done by `antrean worker`.
+    """Write a batch of requests down, for workers to do.
 
     The whole file is checked first: nothing is queued while a line is wrong. The same file again gives the
     same batch, so that a repeated or interrupted command queues nothing twice.

@@ -43,15 +43,18 @@ class Progress:
 
 
 class Tracker:
-    """Follows `ids` by the ledger's tail of endings; each look costs what ended since, not what there is."""
+    """Keeps `progress`, which may begin with what was done before, while `ids` end.
 
-    def __init__(self, ledger: Ledger, ids: Iterable[str]) -> None:
+    It follows the ledger's tail of endings: each look costs what ended since, not what there is.
+    """
+
+    def __init__(self, ledger: Ledger, ids: Iterable[str], progress: Progress) -> None:
         self._ledger = ledger
         self._open = dict.fromkeys(ids)
         self._since_ms = time.time_ns() // 1_000_000
         self._looked_through_s = float("-inf")
         self._recent: deque[tuple[float, int, int]] = deque()
-        self.progress = Progress(total=len(self._open))
+        self.progress = progress
 
     @property
     def is_done(self) -> bool:

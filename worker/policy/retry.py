@@ -28,6 +28,7 @@ class Standing:
     """Where the job stands: what it has spent, and whether the endpoint ever answered anyone."""
 
     attempts: int  # burnt before this failure
+    bad_responses: int  # of them
     max_attempts: int | None  # the job's own budget, None for the rules'
     number: int  # the claim's ordinal, 1-based
     blocked_since_ms: int | None
@@ -53,7 +54,9 @@ def decide(
 ) -> Decision:
     """The decision for one failure. Randomness and time are arguments."""
     kind = failure.kind
-    if kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA) or _is_misconfiguration(failure, standing):
+    is_refusal = kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
+    # An endpoint that is not there is nobody's attempt: an outage of half an hour must not fail a night's jobs.
+    if is_refusal or not failure.was_sent or _is_misconfiguration(failure, standing):
         return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=True)
     if kind is FailureKind.INVALID_REQUEST:
         return Decision(None, burns=False)
@@ -77,10 +80,9 @@ def _retry(
     failure: Failure, standing: Standing, now_ms: int, rules: RetryRules, rng: random.Random
 ) -> Decision:
     budget = rules.max_attempts if standing.max_attempts is None else standing.max_attempts
-    if failure.kind is FailureKind.BAD_RESPONSE:
-        budget = min(budget, rules.bad_response_max_attempts)
     spent = standing.attempts + 1
-    if spent >= budget:
+    is_bad = failure.kind is FailureKind.BAD_RESPONSE
+    if spent >= budget or (is_bad and standing.bad_responses + 1 >= rules.bad_response_max_attempts):
         return Decision(None, burns=True)
     delay_s = decide_delay_s(spent, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
     asked_s = _asked_s(failure, rules)

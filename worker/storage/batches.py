@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, exists, func, select, update
 
-from schemas.job import JobState, derive_batch_status
-from worker.storage.tables import batches, insert_or_ignore, jobs, usage
+from schemas.job import OPEN_STATES, JobState, derive_batch_status
+from worker.storage.tables import batches, insert_or_ignore, is_in, is_published, jobs, usage
+from worker.storage.window import unmark_published
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Batch:
     total: int
     created_at_ms: int
     submitted_at_ms: int | None
+    held_at_ms: int | None
     details: Mapping[str, Any]
 
 
@@ -65,6 +67,7 @@ def make_batch(
             "total": 0,
             "created_at_ms": now_ms,
             "submitted_at_ms": None,
+            "held_at_ms": None,
             "details": dict(details or {}),
         },
     )
@@ -88,12 +91,69 @@ def ensure_open_batches(
             "total": 0,
             "created_at_ms": now_ms,
             "submitted_at_ms": now_ms,
+            "held_at_ms": None,
             "details": {},
         }
         for batch_id in sorted(set(batch_ids))
     ]
     if rows:
         connection.execute(insert_or_ignore(connection, batches), rows)
+
+
+def hold_batch(connection: Connection, batch_id: str, *, now_ms: int) -> None:
+    """Keeps the batch's jobs from being relayed and claimed; calls in flight end and are kept."""
+    connection.execute(
+        update(batches)
+        .where(batches.c.id == batch_id, batches.c.held_at_ms.is_(None))
+        .values(held_at_ms=now_ms)
+    )
+
+
+def resume_batch(connection: Connection, batch_id: str) -> None:
+    """Lets the batch's jobs go on. Messages that came meanwhile were dropped, so all are published again."""
+    held = connection.execute(
+        update(batches)
+        .where(batches.c.id == batch_id, batches.c.held_at_ms.is_not(None))
+        .values(held_at_ms=None)
+    )
+    if held.rowcount:
+        published = select(jobs.c.id).where(is_published(), jobs.c.batch_id == batch_id)
+        unmark_published(connection, sorted(connection.execute(published).scalars()))
+
+
+def fetch_held(connection: Connection, endpoint: str) -> list[str]:
+    """Ids of the endpoint's batches that are held."""
+    return list(
+        connection.execute(
+            select(batches.c.id).where(batches.c.held_at_ms.is_not(None), batches.c.endpoint == endpoint)
+        ).scalars()
+    )
+
+
+def fetch_open_runs(connection: Connection, *, endpoint: str, home: str) -> list[Batch]:
+    """The runs of this home that are not held and have jobs to be done, oldest first."""
+    is_open = exists().where(jobs.c.batch_id == batches.c.id, is_in(*OPEN_STATES)).correlate(batches)
+    rows = connection.execute(
+        select(batches)
+        .where(
+            batches.c.kind == "run", batches.c.endpoint == endpoint, batches.c.held_at_ms.is_(None), is_open
+        )
+        .order_by(batches.c.created_at_ms)
+    )
+    return [batch for batch in map(_batch, rows) if batch.details.get("home") == home]
+
+
+def take_over(connection: Connection, job_ids: Sequence[str], *, batch_id: str) -> None:
+    """Moves those of `job_ids` (at most 500) that wait to be done into this batch, from whichever made them."""
+    connection.execute(
+        update(jobs)
+        .where(
+            jobs.c.id.in_(sorted(job_ids)),
+            jobs.c.batch_id != batch_id,
+            is_in(JobState.QUEUED, JobState.WAITING),
+        )
+        .values(batch_id=batch_id, published_at_ms=None)
+    )
 
 
 def finish_submission(connection: Connection, batch_id: str, *, now_ms: int) -> int:
@@ -110,9 +170,16 @@ def finish_submission(connection: Connection, batch_id: str, *, now_ms: int) -> 
 
 
 def fetch_batch(connection: Connection, batch_id: str) -> Batch | None:
-    """The batch with this id, or None."""
-    row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
-    return None if row is None else _batch(row)
+    """The batch with this id, or the only one whose id begins with it; None if there is none or several."""
+    rows = connection.execute(
+        select(batches)
+        .where(batches.c.id.startswith(batch_id, autoescape=True))
+        .order_by(batches.c.id != batch_id)
+        .limit(2)
+    ).all()
+    if rows and (len(rows) == 1 or rows[0].id == batch_id):
+        return _batch(rows[0])
+    return None
 
 
 def fetch_batches(connection: Connection, *, limit: int = 20) -> list[Batch]:
@@ -165,5 +232,6 @@ def _batch(row: Row[Any]) -> Batch:
         total=row.total,
         created_at_ms=row.created_at_ms,
         submitted_at_ms=row.submitted_at_ms,
+        held_at_ms=row.held_at_ms,
         details=row.details,
     )

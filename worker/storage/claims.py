@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import BindParameter, Connection, bindparam, case, or_, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, case, exists, or_, select, update
 
 from worker.storage.outcomes import ClaimedJob
-from worker.storage.tables import jobs, requests
+from worker.storage.tables import batches, jobs, requests
 
 SOLO_AFTER_LOSSES = 2
 
@@ -24,6 +24,7 @@ _claimable = (
             (jobs.c.state == "queued") & or_(jobs.c.expires_at_ms.is_(None), jobs.c.expires_at_ms > _now),
             _mine_already,
         ),
+        ~exists().where(batches.c.id == jobs.c.batch_id, batches.c.held_at_ms.is_not(None)),
     )
     .order_by(jobs.c.id)
     .with_for_update()
@@ -44,6 +45,7 @@ _CLAIM = (
         jobs.c.claims,
         jobs.c.generation,
         jobs.c.attempts,
+        jobs.c.bad_responses,
         jobs.c.max_attempts,
         jobs.c.blocked_since_ms,
         jobs.c.losses,
@@ -93,6 +95,7 @@ def claim_jobs(
             body=bodies[row.id],
             model=row.model,
             attempts=row.attempts,
+            bad_responses=row.bad_responses,
             max_attempts=row.max_attempts,
             blocked_since_ms=row.blocked_since_ms,
             claimed_at_ms=now_ms,

@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from worker.errors import SettingsError
 from worker.settings import Settings
 from worker.storage.errors import DatabaseAway, NotMigrated, describe, is_away, is_conflict, is_missing_table
 
@@ -120,8 +121,8 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:
-        raise DatabaseAway(
-            f"the folder {folder} cannot be made ({exc.strerror}): choose another with ANTREAN_HOME"
+        raise SettingsError(
+            [f"{folder} cannot be written ({exc.strerror}): choose another folder with ANTREAN_HOME"]
         ) from exc
 
 

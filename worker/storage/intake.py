@@ -149,6 +149,7 @@ def _job_values(job: NewJob, *, now_ms: int, published_at_ms: int | None) -> dic
         "generation": 1,
         "claims": 0,
         "attempts": 0,
+        "bad_responses": 0,
         "losses": 0,
         "solo_losses": 0,
         "created_at_ms": now_ms,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, delete, select, update
+from sqlalchemy import ColumnElement, Connection, delete, not_, select, update
 
 from schemas.job import JobState, Move, states_open_to
 from worker.storage.tables import MAX_ROWS, failure_bodies, is_in, jobs
@@ -33,33 +34,38 @@ def retry_batch(
     return _retry(connection, chosen, now_ms=now_ms)
 
 
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """What cancelling came to: jobs that ended at once, and running ones that were asked to."""
+
+    ended: int
+    asked: int
+
+
 def cancel_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> int:
     """Number of `ids` (at most 500) cancelled, or asked to be when their call ends."""
     chosen = sorted(ids)[:MAX_ROWS]
-    open_states = [state.value for state in states_open_to(Move.CANCEL)]
-    rows = connection.execute(
-        select(jobs.c.id, jobs.c.state)
-        .where(jobs.c.id.in_(chosen), jobs.c.state.in_(open_states))
-        .order_by(jobs.c.id)
-        .with_for_update()
-    ).all()
-    running = [row.id for row in rows if row.state == JobState.RUNNING]
-    idle = [row.id for row in rows if row.state != JobState.RUNNING]
-    if running:
-        # The call may have been paid for already: its result is kept, so it is asked, not cut.
-        connection.execute(update(jobs).where(jobs.c.id.in_(running)).values(is_cancel_requested=True))
-    if idle:
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.id.in_(idle))
-            .values(
-                state=JobState.CANCELLED.value,
-                ended_at_ms=now_ms,
-                published_at_ms=None,
-                not_before_ms=None,
-            )
+    done = _cancel(connection, jobs.c.id.in_(chosen), now_ms=now_ms)
+    return done.ended + done.asked
+
+
+def cancel_batch(connection: Connection, batch_id: str, *, now_ms: int) -> Cancelled:
+    """What cancelling the batch's next jobs came to, at most 500 of them.
+
+    Call again until it comes to nothing: jobs that were asked before are not counted again.
+    """
+    # One statement, and so one look: a job that the relay moves from waiting to queued cannot slip past it.
+    # From the index on batch and state: a step costs what it changes, however large the batch is.
+    some = (
+        select(jobs.c.id)
+        .where(
+            jobs.c.batch_id == batch_id,
+            is_in(*states_open_to(Move.CANCEL)),
+            not_(is_in(JobState.RUNNING) & jobs.c.is_cancel_requested),
         )
-    return len(rows)
+        .limit(MAX_ROWS)
+    )
+    return _cancel(connection, jobs.c.id.in_(some.scalar_subquery()), now_ms=now_ms)
 
 
 def expire_jobs(connection: Connection, *, now_ms: int) -> int:
@@ -90,6 +96,33 @@ def expire_jobs(connection: Connection, *, now_ms: int) -> int:
     return len(ids)
 
 
+def _cancel(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) -> Cancelled:
+    open_states = [state.value for state in states_open_to(Move.CANCEL)]
+    rows = connection.execute(
+        select(jobs.c.id, jobs.c.state)
+        .where(chosen, jobs.c.state.in_(open_states))
+        .order_by(jobs.c.id)
+        .with_for_update()
+    ).all()
+    running = [row.id for row in rows if row.state == JobState.RUNNING]
+    idle = [row.id for row in rows if row.state != JobState.RUNNING]
+    if running:
+        # The call may have been paid for already: its result is kept, so it is asked, not cut.
+        connection.execute(update(jobs).where(jobs.c.id.in_(running)).values(is_cancel_requested=True))
+    if idle:
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id.in_(idle))
+            .values(
+                state=JobState.CANCELLED.value,
+                ended_at_ms=now_ms,
+                published_at_ms=None,
+                not_before_ms=None,
+            )
+        )
+    return Cancelled(ended=len(idle), asked=len(running))
+
+
 def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) -> list[str]:
     endings = [state.value for state in states_open_to(Move.RETRY)]
     rows = connection.execute(
@@ -109,6 +142,7 @@ def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) 
             state=JobState.QUEUED.value,
             generation=jobs.c.generation + 1,
             attempts=0,
+            bad_responses=0,
             losses=0,
             solo_losses=0,
             blocked_since_ms=None,

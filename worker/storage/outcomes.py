@@ -19,6 +19,7 @@ class ClaimedJob:
     body: str  # the JSON to send
     model: str
     attempts: int  # burnt so far
+    bad_responses: int  # of them
     max_attempts: int | None
     blocked_since_ms: int | None
     claimed_at_ms: int

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
 
+from schemas.failure import FailureKind
 from schemas.job import LEGAL_MOVES, JobState, Move
 from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import GiveBack, Outcome, Recorded, Setback, Success
@@ -22,6 +23,7 @@ _LOCK = (
         jobs.c.state,
         jobs.c.claim_token,
         jobs.c.attempts,
+        jobs.c.bad_responses,
         jobs.c.batch_id,
         jobs.c.is_cancel_requested,
         jobs.c.expires_at_ms,
@@ -34,6 +36,7 @@ _LOCK = (
 _MOVED_COLUMNS = (
     "state",
     "attempts",
+    "bad_responses",
     "claim_token",
     "not_before_ms",
     "published_at_ms",
@@ -152,6 +155,7 @@ def _decide_setback(row: AnyRow, outcome: Setback, writes: _Writes) -> None:
         "request_id": clean_text(outcome.failure.request_id),
         "failure_message": clean_text(outcome.failure.message),
         "attempts": row.attempts + (1 if outcome.burns else 0),
+        "bad_responses": row.bad_responses + (outcome.failure.kind is FailureKind.BAD_RESPONSE),
         "blocked_since_ms": None,
     }
     if outcome.is_blocked:
@@ -178,6 +182,7 @@ def _move(row: AnyRow, move: Move, outcome: Outcome, **facts: Any) -> dict[str, 
     state = LEGAL_MOVES[JobState(row.state), move]
     values: dict[str, Any] = dict.fromkeys(_MOVED_COLUMNS)
     values["attempts"] = row.attempts
+    values["bad_responses"] = row.bad_responses
     if state.is_final:
         values["ended_at_ms"] = outcome.ended_at_ms
     if isinstance(outcome, Success):

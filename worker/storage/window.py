@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import BindParameter, Connection, bindparam, func, not_, select, update
@@ -43,6 +43,7 @@ _WAITING_DUE = (
         is_in(JobState.WAITING),
         jobs.c.endpoint == _endpoint,
         jobs.c.not_before_ms <= bindparam("now_ms"),
+        jobs.c.batch_id.not_in(bindparam("held", expanding=True)),
     )
     .order_by(jobs.c.not_before_ms)
     .limit(bindparam("at_most"))
@@ -115,20 +116,28 @@ def take_lone_due(connection: Connection, endpoint: str, *, window: int, now_ms:
 
 
 def take_due(
-    connection: Connection, endpoint: str, *, room: int, after_batch: str, now_ms: int
+    connection: Connection,
+    endpoint: str,
+    *,
+    room: int,
+    after_batch: str,
+    now_ms: int,
+    held: Collection[str] = (),
 ) -> tuple[list[Due], str]:
     """At most `room` jobs to publish now, marked as published, and the batch to go on after.
 
-    Retries that are due come first, then lone jobs, then an equal share of every batch, in turn.
+    Jobs of `held` batches stay where they are. Retries that are due come first, then lone jobs, then an
+    equal share of every batch, in turn.
     Commit before publishing: a lost message is relayed again, a ghost is not.
     """
     room = min(room, MAX_ROWS)
     if room <= 0:
         return [], after_batch
     query = {"of_endpoint": endpoint, "now_ms": now_ms}
-    due = [Due(*row) for row in connection.execute(_WAITING_DUE, {**query, "at_most": room})]
+    waiting = {**query, "at_most": room, "held": list(held)}
+    due = [Due(*row) for row in connection.execute(_WAITING_DUE, waiting)]
     due += _ready_of(connection, endpoint, "", room - len(due))
-    batches = _batches_with_ready(connection, endpoint, after_batch, at_most=room - len(due))
+    batches = _batches_with_ready(connection, endpoint, after_batch, held=held, at_most=room - len(due))
     for i, batch_id in enumerate(batches):
         left = room - len(due)
         share = -(-left // (len(batches) - i))
@@ -159,9 +168,12 @@ def _ready_of(connection: Connection, endpoint: str, batch_id: str, at_most: int
     return [Due(*row) for row in connection.execute(_READY_OF_BATCH, query)]
 
 
-def _batches_with_ready(connection: Connection, endpoint: str, after: str, *, at_most: int) -> list[str]:
+def _batches_with_ready(
+    connection: Connection, endpoint: str, after: str, *, held: Collection[str], at_most: int
+) -> list[str]:
     """Ids of batches with ready jobs, in turn from the one behind `after`; one index step for each."""
     found: list[str] = []
+    seen: set[str] = set()
     wrapped = False
     while len(found) < at_most:
         query = {"of_endpoint": endpoint, "after": after}
@@ -169,10 +181,12 @@ def _batches_with_ready(connection: Connection, endpoint: str, after: str, *, at
         if batch_id is None and not wrapped:
             wrapped, after = True, ""
             continue
-        if batch_id is None or batch_id in found:
+        if batch_id is None or batch_id in seen:
             break
-        found.append(batch_id)
+        seen.add(batch_id)
         after = batch_id
+        if batch_id not in held:
+            found.append(batch_id)
     return found
 
 

@@ -27,6 +27,7 @@ from worker.storage.workers import (
     release_orphans,
     rescue_jobs,
 )
+from worker.upkeep.presence import Presence
 from worker.upkeep.rescue import LeaseWatch
 from worker.upkeep.spool import SpoolFile, replay_leftovers
 
@@ -41,6 +42,7 @@ class Heart:
         ledger: Ledger,
         writer: GroupWriter,
         spool: SpoolFile,
+        presence: Presence,
         clock: Clock,
         *,
         endpoint: str,
@@ -53,6 +55,7 @@ class Heart:
         self._ledger = ledger
         self._writer = writer
         self._spool = spool
+        self._presence = presence
         self._clock = clock
         self._endpoint = endpoint
         self._slots = slots
@@ -94,6 +97,7 @@ class Heart:
         self._ledger.run(
             lambda connection: end_worker(connection, self._writer.worker_id, reason="stopped", now_ms=now_ms)
         )
+        self._presence.end()
 
     def _beat_own(self) -> None:
         worker_id, now_ms = self._writer.worker_id, self._clock.now_ms()
@@ -135,6 +139,10 @@ class Heart:
             self._writer.forget(success.job_id)
 
     def _rescue(self) -> None:
+        for worker_id in self._presence.find_dead():
+            rescued = self._rescue_all(worker_id)
+            self._presence.forget(worker_id)
+            log.warning("heart.worker_died", worker_id=worker_id, jobs_rescued=rescued)
         with self._ledger.read() as connection:
             beats = fetch_beats(connection)
         for worker_id in self._watch.observe(beats, now_s=self._clock.monotonic_s()):

@@ -11,7 +11,9 @@ from sqlalchemy import Connection
 
 from worker.clock import Clock
 from worker.errors import AntreanError, BrokerAway
+from worker.storage.batches import fetch_held
 from worker.storage.engine import Ledger
+from worker.storage.pauses import fetch_pause
 from worker.storage.window import (
     Due,
     count_live_slots,
@@ -65,6 +67,12 @@ class Relay:
         self._poked = threading.Event()
         self._window = WINDOW_FLOOR
         self._taken_since_tick = 0
+        self._is_paused = False
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether somebody paused this endpoint, as of the last tick."""
+        return self._is_paused
 
     def message_taken(self) -> None:
         """A message of the window was consumed: refill at once when half of the window is gone."""
@@ -116,6 +124,7 @@ class Relay:
                 room=window - published,
                 after_batch=self._after_batch,
                 now_ms=now_ms,
+                held=fetch_held(connection, self._endpoint),
             )
             return lone + due, after_batch
 
@@ -135,8 +144,9 @@ class Relay:
         with self._ledger.read() as connection:
             published = count_published(connection, self._endpoint)
             slots = count_live_slots(connection, self._endpoint)
+            self._is_paused = fetch_pause(connection, self._endpoint) is not None
         self._window = max(WINDOW_FLOOR, WINDOW_FACTOR * slots)
-        return self._gatekeeper.room(self._window), published
+        return 0 if self._is_paused else self._gatekeeper.room(self._window), published
 
     def _republish_what_was_lost(self, now_ms: int) -> None:
         if not self._epoch.is_present():

@@ -36,11 +36,20 @@ def upgrade() -> None:
         sa.Column("total", sa.Integer(), nullable=False),
         sa.Column("created_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("submitted_at_ms", sa.BigInteger(), nullable=True),
+        sa.Column("held_at_ms", sa.BigInteger(), nullable=True),
         sa.Column("details", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("idempotency_key"),
     )
     op.create_index("ix_batches_created", "batches", ["created_at_ms"], unique=False)
+    op.create_index(
+        "ix_batches_held",
+        "batches",
+        ["endpoint"],
+        unique=False,
+        sqlite_where=sa.text("held_at_ms IS NOT NULL"),
+        postgresql_where=sa.text("held_at_ms IS NOT NULL"),
+    )
     op.create_table(
         "details",
         sa.Column("job_id", sa.String(), nullable=False),
@@ -77,6 +86,7 @@ def upgrade() -> None:
         sa.Column("claim_token", sa.String(), nullable=True),
         sa.Column("claims", sa.Integer(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("bad_responses", sa.Integer(), nullable=False),
         sa.Column("max_attempts", sa.Integer(), nullable=True),
         sa.Column("losses", sa.Integer(), nullable=False),
         sa.Column("solo_losses", sa.Integer(), nullable=False),

@@ -1,0 +1,330 @@
+"""`antrean cancel` and `show`: ending jobs that nobody wants any more, and one job's whole story."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import time
+from dataclasses import asdict
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+import typer
+from rich.text import Text
+from sqlalchemy import Connection
+
+from schemas.job import JobState
+from worker.cli.console import note, out, print_json
+from worker.cli.listing import complete_batch_id, iso, printable
+from worker.clock import SystemClock
+from worker.errors import InputError
+from worker.reports.summary import format_count, format_seconds
+from worker.settings import load_settings
+from worker.storage.batches import Batch, count_states, fetch_batch
+from worker.storage.cleaning import clean_text
+from worker.storage.engine import Ledger
+from worker.storage.migrating import prepare_ledger
+from worker.storage.moves import cancel_batch, cancel_jobs
+from worker.storage.reading import fetch_states
+from worker.storage.story import Attempt, Content, Result, Story, fetch_story
+
+_TELL_EVERY_S = 5.0
+_LABEL = 13
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command(
+        "cancel", epilog="Example: antrean cancel batch_0193…\n\nExample: antrean cancel 0193f0a1-… --json"
+    )(cancel)
+    app.command(
+        "show", epilog="Example: antrean show 0193f0a1-…\n\nExample: antrean show 0193f0a1-… --content --json"
+    )(show)
+
+
+def cancel(
+    id_: Annotated[
+        str,
+        typer.Argument(
+            metavar="BATCH|JOB", help="The id of a batch or of a job.", autocompletion=complete_batch_id
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Cancel a batch or one job.
+
+    What is queued or waiting is cancelled at once. A job that is running is
+    asked: its call may be paid for already, so it is left to end, and a result
+    that it brings is kept. What has ended stays as it is.
+
+    Typed again, it goes on where it was interrupted. `antrean retry --cancelled`
+    takes it back.
+    """
+    ledger = prepare_ledger(load_settings())
+    wanted = clean_text(id_) or ""
+    names = _names(wanted)
+    with ledger.read() as connection:
+        batch = fetch_batch(connection, wanted)
+        if batch is not None and batch.id != wanted:
+            batch = None  # the beginning of an id is enough to look, not to end a million jobs
+        states = fetch_states(connection, names)
+    if batch is not None:
+        _cancel_batch(ledger, batch, as_json=as_json)
+    elif states:
+        _cancel_job(ledger, next(name for name in names if name in states), as_json=as_json)
+    else:
+        raise InputError(
+            f"there is no batch and no job {printable(wanted)}: `antrean batches` lists the batches"
+        )
+
+
+def _cancel_batch(ledger: Ledger, batch: Batch, *, as_json: bool) -> None:
+    ended = asked = 0
+    told_s = time.monotonic()
+    while True:
+        # At most 500 rows a transaction, so that workers who record results get their turn between two.
+        done = ledger.run(
+            lambda connection: cancel_batch(connection, batch.id, now_ms=SystemClock().now_ms())
+        )
+        if not done.ended and not done.asked:
+            break
+        ended += done.ended
+        asked += done.asked
+        if time.monotonic() - told_s >= _TELL_EVERY_S:
+            told_s = time.monotonic()
+            note(f"{format_count(ended, 'job')} cancelled so far")
+    with ledger.read() as connection:
+        running = count_states(connection, batch.id).get(JobState.RUNNING, 0)
+    if as_json:
+        print_json({"batch_id": batch.id, "cancelled": ended, "asked": asked, "running": running})
+        return
+    out.print(f"{format_count(ended, 'job')} cancelled")
+    if asked:
+        out.print(f"{format_count(asked, 'running job')} asked to stop: a result that one brings is kept")
+    elif running:
+        out.print(f"{format_count(running, 'running job')} asked to stop before")
+    if batch.submitted_at_ms is None:
+        note("the batch is still being written down: what is added from now on is not cancelled")
+
+
+def _cancel_job(ledger: Ledger, job_id: str, *, as_json: bool) -> None:
+    def work(connection: Connection) -> tuple[bool, JobState]:
+        is_done = cancel_jobs(connection, [job_id], now_ms=SystemClock().now_ms()) == 1
+        return is_done, fetch_states(connection, [job_id])[job_id]
+
+    is_done, state = ledger.run(work)
+    is_asked = is_done and state is JobState.RUNNING
+    if as_json:
+        counts = {"cancelled": int(is_done and not is_asked), "asked": int(is_asked)}
+        print_json({"job_id": job_id, "state": state.value, **counts})
+    elif is_asked:
+        out.print("the job is running and was asked to stop: a result that it brings is kept")
+    elif is_done:
+        out.print("the job is cancelled")
+    else:
+        out.print(f"the job is {state.value} already: it stays as it is")
+
+
+def show(
+    job: Annotated[str, typer.Argument(help="The job's id.")],
+    content: Annotated[
+        bool, typer.Option("--content", help="Also the request, the answer and the reasoning.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Tell a job's whole story.
+
+    What it is and where it stands, then each attempt with its worker, times,
+    HTTP status, the endpoint's request id and message, the waits between them,
+    and what the result cost. Texts are shown only with --content.
+
+    The `id` of an output line (batch_req_…) names its job as well, also to
+    `antrean cancel`.
+    """
+    ledger = prepare_ledger(load_settings())
+    wanted = clean_text(job) or ""
+    with ledger.read() as connection:
+        stories = (fetch_story(connection, name, with_content=content) for name in _names(wanted))
+        story = next((found for found in stories if found is not None), None)
+        is_batch = story is None and fetch_batch(connection, wanted) is not None
+    if is_batch:
+        raise InputError(f"{wanted} is a batch: `antrean status {wanted}` shows it")
+    if story is None:
+        raise InputError(f"there is no job {printable(wanted)}: ids are taken as a whole, not by their start")
+    if as_json:
+        print_json(_facts(story))
+        return
+    _print_job(story)
+    for attempt in story.attempts:
+        _print_attempt(attempt)
+    if story.state is JobState.RUNNING:
+        _head(f"attempt {story.claims}", f"generation {story.generation}", "running")
+        _line("started", _moment(story.claimed_at_ms))
+        _line("worker", _worker(story.worker_host, story.worker_id))
+    if story.result is not None:
+        _print_result(story.result)
+    if story.content is not None:
+        _print_content(story.content)
+
+
+def _names(wanted: str) -> list[str]:
+    """The ids that a job may have which somebody calls so: its own, or that of its output line."""
+    digits = wanted.removeprefix("batch_req_")
+    if digits == wanted or re.fullmatch("[0-9a-f]{32}", digits) is None:
+        return [wanted]
+    return [wanted, str(UUID(digits))]
+
+
+def _print_job(story: Story) -> None:
+    out.print(Text(f"job {printable(story.id)}", style="bold"))
+    state = story.state.value
+    if story.not_before_ms is not None and story.state is JobState.WAITING:
+        state += f" until {_moment(story.not_before_ms)}"
+    if story.is_cancel_requested and not story.state.is_final:
+        state += ", asked to stop"
+    _line("state", state)
+    if story.failure_kind is not None:
+        _line("why", _why(story.failure_kind, story.http_status, story.request_id))
+        _line("", story.failure_message)
+    if story.blocked_since_ms is not None:
+        _line("blocked", f"since {_moment(story.blocked_since_ms)}, by a shut gate")
+    _line("batch", story.batch_id or "none: a lone job")
+    if story.batch_id is not None:
+        _line("", f"{story.batch_label or ''}, position {story.position}".lstrip(", "))
+    _line("custom_id", story.custom_id)
+    _line("source key", story.source_key)
+    _line("model", story.model)
+    _line("endpoint", story.endpoint)
+    _line("request hash", story.request_hash)
+    _line("key", story.idempotency_key)
+    _line("created", _moment(story.created_at_ms))
+    if story.state is JobState.QUEUED:
+        _line("in broker", _moment(story.published_at_ms) or "not yet")
+    if not story.state.is_final:
+        _line("expires", _moment(story.expires_at_ms))
+    _line("ended", _moment(story.ended_at_ms))
+    budget = "" if story.max_attempts is None else f" of {story.max_attempts}"
+    _line("attempts", f"{story.burnt}{budget} burnt in generation {story.generation}")
+    if story.losses:
+        _line("losses", f"its worker died {story.losses} times with it, {story.solo_losses} of them alone")
+
+
+def _print_attempt(attempt: Attempt) -> None:
+    if attempt.waited_ms is not None:
+        out.print(Text(f"\n  waited {format_seconds(attempt.waited_ms / 1000)}", style="dim"))
+    _head(f"attempt {attempt.number}", f"generation {attempt.generation}", attempt.outcome)
+    _line("started", _moment(attempt.started_at_ms))
+    latency = "" if attempt.latency_ms is None else f", latency {format_seconds(attempt.latency_ms / 1000)}"
+    _line("ended", f"{_moment(attempt.ended_at_ms)}{latency}")
+    _line("worker", _worker(attempt.host, attempt.worker_id))
+    _line("http status", None if attempt.http_status is None else str(attempt.http_status))
+    _line("request id", attempt.request_id)
+    _line("message", attempt.message)
+    if attempt.prompt_tokens is not None and attempt.completion_tokens is not None:
+        unused = "" if attempt.is_used else ", paid for but not used"
+        _line("tokens", f"{_tokens(attempt.prompt_tokens, attempt.completion_tokens)}{unused}")
+
+
+def _print_result(result: Result) -> None:
+    _head(f"result of attempt {result.number}")
+    _line("finish reason", result.finish_reason or "none given")
+    _line("model", result.model)
+    _line(
+        "tokens",
+        f"{_tokens(result.prompt_tokens, result.completion_tokens)} = {format_count(result.total_tokens)}; "
+        f"{format_count(result.cached_tokens)} cached, {format_count(result.reasoning_tokens)} reasoning",
+    )
+    if result.is_reasoning_unclosed:
+        _line("reasoning", "began and did not end: the answer is empty or part of it")
+
+
+def _print_content(content: Content) -> None:
+    _text("metadata", None if content.user_metadata is None else _pretty(dict(content.user_metadata)))
+    _text("request", _pretty(_parsed(content.request)))
+    _text("reasoning", content.reasoning)
+    _text("answer", content.answer)
+    _text("error body", None if content.error is None else content.error.decode("utf-8", "replace"))
+
+
+def _head(*parts: str) -> None:
+    out.print(Text("\n" + " · ".join(map(printable, parts)), style="bold"))
+
+
+def _line(label: str, value: str | None) -> None:
+    """A labelled value, words wrapped below each other; ids are left whole, so that they can be copied."""
+    if not value:
+        return
+    lines = textwrap.wrap(
+        printable(value),
+        max(20, out.width - _LABEL - 4),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for i, line in enumerate(lines):
+        out.print(Text(f"  {'' if i else label:<{_LABEL}} {line}"))
+
+
+def _text(label: str, value: str | None) -> None:
+    if value is not None:
+        _head(label)
+        out.print(Text(printable(value, keep="\n\t")))
+
+
+def _moment(at_ms: int | None) -> str:
+    return "" if at_ms is None else iso(at_ms, "milliseconds")
+
+
+def _why(kind: str, http_status: int | None, request_id: str | None) -> str:
+    status = "" if http_status is None else f" · HTTP {http_status}"
+    return f"{kind}{status}" + ("" if request_id is None else f" · request id {request_id}")
+
+
+def _worker(host: str | None, worker_id: str | None) -> str:
+    return " · ".join(part for part in (host, worker_id) if part)
+
+
+def _tokens(prompt: int, completion: int) -> str:
+    return f"{format_count(prompt)} prompt + {format_count(completion)} completion"
+
+
+def _parsed(body: str) -> Any:
+    try:
+        return orjson.loads(body)
+    except ValueError:  # a lone surrogate, say: shown as it was sent
+        return body
+
+
+def _pretty(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+
+
+def _facts(story: Story) -> dict[str, Any]:
+    """The story as JSON: times as ISO 8601 in UTC, texts only when they were asked for."""
+    facts = _with_times(asdict(story))
+    facts["state"] = story.state.value
+    facts["attempts"] = [_with_times(asdict(attempt)) for attempt in story.attempts]
+    facts["result"] = None if story.result is None else _with_times(asdict(story.result))
+    if story.content is None:
+        del facts["content"]
+    else:
+        error = story.content.error
+        facts["content"] = {
+            "request": _parsed(story.content.request),
+            "answer": story.content.answer,
+            "reasoning": story.content.reasoning,
+            "error": None if error is None else error.decode("utf-8", "replace"),
+            "user_metadata": story.content.user_metadata,
+        }
+    return facts
+
+
+def _with_times(facts: dict[str, Any]) -> dict[str, Any]:
+    """`created_at_ms: 0` becomes `created_at: "1970-…"`; so do `…_since_ms` and `not_before_ms`."""
+    named: dict[str, Any] = {}
+    for name, value in facts.items():
+        is_moment = name.endswith(("_at_ms", "_since_ms")) or name == "not_before_ms"
+        named[name.removesuffix("_ms") if is_moment else name] = (
+            _moment(value) if is_moment and value is not None else value
+        )
+    return named

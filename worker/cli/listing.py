@@ -1,0 +1,173 @@
+"""`antrean batches` and `workers`, and how ids, times and foreign text are shown and completed."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from schemas.job import JobState, derive_batch_status
+from worker.cli.console import note, out, print_json
+from worker.reports.summary import format_count, format_seconds
+from worker.settings import load_settings
+from worker.storage.batches import Batch, count_states, fetch_batches
+from worker.storage.engine import open_ledger
+from worker.storage.migrating import prepare_ledger
+from worker.storage.workers import WorkerFacts, fetch_beats, fetch_workers
+
+# Control characters could steer the terminal, and marks of direction could reorder what it shows.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_PLAIN_ID = re.compile("[A-Za-z0-9_.-]+")  # a producer may name a batch as it likes; a shell must not run it
+_COMPLETED = 200
+_PATIENCE_S = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command(
+        "batches",
+        epilog="Example: antrean batches --limit 5\n\nExample: antrean batches --json | jq -r '.batches[0].batch_id'",
+    )(batches)
+    app.command("workers", epilog="Example: antrean workers --json")(workers)
+
+
+def batches(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many to list at most.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+) -> None:
+    """List the batches, the newest first.
+
+    Each with its status, when it was made, what it was made from, and its jobs
+    by state. For the tokens of one batch there is `antrean status BATCH`.
+    """
+    ledger = prepare_ledger(load_settings())
+    with ledger.read() as connection:
+        found = [
+            (batch, count_states(connection, batch.id)) for batch in fetch_batches(connection, limit=limit)
+        ]
+    if as_json:
+        print_json({"batches": [_batch_facts(batch, counts) for batch, counts in found]})
+        return
+    if not found:
+        note("there are no batches yet: `antrean run` or `antrean submit` makes one")
+    for batch, counts in found:
+        status = derive_batch_status(counts, is_submitted=batch.submitted_at_ms is not None)
+        states = [f"{format_count(counts[state])} {state.value}" for state in JobState if counts.get(state)]
+        out.print(Text(f"{printable(batch.id)}  {status:<11}  {iso(batch.created_at_ms)}"))
+        total = format_count(sum(counts.values()), "job")
+        out.print(Text(f"  {printable(batch.label)} · {total}: {' · '.join(states) or 'none'}"))
+
+
+def workers(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
+    """List the workers that have not ended, the oldest first.
+
+    Each with its host and process, its slots and how many are in use, when it
+    started and last gave a sign of life. A worker that was silent for longer
+    than its lease is marked: the others take its jobs over. Ages are told by
+    this machine's clock and the worker's; nothing is decided by them.
+    """
+    ledger = prepare_ledger(load_settings())
+    with ledger.read() as connection:
+        found = fetch_workers(connection)
+        leases = {beat.worker_id: beat.lease_ms / 1000 for beat in fetch_beats(connection)}
+    now_ms = time.time_ns() // 1_000_000
+    if as_json:
+        print_json({"workers": [_worker_facts(one, leases.get(one.id), now_ms) for one in found]})
+        return
+    if not found:
+        note("no worker is running: `antrean worker` starts one")
+    for one in found:
+        age_s, lease_s = max(0, now_ms - one.beat_at_ms) / 1000, leases.get(one.id)
+        out.print(
+            Text(
+                f"{printable(one.hostname)}:{one.pid}  {one.running} of {one.slots} slots in use"
+                f" · last beat {format_seconds(age_s)} ago"
+            )
+        )
+        out.print(Text(f"  id {one.id}\n  since {iso(one.started_at_ms)}, for {printable(one.endpoint)}"))
+        if lease_s is not None and age_s > lease_s:
+            out.print(
+                Text(
+                    f"  silent for longer than its lease of {lease_s:g} s: other workers take its jobs over",
+                    style="yellow",
+                )
+            )
+
+
+def iso(at_ms: int, timespec: str = "seconds") -> str:
+    """A stored time in UTC, such as 2026-03-01T12:00:00+00:00."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec=timespec)
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Foreign text as a terminal may show it: control characters but those in `keep` are spelled out."""
+    return _UNPRINTABLE.sub(
+        lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
+    )
+
+
+def complete_batch_id(incomplete: str) -> list[tuple[str, str]]:
+    """Ids of the latest 200 batches that begin like this, for the shell, each with a description.
+
+    Asked with each press of a key, so it makes nothing, says nothing, and gives up after a second.
+    """
+    found: list[tuple[str, str]] = []
+    # A thread, because a database that does not answer takes longer to fail than anybody waits for a Tab.
+    thread = threading.Thread(target=_look_up, args=(incomplete, found), daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_S)
+    return list(found)
+
+
+def _look_up(incomplete: str, found: list[tuple[str, str]]) -> None:
+    try:
+        settings = load_settings()
+        if settings.database_url is None and not (settings.home / "antrean.db").is_file():
+            return  # looking would make one
+        with open_ledger(settings, pool_size=1).read() as connection:
+            latest = fetch_batches(connection, limit=_COMPLETED)
+    except Exception:  # a completion is a courtesy: whatever is wrong, the command itself will say it
+        return
+    # The label goes through a shell's eval: only what means nothing to any shell is left of it.
+    found += [
+        (batch.id, f"{iso(batch.created_at_ms)[:10]} {re.sub(r'[^A-Za-z0-9_., -]+', ' ', batch.label)[:40]}")
+        for batch in latest
+        if batch.id.startswith(incomplete) and _PLAIN_ID.fullmatch(batch.id)
+    ]
+
+
+def _batch_facts(batch: Batch, counts: Mapping[JobState, int]) -> dict[str, object]:
+    return {
+        "batch_id": batch.id,
+        "kind": batch.kind,
+        "label": batch.label,
+        "endpoint": batch.endpoint,
+        "status": derive_batch_status(dict(counts), is_submitted=batch.submitted_at_ms is not None),
+        "total": sum(counts.values()),
+        "jobs": {state.value: counts.get(state, 0) for state in JobState},
+        "created_at": iso(batch.created_at_ms),
+        "submitted_at": None if batch.submitted_at_ms is None else iso(batch.submitted_at_ms),
+    }
+
+
+def _worker_facts(one: WorkerFacts, lease_s: float | None, now_ms: int) -> dict[str, object]:
+    age_s = max(0, now_ms - one.beat_at_ms) / 1000
+    return {
+        "id": one.id,
+        "endpoint": one.endpoint,
+        "hostname": one.hostname,
+        "pid": one.pid,
+        "slots": one.slots,
+        "running": one.running,
+        "started_at": iso(one.started_at_ms),
+        "beat_at": iso(one.beat_at_ms),
+        "beat_age_s": age_s,
+        "lease_s": lease_s,
+        "is_silent": lease_s is not None and age_s > lease_s,
+    }

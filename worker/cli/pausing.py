@@ -1,0 +1,99 @@
+"""`antrean pause` and `resume`: holding an endpoint's jobs back for a while."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+from sqlalchemy import Connection
+
+from worker.cli.console import out, print_json
+from worker.cli.listing import iso, printable
+from worker.clock import SystemClock
+from worker.settings import load_settings
+from worker.storage import pauses
+from worker.storage.migrating import prepare_ledger
+from worker.storage.pauses import Pause
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command(
+        "pause",
+        epilog='Example: antrean pause "the endpoint is being moved"\n\nExample: antrean pause --json',
+    )(pause)
+    app.command("resume", epilog="Example: antrean resume")(resume)
+
+
+def pause(
+    reason: Annotated[
+        str | None, typer.Argument(help="Why, for whoever looks at the queue.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the pause as JSON.")] = False,
+) -> None:
+    """Claim no more jobs of the endpoint until `antrean resume`.
+
+    Holds for all workers of ANTREAN_BASE_URL (or ANTREAN_ENDPOINT_NAME), also
+    for those that start later. Calls in flight end and are recorded, and jobs
+    may still be submitted. Workers keep running. A pause that is there already
+    stays as it is.
+    """
+    settings = load_settings()
+    ledger = prepare_ledger(settings)
+    endpoint = settings.endpoint
+
+    def work(connection: Connection) -> tuple[bool, Pause | None]:
+        is_new = pauses.pause(connection, endpoint, reason, SystemClock().now_ms())
+        return is_new, pauses.fetch_pause(connection, endpoint)
+
+    is_new, found = ledger.run(work)
+    if as_json:
+        print_json({"endpoint": endpoint, "paused": True, "changed": is_new, **_facts(found)})
+        return
+    if found is None:  # resumed by somebody else in the same moment
+        out.print(Text(f"{printable(endpoint)} was resumed meanwhile"))
+        return
+    out.print(Text(describe_pause(found) if is_new else f"{describe_pause(found)} (it was paused before)"))
+    if is_new:
+        out.print("calls in flight end; `antrean resume` goes on")
+
+
+def resume(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
+    """End a pause: jobs of the endpoint are claimed again.
+
+    Does nothing where the endpoint is not paused.
+    """
+    settings = load_settings()
+    ledger = prepare_ledger(settings)
+    endpoint = settings.endpoint
+
+    def work(connection: Connection) -> Pause | None:
+        before = pauses.fetch_pause(connection, endpoint)
+        return before if pauses.resume(connection, endpoint) else None
+
+    ended = ledger.run(work)
+    if as_json:
+        print_json({"endpoint": endpoint, "paused": False, "changed": ended is not None, **_facts(ended)})
+    elif ended is None:
+        out.print(Text(f"{printable(endpoint)} was not paused"))
+    else:
+        out.print(
+            Text(f"{printable(endpoint)} goes on; it was paused since {iso(ended.paused_at_ms)}{_why(ended)}")
+        )
+
+
+def describe_pause(found: Pause) -> str:
+    """One line: what is paused, since when, and why."""
+    return f"{printable(found.endpoint)} is paused since {iso(found.paused_at_ms)}{_why(found)}"
+
+
+def _why(found: Pause) -> str:
+    return f": {printable(found.reason)}" if found.reason else ""
+
+
+def _facts(found: Pause | None) -> dict[str, Any]:
+    return {
+        "paused_at": None if found is None else iso(found.paused_at_ms),
+        "reason": None if found is None else found.reason,
+    }

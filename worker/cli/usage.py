@@ -1,0 +1,218 @@
+"""`antrean usage`: what the answers cost, by model, day, batch or custom_id."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from itertools import islice
+from tempfile import SpooledTemporaryFile
+from typing import Annotated, Any, TextIO, cast
+
+import orjson
+import typer
+
+from worker.cli.console import note, out
+from worker.cli.listing import complete_batch_id, iso, printable
+from worker.errors import InputError
+from worker.reports.summary import format_count
+from worker.settings import load_settings
+from worker.storage.batches import fetch_batch
+from worker.storage.cleaning import clean_text
+from worker.storage.migrating import prepare_ledger
+from worker.storage.usage_sums import UsageBy, UsageSum, iterate_usage
+
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST_LINES = 1_000
+_IN_MEMORY = 4 * 1024 * 1024
+_KEYS = {
+    UsageBy.MODEL: "model",
+    UsageBy.DAY: "day",
+    UsageBy.BATCH: "batch_id",
+    UsageBy.CUSTOM: "custom_id",
+}
+_FIGURES = (
+    "answered",
+    "used",
+    "unused",
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+    "unused_tokens",
+)
+_SHOWN = ("answered", "unused", "prompt", "completion", "total", "cached", "reasoning")
+
+
+@dataclass(slots=True)
+class _Total:
+    """The sum of all groups that were seen."""
+
+    answered: int = 0
+    used: int = 0
+    unused: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    unused_tokens: int = 0
+
+    def add(self, one: UsageSum) -> None:
+        for name in _FIGURES:
+            setattr(self, name, getattr(self, name) + getattr(one, name))
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(
+        "usage",
+        epilog="Example: antrean usage --by day --since 2026-07-01\n\n"
+        "Example: antrean usage --by custom --batch batch_0193… --csv > usage.csv",
+    )(usage)
+
+
+def usage(
+    by: Annotated[
+        UsageBy, typer.Option("--by", help="What to group by; days are days in UTC.")
+    ] = UsageBy.MODEL,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Only answers from then on: a date, or a date and time such as 2026-07-01T12:00; "
+            "in UTC unless it names an offset."
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="Only this batch.", autocompletion=complete_batch_id)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print it as CSV, with a header.")] = False,
+) -> None:
+    """Add up the tokens of all answered calls.
+
+    By model, day, batch or custom_id, with how many calls were answered. Every answer that was paid for
+    counts, also one that was not used: the second answer to a job whose first worker was taken for dead.
+    Calls without an answer cost no tokens and do not count. Cached tokens are part of the prompt's, reasoning
+    tokens of the completion's.
+
+    Sorted by tokens, the most first; days in their order. The screen shows the
+    first 1,000 groups and the sum of all; --json and --csv hold every group.
+    """
+    if as_json and as_csv:
+        raise InputError("--json and --csv do not go together: choose one")
+    since_ms = None if since is None else parse_since(since)
+    ledger = prepare_ledger(load_settings())
+    batch_id = clean_text(batch)
+    # Written aside first: a reader that pauses must not hold a transaction open.
+    with SpooledTemporaryFile(max_size=_IN_MEMORY, mode="w+", encoding="utf-8", newline="") as spool:
+        file = cast(TextIO, spool)
+        with ledger.read() as connection:
+            if batch_id is not None:
+                chosen = fetch_batch(connection, batch_id) if batch_id else None
+                if chosen is None:
+                    raise InputError(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
+                batch_id = chosen.id
+            found = iterate_usage(connection, by, since_ms=since_ms, batch_id=batch_id)
+            if as_csv:
+                _write_csv(file, by, found)
+            elif as_json:
+                _write_json(file, by, found, since_ms=since_ms, batch_id=batch_id)
+            else:
+                _write_table(file, by, found)
+        file.seek(0)
+        shutil.copyfileobj(file, sys.stdout)
+
+
+def parse_since(text: str) -> int:
+    """Milliseconds since the epoch of a date or a date and time; UTC unless it names an offset."""
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise InputError(
+            f"{printable(text)} is not a date: write it as 2026-07-01 or 2026-07-01T12:00"
+        ) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
+
+
+def _key(by: UsageBy, one: UsageSum) -> str | None:
+    if by is UsageBy.DAY:
+        return date.fromordinal(_EPOCH_DAY + int(one.key or 0)).isoformat()
+    return None if one.key is None else str(one.key)
+
+
+def _facts(by: UsageBy, one: UsageSum) -> dict[str, Any]:
+    named: dict[str, Any] = {_KEYS[by]: _key(by, one)}
+    if by is UsageBy.BATCH:
+        named["label"] = one.label
+    return named | {name: getattr(one, name) for name in _FIGURES}
+
+
+def _write_csv(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
+    header = [_KEYS[by], *(["label"] if by is UsageBy.BATCH else []), *_FIGURES]
+    writer = csv.DictWriter(file, header, lineterminator="\n")
+    writer.writeheader()
+    for one in found:
+        writer.writerow(_facts(by, one))
+
+
+def _write_json(
+    file: TextIO, by: UsageBy, found: Iterable[UsageSum], *, since_ms: int | None, batch_id: str | None
+) -> None:
+    """One object, written group by group: there may be a million."""
+    head = {"by": by.value, "since": None if since_ms is None else iso(since_ms), "batch_id": batch_id}
+    total = _Total()
+    file.write(orjson.dumps(head).decode()[:-1] + ',"groups":[')
+    for i, one in enumerate(found):
+        total.add(one)
+        file.write((",\n" if i else "\n") + orjson.dumps(_facts(by, one)).decode())
+    sums = {name: getattr(total, name) for name in _FIGURES}
+    file.write('\n],"total":' + orjson.dumps(sums).decode() + "}\n")
+
+
+def _write_table(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
+    """A line for each group; where that is too wide, its name has a line of its own."""
+    total = _Total()
+    groups = iter(found)
+    shown = list(islice(groups, _MOST_LINES))
+    for one in shown:
+        total.add(one)
+    left = 0
+    for one in groups:
+        total.add(one)
+        left += 1
+    if not shown:
+        note("no answered call is in the ledger that fits")
+        return
+    absent = "(no batch)" if by is UsageBy.BATCH else "(no custom_id)"
+    names = [printable(f"{_key(by, one) or absent}  {one.label or ''}".rstrip()) for one in shown]
+    lines = [_SHOWN, *(_figures(one) for one in shown), _figures(total)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_SHOWN))]
+    names = [by.value, *names, "all"]
+    widest = max(map(len, names))
+    is_narrow = widest + sum(widths) + 2 * len(widths) > out.width
+    for name, line in zip(names, lines, strict=True):
+        figures = "  ".join(map(str.rjust, line, widths))
+        file.write(f"{name}\n    {figures}\n" if is_narrow else f"{name:<{widest}}  {figures}\n")
+    if left:
+        note(f"{format_count(left, 'group')} more are in the sum but not shown: --csv has them all")
+
+
+def _figures(one: UsageSum | _Total) -> tuple[str, ...]:
+    counts = (
+        one.answered,
+        one.unused,
+        one.prompt_tokens,
+        one.completion_tokens,
+        one.total_tokens,
+        one.cached_tokens,
+        one.reasoning_tokens,
+    )
+    return tuple(format_count(count) for count in counts)

@@ -1,0 +1,255 @@
+"""Flower's settings as antrean wants them, whichever command starts it; and the parts of Flower put right.
+
+`worker/flowerconfig.py`, which Flower reads, calls `prepare_flower`. What is said on Flower's own command line or in
+its FLOWER_ variables wins over what is decided here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dbm
+import ipaddress
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import flower.events
+import flower.urls
+import structlog
+from celery.events import EventReceiver
+from flower.views.monitor import Metrics
+from tornado import web
+from tornado.netutil import bind_sockets
+from tornado.options import options
+
+from worker.embedded.home import open_lock_file, prepare_home, try_lock
+from worker.embedded.stack import Stack
+from worker.errors import AntreanError, SettingsError, Unreachable
+from worker.logs import configure_logs
+from worker.request import NO_ARGS, NO_KWARGS, as_name
+from worker.settings import IN_STACK, Settings, load_settings
+
+log = structlog.get_logger(__name__)
+
+USER = "antrean"
+MAX_TASKS = 10_000  # about 6 KB each
+MAX_WORKERS = 500
+SAVE_INTERVAL_MS = 30_000
+PURGE_OFFLINE_AFTER_S = 3600
+_COLUMNS = "name,uuid,state,result,exception,received,runtime,worker"
+_held: list[object] = []  # what this process holds until it ends: the stack, and the lock on its history
+
+
+def prepare_flower() -> dict[str, Any]:
+    """The options of Flower in this process, with everything in place that they need.
+
+    Attaches to the embedded stack where there is no broker of one's own. Ends the process with a sentence and
+    its exit code where something is missing.
+    """
+    try:
+        settings = load_settings()
+        configure_logs(settings.log_level)
+        said = _said_to_flower()
+        is_open = not settings.flower_auth and not said.get("basic_auth") and not said.get("auth")
+        address = str(said.get("address", settings.flower_address))
+        port = int(said.get("port", settings.flower_port))
+        check_exposure(address, is_open=is_open, unix_socket=bool(said.get("unix_socket")))
+        if not said.get("unix_socket"):
+            _check_port(address, port)
+        home = prepare_home(settings.home)
+        if settings.is_broker_embedded and IN_STACK not in os.environ:
+            stack = Stack.attach(home)
+            stack.ensure_broker()
+            _held.append(stack)
+        asks = settings.flower_auth and not said.keys() & {"basic_auth", "auth"}
+        ours = decide_options(
+            settings,
+            password=_password(settings, home) if asks else None,
+            cookie_secret=kept_secret(home / "flower.cookie-secret"),
+            database=_history(home),
+        )
+    except AntreanError as exc:
+        _exit(exc)
+    _put_flower_right()
+    return {name: value for name, value in ours.items() if name not in said}
+
+
+def decide_options(
+    settings: Settings, *, password: str | None, cookie_secret: str, database: Path | None
+) -> dict[str, Any]:
+    """Flower's options by name. Pure. Without a password it asks for none; without a database it forgets."""
+    return {
+        "address": settings.flower_address,
+        "port": settings.flower_port,
+        "basic_auth": [] if password is None else [f"{USER}:{password}"],
+        "cookie_secret": cookie_secret,
+        "read_only": True,
+        "max_tasks": MAX_TASKS,
+        "max_workers": MAX_WORKERS,
+        "purge_offline_workers": PURGE_OFFLINE_AFTER_S,
+        "persistent": database is not None,
+        "db": str(database or "flower"),
+        "state_save_interval": SAVE_INTERVAL_MS if database is not None else 0,
+        "natural_time": True,
+        "tasks_columns": _COLUMNS,
+        "logging": settings.log_level,
+    }
+
+
+def check_exposure(address: str, *, is_open: bool, unix_socket: bool = False) -> None:
+    """Raises SettingsError where everybody who reaches `address` could read along."""
+    if is_open and (unix_socket or not is_loopback(address)):
+        where = "a unix socket (Flower makes it world-writable)" if unix_socket else (address or "0.0.0.0")
+        raise SettingsError(
+            [
+                f"ANTREAN_FLOWER_AUTH=off goes with a loopback address only, and this is {where}: keep the "
+                "password, or listen on 127.0.0.1 behind a proxy that asks for one"
+            ]
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches `address`. A name other than `localhost` may be anything."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def kept_secret(path: Path) -> str:
+    """The secret in the file at `path`, made once, readable by its owner alone. Raises SettingsError."""
+    try:
+        _make_once(path)
+        path.chmod(0o600)
+        secret = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError([f"{path} cannot be used ({exc}): remove it, and another is made"]) from None
+    if not secret.isascii() or not secret.isprintable() or not secret:
+        raise SettingsError([f"{path} must hold one line of printable ASCII: remove it, and another is made"])
+    return secret
+
+
+def _make_once(path: Path) -> None:
+    if path.exists():
+        return
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w") as file:
+        file.write(secrets.token_urlsafe(18) + "\n")
+    # A link, unlike a rename, leaves alone what another process made meanwhile.
+    with contextlib.suppress(FileExistsError):
+        os.link(draft, path)
+    draft.unlink()
+
+
+def _password(settings: Settings, home: Path) -> str:
+    if settings.flower_password is None:
+        path = home / "flower.password"
+        password = kept_secret(path)
+        log.info("flower.password", user=USER, is_in=str(path))
+        return password
+    password = settings.flower_password.get_secret_value()
+    if not password.isascii() or not password.isprintable():
+        raise SettingsError(["ANTREAN_FLOWER_PASSWORD: must be printable ASCII"])
+    log.info("flower.password", user=USER, is_in="ANTREAN_FLOWER_PASSWORD")
+    return password
+
+
+def _history(home: Path) -> Path | None:
+    """Where Flower keeps its tasks over a restart; None while another Flower of this home does.
+
+    What another version left is set aside: it would load, and then fail at every event.
+    """
+    lock = open_lock_file(home / "flower.lock")
+    if not try_lock(lock):
+        os.close(lock)
+        log.warning("flower.history_in_use", home=str(home))
+        return None
+    _held.append(lock)
+    # The kind that every Python has; ndbm, the default on some, takes no value of more than a few KB.
+    dbm._names = ["dbm.dumb"]  # type: ignore[attr-defined]
+    database, stamp = home / "flower.db", home / "flower.db.made-by"
+    made_by = f"flower {version('flower')}, celery {version('celery')}, python {sys.version_info.major}\n"
+    if not stamp.exists() or stamp.read_text(errors="replace") != made_by:
+        for suffix in ("", ".dat", ".dir", ".bak", ".db"):
+            old = Path(f"{database}{suffix}")
+            if old.exists():
+                log.warning("flower.history_set_aside", file=old.name)
+                old.replace(f"{old}.old")
+        stamp.write_text(made_by)
+    return database
+
+
+def _check_port(address: str, port: int) -> None:
+    try:
+        for socket in bind_sockets(port, address=address):
+            socket.close()
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise Unreachable(
+            f"{address}:{port} cannot be listened on ({reason}): choose another port with --port or "
+            "ANTREAN_FLOWER_PORT"
+        ) from None
+
+
+def _said_to_flower() -> Mapping[str, Any]:
+    """Flower's options that its command line or FLOWER_ variables set already, by name with underscores."""
+    return {
+        option.name.replace("-", "_"): option.value()
+        for option in options._options.values()
+        if option._value is not type(option).UNSET and option.name != "conf"
+    }
+
+
+def _exit(exc: AntreanError) -> NoReturn:
+    sys.stderr.write(f"antrean: {exc}\n")
+    raise SystemExit(int(exc.exit_code))
+
+
+# Flower has no setting for these.
+
+
+class GuardedMetrics(Metrics):
+    """`/metrics`, for those who may see the rest: Flower leaves it open."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        await super().get()
+
+
+class BlankReceiver(EventReceiver):
+    """Events without arguments: a foreign producer with `task_send_sent_event` publishes its own."""
+
+    def __init__(self, channel: Any, **given: Any) -> None:
+        # Flower itself waits twice as long after each failure, without a bound.
+        channel.ensure_connection(errback=_say_broker_away, interval_start=1, interval_step=1, interval_max=5)
+        super().__init__(channel, **given)
+
+    def process(self, type: str, event: dict[str, Any]) -> None:
+        if "args" in event:
+            event.update(args=NO_ARGS, kwargs=NO_KWARGS)
+        if event.get("name") is not None:
+            event["name"] = as_name(event["name"])
+        event.pop("traceback", None)
+        super().process(type, event)
+
+
+def _say_broker_away(exc: BaseException, wait_s: float) -> None:
+    log.warning("flower.broker_away", error=type(exc).__name__, retry_in_s=wait_s)
+
+
+def _put_flower_right() -> None:
+    flower.events.EventReceiver = BlankReceiver
+    flower.urls.handlers[:] = [
+        (handler[0], GuardedMetrics) if isinstance(handler, tuple) and handler[1] is Metrics else handler
+        for handler in flower.urls.handlers
+    ]
+    # Its debug level prints all settings, the cookie secret among them.
+    logging.getLogger("flower.command").addFilter(lambda record: record.msg != "Settings: %s")

@@ -1,0 +1,67 @@
+"""A worker's presence on its machine: a lock that the kernel lets go when the process dies, however it dies.
+
+A lease has to be waited for. A lock that is free is certain at once: the process is gone. So what a killed
+worker held goes on without delay where its home folder is at hand, and by its lease elsewhere.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger(__name__)
+_SUFFIX = ".lock"
+
+
+class Presence:
+    """The lock of this process, held until it ends."""
+
+    def __init__(self, folder: Path, worker_id: str) -> None:
+        self._folder = folder
+        self._path = folder / f"{worker_id}{_SUFFIX}"
+        self._descriptor: int | None = None
+
+    def begin(self) -> None:
+        """Takes the lock. A folder that cannot be written leaves this worker to its lease alone."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            log.warning("presence.unlocked", folder=str(self._folder), error=exc.strerror)
+
+    def end(self) -> None:
+        """Lets the lock go, at an orderly end."""
+        if self._descriptor is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def find_dead(self) -> list[str]:
+        """Ids of workers of this folder whose process is gone for certain."""
+        dead = []
+        for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+            if path != self._path and _is_free(path):
+                dead.append(path.name.removesuffix(_SUFFIX))
+        return dead
+
+    def forget(self, worker_id: str) -> None:
+        """Removes what a dead worker left, once its jobs are rescued."""
+        (self._folder / f"{worker_id}{_SUFFIX}").unlink(missing_ok=True)
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False  # gone already, or not ours to judge
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
