@@ -163,7 +163,7 @@ def hash_request(body: str) -> str:
 def describe_errors(exc: ValidationError) -> list[str]:
     """One `field: sentence` for each problem of a validation, in input order."""
     return [
-        f"{_field_path(error['loc'])}: {_sentence(error['msg'])}"
+        f"{_field_path(error['loc'])}: {put_plainly(error['msg'])}"
         for error in exc.errors(include_url=False, include_input=False, include_context=False)
     ]
 
@@ -182,5 +182,10 @@ def _field_path(loc: tuple[int | str, ...]) -> str:
     return path or "request"
 
 
-def _sentence(message: str) -> str:
-    return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+def put_plainly(message: str) -> str:
+    """A validator's message in words that continue the name of a field: `must be a valid list`."""
+    if message.startswith("List should have at least 1 item"):
+        return "must not be empty"
+    plain = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    plain = plain.replace("Field required", "is missing").replace("Input should be", "must be")
+    return plain.partition(", unable to parse")[0]

@@ -22,7 +22,18 @@ from tests.support.clock import FakeClock
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.migrating import migrate
-from worker.storage.tables import attempts, batches, failure_bodies, jobs, requests, results, usage, workers
+from worker.storage.tables import (
+    attempts,
+    batches,
+    details,
+    failure_bodies,
+    jobs,
+    pauses,
+    requests,
+    results,
+    usage,
+    workers,
+)
 
 BACKENDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 
@@ -96,7 +107,18 @@ def ledger_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     settings = _settings(home, request.getfixturevalue("_migrated_postgres"))
     ledger = open_ledger(settings, pool_size=1)
     with ledger.write() as connection:
-        for table in (jobs, requests, attempts, results, failure_bodies, usage, batches, workers):
+        for table in (
+            jobs,
+            requests,
+            details,
+            attempts,
+            results,
+            failure_bodies,
+            usage,
+            batches,
+            pauses,
+            workers,
+        ):
             connection.execute(table.delete())
     ledger.dispose()
     return settings

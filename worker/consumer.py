@@ -6,6 +6,7 @@ its facts, never by its content (Celery would print the whole body), and dropped
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,10 +17,11 @@ from celery.utils.log import get_logger
 from celery.utils.objects import Bunch
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from worker.request import BlankRequest, as_name
+from worker.request import BlankRequest, DefectFilter, as_name
 
 log = structlog.get_logger(__name__)
 _celery_log = get_logger(__name__)  # kombu's `…_log_error` say a delivery tag on it
+_DEFECTS = DefectFilter()
 _MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
 
 
@@ -30,6 +32,7 @@ class Consumer(CeleryConsumer):
         # Only command-line flags could do this otherwise. Mingle alone costs a second at every start.
         options = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(*args, worker_options=options, **kwargs)
+        logging.getLogger("celery.app.trace").addFilter(_DEFECTS)
 
     def update_strategies(self) -> None:
         """A blank request for every task. Celery's own tasks are not run: they return what they are given."""

@@ -42,6 +42,8 @@ MAX_WORKERS = 500
 SAVE_INTERVAL_MS = 30_000
 PURGE_OFFLINE_AFTER_S = 3600
 _COLUMNS = "name,uuid,state,result,exception,received,runtime,worker"
+_BLANK = {"args": NO_ARGS, "kwargs": NO_KWARGS}
+_TOLD = ("type", "uuid", "hostname", "result", "exception")  # by our workers, in words of their own
 _held: list[object] = []  # what this process holds until it ends: the stack, and the lock on its history
 
 
@@ -225,7 +227,7 @@ class GuardedMetrics(Metrics):
 
 
 class BlankReceiver(EventReceiver):
-    """Events without arguments: a foreign producer with `task_send_sent_event` publishes its own."""
+    """Events of tasks as names and numbers: a foreign producer with `task_send_sent_event` publishes its own."""
 
     def __init__(self, channel: Any, **given: Any) -> None:
         # Flower itself waits twice as long after each failure, without a bound.
@@ -233,11 +235,10 @@ class BlankReceiver(EventReceiver):
         super().__init__(channel, **given)
 
     def process(self, type: str, event: dict[str, Any]) -> None:
-        if "args" in event:
-            event.update(args=NO_ARGS, kwargs=NO_KWARGS)
-        if event.get("name") is not None:
-            event["name"] = as_name(event["name"])
-        event.pop("traceback", None)
+        if type.startswith("task-"):
+            for name, value in event.items():
+                if name not in _TOLD and not isinstance(value, (int, float)):
+                    event[name] = _BLANK.get(name) or as_name(value)
         super().process(type, event)
 
 

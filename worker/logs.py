@@ -8,7 +8,7 @@ import sys
 import structlog
 
 # Celery says three lines a task; the ledger says it better.
-_CHATTY = ("celery.worker.strategy", "celery.app.trace", "celery.worker.request", "kombu", "amqp", "alembic")
+_CHATTY = ("celery.worker.strategy", "celery.worker.request", "kombu", "amqp", "alembic")
 
 
 def configure_logs(level: str = "info", *, json: bool | None = None) -> None:
@@ -41,5 +41,7 @@ def configure_logs(level: str = "info", *, json: bool | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)
+    # A job that is given back says so in its own line.
+    logging.getLogger("celery.app.trace").setLevel(max(number, logging.ERROR))
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(number, logging.WARNING) if number > logging.DEBUG else number)

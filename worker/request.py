@@ -6,6 +6,7 @@ about a message is therefore its id, its task's name and what reads as a name or
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -16,6 +17,7 @@ from celery.worker.request import ExceptionWithTraceback, Request
 NO_ARGS = "()"
 NO_KWARGS = "{}"
 _NAME = re.compile(r"[\w.:@/+-]{1,160}", re.ASCII)
+_PLACE = re.compile(r'^  File "[^"]*?([^"/]+/[^"/]+", line \d+, in \w+)$', re.MULTILINE)
 
 
 def as_name(value: object) -> str | None:
@@ -61,17 +63,33 @@ class BlankRequest(Request):
     def on_retry(self, exc_info: Any) -> None:
         """Says why the job waits, where Celery would say `None` and give a traceback."""
         self.acknowledge()
-        self.send_event("task-retried", exception=str(exc_info.exception.message or "waits"))
+        self.send_event("task-retried", exception=str(_bare(exc_info.exception).message or "waits"))
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """As Celery's, but the event has no traceback, and of a defect only its type: its text may quote anything."""
         exc_info.traceback = None
-        exc = exc_info.exception
-        if isinstance(exc, ExceptionWithTraceback):
-            exc = exc.exc
+        exc = _bare(exc_info.exception)
         if not isinstance(exc, Exception) or isinstance(exc, (TaskPredicate, *self.task.throws)):
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
             return
         super().on_failure(exc_info, send_failed_event=False, return_ok=return_ok)
         if send_failed_event and not state.should_terminate:
             self.send_event("task-failed", exception=type(exc).__name__)
+
+
+def _bare(exc: BaseException) -> Any:
+    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+
+
+class DefectFilter(logging.Filter):
+    """For the log of Celery's tracer: a defect is told by its type and its place, without its words."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        facts = record.args
+        if record.levelno >= logging.ERROR and isinstance(facts, dict) and "exc" in facts:
+            kind = record.exc_info[0] if record.exc_info else None
+            places = _PLACE.findall(str(facts.get("traceback")))[-3:]
+            said = f"{kind.__name__ if kind else 'an exception'} at {' < '.join(reversed(places)) or '?'}"
+            record.args = {**facts, "exc": said, "traceback": ""}
+            record.exc_info = None
+        return True

@@ -6,10 +6,13 @@ The environment wins over `.env`, which wins over `antrean.toml`; both files are
 from __future__ import annotations
 
 import os
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -20,6 +23,7 @@ from pydantic_settings import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from schemas.chat import put_plainly
 from worker.errors import SettingsError
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
@@ -113,7 +117,10 @@ class Settings(BaseSettings):
             raise ValueError("must be an http:// or https:// address such as " + DEFAULT_BASE_URL)
         if parts.username or parts.password:
             raise ValueError("must not carry a password; use ANTREAN_API_KEY")
-        return value.rstrip("/").removesuffix("/v1")
+        base = value.rstrip("/")
+        if base.endswith("/chat/completions"):
+            raise ValueError("must end before /chat/completions: antrean adds the path itself")
+        return base.removesuffix("/v1")
 
     @field_validator("database_url", "broker_url", mode="before")
     @classmethod
@@ -305,20 +312,42 @@ def check_api_key(key: str) -> None:
 
 def load_settings(**overrides: Any) -> Settings:
     """The settings of this process. Raises SettingsError that names every problem at once."""
+    problems = _problems_of_files() if overrides.get("_env_file", "") is not None else []
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as exc:
-        problems = []
         for error in exc.errors(include_url=False, include_input=False, include_context=False):
             name = "".join(f"{_PREFIX}{part}".upper() for part in error["loc"][:1])
-            sentence = error["msg"].removeprefix("Value error, ")
+            sentence = put_plainly(error["msg"])
             problems.append(f"{name}: {sentence}" if name else sentence)
+    except (OSError, ValueError) as exc:  # a file that cannot be read or parsed
+        problems = problems or [f"antrean.toml or .env cannot be read: {exc}"]
+    if problems:
         raise SettingsError(problems) from None
-    except (OSError, ValueError) as exc:  # antrean.toml or .env that cannot be read or parsed
-        raise SettingsError([f"antrean.toml or .env cannot be read: {exc}"]) from None
+    return settings
 
 
-def unknown_names(environ: dict[str, str]) -> list[str]:
+def _problems_of_files() -> list[str]:
+    """What is wrong with `antrean.toml` and `.env` themselves: a typing error there must not pass for a default."""
+    problems = []
+    try:
+        named = tomllib.loads(Path("antrean.toml").read_text(encoding="utf-8"))
+        odd = sorted(name for name in named if name not in Settings.model_fields)
+        problems += [f"antrean.toml: {name} is no setting" for name in odd]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as exc:
+        problems.append(f"antrean.toml cannot be read: {exc}")
+    try:
+        if Path(".env").is_file():
+            known = dotenv_values(".env", encoding="utf-8")
+            problems += [f".env: {name} is no setting" for name in unknown_names(known)]
+    except (OSError, ValueError) as exc:
+        problems.append(f".env cannot be read: {exc}")
+    return problems
+
+
+def unknown_names(environ: Iterable[str]) -> list[str]:
     """Names in `environ` that look like settings of antrean but are none, sorted."""
     known = {_PREFIX + name.upper() for name in Settings.model_fields} | _NOT_SETTINGS
     return sorted(name for name in environ if name.startswith(_PREFIX) and name not in known)

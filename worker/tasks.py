@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from signal import SIGINT, SIGQUIT, SIGTERM, signal
+from types import FrameType
 from typing import Any, NoReturn
 
 from celery import Task, signals
 from celery.exceptions import Ignore, Reject, Retry
 from celery.result import AsyncResult
 from celery.utils.functional import maybe_list
+from celery.worker import state
 from celery.worker.control import Panel
 from celery.worker.control import revoke as celery_revoke
 
@@ -17,7 +20,7 @@ from schemas.job import JobState
 from worker.celery import app
 from worker.delivery import adopt_ended, pack_envelope, read_delivery, take_callbacks_away
 from worker.embedded.stack import Stack
-from worker.errors import AntreanError
+from worker.errors import AntreanError, ExitCode
 from worker.execute import Report, Verdict
 from worker.logs import configure_logs
 from worker.messages import Asked, read_time_ms
@@ -153,12 +156,31 @@ def _end_row(request: Any = None, expired: bool = False, **_: Any) -> None:
 
 
 @Panel.register(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
-def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **kwargs: Any) -> Any:
+def revoke(panel: Any, task_id: Any, terminate: bool = False, **kwargs: Any) -> Any:
     """Revoke by task id: the jobs are cancelled in the ledger, also those that are not in the broker now."""
-    answer = celery_revoke(state, task_id, terminate=False, signal=signal, **kwargs)
+    answer = celery_revoke(panel, task_id, terminate=False, **kwargs)
     if _runtime is not None:
         _runtime.cancel_jobs([str(one) for one in maybe_list(task_id) or []])
     return answer
+
+
+@signals.worker_ready.connect
+def _take_signals(sender: Any, **_: Any) -> None:
+    """The way out is ours: Celery's own second Ctrl-C asks the pool to kill threads, which no pool can."""
+    hub = sender.hub
+    wake_reader, wake_writer = os.pipe()
+    os.set_blocking(wake_reader, False)
+    hub.add_reader(wake_reader, os.read, wake_reader, 1)
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        is_again = state.should_stop is not None
+        state.should_stop = int(ExitCode.OK)
+        if _runtime is not None:
+            _runtime.begin_shutdown(hurry=number == SIGQUIT or (is_again and number == SIGINT))
+        os.write(wake_writer, b"1")  # the hub would sleep on for up to a second
+
+    for number in (SIGINT, SIGTERM, SIGQUIT):
+        signal(number, stop)
 
 
 @signals.worker_shutting_down.connect

@@ -66,7 +66,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) ->
 def test_the_default_model_fills_an_absent_one(tmp_path: Path) -> None:
     path = write(tmp_path, {"messages": BARE["messages"]}, BARE)
     assert check(path, default_model="d").models == {"d": 1, "m": 1}
-    assert complaints(path) == ["line 1: model: Field required"]
+    assert complaints(path) == ["line 1: model: is missing"]
 
 
 def test_every_problem_of_the_file_is_named_at_once_with_its_line(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_a_document_for_which_nothing_is_left_to_send_is_named(tmp_path: Path) -
 
 
 def test_a_prompt_that_could_never_be_valid_is_told_before_any_document() -> None:
-    with pytest.raises(InputError, match="model: Field required"):
+    with pytest.raises(InputError, match="model: is missing"):
         parse("{{ text }}").check(None)
     cold = parse("---\ntemperature: 0\noptions: {stream: true}\n---\n{{ text }}")
     with pytest.raises(InputError) as caught:

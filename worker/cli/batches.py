@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
@@ -29,6 +28,7 @@ from worker.storage.batches import (
     fetch_batches,
     fetch_status,
 )
+from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import retry_batch
@@ -103,19 +103,14 @@ def status(
         note("the ledger is empty: `antrean run` or `antrean submit` fills it")
     out.print(_states_line(counts))
     if latest:
-        table = Table("batch", "of", "status", "done", "failed", "open", "tokens", box=None, pad_edge=False)
         for one in latest:
             done, failed, open_ = _sums(one)
-            table.add_row(
-                one.batch.id,
-                one.batch.label,
-                one.status,
-                format_count(done),
-                format_count(failed),
-                format_count(open_),
-                format_count(one.total_tokens),
+            # The id stands alone on its line: nothing cuts it, however narrow the terminal.
+            out.print(f"[bold]{one.batch.id}[/] {one.status}{_held(one)}")
+            out.print(
+                f"  {escape(one.batch.label)} · {format_count(done)} done · {format_count(failed)} failed · "
+                f"{format_count(open_)} open · {format_count(one.total_tokens)} tokens"
             )
-        out.print(table)
     for one_worker in workers:
         age_s = time.time() - one_worker.beat_at_ms / 1000
         out.print(
@@ -203,7 +198,7 @@ def retry(
 
 def _find(ledger: Ledger, batch_id: str) -> Batch:
     with ledger.read() as connection:
-        batch = fetch_batch(connection, batch_id)
+        batch = fetch_batch(connection, clean_text(batch_id) or "")
     if batch is None:
         raise InputError(f"there is no batch {batch_id}: `antrean status` lists the latest")
     return batch
@@ -212,8 +207,11 @@ def _find(ledger: Ledger, batch_id: str) -> Batch:
 def _print_batch(found: BatchStatus) -> None:
     batch = found.batch
     out.print(
-        f"[bold]{batch.id}[/] {found.status} · {batch.kind} of {batch.label} · {_iso(batch.created_at_ms)}"
+        f"[bold]{batch.id}[/] {found.status}{_held(found)} · {batch.kind} of {escape(batch.label)} · "
+        f"{_iso(batch.created_at_ms)}"
     )
+    if _held(found):
+        note("held since its run was stopped: the same `antrean run` goes on with it")
     if batch.submitted_at_ms is None:
         note("not all of it is written down: submit the same input again to complete it")
     out.print(_states_line(found.counts))
@@ -225,6 +223,11 @@ def _print_batch(found: BatchStatus) -> None:
     )
 
 
+def _held(found: BatchStatus) -> str:
+    is_open = any(not state.is_final for state in found.counts)
+    return ", held" if found.batch.held_at_ms is not None and is_open else ""
+
+
 def _facts(found: BatchStatus) -> dict[str, Any]:
     batch = found.batch
     return {
@@ -233,6 +236,7 @@ def _facts(found: BatchStatus) -> dict[str, Any]:
         "label": batch.label,
         "endpoint": batch.endpoint,
         "status": found.status,
+        "held": bool(_held(found)),
         "total": sum(found.counts.values()),
         "jobs": _named(found.counts),
         "failures": dict(found.failures),

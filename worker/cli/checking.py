@@ -16,6 +16,7 @@ from worker.errors import AntreanError, ExitCode, SettingsError
 from worker.preflight import EndpointFacts, ask_endpoint, choose_model
 from worker.settings import Settings, load_settings, unknown_names
 from worker.storage.engine import open_ledger
+from worker.storage.errors import NotMigrated
 from worker.storage.migrating import is_current
 from worker.storage.migrating import migrate as migrate_ledger
 
@@ -102,7 +103,7 @@ def _check_database(settings: Settings) -> str:
     if settings.database_url is None:
         migrate_ledger(ledger)
     elif not is_current(ledger):
-        raise AntreanError(f"{kind} answers, but has not this version's schema: run `antrean migrate`")
+        raise NotMigrated(f"{kind} answers, but has not this version's schema: run `antrean migrate`")
     return f"{kind}, schema up to date"
 
 

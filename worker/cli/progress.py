@@ -35,12 +35,16 @@ _NARROW = 100  # columns
 def describe(progress: Progress) -> str:
     """One line of figures."""
     # Whole seconds: a line that changes its length with each look is hard to read.
-    left = "–" if progress.left_s is None else format_seconds(float(math.ceil(progress.left_s)))
+    left = "–" if progress.left_s is None else _in_whole_seconds(math.ceil(progress.left_s))
     rate = round(progress.tokens_per_s)
     return (
         f"{format_count(progress.succeeded)}/{format_count(progress.total)} done · {progress.failed} failed · "
         f"{progress.in_flight} in flight · {format_count(rate)} tok/s · {left} left"
     )
+
+
+def _in_whole_seconds(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 60 else format_seconds(seconds)
 
 
 class Display:

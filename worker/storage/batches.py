@@ -12,6 +12,8 @@ from schemas.job import OPEN_STATES, JobState, derive_batch_status
 from worker.storage.tables import batches, insert_or_ignore, is_in, is_published, jobs, usage
 from worker.storage.window import unmark_published
 
+_SHORTEST_PREFIX = 12
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -170,13 +172,14 @@ def finish_submission(connection: Connection, batch_id: str, *, now_ms: int) -> 
 
 
 def fetch_batch(connection: Connection, batch_id: str) -> Batch | None:
-    """The batch with this id, or the only one whose id begins with it; None if there is none or several."""
-    rows = connection.execute(
-        select(batches)
-        .where(batches.c.id.startswith(batch_id, autoescape=True))
-        .order_by(batches.c.id != batch_id)
-        .limit(2)
-    ).all()
+    """The batch with this id, or the only one whose id begins with it; None if there is none or several.
+
+    A beginning counts from 12 characters on: `batch_` alone names nothing.
+    """
+    chosen = batches.c.id == batch_id
+    if len(batch_id) >= _SHORTEST_PREFIX:
+        chosen |= batches.c.id.startswith(batch_id, autoescape=True)
+    rows = connection.execute(select(batches).where(chosen).order_by(batches.c.id != batch_id).limit(2)).all()
     if rows and (len(rows) == 1 or rows[0].id == batch_id):
         return _batch(rows[0])
     return None

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, Select, func, select
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.engine import Ledger
-from worker.storage.tables import failure_bodies, is_in, jobs, results, usage
+from worker.storage.tables import failure_bodies, is_in, jobs, pauses, results, usage
 
 _PAGE = 500
 
@@ -182,7 +182,10 @@ def count_running(connection: Connection) -> int:
 
 
 def fetch_trouble(connection: Connection) -> str | None:
-    """Why jobs wait for something that concerns them all (a refused key, a spent quota), or None."""
+    """Why jobs wait for something that concerns them all (a pause, a refused key, a spent quota), or None."""
+    pause = connection.execute(select(pauses.c.endpoint, pauses.c.reason).limit(1)).first()
+    if pause is not None:
+        return f"{pause.endpoint} is paused ({pause.reason or 'no reason given'}); `antrean resume` goes on"
     row = connection.execute(
         select(jobs.c.failure_kind, jobs.c.failure_message)
         .where(is_in(JobState.WAITING), jobs.c.blocked_since_ms.is_not(None))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import signal
 import time
@@ -18,6 +20,7 @@ _RESTART_BASE_S = 0.5
 _RESTART_CAP_S = 30.0
 _HEALTHY_AFTER_S = 60.0
 _LAST_OUTPUT_S = 1.0
+_PIPE_BYTES = 1024 * 1024
 _HURRY_LIMIT_S = 3.0
 
 
@@ -113,6 +116,9 @@ class Part:
     async def _live(self) -> str:
         """One life of the child, from its start to the last line it wrote; how it ended."""
         ours, theirs = os.pipe()
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux
+            with contextlib.suppress(OSError):  # of a user who has many pipes
+                fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             output = _Output(self._show)
             transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -120,12 +126,14 @@ class Part:
             )
             try:
                 self.started_at_s = time.time()
-                # A Child writes into a file; by this name the file is our pipe.
+                # A Child writes into a file; by this name the file is our pipe. It holds the reading end, too:
+                # when we are killed, its last words go nowhere, instead of failing and with them its way out.
                 self.child = Child(
                     self.recipe.argv,
                     env=self.recipe.env,
                     cwd=self.recipe.cwd,
                     log=Path(f"/dev/fd/{theirs}"),
+                    pass_fds=[ours],
                 )
             finally:
                 os.close(theirs)
