@@ -6,12 +6,15 @@ jobs is read all the time. Everything else is kombu's.
 
 from __future__ import annotations
 
+from queue import Empty
 from typing import Any, ClassVar
 
+import structlog
 from celery.app import amqp
 from kombu import Connection as KombuConnection
 from kombu.transport import redis
 
+log = structlog.get_logger(__name__)
 BULK_QUEUE = "antrean.bulk"
 LONE_QUEUE = "celery"  # Celery's default: a foreign producer needs no routing
 
@@ -49,6 +52,14 @@ class Channel(redis.Channel):
     QoS = QoS
     _active_queues: list[str]
     bulk_limit: ClassVar[int | None] = None  # set once by the worker process; None: no bound
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            # Something that is no message was put on the list: it is gone, and the worker is not.
+            log.error("message.unreadable", error=type(exc).__name__)
+            raise Empty from None
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         limit = Channel.bulk_limit

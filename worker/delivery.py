@@ -36,8 +36,13 @@ def read_delivery(
     is_bulk = (context.delivery_info or {}).get("routing_key") == BULK_QUEUE
     if job_id is not None:
         return Delivery(job_id, is_bulk)
-    asked = _asked(context, request, options)
-    job = adopt(str(context.id), asked, settings)
+    try:
+        asked = _asked(context, request, options)
+    except InvalidRequest as exc:
+        bare = Asked(request=request)
+        job = build_refused(str(context.id), bare, exc.errors, endpoint=settings.endpoint)
+    else:
+        job = adopt(str(context.id), asked, settings)
     return Delivery(job.id, is_bulk, job)
 
 

@@ -11,6 +11,15 @@ import structlog
 _CHATTY = ("celery.worker.strategy", "celery.worker.request", "kombu", "amqp", "alembic")
 
 
+class _NoPayload(logging.Filter):
+    """kombu quotes the whole message when it cannot put one back (invariant 10)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("Could not restore message"):
+            record.msg, record.args = "Could not restore message", ()
+        return True
+
+
 def configure_logs(level: str = "info", *, json: bool | None = None) -> None:
     """Sends structlog and the standard library's records to standard error, one line each.
 
@@ -38,6 +47,7 @@ def configure_logs(level: str = "info", *, json: bool | None = None) -> None:
             foreign_pre_chain=shared,
         )
     )
+    logging.getLogger("kombu.transport.redis").addFilter(_NoPayload())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(number)

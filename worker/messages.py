@@ -75,14 +75,21 @@ def check_task_id(task_id: str) -> list[str]:
 
 
 def read_time_ms(value: Any) -> int | None:
-    """UTC milliseconds of what Celery calls a time: a datetime, an ISO text, or seconds from now."""
+    """UTC milliseconds of what Celery calls a time: a datetime, an ISO text, or seconds from now.
+
+    Raises InvalidRequest, which does not quote the value: a foreign header may hold anything.
+    """
     if value is None:
         return None
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    if isinstance(value, datetime):
-        return round((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000)
-    return round((time.time() + float(value)) * 1000)
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return round((value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp() * 1000)
+        return round((time.time() + float(value)) * 1000)
+    except (ValueError, TypeError, OverflowError):
+        words = "eta, countdown or expires: must be a time: an ISO text, a datetime or seconds"
+        raise InvalidRequest([words]) from None
 
 
 def _option_problems(asked: Asked) -> list[str]:

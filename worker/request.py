@@ -10,7 +10,7 @@ import logging
 import re
 from typing import Any
 
-from celery.exceptions import TaskPredicate
+from celery.exceptions import InvalidTaskError, TaskPredicate
 from celery.worker import state
 from celery.worker.request import ExceptionWithTraceback, Request
 
@@ -34,6 +34,18 @@ class BlankRequest(Request):
 
     def __init__(self, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
+        embed = self._payload[2]
+        if (
+            not isinstance(self._args, (list, tuple))
+            or not isinstance(self._kwargs, dict)
+            or not (embed is None or isinstance(embed, dict))
+        ):
+            # It would break Celery's tracer in the pool's thread: never acknowledged, its slot lost for good.
+            raise InvalidTaskError("the body is not [arguments, named arguments, embedded]")
+        self.time_limits = (
+            None,
+            None,
+        )  # threads know none, and what a header says may not even be two numbers
         facts = self._request_dict
         # Not empty: Celery's tracer would make its own from the arguments.
         facts["argsrepr"] = self._argsrepr = NO_ARGS
@@ -68,7 +80,7 @@ class BlankRequest(Request):
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """As Celery's, but the event has no traceback, and of a defect only its type: its text may quote anything."""
         exc_info.traceback = None
-        exc = _bare(exc_info.exception)
+        exc = exc_info.exception = _bare(exc_info.exception)
         if not isinstance(exc, Exception) or isinstance(exc, (TaskPredicate, *self.task.throws)):
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
             return

@@ -120,7 +120,20 @@ def test_simulate_serves_until_it_is_stopped_and_a_used_port_is_a_sentence(shop:
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "submit", "status", "results", "retry", "check", "migrate", "worker", "models", "simulate"],
+    [
+        "run",
+        "submit",
+        "status",
+        "results",
+        "retry",
+        "check",
+        "migrate",
+        "worker",
+        "models",
+        "simulate",
+        "up",
+        "flower",
+    ],
 )
 def test_every_command_has_help_with_an_example(shop: Shop, command: str) -> None:
     done = shop.antrean(command, "--help")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import statistics
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import requests as requests_http
 from celery import Celery
 from sqlalchemy import select
 
@@ -34,6 +36,27 @@ def python(shop: Shop, script: str) -> Any:
     )
     assert done.returncode == 0, done.stderr.decode()
     return json.loads(done.stdout)
+
+
+def show_in_flower(plant: Shop) -> Callable[[str], requests_http.Response]:
+    """Starts Flower; what its JSON API answers to a path."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    plant.begin("worker.cli", "flower", "--port", str(port), log="flower.log", flower_password="secret-word")
+
+    def get(path: str) -> requests_http.Response:
+        url = f"http://127.0.0.1:{port}/api/{path}"
+        return requests_http.get(url, auth=("antrean", "secret-word"), timeout=10)
+
+    def is_up() -> bool:
+        try:
+            return get("tasks").status_code == 200
+        except requests_http.ConnectionError:
+            return False
+
+    wait_until(is_up, within_s=30, what="Flower answers")
+    return get
 
 
 def fetch_job(ledger: Ledger, job_id: str) -> Any:
@@ -127,20 +150,31 @@ print(json.dumps(complete_chat.delay({REQUEST!r}).id))
 def test_five_hundred_messages_of_a_foreign_app_become_rows_with_results(
     plant: Shop, plant_ledger: Ledger, simulator: SimulatorProcess, send: Callable[..., str]
 ) -> None:
-    sent = {send(request=REQUEST, custom_id=f"f{i}", metadata={"n": i}) for i in range(499)}
-    sent.add(send(task_id="ünusual", request=REQUEST))
+    """… and Flower shows 500 successes, and nothing of what was asked or answered."""
+    flower = show_in_flower(plant)
+    marker = "Zanzibar"
+    request = {**REQUEST, "messages": [{"role": "user", "content": f"{marker} is where? Say so."}]}
+    sent = {send(request=request, custom_id=f"f{i}", metadata={"n": i}) for i in range(500)}
+    sent.add(send(task_id="ünusual", request=request))
     plant.worker(concurrency=32)
-    wait_until(lambda: states(plant_ledger).total() == 500, within_s=40, what="all are rows")
+    wait_until(lambda: states(plant_ledger).total() == 501, within_s=40, what="all are rows")
     wait_until(lambda: not states(plant_ledger)["running"], within_s=40, what="all end")
-    assert states(plant_ledger) == {"succeeded": 499, "failed": 1}
+    assert states(plant_ledger) == {"succeeded": 500, "failed": 1}
     with plant_ledger.read() as connection:
         ids = set(connection.execute(select(jobs.c.id)).scalars())
         total = connection.execute(select(usage.c.total_tokens)).scalars().all()
     assert ids == sent
-    assert len(total) == 499 and all(total)
+    assert len(total) == 500 and all(total)
     assert "task_id" in fetch_job(plant_ledger, "ünusual").failure_message
-    assert simulator.stats()["calls"] == 499
+    assert simulator.stats()["calls"] == 500
     assert simulator.stats()["max_in_flight"] <= 32 + 2
+    wait_until(
+        lambda: len(flower("tasks?limit=1000&state=SUCCESS").json()) == 500,
+        within_s=20,
+        what="Flower shows 500",
+    )
+    assert marker not in flower("tasks?limit=1000").text
+    assert marker not in (plant.folder / "worker.log").read_text() + (plant.folder / "flower.log").read_text()
     assert_sound(plant_ledger)
 
 
@@ -254,3 +288,18 @@ print(json.dumps(sorted(beyond[5:])))
     p50, p95 = statistics.median(beyond_ms), beyond_ms[189]
     print(f"beyond the endpoint's latency: p50 {p50:.1f} ms, p95 {p95:.1f} ms")
     assert p50 <= 50
+
+
+def test_what_is_no_message_neither_ends_the_worker_nor_stops_the_others(
+    plant: Shop, plant_ledger: Ledger, send: Callable[..., str], valkey: Any
+) -> None:
+    worker = plant.worker()
+    for raw in (b"not json", b"\xff\xfe", b"5", b'{"a":1}', b'["x","y"]', b'{"body":"%%%","headers":{}}'):
+        valkey.lpush("celery", raw)
+    bad_time = send(request=REQUEST, options={"headers": {"eta": "the secret plan"}})
+    good = send(request=REQUEST)
+    wait_until(lambda: fetch_job(plant_ledger, good), within_s=20, what="the good one is a row")
+    wait_until(lambda: fetch_job(plant_ledger, good).state == "succeeded", within_s=20, what="it is done")
+    assert worker.poll() is None
+    assert fetch_job(plant_ledger, bad_time).failure_kind == "invalid_request"
+    assert "secret plan" not in (plant.folder / "worker.log").read_text()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from schemas.job import JobState
 from worker.clock import SystemClock
+from worker.embedded.home import try_lock
 from worker.errors import InputError
 from worker.ids import new_batch_id
 from worker.settings import SIMULATION, Settings
@@ -145,7 +146,7 @@ def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[None
     finally:
         with ledger.read() as connection:
             is_open = any(not state.is_final for state in count_states(connection, batch.id))
-        if is_open and _is_alone(descriptor):
+        if is_open and try_lock(descriptor):
             ledger.run(partial(hold_batch, batch_id=batch.id, now_ms=SystemClock().now_ms()))
         os.close(descriptor)
 
@@ -170,17 +171,9 @@ def _is_run_by_somebody(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _is_alone(descriptor)
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _is_alone(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _home_name(settings: Settings) -> str:

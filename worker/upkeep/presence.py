@@ -12,6 +12,8 @@ from pathlib import Path
 
 import structlog
 
+from worker.embedded.home import try_lock
+
 log = structlog.get_logger(__name__)
 _SUFFIX = ".lock"
 
@@ -59,9 +61,6 @@ def _is_free(path: Path) -> bool:
     except OSError:
         return False  # gone already, or not ours to judge
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+        return try_lock(descriptor)
     finally:
         os.close(descriptor)
-    return True

@@ -1,0 +1,229 @@
+"""Celery's own request, strategy and Flower's own state, under what antrean makes of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import InvalidTaskError, Retry
+from celery.worker.request import Request
+from celery.worker.strategy import default
+from kombu.message import Message
+
+from worker.request import BlankRequest, DefectFilter, as_name
+
+SECRET = "A planted sentence. Nobody reads it."
+
+
+class JobFailed(Exception):
+    pass
+
+
+class Eventer:
+    """Keeps what Celery sends."""
+
+    enabled = True
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    def send(self, type: str, **fields: Any) -> None:
+        self.sent.append((type, fields))
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    app = Celery("contract", broker="memory://", set_as_current=False)
+    app.conf.task_acks_late = True
+
+    @app.task(name="a.task", shared=False, throws=(JobFailed,))
+    def run(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("is not called")
+
+    run.Request = BlankRequest
+    yield app
+    app.close()
+
+
+def message(headers: dict[str, Any] | None = None, body: Any = None) -> Message:
+    payload = [[SECRET], {"request": SECRET}, {"callbacks": None}] if body is None else body
+    made = {
+        "id": str(uuid.uuid4()),
+        "task": "a.task",
+        "argsrepr": SECRET,
+        "kwargsrepr": SECRET,
+        **(headers or {}),
+    }
+    return Message(
+        body=json.dumps(payload),
+        channel=SimpleNamespace(),
+        headers=made,
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_info={"exchange": SECRET, "routing_key": SECRET},
+        properties={"priority": SECRET},
+        accept={"application/json"},
+    )
+
+
+def request_of(app: Celery, eventer: Eventer | None = None, **headers: Any) -> BlankRequest:
+    given = message(headers)
+    return BlankRequest(given, app=app, task=app.tasks["a.task"], eventer=eventer, headers=given.headers)
+
+
+def failure(exc: BaseException) -> Any:
+    from billiard.einfo import ExceptionInfo  # local: only Celery's worker knows it
+
+    try:
+        raise exc
+    except BaseException:
+        return ExceptionInfo()
+
+
+def test_nothing_that_a_request_tells_is_of_the_message(app: Celery) -> None:
+    request = request_of(app, shadow=SECRET, root_id=SECRET, parent_id=SECRET, retries=SECRET)
+    told = [
+        request.info(),
+        request.info(safe=True),
+        str(request),
+        repr(request),
+        request.name,
+        request.root_id,
+    ]
+    told += [request.parent_id, request.argsrepr, request.kwargsrepr, request.request_dict["retries"]]
+    assert "planted" not in repr(told)
+    assert request.info()["args"] == "()"
+    assert request.info()["kwargs"] == "{}"
+
+
+def test_the_task_itself_still_gets_what_was_sent(app: Celery) -> None:
+    request = request_of(app)
+    assert (request.args, request.kwargs) == ([SECRET], {"request": SECRET})
+    assert request.delivery_info["routing_key"] == SECRET
+    assert "planted" in request.body
+
+
+def test_a_shadow_that_reads_as_a_name_stays(app: Celery) -> None:
+    assert request_of(app, shadow="summarise.one").name == "summarise.one"
+    assert request_of(app, shadow=None).name == "a.task"
+
+
+def test_celerys_strategy_tells_events_and_logs_nothing_of_the_message(
+    app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    eventer = Eventer()
+    taken: list[Any] = []
+    consumer: Any = SimpleNamespace(
+        hostname="w@h",
+        connection_errors=(),
+        event_dispatcher=eventer,
+        timer=SimpleNamespace(call_at=None),
+        apply_eta_task=None,
+        disable_rate_limits=True,
+        task_buckets={"a.task": None},
+        on_task_request=taken.append,
+        _limit_task=None,
+        _limit_post_eta=None,
+        pool=SimpleNamespace(apply_async=None),
+        controller=SimpleNamespace(state=SimpleNamespace(revoked=set())),
+    )
+    with caplog.at_level(logging.DEBUG):
+        default(app.tasks["a.task"], app, consumer)(message(), None, None, None, [])
+    assert isinstance(taken[0], BlankRequest)
+    assert eventer.sent[0][0] == "task-received"
+    assert "planted" not in repr(eventer.sent)
+    assert "planted" not in repr([(record.getMessage(), record.__dict__) for record in caplog.records])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [["a", {}, {}], [[], "k", {}], [[], {}, "embed"], [[], [], {}], [[], {}, [1]], [1, 2, 3]],
+)
+def test_a_body_that_would_hang_in_the_pool_is_refused_before(app: Celery, body: Any) -> None:
+    given = message(body=body)
+    with pytest.raises(InvalidTaskError):
+        BlankRequest(given, app=app, task=app.tasks["a.task"], headers=given.headers)
+
+
+def test_a_waiting_job_says_why_and_is_acknowledged(app: Celery) -> None:
+    eventer, acks = Eventer(), []
+    request = request_of(app, eventer)
+    request._on_ack = lambda *_: acks.append(1)
+    request.on_failure(failure(Retry("waits: rate_limited", when=3)), return_ok=True)
+    assert eventer.sent == [("task-retried", {"uuid": request.id, "exception": "waits: rate_limited"})]
+    assert acks == [1]
+
+
+def test_a_failed_job_says_its_kind_and_a_defect_only_its_type(app: Celery) -> None:
+    eventer = Eventer()
+    for exc in (JobFailed("rejected"), ValueError(SECRET), KeyError(SECRET)):
+        request = request_of(app, eventer)
+        request._on_ack = lambda *_: None
+        request.on_failure(failure(exc), return_ok=True)
+    assert [fields["exception"] for _, fields in eventer.sent] == [
+        "JobFailed('rejected')",
+        "ValueError",
+        "KeyError",
+    ]
+    assert "planted" not in repr(eventer.sent)
+
+
+def test_the_tracers_log_says_where_a_defect_is_and_not_its_words() -> None:
+    info = failure(ValueError(SECRET))
+    facts = {"name": "a.task", "exc": repr(info.exception), "traceback": info.traceback}
+    record = logging.LogRecord(
+        "celery.app.trace", logging.ERROR, "", 1, "%(name)s: %(exc)s", (facts,), info.exc_info
+    )
+    assert DefectFilter().filter(record)
+    text = logging.Formatter().format(record)
+    assert "planted" not in text
+    assert text.startswith("a.task: ValueError at contract/test_celery_request.py")
+
+
+@pytest.mark.parametrize(
+    "value", ["antrean.complete_chat", "0198-ab_c", "w0@host.example", "2026-01-02T03:04:05+00:00"]
+)
+def test_names_are_names(value: str) -> None:
+    assert as_name(value) == value
+
+
+@pytest.mark.parametrize("value", [None, 5, "", "Two words", "line\nbreak", "é", "a" * 161, ["x"]])
+def test_prompts_are_not(value: object) -> None:
+    assert as_name(value) is None
+
+
+def test_a_blank_request_has_every_method_that_celerys_has() -> None:
+    overridden = {
+        name for name in vars(BlankRequest) if callable(getattr(BlankRequest, name)) and name != "__init__"
+    }
+    assert overridden <= set(dir(Request))
+
+
+def test_flowers_state_stays_within_its_bound_and_tells_nothing_of_foreign_events() -> None:
+    # In a process of its own: Flower's options and metrics are one per process.
+    script = """
+import time
+from flower.events import EventsState
+from worker.flowering import BlankReceiver, MAX_WORKERS
+state = EventsState(max_tasks_in_memory=100, max_workers_in_memory=MAX_WORKERS)
+receiver = BlankReceiver.__new__(BlankReceiver)
+receiver.handlers = {"*": state.event}
+for i in range(1000):
+    event = {"uuid": f"id-{i}", "hostname": "w@h", "clock": i, "timestamp": time.time(), "local_received": 1.0,
+             "name": "A planted sentence.", "args": "planted", "kwargs": "planted", "root_id": "It is planted.",
+             "queue": "celery", "expires": None, "retries": {"planted": 1}}
+    receiver.process("task-sent", {**event, "type": "task-sent"})
+assert len(state.tasks) == len(state.search_engine.documents) == 100
+task = state.tasks["id-999"]
+assert "planted" not in repr(task.as_dict()) and task.args == "()" and task.routing_key is None
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
