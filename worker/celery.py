@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ def build_conf() -> dict[str, Any]:
         settings = load_settings()
     except AntreanError as exc:
         raise SystemExit(f"antrean: {exc}") from None
+    address = broker_address(settings)
     direct = Exchange(LONE_QUEUE, type="direct")
     return {
-        "broker_url": broker_address(settings),
+        "broker_url": address,
+        # kombu would take any certificate otherwise; ssl_ options of the URL win.
+        "broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED} if address.startswith("rediss:") else None,
         "task_queues": [
             Queue(LONE_QUEUE, direct, routing_key=LONE_QUEUE),
             Queue(BULK_QUEUE, direct, routing_key=BULK_QUEUE),

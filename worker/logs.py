@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import sys
+from typing import TextIO, cast
 
 import structlog
 
 # Celery says three lines a task; the ledger says it better.
 _CHATTY = ("celery.worker.strategy", "celery.worker.request", "kombu", "amqp", "alembic")
+
+
+class _StandardError(io.TextIOBase):
+    """Standard error whose reader may be gone: a log line that nobody reads must not end a worker's way out."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 class _NoPayload(logging.Filter):
@@ -25,6 +41,7 @@ def configure_logs(level: str = "info", *, json: bool | None = None) -> None:
 
     JSON unless standard error is a terminal, or as `json` says.
     """
+    stream = cast(TextIO, _StandardError())
     number = logging.getLevelNamesMapping()[level.upper()]
     as_json = not sys.stderr.isatty() if json is None else json
     shared: list[structlog.typing.Processor] = [
@@ -37,10 +54,10 @@ def configure_logs(level: str = "info", *, json: bool | None = None) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from worker.cli.console import out
 from worker.errors import InputError, Unreachable
-from worker.settings import load_settings
+from worker.settings import IN_STACK, load_settings
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +37,9 @@ def worker(
     settings = load_settings()
     from worker.celery import app  # local: Celery takes a third of a second that other commands need not pay
 
-    argv = ["worker", "--loglevel", settings.log_level.upper()]
+    # Beside other processes, twenty lines of banner are noise.
+    quiet = ["--quiet"] if IN_STACK in os.environ else []
+    argv = [*quiet, "worker", "--loglevel", settings.log_level.upper()]
     if name:
         argv += ["--hostname", name]
     app.worker_main(argv)
