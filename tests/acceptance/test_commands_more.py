@@ -326,7 +326,9 @@ def test_a_completion_does_not_wait_for_a_database_that_hangs(shop: Shop, deaf: 
     assert took_s < plain_s + 4
 
 
-def test_the_completion_script_is_for_the_launchers_name(shop: Shop) -> None:
+def test_the_completion_script_is_for_the_launchers_name(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Which shell it is would be read off the parent processes, and a test has whichever started it.
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     script = shop.antrean("--show-completion", "bash").out
     assert script.rstrip().endswith("complete -o default -F _antrean_completion antrean")
     home = shop.folder / "person"
@@ -344,7 +346,8 @@ def test_the_completion_script_is_for_the_launchers_name(shop: Shop) -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_completes_through_the_launcher(shop: Shop) -> None:
+def test_bash_completes_through_the_launcher(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     launcher = shop.folder / "antrean"
     launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m worker.cli "$@"\n')
     launcher.chmod(0o755)

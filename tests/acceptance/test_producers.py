@@ -260,6 +260,7 @@ def test_a_foreign_message_delivered_twice_is_one_job_and_one_call(
         assert len(connection.execute(select(attempts.c.job_id)).all()) == 2
 
 
+@pytest.mark.measures
 @pytest.mark.simulator("--latency", "0.2")
 def test_a_lone_job_is_done_within_50_ms_of_the_endpoints_answer(shop: Shop) -> None:
     """From a Python shell with the embedded stack up: p50 over 200, from `delay` to the row's commit."""

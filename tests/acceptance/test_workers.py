@@ -142,7 +142,7 @@ def test_a_refused_key_burns_nothing_and_a_new_key_in_the_file_lets_the_jobs_go_
     assert simulator.stats()["refused"]["401"] < 60, "the gate shut for all, instead of a refusal a job"
 
 
-@pytest.mark.slow
+@pytest.mark.measures
 @pytest.mark.simulator("--latency", "2")
 def test_a_hundred_slots_keep_97_percent_of_their_calls_in_flight(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings
@@ -164,18 +164,18 @@ def test_a_hundred_slots_keep_97_percent_of_their_calls_in_flight(
 def test_a_pause_stops_claims_and_lets_calls_end_until_it_is_lifted(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
 ) -> None:
-    queue(plant_ledger, plant_settings, 60)
-    plant.worker(concurrency=8)
+    queue(plant_ledger, plant_settings, 400)
+    plant.worker(concurrency=16)
     wait_until(lambda: states(plant_ledger)["succeeded"] >= 8, within_s=20, what="the run is in its middle")
     assert plant.antrean("pause", "the endpoint is being moved").code == 0
     wait_until(lambda: states(plant_ledger)["running"] == 0, within_s=10, what="calls in flight end")
     before = states(plant_ledger)
     paid = simulator.stats()["paid"]
-    assert before["succeeded"] == paid < 60
+    assert before["succeeded"] == paid < 400
     assert set(before) == {"succeeded", "queued"}
     assert "being moved" in plant.antrean("status").out + plant.antrean("status").err
     assert states(plant_ledger) == before
     assert plant.antrean("resume").code == 0
-    wait_until(lambda: states(plant_ledger)["succeeded"] == 60, within_s=20, what="all jobs end")
-    assert simulator.stats()["calls"] == 60
+    wait_until(lambda: states(plant_ledger)["succeeded"] == 400, within_s=60, what="all jobs end")
+    assert simulator.stats()["calls"] == 400
     assert_sound(plant_ledger)
