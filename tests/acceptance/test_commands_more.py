@@ -54,14 +54,20 @@ def test_cancelling_a_batch_ends_what_waits_and_keeps_what_is_paid_for(plant: Sh
     wait_until(lambda: status(plant, batch)["jobs"]["running"] == 4, within_s=20, what="four are running")
     done = plant.antrean("cancel", batch, "--json")
     assert (done.code, done.json["batch_id"]) == (0, batch)
-    assert (done.json["cancelled"], done.json["asked"], done.json["running"]) == (26, 4, 4)
+    cancelled, asked = done.json["cancelled"], done.json["asked"]
+    assert 0 < asked <= 4
+    kept = 30 - cancelled  # the four of the moment, and whatever ended before on a busy machine
+    assert kept >= asked
     again = plant.antrean("cancel", batch)
     assert again.out.startswith("0 jobs cancelled")
     wait_until(lambda: status(plant, batch)["status"] == "cancelled", within_s=20, what="the calls ended")
-    assert status(plant, batch)["jobs"] | {"succeeded": 4, "cancelled": 26} == status(plant, batch)["jobs"]
+    assert (
+        status(plant, batch)["jobs"] | {"succeeded": kept, "cancelled": cancelled}
+        == status(plant, batch)["jobs"]
+    )
     usage = plant.antrean("usage", "--by", "batch", "--json").json
-    assert [(one["batch_id"], one["used"]) for one in usage["groups"]] == [(batch, 4)]
-    assert plant.antrean("retry", batch, "--cancelled", "--json").json["queued"] == 26
+    assert [(one["batch_id"], one["used"]) for one in usage["groups"]] == [(batch, kept)]
+    assert plant.antrean("retry", batch, "--cancelled", "--json").json["queued"] == cancelled
     assert end(worker)[0] == 0
 
 
