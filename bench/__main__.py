@@ -1,0 +1,164 @@
+"""`python -m bench`: everything in one go, against the simulator. Prints tables, keeps JSON, draws a chart."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+
+from bench.contenders import RUNNERS, Stage, measure
+from bench.extras import measure_lone, measure_scale, measure_slope, measure_submit
+from bench.machine import describe_machine
+from bench.measure import medians
+from bench.options import CONTENDERS, Options, parse_options
+from bench.processes import BenchError
+from bench.report import (
+    format_extras,
+    format_machine,
+    format_ratios,
+    format_servers,
+    format_slots,
+)
+from bench.servers import Broker, Postgres, Simulator
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0 if all was measured, 1 if something could not be."""
+    options = parse_options(arguments)
+    started_s = time.monotonic()
+    machine = describe_machine()
+    # Short, because sockets go below it.
+    folder = Path(tempfile.mkdtemp(prefix="anb"))
+    try:
+        rounds, extras, problems = _measure_all(options, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    results = {
+        slots: {name: medians(runs) for name, runs in found.items()} for slots, found in rounds.items()
+    }
+    took_s = time.monotonic() - started_s
+    text = _format(options, machine, results, extras, took_s)
+    for problem in problems:
+        text += f"\nNOT MEASURED {problem}\n"
+    _keep(options, machine, rounds, results, extras, problems, text)
+    say(text)
+    return 1 if problems else 0
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _measure_all(
+    options: Options, folder: Path
+) -> tuple[dict[int, dict[str, list[dict[str, Any]]]], dict[str, Any], list[str]]:
+    rounds: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    extras: dict[str, Any] = {}
+    problems: list[str] = []
+    servers: list[Simulator | Broker | Postgres] = []
+    try:
+        servers.append(simulator := Simulator(options.latency_s))
+        servers.append(broker := Broker(folder))
+        postgres = Postgres(folder) if options.has("antrean-postgresql") else None
+        if postgres is not None:
+            servers.append(postgres)
+        stage = Stage(folder, simulator, broker, postgres, options.latency_s)
+        # Interleaved: what the machine does meanwhile hits every contender alike.
+        for number in range(options.repeat):
+            for slots in options.slots:
+                for name in (name for name in CONTENDERS if options.has(name)):
+                    _note(f"{name}, {slots} slots, round {number + 1} of {options.repeat} …")
+                    try:
+                        figures = measure(RUNNERS[name], stage, slots, options.job_count(slots))
+                    except (BenchError, ValueError) as exc:
+                        problems.append(f"{name}, {slots} slots: {exc}")
+                        continue
+                    rounds[slots][name].append(figures)
+        works: tuple[tuple[str, bool, Callable[[], dict[str, Any]]], ...] = (
+            ("submit", options.has("submit"), lambda: measure_submit(stage, options.submit_lines)),
+            ("lone", options.has("lone"), lambda: measure_lone(stage, options.backlog, options.lone_probes)),
+            ("scale", options.is_scale, lambda: measure_scale(stage)),
+            ("slope", options.is_slope, lambda: measure_slope(stage)),
+        )
+        for name, is_wanted, work in works:
+            if not is_wanted:
+                continue
+            _note(f"{name} …")
+            broker.reset()
+            try:
+                extras[name] = work()
+            except (BenchError, ValueError) as exc:
+                problems.append(f"{name}: {exc}")
+    finally:
+        for server in reversed(servers):
+            server.close()
+    return rounds, extras, problems
+
+
+def _format(
+    options: Options,
+    machine: dict[str, Any],
+    results: dict[int, dict[str, dict[str, Any]]],
+    extras: dict[str, Any],
+    took_s: float,
+) -> str:
+    parts = [format_machine(machine, psutil.getloadavg())]
+    for slots, found in results.items():
+        jobs = options.job_count(slots)
+        parts.append(f"{slots} slots, an endpoint of {options.latency_s:g} s, {jobs:,} jobs each:")
+        parts += [format_slots(slots, options.latency_s, found), format_ratios(found), format_servers(found)]
+        parts += [f"{name}: {one['failed']} jobs failed" for name, one in found.items() if one["failed"]]
+    parts.append(format_extras(extras))
+    parts.append(f"Took {took_s:.0f} s.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _keep(
+    options: Options,
+    machine: dict[str, Any],
+    rounds: dict[int, dict[str, list[dict[str, Any]]]],
+    results: dict[int, dict[str, dict[str, Any]]],
+    extras: dict[str, Any],
+    problems: list[str],
+    text: str,
+) -> None:
+    # Local: matplotlib takes a second, which would count as load.
+    from bench.chart import draw_chart
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    ignored = options.out / ".gitignore"
+    if not ignored.exists():
+        ignored.write_text("*\n")
+    stem = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + ("-quick" if options.is_quick else "")
+    kept = {
+        "machine": machine,
+        "latency_s": options.latency_s,
+        "rounds": {str(slots): dict(found) for slots, found in rounds.items()},
+        "medians": {str(slots): found for slots, found in results.items()},
+        "extras": extras,
+        "problems": problems,
+    }
+    (options.out / f"{stem}.json").write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2))
+    (options.out / f"{stem}.md").write_text(text + "\n")
+    if any(results.values()):
+        title = f"{machine['date']}, {machine['cores']} cores, an endpoint of {options.latency_s:g} s"
+        draw_chart(options.out / f"{stem}.svg", results, title)
+    _note(f"kept as {options.out / stem}.json, .md and .svg")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
