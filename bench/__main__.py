@@ -103,6 +103,8 @@ def _measure_all(
                 extras[name] = work()
             except (BenchError, ValueError) as exc:
                 problems.append(f"{name}: {exc}")
+    except KeyboardInterrupt:
+        problems.append("what came after: interrupted")  # what was measured is kept
     finally:
         for server in reversed(servers):
             server.close()
