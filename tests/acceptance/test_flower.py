@@ -39,7 +39,8 @@ SUMMARY = re.compile(r"^'\d+ tokens · stop · \d+\.\d s'$")
 
 def is_shown(text: bytes | str) -> bool:
     """Whether the planted word is in `text`, as it is or inside of base64."""
-    data = text.encode() if isinstance(text, str) else text
+    # A command line may hold any bytes: those of other tests beside this one do.
+    data = text.encode(errors="surrogateescape") if isinstance(text, str) else text
     # Its middle, in each of the three ways in which base64 may be aligned.
     inside = [base64.b64encode(b"x" * shift + PLANTED.encode())[4:8] for shift in range(3)]
     return PLANTED.encode() in data or all(part in data for part in inside)
