@@ -11,8 +11,8 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from worker.broker import broker_address
-from worker.channel import BULK_QUEUE, LONE_QUEUE
 from worker.errors import AntreanError
+from worker.hints import BULK_QUEUE, LONE_QUEUE
 from worker.settings import load_settings
 
 
@@ -70,7 +70,7 @@ def build_conf() -> dict[str, Any]:
     }
 
 
-app = Celery("antrean", amqp="worker.channel:AMQP", include=["worker.tasks"])
+app = Celery("antrean", amqp="worker.channel:AMQP", events="worker.events:Events", include=["worker.tasks"])
 app.add_defaults(build_conf)
 # Flower itself reads ./flowerconfig.py, listens on 0.0.0.0 and asks for no password.
 os.environ.setdefault("FLOWER_CONF", str(Path(__file__).with_name("flowerconfig.py")))

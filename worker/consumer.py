@@ -16,7 +16,10 @@ from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 from celery.utils.objects import Bunch
 from celery.worker.consumer import Consumer as CeleryConsumer
+from kombu.common import ignore_errors
 
+from worker.channel import Channel
+from worker.events import FLUSH_EVERY_S
 from worker.request import BlankRequest, DefectFilter, as_name
 
 log = structlog.get_logger(__name__)
@@ -41,6 +44,23 @@ class Consumer(CeleryConsumer):
         super().update_strategies()
         for name in [name for name in self.strategies if name.startswith("celery.")]:
             del self.strategies[name]
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(FLUSH_EVERY_S, self._flush_events)
+
+    def on_send_event_buffered(self) -> None:
+        """Celery would publish at the next turn of the loop; ours are sent by the timer above."""
+
+    def shutdown(self) -> None:
+        if self.event_dispatcher:
+            ignore_errors(self, self.event_dispatcher.flush)  # while its connection is open
+        super().shutdown()
+
+    def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        super().on_connection_error_after_connected(exc)
+        if Channel.hand is not None:
+            Channel.hand.on_broker_lost()
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Celery's handler, but a message that breaks it is dropped. It would end the worker, come back, and

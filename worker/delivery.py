@@ -10,7 +10,7 @@ from kombu.utils import json
 
 from schemas.chat import InvalidRequest
 from schemas.job import JobState
-from worker.channel import BULK_QUEUE
+from worker.hints import BULK_QUEUE
 from worker.messages import Asked, build_job, build_refused, read_time_ms
 from worker.settings import Settings
 from worker.storage.intake import NewJob

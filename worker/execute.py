@@ -21,7 +21,7 @@ from schemas.failure import Failure, FailureKind
 from worker.clock import Clock
 from worker.credentials import Credentials
 from worker.policy.retry import Decision, RetryRules, Standing, decide
-from worker.slots import Slots, Stopping
+from worker.slots import Place, Slots, Stopping
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.intake import NewJob, adopt_jobs
@@ -107,26 +107,26 @@ class Executor:
         if adopt is not None and adopt.ended_as is not None:
             return self._refuse(adopt)
         try:
-            with self._slots.enter(is_bulk=is_bulk):
-                return self._admit(job_id, adopt)
+            with self._slots.enter(is_bulk=is_bulk) as place:
+                return self._admit(job_id, adopt, place)
         except (Stopping, WriterStopped):
             return Report(Verdict.GIVEN_BACK, "given back: the worker is shutting down")
 
-    def _admit(self, job_id: str, adopt: NewJob | None) -> Report:
+    def _admit(self, job_id: str, adopt: NewJob | None, place: Place) -> Report:
         while not self._spool.is_writable:
             self._spool.wait_until_writable()
         leave = None if self._is_paused() else self._gatekeeper.admit()
         if leave is None:
             self._leave_to_the_relay(job_id, adopt)
             return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut, or somebody paused the endpoint")
-        job = self._writer.claim(job_id, adopt=adopt)
+        job = self._writer.claim(job_id, adopt=adopt, is_urgent=not place.is_bulk)
         if job is None and adopt is not None and adopt.not_before_ms is not None:
             wait_s = max(0.0, (adopt.not_before_ms - self._clock.now_ms()) / 1000)
             self._gatekeeper.leave(leave)
             return Report(Verdict.WAITING, "waits for its time", wait_s)
         if job is not None and job.runs_alone:
-            return self._attempt_alone(job, leave)
-        return self._attempt(job, leave)
+            return self._attempt_alone(job, leave, place)
+        return self._attempt(job, leave, place)
 
     def _refuse(self, job: NewJob) -> Report:
         """Writes down a message that cannot become a call: it must neither vanish nor poison the queue."""
@@ -152,24 +152,27 @@ class Executor:
                 continue
             return
 
-    def _attempt_alone(self, job: ClaimedJob, leave: Pass) -> Report:
+    def _attempt_alone(self, job: ClaimedJob, leave: Pass, place: Place) -> Report:
         """Claims again once nobody else is in a call: whoever only waits must not be lost with the one inside."""
         self._give_back(job)
         try:
             with self._slots.alone():
-                return self._attempt(self._writer.claim(job.id), leave)
+                return self._attempt(self._writer.claim(job.id, is_urgent=True), leave, place)
         except Stopping:
             self._gatekeeper.leave(leave)
             raise
 
-    def _attempt(self, job: ClaimedJob | None, leave: Pass) -> Report:
+    def _attempt(self, job: ClaimedJob | None, leave: Pass, place: Place) -> Report:
         if job is None:
             self._gatekeeper.leave(leave)
             return Report(Verdict.NO_CLAIM, "nothing to do")
         try:
             if self._slots.is_stopping:
                 raise Stopping
-            answer = self._call(job)
+            try:
+                answer = self._call(job)
+            finally:
+                place.leave()  # the next call need not wait until this one is written down
         except ApiError as exc:
             if exc.failure.kind is FailureKind.INTERRUPTED:
                 self._gatekeeper.leave(leave)
@@ -246,7 +249,7 @@ class Executor:
         tokens = success.usage.total_tokens
         summary = f"{tokens} tokens · {choice.finish_reason or 'no finish reason'} · {answer.latency_s:.1f} s"
         try:
-            recorded = self._record_success(success)
+            recorded = self._record_success(success, is_urgent=not job.is_bulk)
         except Exception as exc:
             # The ledger cannot store this answer, whatever it is: the spool keeps it for a person, and the
             # job must not hang.
@@ -256,11 +259,11 @@ class Executor:
             summary += " · came second, kept as usage only"
         return Report(Verdict.SUCCEEDED, summary)
 
-    def _record_success(self, success: Success) -> Recorded:
+    def _record_success(self, success: Success, *, is_urgent: bool) -> Recorded:
         """Recorded, or spooled: either way the answer outlives this process (invariant 5)."""
         while True:
             try:
-                return self._writer.record(success)
+                return self._writer.record(success, is_urgent=is_urgent)
             except (DatabaseAway, WriterStopped):
                 if self._spool.keep(success):
                     # Still held: the replay records it, and no beat may take it for an orphan before.

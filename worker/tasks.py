@@ -22,10 +22,10 @@ from worker.delivery import adopt_ended, pack_envelope, read_delivery, take_call
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode
 from worker.execute import Report, Verdict
+from worker.hints import TASK
 from worker.logs import configure_logs
 from worker.messages import Asked, read_time_ms
 from worker.producing import produce, read_call
-from worker.publisher import TASK
 from worker.settings import IN_STACK, Settings, load_settings
 from worker.wiring import WorkerRuntime, build_worker
 

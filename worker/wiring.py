@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import structlog
 from celery.worker.state import revoked
@@ -15,7 +16,7 @@ from sqlalchemy import Connection
 from api_client.client import EndpointClient
 from api_client.config import EndpointConfig
 from worker.broker import BrokerEpoch, broker_address, check_broker, open_client
-from worker.channel import Channel
+from worker.channel import Channel, Hand
 from worker.clock import SystemClock
 from worker.credentials import Credentials
 from worker.errors import ExitCode
@@ -27,7 +28,7 @@ from worker.settings import Settings
 from worker.slots import Slots
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter
+from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.intake import NewJob, insert_jobs
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_jobs
@@ -137,7 +138,13 @@ class WorkerRuntime:
 
     def start(self) -> None:
         """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
-        Channel.bulk_limit = self._settings.concurrency + self._settings.staged_count
+        staged = self._settings.staged_count
+        Channel.hand = Hand(
+            bulk_limit=self._settings.concurrency + staged,
+            refill_at=max(1, staged // 2),
+            give_back=self._give_hint_back,
+            on_broker_lost=self._relay.broker_lost,
+        )
         self._presence.begin()
         self._writer.start()
         self._heart.beat()
@@ -179,6 +186,10 @@ class WorkerRuntime:
 
         self._writer.begin(work)
 
+    def _give_hint_back(self, job_id: str) -> None:
+        with suppress(WriterStopped):  # then the end of this worker has said it of all that was in hand
+            self._writer.give_message_back(job_id)
+
     def begin_shutdown(self, *, hurry: bool = False) -> None:
         """Starts the way out, in a thread outside Celery's hub; called again with `hurry`, cuts the grace.
 
@@ -208,7 +219,7 @@ class WorkerRuntime:
         self._slots.wait_until_idle(lambda: False, timeout_s=1.0)
         self._spool.stop()
         try:
-            self._heart.end()
+            self._heart.end(Channel.hand.hinted_jobs if Channel.hand else ())
         except DatabaseAway:
             log.warning("worker.end_not_recorded")  # its lease will say so
         is_flushed = self._writer.stop(timeout_s=0.5)

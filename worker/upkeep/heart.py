@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Success
-from worker.storage.window import unmark_published_before
+from worker.storage.window import unmark_published, unmark_published_before
 from worker.storage.workers import (
     beat,
     end_worker,
@@ -91,12 +92,18 @@ class Heart:
         while self._ledger.run(lambda connection: expire_jobs(connection, now_ms=now_ms)):
             pass
 
-    def end(self) -> None:
-        """Marks this worker as stopped. Raises DatabaseAway."""
+    def end(self, hinted_jobs: Sequence[str] = ()) -> None:
+        """Marks this worker as stopped, and the jobs whose messages it leaves behind as not published.
+
+        Raises DatabaseAway.
+        """
         now_ms = self._clock.now_ms()
-        self._ledger.run(
-            lambda connection: end_worker(connection, self._writer.worker_id, reason="stopped", now_ms=now_ms)
-        )
+
+        def work(connection: Connection) -> None:
+            unmark_published(connection, hinted_jobs)
+            end_worker(connection, self._writer.worker_id, reason="stopped", now_ms=now_ms)
+
+        self._ledger.run(work)
         self._presence.end()
 
     def _beat_own(self) -> None:

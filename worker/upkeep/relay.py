@@ -68,6 +68,7 @@ class Relay:
         self._window = WINDOW_FLOOR
         self._taken_since_tick = 0
         self._is_paused = False
+        self._may_have_lost_hints = False
 
     @property
     def is_paused(self) -> bool:
@@ -80,6 +81,15 @@ class Relay:
         if self._taken_since_tick * 2 >= self._window:
             self._poked.set()
 
+    def broker_lost(self) -> None:
+        """The connection to the broker broke: hints on their way here may be lost. From any thread.
+
+        All that is published and unclaimed is published again once the broker answers; claims absorb what comes
+        twice.
+        """
+        self._may_have_lost_hints = True
+        self._poked.set()
+
     def poke(self) -> None:
         """Looks again at once."""
         self._poked.set()
@@ -90,17 +100,14 @@ class Relay:
         while not is_stopping.is_set():
             self._poked.clear()
             try:
-                published = self.tick()
+                self.tick()
             except AntreanError as exc:
                 delay_s = min(delay_s * 2, 5.0)
                 log.warning("relay.stalled", error=type(exc).__name__, retry_in_s=delay_s)
                 is_stopping.wait(delay_s)
                 continue
             delay_s = interval_s
-            if published == 0:
-                self._poked.wait(interval_s)
-            else:
-                self._poked.wait(interval_s / 4)
+            self._poked.wait(interval_s)
 
     def tick(self) -> int:
         """Number of jobs handed to the broker just now. Raises DatabaseAway or BrokerAway."""
@@ -149,12 +156,19 @@ class Relay:
         return 0 if self._is_paused else self._gatekeeper.room(self._window), published
 
     def _republish_what_was_lost(self, now_ms: int) -> None:
-        if not self._epoch.is_present():
-            log.warning("relay.broker_forgot")
-            while self._ledger.run(
-                lambda connection: unmark_published_before(connection, self._endpoint, now_ms)
-            ):
-                pass
+        is_known = self._epoch.is_present()
+        has_lost = self._may_have_lost_hints
+        if not is_known or has_lost:
+            self._may_have_lost_hints = False
+            log.warning("relay.published_anew", broker_forgot=not is_known)
+            try:
+                while self._ledger.run(
+                    lambda connection: unmark_published_before(connection, self._endpoint, now_ms)
+                ):
+                    pass
+            except AntreanError:
+                self._may_have_lost_hints = has_lost
+                raise
             self._epoch.set()
         elif now_ms - self._last_republish_ms >= self._republish_after_ms / 4:
             self._last_republish_ms = now_ms

@@ -1,0 +1,92 @@
+"""Hints: the messages that name a job of the ledger and carry nothing else.
+
+They are written here as kombu would write them, and told apart by a header. Losing one loses nothing
+(invariant 1), so nobody acknowledges them: see docs/adr/0012.
+"""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from typing import Any
+
+import orjson
+
+TASK = "antrean.complete_chat"
+BULK_QUEUE = "antrean.bulk"
+LONE_QUEUE = "celery"  # Celery's default: a foreign producer needs no routing
+HINT_HEADER = "antrean_hint"
+
+_PRIORITY_STEPS = (9, 6, 3, 0)  # kombu's lists of a queue; 0 is the highest and has no suffix
+_PRIORITY_SEPARATOR = "\x06\x16"
+_MARK = f'"{HINT_HEADER}":1'.encode()
+_EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+_ORIGIN = "antrean"
+
+
+def list_key(queue: str, priority: int) -> str:
+    """The Redis list in which kombu keeps the messages of `queue` at this priority."""
+    step = next((step for step in _PRIORITY_STEPS if priority >= step), 0)
+    return f"{queue}{_PRIORITY_SEPARATOR}{step}" if step else queue
+
+
+def list_keys(queue: str) -> list[str]:
+    """All lists of `queue`, those to be emptied first first."""
+    return [list_key(queue, step) for step in reversed(_PRIORITY_STEPS)]
+
+
+def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:
+    """The message as it lies in the broker: Celery's second protocol in kombu's envelope."""
+    body = base64.b64encode(orjson.dumps([[], {"job_id": job_id}, _EMBED])).decode("ascii")
+    return orjson.dumps(
+        {
+            "body": body,
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": {
+                "lang": "py",
+                "task": TASK,
+                "id": job_id,
+                "shadow": None,
+                "eta": None,
+                "expires": None,
+                "group": None,
+                "group_index": None,
+                "retries": 0,
+                "timelimit": [None, None],
+                "root_id": job_id,
+                "parent_id": None,
+                "argsrepr": "()",
+                "kwargsrepr": "{}",
+                "origin": _ORIGIN,
+                "ignore_result": None,
+                "replaced_task_nesting": 0,
+                "stamped_headers": None,
+                "stamps": {},
+                HINT_HEADER: 1,
+            },
+            "properties": {
+                "correlation_id": job_id,
+                "reply_to": "",
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": queue},
+                "priority": priority,
+                "body_encoding": "base64",
+                "delivery_tag": str(uuid.uuid4()),
+            },
+        }
+    )
+
+
+def is_written_hint(raw: bytes) -> bool:
+    """Whether this message, as it lay in the broker, is a hint; if so, plain JSON reads it whole."""
+    return _MARK in raw
+
+
+def hinted_job(message: Any) -> str | None:
+    """The id of the job that a received message names, or None where the message is more than a hint."""
+    headers = message.headers
+    if not headers or HINT_HEADER not in headers:
+        return None
+    job_id = headers.get("id")
+    return job_id if isinstance(job_id, str) else None
