@@ -83,6 +83,11 @@ def is_written_hint(raw: bytes) -> bool:
     return _MARK in raw
 
 
+def read_body(job_id: str) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+    """What the body of a hint decodes to: arguments, named arguments, and what Celery embeds."""
+    return [], {"job_id": job_id}, dict(_EMBED)
+
+
 def hinted_job(message: Any) -> str | None:
     """The id of the job that a received message names, or None where the message is more than a hint."""
     headers = message.headers

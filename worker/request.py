@@ -14,6 +14,8 @@ from celery.exceptions import InvalidTaskError, TaskPredicate
 from celery.worker import state
 from celery.worker.request import ExceptionWithTraceback, Request
 
+from worker.hints import hinted_job, read_body
+
 NO_ARGS = "()"
 NO_KWARGS = "{}"
 _NAME = re.compile(r"[\w.:@/+-]{1,160}", re.ASCII)
@@ -33,6 +35,10 @@ class BlankRequest(Request):
     _parent_id: str | None
 
     def __init__(self, message: Any, **options: Any) -> None:
+        job_id = hinted_job(message)
+        if job_id is not None:
+            # Known without decoding it, twice, as Celery would. Whatever else its body says is not looked at.
+            options |= {"body": read_body(job_id), "decoded": True}
         super().__init__(message, **options)
         embed = self._payload[2]
         if (

@@ -7,6 +7,8 @@ from typing import Any
 
 from celery.worker.strategy import default as celery_default
 
+from worker.hints import hinted_job, read_body
+
 NOT_BEFORE_HEADER = "antrean_not_before"
 
 
@@ -17,6 +19,9 @@ def default(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...,
     def handle_without_eta(
         message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **kwargs: Any
     ) -> Any:
+        job_id = hinted_job(message)
+        if job_id is not None:
+            message._decoded_cache = read_body(job_id)  # known without decoding it
         headers = message.headers
         if headers and headers.get("eta"):
             headers[NOT_BEFORE_HEADER] = headers["eta"]

@@ -4,56 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import BindParameter, Connection, bindparam, case, exists, or_, select, update
+from sqlalchemy import BindParameter, Connection, Update, bindparam, case, exists, or_, select, update
 
 from worker.storage.outcomes import ClaimedJob
+from worker.storage.prepared import Prepared, is_among, pack_ids
 from worker.storage.tables import batches, jobs, requests
 
 SOLO_AFTER_LOSSES = 2
 
-_ids: BindParameter[Sequence[str]] = bindparam("ids", expanding=True)
 _now: BindParameter[int] = bindparam("now_ms")
 _token: BindParameter[str] = bindparam("token")
-_mine_already = (jobs.c.state == "running") & (jobs.c.claim_token == _token)
-_claimable = (
-    select(jobs.c.id)
-    .where(
-        jobs.c.id.in_(_ids),
-        jobs.c.endpoint == bindparam("of_endpoint"),
-        or_(
-            (jobs.c.state == "queued") & or_(jobs.c.expires_at_ms.is_(None), jobs.c.expires_at_ms > _now),
-            _mine_already,
-        ),
-        ~exists().where(batches.c.id == jobs.c.batch_id, batches.c.held_at_ms.is_not(None)),
+
+
+def _claim(dialect: str) -> Update:
+    mine_already = (jobs.c.state == "running") & (jobs.c.claim_token == _token)
+    claimable = (
+        select(jobs.c.id)
+        .where(
+            is_among(dialect, jobs.c.id),
+            jobs.c.endpoint == bindparam("of_endpoint"),
+            or_(
+                (jobs.c.state == "queued") & or_(jobs.c.expires_at_ms.is_(None), jobs.c.expires_at_ms > _now),
+                mine_already,
+            ),
+            ~exists().where(batches.c.id == jobs.c.batch_id, batches.c.held_at_ms.is_not(None)),
+        )
+        .order_by(jobs.c.id)
+        .with_for_update()
     )
-    .order_by(jobs.c.id)
-    .with_for_update()
+    return (
+        update(jobs)
+        .where(jobs.c.id.in_(claimable.scalar_subquery()))
+        .values(
+            state="running",
+            claims=case((jobs.c.state == "running", jobs.c.claims), else_=jobs.c.claims + 1),
+            claimed_at_ms=_now,
+            worker_id=bindparam("new_worker_id"),
+            claim_token=_token,
+            published_at_ms=None,
+        )
+        .returning(
+            jobs.c.id,
+            jobs.c.claims,
+            jobs.c.generation,
+            jobs.c.attempts,
+            jobs.c.bad_responses,
+            jobs.c.max_attempts,
+            jobs.c.blocked_since_ms,
+            jobs.c.losses,
+            jobs.c.is_bulk,
+            jobs.c.model,
+        )
+    )
+
+
+_CLAIM = Prepared(_claim)
+_BODIES = Prepared(
+    lambda dialect: select(requests.c.job_id, requests.c.body).where(is_among(dialect, requests.c.job_id))
 )
-_CLAIM = (
-    update(jobs)
-    .where(jobs.c.id.in_(_claimable.scalar_subquery()))
-    .values(
-        state="running",
-        claims=case((jobs.c.state == "running", jobs.c.claims), else_=jobs.c.claims + 1),
-        claimed_at_ms=_now,
-        worker_id=bindparam("new_worker_id"),
-        claim_token=_token,
-        published_at_ms=None,
-    )
-    .returning(
-        jobs.c.id,
-        jobs.c.claims,
-        jobs.c.generation,
-        jobs.c.attempts,
-        jobs.c.bad_responses,
-        jobs.c.max_attempts,
-        jobs.c.blocked_since_ms,
-        jobs.c.losses,
-        jobs.c.is_bulk,
-        jobs.c.model,
-    )
-)
-_BODIES = select(requests.c.job_id, requests.c.body).where(requests.c.job_id.in_(_ids))
 
 
 def claim_jobs(
@@ -72,10 +80,10 @@ def claim_jobs(
     """
     if not ids:
         return {}
-    rows = connection.execute(
-        _CLAIM,
+    rows = _CLAIM.run(
+        connection,
         {
-            "ids": sorted(ids),
+            "ids": pack_ids(connection, ids),
             "of_endpoint": endpoint,
             "now_ms": now_ms,
             "token": token,
@@ -84,7 +92,7 @@ def claim_jobs(
     ).all()
     if not rows:
         return {}
-    found = connection.execute(_BODIES, {"ids": [row.id for row in rows]}).all()
+    found = _BODIES.run(connection, {"ids": pack_ids(connection, [row.id for row in rows])}).all()
     bodies: dict[str, str] = {row.job_id: row.body for row in found}
     return {
         row.id: ClaimedJob(
@@ -100,7 +108,7 @@ def claim_jobs(
             blocked_since_ms=row.blocked_since_ms,
             claimed_at_ms=now_ms,
             runs_alone=row.losses >= SOLO_AFTER_LOSSES,
-            is_bulk=row.is_bulk,
+            is_bulk=bool(row.is_bulk),
         )
         for row in rows
     }

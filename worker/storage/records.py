@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select, update
@@ -12,26 +13,29 @@ from schemas.failure import FailureKind
 from schemas.job import LEGAL_MOVES, JobState, Move
 from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import GiveBack, Outcome, Recorded, Setback, Success
-from worker.storage.tables import AnyRow, attempts, failure_bodies, jobs, results, upsert, usage
+from worker.storage.prepared import Prepared, is_among, pack_ids
+from worker.storage.tables import AnyRow, attempts, build_upsert, failure_bodies, jobs, results, usage
 
 # PostgreSQL's integer. A count beyond it is nonsense, and must not cost the answer that came with it.
 _LARGEST_COUNT = 2**31 - 1
 
-_LOCK = (
-    select(
-        jobs.c.id,
-        jobs.c.state,
-        jobs.c.claim_token,
-        jobs.c.attempts,
-        jobs.c.bad_responses,
-        jobs.c.batch_id,
-        jobs.c.is_cancel_requested,
-        jobs.c.expires_at_ms,
-        jobs.c.blocked_since_ms,
+_LOCK = Prepared(
+    lambda dialect: (
+        select(
+            jobs.c.id,
+            jobs.c.state,
+            jobs.c.claim_token,
+            jobs.c.attempts,
+            jobs.c.bad_responses,
+            jobs.c.batch_id,
+            jobs.c.is_cancel_requested,
+            jobs.c.expires_at_ms,
+            jobs.c.blocked_since_ms,
+        )
+        .where(is_among(dialect, jobs.c.id))
+        .order_by(jobs.c.id)
+        .with_for_update()
     )
-    .where(jobs.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(jobs.c.id)
-    .with_for_update()
 )
 _MOVED_COLUMNS = (
     "state",
@@ -48,11 +52,17 @@ _MOVED_COLUMNS = (
     "failure_message",
     "blocked_since_ms",
 )
-_MOVE = (
-    update(jobs)
-    .where(jobs.c.id == bindparam("job_id"))
-    .values({name: bindparam(f"new_{name}") for name in _MOVED_COLUMNS})
+_MOVE = Prepared(
+    lambda _: (
+        update(jobs)
+        .where(jobs.c.id == bindparam("job_id"))
+        .values({name: bindparam(f"new_{name}") for name in _MOVED_COLUMNS})
+    )
 )
+_KEEP_RESULT = Prepared(partial(build_upsert, table=results, keys=("job_id",)))
+_KEEP_ATTEMPT = Prepared(partial(build_upsert, table=attempts, keys=("job_id", "number")))
+_KEEP_USAGE = Prepared(partial(build_upsert, table=usage, keys=("job_id", "number")))
+_KEEP_FAILURE_BODY = Prepared(partial(build_upsert, table=failure_bodies, keys=("job_id",)))
 
 
 @dataclass(slots=True)
@@ -73,22 +83,19 @@ def record_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> list
     """
     if not outcomes:
         return []
-    rows: dict[str, AnyRow] = {
-        row.id: row
-        for row in connection.execute(_LOCK, {"ids": sorted(outcome.job_id for outcome in outcomes)})
-    }
+    ids = pack_ids(connection, [outcome.job_id for outcome in outcomes])
+    rows: dict[str, AnyRow] = {row.id: row for row in _LOCK.run(connection, {"ids": ids})}
     writes = _Writes()
     recorded = [_decide(rows.get(outcome.job_id), outcome, writes) for outcome in outcomes]
-    if writes.moves:
-        connection.execute(_MOVE, writes.moves)
-    for table, rows_of, keys in (
-        (results, writes.results, ("job_id",)),
-        (attempts, writes.attempts, ("job_id", "number")),
-        (usage, writes.usage, ("job_id", "number")),
-        (failure_bodies, writes.failure_bodies, ("job_id",)),
+    for statement, values in (
+        (_MOVE, writes.moves),
+        (_KEEP_RESULT, writes.results),
+        (_KEEP_ATTEMPT, writes.attempts),
+        (_KEEP_USAGE, writes.usage),
+        (_KEEP_FAILURE_BODY, writes.failure_bodies),
     ):
-        if rows_of:
-            connection.execute(upsert(connection, table, *keys), rows_of)
+        if values:
+            statement.run_many(connection, values)
     return recorded
 
 

@@ -71,7 +71,7 @@ def insert_or_ignore(connection: Connection, table: Table) -> Any:
 
 def upsert(connection: Connection, table: Table, *keys: str) -> Any:
     """An INSERT that overwrites the row with the same `keys`."""
-    return _build_upsert(connection.dialect.name, table, keys)
+    return build_upsert(connection.dialect.name, table, keys)
 
 
 # Built once for each table: made anew for every group, they were a twentieth of a worker's time.
@@ -81,7 +81,8 @@ def _build_insert_or_ignore(dialect: str, table: Table) -> Any:
 
 
 @cache
-def _build_upsert(dialect: str, table: Table, keys: tuple[str, ...]) -> Any:
+def build_upsert(dialect: str, table: Table, keys: tuple[str, ...]) -> Any:
+    """The `upsert` of a dialect (`sqlite`, `postgresql`)."""
     statement = _insert(dialect, table)
     changed = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
     return statement.on_conflict_do_update(index_elements=list(keys), set_=changed)
