@@ -7,6 +7,7 @@ group gathers by itself. A lone request is not held back for company.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 _RETRY_FIRST_S = 0.1
 _RETRY_CAP_S = 2.0
+_COMMITS_A_WINDOW = 4
+_WINDOW_CAP_S = 0.05
 
 
 class Reply(Generic[T]):
@@ -163,10 +166,12 @@ class GroupWriter:
 
     def _run(self) -> None:
         is_busy = False
+        commit_s = 0.0
         while True:
             self._wake.wait()
             if is_busy and self._window_s:
-                self._hurry.wait(self._window_s)  # company is likely: let it gather
+                # Company is likely: let it gather, for longer where a commit takes long.
+                self._hurry.wait(max(self._window_s, min(_WINDOW_CAP_S, _COMMITS_A_WINDOW * commit_s)))
             with self._lock:
                 if not self._pending:
                     if self._stopping.is_set():
@@ -179,7 +184,9 @@ class GroupWriter:
                     self._hurry.clear()
             group = self._gather()
             is_busy = len(group) > 1
+            began_s = time.perf_counter()
             self._write(group)
+            commit_s = time.perf_counter() - began_s
 
     def _gather(self) -> _Group:
         group = _Group()

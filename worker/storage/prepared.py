@@ -6,14 +6,17 @@ of jobs, and, on PostgreSQL, parsing a text that differs with the number of ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import orjson
+import psycopg
 from sqlalchemy import ColumnElement, Connection, String, any_, bindparam, func, literal_column, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import CursorResult
+from sqlalchemy.exc import DBAPIError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,30 @@ class Prepared:
                 str(compiled), compiled.params, None if positions is None else tuple(positions)
             )
         return written
+
+
+@contextmanager
+def together(connection: Connection) -> Iterator[None]:
+    """On PostgreSQL, what is run inside leaves in one piece and is answered in one piece.
+
+    For statements that return no rows. Raises as an execution does.
+    """
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    try:
+        with driver.pipeline():
+            yield
+    except psycopg.Error as exc:
+        # What an execution inside would have raised, had it waited for its answer.
+        is_gone = connection.dialect.is_disconnect(cast(Any, exc), connection.connection, None)
+        if is_gone:
+            connection.invalidate(exc)
+        raise DBAPIError.instance(
+            None, None, exc, psycopg.Error, hide_parameters=True, connection_invalidated=is_gone
+        ) from exc
 
 
 def _arrange(written: _Written, values: Mapping[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from schemas.failure import FailureKind
 from schemas.job import LEGAL_MOVES, JobState, Move
 from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import GiveBack, Outcome, Recorded, Setback, Success
-from worker.storage.prepared import Prepared, is_among, pack_ids
+from worker.storage.prepared import Prepared, is_among, pack_ids, together
 from worker.storage.tables import AnyRow, attempts, build_upsert, failure_bodies, jobs, results, usage
 
 # PostgreSQL's integer. A count beyond it is nonsense, and must not cost the answer that came with it.
@@ -87,15 +87,16 @@ def record_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> list
     rows: dict[str, AnyRow] = {row.id: row for row in _LOCK.run(connection, {"ids": ids})}
     writes = _Writes()
     recorded = [_decide(rows.get(outcome.job_id), outcome, writes) for outcome in outcomes]
-    for statement, values in (
-        (_MOVE, writes.moves),
-        (_KEEP_RESULT, writes.results),
-        (_KEEP_ATTEMPT, writes.attempts),
-        (_KEEP_USAGE, writes.usage),
-        (_KEEP_FAILURE_BODY, writes.failure_bodies),
-    ):
-        if values:
-            statement.run_many(connection, values)
+    with together(connection):
+        for statement, values in (
+            (_MOVE, writes.moves),
+            (_KEEP_RESULT, writes.results),
+            (_KEEP_ATTEMPT, writes.attempts),
+            (_KEEP_USAGE, writes.usage),
+            (_KEEP_FAILURE_BODY, writes.failure_bodies),
+        ):
+            if values:
+                statement.run_many(connection, values)
     return recorded
 
 
