@@ -9,6 +9,7 @@ from threading import Barrier
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
@@ -19,25 +20,29 @@ from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import DatabaseAway, NotMigrated
 from worker.storage.intake import insert_jobs
-from worker.storage.migrating import head_revision, is_current, migrate
+from worker.storage.migrating import HEAD, SCRIPTS, is_current, migrate
 from worker.storage.window import count_published
+
+
+def test_the_revision_that_is_written_down_is_the_last_of_the_scripts() -> None:
+    assert ScriptDirectory(str(SCRIPTS)).get_heads() == [HEAD]
 
 
 def test_an_empty_database_is_migrated_once(empty_ledger: Ledger) -> None:
     assert not is_current(empty_ledger)
     first = migrate(empty_ledger)
-    assert (first.before, first.after) == (None, head_revision())
+    assert (first.before, first.after) == (None, HEAD)
     assert is_current(empty_ledger)
     id_ = put_one(empty_ledger)
     again = migrate(empty_ledger)
-    assert again.before == again.after == head_revision()
+    assert again.before == again.after == HEAD
     assert state(empty_ledger, id_) == "queued"
 
 
 def test_two_deployments_at_once_migrate_once(empty_settings: Settings) -> None:
     ledgers = [open_ledger(empty_settings, pool_size=1) for _ in range(2)]
     answers = at_once(2, lambda i: migrate(ledgers[i]).before)
-    assert sorted(answers, key=str) == sorted([None, head_revision()], key=str)
+    assert sorted(answers, key=str) == sorted([None, HEAD], key=str)
     for ledger in ledgers:
         ledger.dispose()
 

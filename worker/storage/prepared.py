@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
-import psycopg
 from sqlalchemy import ColumnElement, Connection, String, any_, bindparam, func, literal_column, select
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import CursorResult
@@ -67,6 +66,8 @@ def together(connection: Connection) -> Iterator[None]:
     if connection.dialect.name != "postgresql":
         yield
         return
+    import psycopg  # local: ten megabytes that a worker on SQLite does without
+
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
     try:
