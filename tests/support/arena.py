@@ -1,0 +1,306 @@
+"""An arena to break things in: a broker, a database and an endpoint of its own, workers, and what it all came to.
+
+Every scenario of `tests/faults` ends in `conclude`, which waits until the jobs have ended, looks at the invariants and
+gives the row of figures that `scripts/test --storm` prints.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import redis
+from sqlalchemy import select
+
+from schemas.chat import parse_request
+from tests.support.audit import assert_sound, states
+from tests.support.postgres import postgres_wheel
+from tests.support.processes import Shop, SimulatorProcess, end, wait_until
+from worker.clock import SystemClock
+from worker.embedded.valkey import find_binary
+from worker.settings import Settings, load_settings
+from worker.storage.engine import Ledger, open_ledger
+from worker.storage.tables import jobs, results
+from worker.submit import make_job, submit_many
+
+LEASE_S = 2.0
+MODEL = "DeepSeek-V3.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a fault came to. `lost` jobs did not end, or ended without cause; `recover_s` None: nothing to wait for."""
+
+    fault: str
+    database: str
+    jobs: int
+    ended: int
+    lost: int
+    duplicates: int
+    extra_calls: int
+    recover_s: float | None
+
+
+class ValkeyProcess:
+    """A real Valkey on a unix socket that may be killed and started again, with or without what it held."""
+
+    def __init__(self, folder: Path, *, keeps: bool = True) -> None:
+        self.socket = str(folder / "v.sock")
+        self._folder = folder / "valkey"
+        self._folder.mkdir()
+        self._keeps = keeps
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis+socket://{self.socket}?virtual_host=0"
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        keeps = "yes" if self._keeps else "no"
+        self._process = subprocess.Popen(
+            [find_binary(), "--port", "0", "--unixsocket", self.socket, "--save", "", "--appendonly", keeps],
+            cwd=self._folder,
+            env={"LC_ALL": "C"},
+            stdout=subprocess.DEVNULL,
+        )
+        wait_until(self._answers, within_s=10, what="Valkey answers")
+
+    def client(self) -> Any:
+        """A client; every wait of it ends within five seconds."""
+        return redis.Redis(unix_socket_path=self.socket, socket_timeout=5)
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
+            self._process.wait(20)
+
+    def signal(self, number: int) -> None:
+        """Sends it a signal (SIGSTOP, SIGCONT)."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def _answers(self) -> bool:
+        try:
+            with redis.Redis(unix_socket_path=self.socket, socket_timeout=1) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+
+class PostgresProcess:
+    """A real PostgreSQL of the arena's own, which may be stopped, killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._server = postgres_wheel().get_server(folder / "pg", cleanup_mode="stop")
+        self.address = self._server.get_uri()
+        self.socket = next(folder.rglob(".s.PGSQL.*[0-9]"))
+
+    def make_database(self, folder: Path | None = None) -> str:
+        """The address of a new database; through the socket in `folder` where one is given (a proxy's)."""
+        name = f"p{uuid.uuid4().hex[:12]}"
+        with self.connect() as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return f"postgresql+psycopg://postgres:@/{name}?host={folder or self.socket.parent}"
+
+    def connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.address, autocommit=True)
+
+    def stop(self) -> None:
+        """A fast shutdown: sessions are ended."""
+        self._server.stop()
+
+    def kill(self) -> None:
+        """An immediate shutdown, as after a crash."""
+        pid = self._server.get_pid()
+        os.kill(pid, signal.SIGQUIT)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), within_s=10, what="PostgreSQL is gone")
+
+    def start(self) -> None:
+        self._server.start()
+
+    def close(self) -> None:
+        self._server.cleanup()
+
+
+@dataclass
+class Arena:
+    """One scenario's world."""
+
+    folder: Path
+    database: str  # sqlite, postgresql
+    is_full: bool  # --storm: hundreds of jobs; otherwise the short form
+    simulator: SimulatorProcess
+    valkey: ValkeyProcess
+    postgres: PostgresProcess | None
+    shop: Shop
+    settings: Settings
+    ledger: Ledger
+    report: Callable[[Figures], None]
+    queued: int = 0
+    _logs: list[str] = field(default_factory=list)
+
+    def size(self, full: int, short: int) -> int:
+        """How many: `full` with --storm."""
+        return full if self.is_full else short
+
+    def queue(self, count: int, *, batch: str = "batch_x", is_bulk: bool = True) -> None:
+        """Writes `count` more jobs down."""
+        first = self.queued
+        self.queued += count
+        submit_many(
+            self.ledger,
+            (
+                make_job(
+                    parse_request({"model": MODEL, "messages": [{"role": "user", "content": f"Tell {i}."}]}),
+                    endpoint=self.settings.endpoint,
+                    batch_id=batch,
+                    position=i + 1,
+                    is_bulk=is_bulk,
+                )
+                for i in range(first, first + count)
+            ),
+            clock=SystemClock(),
+        )
+
+    def worker(self, **settings: object) -> subprocess.Popen[bytes]:
+        """A worker process that is ready, with a log of its own (`worker_log`)."""
+        log = f"worker{len(self.shop.started)}.log"
+        return self.shop.worker(log=log, **settings)
+
+    def worker_log(self) -> str:
+        """What all workers have said."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob("worker*.log")))
+
+    def states(self) -> dict[str, int]:
+        return dict(states(self.ledger))
+
+    def count(self, *wanted: str) -> int:
+        """Jobs in one of these states."""
+        found = states(self.ledger)
+        return sum(found[state] for state in wanted)
+
+    def ended(self) -> int:
+        return self.count("succeeded", "failed", "cancelled", "expired")
+
+    def in_flight(self) -> int:
+        """Calls in flight, as the endpoint sees them."""
+        return int(self.simulator.stats()["in_flight"])
+
+    def wait_for(self, is_so: Callable[[], Any], what: str, *, within_s: float = 30.0) -> float:
+        """Seconds until it was so."""
+        began_s = time.monotonic()
+        wait_until(is_so, within_s=within_s, what=what)
+        return time.monotonic() - began_s
+
+    def wait_for_progress(self, *, within_s: float = 30.0) -> float:
+        """Seconds until one more job has ended than now."""
+        before = self.ended()
+        return self.wait_for(lambda: self.ended() > before, "work goes on", within_s=within_s)
+
+    def kill(self, worker: subprocess.Popen[bytes]) -> int:
+        """kill -9; how many calls were in flight (the endpoint is asked just before)."""
+        in_flight = self.in_flight()
+        end(worker, signal.SIGKILL)
+        return in_flight
+
+    def conclude(
+        self,
+        fault: str,
+        *,
+        most_extra_calls: int,
+        recover_s: float | None = None,
+        within_s: float = 120.0,
+        failures: int = 0,
+        may_be_unused: int = 0,
+    ) -> Figures:
+        """Waits until all jobs have ended, and holds the ledger and the endpoint's counts against the invariants.
+
+        `failures` jobs end otherwise than succeeded, and no more. `may_be_unused` answers may have come second.
+        """
+        self.wait_for(lambda: self.ended() == self.queued, "all jobs end", within_s=within_s)
+        assert_sound(self.ledger)
+        found = self.states()
+        calls = self.simulator.calls()
+        with self.ledger.read() as connection:
+            succeeded = set(
+                connection.execute(select(jobs.c.id).where(jobs.c.state == "succeeded")).scalars()
+            )
+            stored = list(connection.execute(select(results.c.job_id)).scalars())
+        made = sum(call["received"] for call in calls.values())
+        lost = self.queued - found.get("succeeded", 0) - failures
+        figures = Figures(
+            fault=fault,
+            database=self.database,
+            jobs=self.queued,
+            ended=sum(found.values()),
+            lost=lost,
+            duplicates=len(stored) - len(set(stored)),
+            extra_calls=made - len(calls),
+            recover_s=recover_s,
+        )
+        self.report(figures)
+        assert figures.lost == 0, (found, self.worker_log()[-3000:])
+        assert figures.duplicates == 0
+        assert succeeded == set(stored)
+        assert figures.extra_calls <= most_extra_calls, f"{figures.extra_calls} calls were made again"
+        return figures
+
+
+def make_arena(
+    folder: Path,
+    database: str,
+    simulator: SimulatorProcess,
+    *,
+    is_full: bool,
+    report: Callable[[Figures], None],
+    **settings: object,
+) -> Arena:
+    """An arena whose workers have a lease of 2 s. Close it with `close_arena`."""
+    postgres = PostgresProcess(folder) if database == "postgresql" else None
+    valkey = ValkeyProcess(folder)
+    address = f"sqlite:///{folder}/ledger.db" if postgres is None else postgres.make_database()
+    given: dict[str, object] = {
+        "home": folder / ".antrean",
+        "base_url": simulator.url,
+        "api_key": "k",
+        "broker_url": valkey.url,
+        "database_url": address,
+        "lease_s": LEASE_S,
+        "sqlite_synchronous": "normal",
+        **settings,
+    }
+    shop = Shop(folder, given)
+    assert shop.antrean("migrate").code == 0
+    loaded = load_settings(**given, _env_file=None)
+    return Arena(
+        folder, database, is_full, simulator, valkey, postgres, shop, loaded, open_ledger(loaded), report
+    )
+
+
+def close_arena(arena: Arena) -> None:
+    for process in arena.shop.started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+    arena.shop.close()
+    arena.ledger.dispose()
+    arena.valkey.stop()
+    if arena.postgres is not None:
+        arena.postgres.close()
