@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, Dialect, Table, bindparam, select
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
@@ -70,34 +71,43 @@ def insert_jobs(
     wanted = sorted([*unkeyed, *keyed.values()], key=lambda job: job.idempotency_key or "")
     if not wanted:
         return []
-    connection.execute(
-        insert_or_ignore(connection, jobs),
-        [_job_values(job, now_ms=now_ms, published_at_ms=published_at_ms) for job in wanted],
-    )
-    found: dict[str, tuple[str, str]] = {}
-    keys = list(keyed)
-    for start in range(0, len(keys), 500):
-        for row in connection.execute(_BY_KEY, {"keys": keys[start : start + 500]}):
-            found[row.idempotency_key] = (row.id, row.state)
-    fresh = {job.id for job in unkeyed}
-    for key, job in keyed.items():
-        if key not in found:  # the id is taken by a job with another key: the first one is the job
-            found[key] = (job.id, _state_of(connection, job.id))
-        elif found[key][0] == job.id:
-            fresh.add(job.id)
-    bodies = [{"job_id": job.id, "body": job.body} for job in wanted if job.id in fresh]
-    if bodies:
-        connection.execute(insert_or_ignore(connection, requests), bodies)
-    extras = [
-        _detail_values(job) for job in wanted if job.id in fresh and (job.user_metadata or job.envelope)
-    ]
-    if extras:
-        connection.execute(insert_or_ignore(connection, details), extras)
+    rows = [_job_values(job, now_ms, published_at_ms) for job in wanted]
+    if _insert_rows(connection, jobs, _JOB_COLUMNS, rows) == len(new):
+        _insert_bodies(connection, wanted)
+        return [KnownJob(id=job.id, state=_first_state(job), is_new=True) for job in new]
+    holders, fresh = _find_holders(connection, wanted)
+    _insert_bodies(connection, fresh)
+    fresh_ids = {job.id for job in fresh}
     known = []
     for job in new:
-        id_, state = (job.id, "queued") if job.idempotency_key is None else found[job.idempotency_key]
-        known.append(KnownJob(id=id_, state=JobState(state), is_new=id_ == job.id and id_ in fresh))
+        kept = job if job.idempotency_key is None else keyed[job.idempotency_key]
+        id_, state = holders[kept.id]
+        known.append(KnownJob(id=id_, state=state, is_new=id_ == job.id and id_ in fresh_ids))
     return known
+
+
+def _find_holders(
+    connection: Connection, wanted: Sequence[NewJob]
+) -> tuple[dict[str, tuple[str, JobState]], list[NewJob]]:
+    """Id and state of the job that is there for each of `wanted`, by the wanted one's id; and the new ones."""
+    keys = [job.idempotency_key for job in wanted if job.idempotency_key is not None]
+    found: dict[str, tuple[str, JobState]] = {}
+    for start in range(0, len(keys), 500):
+        for row in connection.execute(_BY_KEY, {"keys": keys[start : start + 500]}):
+            found[row.idempotency_key] = (row.id, JobState(row.state))
+    holders = {}
+    fresh = []
+    for job in wanted:
+        if job.idempotency_key is None:
+            holders[job.id] = (job.id, _first_state(job))
+            fresh.append(job)
+        elif job.idempotency_key not in found:  # the id is taken by a job with another key: it is the job
+            holders[job.id] = (job.id, _state_of(connection, job.id))
+        else:
+            holders[job.id] = found[job.idempotency_key]
+            if holders[job.id][0] == job.id:
+                fresh.append(job)
+    return holders, fresh
 
 
 def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) -> None:
@@ -116,44 +126,103 @@ def find_by_keys(connection: Connection, keys: Sequence[str]) -> dict[str, Known
     }
 
 
-def _state_of(connection: Connection, job_id: str) -> str:
-    return str(connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one())
+def _insert_bodies(connection: Connection, new: Sequence[NewJob]) -> None:
+    if not new:
+        return
+    _insert_rows(connection, requests, ("job_id", "body"), [(job.id, job.body) for job in new])
+    extras = [
+        {"job_id": job.id, "user_metadata": job.user_metadata, "envelope": job.envelope}
+        for job in new
+        if job.user_metadata or job.envelope
+    ]
+    if extras:
+        connection.execute(insert_or_ignore(connection, details), extras)
 
 
-def _detail_values(job: NewJob) -> dict[str, object]:
-    return {"job_id": job.id, "user_metadata": job.user_metadata, "envelope": job.envelope}
+def _insert_rows(
+    connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[tuple[object, ...]]
+) -> int:
+    """How many of `rows` are new; those that are there already are left alone."""
+    statement = _build_insert(connection.dialect, table, tuple(columns))
+    if connection.dialect.name == "postgresql":
+        arrays = tuple([list(values) for values in zip(*rows, strict=True)])
+        return connection.exec_driver_sql(statement, arrays).rowcount
+    return connection.exec_driver_sql(statement, list(rows)).rowcount
 
 
-def _job_values(job: NewJob, *, now_ms: int, published_at_ms: int | None) -> dict[str, object]:
-    return {
-        "id": job.id,
-        "idempotency_key": job.idempotency_key,
-        "batch_id": job.batch_id,
-        "position": job.position,
-        "custom_id": clean_text(job.custom_id),
-        "source_key": clean_text(job.source_key),
-        "endpoint": job.endpoint,
-        "model": clean_text(job.model),
-        "request_hash": job.request_hash,
-        "state": _first_state(job).value,
-        "not_before_ms": job.not_before_ms,
-        "ended_at_ms": None if job.ended_as is None else now_ms,
-        "failure_kind": FailureKind.INVALID_REQUEST.value if job.ended_as is JobState.FAILED else None,
-        "failure_message": clean_text(job.failure_message),
-        "priority": job.priority,
-        "is_bulk": job.is_bulk,
-        "max_attempts": job.max_attempts,
-        "expires_at_ms": job.expires_at_ms,
-        "published_at_ms": published_at_ms if _first_state(job) is JobState.QUEUED else None,
-        "is_cancel_requested": False,
-        "generation": 1,
-        "claims": 0,
-        "attempts": 0,
-        "bad_responses": 0,
-        "losses": 0,
-        "solo_losses": 0,
-        "created_at_ms": now_ms,
-    }
+# Statements of our own, with tuples: to name each value of each row took longer than to write the rows.
+@cache
+def _build_insert(dialect: Dialect, table: Table, columns: tuple[str, ...]) -> str:
+    if dialect.name == "postgresql":  # a parameter is a column of all rows: one round, one plan
+        arrays = [f"%s::{table.c[name].type.compile(dialect)}[]" for name in columns]
+        values = f"SELECT * FROM unnest({', '.join(arrays)})"
+    else:
+        values = f"VALUES ({', '.join('?' * len(columns))})"
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) {values} ON CONFLICT DO NOTHING"
+
+
+def _state_of(connection: Connection, job_id: str) -> JobState:
+    return JobState(connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one())
+
+
+_JOB_COLUMNS = (
+    "id",
+    "idempotency_key",
+    "batch_id",
+    "position",
+    "custom_id",
+    "source_key",
+    "endpoint",
+    "model",
+    "request_hash",
+    "state",
+    "not_before_ms",
+    "ended_at_ms",
+    "failure_kind",
+    "failure_message",
+    "priority",
+    "is_bulk",
+    "max_attempts",
+    "expires_at_ms",
+    "published_at_ms",
+    "created_at_ms",
+    "is_cancel_requested",
+    "generation",
+    "claims",
+    "attempts",
+    "bad_responses",
+    "losses",
+    "solo_losses",
+)
+_UNTOUCHED = (False, 1, 0, 0, 0, 0, 0)
+
+
+def _job_values(job: NewJob, now_ms: int, published_at_ms: int | None) -> tuple[object, ...]:
+    """In the order of `_JOB_COLUMNS`."""
+    state = _first_state(job)
+    return (
+        job.id,
+        job.idempotency_key,
+        job.batch_id,
+        job.position,
+        clean_text(job.custom_id),
+        clean_text(job.source_key),
+        job.endpoint,
+        clean_text(job.model),
+        job.request_hash,
+        state.value,
+        job.not_before_ms,
+        None if job.ended_as is None else now_ms,
+        FailureKind.INVALID_REQUEST.value if job.ended_as is JobState.FAILED else None,
+        clean_text(job.failure_message),
+        job.priority,
+        job.is_bulk,
+        job.max_attempts,
+        job.expires_at_ms,
+        published_at_ms if state is JobState.QUEUED else None,
+        now_ms,
+        *_UNTOUCHED,
+    )
 
 
 def _first_state(job: NewJob) -> JobState:
