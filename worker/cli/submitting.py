@@ -131,7 +131,7 @@ def _submit(
                 endpoint=settings.endpoint,
                 # What makes it the same job; the batch stands for the file and the endpoint. Keys that rise
                 # with the lines fill their index page by page: scattered ones cost half of all the writing.
-                idempotency_key=f"{batch.id}:{line.number:09}:{request_hash[:16]}",
+                idempotency_key=f"{batch.id}:{line.number:09}:{request_hash[:12]}",
                 batch_id=batch.id,
                 position=line.number,
                 custom_id=line.custom_id,

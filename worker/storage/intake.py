@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Table, bindparam, select
@@ -140,25 +140,38 @@ def _insert_bodies(connection: Connection, new: Sequence[NewJob]) -> None:
 
 
 def _insert_rows(
-    connection: Connection, table: Table, columns: Sequence[str], rows: Sequence[tuple[object, ...]]
+    connection: Connection, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]
 ) -> int:
     """How many of `rows` are new; those that are there already are left alone."""
-    statement = _build_insert(connection.dialect, table, tuple(columns))
-    if connection.dialect.name == "postgresql":
-        arrays = tuple([list(values) for values in zip(*rows, strict=True)])
-        return connection.exec_driver_sql(statement, arrays).rowcount
-    return connection.exec_driver_sql(statement, list(rows)).rowcount
+    if connection.dialect.name != "postgresql":
+        statement = _build_sqlite_insert(table, columns)
+        return connection.exec_driver_sql(statement, list(rows)).rowcount
+    # A parameter is a column of all the rows, or its value where they share it: one round, one plan.
+    values = [one[0] if one.count(one[0]) == len(rows) else list(one) for one in zip(*rows, strict=True)]
+    is_shared = tuple(not isinstance(value, list) for value in values)
+    statement = _build_postgresql_insert(connection.dialect, table, columns, is_shared)
+    return connection.exec_driver_sql(statement, tuple(values)).rowcount
 
 
 # Statements of our own, with tuples: to name each value of each row took longer than to write the rows.
 @cache
-def _build_insert(dialect: Dialect, table: Table, columns: tuple[str, ...]) -> str:
-    if dialect.name == "postgresql":  # a parameter is a column of all rows: one round, one plan
-        arrays = [f"%s::{table.c[name].type.compile(dialect)}[]" for name in columns]
-        values = f"SELECT * FROM unnest({', '.join(arrays)})"
-    else:
-        values = f"VALUES ({', '.join('?' * len(columns))})"
-    return f"INSERT INTO {table.name} ({', '.join(columns)}) {values} ON CONFLICT DO NOTHING"
+def _build_sqlite_insert(table: Table, columns: tuple[str, ...]) -> str:
+    values = ", ".join("?" * len(columns))
+    return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({values}) ON CONFLICT DO NOTHING"
+
+
+@lru_cache(maxsize=64)
+def _build_postgresql_insert(
+    dialect: Dialect, table: Table, columns: tuple[str, ...], is_shared: tuple[bool, ...]
+) -> str:
+    values = []
+    for name, shared in zip(columns, is_shared, strict=True):
+        type_ = table.c[name].type.compile(dialect)
+        # In binary form (%b): the text of an array is escaped item by item.
+        values.append(f"%s::{type_}" if shared else f"unnest(%b::{type_}[])")
+    return (
+        f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT {', '.join(values)} ON CONFLICT DO NOTHING"
+    )
 
 
 def _state_of(connection: Connection, job_id: str) -> JobState:
