@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Table, bindparam, select
+from sqlalchemy import Connection, bindparam, select
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.batches import ensure_open_batches
+from worker.storage.bulk import insert_columns
 from worker.storage.cleaning import clean_text
 from worker.storage.tables import details, insert_or_ignore, jobs, requests
 
@@ -71,8 +71,8 @@ def insert_jobs(
     wanted = sorted([*unkeyed, *keyed.values()], key=lambda job: job.idempotency_key or "")
     if not wanted:
         return []
-    rows = [_job_values(job, now_ms, published_at_ms) for job in wanted]
-    if _insert_rows(connection, jobs, _JOB_COLUMNS, rows) == len(new):
+    columns = _job_columns(wanted, now_ms=now_ms, published_at_ms=published_at_ms)
+    if insert_columns(connection, jobs, columns) == len(new):
         _insert_bodies(connection, wanted)
         return [KnownJob(id=job.id, state=_first_state(job), is_new=True) for job in new]
     holders, fresh = _find_holders(connection, wanted)
@@ -129,7 +129,8 @@ def find_by_keys(connection: Connection, keys: Sequence[str]) -> dict[str, Known
 def _insert_bodies(connection: Connection, new: Sequence[NewJob]) -> None:
     if not new:
         return
-    _insert_rows(connection, requests, ("job_id", "body"), [(job.id, job.body) for job in new])
+    bodies = {"job_id": [job.id for job in new], "body": [job.body for job in new]}
+    insert_columns(connection, requests, bodies)
     extras = [
         {"job_id": job.id, "user_metadata": job.user_metadata, "envelope": job.envelope}
         for job in new
@@ -139,103 +140,47 @@ def _insert_bodies(connection: Connection, new: Sequence[NewJob]) -> None:
         connection.execute(insert_or_ignore(connection, details), extras)
 
 
-def _insert_rows(
-    connection: Connection, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[object, ...]]
-) -> int:
-    """How many of `rows` are new; those that are there already are left alone."""
-    if connection.dialect.name != "postgresql":
-        statement = _build_sqlite_insert(table, columns)
-        return connection.exec_driver_sql(statement, list(rows)).rowcount
-    # A parameter is a column of all the rows, or its value where they share it: one round, one plan.
-    values = [one[0] if one.count(one[0]) == len(rows) else list(one) for one in zip(*rows, strict=True)]
-    is_shared = tuple(not isinstance(value, list) for value in values)
-    statement = _build_postgresql_insert(connection.dialect, table, columns, is_shared)
-    return connection.exec_driver_sql(statement, tuple(values)).rowcount
-
-
-# Statements of our own, with tuples: to name each value of each row took longer than to write the rows.
-@cache
-def _build_sqlite_insert(table: Table, columns: tuple[str, ...]) -> str:
-    values = ", ".join("?" * len(columns))
-    return f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({values}) ON CONFLICT DO NOTHING"
-
-
-@lru_cache(maxsize=64)
-def _build_postgresql_insert(
-    dialect: Dialect, table: Table, columns: tuple[str, ...], is_shared: tuple[bool, ...]
-) -> str:
-    values = []
-    for name, shared in zip(columns, is_shared, strict=True):
-        type_ = table.c[name].type.compile(dialect)
-        # In binary form (%b): the text of an array is escaped item by item.
-        values.append(f"%s::{type_}" if shared else f"unnest(%b::{type_}[])")
-    return (
-        f"INSERT INTO {table.name} ({', '.join(columns)}) SELECT {', '.join(values)} ON CONFLICT DO NOTHING"
-    )
-
-
 def _state_of(connection: Connection, job_id: str) -> JobState:
     return JobState(connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one())
 
 
-_JOB_COLUMNS = (
-    "id",
-    "idempotency_key",
-    "batch_id",
-    "position",
-    "custom_id",
-    "source_key",
-    "endpoint",
-    "model",
-    "request_hash",
-    "state",
-    "not_before_ms",
-    "ended_at_ms",
-    "failure_kind",
-    "failure_message",
-    "priority",
-    "is_bulk",
-    "max_attempts",
-    "expires_at_ms",
-    "published_at_ms",
-    "created_at_ms",
-    "is_cancel_requested",
-    "generation",
-    "claims",
-    "attempts",
-    "bad_responses",
-    "losses",
-    "solo_losses",
-)
-_UNTOUCHED = (False, 1, 0, 0, 0, 0, 0)
+def _job_columns(new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | None) -> dict[str, list[Any]]:
+    states = [_first_state(job) for job in new]
+    failed = FailureKind.INVALID_REQUEST.value
+    return {
+        "id": [job.id for job in new],
+        "idempotency_key": [job.idempotency_key for job in new],
+        "batch_id": [job.batch_id for job in new],
+        "position": [job.position for job in new],
+        "custom_id": [clean_text(job.custom_id) for job in new],
+        "source_key": [clean_text(job.source_key) for job in new],
+        "endpoint": [job.endpoint for job in new],
+        "model": [clean_text(job.model) for job in new],
+        "request_hash": [job.request_hash for job in new],
+        "state": [state.value for state in states],
+        "not_before_ms": [job.not_before_ms for job in new],
+        "ended_at_ms": [None if job.ended_as is None else now_ms for job in new],
+        "failure_kind": [failed if state is JobState.FAILED else None for state in states],
+        "failure_message": [clean_text(job.failure_message) for job in new],
+        "priority": [job.priority for job in new],
+        "is_bulk": [job.is_bulk for job in new],
+        "max_attempts": [job.max_attempts for job in new],
+        "expires_at_ms": [job.expires_at_ms for job in new],
+        "published_at_ms": [published_at_ms if state is JobState.QUEUED else None for state in states],
+        "created_at_ms": [now_ms] * len(new),
+        **{name: [value] * len(new) for name, value in _UNTOUCHED.items()},
+    }
 
 
-def _job_values(job: NewJob, now_ms: int, published_at_ms: int | None) -> tuple[object, ...]:
-    """In the order of `_JOB_COLUMNS`."""
-    state = _first_state(job)
-    return (
-        job.id,
-        job.idempotency_key,
-        job.batch_id,
-        job.position,
-        clean_text(job.custom_id),
-        clean_text(job.source_key),
-        job.endpoint,
-        clean_text(job.model),
-        job.request_hash,
-        state.value,
-        job.not_before_ms,
-        None if job.ended_as is None else now_ms,
-        FailureKind.INVALID_REQUEST.value if job.ended_as is JobState.FAILED else None,
-        clean_text(job.failure_message),
-        job.priority,
-        job.is_bulk,
-        job.max_attempts,
-        job.expires_at_ms,
-        published_at_ms if state is JobState.QUEUED else None,
-        now_ms,
-        *_UNTOUCHED,
-    )
+_UNTOUCHED = {
+    "is_cancel_requested": False,
+    "generation": 1,
+    "claims": 0,
+    "attempts": 0,
+    "bad_responses": 0,
+    "losses": 0,
+    "solo_losses": 0,
+}
 
 
 def _first_state(job: NewJob) -> JobState:
