@@ -111,6 +111,17 @@ def test_every_value_of_a_job_arrives_in_its_own_column(ledger: Ledger) -> None:
     assert (row.published_at_ms, row.ended_at_ms) == (None, NOW)
 
 
+def test_values_of_every_size_stand_beside_absent_ones(ledger: Ledger) -> None:
+    facts = [
+        {"expires_at_ms": None, "is_bulk": True, "max_attempts": 1, "custom_id": None},
+        {"expires_at_ms": 5, "is_bulk": False, "max_attempts": None, "custom_id": '{a,"b\\\\c"}'},
+        {"expires_at_ms": 2**41, "is_bulk": True, "max_attempts": 70_000, "custom_id": "NULL"},
+    ]
+    found = put(ledger, *(a_job(**one) for one in facts))
+    kept = [job_row(ledger, job.id) for job in found]
+    assert [{name: getattr(row, name) for name in facts[0]} for row in kept] == facts
+
+
 def test_no_jobs_are_no_jobs(ledger: Ledger) -> None:
     assert put(ledger) == []
 
