@@ -135,12 +135,33 @@ def parse_request(
     """
     if not isinstance(data, Mapping):
         raise InvalidRequest(["must be a JSON object"])
-    if default_model is not None and data.get("model") is None:
-        data = {"model": default_model, **{k: v for k, v in data.items() if k != "model"}}
+    data = fill_model(data, default_model)
     try:
         return ChatRequest.model_validate(data, context={"allow_zero_temperature": allow_zero_temperature})
     except ValidationError as exc:
         raise InvalidRequest(describe_errors(exc)) from None
+
+
+def check_request(data: dict[str, Any], *, allow_zero_temperature: bool = False) -> None:
+    """Returns if a decoded JSON object is a valid request, which may then be sent as it is.
+
+    What `parse_request` says, but most requests need no model built for it. Raises InvalidRequest.
+    """
+    if not _is_plainly_valid(data):
+        parse_request(data, allow_zero_temperature=allow_zero_temperature)
+
+
+def fill_model(data: Mapping[str, Any], default_model: str | None) -> Mapping[str, Any]:
+    """`data`, or a copy that begins with the default model where `data` names none."""
+    if default_model is None or data.get("model") is not None:
+        return data
+    return {"model": default_model, **{k: v for k, v in data.items() if k != "model"}}
+
+
+def encode_decoded(data: Mapping[str, Any]) -> tuple[str, str]:
+    """The JSON body and its `hash_request`, of a request that was decoded from JSON."""
+    canonical = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps(data).decode(), hashlib.sha256(canonical).hexdigest()
 
 
 def encode_request(request: ChatRequest) -> str:
@@ -158,6 +179,30 @@ def hash_request(body: str) -> str:
     """SHA-256 (hex) of a request body, the same for any order of its keys."""
     canonical = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(canonical).hexdigest()
+
+
+_TEXT_ROLES = ("user", "system", "assistant", "developer", "function")  # need their content and no more
+_TYPED_KEYS = frozenset({"name", "tool_calls", "tool_call_id"})
+
+
+def _is_plainly_valid(data: dict[str, Any]) -> bool:
+    """Whether a decoded JSON object is beyond doubt a valid request; False says nothing.
+
+    Messages of text, which is most of them, in a tenth of the time that pydantic takes.
+    """
+    model, messages, temperature = data.get("model"), data.get("messages"), data.get("temperature", 1)
+    if type(model) is not str or not model or type(messages) is not list or not messages:
+        return False
+    # Not isinstance: True is an int.
+    if type(temperature) not in (float, int) or not 0 < temperature < math.inf:
+        return False
+    return data.get("stream", False) is False and all(
+        type(message) is dict
+        and type(message.get("content")) is str
+        and message.get("role") in _TEXT_ROLES
+        and (len(message) == 2 or _TYPED_KEYS.isdisjoint(message))
+        for message in messages
+    )
 
 
 def describe_errors(exc: ValidationError) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import pytest
 import requests
+from sqlalchemy import Table, func, select
 
+from tests.acceptance.test_run import ledger_of
 from tests.support.processes import ROOT, Shop, SimulatorProcess, end, environment, wait_until
+from worker.storage.tables import batches, jobs
+from worker.storage.tables import requests as requests_table
 
 
 def write_requests(folder: Path, count: int) -> Path:
@@ -83,6 +88,37 @@ def test_submit_takes_standard_input_and_again_submits_anew(shop: Shop) -> None:
     assert shop.antrean("submit", "requests.jsonl", "--json").json["batch_id"] == first["batch_id"]
     anew = shop.antrean("submit", "requests.jsonl", "--json", "--again").json
     assert (anew["new"], anew["batch_id"] != first["batch_id"]) == (4, True)
+
+
+def test_a_submission_that_was_killed_goes_on_and_queues_nothing_twice(shop: Shop) -> None:
+    write_requests(shop.folder, 60_000)
+    assert shop.antrean("migrate").code == 0
+    ledger = ledger_of(shop)
+
+    def count(rows: Table) -> int:
+        with ledger.read() as connection:
+            return int(connection.execute(select(func.count()).select_from(rows)).scalar_one())
+
+    submitting = shop.begin("worker.cli", "submit", "requests.jsonl", log="submit.log")
+    wait_until(lambda: count(jobs) > 0, within_s=40, what="its first rows")
+    end(submitting, signal.SIGKILL)
+    written = count(jobs)
+    assert 0 < written < 60_000
+    again = shop.antrean("submit", "requests.jsonl", "--json").json
+    assert (again["total"], again["new"], again["already_known"]) == (60_000, 60_000 - written, written)
+    assert (count(jobs), count(requests_table), count(batches)) == (60_000, 60_000, 1)
+    ledger.dispose()
+
+
+def test_another_default_model_is_another_request_on_the_same_line(shop: Shop) -> None:
+    line = {"messages": [{"role": "user", "content": "Hi."}]}
+    (shop.folder / "bare.jsonl").write_text(json.dumps(line) + "\n")
+    first, second, again = (
+        shop.antrean("submit", "bare.jsonl", "--no-check", "--model", model, "--json").json
+        for model in ("one", "two", "one")
+    )
+    assert (first["new"], second["new"], again["new"]) == (1, 1, 0)
+    assert first["batch_id"] == second["batch_id"] == again["batch_id"]
 
 
 def test_models_lists_what_the_endpoint_runs(shop: Shop) -> None:

@@ -9,6 +9,7 @@ import string
 import pytest
 from sqlalchemy.exc import SQLAlchemyError
 
+from schemas.job import JobState
 from tests.support.clock import FakeClock
 from tests.support.ledger import NOW, a_job, at_once, claim_one, job_row, put, record, rows, success
 from worker.errors import BrokerAway
@@ -58,6 +59,67 @@ def test_the_empty_key_is_a_key_as_well(ledger: Ledger) -> None:
 def test_jobs_without_a_key_are_all_new_and_come_back_in_the_order_given(ledger: Ledger) -> None:
     jobs = [a_job(idempotency_key=key) for key in ("z", None, "a", None)]
     assert [job.id for job in put(ledger, *jobs)] == [job.id for job in jobs]
+
+
+def test_new_and_known_jobs_in_one_call_are_told_apart(ledger: Ledger) -> None:
+    [first] = put(ledger, a_job(idempotency_key="k1", body="1"))
+    found = put(
+        ledger,
+        a_job(idempotency_key="k2", body="2"),
+        a_job(idempotency_key="k1", body="3"),
+        a_job(body="4", user_metadata={"a": 1}),
+        a_job(idempotency_key="k0", body="5", not_before_ms=NOW + 1),
+    )
+    assert [job.is_new for job in found] == [True, False, True, True]
+    assert found[1].id == first.id
+    assert [job.state for job in found] == ["queued", "queued", "queued", "waiting"]
+    assert sorted(r.body for r in rows(ledger, "requests")) == ["1", "2", "4", "5"]
+    assert [r.job_id for r in rows(ledger, "details")] == [found[2].id]
+
+
+def test_an_id_that_another_key_holds_is_the_job_that_was_there_first(ledger: Ledger) -> None:
+    [first] = put(ledger, a_job(idempotency_key="k1", body="1"))
+    found = put(ledger, a_job(id=first.id, idempotency_key="k2", body="2"), a_job(idempotency_key="k3"))
+    assert [(job.id == first.id, job.is_new) for job in found] == [(True, False), (False, True)]
+    assert [r.body for r in rows(ledger, "requests", job_id=first.id)] == ["1"]
+
+
+def test_every_value_of_a_job_arrives_in_its_own_column(ledger: Ledger) -> None:
+    given = {
+        "idempotency_key": "key",
+        "batch_id": "batch",
+        "position": 7,
+        "custom_id": "custom",
+        "source_key": "source",
+        "endpoint": "https://other.test",
+        "model": "the-model",
+        "request_hash": "hash",
+        "priority": 5,
+        "is_bulk": True,
+        "max_attempts": 3,
+        "expires_at_ms": 2**41,
+    }
+    [lone, ended] = put(
+        ledger, a_job(**given), a_job(ended_as=JobState.FAILED, failure_message="why"), published_at_ms=5
+    )
+    row = job_row(ledger, lone.id)
+    assert {name: getattr(row, name) for name in given} == given
+    assert (row.published_at_ms, row.created_at_ms, row.ended_at_ms, row.failure_kind) == (5, NOW, None, None)
+    assert (row.is_cancel_requested, row.claims, row.losses, row.solo_losses) == (False, 0, 0, 0)
+    row = job_row(ledger, ended.id)
+    assert (row.state, row.failure_kind, row.failure_message) == ("failed", "invalid_request", "why")
+    assert (row.published_at_ms, row.ended_at_ms) == (None, NOW)
+
+
+def test_values_of_every_size_stand_beside_absent_ones(ledger: Ledger) -> None:
+    facts = [
+        {"expires_at_ms": None, "is_bulk": True, "max_attempts": 1, "custom_id": None},
+        {"expires_at_ms": 5, "is_bulk": False, "max_attempts": None, "custom_id": '{a,"b\\\\c"}'},
+        {"expires_at_ms": 2**41, "is_bulk": True, "max_attempts": 70_000, "custom_id": "NULL"},
+    ]
+    found = put(ledger, *(a_job(**one) for one in facts))
+    kept = [job_row(ledger, job.id) for job in found]
+    assert [{name: getattr(row, name) for name in facts[0]} for row in kept] == facts
 
 
 def test_no_jobs_are_no_jobs(ledger: Ledger) -> None:

@@ -7,10 +7,18 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.chat import InvalidRequest, encode_request, hash_request, parse_request
+from schemas.chat import (
+    InvalidRequest,
+    check_request,
+    encode_decoded,
+    encode_request,
+    fill_model,
+    hash_request,
+    parse_request,
+)
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -128,3 +136,93 @@ def test_any_text_survives_the_way(content: str) -> None:
     body = encode_request(parse_request(request(messages=[{"role": "user", "content": content}])))
     assert json.loads(body)["messages"][0]["content"] == content
     assert "\x00" not in body
+
+
+def verdict(check: Any, data: Any, allow_zero: bool) -> list[str] | None:
+    try:
+        check(data, allow_zero_temperature=allow_zero)
+    except InvalidRequest as exc:
+        return exc.errors
+    return None
+
+
+def changed(sound: st.SearchStrategy[Any], **values: list[Any]) -> st.SearchStrategy[Any]:
+    """A sound object in which at most one field is something else."""
+    fields = st.sampled_from([(name, value) for name, some in values.items() for value in some])
+    return st.builds(lambda good, change: {**good, **dict(change)}, sound, st.lists(fields, max_size=1))
+
+
+ODD = [None, True, False, 0, 1, -1, 0.5, "", "x", [], {}, ["x"], [[]], [{}], [{"id": "1"}], {"a": None}]
+PARTS = [{"type": "text", "text": "t", "x": 1}]
+MESSAGES = changed(
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(["user", "system", "assistant", "developer", "function"]),
+            "content": st.sampled_from(["", "x", "Halo", "\0", PARTS]),
+        }
+    ),
+    role=["tool", "nobody", *ODD],
+    content=ODD,
+    name=ODD,
+    tool_calls=ODD,
+    tool_call_id=ODD,
+    refusal=ODD,
+)
+REQUESTS = changed(
+    st.fixed_dictionaries(
+        {"messages": st.lists(MESSAGES, min_size=1, max_size=2)},
+        optional={
+            "model": st.just("m"),
+            "temperature": st.sampled_from([0.7, 1, None, 0, 0.0]),
+            "stream": st.sampled_from([False, None]),
+            "seed": st.sampled_from(ODD),
+        },
+    ),
+    messages=ODD,
+    model=ODD,
+    temperature=[-0.0, 1e400, float("nan"), *ODD],
+    stream=ODD,
+)
+
+
+@settings(max_examples=500)
+@given(REQUESTS, st.booleans(), st.sampled_from([None, "d"]))
+def test_the_short_check_and_the_models_say_the_same_and_send_the_same(
+    data: dict[str, Any], allow_zero: bool, default_model: str | None
+) -> None:
+    data = dict(fill_model(data, default_model))
+    found = verdict(check_request, data, allow_zero)
+    assert found == verdict(parse_request, data, allow_zero)
+    if found is None:
+        body, hashed = encode_decoded(data)
+        modelled = encode_request(parse_request(data, allow_zero_temperature=allow_zero))
+        assert orjson.loads(body) == orjson.loads(modelled)
+        assert hashed == hash_request(body) == hash_request(modelled)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": True},
+        {"temperature": 0},
+        {"temperature": float("inf")},
+        {"temperature": "1"},
+        {"stream": 0},
+        {"stream": True},
+        {"model": ""},
+        {"model": 1},
+        {"messages": []},
+        {"messages": [[]]},
+        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": [], "content": "x"}]},
+        {"messages": [{"role": "assistant", "content": None}]},
+        {"messages": [{"role": "user", "content": "x", "name": 1}]},
+        {"messages": [{"role": "user", "content": "x", "tool_calls": 1}]},
+        {"messages": [{"role": "user", "content": "x", "tool_call_id": 1}]},
+        {"messages": [*HELLO, {"role": "user", "content": 1}]},
+    ],
+)
+def test_the_short_check_lets_nothing_wrong_through(change: dict[str, Any]) -> None:
+    found = verdict(check_request, request(**change), False)
+    assert found is not None
+    assert found == problems(request(**change))

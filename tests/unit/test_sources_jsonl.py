@@ -46,7 +46,7 @@ def complaints(path: Path, **options: Any) -> list[str]:
 def test_batch_lines_and_bare_bodies_may_stand_in_one_file(tmp_path: Path) -> None:
     path = write(tmp_path, batch_line("a"), BARE, {"custom_id": "b", "body": {**BARE, "model": "n"}})
     assert check(path) == JsonlSummary(3, {"m": 2, "n": 1})
-    assert [(line.number, line.custom_id, line.request.model) for line in read(path)] == [
+    assert [(line.number, line.custom_id, line.model) for line in read(path)] == [
         (1, "a", "m"),
         (2, None, "m"),
         (3, "b", "n"),
@@ -195,4 +195,15 @@ def test_a_file_that_changed_after_its_check_ends_with_the_line(tmp_path: Path) 
 def test_fields_beyond_the_known_are_kept(tmp_path: Path) -> None:
     body = {**BARE, "tools": [{"type": "function", "function": {"name": "f"}}], "seed": 7}
     (line,) = read(write(tmp_path, batch_line(body=body)))
-    assert line.request.model_extra == {"tools": body["tools"], "seed": 7}
+    assert line.body == body
+
+
+def test_a_request_too_deep_to_be_written_is_named_before_anything_is(tmp_path: Path) -> None:
+    deep = b'{"model":"m","messages":[{"role":"user","content":"Hi"}],"x":' + b"[" * 300 + b"]" * 300 + b"}\n"
+    (problem,) = complaints(write(tmp_path, deep))
+    assert problem.startswith("line 1: request: cannot be written as JSON")
+
+
+def test_ids_far_apart_are_found_as_well(tmp_path: Path) -> None:
+    path = write(tmp_path, *(batch_line(f"id-{n % 3000}") for n in range(3001)))
+    assert complaints(path) == ['line 3001: custom_id: "id-0" is on line 1 as well']

@@ -13,10 +13,11 @@ from typing import Annotated
 
 import typer
 
+from schemas.chat import encode_decoded
 from worker.cli.console import note, out, print_json
 from worker.clock import SystemClock
 from worker.errors import InputError
-from worker.ids import new_batch_id
+from worker.ids import new_batch_id, new_ids
 from worker.preflight import EndpointFacts, ask_endpoint, check_models, choose_model
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
@@ -25,7 +26,9 @@ from worker.storage.batches import Batch, finish_submission, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import NewJob
 from worker.storage.migrating import prepare_ledger
-from worker.submit import Submitted, identify, make_job, submit_many
+from worker.submit import BULK_PRIORITY, Submitted, identify, submit_many
+
+_IDS_AT_ONCE = 500
 
 
 def register(app: typer.Typer) -> None:
@@ -117,19 +120,32 @@ def _submit(
     )
 
     def jobs() -> Iterator[NewJob]:
+        ids = _ids()
         for line in lines:
-            yield make_job(
-                line.request,
+            body, request_hash = encode_decoded(line.body)
+            yield NewJob(
+                id=next(ids),
+                body=body,
+                model=line.model,
+                request_hash=request_hash,
                 endpoint=settings.endpoint,
+                # What makes it the same job; the batch stands for the file and the endpoint. Keys that rise
+                # with the lines fill their index page by page: scattered ones cost half of all the writing.
+                idempotency_key=f"{batch.id}:{line.number:09}:{request_hash[:12]}",
                 batch_id=batch.id,
                 position=line.number,
                 custom_id=line.custom_id,
                 source_key=f"{batch.id}:{line.number}",
+                priority=BULK_PRIORITY,
                 is_bulk=True,
-                identity=("submit", batch.id, str(line.number)),
             )
 
     return submit_many(ledger, jobs(), clock=SystemClock())
+
+
+def _ids() -> Iterator[str]:
+    while True:
+        yield from new_ids(_IDS_AT_ONCE)
 
 
 @contextmanager

@@ -7,32 +7,36 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
-from schemas.chat import ChatRequest, InvalidRequest, parse_request
+from schemas.chat import InvalidRequest, check_request, fill_model
 from worker.sources.problems import MOST_SHOWN, input_error, why
 
 URLS = ("/v1/chat/completions", "/chat/completions")
 LONGEST_CUSTOM_ID = 512
 LONGEST_LINE_BYTES = 64 * 1024 * 1024
+_BUFFER_BYTES = 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 _LINE_KEYS = ("custom_id", "method", "url", "body")
+_BUCKETS = 256
+_SURELY_SHALLOW = 200  # fewer braces and brackets than orjson writes levels
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
-    """A validated request and where it stood. `number` is the line's, 1-based, blank lines counted."""
+    """A valid request and where it stood. `number` is the line's, 1-based, blank lines counted."""
 
     number: int
     custom_id: str | None
-    request: ChatRequest
+    model: str
+    body: Mapping[str, Any]  # the request's decoded JSON, its model filled in
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ def check_requests(
                 ids.add(number, exc.custom_id)
                 continue
             count += 1
-            models[line.request.model] = models.get(line.request.model, 0) + 1
+            models[line.model] = models.get(line.model, 0) + 1
             ids.add(number, line.custom_id)
         for found, (number, problem) in enumerate(ids.find_duplicates(file)):
             problem_count += 1
@@ -105,17 +109,21 @@ def check_requests(
 
 
 class _CustomIds:
-    """Finds ids that come twice with 16 bytes a line: hashes first, the lines behind equal ones again."""
+    """Finds ids that come twice with 16 bytes a line: hashes first, the lines behind equal ones again.
+
+    Hashes and lines stand in buckets, so that looking for equals needs no copy of all of them.
+    """
 
     def __init__(self) -> None:
-        self._hashes = array("q")
-        self._numbers = array("q")
+        self._buckets = [(array("q"), array("q")) for _ in range(_BUCKETS)]
 
     def add(self, number: int, custom_id: str | None) -> None:
         if custom_id is None:
             return
-        self._hashes.append(hash(custom_id))
-        self._numbers.append(number)
+        hashed = hash(custom_id)
+        hashes, numbers = self._buckets[hashed % _BUCKETS]
+        hashes.append(hashed)
+        numbers.append(number)
 
     def find_duplicates(self, file: BinaryIO) -> Iterator[tuple[int, str]]:
         """Number and problem of each line whose custom_id an earlier line has, in order."""
@@ -133,11 +141,12 @@ class _CustomIds:
                     first[custom_id] = number
 
     def _suspect_lines(self) -> set[int]:
-        ordered = sorted(self._hashes)
-        twice = {one for one, next_one in pairwise(ordered) if one == next_one}
-        if not twice:
-            return set()
-        return {number for number, hashed in zip(self._numbers, self._hashes, strict=True) if hashed in twice}
+        suspects: set[int] = set()
+        for hashes, numbers in self._buckets:
+            if len(set(hashes)) < len(hashes):
+                counts = Counter(hashes)
+                suspects.update(n for n, one in zip(numbers, hashes, strict=True) if counts[one] > 1)
+        return suspects
 
 
 def _parse_line(
@@ -153,16 +162,17 @@ def _parse_line(
         custom_id = given if isinstance(given, str) else None
         problems = _check_envelope(data)
     if isinstance(body, dict):
+        body = fill_model(body, default_model)
         try:
-            request = parse_request(
-                body, allow_zero_temperature=allow_zero_temperature, default_model=default_model
-            )
+            check_request(body, allow_zero_temperature=allow_zero_temperature)
         except InvalidRequest as exc:
             raise _BadLine(*problems, *exc.errors, custom_id=custom_id) from None
-        if "\0" in request.model:  # no database keeps it
+        if "\0" in body["model"]:  # no database keeps it
             problems.append("model: must not hold U+0000")
+        if raw.count(b"{") + raw.count(b"[") > _SURELY_SHALLOW:
+            problems += _check_depth(body)
         if not problems:
-            return RequestLine(number, custom_id, request)
+            return RequestLine(number, custom_id, body["model"], body)
     raise _BadLine(*problems, custom_id=custom_id)
 
 
@@ -182,6 +192,15 @@ def _decode(raw: bytes) -> dict[str, Any]:
     return data
 
 
+def _check_depth(body: Mapping[str, Any]) -> list[str]:
+    # orjson reads four times deeper than it writes: found while writing rows, some would be there already.
+    try:
+        orjson.dumps(body)
+    except orjson.JSONEncodeError as exc:
+        return [f"request: cannot be written as JSON ({exc})"]
+    return []
+
+
 def _check_bare(data: dict[str, Any]) -> list[str]:
     # These would travel to the endpoint, and the id would be lost.
     return [
@@ -192,7 +211,7 @@ def _check_bare(data: dict[str, Any]) -> list[str]:
 
 
 def _check_envelope(data: dict[str, Any]) -> list[str]:
-    if not data.keys() & set(_LINE_KEYS):
+    if data.keys().isdisjoint(_LINE_KEYS):
         return ["needs messages (a request body), or custom_id and body (an OpenAI batch line)"]
     problems = [
         f"{_quote(key)}: unknown key; a batch line has {', '.join(_LINE_KEYS)}"
@@ -237,7 +256,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=_BUFFER_BYTES) as file:
             yield file
     except FileNotFoundError:
         raise input_error(str(path), [f"No such file: {path}"]) from None

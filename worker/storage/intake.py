@@ -11,6 +11,7 @@ from sqlalchemy import Connection, bindparam, select
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.batches import ensure_open_batches
+from worker.storage.bulk import insert_columns
 from worker.storage.cleaning import clean_text
 from worker.storage.tables import details, insert_or_ignore, jobs, requests
 
@@ -70,34 +71,43 @@ def insert_jobs(
     wanted = sorted([*unkeyed, *keyed.values()], key=lambda job: job.idempotency_key or "")
     if not wanted:
         return []
-    connection.execute(
-        insert_or_ignore(connection, jobs),
-        [_job_values(job, now_ms=now_ms, published_at_ms=published_at_ms) for job in wanted],
-    )
-    found: dict[str, tuple[str, str]] = {}
-    keys = list(keyed)
-    for start in range(0, len(keys), 500):
-        for row in connection.execute(_BY_KEY, {"keys": keys[start : start + 500]}):
-            found[row.idempotency_key] = (row.id, row.state)
-    fresh = {job.id for job in unkeyed}
-    for key, job in keyed.items():
-        if key not in found:  # the id is taken by a job with another key: the first one is the job
-            found[key] = (job.id, _state_of(connection, job.id))
-        elif found[key][0] == job.id:
-            fresh.add(job.id)
-    bodies = [{"job_id": job.id, "body": job.body} for job in wanted if job.id in fresh]
-    if bodies:
-        connection.execute(insert_or_ignore(connection, requests), bodies)
-    extras = [
-        _detail_values(job) for job in wanted if job.id in fresh and (job.user_metadata or job.envelope)
-    ]
-    if extras:
-        connection.execute(insert_or_ignore(connection, details), extras)
+    columns = _job_columns(wanted, now_ms=now_ms, published_at_ms=published_at_ms)
+    if insert_columns(connection, jobs, columns) == len(new):
+        _insert_bodies(connection, wanted)
+        return [KnownJob(id=job.id, state=_first_state(job), is_new=True) for job in new]
+    holders, fresh = _find_holders(connection, wanted)
+    _insert_bodies(connection, fresh)
+    fresh_ids = {job.id for job in fresh}
     known = []
     for job in new:
-        id_, state = (job.id, "queued") if job.idempotency_key is None else found[job.idempotency_key]
-        known.append(KnownJob(id=id_, state=JobState(state), is_new=id_ == job.id and id_ in fresh))
+        kept = job if job.idempotency_key is None else keyed[job.idempotency_key]
+        id_, state = holders[kept.id]
+        known.append(KnownJob(id=id_, state=state, is_new=id_ == job.id and id_ in fresh_ids))
     return known
+
+
+def _find_holders(
+    connection: Connection, wanted: Sequence[NewJob]
+) -> tuple[dict[str, tuple[str, JobState]], list[NewJob]]:
+    """Id and state of the job that is there for each of `wanted`, by the wanted one's id; and the new ones."""
+    keys = [job.idempotency_key for job in wanted if job.idempotency_key is not None]
+    found: dict[str, tuple[str, JobState]] = {}
+    for start in range(0, len(keys), 500):
+        for row in connection.execute(_BY_KEY, {"keys": keys[start : start + 500]}):
+            found[row.idempotency_key] = (row.id, JobState(row.state))
+    holders = {}
+    fresh = []
+    for job in wanted:
+        if job.idempotency_key is None:
+            holders[job.id] = (job.id, _first_state(job))
+            fresh.append(job)
+        elif job.idempotency_key not in found:  # the id is taken by a job with another key: it is the job
+            holders[job.id] = (job.id, _state_of(connection, job.id))
+        else:
+            holders[job.id] = found[job.idempotency_key]
+            if holders[job.id][0] == job.id:
+                fresh.append(job)
+    return holders, fresh
 
 
 def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) -> None:
@@ -116,44 +126,61 @@ def find_by_keys(connection: Connection, keys: Sequence[str]) -> dict[str, Known
     }
 
 
-def _state_of(connection: Connection, job_id: str) -> str:
-    return str(connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one())
+def _insert_bodies(connection: Connection, new: Sequence[NewJob]) -> None:
+    if not new:
+        return
+    bodies = {"job_id": [job.id for job in new], "body": [job.body for job in new]}
+    insert_columns(connection, requests, bodies)
+    extras = [
+        {"job_id": job.id, "user_metadata": job.user_metadata, "envelope": job.envelope}
+        for job in new
+        if job.user_metadata or job.envelope
+    ]
+    if extras:
+        connection.execute(insert_or_ignore(connection, details), extras)
 
 
-def _detail_values(job: NewJob) -> dict[str, object]:
-    return {"job_id": job.id, "user_metadata": job.user_metadata, "envelope": job.envelope}
+def _state_of(connection: Connection, job_id: str) -> JobState:
+    return JobState(connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one())
 
 
-def _job_values(job: NewJob, *, now_ms: int, published_at_ms: int | None) -> dict[str, object]:
+def _job_columns(new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | None) -> dict[str, list[Any]]:
+    states = [_first_state(job) for job in new]
+    failed = FailureKind.INVALID_REQUEST.value
     return {
-        "id": job.id,
-        "idempotency_key": job.idempotency_key,
-        "batch_id": job.batch_id,
-        "position": job.position,
-        "custom_id": clean_text(job.custom_id),
-        "source_key": clean_text(job.source_key),
-        "endpoint": job.endpoint,
-        "model": clean_text(job.model),
-        "request_hash": job.request_hash,
-        "state": _first_state(job).value,
-        "not_before_ms": job.not_before_ms,
-        "ended_at_ms": None if job.ended_as is None else now_ms,
-        "failure_kind": FailureKind.INVALID_REQUEST.value if job.ended_as is JobState.FAILED else None,
-        "failure_message": clean_text(job.failure_message),
-        "priority": job.priority,
-        "is_bulk": job.is_bulk,
-        "max_attempts": job.max_attempts,
-        "expires_at_ms": job.expires_at_ms,
-        "published_at_ms": published_at_ms if _first_state(job) is JobState.QUEUED else None,
-        "is_cancel_requested": False,
-        "generation": 1,
-        "claims": 0,
-        "attempts": 0,
-        "bad_responses": 0,
-        "losses": 0,
-        "solo_losses": 0,
-        "created_at_ms": now_ms,
+        "id": [job.id for job in new],
+        "idempotency_key": [job.idempotency_key for job in new],
+        "batch_id": [job.batch_id for job in new],
+        "position": [job.position for job in new],
+        "custom_id": [clean_text(job.custom_id) for job in new],
+        "source_key": [clean_text(job.source_key) for job in new],
+        "endpoint": [job.endpoint for job in new],
+        "model": [clean_text(job.model) for job in new],
+        "request_hash": [job.request_hash for job in new],
+        "state": [state.value for state in states],
+        "not_before_ms": [job.not_before_ms for job in new],
+        "ended_at_ms": [None if job.ended_as is None else now_ms for job in new],
+        "failure_kind": [failed if state is JobState.FAILED else None for state in states],
+        "failure_message": [clean_text(job.failure_message) for job in new],
+        "priority": [job.priority for job in new],
+        "is_bulk": [job.is_bulk for job in new],
+        "max_attempts": [job.max_attempts for job in new],
+        "expires_at_ms": [job.expires_at_ms for job in new],
+        "published_at_ms": [published_at_ms if state is JobState.QUEUED else None for state in states],
+        "created_at_ms": [now_ms] * len(new),
+        **{name: [value] * len(new) for name, value in _UNTOUCHED.items()},
     }
+
+
+_UNTOUCHED = {
+    "is_cancel_requested": False,
+    "generation": 1,
+    "claims": 0,
+    "attempts": 0,
+    "bad_responses": 0,
+    "losses": 0,
+    "solo_losses": 0,
+}
 
 
 def _first_state(job: NewJob) -> JobState:
