@@ -11,6 +11,7 @@ from redis.retry import Retry
 
 from worker.embedded.home import broker_url
 from worker.errors import BrokerAway
+from worker.hints import BULK_QUEUE, LONE_QUEUE, list_keys
 from worker.settings import Settings
 
 _TIMEOUT_S = 5.0
@@ -64,6 +65,16 @@ class BrokerEpoch:
         """Leaves the mark. Raises BrokerAway."""
         try:
             self._client.set(self._key, b"1")
+        except redis.RedisError as exc:
+            raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
+
+    def is_empty(self) -> bool:
+        """Whether no message lies in any of our queues. Raises BrokerAway."""
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for key in (*list_keys(BULK_QUEUE), *list_keys(LONE_QUEUE)):
+                    pipeline.llen(key)
+                return not any(pipeline.execute())
         except redis.RedisError as exc:
             raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
 

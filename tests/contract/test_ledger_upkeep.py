@@ -32,6 +32,7 @@ class Broker:
         self.states: set[str] = set()
         self.is_away = False
         self.has_mark = True
+        self.is_purged = False
 
     def publish(self, due: Sequence[Due]) -> None:
         self.states |= {state(self.ledger, job.id) for job in due}  # committed before it is published
@@ -45,6 +46,9 @@ class Broker:
 
     def set(self) -> None:
         self.has_mark = True
+
+    def is_empty(self) -> bool:
+        return self.is_purged
 
 
 @pytest.fixture
@@ -116,6 +120,19 @@ def test_what_a_broker_forgot_is_published_again(
     assert relay.tick() == 2
     assert set(broker.taken) == ids - {min(ids)}
     assert broker.has_mark
+
+
+def test_what_was_purged_is_published_again_within_seconds(
+    ledger: Ledger, relay: Relay, broker: Broker, clock: FakeClock
+) -> None:
+    id_ = put_one(ledger)
+    relay.tick()
+    clock.advance(4)
+    broker.is_purged = True
+    assert relay.tick() == 0, "it may be in somebody's hand"
+    clock.advance(6)
+    assert relay.tick() == 1
+    assert broker.taken == [id_, id_]
 
 
 def test_what_was_published_long_ago_is_published_again(

@@ -17,6 +17,7 @@ from worker.cli import (
     jobs,
     listing,
     pausing,
+    pruning,
     running,
     serving,
     submitting,
@@ -50,6 +51,7 @@ listing.register(app)
 jobs.register(app)
 usage.register(app)
 pausing.register(app)
+pruning.register(app)
 checking.register(app)
 serving.register(app)
 flower.register(app)

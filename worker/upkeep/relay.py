@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 WINDOW_FACTOR = 2
 WINDOW_FLOOR = 32
 LONE_WINDOW = 64
+_LOOK_FOR_EMPTY_MS = 5_000
 
 
 class Epoch(Protocol):
@@ -39,6 +40,9 @@ class Epoch(Protocol):
 
     def set(self) -> None:
         """Leaves the mark. Raises BrokerAway."""
+
+    def is_empty(self) -> bool:
+        """Whether no message lies in any of our queues. Raises BrokerAway."""
 
 
 class Relay:
@@ -64,6 +68,7 @@ class Relay:
         self._republish_after_ms = round(republish_after_s * 1000)
         self._after_batch = ""
         self._last_republish_ms = 0
+        self._last_empty_ms = 0
         self._poked = threading.Event()
         self._window = WINDOW_FLOOR
         self._taken_since_tick = 0
@@ -172,11 +177,23 @@ class Relay:
                 self._may_have_lost_hints = has_lost
                 raise
             self._epoch.set()
-        elif now_ms - self._last_republish_ms >= self._republish_after_ms / 4:
-            self._last_republish_ms = now_ms
-            before_ms = now_ms - self._republish_after_ms
+            return
+        before_ms = self._due_again_before(now_ms)
+        if before_ms is not None:
             again = self._ledger.run(
                 lambda connection: unmark_published_before(connection, self._endpoint, before_ms)
             )
             if again:
                 log.warning("relay.published_again", jobs=again)
+
+    def _due_again_before(self, now_ms: int) -> int | None:
+        """What was published before then is to be published again; None: it is not time to look."""
+        if now_ms - self._last_republish_ms >= self._republish_after_ms / 4:
+            self._last_republish_ms = self._last_empty_ms = now_ms
+            return now_ms - self._republish_after_ms
+        if now_ms - self._last_empty_ms >= _LOOK_FOR_EMPTY_MS:
+            self._last_empty_ms = now_ms
+            # A purge leaves the mark. What workers have in hand is published twice by this, and claimed once.
+            if self._epoch.is_empty():
+                return now_ms - _LOOK_FOR_EMPTY_MS
+        return None
