@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     beat_s: Seconds | None = Field(default=None, description="lease_s / 6 unless set")
     relay_interval_s: Seconds = 0.25
     republish_after_s: Seconds = 120.0
-    group_window_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.025
+    group_window_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.04
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # Flower

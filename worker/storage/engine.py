@@ -134,7 +134,7 @@ def _prepare_sqlite(engine: Engine, *, synchronous: str) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous.upper()}")
         connection.execute("PRAGMA temp_store = MEMORY")
-        connection.execute("PRAGMA cache_size = -16000")
+        connection.execute("PRAGMA cache_size = -4000")
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:

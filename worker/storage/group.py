@@ -31,7 +31,7 @@ T = TypeVar("T")
 _RETRY_FIRST_S = 0.1
 _RETRY_CAP_S = 2.0
 _COMMITS_A_WINDOW = 4
-_WINDOW_CAP_S = 0.05
+_WINDOW_CAP_S = 0.06
 
 
 class Reply(Generic[T]):

@@ -52,11 +52,13 @@ _MOVED_COLUMNS = (
     "failure_message",
     "blocked_since_ms",
 )
+_NEW = {name: f"new_{name}" for name in _MOVED_COLUMNS}  # a bound value may not be named as its column
+_UNMOVED: dict[str, Any] = dict.fromkeys(_NEW.values())
 _MOVE = Prepared(
     lambda _: (
         update(jobs)
         .where(jobs.c.id == bindparam("job_id"))
-        .values({name: bindparam(f"new_{name}") for name in _MOVED_COLUMNS})
+        .values({name: bindparam(new) for name, new in _NEW.items()})
     )
 )
 _KEEP_RESULT = Prepared(partial(build_upsert, table=results, keys=("job_id",)))
@@ -188,17 +190,20 @@ def _decide_setback(row: AnyRow, outcome: Setback, writes: _Writes) -> None:
 
 def _move(row: AnyRow, move: Move, outcome: Outcome, **facts: Any) -> dict[str, Any]:
     state = LEGAL_MOVES[JobState(row.state), move]
-    values: dict[str, Any] = dict.fromkeys(_MOVED_COLUMNS)
-    values["attempts"] = row.attempts
-    values["bad_responses"] = row.bad_responses
+    facts["state"] = state.value
+    facts.setdefault("attempts", row.attempts)
+    facts.setdefault("bad_responses", row.bad_responses)
     if state.is_final:
-        values["ended_at_ms"] = outcome.ended_at_ms
+        facts["ended_at_ms"] = outcome.ended_at_ms
     if isinstance(outcome, Success):
-        values["worker_id"] = outcome.worker_id
-        values["http_status"] = outcome.http_status
-        values["request_id"] = clean_text(outcome.request_id)
-    values.update(facts, state=state.value)
-    return {f"new_{name}": value for name, value in values.items()} | {"job_id": row.id}
+        facts["worker_id"] = outcome.worker_id
+        facts["http_status"] = outcome.http_status
+        facts["request_id"] = clean_text(outcome.request_id)
+    values = _UNMOVED.copy()
+    for name, value in facts.items():
+        values[_NEW[name]] = value
+    values["job_id"] = row.id
+    return values
 
 
 def _attempt(outcome: Outcome, verdict: str, **facts: Any) -> dict[str, Any]:
