@@ -122,6 +122,20 @@ def test_what_a_broker_forgot_is_published_again(
     assert broker.has_mark
 
 
+def test_after_a_broken_connection_what_is_unclaimed_is_published_again_once_the_broker_answers(
+    ledger: Ledger, relay: Relay, broker: Broker, clock: FakeClock
+) -> None:
+    ids = {put_one(ledger) for _ in range(3)}
+    relay.tick()
+    claim_one(ledger, min(ids))
+    broker.taken.clear()
+    clock.advance(1)
+    relay.broker_lost()
+    assert relay.tick() == 2
+    assert set(broker.taken) == ids - {min(ids)}
+    assert relay.tick() == 0, "once"
+
+
 def test_what_was_purged_is_published_again_within_seconds(
     ledger: Ledger, relay: Relay, broker: Broker, clock: FakeClock
 ) -> None:

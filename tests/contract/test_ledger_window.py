@@ -23,9 +23,13 @@ from tests.support.ledger import (
     record,
     setback,
     state,
+    success,
 )
+from worker.storage.claims import claim_jobs
 from worker.storage.engine import Ledger
 from worker.storage.moves import expire_jobs
+from worker.storage.pruning import _ENDED as PRUNED
+from worker.storage.records import record_outcomes
 from worker.storage.window import (
     Due,
     count_live_slots,
@@ -255,6 +259,7 @@ def crowded(ledger: Ledger, analyze: Callable[[Ledger], None]) -> Ledger:
         ("ix_jobs_running", lambda c: rescue_jobs(c, "w1", max_solo_losses=3, now_ms=NOW)),
         ("ix_jobs_running", fetch_beats),
         ("ix_jobs_expiring", lambda c: expire_jobs(c, now_ms=NOW + 100_000)),
+        ("ix_jobs_ended", lambda c: list(c.execute(PRUNED, {"before_ms": NOW, "at_most": 5}))),
     ],
 )
 def test_what_is_asked_all_the_time_is_answered_by_a_partial_index(
@@ -264,3 +269,37 @@ def test_what_is_asked_all_the_time_is_answered_by_a_partial_index(
     assert index in plans, plans
     assert "Seq Scan on jobs" not in plans, plans
     assert "SCAN jobs\n" not in plans, plans
+
+
+def test_a_claim_and_a_record_go_by_the_jobs_ids(crowded: Ledger) -> None:
+    ids = put_batch(crowded, "d", 3)
+    claimed = claim(crowded, *ids[:2], token="t-d")
+
+    def work(connection: Any) -> None:
+        record_outcomes(connection, [success(job) for job in claimed.values()])
+        claim_jobs(connection, ids, worker_id="w1", token="t-e", endpoint=ENDPOINT, now_ms=NOW)
+
+    plans = _plans(crowded, work)
+    assert ("jobs_pkey" if crowded.is_postgresql else "sqlite_autoindex_jobs_1") in plans, plans
+    assert "Seq Scan on jobs" not in plans, plans
+    assert "SCAN jobs\n" not in plans, plans
+
+
+def test_the_statements_of_the_hot_path_are_the_same_for_any_number_of_jobs(ledger: Ledger) -> None:
+    """So that PostgreSQL plans them once."""
+    seen: list[str] = []
+
+    def listen(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        seen.append(statement)
+
+    ids = put_batch(ledger, "d", 8)
+    texts: list[set[str]] = []
+    for chosen in (ids[:1], ids[1:]):
+        event.listen(ledger.engine, "before_cursor_execute", listen)
+        claimed = claim(ledger, *chosen, token=f"t{len(chosen)}")
+        assert len(claimed) == len(chosen)
+        record(ledger, *[success(job) for job in claimed.values()])
+        event.remove(ledger.engine, "before_cursor_execute", listen)
+        texts.append(set(seen))
+        seen.clear()
+    assert texts[0] == texts[1] != set()
