@@ -160,7 +160,7 @@ def play(scene: Scene) -> None:
     assert done.code == 0, done.err
     assert is_shown((folder / "results.jsonl").read_text()), "the answers hold what was planted"
 
-    simulator.set_faults(latency_s=8.0)
+    simulator.set_faults(latency_s=12.0)
     (folder / "requests.jsonl").write_text(json.dumps(REQUEST) + "\n")
     scene.shop.antrean("submit", "requests.jsonl")
     scene.send("kwargs-1", kwargs={"request": REQUEST}, headers={"note": SECRET}, shadow=SECRET)
@@ -183,12 +183,12 @@ def play(scene: Scene) -> None:
 
 
 def inspect_all(scene: Scene, task_ids: list[str]) -> None:
+    command = ["celery", "-A", "worker", "inspect", "active"]
+    scene.shop.begin(*command, log="inspect.log").wait(20)  # first: on a busy machine it takes a while to start
     ask = scene.foreign.control.inspect(timeout=0.7)
     scene.inspected["query_task"] = ask.query_task(task_ids)
     for name in ("active", "reserved", "scheduled", "stats", "conf", "report"):
         scene.inspected[name] = getattr(ask, name)()
-    command = ["celery", "-A", "worker", "inspect", "active"]
-    scene.shop.begin(*command, log="inspect.log").wait(20)
 
 
 def plant_bad_messages(scene: Scene) -> None:

@@ -239,7 +239,7 @@ def crowded(ledger: Ledger, analyze: Callable[[Ledger], None]) -> Ledger:
     put_batch(ledger, "old", 4000)
     with ledger.write() as connection:
         connection.execute(text("UPDATE jobs SET state = 'succeeded', ended_at_ms = 1, worker_id = 'w0'"))
-    put_batch(ledger, "b", 30)
+    put_batch(ledger, "b", 600)
     put_batch(ledger, "c", 10, expires_at_ms=NOW + 99_999)
     put_one(ledger)
     take(ledger, 12)
