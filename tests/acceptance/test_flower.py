@@ -160,7 +160,7 @@ def play(scene: Scene) -> None:
     assert done.code == 0, done.err
     assert is_shown((folder / "results.jsonl").read_text()), "the answers hold what was planted"
 
-    simulator.set_faults(latency_s=12.0)
+    simulator.set_faults(latency_s=8.0)
     (folder / "requests.jsonl").write_text(json.dumps(REQUEST) + "\n")
     scene.shop.antrean("submit", "requests.jsonl")
     scene.send("kwargs-1", kwargs={"request": REQUEST}, headers={"note": SECRET}, shadow=SECRET)
@@ -174,6 +174,7 @@ def play(scene: Scene) -> None:
     plant_bad_messages(scene)
     scene.send("after-1", kwargs={"request": REQUEST})
     wait_until(lambda: scene.state("after-1") in ("SUCCESS", "FAILURE"), within_s=20, what="work goes on")
+    wait_until(lambda: scene.state("kwargs-1") == "SUCCESS", within_s=20, what="the looked-at calls end")
     simulator.set_faults(rate_500=1.0)
     scene.send("failed-1", kwargs={"request": REQUEST})
     wait_until(lambda: scene.state("failed-1") == "FAILURE", within_s=20, what="a job fails")
