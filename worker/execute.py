@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -23,9 +24,10 @@ from worker.credentials import Credentials
 from worker.policy.retry import Decision, RetryRules, Standing, decide
 from worker.slots import Place, Slots, Stopping
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.group import GroupWriter, RunsAlone, WriterStopped
 from worker.storage.intake import NewJob, adopt_jobs
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success, Usage
+from worker.suspects import Suspects
 from worker.throttle.gatekeeper import Gatekeeper, Pass
 
 log = structlog.get_logger(__name__)
@@ -50,6 +52,9 @@ class Report:
     summary: str
     retry_in_s: float | None = None
     failure: FailureKind | None = None
+
+
+_PUT_OFF = Report(Verdict.NOT_ADMITTED, "waits: it runs alone, after another")
 
 
 class Spool(Protocol):
@@ -92,6 +97,7 @@ class Executor:
         self._writer = writer
         self._gatekeeper = gatekeeper
         self._slots = slots
+        self._suspects = Suspects()
         self._spool = spool
         self._rules = rules
         self._clock = clock
@@ -106,6 +112,8 @@ class Executor:
         """
         if adopt is not None and adopt.ended_as is not None:
             return self._refuse(adopt)
+        if self._suspects.puts_off(job_id):
+            return _PUT_OFF
         try:
             with self._slots.enter(is_bulk=is_bulk) as place:
                 return self._admit(job_id, adopt, place)
@@ -119,13 +127,14 @@ class Executor:
         if leave is None:
             self._leave_to_the_relay(job_id, adopt)
             return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut, or somebody paused the endpoint")
-        job = self._writer.claim(job_id, adopt=adopt, is_urgent=not place.is_bulk)
+        try:
+            job = self._writer.claim(job_id, adopt=adopt, is_urgent=not place.is_bulk)
+        except RunsAlone:
+            return self._attempt_alone(job_id, leave, place)
         if job is None and adopt is not None and adopt.not_before_ms is not None:
             wait_s = max(0.0, (adopt.not_before_ms - self._clock.now_ms()) / 1000)
             self._gatekeeper.leave(leave)
             return Report(Verdict.WAITING, "waits for its time", wait_s)
-        if job is not None and job.runs_alone:
-            return self._attempt_alone(job, leave, place)
         return self._attempt(job, leave, place)
 
     def _refuse(self, job: NewJob) -> Report:
@@ -152,15 +161,22 @@ class Executor:
                 continue
             return
 
-    def _attempt_alone(self, job: ClaimedJob, leave: Pass, place: Place) -> Report:
-        """Claims again once nobody else is in a call: whoever only waits must not be lost with the one inside."""
-        self._give_back(job)
+    def _attempt_alone(self, job_id: str, leave: Pass, place: Place) -> Report:
+        """Claims once nobody else is in a call: whoever only waits must not be lost with the one inside."""
+        if not self._suspects.begin_turn(job_id):
+            self._gatekeeper.leave(leave)
+            return _PUT_OFF
         try:
             with self._slots.alone():
-                return self._attempt(self._writer.claim(job.id, is_urgent=True), leave, place)
-        except Stopping:
+                job = self._writer.claim(job_id, is_urgent=True, is_alone=True)
+                return self._attempt(job, leave, place)
+        except (Stopping, WriterStopped):
             self._gatekeeper.leave(leave)
             raise
+        finally:
+            with suppress(WriterStopped):  # then this worker's window is published again by the next
+                for other in self._suspects.end_turn():
+                    self._writer.give_message_back(other)
 
     def _attempt(self, job: ClaimedJob | None, leave: Pass, place: Place) -> Report:
         if job is None:

@@ -46,7 +46,8 @@ class Slots:
     """Bulk jobs take one of `bulk_limit` places; lone jobs pass beside them; with `lone_limit`, all together
     never take more than the sum of both.
 
-    A job that runs alone waits until no other call of this process is in flight, and holds new ones back.
+    A job that runs alone waits until no other call of this process is in flight, and holds new ones back. Then the
+    others have their turn, for as long as they were held back, before the next one that runs alone has its own.
     """
 
     def __init__(self, bulk_limit: int, lone_limit: int | None = None) -> None:
@@ -56,6 +57,10 @@ class Slots:
         self._idle = threading.Condition()
         self._active = 0
         self._solo_waiting = 0
+        self._at_the_door = 0
+        self._invited = 0  # of those at the door: no solo begins before they are in
+        self._solos = 0
+        self._door_is_open_until_s = 0.0
         self._is_solo_active = False
         self._is_stopping = threading.Event()
 
@@ -93,8 +98,8 @@ class Slots:
         place = Place(needs, is_bulk=is_bulk)
         try:
             with self._idle:
-                if self._solo_waiting or self._is_solo_active or self.is_stopping:
-                    self._wait_for_the_solo()
+                if self.is_stopping or not self._is_door_open():
+                    self._wait_at_the_door()
                 self._active += 1
             try:
                 yield place
@@ -106,8 +111,18 @@ class Slots:
         finally:
             place.leave()
 
-    def _wait_for_the_solo(self) -> None:
-        self._idle.wait_for(lambda: self.is_stopping or not self._solo_waiting + self._is_solo_active)
+    def _is_door_open(self) -> bool:
+        return not self._is_solo_active and (
+            not self._solo_waiting or time.monotonic() < self._door_is_open_until_s
+        )
+
+    def _wait_at_the_door(self) -> None:
+        arrived = self._solos
+        self._at_the_door += 1
+        # Whoever was there when a solo ended goes in, however late its thread wakes.
+        self._idle.wait_for(lambda: self.is_stopping or self._solos > arrived or self._is_door_open())
+        self._at_the_door -= 1
+        self._invited = max(0, self._invited - (self._solos > arrived))
         if self.is_stopping:
             raise Stopping
 
@@ -118,7 +133,8 @@ class Slots:
             self._active -= 1  # waits outside, so that two who want to be alone do not wait for each other
             self._solo_waiting += 1
             self._idle.notify_all()
-            self._idle.wait_for(lambda: self.is_stopping or (self._active == 0 and not self._is_solo_active))
+            began_s = max(time.monotonic(), self._door_is_open_until_s)
+            self._idle.wait_for(lambda: self.is_stopping or self._may_solo())
             self._solo_waiting -= 1
             if self.is_stopping:
                 self._active += 1
@@ -130,4 +146,11 @@ class Slots:
             with self._idle:
                 self._is_solo_active = False
                 self._active += 1
+                self._solos += 1
+                self._invited = self._at_the_door
+                now_s = time.monotonic()
+                self._door_is_open_until_s = now_s + max(0.0, now_s - began_s)
                 self._idle.notify_all()
+
+    def _may_solo(self) -> bool:
+        return self._active == 0 and not self._is_solo_active and not self._invited

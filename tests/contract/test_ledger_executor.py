@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
 
 from api_client.client import EndpointClient
 from api_client.config import EndpointConfig
@@ -27,6 +28,7 @@ from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter
 from worker.storage.moves import cancel_jobs
+from worker.storage.tables import jobs
 from worker.storage.window import take_due
 from worker.submit import make_job
 from worker.throttle.gatekeeper import Gatekeeper
@@ -340,3 +342,28 @@ def test_a_paid_answer_of_a_job_that_was_cancelled_meanwhile_is_kept(build: Call
     assert house.ledger.run(lambda c: cancel_jobs(c, [id_], now_ms=NOW)) == 1
     assert running() is Verdict.SUCCEEDED
     assert state(house.ledger, id_) == "succeeded"
+
+
+def test_one_that_runs_alone_at_a_time_and_the_next_holds_no_slot_meanwhile(
+    build: Callable[..., House],
+) -> None:
+    house = build(simulated={"latency_s": 0.3})
+    first, *others, innocent = [house.put() for _ in range(4)]
+    with house.ledger.write() as connection:
+        connection.execute(
+            update(jobs).where(jobs.c.id.in_([first, *others])).values(losses=2, published_at_ms=NOW)
+        )
+    from tests.contract.test_ledger_group import in_background  # local: a helper of the neighbouring suite
+
+    on_trial = in_background(lambda: house.execute(first))
+    house.simulator.wait_for(lambda stats: stats["in_flight"] == 1)
+    held_back = [in_background(partial(house.execute, id_)) for id_ in (*others, innocent)]
+    assert on_trial() is Verdict.SUCCEEDED
+    came_to = [answer() for answer in held_back]
+    assert sorted(came_to) == [Verdict.NOT_ADMITTED, Verdict.SUCCEEDED, Verdict.SUCCEEDED]
+    assert house.simulator.stats()["max_in_flight"] == 1, "each was alone"
+    put_off = others[came_to.index(Verdict.NOT_ADMITTED)]
+    house.wait_for_the_database()
+    row = job_row(house.ledger, put_off)
+    assert (row.claims, row.published_at_ms) == (0, None), "never claimed, and the relay publishes it again"
+    assert house.execute(put_off) is Verdict.SUCCEEDED

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import redis
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from schemas.chat import parse_request
 from tests.support.audit import assert_sound, states
@@ -28,7 +29,7 @@ from worker.clock import SystemClock
 from worker.embedded.valkey import find_binary
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
-from worker.storage.tables import jobs, results
+from worker.storage.tables import jobs, results, workers
 from worker.submit import make_job, submit_many
 
 LEASE_S = 2.0
@@ -204,6 +205,15 @@ class Arena:
         """Calls in flight, as the endpoint sees them."""
         return int(self.simulator.stats()["in_flight"])
 
+    def calls_of(self, job_id: str) -> int:
+        """Calls for this job that the endpoint has received."""
+        return int(self.simulator.calls().get(job_id, {"received": 0})["received"])
+
+    def last_published_ms(self) -> int | None:
+        """When the latest of the jobs that are in the broker, and not claimed, was handed to it."""
+        with self.ledger.read() as connection:
+            return connection.execute(select(func.max(jobs.c.published_at_ms))).scalar_one()
+
     def wait_for(self, is_so: Callable[[], Any], what: str, *, within_s: float = 30.0) -> float:
         """Seconds until it was so."""
         began_s = time.monotonic()
@@ -215,9 +225,20 @@ class Arena:
         before = self.ended()
         return self.wait_for(lambda: self.ended() > before, "work goes on", within_s=within_s)
 
+    def held_by(self, worker: subprocess.Popen[bytes]) -> int:
+        """Jobs that the ledger shows in the hands of this process: calls in flight, or about to be."""
+        with self.ledger.read() as connection:
+            return connection.execute(
+                select(func.count())
+                .select_from(jobs.join(workers, workers.c.id == jobs.c.worker_id))
+                .where(jobs.c.state == "running", workers.c.pid == worker.pid)
+            ).scalar_one()
+
     def kill(self, worker: subprocess.Popen[bytes]) -> int:
-        """kill -9; how many calls were in flight (the endpoint is asked just before)."""
-        in_flight = self.in_flight()
+        """kill -9; how many calls it had in flight. It stands still while they are counted."""
+        worker.send_signal(signal.SIGSTOP)
+        wait_until(lambda: psutil.Process(worker.pid).status() == "stopped", within_s=5, what="it is stopped")
+        in_flight = self.held_by(worker)
         end(worker, signal.SIGKILL)
         return in_flight
 

@@ -48,10 +48,13 @@ def claim(
     worker: str = "w1",
     endpoint: str = ENDPOINT,
     now_ms: int = NOW,
+    are_alone: bool = False,
 ) -> dict[str, ClaimedJob]:
     """What `ids` came to for this worker and token."""
     return ledger.run(
-        lambda c: claim_jobs(c, ids, worker_id=worker, token=token, endpoint=endpoint, now_ms=now_ms)
+        lambda c: claim_jobs(
+            c, ids, worker_id=worker, token=token, endpoint=endpoint, now_ms=now_ms, are_alone=are_alone
+        )
     )
 
 

@@ -97,6 +97,25 @@ def test_two_that_run_alone_do_so_one_after_the_other() -> None:
     assert slots.active == 0
 
 
+def test_the_others_have_their_turn_between_two_that_run_alone() -> None:
+    slots = Slots(8)
+    first = Slot(slots, alone=True)
+    assert first.is_inside()
+    others = [Slot(slots, is_bulk=True) for _ in range(3)]
+    assert all(other.is_kept_out() for other in others)
+    second = Slot(slots, alone=True)
+    eventually(lambda: slots.active == 1 and second.thread.is_alive())
+    first.go()
+    assert all(other.is_inside() for other in others), "held back by the first, before the second"
+    if second.entered.wait(0.05):
+        assert second.is_kept_out()
+    for other in others:
+        other.go()
+    assert second.is_inside()
+    second.go()
+    assert slots.active == 0
+
+
 def test_stopping_wakes_everyone_who_waits_and_lets_nobody_in() -> None:
     slots = Slots(1)
     inside = Slot(slots, is_bulk=True)

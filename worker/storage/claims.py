@@ -11,6 +11,7 @@ from worker.storage.prepared import Prepared, is_among, pack_ids
 from worker.storage.tables import batches, jobs, requests
 
 SOLO_AFTER_LOSSES = 2
+_ANY_LOSSES = 2**31 - 1
 
 _now: BindParameter[int] = bindparam("now_ms")
 _token: BindParameter[str] = bindparam("token")
@@ -23,6 +24,7 @@ def _claim(dialect: str) -> Update:
         .where(
             is_among(dialect, jobs.c.id),
             jobs.c.endpoint == bindparam("of_endpoint"),
+            jobs.c.losses < bindparam("losses_below"),
             or_(
                 (jobs.c.state == "queued") & or_(jobs.c.expires_at_ms.is_(None), jobs.c.expires_at_ms > _now),
                 mine_already,
@@ -51,7 +53,6 @@ def _claim(dialect: str) -> Update:
             jobs.c.bad_responses,
             jobs.c.max_attempts,
             jobs.c.blocked_since_ms,
-            jobs.c.losses,
             jobs.c.is_bulk,
             jobs.c.model,
         )
@@ -63,6 +64,12 @@ _BODIES = Prepared(
     lambda dialect: select(requests.c.job_id, requests.c.body).where(is_among(dialect, requests.c.job_id))
 )
 
+_SUSPECTS = Prepared(
+    lambda dialect: select(jobs.c.id).where(
+        is_among(dialect, jobs.c.id), jobs.c.state == "queued", jobs.c.losses >= bindparam("losses_from")
+    )
+)
+
 
 def claim_jobs(
     connection: Connection,
@@ -72,8 +79,12 @@ def claim_jobs(
     token: str,
     endpoint: str,
     now_ms: int,
+    are_alone: bool = False,
 ) -> dict[str, ClaimedJob]:
     """The jobs of `ids` that are this worker's now, by id; an absent id was not to be had.
+
+    A job that runs alone is only to be had by those who `are_alone`: a claim to find out would be held beside the
+    calls of others, and lost with them as if it had been alone.
 
     One guarded UPDATE. A repeated claim with one's own token succeeds, so that a COMMIT whose answer was
     lost can be run again.
@@ -86,6 +97,7 @@ def claim_jobs(
             "ids": pack_ids(connection, ids),
             "of_endpoint": endpoint,
             "now_ms": now_ms,
+            "losses_below": _ANY_LOSSES if are_alone else SOLO_AFTER_LOSSES,
             "token": token,
             "new_worker_id": worker_id,
         },
@@ -107,8 +119,15 @@ def claim_jobs(
             max_attempts=row.max_attempts,
             blocked_since_ms=row.blocked_since_ms,
             claimed_at_ms=now_ms,
-            runs_alone=row.losses >= SOLO_AFTER_LOSSES,
             is_bulk=bool(row.is_bulk),
         )
         for row in rows
     }
+
+
+def fetch_suspects(connection: Connection, ids: Sequence[str]) -> set[str]:
+    """Those of `ids` that are queued and run alone."""
+    if not ids:
+        return set()
+    rows = _SUSPECTS.run(connection, {"ids": pack_ids(connection, ids), "losses_from": SOLO_AFTER_LOSSES})
+    return set(rows.scalars())

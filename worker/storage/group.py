@@ -11,13 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import structlog
 from sqlalchemy import Connection
 
 from worker.clock import Clock
-from worker.storage.claims import claim_jobs
+from worker.storage.claims import claim_jobs, fetch_suspects
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.intake import NewJob, adopt_jobs
@@ -82,6 +83,10 @@ class WriterStopped(Exception):
     """The writer has ended; nothing more is claimed."""
 
 
+class RunsAlone(Exception):
+    """The job was lost with its worker too often to be claimed beside others."""
+
+
 class GroupWriter:
     """The one writer of a worker process. Its methods block the calling slot until the commit is known."""
 
@@ -94,6 +99,7 @@ class GroupWriter:
         self._endpoint = endpoint
         self._clock = clock
         self._window_s = window_s
+        self._alone: set[str] = set()  # jobs whose claimer is alone in this process
         self._pending: deque[_Item] = deque()
         self._lock = threading.Lock()
         self._wake = threading.Event()  # there is work
@@ -115,17 +121,23 @@ class GroupWriter:
         return not self._thread.is_alive()
 
     def claim(
-        self, job_id: str, *, adopt: NewJob | None = None, is_urgent: bool = False
+        self, job_id: str, *, adopt: NewJob | None = None, is_urgent: bool = False, is_alone: bool = False
     ) -> ClaimedJob | None:
         """The job, now ours alone, or None when it is not to be had. Waits while the database is away.
 
         An urgent one is not kept waiting for company.
         `adopt` becomes the job's row first, in the same transaction, if it has none. Raises WriterStopped
-        during a shutdown.
+        during a shutdown, and RunsAlone where the claimer `is_alone` not and has to be.
         """
         future: Reply[ClaimedJob | None] = Reply()
-        self._put(("claim", (job_id, adopt), future), is_urgent=is_urgent)
-        return future.result()
+        if is_alone:
+            self._alone.add(job_id)
+        try:
+            self._put(("claim", (job_id, adopt), future), is_urgent=is_urgent)
+            return future.result()
+        finally:
+            if is_alone:
+                self._alone.discard(job_id)
 
     def record(self, outcome: Outcome, *, is_urgent: bool = False) -> Recorded:
         """What the ledger did with the outcome. Raises DatabaseAway; the claim is then still held here."""
@@ -230,7 +242,9 @@ class GroupWriter:
     def _commit(self, group: _Group, token: str) -> None:
         now_ms = self._clock.now_ms()
 
-        def work(connection: Connection) -> tuple[list[Recorded], dict[str, ClaimedJob], list[Any]]:
+        def work(
+            connection: Connection,
+        ) -> tuple[list[Recorded], dict[str, ClaimedJob], set[str], list[Any]]:
             # Before the claims: a beat would take those of its own group, not in `held` yet, for orphans.
             answers = [ask(connection) for ask, _ in group.works]
             recorded = record_outcomes(connection, [o for o, _ in group.outcomes.values()])
@@ -238,17 +252,22 @@ class GroupWriter:
                 unmark_published(connection, group.returned)
             # A message that carries its own request becomes a row in the transaction that claims it.
             adopt_jobs(connection, list(group.adopted.values()), now_ms=now_ms)
-            claimed = claim_jobs(
+            wanted = [job_id for job_id in group.claims if job_id not in self.held]
+            claim = partial(
+                claim_jobs,
                 connection,
-                [job_id for job_id in group.claims if job_id not in self.held],
                 worker_id=self.worker_id,
                 token=token,
                 endpoint=self._endpoint,
                 now_ms=now_ms,
             )
-            return recorded, claimed, answers
+            claimed = claim([job_id for job_id in wanted if job_id not in self._alone])
+            claimed |= claim([job_id for job_id in wanted if job_id in self._alone], are_alone=True)
+            # Whoever was not to be had is a second delivery, mostly; a few of them have to run alone.
+            suspects = fetch_suspects(connection, [job_id for job_id in wanted if job_id not in claimed])
+            return recorded, claimed, suspects, answers
 
-        recorded, claimed, answers = self._ledger.run(work)
+        recorded, claimed, suspects, answers = self._ledger.run(work)
         for job_id, job in claimed.items():
             self.held[job_id] = job.token
         for (outcome, future), what in zip(group.outcomes.values(), recorded, strict=True):
@@ -256,7 +275,10 @@ class GroupWriter:
                 del self.held[outcome.job_id]
             future.set_result(what)
         for job_id, waiting in group.claims.items():
-            waiting.set_result(claimed.get(job_id))
+            if job_id in suspects:
+                waiting.set_exception(RunsAlone())
+            else:
+                waiting.set_result(claimed.get(job_id))
         for (_, answer), value in zip(group.works, answers, strict=True):
             answer.set_result(value)
 

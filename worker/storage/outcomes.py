@@ -23,7 +23,6 @@ class ClaimedJob:
     max_attempts: int | None
     blocked_since_ms: int | None
     claimed_at_ms: int
-    runs_alone: bool  # it was lost with its worker too often to share a process
     is_bulk: bool
 
 

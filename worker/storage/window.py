@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import BindParameter, Connection, bindparam, func, not_, select, update
 
 from schemas.job import JobState
+from worker.storage.claims import SOLO_AFTER_LOSSES
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs, workers
 
 _endpoint: BindParameter[str] = bindparam("of_endpoint")
@@ -22,7 +23,10 @@ class Due:
     is_bulk: bool
 
 
-_COUNT_PUBLISHED = select(func.count()).where(is_published(), jobs.c.endpoint == _endpoint)
+# Those that run alone take their turns for a long time: they must not fill the window meanwhile.
+_COUNT_PUBLISHED = select(func.count()).where(
+    is_published(), jobs.c.endpoint == _endpoint, jobs.c.losses < SOLO_AFTER_LOSSES
+)
 _COUNT_LIVE_SLOTS = select(func.coalesce(func.sum(workers.c.slots), 0)).where(
     workers.c.ended_at_ms.is_(None), workers.c.endpoint == _endpoint
 )
@@ -91,7 +95,7 @@ _PUBLISHED_BEFORE = (
 
 
 def count_published(connection: Connection, endpoint: str) -> int:
-    """Jobs handed to the broker and not claimed yet. Bounded by the relay's window."""
+    """Jobs handed to the broker and not claimed yet, but for those that run alone. Bounded by the relay's window."""
     return int(connection.execute(_COUNT_PUBLISHED, {"of_endpoint": endpoint}).scalar_one())
 
 
