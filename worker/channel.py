@@ -18,7 +18,7 @@ import structlog
 from celery.app import amqp
 from kombu import Connection as KombuConnection
 from kombu.asynchronous import get_event_loop
-from kombu.transport import redis
+from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
@@ -29,6 +29,9 @@ log = structlog.get_logger(__name__)
 _SATURATED_POLL_S = 0.1  # how long a read of lone jobs alone lasts before bulk is looked at again
 _BULK_KEYS = list_keys(BULK_QUEUE)
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
+# A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
+REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
+_RECONNECT_AFTER_S, _RECONNECT_STEP_S, _RECONNECT_AFTER_MAX_S = 1.0, 1.0, 3.0
 
 
 class Hand:
@@ -87,8 +90,17 @@ class QoS(redis.QoS):
 
     def append(self, message: Any, delivery_tag: str) -> None:
         hand = Channel.hand
-        if hand is None or not hand.take(message, delivery_tag):
+        if hand is not None and hand.take(message, delivery_tag):
+            return
+        try:
             super().append(message, delivery_tag)
+        except self.channel.connection_errors as exc:
+            if hand is None:
+                raise
+            # It is off its list already: dropped here, it would be gone. The worker's memory has it, and its row
+            # is written with its claim.
+            log.warning("message.kept_in_memory", error=type(exc).__name__)
+            virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         hand = Channel.hand
@@ -209,6 +221,7 @@ class Transport(redis.Transport):
     """kombu's Redis transport, speaking through our channel."""
 
     Channel = Channel
+    connection_errors = (*redis.Transport.connection_errors, *REFUSES_WRITES)
 
 
 class Connection(KombuConnection):
@@ -216,6 +229,13 @@ class Connection(KombuConnection):
 
     def get_transport_cls(self) -> type[Transport]:
         return Transport
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """kombu's, which after a long outage looks only twice a minute whether the broker is back."""
+        kwargs.setdefault("interval_start", _RECONNECT_AFTER_S)
+        kwargs.setdefault("interval_step", _RECONNECT_STEP_S)
+        kwargs.setdefault("interval_max", _RECONNECT_AFTER_MAX_S)
+        return super().ensure_connection(*args, **kwargs)
 
 
 class AMQP(amqp.AMQP):

@@ -7,6 +7,7 @@ its facts, never by its content (Celery would print the whole body), and dropped
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,13 +19,14 @@ from celery.utils.objects import Bunch
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.common import ignore_errors
 
-from worker.channel import Channel
+from worker.channel import REFUSES_WRITES, Channel
 from worker.events import FLUSH_EVERY_S
 from worker.request import BlankRequest, DefectFilter, as_name
 
 log = structlog.get_logger(__name__)
 _celery_log = get_logger(__name__)  # kombu's `…_log_error` say a delivery tag on it
 _DEFECTS = DefectFilter()
+_REFUSED_PAUSE_S = 1.0
 _MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
 
 
@@ -61,6 +63,11 @@ class Consumer(CeleryConsumer):
         super().on_connection_error_after_connected(exc)
         if Channel.hand is not None:
             Channel.hand.on_broker_lost()
+        _pause_where_writes_are_refused(exc)
+
+    def on_connection_error_before_connected(self, exc: BaseException) -> None:
+        super().on_connection_error_before_connected(exc)
+        _pause_where_writes_are_refused(exc)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Celery's handler, but a message that breaks it is dropped. It would end the worker, come back, and
@@ -110,6 +117,13 @@ class Consumer(CeleryConsumer):
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
         log.error("message.undecodable", error=type(exc).__name__, **_facts(message))
         message.ack()
+
+
+def _pause_where_writes_are_refused(exc: BaseException) -> None:
+    if isinstance(exc, REFUSES_WRITES):
+        time.sleep(
+            _REFUSED_PAUSE_S
+        )  # the broker takes connections, so that nothing else would slow the hub down
 
 
 def _facts(message: Any) -> dict[str, Any]:

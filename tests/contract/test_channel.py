@@ -13,6 +13,7 @@ import redis
 from celery import Celery
 from kombu import Connection as KombuConnection
 from kombu import Consumer, Exchange, Queue
+from kombu.exceptions import OperationalError
 from kombu.message import Message
 
 from worker.channel import Channel, Connection, Hand
@@ -389,3 +390,34 @@ def test_what_is_no_message_costs_only_itself(
     put_hints(valkey, "j-3")
     valkey.rpush(key, b"not json")  # the first to be read
     assert ids(Reader(ours).read_all()) == ["j-1", "j-2", "j-3"]
+
+
+def test_a_foreign_message_is_not_lost_where_the_broker_cannot_note_that_it_was_taken(
+    ours: KombuConnection, valkey: redis.Redis, hand: Callable[..., Hand]
+) -> None:
+    """It is off its list by then: a full broker refuses the note, and Celery would have dropped it and ended."""
+    hand(4)
+    publish(ours, {"n": 1})
+    reader = Reader(ours)
+    valkey.config_set("maxmemory", 1)
+    try:
+        (message,) = reader.read(1)
+        assert message.payload == {"n": 1}
+        assert valkey.hlen(UNACKED) == 0
+    finally:
+        valkey.config_set("maxmemory", 0)
+    message.ack()
+
+
+def test_a_broker_that_was_away_for_long_is_looked_for_every_three_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("kombu.utils.functional.sleep", lambda _: None)
+    with (
+        Connection("redis+socket:///tmp/nobody-listens.sock") as connection,
+        pytest.raises(OperationalError),
+    ):
+        connection.ensure_connection(lambda _, wait_s: waits.append(wait_s), 20)
+    assert waits[:3] == [1, 2, 3]
+    assert max(waits) == 3

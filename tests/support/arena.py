@@ -53,11 +53,10 @@ class Figures:
 class ValkeyProcess:
     """A real Valkey on a unix socket that may be killed and started again, with or without what it held."""
 
-    def __init__(self, folder: Path, *, keeps: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         self.socket = str(folder / "v.sock")
         self._folder = folder / "valkey"
         self._folder.mkdir()
-        self._keeps = keeps
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -65,11 +64,21 @@ class ValkeyProcess:
     def url(self) -> str:
         return f"redis+socket://{self.socket}?virtual_host=0"
 
-    def start(self) -> None:
-        """Returns when it answers."""
-        keeps = "yes" if self._keeps else "no"
+    def start(self, *, keeps: bool = True) -> None:
+        """Returns when it answers. Without `keeps` it has forgotten what it held, and keeps nothing."""
+        appends = "yes" if keeps else "no"
         self._process = subprocess.Popen(
-            [find_binary(), "--port", "0", "--unixsocket", self.socket, "--save", "", "--appendonly", keeps],
+            [
+                find_binary(),
+                "--port",
+                "0",
+                "--unixsocket",
+                self.socket,
+                "--save",
+                "",
+                "--appendonly",
+                appends,
+            ],
             cwd=self._folder,
             env={"LC_ALL": "C"},
             stdout=subprocess.DEVNULL,

@@ -1,0 +1,187 @@
+"""A broker that forgets, dies, drops its clients, stalls and is full. Invariants 1 and 4: it holds hints only.
+
+Every job ends once, none is called twice because of a redelivery, and work goes on within seconds of its return.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+
+import pytest
+from celery import Celery
+
+from tests.support.arena import MODEL, Arena
+from tests.support.proxy import Proxy
+from worker.settings import load_settings
+
+RECOVERS_WITHIN_S = 10.0
+WORKERS = 2
+
+
+def begin(arena: Arena, *, full: int, short: int, most_slots: int = 32) -> int:
+    """Starts two workers in the middle of a run; how many messages they may have in hand, all together."""
+    slots = arena.size(most_slots, 8)
+    arena.queue(arena.size(full, short))
+    for _ in range(WORKERS):
+        arena.worker(concurrency=slots)
+    arena.wait_for(lambda: arena.ended() > 2 * slots, "the run is in its middle")
+    return WORKERS * load_settings(concurrency=slots, _env_file=None).thread_count
+
+
+def calls(arena: Arena) -> int:
+    """Calls that the endpoint has received."""
+    return int(arena.simulator.stats()["calls"])
+
+
+def time_the_next_call(arena: Arena, *, beyond: int) -> float:
+    """Seconds until the endpoint has received more than `beyond` calls."""
+    return arena.wait_for(lambda: calls(arena) > beyond, "a job is handed on and called", within_s=60)
+
+
+def run_dry(arena: Arena) -> int:
+    """Waits until nothing is left to call while the broker is away; calls received until then."""
+    arena.wait_for(lambda: arena.in_flight() == 0, "the workers have nothing in hand", within_s=20)
+    return calls(arena)
+
+
+def test_the_broker_forgets_everything(arena: Arena) -> None:
+    in_hand = begin(arena, full=1500, short=200)
+    beyond = calls(arena) + in_hand
+    with arena.valkey.client() as client:
+        client.flushall()
+    recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.conclude("broker FLUSHALL", most_extra_calls=0, recover_s=recover_s)
+    assert recover_s < RECOVERS_WITHIN_S
+
+
+def test_the_broker_is_restarted_without_what_it_held(arena: Arena) -> None:
+    in_hand = begin(arena, full=1500, short=200)
+    beyond = calls(arena) + in_hand
+    arena.valkey.kill()
+    arena.valkey.start(keeps=False)
+    recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.conclude("broker restarted empty", most_extra_calls=0, recover_s=recover_s)
+    assert recover_s < RECOVERS_WITHIN_S
+
+
+def test_the_broker_is_killed_and_away(arena: Arena) -> None:
+    begin(arena, full=1500, short=200)
+    away_s = arena.size(10, 3)
+    arena.valkey.kill()
+    threading.Event().wait(away_s)
+    beyond = run_dry(arena)
+    arena.valkey.start()
+    recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.conclude(f"broker kill -9, away {away_s} s", most_extra_calls=0, recover_s=recover_s)
+    assert recover_s < RECOVERS_WITHIN_S
+
+
+def test_the_broker_drops_its_clients_in_mid_call(arena: Arena) -> None:
+    times = arena.size(10, 2)
+    in_hand = begin(arena, full=2500, short=240)
+    for _ in range(times):
+        beyond = calls(arena) + in_hand
+        with arena.valkey.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        recover_s = time_the_next_call(arena, beyond=beyond)
+        assert recover_s < RECOVERS_WITHIN_S
+    arena.conclude(f"broker CLIENT KILL, {times} times", most_extra_calls=0, recover_s=recover_s)
+
+
+def test_the_broker_answers_nobody_for_five_seconds(arena: Arena) -> None:
+    in_hand = begin(arena, full=1500, short=200)
+    with arena.valkey.client() as client:
+        client.execute_command("CLIENT", "PAUSE", "5000", "ALL")
+    began_s = time.monotonic()
+    beyond = run_dry(arena) + in_hand  # what is in hand may wait for the broker's word on the gate
+    threading.Event().wait(began_s + 5 - time.monotonic())
+    recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.conclude("broker CLIENT PAUSE 5000", most_extra_calls=0, recover_s=recover_s)
+    assert recover_s < RECOVERS_WITHIN_S
+
+
+def test_the_broker_is_full(arena: Arena) -> None:
+    """The workers live through it."""
+    begin(arena, full=1500, short=200)
+    with arena.valkey.client() as client:
+        used = int(client.info("memory")["used_memory"])
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", used // 2)
+        beyond = run_dry(arena)
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        threading.Event().wait(arena.size(12, 3))
+        client.config_set("maxmemory", 0)
+    recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.conclude("broker at maxmemory", most_extra_calls=0, recover_s=recover_s)
+    assert recover_s < RECOVERS_WITHIN_S
+    assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
+
+
+@pytest.mark.storm  # the health checks take seconds
+@pytest.mark.simulator("--latency", "1.0")
+@pytest.mark.parametrize("ends_by", ["thaw", "cut"])
+def test_the_network_to_the_broker_is_half_open(arena: Arena, ends_by: str) -> None:
+    """Calls in flight go on and are recorded meanwhile; work goes on after."""
+    with closing(Proxy(arena.valkey.socket, listen=arena.folder / "p.sock")) as proxy:
+        arena.shop.settings["broker_url"] = f"redis+socket://{arena.folder}/p.sock?virtual_host=0"
+        in_hand = begin(arena, full=1000, short=200)
+        in_flight, ended = arena.in_flight(), arena.ended()
+        assert in_flight > 0
+        proxy.freeze()
+        arena.wait_for(
+            lambda: arena.ended() >= ended + in_flight, "what was in flight is recorded", within_s=5
+        )
+        threading.Event().wait(15)  # longer than any health check
+        beyond = run_dry(arena) + in_hand
+        if ends_by == "cut":
+            proxy.cut()
+        proxy.thaw()
+        recover_s = time_the_next_call(arena, beyond=beyond)
+        arena.conclude(f"broker half open 15 s, {ends_by}", most_extra_calls=0, recover_s=recover_s)
+        assert recover_s < RECOVERS_WITHIN_S
+        assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
+
+
+def send_foreign(arena: Arena, count: int) -> None:
+    """Messages of somebody else's app: they carry their own request, and no row knows of them yet."""
+    with Celery("foreign", broker=arena.valkey.url, set_as_current=False) as foreign:
+        for i in range(count):
+            request = {"model": MODEL, "messages": [{"role": "user", "content": f"Tell {i}."}]}
+            foreign.send_task("antrean.complete_chat", kwargs={"request": request}, ignore_result=True)
+    arena.queued += count
+
+
+def test_the_broker_drops_its_clients_while_they_run_a_foreign_apps_messages(arena: Arena) -> None:
+    """Celery delivers what was running again; a claim lets the second delivery pass without a call."""
+    slots, times = arena.size(32, 8), arena.size(8, 2)
+    send_foreign(arena, arena.size(1500, 150))
+    for _ in range(WORKERS):
+        arena.worker(concurrency=slots)
+    arena.wait_for(lambda: arena.ended() > slots, "the run is in its middle")
+    in_flight = 0
+    for _ in range(times):
+        in_flight += arena.in_flight()
+        with arena.valkey.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        recover_s = time_the_next_call(arena, beyond=calls(arena) + 2 * slots)
+    arena.conclude(
+        f"foreign messages, CLIENT KILL, {times} times", most_extra_calls=in_flight, recover_s=recover_s
+    )
+
+
+def test_a_worker_is_killed_while_it_runs_a_foreign_apps_messages(arena: Arena) -> None:
+    """What it had taken and not claimed is delivered again by the broker, once it counts as abandoned there."""
+    slots = arena.size(32, 8)
+    send_foreign(arena, arena.size(1000, 120))
+    victim, _ = (arena.worker(concurrency=slots) for _ in range(WORKERS))
+    arena.wait_for(lambda: arena.ended() > slots, "the run is in its middle")
+    in_flight = arena.kill(victim)
+    recover_s = arena.wait_for(lambda: "heart.worker_died" in arena.worker_log(), "the dead is found")
+    with arena.valkey.client() as client:
+        # The visibility timeout is minutes: what is in hand anywhere counts as taken that long ago.
+        for tag in client.zrange("unacked_index", 0, -1):
+            client.zincrby("unacked_index", -3600, tag)
+    arena.worker(concurrency=slots)
+    arena.conclude("foreign messages, worker kill -9", most_extra_calls=in_flight, recover_s=recover_s)
