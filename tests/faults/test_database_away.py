@@ -13,7 +13,6 @@ from tests.support.outage import (
     assert_nobody_was_lost,
     calls_made,
     come_back,
-    now_ms,
     spooled,
     stay_away,
 )
@@ -37,7 +36,9 @@ def start_the_middle_of_a_run(arena: Arena, workers: int = 2, **settings: object
     arena.queue(arena.size(1000, 100))
     for _ in range(workers):
         arena.worker(concurrency=slots, **settings)
-    arena.wait_for(lambda: arena.ended() >= slots // 2, "the run is in its middle")
+    arena.wait_for(
+        lambda: arena.ended() >= slots // 2 and arena.in_flight() >= slots // 2, "the run is in its middle"
+    )
 
 
 @on_postgresql
@@ -62,7 +63,7 @@ def test_postgresql_is_away_for_longer_than_a_lease(arena: Arena) -> None:
     assert spooled(arena) > 0
     recover_s = come_back(arena, server.start)
     arena.conclude(
-        f"PostgreSQL away for {arena.size(30, 3)} s, twice the lease and more",
+        f"PostgreSQL away for {arena.size(30, 3)} s",
         most_extra_calls=0,
         recover_s=recover_s,
     )
@@ -122,9 +123,7 @@ def test_the_way_to_the_database_is_half_open_for_longer_than_a_lease(
         proxy.thaw()
 
     recover_s = come_back(arena, end_outage)
-    arena.conclude(
-        f"way to the database half open, then {ends}", most_extra_calls=0, recover_s=recover_s
-    )
+    arena.conclude(f"way to the database half open, then {ends}", most_extra_calls=0, recover_s=recover_s)
     assert_nobody_was_lost(arena)
 
 
@@ -141,12 +140,16 @@ def test_one_worker_of_two_is_half_open_and_what_it_held_goes_on_elsewhere(
     proxy.freeze()
     recover_s = arena.wait_for(lambda: "heart.worker_lost" in arena.worker_log(), "its lease expires")
     assert recover_s < 2 * LEASE_S
-    arena.wait_for(lambda: calls_made(arena) > len(arena.simulator.calls()), "a call is made again", within_s=45)
+    arena.wait_for(
+        lambda: calls_made(arena) > len(arena.simulator.calls()), "a call is made again", within_s=45
+    )
     proxy.thaw()
     arena.wait_for(lambda: arena.ended() == arena.queued, "all jobs end")
     with arena.ledger.read() as connection:
         again = connection.execute(select(func.sum(jobs.c.claims - 1))).scalar_one()
-    assert 0 < again <= 3 * slots  # calls in flight, answers on their way to the ledger, claims on their way back
+    assert (
+        0 < again <= 3 * slots
+    )  # calls in flight, answers on their way to the ledger, claims on their way back
     arena.conclude("one worker's way to the database half open", most_extra_calls=again, recover_s=recover_s)
 
 
@@ -162,11 +165,13 @@ def test_a_worker_dies_with_answers_in_its_spool_and_another_records_them(arena:
     doomed = arena.worker(concurrency=slots)
     if other == "alive all the time":
         arena.worker(concurrency=slots)
-    arena.wait_for(lambda: arena.ended() >= slots, "the run is in its middle")
+    arena.wait_for(
+        lambda: arena.ended() >= slots and arena.in_flight() >= slots // 2, "the run is in its middle"
+    )
     server.kill()
     stay_away(arena, 1.0)
-    assert spooled(arena) >= slots
-    made, died_ms = calls_made(arena), now_ms()
+    assert spooled(arena) > 0
+    made = calls_made(arena)
     end(doomed, signal.SIGKILL)
     files = list((arena.folder / ".antrean" / "spool").glob("*.spool"))
     assert len(files) == (2 if other == "alive all the time" else 1)
@@ -177,6 +182,8 @@ def test_a_worker_dies_with_answers_in_its_spool_and_another_records_them(arena:
             arena.worker(concurrency=slots)
 
     recover_s = come_back(arena, restart)
-    arena.conclude(f"killed while the database is away, other {other}", most_extra_calls=0, recover_s=recover_s)
+    arena.conclude(
+        f"killed while the database is away, other {other}", most_extra_calls=0, recover_s=recover_s
+    )
     assert "spool.replayed" in arena.worker_log()
-    assert calls_made(arena) > made and died_ms
+    assert calls_made(arena) > made
