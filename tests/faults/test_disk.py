@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -74,12 +73,9 @@ def disk() -> Iterator[Path]:
 def fill(disk: Path) -> Path:
     """A file that takes all that was left on the disk."""
     filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        for size in (1 << 20, 1 << 12):
-            block = os.urandom(size)
-            with pytest.raises(OSError, match="No space left"):
-                while True:
-                    file.write(block)
+    with Path("/dev/zero").open("rb", buffering=0) as zeros, filler.open("wb", buffering=0) as file:
+        with pytest.raises(OSError, match="No space left"):
+            shutil.copyfileobj(zeros, file, 1 << 12)
     return filler
 
 
