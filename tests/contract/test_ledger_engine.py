@@ -144,6 +144,23 @@ def test_a_locked_sqlite_file_is_a_database_away(sqlite_ledger: Ledger) -> None:
     put_one(sqlite_ledger)
 
 
+def test_a_connection_opened_while_the_file_was_read_only_is_not_used_again(sqlite_ledger: Ledger) -> None:
+    path = sqlite_ledger.engine.url.database
+    is_read_only = True
+
+    @event.listens_for(sqlite_ledger.engine, "do_connect")
+    def _open(_dialect: object, _entry: object, _args: object, options: dict[str, object]) -> object:
+        if not is_read_only:
+            return None
+        return sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
+
+    sqlite_ledger.dispose()
+    with pytest.raises(DatabaseAway, match="readonly"):
+        put_one(sqlite_ledger)
+    is_read_only = False
+    put_one(sqlite_ledger)
+
+
 def test_a_read_and_a_write_in_sqlite_do_not_wait_for_each_other(sqlite_ledger: Ledger) -> None:
     with sqlite_ledger.read() as reader:
         assert count_published(reader, ENDPOINT) == 0

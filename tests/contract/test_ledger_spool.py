@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import resource
 import signal
 import subprocess
 import sys
@@ -171,6 +172,21 @@ def test_a_spool_that_cannot_be_written_says_so_and_recovers(tmp_path: Path) -> 
     folder.unlink()
     assert spool.keep(paid())
     assert spool.is_writable
+
+
+def test_a_spool_without_room_for_an_answer_is_not_writable(tmp_path: Path) -> None:
+    spool = SpoolFile(tmp_path / "spool", "w1")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, before[1]))  # what a full disk is to a file
+    try:
+        assert not spool.keep(paid(raw=bytes(1 << 19)))
+        spool.wait_until_writable()
+        assert not spool.is_writable
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    spool.wait_until_writable()
+    assert spool.is_writable
+    assert (tmp_path / "spool" / "w1.spool").stat().st_size == 0
 
 
 def test_stopping_wakes_those_who_wait_for_the_spool(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from worker.clock import Clock
 from worker.errors import AntreanError, BrokerAway
 from worker.storage.batches import fetch_held
 from worker.storage.engine import Ledger
+from worker.storage.errors import DatabaseAway
 from worker.storage.pauses import fetch_pause
 from worker.storage.window import (
     Due,
@@ -142,14 +143,19 @@ class Relay:
             )
             return lone + due, after_batch
 
-        due, self._after_batch = self._ledger.run(work)
-        if not due:
-            return 0
         try:
-            # Commit before publishing: a lost message is relayed again, a ghost is not.
-            self._publish(due)
-        except BrokerAway:
-            self._ledger.run(lambda connection: unmark_published(connection, [job.id for job in due]))
+            due, self._after_batch = self._ledger.run(work)
+            if not due:
+                return 0
+            try:
+                # Commit before publishing: a lost message is relayed again, a ghost is not.
+                self._publish(due)
+            except BrokerAway:
+                self._ledger.run(lambda connection: unmark_published(connection, [job.id for job in due]))
+                raise
+        except DatabaseAway:
+            # Nobody knows whether it was committed: jobs may be marked as published that no message names.
+            self._may_have_lost_hints = True
             raise
         return len(due)
 

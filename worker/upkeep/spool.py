@@ -26,6 +26,7 @@ from worker.storage.outcomes import Success, Usage
 log = structlog.get_logger(__name__)
 SUFFIX = ".spool"
 _RETRY_S = 1.0
+_ROOM_BYTES = 1 << 20  # a long answer
 
 
 class SpoolFile:
@@ -94,7 +95,7 @@ class SpoolFile:
             raise Stopping
         with self._lock:
             try:
-                os.fsync(self._open())
+                self._prove_room()
                 self._is_writable = True
             except OSError:
                 self._is_writable = False
@@ -127,6 +128,16 @@ class SpoolFile:
                 raise
             self._fd = fd
         return self._fd
+
+    def _prove_room(self) -> None:
+        # A full disk syncs without complaint: only room that was really taken says that an answer has some.
+        fd = self._open()
+        end = os.lseek(fd, 0, os.SEEK_END)
+        try:
+            os.posix_fallocate(fd, end, _ROOM_BYTES)
+        finally:
+            os.ftruncate(fd, end)
+        os.fsync(fd)
 
     def _remove(self) -> None:
         if self._fd is not None:

@@ -1,0 +1,189 @@
+"""The database goes away in mid-run. Invariant 5: what was paid for is not lost, and nothing is paid for twice."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import func, make_url, select
+
+from tests.support.arena import LEASE_S, Arena, PostgresProcess
+from tests.support.outage import (
+    assert_nobody_was_lost,
+    calls_made,
+    come_back,
+    spooled,
+    stay_away,
+)
+from tests.support.processes import end
+from tests.support.proxy import Proxy
+from worker.storage.tables import jobs
+
+on_postgresql = pytest.mark.parametrize(
+    "arena", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+
+
+def server_of(arena: Arena) -> PostgresProcess:
+    assert arena.postgres is not None
+    return arena.postgres
+
+
+def start_the_middle_of_a_run(arena: Arena, workers: int = 2, **settings: object) -> None:
+    """So many workers, with most of the jobs still to do."""
+    slots = arena.size(50, 8)
+    arena.queue(arena.size(1000, 100))
+    for _ in range(workers):
+        arena.worker(concurrency=slots, **settings)
+    arena.wait_for(
+        lambda: arena.ended() >= slots // 2 and arena.in_flight() >= slots // 2, "the run is in its middle"
+    )
+
+
+@on_postgresql
+@pytest.mark.simulator("--latency", "0.5")
+@pytest.mark.parametrize("how", ["restarted", pytest.param("killed and started", marks=pytest.mark.storm)])
+def test_postgresql_is_restarted(arena: Arena, how: str) -> None:
+    server = server_of(arena)
+    start_the_middle_of_a_run(arena)
+    (server.stop if how == "restarted" else server.kill)()
+    recover_s = come_back(arena, server.start)
+    arena.conclude(f"PostgreSQL {how}", most_extra_calls=0, recover_s=recover_s)
+    assert_nobody_was_lost(arena)
+
+
+@on_postgresql
+@pytest.mark.simulator("--latency", "0.5")
+def test_postgresql_is_away_for_longer_than_a_lease(arena: Arena) -> None:
+    server = server_of(arena)
+    start_the_middle_of_a_run(arena)
+    server.kill()
+    stay_away(arena, arena.size(30, 3))
+    assert spooled(arena) > 0
+    recover_s = come_back(arena, server.start)
+    arena.conclude(
+        f"PostgreSQL away for {arena.size(30, 3)} s",
+        most_extra_calls=0,
+        recover_s=recover_s,
+    )
+    assert_nobody_was_lost(arena)
+
+
+@on_postgresql
+@pytest.mark.simulator("--latency", "0.5")
+def test_all_connections_are_dropped_again_and_again(arena: Arena) -> None:
+    server = server_of(arena)
+    start_the_middle_of_a_run(arena)
+    recovered_s = []
+    for _ in range(5):
+
+        def drop() -> None:
+            with server.connect() as connection:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name = 'antrean' AND pid <> pg_backend_pid()"
+                )
+
+        recovered_s.append(come_back(arena, drop))
+    arena.conclude("connections dropped, five times", most_extra_calls=0, recover_s=max(recovered_s))
+    assert_nobody_was_lost(arena)
+
+
+@pytest.fixture
+def proxy(arena: Arena) -> Iterator[Proxy]:
+    """A proxy in front of PostgreSQL, below a socket of the same name."""
+    server = server_of(arena)
+    folder = arena.folder / "px"
+    folder.mkdir()
+    proxy = Proxy(str(server.socket), listen=folder / server.socket.name)
+    yield proxy
+    proxy.close()
+
+
+def through_the_proxy(arena: Arena) -> str:
+    """The address of the arena's database by way of its proxy."""
+    address = make_url(arena.settings.ledger_url).update_query_dict({"host": str(arena.folder / "px")})
+    return address.render_as_string(hide_password=False)
+
+
+@on_postgresql
+@pytest.mark.simulator("--latency", "0.5")
+@pytest.mark.parametrize("ends", ["goes on", pytest.param("is cut", marks=pytest.mark.storm)])
+def test_the_way_to_the_database_is_half_open_for_longer_than_a_lease(
+    arena: Arena, proxy: Proxy, ends: str
+) -> None:
+    start_the_middle_of_a_run(arena, database_url=through_the_proxy(arena))
+    proxy.freeze()
+    stay_away(arena, arena.size(10, 3))
+
+    def end_outage() -> None:
+        if ends == "is cut":
+            proxy.cut()
+        proxy.thaw()
+
+    recover_s = come_back(arena, end_outage)
+    arena.conclude(f"way to the database half open, then {ends}", most_extra_calls=0, recover_s=recover_s)
+    assert_nobody_was_lost(arena)
+
+
+@on_postgresql
+@pytest.mark.simulator("--latency", "0.5")
+def test_one_worker_of_two_is_half_open_and_what_it_held_goes_on_elsewhere(
+    arena: Arena, proxy: Proxy
+) -> None:
+    slots = arena.size(50, 8)
+    arena.queue(arena.size(1000, 140))
+    arena.worker(concurrency=slots, home=arena.folder / "far", database_url=through_the_proxy(arena))
+    arena.worker(concurrency=slots)
+    arena.wait_for(lambda: arena.ended() >= 2 * slots, "the run is in its middle")
+    proxy.freeze()
+    recover_s = arena.wait_for(lambda: "heart.worker_lost" in arena.worker_log(), "its lease expires")
+    assert recover_s < 2 * LEASE_S
+    arena.wait_for(
+        lambda: calls_made(arena) > len(arena.simulator.calls()), "a call is made again", within_s=45
+    )
+    proxy.thaw()
+    arena.wait_for(lambda: arena.ended() == arena.queued, "all jobs end")
+    with arena.ledger.read() as connection:
+        again = connection.execute(select(func.sum(jobs.c.claims - 1))).scalar_one()
+    assert (
+        0 < again <= 3 * slots
+    )  # calls in flight, answers on their way to the ledger, claims on their way back
+    arena.conclude("one worker's way to the database half open", most_extra_calls=again, recover_s=recover_s)
+
+
+@on_postgresql
+@pytest.mark.simulator("--latency", "1")
+@pytest.mark.parametrize(
+    "other", ["alive all the time", pytest.param("started afterwards", marks=pytest.mark.storm)]
+)
+def test_a_worker_dies_with_answers_in_its_spool_and_another_records_them(arena: Arena, other: str) -> None:
+    server = server_of(arena)
+    slots = arena.size(50, 8)
+    arena.queue(arena.size(400, 60))
+    doomed = arena.worker(concurrency=slots)
+    if other == "alive all the time":
+        arena.worker(concurrency=slots)
+    arena.wait_for(
+        lambda: arena.ended() >= slots and arena.in_flight() >= slots // 2, "the run is in its middle"
+    )
+    server.kill()
+    stay_away(arena, 1.0)
+    assert spooled(arena) > 0
+    made = calls_made(arena)
+    end(doomed, signal.SIGKILL)
+    files = list((arena.folder / ".antrean" / "spool").glob("*.spool"))
+    assert len(files) == (2 if other == "alive all the time" else 1)
+
+    def restart() -> None:
+        server.start()
+        if other == "started afterwards":
+            arena.worker(concurrency=slots)
+
+    recover_s = come_back(arena, restart)
+    arena.conclude(
+        f"killed while the database is away, other {other}", most_extra_calls=0, recover_s=recover_s
+    )
+    assert "spool.replayed" in arena.worker_log()
+    assert calls_made(arena) > made

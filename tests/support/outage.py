@@ -1,0 +1,69 @@
+"""What is asked of an arena whose database goes away: that nothing is called meanwhile, and nobody is taken for dead."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from sqlalchemy import func, select
+
+from tests.support.arena import Arena
+from worker.errors import AntreanError
+from worker.storage.tables import attempts, jobs
+
+
+def now_ms() -> int:
+    """The clock that workers on this machine write into the ledger."""
+    return time.time_ns() // 1_000_000
+
+
+def calls_made(arena: Arena) -> int:
+    """Calls that the endpoint has received of all jobs."""
+    return sum(int(call["received"]) for call in arena.simulator.calls().values())
+
+
+def stay_away(arena: Arena, for_s: float) -> None:
+    """Waits until the calls in flight have ended, and `for_s` more, in which no call may be made."""
+    arena.wait_for(lambda: arena.in_flight() == 0, "the calls in flight end", within_s=20)
+    made = calls_made(arena)
+    threading.Event().wait(for_s)  # the outage's own length
+    assert calls_made(arena) == made, "calls were made without a claim"
+
+
+def come_back(arena: Arena, end_outage: Callable[[], object], *, within_s: float = 30.0) -> float:
+    """Ends the outage; seconds from then until the next claim."""
+    began_ms = now_ms()
+    end_outage()
+    returned_ms = now_ms()
+    arena.ledger.dispose()  # the connections of this process are from before
+
+    def find_claim() -> int | None:
+        try:
+            with arena.ledger.read() as connection:
+                first: int | None = connection.execute(
+                    select(func.min(jobs.c.claimed_at_ms)).where(jobs.c.claimed_at_ms >= began_ms)
+                ).scalar_one()
+        except AntreanError:
+            return None
+        return first
+
+    arena.wait_for(lambda: find_claim() is not None, "claiming resumes", within_s=within_s)
+    return max(0, (find_claim() or 0) - returned_ms) / 1000
+
+
+def spooled(arena: Arena) -> int:
+    """Answers that went to a spool."""
+    return arena.worker_log().count("result.spooled")
+
+
+def assert_nobody_was_lost(arena: Arena) -> None:
+    """No lease expired: no attempt was lost, and no worker was taken for dead."""
+    with arena.ledger.read() as connection:
+        lost = connection.execute(select(func.count()).where(attempts.c.outcome == "lost")).scalar_one()
+        given_up = connection.execute(
+            select(func.count()).where(jobs.c.failure_kind == "worker_lost")
+        ).scalar_one()
+    assert (lost, given_up) == (0, 0)
+    for event in ("heart.worker_lost", "heart.worker_died"):
+        assert event not in arena.worker_log()
