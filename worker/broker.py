@@ -70,13 +70,18 @@ class BrokerEpoch:
 
     def is_empty(self) -> bool:
         """Whether no message lies in any of our queues. Raises BrokerAway."""
-        try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for key in (*list_keys(BULK_QUEUE), *list_keys(LONE_QUEUE)):
-                    pipeline.llen(key)
-                return not any(pipeline.execute())
-        except redis.RedisError as exc:
-            raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
+        return count_messages(self._client) == 0
+
+
+def count_messages(client: redis.Redis) -> int:
+    """Messages that lie in our queues and that no worker has taken. Raises BrokerAway."""
+    try:
+        with client.pipeline(transaction=False) as pipeline:
+            for key in (*list_keys(BULK_QUEUE), *list_keys(LONE_QUEUE)):
+                pipeline.llen(key)
+            return sum(pipeline.execute())
+    except redis.RedisError as exc:
+        raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
 
 
 def check_broker(client: redis.Redis) -> str:

@@ -87,6 +87,12 @@ def _build_parser() -> argparse.ArgumentParser:
         ("--rate-hang", "rate_hang"),
         ("--rate-cut-json", "rate_cut_json"),
         ("--rate-cut-body", "rate_cut_body"),
+        ("--rate-drip", "rate_drip"),
+        ("--rate-html", "rate_html"),
+        ("--rate-empty", "rate_empty"),
+        ("--rate-large", "rate_large"),
+        ("--rate-nul", "rate_nul"),
+        ("--rate-surrogate", "rate_surrogate"),
         ("--retry-after", "retry_after_s"),
         ("--unauthorized-for", "unauthorized_for_s"),
     ):

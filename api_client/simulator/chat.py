@@ -21,17 +21,24 @@ from api_client.simulator.tally import Tally
 from api_client.simulator.validation import parse_request
 
 FAILING_LATENCY_SHARE = 0.1
+DRIP_INTERVAL_S = 0.25
+LARGE_BYTES = 10 * 1024 * 1024
+_FILLER = "All work and no play makes a large answer. "
+# As they travel in JSON: both are valid there, and no database takes them as text.
+_ODD_TEXTS = {"nul": b"\\u0000", "surrogate": b"\\ud83d"}
 _BAD_GATEWAY = (
     b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 )
+_HTML_PAGE = b"<!doctype html><html><head><title>Welcome</title></head><body>Please log in.</body></html>"
 
 
 class Chat:
     """Receives chat calls that are already authorised, and answers them.
 
     In this order: rate limit, validation, fault (so a fault never hides a bad request). Refusals and 429s are
-    answered at once; a 500, a 502 and a reset after a tenth of the latency; completions, whole or cut, after
-    all of it.
+    answered at once; a 500, a 502, a reset, and a 200 without a completion after a tenth of the latency;
+    completions, whole, cut or odd, after all of it. An answer that drips begins at once and does not end before
+    a minute.
     """
 
     def __init__(self, config: SimulatorConfig, tally: Tally, call_log: CallLog | None) -> None:
@@ -74,14 +81,21 @@ class Chat:
         elif fault == "hang":
             self._tally.hang(job, fault)
             connection.wait(None, None, self._tally.end_hang)
-        elif fault in ("500", "502_html", "reset"):
+        elif fault == "drip":
+            self._tally.hang(job, fault)
+            connection.drip(Answer(200, _HTML_PAGE, request_id), DRIP_INTERVAL_S, self._tally.end_hang)
+        elif fault in ("500", "502_html", "reset", "html", "empty"):
             then = partial(self._fail, connection, job, fault, request_id)
             self._later(connection, job, self._latency_s() * FAILING_LATENCY_SHARE, then)
         else:
             completion_id = f"resp-{self._ids.getrandbits(128):032x}"
             completion = compose_completion(decoded, completion_id=completion_id, created=int(time.time()))
+            if fault == "large":
+                completion["choices"][0]["message"]["content"] = _FILLER * (LARGE_BYTES // len(_FILLER))
             body = orjson.dumps(completion)
-            if fault is None:
+            if fault in _ODD_TEXTS:
+                body = body.replace(b'"content":"', b'"content":"' + _ODD_TEXTS[fault], 1)
+            if fault not in ("cut_json", "cut_body"):
                 self._tally.start(job)
                 then = partial(self._complete, connection, job, Answer(200, body, request_id))
             else:
@@ -116,6 +130,10 @@ class Chat:
             connection.reply(flat_answer(500, "Internal Server Error", request_id))
         elif fault == "502_html":
             connection.reply(Answer(502, _BAD_GATEWAY, request_id, content_type=HTML))
+        elif fault == "html":
+            connection.reply(Answer(200, _HTML_PAGE, request_id, content_type=HTML))
+        elif fault == "empty":
+            connection.reply(Answer(200, b"", request_id))
         else:
             connection.reset()
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 AuthHeader = Literal["both", "bearer", "api-key"]
 
-# The faults that `fault_rate` mixes evenly; `rate_hang` is drawn only when asked for by name.
+# The faults that `fault_rate` mixes evenly.
 MIXED_FAULTS = (
     "rate_429",
     "rate_429_bare",
@@ -21,7 +21,17 @@ MIXED_FAULTS = (
     "rate_cut_json",
     "rate_cut_body",
 )
-FAULTS = (*MIXED_FAULTS, "rate_hang")
+# Those that are drawn only when asked for by name. The last three are completions, and paid for.
+FAULTS = (
+    *MIXED_FAULTS,
+    "rate_hang",
+    "rate_drip",
+    "rate_html",
+    "rate_empty",
+    "rate_large",
+    "rate_nul",
+    "rate_surrogate",
+)
 _FIXED_AT_START = {"host", "port", "seed", "log_calls_path"}
 
 
@@ -29,8 +39,8 @@ _FIXED_AT_START = {"host", "port", "seed", "log_calls_path"}
 class SimulatorConfig:
     """The options of one simulator. Raises ValueError with one sentence if a value makes no sense.
 
-    `key` None asks for no credential. `fault_rate` is a share of calls in [0, 1], split evenly over all
-    faults but hangs and 401s; each `rate_*` adds its own share. `rpm` counts the admitted calls of a key in a
+    `key` None asks for no credential. `fault_rate` is a share of calls in [0, 1], split evenly over
+    `MIXED_FAULTS`; each `rate_*` adds its own share. `rpm` counts the admitted calls of a key in a
     sliding minute. `latency_jitter` is a share of the latency, up and down.
     """
 
@@ -51,6 +61,12 @@ class SimulatorConfig:
     rate_hang: float = 0.0
     rate_cut_json: float = 0.0
     rate_cut_body: float = 0.0
+    rate_drip: float = 0.0
+    rate_html: float = 0.0
+    rate_empty: float = 0.0
+    rate_large: float = 0.0
+    rate_nul: float = 0.0
+    rate_surrogate: float = 0.0
     retry_after_s: float = 1.0
     unauthorized_for_s: float = 0.0
     auth_header: AuthHeader = "both"

@@ -35,7 +35,7 @@ class Request:
 class Connection(asyncio.Protocol):
     """Feeds `handle` one request at a time; the next one follows when the answer to the last was given.
 
-    `handle` must answer, at once or later, by one of `reply`, `cut_off` and `reset`; or wait for ever.
+    `handle` must answer, at once or later, by one of `reply`, `cut_off`, `drip` and `reset`; or wait for ever.
     """
 
     def __init__(
@@ -85,6 +85,15 @@ class Connection(asyncio.Protocol):
         assert self._current is not None, "one answer a request"
         self._current.keep_alive = False
         self.reply(answer)
+
+    def drip(self, answer: Answer, every_s: float, on_gone: Callable[[], None]) -> None:
+        """Sends `answer` a byte at a time, and closes after it; calls `on_gone` then, or if the client leaves."""
+        assert self._current is not None, "one answer a request"
+        self._current = None
+        self._queue.clear()
+        self._is_broken = True
+        self._on_gone = on_gone
+        self._drip(memoryview(answer.encode(b"connection: close\r\n")), every_s)
 
     def reset(self) -> None:
         """Answers the current request with a TCP reset."""
@@ -190,6 +199,13 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+
+    def _drip(self, rest: memoryview, every_s: float) -> None:
+        if not rest:
+            self._transport.close()
+            return
+        self._transport.write(rest[:1])
+        self._timer = self._loop.call_later(every_s, self._drip, rest[1:], every_s)
 
     def _due(self, then: Callable[[], None]) -> None:
         self._timer = None

@@ -185,7 +185,9 @@ def play(scene: Scene) -> None:
 
 def inspect_all(scene: Scene, task_ids: list[str]) -> None:
     command = ["celery", "-A", "worker", "inspect", "active"]
-    scene.shop.begin(*command, log="inspect.log").wait(20)  # first: on a busy machine it takes a while to start
+    scene.shop.begin(*command, log="inspect.log").wait(
+        20
+    )  # first: on a busy machine it takes a while to start
     ask = scene.foreign.control.inspect(timeout=0.7)
     scene.inspected["query_task"] = ask.query_task(task_ids)
     for name in ("active", "reserved", "scheduled", "stats", "conf", "report"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from typing import Any
 
+import orjson
 import pytest
 import requests
 
@@ -88,6 +91,44 @@ def test_a_hanging_call_is_in_flight_until_its_client_goes_away() -> None:
             requests.post(simulator.url + "/chat/completions", json=REQUEST, timeout=(5, 0.05))
         stats = simulator.wait_for(lambda stats: stats["in_flight"] == 0)
         assert (stats["faults"], stats["max_in_flight"], stats["paid"]) == ({"hang": 1}, 1, 0)
+
+
+def test_a_drip_keeps_a_client_reading_for_longer_than_any_read_timeout() -> None:
+    with running(rate_drip=1.0) as simulator:
+        host, port = simulator.url.removeprefix("http://").split(":")
+        body = orjson.dumps(REQUEST)
+        with socket.create_connection((host, int(port)), timeout=5) as client:
+            client.sendall(
+                b"POST /chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            assert [client.recv(100) for _ in range(3)] == [b"H", b"T", b"T"]
+            assert simulator.stats()["in_flight"] == 1
+        stats = simulator.wait_for(lambda stats: stats["in_flight"] == 0)
+        assert (stats["faults"], stats["paid"]) == ({"drip": 1}, 0)
+
+
+@pytest.mark.parametrize(("fault", "start"), [("html", b"<!doctype html>"), ("empty", b"")])
+def test_a_200_without_a_completion_is_not_paid_for(fault: str, start: bytes) -> None:
+    with running(**{f"rate_{fault}": 1.0}) as simulator:
+        answer = post(simulator, job="bad")
+        assert (answer.status_code, answer.content[:15]) == (200, start)
+        assert (simulator.stats()["faults"], simulator.calls()["bad"]["paid"]) == ({fault: 1}, 0)
+
+
+@pytest.mark.parametrize(("fault", "odd"), [("nul", "\x00"), ("surrogate", "\ud83d")])
+def test_a_completion_with_odd_text_is_valid_and_paid_for(fault: str, odd: str) -> None:
+    with running(**{f"rate_{fault}": 1.0}) as simulator:
+        content = json.loads(post(simulator, job="odd").content)["choices"][0]["message"]["content"]
+        assert content.startswith(odd + "<think>")
+        assert simulator.calls()["odd"]["paid"] == 1
+
+
+def test_a_large_completion_has_ten_megabytes() -> None:
+    with running(rate_large=1.0) as simulator:
+        answer = post(simulator, job="large")
+        assert 9_900_000 < len(answer.content) < 11_000_000
+        assert answer.json()["choices"][0]["finish_reason"] == "stop"
+        assert simulator.calls()["large"]["paid"] == 1
 
 
 def test_a_fault_rate_mixes_every_fault_but_hangs() -> None:

@@ -138,8 +138,13 @@ class SimulatorProcess:
     """The simulated endpoint in a process of its own, so that it costs the tests' process nothing."""
 
     def __init__(self, *options: str) -> None:
+        self._options = options
+        self._ended: list[dict[str, dict[str, Any]]] = []  # what the processes before this one counted
+        self._begin(0)
+
+    def _begin(self, port: int) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "api_client.simulator", "--port", "0", *options],
+            [sys.executable, "-P", "-m", "api_client.simulator", "--port", str(port), *self._options],
             cwd=ROOT,
             env=environment({}),
             stdout=subprocess.PIPE,
@@ -150,17 +155,40 @@ class SimulatorProcess:
         self._drain = threading.Thread(target=self._process.stdout.read, daemon=True)
         self._drain.start()
 
+    def kill(self) -> None:
+        """kill -9, once it has told its counts: from now on connections are refused."""
+        self._ended.append(self.calls_of_this_process())
+        self._process.kill()
+        self._close_output()
+
+    def restart(self) -> None:
+        """Serves again, on the same port and with the options it began with."""
+        self._begin(int(self.url.rpartition(":")[2]))
+
     def stats(self) -> dict[str, Any]:
         return self._get("/simulator/stats")
 
     def calls(self) -> dict[str, dict[str, Any]]:
-        return self._get("/simulator/calls")
+        """The counts of each job, over all restarts."""
+        total: dict[str, dict[str, Any]] = {}
+        for counted in (*self._ended, self.calls_of_this_process()):
+            for job, counts in counted.items():
+                before = total.get(job, {})
+                total[job] = {name: count + before.get(name, 0) for name, count in counts.items()}
+        return total
+
+    def calls_of_this_process(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = self._get("/simulator/calls")
+        return found
 
     def set_faults(self, **changes: object) -> None:
         self._get("/simulator/faults", changes)
 
     def close(self) -> None:
         self._process.terminate()
+        self._close_output()
+
+    def _close_output(self) -> None:
         self._process.wait(10)
         self._drain.join(5)
         assert self._process.stdout is not None

@@ -13,6 +13,7 @@ import typer
 from worker.cli import (
     batches,
     checking,
+    doctoring,
     flower,
     jobs,
     listing,
@@ -53,6 +54,7 @@ usage.register(app)
 pausing.register(app)
 pruning.register(app)
 checking.register(app)
+doctoring.register(app)
 serving.register(app)
 flower.register(app)
 up.register(app)

@@ -51,7 +51,10 @@ def simulate(
     latency: Annotated[float, typer.Option(help="Seconds to an answer.")] = 0.5,
     latency_jitter: Annotated[float, typer.Option(help="Share of the latency, up and down.")] = 0.0,
     fault_rate: Annotated[
-        float, typer.Option(help="Share of calls that fail: all faults but hangs and 401s, evenly.")
+        float,
+        typer.Option(
+            help="Share of calls that fail, evenly: the faults from 429 to cut bodies, but no hangs."
+        ),
     ] = 0.0,
     rpm: Annotated[int | None, typer.Option(help="Calls a minute and key before 429 answers.")] = None,
     key: Annotated[
@@ -70,6 +73,14 @@ def simulate(
     rate_hang: Annotated[float, typer.Option(help="Share of calls never answered.")] = 0.0,
     rate_cut_json: Annotated[float, typer.Option(help="Share of answers with half a JSON.")] = 0.0,
     rate_cut_body: Annotated[float, typer.Option(help="Share of bodies shorter than promised.")] = 0.0,
+    rate_drip: Annotated[float, typer.Option(help="Share of answers that drip, a byte at a time.")] = 0.0,
+    rate_html: Annotated[float, typer.Option(help="Share of 200 with an HTML page.")] = 0.0,
+    rate_empty: Annotated[float, typer.Option(help="Share of 200 without a body.")] = 0.0,
+    rate_large: Annotated[float, typer.Option(help="Share of completions of 10 MB.")] = 0.0,
+    rate_nul: Annotated[float, typer.Option(help="Share of completions with U+0000 in them.")] = 0.0,
+    rate_surrogate: Annotated[
+        float, typer.Option(help="Share of completions with a lone surrogate in them.")
+    ] = 0.0,
     retry_after: Annotated[float, typer.Option(help="Seconds that a 429 asks to wait.")] = 1.0,
     unauthorized_for: Annotated[float, typer.Option(help="Seconds of 401 from the start.")] = 0.0,
     auth_header: Annotated[
@@ -102,6 +113,12 @@ def simulate(
             rate_hang=rate_hang,
             rate_cut_json=rate_cut_json,
             rate_cut_body=rate_cut_body,
+            rate_drip=rate_drip,
+            rate_html=rate_html,
+            rate_empty=rate_empty,
+            rate_large=rate_large,
+            rate_nul=rate_nul,
+            rate_surrogate=rate_surrogate,
             retry_after_s=retry_after,
             unauthorized_for_s=unauthorized_for,
             auth_header=auth_header,  # type: ignore[arg-type]  # checked by the configuration itself

@@ -17,7 +17,7 @@ from worker.storage.prepared import Prepared, is_among, pack_ids, together
 from worker.storage.tables import AnyRow, attempts, build_upsert, failure_bodies, jobs, results, usage
 
 # PostgreSQL's integer. A count beyond it is nonsense, and must not cost the answer that came with it.
-_LARGEST_COUNT = 2**31 - 1
+LARGEST_COUNT = 2**31 - 1
 
 _LOCK = Prepared(
     lambda dialect: (
@@ -238,11 +238,11 @@ def _usage(row: AnyRow, outcome: Success, *, is_used: bool) -> dict[str, Any]:
         "number": outcome.number,
         "batch_id": row.batch_id,
         "model": clean_text(tokens.model),
-        "prompt_tokens": min(tokens.prompt_tokens, _LARGEST_COUNT),
-        "completion_tokens": min(tokens.completion_tokens, _LARGEST_COUNT),
-        "total_tokens": min(tokens.total_tokens, _LARGEST_COUNT),
-        "cached_tokens": min(tokens.cached_tokens, _LARGEST_COUNT),
-        "reasoning_tokens": min(tokens.reasoning_tokens, _LARGEST_COUNT),
+        "prompt_tokens": min(tokens.prompt_tokens, LARGEST_COUNT),
+        "completion_tokens": min(tokens.completion_tokens, LARGEST_COUNT),
+        "total_tokens": min(tokens.total_tokens, LARGEST_COUNT),
+        "cached_tokens": min(tokens.cached_tokens, LARGEST_COUNT),
+        "reasoning_tokens": min(tokens.reasoning_tokens, LARGEST_COUNT),
         "is_used": is_used,
         "created_at_ms": outcome.ended_at_ms,
     }

@@ -52,7 +52,7 @@ class Presence:
 
     def forget(self, worker_id: str) -> None:
         """Removes what a dead worker left, once its jobs are rescued."""
-        (self._folder / f"{worker_id}{_SUFFIX}").unlink(missing_ok=True)
+        forget(self._folder, worker_id)
 
 
 def _is_free(path: Path) -> bool:
@@ -64,3 +64,13 @@ def _is_free(path: Path) -> bool:
         return try_lock(descriptor)
     finally:
         os.close(descriptor)
+
+
+def has_died(folder: Path, worker_id: str) -> bool:
+    """Whether the worker's lock is in `folder` and nobody holds it. False: it lives, or is of another machine."""
+    return _is_free(folder / f"{worker_id}{_SUFFIX}")
+
+
+def forget(folder: Path, worker_id: str) -> None:
+    """Removes the lock of a dead worker, once its jobs are rescued."""
+    (folder / f"{worker_id}{_SUFFIX}").unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from worker.storage.outcomes import Success, Usage
 
 log = structlog.get_logger(__name__)
 SUFFIX = ".spool"
+REJECTED = "rejected.jsonl"
 _RETRY_S = 1.0
 _ROOM_BYTES = 1 << 20  # a long answer
 
@@ -80,14 +81,14 @@ class SpoolFile:
         line = orjson.dumps(_encode(success)) + b"\n"
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with (self._folder / "rejected.jsonl").open("ab") as file:
+            with (self._folder / REJECTED).open("ab") as file:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as exc:
             log.error("spool.reject_failed", job_id=success.job_id, error=exc.strerror)
             return
-        log.error("spool.rejected", job_id=success.job_id, file=str(self._folder / "rejected.jsonl"))
+        log.error("spool.rejected", job_id=success.job_id, file=str(self._folder / REJECTED))
 
     def wait_until_writable(self) -> None:
         """Returns after a moment in which the spool may have recovered. Raises Stopping in a shutdown."""
@@ -134,7 +135,7 @@ class SpoolFile:
         fd = self._open()
         end = os.lseek(fd, 0, os.SEEK_END)
         try:
-            os.posix_fallocate(fd, end, _ROOM_BYTES)
+            _write_all(fd, bytes(_ROOM_BYTES))
         finally:
             os.ftruncate(fd, end)
         os.fsync(fd)
@@ -174,6 +175,34 @@ def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
     if done:
         log.info("spool.replayed", answers=done)
     return done
+
+
+def find_leftovers(folder: Path) -> dict[str, int]:
+    """Answers that wait in the files of dead processes, by file name; a file without a whole one is left out."""
+    found = {}
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            with path.open("rb") as lines:
+                fcntl.flock(lines, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                count = _count_lines(lines)
+        except (FileNotFoundError, BlockingIOError):
+            continue  # replayed meanwhile, or its process lives
+        if count:
+            found[path.name] = count
+    return found
+
+
+def count_rejected(folder: Path) -> int:
+    """Answers in `rejected.jsonl`."""
+    try:
+        with (folder / REJECTED).open("rb") as lines:
+            return _count_lines(lines)
+    except FileNotFoundError:
+        return 0
+
+
+def _count_lines(lines: Iterable[bytes]) -> int:
+    return sum(line.endswith(b"\n") for line in lines)
 
 
 def _encode(success: Success) -> dict[str, object]:

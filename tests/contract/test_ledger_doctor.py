@@ -1,0 +1,192 @@
+"""The doctor finds each defect of jobs, repairs what is safe to repair, and leaves a sound ledger as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, insert, update
+
+from schemas.job import LEGAL_MOVES, JobState, Move
+from tests.support.ledger import a_job, put, record, rows, state, success
+from tests.support.ward import DAY_MS, WORKER, Ward, make_ward, now_ms
+from worker.cli.doctor_words import MEANINGS
+from worker.cli.doctoring import mend
+from worker.settings import Settings
+from worker.storage.engine import Ledger
+from worker.storage.tables import attempts, jobs, requests, results, usage
+
+
+@pytest.fixture
+def ward(ledger: Ledger, ledger_settings: Settings, valkey: Any, valkey_path: str) -> Ward:
+    return make_ward(ledger, ledger_settings, valkey, valkey_path)
+
+
+def test_a_sound_ledger_has_no_finding_and_a_repair_changes_nothing(ward: Ward) -> None:
+    before = ward.everything()
+    assert ward.names() == []
+    after = mend(ward.ledger, ward.settings, ward.look())
+    assert (after.findings, after.published) == ([], 1)
+    assert ward.everything() == before
+
+
+def lose_the_result(ward: Ward) -> None:
+    ward.run(
+        delete(results).where(results.c.job_id == ward.ids["succeeded"]),
+        delete(usage).where(usage.c.job_id == ward.ids["succeeded"]),
+    )
+
+
+def lose_the_usage(ward: Ward) -> None:
+    ward.run(delete(usage).where(usage.c.job_id == ward.ids["succeeded"]))
+
+
+def use_what_is_not_there(ward: Ward) -> None:
+    [row] = rows(ward.ledger, "usage")
+    ward.run(insert(usage).values({**row._mapping, "number": 2}))
+
+
+def lose_the_request(ward: Ward) -> None:
+    ward.run(delete(requests).where(requests.c.job_id == ward.ids["queued"]))
+
+
+def outrun_the_claims(ward: Ward) -> None:
+    ward.run(update(attempts).where(attempts.c.job_id == ward.ids["failed"]).values(number=7, generation=3))
+
+
+def setting(which: str, **values: Any) -> Callable[[Ward], None]:
+    return lambda ward: ward.set(which, **values)
+
+
+DEFECTS: list[tuple[str, Callable[[Ward], None], str, bool]] = [
+    ("unknown_state", setting("queued", state="dreaming"), "queued", False),
+    ("half_a_claim", setting("running", claim_token=None), "running", True),
+    ("half_a_claim", setting("running", worker_id=None), "running", True),
+    ("claim_left_over", setting("queued", claim_token="t"), "queued", True),
+    ("claim_left_over", setting("waiting", worker_id="w"), "waiting", True),
+    ("claim_left_over", setting("cancelled", worker_id="w"), "cancelled", True),
+    ("ended_without_time", setting("failed", ended_at_ms=None), "failed", True),
+    ("ended_without_time", setting("cancelled", ended_at_ms=None), "cancelled", True),
+    ("open_with_end", setting("queued", ended_at_ms=5), "queued", True),
+    ("open_with_end", setting("running", ended_at_ms=5), "running", True),
+    ("waiting_without_time", setting("waiting", not_before_ms=None), "waiting", True),
+    ("waiting_for_long", lambda w: w.set("waiting", not_before_ms=now_ms() + 31 * DAY_MS), "waiting", False),
+    (
+        "published_long_ago",
+        lambda w: w.set("published", published_at_ms=now_ms() - DAY_MS),
+        "published",
+        True,
+    ),
+    ("claims_behind_attempts", outrun_the_claims, "failed", True),
+    ("success_without_result", lose_the_result, "succeeded", False),
+    ("result_without_usage", lose_the_usage, "succeeded", True),
+    ("usage_without_result", use_what_is_not_there, "succeeded", True),
+    ("request_missing", lose_the_request, "queued", True),
+    *[
+        (
+            "result_without_success",
+            setting("succeeded", state=state.value, ended_at_ms=None),
+            "succeeded",
+            True,
+        )
+        for state in (JobState.QUEUED, JobState.RUNNING)
+    ],
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "plant", "which", "is_repairable"),
+    DEFECTS,
+    ids=[f"{one[0]}-{i}" for i, one in enumerate(DEFECTS)],
+)
+def test_a_defect_is_found_and_repaired_and_not_found_again(
+    ward: Ward, name: str, plant: Callable[[Ward], None], which: str, is_repairable: bool
+) -> None:
+    plant(ward)
+    found = ward.look()
+    assert name in [one.name for one in found.findings]
+    one = next(one for one in found.findings if one.name == name)
+    assert (one.count, one.examples, one.is_repairable) == (1, (ward.ids[which],), is_repairable)
+    others = {which: row for which in ward.ids if (row := ward.row(which)).id != one.examples[0]}
+    assert ward.names() == [one.name for one in found.findings], "a look changes nothing"
+
+    after = mend(ward.ledger, ward.settings, found)
+    assert [one.name for one in after.findings] == ([] if is_repairable else [name])
+    assert {which: ward.row(which) for which in others} == others, "its neighbours stay as they are"
+
+
+def test_each_finding_has_words_of_its_own(ward: Ward) -> None:
+    assert {name for name, *_ in DEFECTS} <= MEANINGS.keys()
+    assert all(words.endswith(".") for words in MEANINGS.values())
+    assert len(set(MEANINGS.values())) == len(MEANINGS)
+
+
+def test_tokens_are_counted_from_the_stored_answer(ward: Ward) -> None:
+    lose_the_usage(ward)
+    mend(ward.ledger, ward.settings, ward.look())
+    [row] = rows(ward.ledger, "usage")
+    assert (row.number, row.model, row.is_used) == (1, "m-2", True)
+    assert (row.prompt_tokens, row.completion_tokens, row.total_tokens, row.cached_tokens) == (3, 4, 7, 1)
+
+
+@pytest.mark.parametrize("raw", [b"<html>", b"[1]", b'{"usage": 3, "model": 4}', b"\xff\x00", b""])
+def test_tokens_of_an_answer_that_does_not_tell_are_zero(ward: Ward, raw: bytes) -> None:
+    lose_the_usage(ward)
+    ward.run(update(results).values(raw=raw))
+    mend(ward.ledger, ward.settings, ward.look())
+    [row] = rows(ward.ledger, "usage")
+    assert (row.model, row.total_tokens, row.is_used) == ("m", 0, True)
+
+
+def test_usage_that_was_kept_as_unused_is_not_written_twice(ward: Ward) -> None:
+    ward.run(update(usage).values(is_used=False))
+    assert ward.names() == ["result_without_usage"]
+    assert mend(ward.ledger, ward.settings, ward.look()).findings == []
+    [row] = rows(ward.ledger, "usage")
+    assert (row.is_used, row.model) == (True, "m")
+
+
+def test_usage_of_jobs_that_were_pruned_is_no_defect(ward: Ward) -> None:
+    id_ = ward.ids["succeeded"]
+    for table in (requests, attempts, results):
+        ward.run(delete(table).where(table.c.job_id == id_))
+    ward.run(delete(jobs).where(jobs.c.id == id_))
+    assert ward.names() == []
+
+
+@pytest.mark.parametrize("which", ["queued", "waiting"])
+def test_a_job_without_its_request_fails_by_legal_moves(ward: Ward, which: str) -> None:
+    assert LEGAL_MOVES[JobState.WAITING, Move.RELAY] is JobState.QUEUED
+    assert LEGAL_MOVES[JobState.QUEUED, Move.CLAIM] is JobState.RUNNING
+    ward.run(delete(requests).where(requests.c.job_id == ward.ids[which]))
+    mend(ward.ledger, ward.settings, ward.look())
+    row = ward.row(which)
+    assert (row.state, row.failure_kind, row.worker_id) == ("failed", "invalid_request", None)
+    assert row.ended_at_ms is not None and row.not_before_ms is None
+    last = rows(ward.ledger, "attempts", job_id=row.id)[-1]
+    assert (last.outcome, last.number, row.claims) == ("invalid_request", row.claims, last.number)
+
+
+def test_a_job_that_was_to_be_cancelled_is_cancelled_and_not_queued_again(ward: Ward) -> None:
+    ward.set("running", claim_token=None, is_cancel_requested=True)
+    assert mend(ward.ledger, ward.settings, ward.look()).findings == []
+    assert state(ward.ledger, ward.ids["running"]) == "cancelled"
+
+
+def test_a_result_makes_its_job_succeeded_by_the_claim_that_brought_it(ward: Ward) -> None:
+    ward.set("succeeded", state="failed", claim_token=None, worker_id=None, failure_kind="timeout")
+    mend(ward.ledger, ward.settings, ward.look())
+    row = ward.row("succeeded")
+    assert (row.state, row.claim_token, row.worker_id) == ("succeeded", "t-succeeded", WORKER)
+    assert (row.http_status, row.failure_kind) == (200, None)
+    # And so a record that is repeated is known as such, and a late one is kept as usage only.
+    assert record(ward.ledger, success(ward.claimed["succeeded"])) == ["repeated"]
+
+
+def test_more_than_one_step_is_repaired_and_only_five_are_named(ward: Ward) -> None:
+    ids = [job.id for job in put(ward.ledger, *[a_job() for _ in range(1201)], now_ms=now_ms())]
+    ward.run(update(jobs).where(jobs.c.id.in_(ids)).values(ended_at_ms=1))
+    one = ward.finding("open_with_end")
+    assert (one.count, len(one.examples)) == (1201, 5)
+    assert mend(ward.ledger, ward.settings, ward.look()).findings == []

@@ -1,0 +1,239 @@
+"""`antrean doctor`: what is wrong with the ledger, the spool, the workers and the broker, and its repair."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.broker import BrokerEpoch, broker_address, count_messages, open_client
+from worker.cli.console import note, out, print_json
+from worker.cli.doctor_words import MEANINGS
+from worker.cli.listing import printable
+from worker.clock import SystemClock
+from worker.embedded.home import broker_socket
+from worker.errors import BrokerAway, ExitCode
+from worker.reports.summary import format_count, format_seconds
+from worker.settings import Settings, load_settings
+from worker.storage.doctor import (
+    MOST_EXAMPLES,
+    Finding,
+    Look,
+    Suspect,
+    check_file,
+    count_all_published,
+    fetch_live_endpoints,
+    fetch_suspects,
+    find_defects,
+    mend_defects,
+    rescue_worker,
+)
+from worker.storage.engine import Ledger, open_ledger
+from worker.storage.errors import NotMigrated
+from worker.storage.migrating import is_current, migrate
+from worker.storage.outcomes import Recorded, Success
+from worker.storage.records import record_outcomes
+from worker.upkeep.presence import forget, has_died
+from worker.upkeep.spool import REJECTED, SpoolFile, count_rejected, find_leftovers, replay_leftovers
+
+_OVERDUE_FACTOR = 3  # a relay publishes again what was published once this long ago; so none is at work
+_CROWD_FLOOR = 1_000
+
+
+@dataclass(slots=True)
+class Examination:
+    """What one look found, what is dead, and what lies in the broker (None: it was not asked, or is away)."""
+
+    findings: list[Finding] = field(default_factory=list)
+    dead: list[Suspect] = field(default_factory=list)
+    messages: int | None = None
+    published: int = 0
+
+    @property
+    def is_repairable(self) -> bool:
+        return any(one.is_repairable for one in self.findings)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("doctor", epilog="Example: antrean doctor\n\nExample: antrean doctor --repair --json")(doctor)
+
+
+def doctor(
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Do what is safe to do; without it nothing is changed.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Look for what is wrong with the ledger, and say what to do about it.
+
+    Jobs, results, token counts, claims of dead workers, answers left in the spool of this home, jobs that nobody
+    will ever take, and the broker. Each finding has a name, a count and a few ids, never a prompt or an answer.
+
+    With --repair, what is safe is done, in small steps beside running workers. Ends with 0 when nothing was found or
+    all of it was repaired, with 1 when something remains for a person.
+    """
+    settings = load_settings()
+    ledger = open_ledger(settings)
+    if settings.database_url is None and not (settings.home / "antrean.db").is_file():
+        raise NotMigrated(f"there is no ledger in {settings.home} yet: `antrean submit` or `run` makes one")
+    began_s = time.perf_counter()
+    first = last = examine(ledger, settings)
+    if repair and first.is_repairable:
+        last = mend(ledger, settings, first)
+    _print(first, last, was_repair=repair, took_s=time.perf_counter() - began_s, as_json=as_json)
+    if last.findings:
+        raise typer.Exit(ExitCode.FAILED_JOBS)
+
+
+def examine(ledger: Ledger, settings: Settings) -> Examination:
+    """One look at everything; changes nothing. Raises DatabaseAway."""
+    found = Examination()
+    damage = check_file(ledger)
+    if damage is not None:
+        found.findings.append(damage)
+        return found
+    if not is_current(ledger):
+        found.findings.append(Finding("schema", 1, (), is_repairable=True))
+        return found
+    look = _look(settings)
+    found.findings += _look_into_spool(settings)
+    _look_at_workers(ledger, settings, look, found)
+    found.findings += find_defects(ledger, look)
+    _look_into_broker(ledger, settings, look, found)
+    return found
+
+
+def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
+    """What a second look finds after all that is safe was done about the first. Raises DatabaseAway."""
+    if any(one.name == "schema" for one in found.findings):
+        migrate(ledger)
+        found = examine(ledger, settings)
+    # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it.
+    spool = SpoolFile(settings.spool_folder, "doctor")
+    replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger, spool))
+    now_ms = SystemClock().now_ms()
+    for suspect in found.dead:
+        rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
+        forget(settings.home / "workers", suspect.worker_id)
+    mend_defects(ledger, _look(settings), [one.name for one in found.findings])
+    after = examine(ledger, settings)
+    uncovered = {one.name for one in after.findings if one.is_repairable}
+    uncovered -= {one.name for one in found.findings}
+    if uncovered:
+        mend_defects(ledger, _look(settings), uncovered)
+        after = examine(ledger, settings)
+    return after
+
+
+def _look(settings: Settings) -> Look:
+    now_ms = SystemClock().now_ms()
+    return Look(now_ms, now_ms - round(_OVERDUE_FACTOR * settings.republish_after_s * 1000))
+
+
+def _look_into_spool(settings: Settings) -> list[Finding]:
+    folder = settings.spool_folder
+    try:
+        left, rejected = find_leftovers(folder), count_rejected(folder)
+    except OSError:
+        return [Finding("spool_unreadable", 1, (str(folder),))]
+    found = []
+    if left:
+        found.append(
+            Finding("stray_spool", sum(left.values()), tuple(left)[:MOST_EXAMPLES], is_repairable=True)
+        )
+    if rejected:
+        found.append(Finding("rejected_answers", rejected, (str(folder / REJECTED),)))
+    return found
+
+
+def _look_at_workers(ledger: Ledger, settings: Settings, look: Look, found: Examination) -> None:
+    with ledger.read() as connection:
+        suspects = fetch_suspects(connection, look)
+    folder = settings.home / "workers"
+    found.dead = [one for one in suspects if one.is_over or has_died(folder, one.worker_id)]
+    silent = [one for one in suspects if one.is_silent and one not in found.dead]
+    for name, some in (("dead_worker", found.dead), ("silent_worker", silent)):
+        if some:
+            ids = tuple(one.worker_id for one in some[:MOST_EXAMPLES])
+            found.findings.append(Finding(name, len(some), ids, is_repairable=some is found.dead))
+
+
+def _look_into_broker(ledger: Ledger, settings: Settings, look: Look, found: Examination) -> None:
+    with ledger.read() as connection:
+        served = fetch_live_endpoints(connection, look)
+        found.published = count_all_published(connection)
+    if settings.is_broker_embedded and not served and not broker_socket(settings.home).exists():
+        return  # it comes with the first command that needs it
+    client = open_client(broker_address(settings))
+    try:
+        found.messages = count_messages(client)
+        forgot = [endpoint for endpoint in served if not BrokerEpoch(client, endpoint).is_present()]
+    except BrokerAway:
+        found.findings.append(Finding("broker_away", 1, ()))
+        return
+    finally:
+        client.close()
+    if forgot and found.published:
+        found.findings.append(Finding("broker_forgot", len(forgot), tuple(forgot[:MOST_EXAMPLES])))
+    if found.messages > 2 * found.published + _CROWD_FLOOR:
+        found.findings.append(Finding("crowded_broker", found.messages, ()))
+
+
+def _record_spooled(ledger: Ledger, spool: SpoolFile, success: Success) -> None:
+    try:
+        [recorded] = ledger.run(partial(record_outcomes, outcomes=[success]))
+    except (SQLAlchemyError, ValueError, TypeError):
+        spool.reject(success)  # as a heart does: one line must not keep the others
+        return
+    if recorded is Recorded.CLAIM_LOST:  # no such job: pruned, or this spool is of another ledger
+        spool.reject(success)
+
+
+def _print(first: Examination, last: Examination, *, was_repair: bool, took_s: float, as_json: bool) -> None:
+    remaining = {one.name: one for one in last.findings}
+    findings = {one.name: one for one in (*last.findings, *first.findings)}  # as first found, where it was
+    if as_json:
+        print_json(
+            {
+                "ok": not last.findings,
+                "findings": [_facts(one, remaining.get(one.name)) for one in findings.values()],
+                "broker": {"messages": last.messages, "published_jobs": last.published},
+                "took_s": round(took_s, 3),
+            }
+        )
+        return
+    for one in findings.values():
+        left = remaining.get(one.name)
+        verdict = "repaired" if left is None else "--repair does it" if left.is_repairable else "for a person"
+        style = "green" if left is None else "bold red"
+        out.print(Text(f"{one.name}: {format_count(one.count)}, {verdict}", style=style))
+        out.print(Text(f"  {MEANINGS[one.name]}"))
+        if one.examples:
+            out.print(Text(f"  {', '.join(printable(name) for name in one.examples)}"))
+    in_broker = "not asked" if last.messages is None else format_count(last.messages, "message")
+    note(
+        f"broker: {in_broker}; {format_count(last.published, 'job')} published; looked for {format_seconds(took_s)}"
+    )
+    if not findings:
+        out.print("nothing is wrong")
+    elif not was_repair and last.is_repairable:
+        note("`antrean doctor --repair` does what is safe to do")
+
+
+def _facts(one: Finding, left: Finding | None) -> dict[str, Any]:
+    remaining = 0 if left is None else left.count
+    return {
+        "name": one.name,
+        "count": one.count,
+        "examples": list(one.examples),
+        "meaning": MEANINGS[one.name],
+        "is_repairable": one.is_repairable,
+        "repaired": max(0, one.count - remaining),
+        "remaining": remaining,
+    }

@@ -1,0 +1,347 @@
+"""What is wrong with a ledger: its defects, counted, and their repair in steps that are safe beside running workers.
+
+A look is a few statements, each a transaction of its own. A repair locks at most 500 jobs at a time, in ascending
+order, and only those that still have the defect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    exists,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    text,
+)
+from sqlalchemy.exc import DatabaseError
+
+from schemas.job import FINAL_STATES, OPEN_STATES, JobState
+from worker.storage import doctor_repairs as repairs
+from worker.storage.cleaning import clean_text
+from worker.storage.engine import Ledger
+from worker.storage.errors import describe
+from worker.storage.tables import (
+    MAX_ROWS,
+    attempts,
+    batches,
+    details,
+    failure_bodies,
+    is_in,
+    is_published,
+    jobs,
+    requests,
+    results,
+    usage,
+    workers,
+)
+from worker.storage.window import unmark_published_before
+from worker.storage.workers import end_worker, rescue_jobs
+
+MOST_EXAMPLES = 5
+SILENT_AFTER_LEASES = 10
+_FAR_MS = 30 * 86_400_000
+_INTERRUPTED_AFTER_MS = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The moment that a ledger is held against, by this machine's clock. What was published before is overdue."""
+
+    now_ms: int
+    published_before_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One defect: how many have it, and up to five ids (or names, or places) of them. Never content."""
+
+    name: str
+    count: int
+    examples: tuple[str, ...]
+    is_repairable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A worker that has not ended; or one that has (`is_over`), or whose row is gone, and that holds claims still.
+
+    `endpoint` is None where the row is gone. `is_silent`: not beaten for more than ten leases.
+    """
+
+    worker_id: str
+    endpoint: str | None
+    running: int
+    is_silent: bool
+    is_over: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """Jobs that have a defect. A plain one asks nothing of other tables: all such are counted in one scan."""
+
+    where: Callable[[Look], ColumnElement[bool]]
+    mend: repairs.Mend | None = None
+    is_plain: bool = True
+
+
+def check_file(ledger: Ledger) -> Finding | None:
+    """What SQLite finds wrong with its file. None: nothing, or a PostgreSQL, which minds its own files."""
+    if ledger.is_postgresql:
+        return None
+    try:
+        with ledger.read() as connection:
+            words = list(connection.execute(text(f"PRAGMA quick_check({MOST_EXAMPLES})")).scalars())
+    except DatabaseError as exc:
+        words = [describe(exc)]
+    if words == ["ok"]:
+        return None
+    return Finding("damaged_file", len(words), tuple(clean_text(word) or "" for word in words))
+
+
+def find_defects(ledger: Ledger, look: Look) -> list[Finding]:
+    """The defects of jobs, of what belongs to them, and of batches. Raises DatabaseAway or NotMigrated."""
+    plain = [name for name, check in _CHECKS.items() if check.is_plain]
+    counted = [func.count().filter(_CHECKS[name].where(look)).label(name) for name in plain]
+    with ledger.read() as connection:
+        row = connection.execute(select(*counted).select_from(jobs)).one()
+    counts: dict[str, int] = dict(zip(plain, row, strict=True))
+    found = []
+    for name, check in _CHECKS.items():
+        having = select(jobs.c.id).where(check.where(look))
+        with ledger.read() as connection:
+            if name not in counts:
+                counts[name] = connection.execute(
+                    select(func.count()).select_from(having.subquery())
+                ).scalar_one()
+            if counts[name]:
+                some = tuple(connection.execute(having.limit(MOST_EXAMPLES)).scalars())
+                found.append(Finding(name, counts[name], some, check.mend is not None))
+    for name, find in _FINDERS.items():
+        with ledger.read() as connection:
+            named = find(connection, look)
+        if named:
+            # The largest first: that is where a person begins.
+            largest = sorted(named, key=lambda one: (-named[one], one))[:MOST_EXAMPLES]
+            found.append(Finding(name, sum(named.values()), tuple(largest)))
+    return found
+
+
+def mend_defects(ledger: Ledger, look: Look, names: Iterable[str]) -> None:
+    """Repairs what can be of `names`, in the order in which one repair may uncover the next."""
+    wanted = set(names)
+    for name, check in _CHECKS.items():
+        if name in wanted and check.mend is not None:
+            after = ""
+            while ids := ledger.run(
+                partial(_mend_some, where=check.where(look), mend=check.mend, now_ms=look.now_ms, after=after)
+            ):
+                after = ids[-1]
+
+
+def fetch_suspects(connection: Connection, look: Look) -> list[Suspect]:
+    """All workers that have not ended, and the dead that hold claims, by id. Ages are by this machine's clock."""
+    rows = connection.execute(
+        select(jobs.c.worker_id, func.count())
+        .where(is_in(JobState.RUNNING), jobs.c.worker_id.is_not(None))
+        .group_by(jobs.c.worker_id)
+    )
+    held: dict[str, int] = {row[0]: row[1] for row in rows}
+    known = connection.execute(
+        select(workers).where(or_(workers.c.ended_at_ms.is_(None), workers.c.id.in_(list(held))))
+    )
+    found = []
+    for row in known:
+        running = held.pop(row.id, 0)
+        is_silent = row.beat_at_ms < look.now_ms - SILENT_AFTER_LEASES * row.lease_ms
+        # A worker that stops marks its end first, and may record what is in hand for a moment after it.
+        is_over = row.ended_at_ms is not None and row.ended_at_ms < look.now_ms - row.lease_ms
+        if row.ended_at_ms is None or is_over:
+            found.append(Suspect(row.id, row.endpoint, running, is_silent, is_over))
+    found += [Suspect(id_, None, count, is_silent=True, is_over=True) for id_, count in held.items()]
+    return sorted(found, key=lambda one: one.worker_id)
+
+
+def rescue_worker(ledger: Ledger, suspect: Suspect, *, max_solo_losses: int, now_ms: int) -> None:
+    """Rescues the jobs of a worker that is known to be dead, as a heart does."""
+    rescue = partial(rescue_jobs, worker_id=suspect.worker_id, max_solo_losses=max_solo_losses, now_ms=now_ms)
+    while ledger.run(rescue):
+        pass
+    ledger.run(partial(end_worker, worker_id=suspect.worker_id, reason="lost", now_ms=now_ms))
+    if suspect.endpoint is not None:
+        # The hints that it had taken died with it; nobody knows which, and claims absorb duplicates.
+        unmark = partial(unmark_published_before, endpoint=suspect.endpoint, before_ms=now_ms)
+        while ledger.run(unmark):
+            pass
+
+
+def count_all_published(connection: Connection) -> int:
+    """Jobs of all endpoints that were handed to the broker and are not claimed yet."""
+    return int(connection.execute(select(func.count()).select_from(jobs).where(is_published())).scalar_one())
+
+
+def fetch_live_endpoints(connection: Connection, look: Look) -> list[str]:
+    """The endpoints that a worker serves, sorted."""
+    rows = connection.execute(select(workers.c.endpoint).where(_is_live(look)).distinct())
+    return sorted(rows.scalars())
+
+
+def _mend_some(
+    connection: Connection, *, where: ColumnElement[bool], mend: repairs.Mend, now_ms: int, after: str
+) -> list[str]:
+    ids = list(
+        connection.execute(
+            select(jobs.c.id)
+            .where(where, jobs.c.id > after)
+            .order_by(jobs.c.id)
+            .limit(MAX_ROWS)
+            .with_for_update(skip_locked=True)
+        ).scalars()
+    )
+    if ids:
+        mend(connection, ids, now_ms)
+    return ids
+
+
+def _is_live(look: Look) -> ColumnElement[bool]:
+    # As bigint: PostgreSQL would take the product, and this time, for integers of 32 bits.
+    leases = literal(SILENT_AFTER_LEASES, BigInteger) * workers.c.lease_ms
+    recent = workers.c.beat_at_ms >= literal(look.now_ms, BigInteger) - leases
+    return workers.c.ended_at_ms.is_(None) & recent
+
+
+def _is_overdue(look: Look) -> ColumnElement[bool]:
+    is_served = exists().where(workers.c.endpoint == jobs.c.endpoint, _is_live(look))
+    return is_published() & (jobs.c.published_at_ms < look.published_before_ms) & is_served
+
+
+_HAS_RESULT = exists().where(results.c.job_id == jobs.c.id)
+_IS_COUNTED = exists().where(
+    usage.c.job_id == results.c.job_id, usage.c.number == results.c.number, usage.c.is_used
+)
+_IS_AHEAD = or_(attempts.c.number > jobs.c.claims, attempts.c.generation > jobs.c.generation)
+_UNCLAIMED = (JobState.QUEUED, JobState.WAITING, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
+_OPEN = tuple(state for state in JobState if state in OPEN_STATES)
+_FINAL = tuple(state for state in JobState if state in FINAL_STATES)
+
+# In the order of repair: a claim that is let go may be published, a result that counts needs its usage.
+_CHECKS: Mapping[str, _Check] = {
+    "unknown_state": _Check(lambda _: not_(is_in(*JobState))),
+    "half_a_claim": _Check(
+        lambda _: is_in(JobState.RUNNING) & or_(jobs.c.claim_token.is_(None), jobs.c.worker_id.is_(None)),
+        repairs.release,
+    ),
+    "claim_left_over": _Check(
+        lambda _: is_in(*_UNCLAIMED) & or_(jobs.c.claim_token.is_not(None), jobs.c.worker_id.is_not(None)),
+        repairs.forget_claim,
+    ),
+    "claims_behind_attempts": _Check(
+        lambda _: exists().where(attempts.c.job_id == jobs.c.id, _IS_AHEAD),
+        repairs.raise_counts,
+        is_plain=False,
+    ),
+    "result_without_success": _Check(
+        lambda _: not_(is_in(JobState.SUCCEEDED)) & _HAS_RESULT, repairs.succeed, is_plain=False
+    ),
+    "success_without_result": _Check(lambda _: is_in(JobState.SUCCEEDED) & ~_HAS_RESULT, is_plain=False),
+    "result_without_usage": _Check(
+        lambda _: exists().where(results.c.job_id == jobs.c.id, ~_IS_COUNTED),
+        repairs.count_tokens,
+        is_plain=False,
+    ),
+    "usage_without_result": _Check(
+        # Of jobs that are there: usage outlives what was pruned.
+        lambda _: exists().where(usage.c.job_id == jobs.c.id, usage.c.is_used, ~repairs.IS_BEHIND_USAGE),
+        repairs.unuse,
+        is_plain=False,
+    ),
+    "request_missing": _Check(
+        lambda _: is_in(JobState.QUEUED, JobState.WAITING) & ~exists().where(requests.c.job_id == jobs.c.id),
+        repairs.fail_as_invalid,
+        is_plain=False,
+    ),
+    "ended_without_time": _Check(lambda _: is_in(*_FINAL) & jobs.c.ended_at_ms.is_(None), repairs.date_end),
+    "open_with_end": _Check(lambda _: is_in(*_OPEN) & jobs.c.ended_at_ms.is_not(None), repairs.forget_end),
+    "waiting_without_time": _Check(
+        lambda _: is_in(JobState.WAITING) & jobs.c.not_before_ms.is_(None), repairs.make_due
+    ),
+    "waiting_for_long": _Check(
+        lambda look: is_in(JobState.WAITING) & (jobs.c.not_before_ms > look.now_ms + _FAR_MS)
+    ),
+    "published_long_ago": _Check(_is_overdue, repairs.publish_again, is_plain=False),
+}
+
+
+def _find_strays(connection: Connection, _: Look) -> dict[str, int]:
+    """Rows of jobs that are not there, by table. Usage is not meant: it outlives what was pruned."""
+    found = {}
+    for table in (requests, details, attempts, results, failure_bodies):
+        count = connection.execute(_count_strays(table)).scalar_one()
+        if count:
+            found[table.name] = count
+    return found
+
+
+def _count_strays(table: Table) -> Any:
+    return select(func.count()).select_from(table).where(~exists().where(jobs.c.id == table.c.job_id))
+
+
+def _find_unserved(connection: Connection, look: Look) -> dict[str, int]:
+    """Jobs that wait to be done, by endpoint, of endpoints that no live worker serves."""
+    served = fetch_live_endpoints(connection, look)
+    found: dict[str, int] = {}
+    # Each has an index of its own, with the endpoint in front.
+    ready = is_in(JobState.QUEUED) & jobs.c.published_at_ms.is_(None)
+    for condition in (ready, is_published(), is_in(JobState.WAITING)):
+        counts = connection.execute(
+            select(jobs.c.endpoint, func.count()).where(condition).group_by(jobs.c.endpoint)
+        )
+        for endpoint, count in counts:
+            if endpoint not in served:
+                found[endpoint] = found.get(endpoint, 0) + count
+    return found
+
+
+def _find_interrupted(connection: Connection, look: Look) -> dict[str, int]:
+    """Batches whose submission has not ended, and has written nothing for ten minutes; each counts one."""
+    before_ms = look.now_ms - _INTERRUPTED_AFTER_MS
+    open_since = connection.execute(
+        select(batches.c.id).where(batches.c.submitted_at_ms.is_(None), batches.c.created_at_ms < before_ms)
+    ).scalars()
+    found = {}
+    for batch_id in open_since.all():
+        latest = connection.execute(
+            select(jobs.c.created_at_ms)
+            .where(jobs.c.batch_id == batch_id)
+            .order_by(jobs.c.id.desc())
+            .limit(1)
+        ).scalar()
+        if latest is None or latest < before_ms:
+            found[batch_id] = 1
+    return found
+
+
+def _find_held(connection: Connection, _: Look) -> dict[str, int]:
+    """Batches that are held and have jobs to be done; each counts one."""
+    is_open = exists().where(and_(jobs.c.batch_id == batches.c.id, is_in(*_OPEN)))
+    rows = connection.execute(select(batches.c.id).where(batches.c.held_at_ms.is_not(None), is_open))
+    return dict.fromkeys(rows.scalars(), 1)
+
+
+_FINDERS: Mapping[str, Callable[[Connection, Look], dict[str, int]]] = {
+    "stray_rows": _find_strays,
+    "unserved": _find_unserved,
+    "interrupted_submission": _find_interrupted,
+    "held_batch": _find_held,
+}

@@ -1,0 +1,225 @@
+"""The doctor's repairs: each takes at most 500 jobs that have its defect, locked by its caller.
+
+Only legal moves are made; what is changed beside them are columns that no state of a job has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, case, exists, func, insert, select, update
+
+from schemas.completion import Usage
+from schemas.failure import Failure, FailureKind
+from schemas.job import JobState
+from worker.storage.cleaning import clean_text
+from worker.storage.outcomes import Setback
+from worker.storage.records import LARGEST_COUNT, record_outcomes
+from worker.storage.tables import attempts, is_in, jobs, results, usage
+from worker.storage.window import unmark_published
+
+Mend = Callable[[Connection, list[str], int], None]  # the jobs' ids, and the time in milliseconds
+_DOCTOR = "doctor"  # in place of a worker's id, where a job has to be claimed to be failed
+
+IS_BEHIND_USAGE = exists().where(results.c.job_id == usage.c.job_id, results.c.number == usage.c.number)
+
+
+def forget_claim(connection: Connection, ids: list[str], _: int) -> None:
+    """Takes the leftovers of a claim from jobs that nobody runs."""
+    connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(claim_token=None, worker_id=None))
+
+
+def forget_end(connection: Connection, ids: list[str], _: int) -> None:
+    """Takes the time of its end from a job that is still open."""
+    connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(ended_at_ms=None))
+
+
+def date_end(connection: Connection, ids: list[str], now_ms: int) -> None:
+    """Dates the end of jobs that have ended: when their last attempt did, else now."""
+    last = (
+        select(func.max(attempts.c.ended_at_ms))
+        .where(attempts.c.job_id == jobs.c.id)
+        .correlate(jobs)
+        .scalar_subquery()
+    )
+    connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(ended_at_ms=func.coalesce(last, now_ms)))
+
+
+def make_due(connection: Connection, ids: list[str], now_ms: int) -> None:
+    """Makes waiting jobs due now."""
+    connection.execute(
+        update(jobs).where(jobs.c.id.in_(ids), is_in(JobState.WAITING)).values(not_before_ms=now_ms)
+    )
+
+
+def release(connection: Connection, ids: list[str], now_ms: int) -> None:
+    """Gives running jobs back, as a rescue does, but counts no loss: nobody knows that a worker died."""
+    asked = jobs.c.is_cancel_requested
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(ids))
+        .values(
+            state=case((asked, JobState.CANCELLED.value), else_=JobState.QUEUED.value),
+            ended_at_ms=case((asked, now_ms), else_=None),
+            published_at_ms=None,
+            worker_id=None,
+            claim_token=None,
+        )
+    )
+
+
+def raise_counts(connection: Connection, ids: list[str], _: int) -> None:
+    """Raises claims and generation to what the attempts say: the next claim must not overwrite one of them."""
+    numbers, generations = (
+        select(func.max(column)).where(attempts.c.job_id == jobs.c.id).correlate(jobs).scalar_subquery()
+        for column in (attempts.c.number, attempts.c.generation)
+    )
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(ids))
+        .values(
+            claims=case((numbers > jobs.c.claims, numbers), else_=jobs.c.claims),
+            generation=case((generations > jobs.c.generation, generations), else_=jobs.c.generation),
+        )
+    )
+
+
+def fail_as_invalid(connection: Connection, ids: list[str], now_ms: int) -> None:
+    """Claims each job and fails it: the legal way from queued, and from waiting through queued, to failed."""
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(ids), is_in(JobState.QUEUED, JobState.WAITING))
+        .values(
+            state=JobState.RUNNING.value,
+            claims=jobs.c.claims + 1,
+            claimed_at_ms=now_ms,
+            worker_id=_DOCTOR,
+            claim_token=f"{_DOCTOR}:{now_ms}",
+            published_at_ms=None,
+            not_before_ms=None,
+        )
+    )
+    rows = connection.execute(
+        select(jobs.c.id, jobs.c.claims, jobs.c.generation, jobs.c.claim_token).where(
+            jobs.c.id.in_(ids), jobs.c.worker_id == _DOCTOR
+        )
+    )
+    failure = Failure(
+        FailureKind.INVALID_REQUEST, "its request is not in the ledger any more: submit it again"
+    )
+    outcomes = [
+        Setback(
+            job_id=row.id,
+            token=row.claim_token,
+            number=row.claims,
+            generation=row.generation,
+            worker_id=_DOCTOR,
+            started_at_ms=now_ms,
+            ended_at_ms=now_ms,
+            latency_ms=None,
+            failure=failure,
+            not_before_ms=None,
+            burns=False,
+        )
+        for row in rows
+    ]
+    record_outcomes(connection, outcomes)
+
+
+def succeed(connection: Connection, ids: list[str], _: int) -> None:
+    """The first success wins from every state (invariant 3): the result is there, and was paid for."""
+    of_result = results.c.job_id == jobs.c.id
+    winner = exists().where(of_result, results.c.number == attempts.c.number)
+    mine = [
+        select(column).where(attempts.c.job_id == jobs.c.id, winner).correlate(jobs).scalar_subquery()
+        for column in (attempts.c.claim_token, attempts.c.worker_id)
+    ]
+    theirs = [
+        select(column).where(of_result).correlate(jobs).scalar_subquery()
+        for column in (results.c.created_at_ms, results.c.http_status, results.c.request_id)
+    ]
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(ids), jobs.c.state != JobState.SUCCEEDED.value)
+        .values(
+            state=JobState.SUCCEEDED.value,
+            claim_token=mine[0],
+            worker_id=mine[1],
+            ended_at_ms=theirs[0],
+            http_status=theirs[1],
+            request_id=theirs[2],
+            not_before_ms=None,
+            published_at_ms=None,
+            failure_kind=None,
+            failure_message=None,
+            blocked_since_ms=None,
+        )
+    )
+
+
+def count_tokens(connection: Connection, ids: list[str], _: int) -> None:
+    """Writes the usage that the stored answers tell; what they do not tell is 0."""
+    known = exists().where(usage.c.job_id == results.c.job_id, usage.c.number == results.c.number)
+    connection.execute(
+        update(usage)
+        .where(
+            usage.c.job_id.in_(ids),
+            exists().where(results.c.job_id == usage.c.job_id, results.c.number == usage.c.number),
+        )
+        .values(is_used=True)
+    )
+    rows = connection.execute(
+        select(
+            results.c.job_id,
+            results.c.number,
+            results.c.raw,
+            results.c.created_at_ms,
+            jobs.c.batch_id,
+            jobs.c.model,
+        )
+        .join(jobs, jobs.c.id == results.c.job_id)
+        .where(results.c.job_id.in_(ids), ~known)
+    ).all()
+    if rows:
+        connection.execute(insert(usage), [_usage_of(row) for row in rows])
+
+
+def _usage_of(row: Any) -> dict[str, Any]:
+    try:
+        body = orjson.loads(bytes(row.raw))
+    except orjson.JSONDecodeError:
+        body = {}
+    told = body if isinstance(body, dict) else {}
+    tokens = told.get("usage")
+    try:
+        counts = Usage.model_validate(tokens if isinstance(tokens, dict) else {})
+    except ValueError:  # the details are of another shape
+        counts = Usage()
+    model = told.get("model")
+    return {
+        "job_id": row.job_id,
+        "number": row.number,
+        "batch_id": row.batch_id,
+        "model": clean_text(model) if isinstance(model, str) else row.model,
+        "prompt_tokens": min(counts.prompt_tokens, LARGEST_COUNT),
+        "completion_tokens": min(counts.completion_tokens, LARGEST_COUNT),
+        "total_tokens": min(counts.total_tokens, LARGEST_COUNT),
+        "cached_tokens": min(counts.cached_tokens, LARGEST_COUNT),
+        "reasoning_tokens": min(counts.reasoning_tokens, LARGEST_COUNT),
+        "is_used": True,
+        "created_at_ms": row.created_at_ms,
+    }
+
+
+def unuse(connection: Connection, ids: list[str], _: int) -> None:
+    """Keeps usage that no result stands behind as paid for and not used."""
+    connection.execute(
+        update(usage).where(usage.c.job_id.in_(ids), usage.c.is_used, ~IS_BEHIND_USAGE).values(is_used=False)
+    )
+
+
+def publish_again(connection: Connection, ids: list[str], _: int) -> None:
+    """Has the relay publish them again; claims absorb a message that comes twice."""
+    unmark_published(connection, ids)
