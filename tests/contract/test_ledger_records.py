@@ -64,7 +64,7 @@ def test_the_same_success_twice_is_one(ledger: Ledger) -> None:
 
 def test_an_outcome_of_an_unknown_job_is_nobodys(ledger: Ledger) -> None:
     job = claim_one(ledger, put_one(ledger))
-    stranger = success(ClaimedJob("nobody", "t", 1, 1, "", "m", 0, 0, None, None, NOW, False, False))
+    stranger = success(ClaimedJob("nobody", "t", 1, 1, "", "m", 0, 0, None, None, NOW, False))
     assert record(ledger, stranger, success(job)) == [Recorded.CLAIM_LOST, Recorded.APPLIED]
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def paid(id_: str = "j1", **facts: object) -> Success:
-    return success(ClaimedJob(id_, "t1", 1, 1, "", "m", 0, 0, None, None, NOW, False, False), **facts)
+    return success(ClaimedJob(id_, "t1", 1, 1, "", "m", 0, 0, None, None, NOW, False), **facts)
 
 
 def files(folder: Path) -> list[str]:
