@@ -43,6 +43,7 @@ from worker.upkeep.spool import SpoolFile
 
 log = structlog.get_logger(__name__)
 _AFTER_GRACE_S = 2.0  # what remains for giving back, flushing and leaving
+_FOR_CELERY_S = 1.0  # how long Celery may take to leave once all is written; it can hang in a stalled broker
 
 
 def endpoint_config(settings: Settings, *, pool_size: int | None = None) -> EndpointConfig:
@@ -224,13 +225,12 @@ class WorkerRuntime:
             log.warning("worker.end_not_recorded")  # its lease will say so
         is_flushed = self._writer.stop(timeout_s=0.5)
         log.info("worker.stopped", calls_cut=cut, is_flushed=is_flushed)
-        if not self._is_celery_gone():
-            return  # the timer ends the process if Celery hangs
+        if not is_flushed:
+            return  # the timer ends the process
+        threading.main_thread().join(timeout=_FOR_CELERY_S)
+        if threading.main_thread().is_alive():
+            self._leave_now()
         deadline.cancel()
-
-    def _is_celery_gone(self) -> bool:
-        threading.main_thread().join(timeout=_AFTER_GRACE_S)
-        return not threading.main_thread().is_alive()
 
     def _leave_now(self) -> None:
         # Celery's hub can hang in a stalled broker for minutes after SIGTERM; all that matters is written.

@@ -190,10 +190,14 @@ class Arena:
             clock=SystemClock(),
         )
 
-    def worker(self, **settings: object) -> subprocess.Popen[bytes]:
+    def worker(self, *, python_path: Path | None = None, **settings: object) -> subprocess.Popen[bytes]:
         """A worker process that is ready, with a log of its own (`worker_log`)."""
         log = f"worker{len(self.shop.started)}.log"
-        return self.shop.worker(log=log, **settings)
+        return self.shop.worker(log=log, python_path=python_path, **settings)
+
+    def begin_worker(self, **settings: object) -> subprocess.Popen[bytes]:
+        """A worker process that is only just starting."""
+        return self.shop.begin_worker(log=f"worker{len(self.shop.started)}.log", **settings)
 
     def worker_log(self) -> str:
         """What all workers have said."""
@@ -217,6 +221,10 @@ class Arena:
     def calls_of(self, job_id: str) -> int:
         """Calls for this job that the endpoint has received."""
         return int(self.simulator.calls().get(job_id, {"received": 0})["received"])
+
+    def extra_calls(self) -> int:
+        """Calls that the endpoint has received beyond one a job."""
+        return sum(call["received"] - 1 for call in self.simulator.calls().values())
 
     def last_published_ms(self) -> int | None:
         """When the latest of the jobs that are in the broker, and not claimed, was handed to it."""
@@ -243,10 +251,21 @@ class Arena:
                 .where(jobs.c.state == "running", workers.c.pid == worker.pid)
             ).scalar_one()
 
+    def beats_of(self, worker: subprocess.Popen[bytes]) -> int:
+        """The sequence number of this process's lease."""
+        with self.ledger.read() as connection:
+            return connection.execute(
+                select(workers.c.sequence).where(workers.c.pid == worker.pid)
+            ).scalar_one()
+
+    def is_stopped(self, worker: subprocess.Popen[bytes]) -> bool:
+        """Whether SIGSTOP has reached it."""
+        return bool(psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
+
     def kill(self, worker: subprocess.Popen[bytes]) -> int:
         """kill -9; how many calls it had in flight. It stands still while they are counted."""
         worker.send_signal(signal.SIGSTOP)
-        wait_until(lambda: psutil.Process(worker.pid).status() == "stopped", within_s=5, what="it is stopped")
+        wait_until(lambda: self.is_stopped(worker), within_s=5, what="it stands still")
         in_flight = self.held_by(worker)
         end(worker, signal.SIGKILL)
         return in_flight

@@ -76,13 +76,21 @@ class Shop:
         )
         return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
 
-    def begin(self, *args: str, log: str = "command.log", **settings: object) -> subprocess.Popen[bytes]:
-        """Starts a command in a process group of its own; its output goes to `log`."""
+    def begin(
+        self, *args: str, log: str = "command.log", python_path: Path | None = None, **settings: object
+    ) -> subprocess.Popen[bytes]:
+        """Starts a command in a process group of its own; its output goes to `log`.
+
+        `python_path` is a folder that this process alone imports from first.
+        """
+        env = environment({**self.settings, **settings})
+        if python_path is not None:
+            env["PYTHONPATH"] = f"{python_path}{os.pathsep}{env['PYTHONPATH']}"
         with (self.folder / log).open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", *args],
                 cwd=self.folder,
-                env=environment({**self.settings, **settings}),
+                env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -91,13 +99,20 @@ class Shop:
         self.started.append(process)
         return process
 
-    def worker(self, *, log: str = "worker.log", **settings: object) -> subprocess.Popen[bytes]:
+    def begin_worker(
+        self, *, log: str = "worker.log", python_path: Path | None = None, **settings: object
+    ) -> subprocess.Popen[bytes]:
+        """A `celery -A worker worker` that is only just starting."""
+        command = ("celery", "-A", "worker", "worker", "-n", f"w{len(self.started)}@%h")
+        return self.begin(*command, log=log, python_path=python_path, **settings)
+
+    def worker(
+        self, *, log: str = "worker.log", python_path: Path | None = None, **settings: object
+    ) -> subprocess.Popen[bytes]:
         """A `celery -A worker worker` that is ready to take jobs."""
         path = self.folder / log
         before = path.read_text().count("ready.") if path.exists() else 0
-        process = self.begin(
-            "celery", "-A", "worker", "worker", "-n", f"w{len(self.started)}@%h", log=log, **settings
-        )
+        process = self.begin_worker(log=log, python_path=python_path, **settings)
 
         def is_ready() -> bool:
             assert process.poll() is None, path.read_text()[-2000:]
