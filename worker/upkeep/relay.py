@@ -30,7 +30,8 @@ log = structlog.get_logger(__name__)
 WINDOW_FACTOR = 2
 WINDOW_FLOOR = 32
 LONE_WINDOW = 64
-_LOOK_FOR_EMPTY_MS = 5_000
+_LOOK_FOR_EMPTY_MS = 1_000
+_MISSED_AFTER_MS = 5_000  # a message that old, in an empty broker, is in some worker's hand or gone
 
 
 class Epoch(Protocol):
@@ -201,5 +202,5 @@ class Relay:
             self._last_empty_ms = now_ms
             # A purge leaves the mark. What workers have in hand is published twice by this, and claimed once.
             if self._epoch.is_empty():
-                return now_ms - _LOOK_FOR_EMPTY_MS
+                return now_ms - _MISSED_AFTER_MS
         return None
