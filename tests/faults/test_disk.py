@@ -73,9 +73,12 @@ def disk() -> Iterator[Path]:
 def fill(disk: Path) -> Path:
     """A file that takes all that was left on the disk."""
     filler = disk / "filler"
-    with Path("/dev/zero").open("rb", buffering=0) as zeros, filler.open("wb", buffering=0) as file:
-        with pytest.raises(OSError, match="No space left"):
-            shutil.copyfileobj(zeros, file, 1 << 12)
+    with (
+        Path("/dev/zero").open("rb", buffering=0) as zeros,
+        filler.open("wb", buffering=0) as file,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        shutil.copyfileobj(zeros, file, 1 << 12)
     return filler
 
 
