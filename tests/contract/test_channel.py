@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
 import redis
-from celery import Celery
 from kombu import Connection as KombuConnection
 from kombu import Consumer, Exchange, Queue
 from kombu.exceptions import OperationalError
@@ -195,46 +193,6 @@ def test_each_message_may_be_acknowledged_from_another_thread(
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda message: message.ack(), messages))
     assert valkey.hlen(UNACKED) == valkey.zcard(UNACKED_INDEX) == 0
-
-
-# Events.
-
-
-def test_events_are_gathered_and_read_by_celery_as_its_own(valkey: redis.Redis, valkey_path: str) -> None:
-    seen: list[dict[str, Any]] = []
-    with (
-        Celery("events", broker=f"redis+socket://{valkey_path}", events="worker.events:Events") as app,
-        app.connection_for_read() as reading,
-        app.connection_for_write() as writing,
-    ):
-        receiver = app.events.Receiver(reading, handlers={"*": seen.append})
-        with receiver.consumer_context(wakeup=False) as (listening, _, _):
-            with suppress(TimeoutError):
-                listening.drain_events(timeout=0.2)  # it subscribes
-            dispatcher = app.events.Dispatcher(
-                writing, hostname="w@h", buffer_group=["task"], on_send_buffered=lambda: None
-            )
-            for n in range(3):
-                dispatcher.send("task-started", uuid=f"j-{n}")
-            dispatcher.send("task-succeeded", uuid="j-0", result="'7 tokens'", runtime=0.5)
-            publishes = valkey.info("commandstats").get("cmdstat_publish", {"calls": 0})["calls"]
-            dispatcher.flush()
-            after = valkey.info("commandstats")["cmdstat_publish"]["calls"]
-            assert after - publishes == 1, "all in one message"
-            dispatcher.send("worker-online")  # not of a task: at once
-            while len(seen) < 5:
-                listening.drain_events(timeout=5)
-    assert [(one["type"], one.get("uuid")) for one in seen] == [
-        ("task-started", "j-0"),
-        ("task-started", "j-1"),
-        ("task-started", "j-2"),
-        ("task-succeeded", "j-0"),
-        ("worker-online", None),
-    ]
-    assert seen[3]["result"] == "'7 tokens'"
-    assert all(one["hostname"] == "w@h" and one["timestamp"] > 0 for one in seen)
-    clocks = [one["clock"] for one in seen]
-    assert clocks == sorted(set(clocks)), "Lamport's clock goes on"
 
 
 # Hints.

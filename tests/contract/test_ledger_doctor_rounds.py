@@ -148,9 +148,7 @@ def test_answers_that_a_dead_process_left_are_recorded(ward: Ward) -> None:
 
 def test_an_answer_of_a_job_that_is_not_in_this_ledger_is_put_aside_and_told_of(ward: Ward) -> None:
     known = success(ward.claimed["running"], raw=RAW, ended_at_ms=now_ms())
-    foreign = success(
-        ClaimedJob("no-such", "t", 1, 1, "", "m", 0, 0, None, None, 1, False), raw=b"paid"
-    )
+    foreign = success(ClaimedJob("no-such", "t", 1, 1, "", "m", 0, 0, None, None, 1, False), raw=b"paid")
     spool = leave(ward, "w9", foreign, known)
     assert spool._fd is not None
     fcntl.flock(spool._fd, fcntl.LOCK_UN)
