@@ -16,11 +16,13 @@ from worker.storage.tables import attempts, jobs
 @pytest.mark.simulator("--latency", "0.5")
 def test_kill_9_in_mid_run(arena: Arena) -> None:
     slots = arena.size(100, 16)
-    arena.queue(arena.size(600, 80))
-    first = arena.worker(concurrency=slots)
-    arena.wait_for(lambda: arena.ended() > slots, "the run is in its middle")
-    arena.worker(concurrency=slots)
+    first, _ = arena.worker(concurrency=slots), arena.worker(concurrency=slots)
+    arena.queue(arena.size(1000, 120))
+    arena.wait_for(
+        lambda: arena.ended() > slots and arena.held_by(first), "the run is in its middle, for both"
+    )
     in_flight = arena.kill(first)
+    assert in_flight > 0
     recover_s = arena.wait_for(lambda: "heart.worker_died" in arena.worker_log(), "the dead is found")
     assert recover_s < 2 * LEASE_S
     arena.conclude("worker kill -9", most_extra_calls=in_flight, recover_s=recover_s)
