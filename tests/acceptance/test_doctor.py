@@ -41,7 +41,7 @@ def queue(ledger: Ledger, settings: Settings, count: int) -> None:
 def test_a_sound_ledger_under_a_running_worker_gives_no_finding_and_repair_changes_nothing(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings
 ) -> None:
-    queue(plant_ledger, plant_settings, 200)
+    queue(plant_ledger, plant_settings, 80)
 
     def ended() -> int:
         with plant_ledger.read() as connection:
@@ -50,7 +50,7 @@ def test_a_sound_ledger_under_a_running_worker_gives_no_finding_and_repair_chang
     plant.worker(concurrency=8, backoff_base_s=0.2)
     wait_until(lambda: ended() > 8, within_s=30, what="the run is in its middle")
     looks = 0
-    while ended() < 200:
+    while ended() < 80:
         for options in ((), ("--repair",)):
             found = plant.antrean("doctor", "--json", *options)
             assert (found.code, found.json["findings"]) == (0, []), found.err

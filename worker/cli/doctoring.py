@@ -115,12 +115,14 @@ def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
         migrate(ledger)
         found = examine(ledger, settings)
     # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it.
-    spool = SpoolFile(settings.spool_folder, "doctor")
-    replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger, spool))
+    if any(one.name == "stray_spool" for one in found.findings):
+        spool = SpoolFile(settings.spool_folder, "doctor")
+        replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger, spool))
     now_ms = SystemClock().now_ms()
     for suspect in found.dead:
         rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
-        forget(settings.home / "workers", suspect.worker_id)
+        if has_died(settings.home / "workers", suspect.worker_id):  # not of one that was only taken for dead
+            forget(settings.home / "workers", suspect.worker_id)
     mend_defects(ledger, _look(settings), [one.name for one in found.findings])
     after = examine(ledger, settings)
     uncovered = {one.name for one in after.findings if one.is_repairable}
