@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -300,3 +301,16 @@ def test_a_worker_that_ends_says_so(ledger: Ledger, heart: Heart) -> None:
     heart.end()
     [row] = rows(ledger, "workers")
     assert row.end_reason == "stopped"
+
+
+def test_a_spooled_answer_of_another_ledger_is_put_aside_and_not_dropped(
+    ledger: Ledger, heart: Heart, tmp_path: Path
+) -> None:
+    """It was paid for: its job was pruned here, or the database was changed."""
+    from tests.contract.test_ledger_spool import leave  # local: a helper of the neighbouring suite
+
+    job = claim_one(ledger, put_one(ledger))
+    leave(tmp_path / "spool", "dead", replace(success(job), job_id="of-another-ledger"))
+    heart.beat()
+    assert [path.name for path in (tmp_path / "spool").iterdir()] == ["rejected.jsonl"]
+    assert b"of-another-ledger" in (tmp_path / "spool" / "rejected.jsonl").read_bytes()

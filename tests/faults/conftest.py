@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,36 @@ from tests.support.arena import Arena, Figures, close_arena, make_arena
 from tests.support.processes import SimulatorProcess
 
 _figures: list[Figures] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without --storm each scenario is tried once: on PostgreSQL where it is about that, or is
+    marked for both."""
+    if config.getoption("--storm"):
+        return
+    databases: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        databases[_test_of(item)].add(_database_of(item))
+    left_out = {
+        item
+        for item in items
+        if _database_of(item) == "postgresql"
+        and "sqlite" in databases[_test_of(item)]
+        and not item.get_closest_marker("both_databases")
+    }
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _test_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
+
+
+def _database_of(item: pytest.Item) -> str:
+    """The arena's database, or nothing where the test has no arena."""
+    callspec = getattr(item, "callspec", None)
+    return "" if callspec is None else str(callspec.params.get("arena", ""))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tests.support.arena import LEASE_S, Arena
 from worker.storage.tables import attempts, jobs
 
 
+@pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.5")
 def test_kill_9_in_mid_run(arena: Arena) -> None:
     slots = arena.size(100, 16)

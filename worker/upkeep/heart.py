@@ -18,7 +18,7 @@ from worker.errors import AntreanError
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.moves import expire_jobs
-from worker.storage.outcomes import Success
+from worker.storage.outcomes import Recorded, Success
 from worker.storage.window import unmark_published, unmark_published_before
 from worker.storage.workers import (
     beat,
@@ -138,7 +138,9 @@ class Heart:
 
     def _record_spooled(self, success: Success) -> None:
         try:
-            self._writer.record(success)
+            if self._writer.record(success) is Recorded.CLAIM_LOST:
+                # Of another ledger, or pruned here: it was paid for, and a person may still want it.
+                self._spool.reject(success)
         except (SQLAlchemyError, ValueError, TypeError) as exc:
             # One line that no ledger can store must not keep the others, or this worker, from going on.
             log.error("heart.spooled_unstorable", job_id=success.job_id, error=type(exc).__name__)
