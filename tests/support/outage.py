@@ -58,12 +58,18 @@ def spooled(arena: Arena) -> int:
 
 
 def assert_nobody_was_lost(arena: Arena) -> None:
-    """No lease expired: no attempt was lost, and no worker was taken for dead."""
+    """No lease expired: no attempt was lost, no worker was taken for dead; nor did one take a fault for its own."""
     with arena.ledger.read() as connection:
         lost = connection.execute(select(func.count()).where(attempts.c.outcome == "lost")).scalar_one()
         given_up = connection.execute(
             select(func.count()).where(jobs.c.failure_kind == "worker_lost")
         ).scalar_one()
     assert (lost, given_up) == (0, 0)
-    for event in ("heart.worker_lost", "heart.worker_died"):
+    for event in (
+        "heart.worker_lost",
+        "heart.worker_died",
+        "worker.thread_died",
+        "job.defect",
+        "spool.rejected",
+    ):
         assert event not in arena.worker_log()
