@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tests.support.arena import Arena, Figures, close_arena, make_arena
 from tests.support.processes import SimulatorProcess
 
-_figures: list[Figures] = []
+_PROPERTY = "figures"  # of a test's report, which also travels from one process of xdist's to another
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,13 +53,15 @@ def is_full(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def report() -> Callable[[Figures], None]:
-    """Adds a row to the table at the end, for a test that makes its arena itself."""
-    return _figures.append
+def report(record_property: Callable[[str, object], None]) -> Callable[[Figures], None]:
+    """Adds a row to the table at the end."""
+    return lambda figures: record_property(_PROPERTY, asdict(figures))
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
-def arena(request: pytest.FixtureRequest, is_full: bool) -> Iterator[Arena]:
+def arena(
+    request: pytest.FixtureRequest, is_full: bool, report: Callable[[Figures], None]
+) -> Iterator[Arena]:
     """`@pytest.mark.simulator("--latency", "2")` sets the endpoint's options; `@pytest.mark.settings(…)` the workers'."""
     options = request.node.get_closest_marker("simulator")
     settings = request.node.get_closest_marker("settings")
@@ -70,7 +73,7 @@ def arena(request: pytest.FixtureRequest, is_full: bool) -> Iterator[Arena]:
         request.param,
         simulator,
         is_full=is_full,
-        report=_figures.append,
+        report=report,
         **(settings.kwargs if settings else {}),
     )
     try:
@@ -82,7 +85,15 @@ def arena(request: pytest.FixtureRequest, is_full: bool) -> Iterator[Arena]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not _figures:
+    ended = [one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, [])]
+    figures = [
+        Figures(**value)
+        for one in sorted(ended, key=lambda one: str(one.nodeid))
+        if one.when == "call"
+        for name, value in one.user_properties
+        if name == _PROPERTY
+    ]
+    if not figures:
         return
     head = ("fault", "database", "jobs", "ended", "lost", "duplicates", "extra calls", "recovered in, s")
     rows = [
@@ -96,7 +107,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             str(one.extra_calls),
             "" if one.recover_s is None else f"{one.recover_s:.1f}",
         )
-        for one in _figures
+        for one in figures
     ]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     terminalreporter.section("faults")
