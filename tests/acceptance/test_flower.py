@@ -283,7 +283,7 @@ def test_events_say_what_happens_and_nothing_of_what_is_asked(scene: Scene) -> N
     assert [event for event in ours if is_shown(json.dumps(event, default=repr))] == []
 
 
-def test_no_log_no_kept_history_and_no_command_line_shows_what_was_planted(scene: Scene) -> None:
+def test_invariant_10_no_log_no_kept_history_and_no_command_line_shows_what_was_planted(scene: Scene) -> None:
     wait_until(lambda: list(scene.home.glob("flower.db*")), within_s=10, what="Flower saves its state")
     files = [*scene.shop.folder.glob("*.log"), *(scene.home / "logs").iterdir(), *scene.home.glob("flower.*")]
     assert {"worker.log", "flower.log", "valkey.log", "keeper.log"} <= {file.name for file in files}

@@ -95,7 +95,7 @@ def test_a_stopped_worker_lets_calls_end_within_its_grace(
     assert simulator.stats()["abandoned"] == 0
 
 
-def test_a_duplicate_message_makes_no_call(
+def test_invariant_4_only_a_claim_calls_the_endpoint_and_a_duplicate_message_makes_no_call(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess, valkey: object
 ) -> None:
     """Invariant 4: every message of the window is delivered five times."""
@@ -110,7 +110,7 @@ def test_a_duplicate_message_makes_no_call(
 
 
 @pytest.mark.simulator("--latency", "0.1")
-def test_a_flushed_broker_loses_no_job(
+def test_invariant_1_the_database_is_the_truth_and_a_flushed_broker_loses_no_job(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess, valkey: object
 ) -> None:
     """Invariant 1: the database is the truth, the broker holds hints."""

@@ -18,6 +18,8 @@ from celery.worker.request import Request
 from celery.worker.strategy import default
 from kombu.message import Message
 
+from worker import strategy
+from worker.celery import build_conf
 from worker.request import BlankRequest, DefectFilter, as_name
 
 SECRET = "A planted sentence. Nobody reads it."
@@ -227,3 +229,17 @@ assert "planted" not in repr(task.as_dict()) and task.args == "()" and task.rout
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_invariant_8_no_eta_reaches_celerys_timers_it_is_put_aside_for_the_ledger(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Message] = []
+    monkeypatch.setattr(strategy, "celery_default", lambda *_, **__: lambda message, *_: seen.append(message))
+    handle = strategy.default(None, None, None)
+    for eta in ("2030-01-01T00:00:00", None):
+        handle(message({"eta": eta}), None, None, None, None)
+    assert [one.headers["eta"] for one in seen] == [None, None]
+    assert [one.headers.get(strategy.NOT_BEFORE_HEADER) for one in seen] == ["2030-01-01T00:00:00", None]
+    conf = build_conf()
+    assert not any("eta" in name or "countdown" in name or "autoretry" in name for name in conf)

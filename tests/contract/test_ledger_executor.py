@@ -195,7 +195,9 @@ def test_a_key_file_that_is_mended_before_anything_worked_is_read_again(
     assert house.execute(house.put()) is Verdict.SUCCEEDED
 
 
-def test_a_refused_key_shuts_the_gate_and_burns_nothing(build: Callable[..., House]) -> None:
+def test_invariant_7_waiting_burns_nothing_and_a_refused_key_shuts_the_gate(
+    build: Callable[..., House],
+) -> None:
     house = build(api_key="sk-wrong")
     ids = [house.put() for _ in range(3)]
     assert [house.execute(id_) for id_ in ids] == [
@@ -256,7 +258,7 @@ def test_an_unknown_model_fails_its_job_once_the_endpoint_is_proven(build: Calla
     assert len(rows(house.ledger, "failure_bodies")) == 1
 
 
-def test_a_paid_answer_is_spooled_while_the_database_is_away_and_replayed_by_the_next_process(
+def test_invariant_5_a_paid_answer_is_spooled_while_the_database_is_away_and_replayed_by_the_next_process(
     build: Callable[..., House],
 ) -> None:
     house = build()
@@ -367,3 +369,19 @@ def test_one_that_runs_alone_at_a_time_and_the_next_holds_no_slot_meanwhile(
     row = job_row(house.ledger, put_off)
     assert (row.claims, row.published_at_ms) == (0, None), "never claimed, and the relay publishes it again"
     assert house.execute(put_off) is Verdict.SUCCEEDED
+
+
+def test_invariant_6_no_transaction_and_no_pooled_connection_is_held_across_a_call(
+    build: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build()
+    seen: list[int] = []
+    complete = house.client.complete
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        seen.append(house.ledger.engine.pool.checkedout())  # type: ignore[attr-defined]
+        return complete(*args, **kwargs)
+
+    monkeypatch.setattr(house.client, "complete", look)
+    assert [house.execute(house.put()) for _ in range(3)] == [Verdict.SUCCEEDED] * 3
+    assert seen == [0, 0, 0]

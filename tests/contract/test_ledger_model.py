@@ -211,7 +211,7 @@ def company(a: str, *, is_full: bool) -> list[tuple[Actor, Actor]]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("a", A_WORKER)
-def test_every_order_of_three_actors_ends_in_one_result_by_legal_moves(
+def test_invariant_3_one_result_at_most_in_every_order_of_three_actors_by_legal_moves(
     ledger: Ledger, request: pytest.FixtureRequest, a: str
 ) -> None:
     known: set[Any] = set()

@@ -89,7 +89,9 @@ def add_worker(ledger: Ledger, id_: str, clock: FakeClock, *, slots: int = 4, le
     )
 
 
-def test_the_relay_publishes_after_the_commit_and_once(ledger: Ledger, relay: Relay, broker: Broker) -> None:
+def test_invariant_2_written_down_before_it_is_queued_and_published_once(
+    ledger: Ledger, relay: Relay, broker: Broker
+) -> None:
     id_ = put_one(ledger)
     assert relay.tick() == 1
     assert (broker.taken, broker.states) == ([id_], {"queued"})
@@ -162,7 +164,9 @@ def test_what_was_published_long_ago_is_published_again(
     assert broker.taken == [id_, id_]
 
 
-def test_the_broker_stays_shallow(ledger: Ledger, relay: Relay, broker: Broker, clock: FakeClock) -> None:
+def test_invariant_9_the_broker_stays_shallow(
+    ledger: Ledger, relay: Relay, broker: Broker, clock: FakeClock
+) -> None:
     put(ledger, *[a_job(batch_id="b") for _ in range(300)])
     assert relay.tick() == WINDOW_FLOOR
     assert relay.tick() == 0
