@@ -182,6 +182,7 @@ def test_pages_for_good_fail_a_job_after_few_calls_and_no_more(arena: Arena) -> 
     assert kinds == {("bad_response", 200)}
 
 
+@pytest.mark.storm
 @pytest.mark.simulator("--latency", "0.1", "--rate-large", "1")
 @pytest.mark.settings(**QUICK)
 def test_answers_of_ten_megabytes_are_kept_and_leave_no_memory_behind(arena: Arena) -> None:
