@@ -34,6 +34,8 @@ def open_client(address: str) -> redis.Redis:
         return redis.Redis(
             unix_socket_path=unquote(parts.path),
             db=int(database),
+            username=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password) if parts.password else None,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
             retry=_ONCE_MORE,

@@ -1,15 +1,16 @@
 """A channel on kombu's Redis transport that takes hints by the dozen, and keeps some slots for lone jobs.
 
 Bulk messages are only taken while there is room in the process's hand; the queue of lone jobs is read all the
-time. Hints (see `worker.hints`) are not acknowledged: they are only remembered while in hand. Everything else
-is kombu's: a foreign message is acknowledged, restored and redelivered as ever.
+time. Hints (see `worker.hints`) are not acknowledged: they are only remembered while in hand. A foreign message is
+noted by the broker in the step that takes it, and then acknowledged, restored and redelivered as ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty
+from time import monotonic
 from typing import Any, ClassVar
 
 import orjson
@@ -22,12 +23,17 @@ from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
+from worker.doorbell import Doorbell
 from worker.hints import BULK_QUEUE, hinted_job, is_written_hint, list_keys
+from worker.taking import Taken, Taker
 
 log = structlog.get_logger(__name__)
 
-_SATURATED_POLL_S = 0.1  # how long a read of lone jobs alone lasts before bulk is looked at again
+_ASK_EVERY_S = 1.0  # as often as kombu's BRPOP comes back; kombu ends a connection that does not answer
+_UNTOLD_POLL_S = 0.05  # how often to ask a broker that pushes no notices
+_MOST_IN_A_ROW = 16  # lone messages between two turns of the hub
 _BULK_KEYS = list_keys(BULK_QUEUE)
+_BULK_LISTS = [(BULK_QUEUE, key) for key in _BULK_KEYS]
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
 # A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
 REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
@@ -92,15 +98,14 @@ class QoS(redis.QoS):
         hand = Channel.hand
         if hand is not None and hand.take(message, delivery_tag):
             return
-        try:
-            super().append(message, delivery_tag)
-        except self.channel.connection_errors as exc:
-            if hand is None:
-                raise
-            # It is off its list already: dropped here, it would be gone. The worker's memory has it, and its row
-            # is written with its claim.
-            log.warning("message.kept_in_memory", error=type(exc).__name__)
+        if self.channel.is_noted:
             virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+    def forget(self, delivery_tag: str) -> None:
+        """Has the broker drop its note of a message that was not delivered."""
+        self._remove_from_indices(delivery_tag).execute()
 
     def ack(self, delivery_tag: str) -> None:
         hand = Channel.hand
@@ -119,15 +124,22 @@ class QoS(redis.QoS):
 
 
 class Channel(redis.Channel):
-    """kombu's channel with a bound on bulk messages in hand, which it takes many at a time."""
+    """kombu's channel with a bound on bulk messages in hand, which it takes many at a time.
+
+    A worker process waits at a doorbell, and takes in one step what kombu pops first and notes afterwards. kombu's
+    poller calls `_brpop_start` to begin to wait, and `_brpop_read` when something has come.
+    """
 
     QoS = QoS
     hand: ClassVar[Hand | None] = None  # set once by the worker process; None: kombu's ways throughout
-    takes_many: ClassVar[bool] = True  # LMPOP, from Redis 7 on and in every Valkey
+    is_noted = False  # whether the broker keeps the message that is being delivered until it is acknowledged
     _active_queues: list[str]
+    _in_poll: Any  # the connection while it waits at the doorbell
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._lasting_client: redis_client.Redis | None = None
+        self._lasting_taker: Taker | None = None
+        self._bell: Doorbell | None = None
         self._is_fetch_due = False
         super().__init__(*args, **kwargs)
 
@@ -138,6 +150,7 @@ class Channel(redis.Channel):
             client = self._lasting_client
             if client is None or client.connection_pool is not self.pool:
                 client = self._lasting_client = self._create_client()
+                self._lasting_taker = None
         yield client
 
     def fetch_soon(self) -> None:
@@ -150,71 +163,126 @@ class Channel(redis.Channel):
             self._is_fetch_due = True
             hub.call_soon(self._fetch_when_worth_it)
 
-    def _brpop_read(self, **options: Any) -> Any:
-        try:
-            found = super()._brpop_read(**options)
-        except _UNREADABLE as exc:
-            _say_unreadable(exc)
-            raise Empty from None
-        self._fetch_bulk(at_least=1)
-        return found
+    def ask_again(self) -> None:
+        """Asks at the doorbell once more, unless an answer is still due: what answers is there."""
+        bell, connection = self._bell, self._in_poll
+        if bell is None or not connection or not bell.is_at(connection) or bell.is_waiting_for_an_answer:
+            return
+        self._in_poll = None
+        self._flush_brpop_reauth()  # nothing is due on this connection: as good a moment as any
+        if bell.is_at(connection):
+            self._brpop_start()
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         hand = Channel.hand
-        if hand is None or BULK_QUEUE not in self._active_queues or hand.room >= hand.refill_at:
+        if hand is None:
+            self._bell = None
             super()._brpop_start(timeout)
             return
-        lone = [queue for queue in self._active_queues if queue != BULK_QUEUE]
-        if not lone:
+        keys = [key for _, key in self._wanted_lists(hand)]
+        if not keys:
             return
-        whole = self._active_queues
-        self._active_queues = lone
-        self._queue_cycle.update(lone)
+        connection = self.client.connection
+        if self._bell is None or not self._bell.is_at(connection):
+            self._bell = Doorbell(connection)
+        self._in_poll = connection
+        self._brpop_sent_at = monotonic()  # for kombu's check of its health
+        self._bell.ask(keys)
+
+    def _brpop_read(self, **options: Any) -> Any:
+        hand, bell, connection = Channel.hand, self._bell, self._in_poll
+        if bell is None:  # it waits in kombu's way
+            return super()._brpop_read(**options)
+        if self._closing or hand is None or not connection or not bell.is_at(connection):
+            self._in_poll = None
+            raise Empty
         try:
-            super()._brpop_start(_SATURATED_POLL_S)
-        finally:
-            self._active_queues = whole
-            self._queue_cycle.update(self.active_queues)
+            has_rung = bell.has_rung()
+        except self.connection_errors:
+            self._in_poll = None
+            connection.disconnect()
+            raise
+        if not has_rung:
+            self._wait_without_notices(bell)
+            raise Empty
+        self._in_poll = None  # the poller begins anew once there is a slot
+        if not self._take(hand):
+            raise Empty
+        return True
+
+    def _wait_without_notices(self, bell: Doorbell) -> None:
+        hub = get_event_loop()
+        if hub is not None and not bell.is_told:
+            hub.call_later(_UNTOLD_POLL_S, self.ask_again)
+
+    def _wanted_lists(self, hand: Hand) -> list[tuple[str, str]]:
+        """Queue and key of what there is room for, those to be emptied first first."""
+        wants_bulk = hand.room >= hand.refill_at
+        queues = [queue for queue in self.active_queues if wants_bulk or queue != BULK_QUEUE]
+        lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
+        return [one for step in zip(*lists, strict=True) for one in step]
+
+    def _take(self, hand: Hand) -> bool:
+        """Takes lone messages one by one while there is a slot for each, and bulk once it is its turn; whether there
+        was any."""
+        has_taken = False
+        for _ in range(_MOST_IN_A_ROW):
+            if not self.qos.can_consume():
+                break
+            taken = self._taker.take(self._wanted_lists(hand), 1)
+            if not taken:
+                break
+            has_taken = True
+            self._deliver(taken[0])
+            if taken[0].queue == BULK_QUEUE:
+                self._fetch_bulk(hand, at_least=1)
+                break
+        return has_taken
 
     def _fetch_when_worth_it(self) -> None:
         self._is_fetch_due = False
-        if Channel.hand is not None:
-            self._fetch_bulk(at_least=Channel.hand.refill_at)
+        hand, bell = Channel.hand, self._bell
+        if hand is None or self.closed:
+            return
+        self._fetch_bulk(hand, at_least=hand.refill_at)
+        if (
+            bell is not None
+            and self._in_poll
+            and hand.room >= hand.refill_at
+            and _BULK_KEYS[0] not in bell.keys
+        ):
+            self._in_poll = None  # it was not worth it to wait for bulk, and now it is
+            self._brpop_start()
 
-    def _fetch_bulk(self, *, at_least: int) -> None:
+    def _fetch_bulk(self, hand: Hand, *, at_least: int) -> None:
         """Takes as many bulk messages as there is room for, without waiting for any."""
-        hand = Channel.hand
-        if hand is None or self.closed or BULK_QUEUE not in self._active_queues:
+        if BULK_QUEUE not in self._active_queues or hand.room < at_least or not self.qos.can_consume():
             return
-        room = hand.room
-        if room < at_least or not self.qos.can_consume():
-            return
-        for raw in self._pop_bulk(room):
-            try:
-                message = orjson.loads(raw) if is_written_hint(raw) else loads(bytes_to_str(raw))
-                self.connection._deliver(message, BULK_QUEUE)
-            except _UNREADABLE as exc:
-                _say_unreadable(exc)
+        for taken in self._taker.take(_BULK_LISTS, hand.room):
+            self._deliver(taken)
 
-    def _pop_bulk(self, count: int) -> Sequence[bytes]:
+    @property
+    def _taker(self) -> Taker:
         with self.conn_or_acquire() as client:
-            if Channel.takes_many:
-                try:
-                    found: Any = client.lmpop(len(_BULK_KEYS), *_BULK_KEYS, direction="RIGHT", count=count)
-                except redis_client.ResponseError:
-                    Channel.takes_many = False  # Redis 6.2
-                else:
-                    return found[1] if found else ()
-            for key in _BULK_KEYS:
-                items: Any = client.rpop(key, count)
-                if items:
-                    return items  # type: ignore[no-any-return]
-            return ()
+            if self._lasting_taker is None:
+                self._lasting_taker = Taker(client, notes=self.unacked_key, index=self.unacked_index_key)
+            return self._lasting_taker
 
-
-def _say_unreadable(exc: Exception) -> None:
-    # Something that is no message was put on the list: it is gone, and the worker is not.
-    log.error("message.unreadable", error=type(exc).__name__)
+    def _deliver(self, taken: Taken) -> None:
+        message: Any = None
+        try:
+            message = (
+                orjson.loads(taken.raw) if is_written_hint(taken.raw) else loads(bytes_to_str(taken.raw))
+            )
+            self.is_noted = taken.is_noted
+            self.connection._deliver(message, taken.queue)
+        except _UNREADABLE as exc:
+            # Something that is no message was put on the list: it is gone, and the worker is not.
+            log.error("message.unreadable", error=type(exc).__name__)
+            if taken.is_noted:
+                self.qos.forget(message["properties"]["delivery_tag"])
+        finally:
+            self.is_noted = False
 
 
 class Transport(redis.Transport):
@@ -222,6 +290,17 @@ class Transport(redis.Transport):
 
     Channel = Channel
     connection_errors = (*redis.Transport.connection_errors, *REFUSES_WRITES)
+    _asking: Any = None
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        super().register_with_event_loop(connection, loop)
+        if self._asking is not None:
+            self._asking.cancel()
+        self._asking = loop.call_repeatedly(_ASK_EVERY_S, self._ask_again)
+
+    def _ask_again(self) -> None:
+        for channel in self.channels:
+            channel.ask_again()
 
 
 class Connection(KombuConnection):

@@ -19,7 +19,7 @@ HINT_HEADER = "antrean_hint"
 
 _PRIORITY_STEPS = (9, 6, 3, 0)  # kombu's lists of a queue; 0 is the highest and has no suffix
 _PRIORITY_SEPARATOR = "\x06\x16"
-_MARK = f'"{HINT_HEADER}":1'.encode()
+HINT_MARK = f'"{HINT_HEADER}":1'.encode()  # what a hint holds as it lies in the broker
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 _ORIGIN = "antrean"
 
@@ -80,7 +80,7 @@ def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:
 
 def is_written_hint(raw: bytes) -> bool:
     """Whether this message, as it lay in the broker, is a hint; if so, plain JSON reads it whole."""
-    return _MARK in raw
+    return HINT_MARK in raw
 
 
 def read_body(job_id: str) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
