@@ -54,6 +54,9 @@ class Report:
     failure: FailureKind | None = None
 
 
+_RECORD_WITHIN_S = (
+    5.0  # a database that takes longer over a paid answer counts as away: the spool has it then
+)
 _PUT_OFF = Report(Verdict.NOT_ADMITTED, "waits: it runs alone, after another")
 
 
@@ -279,7 +282,7 @@ class Executor:
         """Recorded, or spooled: either way the answer outlives this process (invariant 5)."""
         while True:
             try:
-                return self._writer.record(success, is_urgent=is_urgent)
+                return self._writer.record(success, is_urgent=is_urgent, within_s=_RECORD_WITHIN_S)
             except (DatabaseAway, WriterStopped):
                 if self._spool.keep(success):
                     # Still held: the replay records it, and no beat may take it for an orphan before.

@@ -217,7 +217,10 @@ class WorkerRuntime:
         self._relay.poke()
         self._slots.wait_until_idle(lambda: self._hurry.is_set() or time.monotonic() >= end_s)
         cut = self._client.cut_all_calls()
-        self._slots.wait_until_idle(lambda: False, timeout_s=1.0)
+        self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
+        # Who still waits now waits for a database that hangs: what was paid for goes to the spool, or is lost.
+        self._writer.abandon_records()
+        self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         self._spool.stop()
         try:
             self._heart.end(Channel.hand.hinted_jobs if Channel.hand else ())

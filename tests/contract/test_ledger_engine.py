@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from threading import Barrier
 
@@ -10,11 +13,12 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
 from tests.support.ledger import ENDPOINT, NOW, a_job, at_once, job_row, put, put_one, rows, state
+from tests.support.proxy import Proxy
 from worker.errors import SettingsError
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
@@ -180,6 +184,32 @@ def test_a_server_that_does_not_listen_is_a_database_away(tmp_path: Path) -> Non
         pass
     with pytest.raises(DatabaseAway):
         migrate(ledger)
+
+
+@pytest.mark.postgresql
+def test_a_server_that_is_there_and_never_answers_is_a_database_away(
+    postgres_url: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Nothing ends such a wait but we: the server's timeouts do not run, and TCP has nothing to complain of."""
+    url = make_url(postgres_url(f"e{uuid.uuid4().hex[:12]}"))
+    server = next(Path(str(url.query["host"])).glob(".s.PGSQL.*[0-9]"))
+    folder = tmp_path_factory.mktemp("h")
+    proxy = Proxy(str(server), listen=folder / server.name)
+    there = url.update_query_dict({"host": str(folder)}).render_as_string(hide_password=False)
+    ledger = open_ledger(load_settings(home=folder, database_url=there, _env_file=None), answer_within_s=0.5)
+    try:
+        migrate(ledger)
+        proxy.freeze()
+        began_s = time.monotonic()
+        with pytest.raises(DatabaseAway, match=r"no answer for 0\.5 s"):
+            put_one(ledger)
+        assert 0.5 <= time.monotonic() - began_s < 2
+        proxy.thaw()
+        job_id = put_one(ledger)
+        assert state(ledger, job_id) == "queued"
+    finally:
+        ledger.dispose()
+        proxy.close()
 
 
 def test_a_home_that_cannot_be_made_says_so(tmp_path: Path) -> None:

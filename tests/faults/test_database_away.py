@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 from sqlalchemy import func, make_url, select
@@ -110,12 +112,13 @@ def through_the_proxy(arena: Arena) -> str:
 @on_postgresql
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.parametrize("ends", ["goes on", pytest.param("is cut", marks=pytest.mark.storm)])
+@pytest.mark.timeout(180)
 def test_the_way_to_the_database_is_half_open_for_longer_than_a_lease(
     arena: Arena, proxy: Proxy, ends: str
 ) -> None:
     start_the_middle_of_a_run(arena, database_url=through_the_proxy(arena))
     proxy.freeze()
-    stay_away(arena, arena.size(10, 3))
+    stay_away(arena, arena.size(45, 3))  # past our own patience with a statement
 
     def end_outage() -> None:
         if ends == "is cut":
@@ -151,6 +154,80 @@ def test_one_worker_of_two_is_half_open_and_what_it_held_goes_on_elsewhere(
         0 < again <= 3 * slots
     )  # calls in flight, answers on their way to the ledger, claims on their way back
     arena.conclude("one worker's way to the database half open", most_extra_calls=again, recover_s=recover_s)
+
+
+@pytest.fixture
+def hang(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Callable[[], Callable[[], object]]]:
+    """Has the database take what it is asked and not answer; what it gives ends that. Workers are to go through
+    `arena.worker(**hang_settings(arena))`."""
+    if arena.database == "postgresql":
+        proxy: Proxy = request.getfixturevalue("proxy")
+
+        def freeze() -> Callable[[], object]:
+            proxy.freeze()
+            return proxy.thaw
+
+        yield freeze
+        return
+    with closing(sqlite3.connect(arena.folder / "ledger.db", isolation_level=None)) as other:
+
+        def lock() -> Callable[[], object]:
+            other.execute("BEGIN IMMEDIATE")
+            return lambda: other.execute("ROLLBACK")
+
+        yield lock
+
+
+def hang_settings(arena: Arena) -> dict[str, object]:
+    return {"database_url": through_the_proxy(arena)} if arena.database == "postgresql" else {}
+
+
+@pytest.mark.both_databases
+@pytest.mark.simulator("--latency", "0.5")
+@pytest.mark.settings(grace_s=2)
+def test_a_worker_is_stopped_while_its_database_hangs(
+    arena: Arena, hang: Callable[[], Callable[[], object]]
+) -> None:
+    """Its last answers are in its memory, and nobody refuses them: they go to the spool before it ends."""
+    slots = arena.size(50, 8)
+    arena.queue(arena.size(400, 60))
+    worker = arena.worker(concurrency=slots, **hang_settings(arena))
+    arena.wait_for(
+        lambda: arena.ended() >= slots and arena.in_flight() >= slots // 2, "the run is in its middle"
+    )
+    go_on = hang()
+    arena.wait_for(lambda: arena.in_flight() == 0, "the calls in flight end", within_s=20)
+    code, seconds = end(worker)
+    assert code == 0
+    assert seconds < 2 + 2
+    assert spooled(arena) > 0
+    go_on()
+    arena.worker(concurrency=slots)
+    recover_s = arena.wait_for_progress()
+    arena.conclude("SIGTERM while the database hangs", most_extra_calls=0, recover_s=recover_s)
+    assert "spool.replayed" in arena.worker_log()
+
+
+@pytest.mark.simulator("--latency", "0.5")
+def test_answers_that_the_database_keeps_waiting_are_on_disk_within_seconds(
+    arena: Arena, hang: Callable[[], Callable[[], object]]
+) -> None:
+    """A machine that dies meanwhile has them; and a `kill -9`, here."""
+    slots = arena.size(50, 8)
+    arena.queue(arena.size(400, 60))
+    worker = arena.worker(concurrency=slots, **hang_settings(arena))
+    arena.wait_for(
+        lambda: arena.ended() >= slots and arena.in_flight() >= slots // 2, "the run is in its middle"
+    )
+    go_on = hang()
+    arena.wait_for(lambda: arena.in_flight() == 0, "the calls in flight end", within_s=20)
+    paid = int(arena.simulator.stats()["paid"])
+    arena.wait_for(lambda: spooled(arena) >= paid - arena.ended(), "all of them are spooled", within_s=10)
+    end(worker, signal.SIGKILL)
+    go_on()
+    arena.worker(concurrency=slots)
+    recover_s = arena.wait_for_progress()
+    arena.conclude("kill -9 while the database hangs", most_extra_calls=0, recover_s=recover_s)
 
 
 @on_postgresql

@@ -23,10 +23,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from worker.errors import SettingsError
 from worker.settings import Settings
 from worker.storage.errors import DatabaseAway, NotMigrated, describe, is_away, is_conflict, is_missing_table
+from worker.storage.patience import limit_waits
 
 T = TypeVar("T")
 _CONFLICT_TRIES = 10
 SQLITE_BUSY_MS = 15_000
+_STATEMENT_MS = 30_000
+_ANSWER_WITHIN_S = 35.0  # the server itself gives up earlier, unless it hangs
 
 
 class Ledger:
@@ -85,8 +88,13 @@ class Ledger:
         raise exc
 
 
-def open_ledger(settings: Settings, *, pool_size: int = 8) -> Ledger:
-    """The ledger of these settings. Connects lazily; a SQLite file's folder is made here."""
+def open_ledger(
+    settings: Settings, *, pool_size: int = 8, answer_within_s: float = _ANSWER_WITHIN_S
+) -> Ledger:
+    """The ledger of these settings. Connects lazily; a SQLite file's folder is made here.
+
+    A PostgreSQL that has not answered a statement `answer_within_s` is away; SQLite has a timeout of its own.
+    """
     url = make_url(settings.ledger_url)
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
@@ -106,7 +114,7 @@ def open_ledger(settings: Settings, *, pool_size: int = 8) -> Ledger:
             "connect_timeout": 5,
             "application_name": "antrean",
             # A half-open network or a forgotten lock ends in an error that is retried, not in silence.
-            "options": "-c statement_timeout=30000 -c lock_timeout=10000"
+            "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout=10000"
             " -c idle_in_transaction_session_timeout=30000",
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -114,6 +122,7 @@ def open_ledger(settings: Settings, *, pool_size: int = 8) -> Ledger:
             "tcp_user_timeout": 20_000,
         },
     )
+    limit_waits(engine, within_s=answer_within_s)
     return Ledger(engine)
 
 

@@ -46,20 +46,27 @@ class Reply(Generic[T]):
         self._exception: BaseException | None = None
         self._value: T | None = None
 
-    def result(self) -> T:
-        """Blocks until it is said. For one thread, once."""
-        self._lock.acquire()
+    def result(self, within_s: float | None = None) -> T:
+        """Blocks until it is said; raises DatabaseAway if that takes longer. For one thread, once."""
+        if not self._lock.acquire(timeout=-1 if within_s is None else within_s):
+            raise DatabaseAway(f"the database has not answered for {within_s:g} s")
         if self._exception is not None:
             raise self._exception
         return cast("T", self._value)
 
     def set_result(self, value: T) -> None:
         self._value = value
-        self._lock.release()
+        self._say()
 
     def set_exception(self, exception: BaseException) -> None:
         self._exception = exception
-        self._lock.release()
+        self._say()
+
+    def _say(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:  # said before: a record was abandoned, and now its fate is known after all
+            return
 
 
 @dataclass(slots=True)
@@ -77,6 +84,7 @@ class _Group:
 
 
 _Item = tuple[str, Any, Any]
+_NOTHING = _Group()
 
 
 class WriterStopped(Exception):
@@ -101,6 +109,7 @@ class GroupWriter:
         self._window_s = window_s
         self._alone: set[str] = set()  # jobs whose claimer is alone in this process
         self._pending: deque[_Item] = deque()
+        self._writing = _NOTHING  # what the writer has in its hands
         self._lock = threading.Lock()
         self._wake = threading.Event()  # there is work
         self._hurry = threading.Event()  # somebody must not wait for company
@@ -139,11 +148,23 @@ class GroupWriter:
             if is_alone:
                 self._alone.discard(job_id)
 
-    def record(self, outcome: Outcome, *, is_urgent: bool = False) -> Recorded:
-        """What the ledger did with the outcome. Raises DatabaseAway; the claim is then still held here."""
+    def record(self, outcome: Outcome, *, is_urgent: bool = False, within_s: float | None = None) -> Recorded:
+        """What the ledger did with the outcome. Raises DatabaseAway; the claim is then still held here.
+
+        Also where there is no answer within `within_s`: it may be written yet, and written again it counts once.
+        """
         future: Reply[Recorded] = Reply()
         self._put(("record", outcome, future), is_urgent=is_urgent)
-        return future.result()
+        return future.result(within_s)
+
+    def abandon_records(self) -> None:
+        """Raises DatabaseAway in all who wait for a record: this process ends, and the database hangs."""
+        exc = DatabaseAway("the database does not answer, and the worker ends")
+        with self._lock:
+            waiting = [future for kind, _, future in self._pending if kind == "record"]
+            waiting += [future for _, future in self._writing.outcomes.values()]
+        for future in waiting:
+            future.set_exception(exc)
 
     def forget(self, job_id: str) -> None:
         """Lets go of a claim whose outcome could not be written: the next beat releases it."""
@@ -198,6 +219,7 @@ class GroupWriter:
             is_busy = len(group) > 1
             began_s = time.perf_counter()
             self._write(group)
+            self._writing = _NOTHING
             commit_s = time.perf_counter() - began_s
 
     def _gather(self) -> _Group:
@@ -221,6 +243,7 @@ class GroupWriter:
                 else:
                     later.append(item)
             self._pending.extendleft(reversed(later))
+            self._writing = group
         return group
 
     def _write(self, group: _Group) -> None:
