@@ -12,7 +12,7 @@ from kombu import Exchange, Queue
 
 from worker.broker import broker_address
 from worker.errors import AntreanError
-from worker.hints import BULK_QUEUE, LONE_QUEUE
+from worker.hints import BULK_QUEUE, LONE_QUEUE, UNACKED_KEY
 from worker.settings import load_settings
 
 
@@ -58,9 +58,15 @@ def build_conf() -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # long outages are survived
         "broker_transport_options": {
-            "visibility_timeout": 300,
-            "unacked_restore_interval": 10,
+            # Foreign messages in hand, leased (`worker.channel`). Under keys of our own: other apps on this broker know
+            # nothing of leases, and may hold theirs for an hour.
+            "visibility_timeout": settings.lease_s,
+            "unacked_restore_interval": settings.beat_interval_s,
             "unacked_restore_throttle": 1,
+            "unacked_key": UNACKED_KEY,
+            "unacked_index_key": f"{UNACKED_KEY}_index",
+            "unacked_mutex_key": f"{UNACKED_KEY}_mutex",
+            "unacked_mutex_expire": max(1, round(settings.lease_s)),
             "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,

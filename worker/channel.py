@@ -2,7 +2,7 @@
 
 Bulk messages are only taken while there is room in the process's hand; the queue of lone jobs is read all the
 time. Hints (see `worker.hints`) are not acknowledged: they are only remembered while in hand. A foreign message is
-noted by the broker in the step that takes it, and then acknowledged, restored and redelivered as ever.
+noted by the broker in the step that takes it, leased while in hand, and acknowledged, restored and redelivered as ever.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty
-from time import monotonic
+from time import monotonic, time
 from typing import Any, ClassVar
 
 import orjson
@@ -31,6 +31,7 @@ log = structlog.get_logger(__name__)
 
 _ASK_EVERY_S = 1.0  # as often as kombu's BRPOP comes back; kombu ends a connection that does not answer
 _UNTOLD_POLL_S = 0.05  # how often to ask a broker that pushes no notices
+_RENEWALS_A_LEASE = 6
 _MOST_IN_A_ROW = 16  # lone messages between two turns of the hub
 _BULK_KEYS = list_keys(BULK_QUEUE)
 _BULK_LISTS = [(BULK_QUEUE, key) for key in _BULK_KEYS]
@@ -173,6 +174,16 @@ class Channel(redis.Channel):
         if bell.is_at(connection):
             self._brpop_start()
 
+    def renew_leases(self) -> None:
+        """Says of the foreign messages in hand that somebody has them, as the heart does of the jobs.
+
+        kombu gives out again what nobody has said so of for a lease (its `visibility_timeout`). Hub only.
+        """
+        tags = [] if self._qos is None else list(self._qos._delivered)
+        if tags:
+            with self.conn_or_acquire() as client:
+                client.zadd(self.unacked_index_key, dict.fromkeys(tags, time()), xx=True)
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         hand = Channel.hand
         if hand is None:
@@ -290,17 +301,21 @@ class Transport(redis.Transport):
 
     Channel = Channel
     connection_errors = (*redis.Transport.connection_errors, *REFUSES_WRITES)
-    _asking: Any = None
+    _timers: tuple[Any, ...] = ()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         super().register_with_event_loop(connection, loop)
-        if self._asking is not None:
-            self._asking.cancel()
-        self._asking = loop.call_repeatedly(_ASK_EVERY_S, self._ask_again)
+        for timer in self._timers:  # of an earlier turn of the loop
+            timer.cancel()
+        lease_s = connection.client.transport_options.get("visibility_timeout", Channel.visibility_timeout)
+        self._timers = (
+            loop.call_repeatedly(_ASK_EVERY_S, self._each_channel, Channel.ask_again),
+            loop.call_repeatedly(lease_s / _RENEWALS_A_LEASE, self._each_channel, Channel.renew_leases),
+        )
 
-    def _ask_again(self) -> None:
+    def _each_channel(self, act: Callable[[Any], None]) -> None:
         for channel in self.channels:
-            channel.ask_again()
+            act(channel)
 
 
 class Connection(KombuConnection):

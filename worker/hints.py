@@ -15,6 +15,9 @@ import orjson
 TASK = "antrean.complete_chat"
 BULK_QUEUE = "antrean.bulk"
 LONE_QUEUE = "celery"  # Celery's default: a foreign producer needs no routing
+UNACKED_KEY = (
+    "antrean.unacked"  # kombu's hash of foreign messages in hand, and the beginning of its other keys
+)
 HINT_HEADER = "antrean_hint"
 
 _PRIORITY_STEPS = (9, 6, 3, 0)  # kombu's lists of a queue; 0 is the highest and has no suffix

@@ -27,6 +27,7 @@ from celery import Celery
 
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
 from worker.embedded.home import broker_url
+from worker.hints import UNACKED_KEY
 
 TASK = "antrean.complete_chat"
 PLANTED = "pl4nted"  # in every prompt, answer, key and foreign message of this file
@@ -305,7 +306,7 @@ def test_bad_messages_neither_end_the_worker_nor_stay_in_the_broker(scene: Scene
     for event in ("message.unknown_task", "message.undecodable", "message.invalid", "message.not_a_task"):
         assert event in log
     client = scene.foreign.connection().channel().client
-    wait_until(lambda: client.hlen("unacked") == 0, within_s=10, what="no message is left unacknowledged")
+    wait_until(lambda: client.hlen(UNACKED_KEY) == 0, within_s=10, what="no message is left unacknowledged")
     assert client.llen("celery") == 0
     client.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -382,6 +383,31 @@ def test_a_connection_that_is_dropped_at_the_bell_is_made_again(
     publish(ours, {"n": 1})
     while not reader.messages:
         next(loop)
+
+
+def test_a_message_in_hand_is_leased_and_one_that_nobody_has_comes_again(
+    valkey: redis.Redis, valkey_path: str, hand: Hand, hub: Hub
+) -> None:
+    """The one that nobody has: a worker took it and was killed, or its answer was cut off on the way."""
+    options = {"visibility_timeout": 0.6, "unacked_restore_interval": 0.1, "unacked_restore_throttle": 1}
+    with Connection(f"redis+socket://{valkey_path}", transport_options=options) as connection:
+        publish(connection, {"n": 1})
+        assert len(take(valkey, 1)) == 1
+        publish(connection, {"n": 2})
+        reader = Reader(connection)
+        connection.transport.register_with_event_loop(connection.connection, hub)
+        loop = hub.create_loop()
+        while len(reader.messages) < 2:
+            next(loop)
+        assert [message.payload["n"] for message in reader.messages] == [2, 1]
+        end_s = time.monotonic() + 3 * 0.6
+        while time.monotonic() < end_s:
+            next(loop)
+        assert len(reader.messages) == 2, "what is in hand was given out again"
+        for message in reader.messages:
+            message.ack()
+        reader.channel.renew_leases()
+        assert notes(valkey) == {}, "a lease that is renewed late brings nothing back"
 
 
 def test_what_kombu_itself_loses(
