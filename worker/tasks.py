@@ -27,6 +27,7 @@ from worker.logs import configure_logs
 from worker.messages import Asked, read_time_ms
 from worker.producing import produce, read_call
 from worker.settings import IN_STACK, Settings, load_settings
+from worker.tracebacks import JobFailed, keep_words_only
 from worker.wiring import WorkerRuntime, build_worker
 
 _runtime: WorkerRuntime | None = None
@@ -34,10 +35,6 @@ _stack: Stack | None = None
 
 
 _KEPT = ("chain", "chord", "group_id", "group_index", "root_id", "parent_id", "reply_to")
-
-
-class JobFailed(Exception):
-    """What Flower shows of a failed job: its kind, never its content."""
 
 
 class ChatTask(Task):
@@ -131,6 +128,7 @@ def _prepare(**_: Any) -> None:
         _runtime = build_worker(settings)
     except AntreanError as exc:
         _exit(exc)
+    keep_words_only()
 
 
 @signals.celeryd_after_setup.connect

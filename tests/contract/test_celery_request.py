@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import tracemalloc
 import uuid
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.exceptions import InvalidTaskError, Retry
+from celery.app import trace
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.strategy import default
 from kombu.message import Message
@@ -21,12 +23,9 @@ from kombu.message import Message
 from worker import strategy
 from worker.celery import build_conf
 from worker.request import BlankRequest, DefectFilter, as_name
+from worker.tracebacks import BriefInfo, JobFailed, keep_words_only
 
 SECRET = "A planted sentence. Nobody reads it."
-
-
-class JobFailed(Exception):
-    pass
 
 
 class Eventer:
@@ -176,6 +175,53 @@ def test_a_failed_job_says_its_kind_and_a_defect_only_its_type(app: Celery) -> N
         "KeyError",
     ]
     assert "planted" not in repr(eventer.sent)
+
+
+def trace_once(app: Celery, exc: Exception) -> tuple[str, Any, int]:
+    """State and ExceptionInfo of a task that raises, from Celery's own tracer; and the most bytes that took."""
+
+    @app.task(name=f"raises.{uuid.uuid4().hex}", shared=False, throws=(JobFailed,), ignore_result=True)
+    def run() -> None:
+        raise exc
+
+    tracer = trace.build_tracer(run.name, run, app=app)
+
+    def once() -> Any:
+        return tracer(uuid.uuid4().hex, (), {}, {"id": "t", "is_eager": False, "delivery_info": {}})
+
+    once()
+    tracemalloc.start()
+    try:
+        _, info, _, _ = once()
+        return info.state, info.retval, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "exc", [Retry("waits"), Ignore("nothing to do"), Reject("given back"), JobFailed("timeout")], ids=repr
+)
+def test_an_end_of_our_own_word_is_kept_as_a_word(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, exc: Exception
+) -> None:
+    monkeypatch.setattr(trace, "ExceptionInfo", trace.ExceptionInfo)  # put back afterwards
+    state, _, heavy = trace_once(app, exc)
+    keep_words_only()
+    assert trace_once(app, exc)[0] == state
+    light = trace_once(app, exc)[2]
+    assert light < heavy / 4, f"{light} bytes instead of {heavy}"
+    info = BriefInfo((type(exc), exc, None))
+    assert (info.exception.exc, info.traceback, info.tb) == (exc, "", None)
+
+
+def test_a_defect_keeps_its_traceback(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "ExceptionInfo", BriefInfo)
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        info = BriefInfo()
+    assert "test_celery_request.py" in info.traceback
+    assert trace_once(app, ValueError(SECRET))[0] == "FAILURE"
 
 
 def test_the_tracers_log_says_where_a_defect_is_and_not_its_words() -> None:
