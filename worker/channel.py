@@ -18,7 +18,6 @@ import redis as redis_client
 import structlog
 from celery.app import amqp
 from kombu import Connection as KombuConnection
-from kombu.asynchronous import get_event_loop
 from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
@@ -62,6 +61,7 @@ class Hand:
         self.refill_at = refill_at
         self.give_back = give_back
         self.on_broker_lost = on_broker_lost
+        self.reader: Channel | None = None  # the channel that takes what there is room for
         self._bulk: set[str] = set()
         self._hints: dict[str, str] = {}
 
@@ -112,7 +112,7 @@ class QoS(redis.QoS):
         hand = Channel.hand
         if hand is None or hand.let_go(delivery_tag) is None:
             super().ack(delivery_tag)
-        self.channel.fetch_soon()
+        _fetch_soon(hand)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         hand = Channel.hand
@@ -121,7 +121,13 @@ class QoS(redis.QoS):
             super().reject(delivery_tag, requeue=requeue)
         elif requeue:
             hand.give_back(job_id)
-        self.channel.fetch_soon()
+        _fetch_soon(hand)
+
+
+def _fetch_soon(hand: Hand | None) -> None:
+    # Not of this message's own channel: that may be one whose connection broke since.
+    if hand is not None and hand.reader is not None:
+        hand.reader.fetch_soon(hand)
 
 
 class Channel(redis.Channel):
@@ -154,15 +160,20 @@ class Channel(redis.Channel):
                 self._lasting_taker = None
         yield client
 
-    def fetch_soon(self) -> None:
+    def fetch_soon(self, hand: Hand) -> None:
         """Has the hub fetch bulk messages if that is worth it by now. From any thread."""
-        hand = Channel.hand
-        if hand is None or self._is_fetch_due or hand.room < hand.refill_at:
+        if self._is_fetch_due or hand.room < hand.refill_at:
             return
-        hub = get_event_loop()
+        hub = self._hub
         if hub is not None:
             self._is_fetch_due = True
             hub.call_soon(self._fetch_when_worth_it)
+
+    @property
+    def _hub(self) -> Any:
+        # Not kombu's get_event_loop(), which knows of none once a connection broke and the loop began anew.
+        transport = self.connection
+        return None if transport is None else transport.hub
 
     def ask_again(self) -> None:
         """Asks at the doorbell once more, unless an answer is still due: what answers is there."""
@@ -193,6 +204,8 @@ class Channel(redis.Channel):
         keys = [key for _, key in self._wanted_lists(hand)]
         if not keys:
             return
+        if BULK_QUEUE in self._active_queues:
+            hand.reader = self
         connection = self.client.connection
         if self._bell is None or not self._bell.is_at(connection):
             self._bell = Doorbell(connection)
@@ -222,7 +235,7 @@ class Channel(redis.Channel):
         return True
 
     def _wait_without_notices(self, bell: Doorbell) -> None:
-        hub = get_event_loop()
+        hub = self._hub
         if hub is not None and not bell.is_told:
             hub.call_later(_UNTOLD_POLL_S, self.ask_again)
 
@@ -301,10 +314,12 @@ class Transport(redis.Transport):
 
     Channel = Channel
     connection_errors = (*redis.Transport.connection_errors, *REFUSES_WRITES)
+    hub: Any = None  # Celery's event loop, once it has taken this transport in
     _timers: tuple[Any, ...] = ()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         super().register_with_event_loop(connection, loop)
+        self.hub = loop
         for timer in self._timers:  # of an earlier turn of the loop
             timer.cancel()
         lease_s = connection.client.transport_options.get("visibility_timeout", Channel.visibility_timeout)

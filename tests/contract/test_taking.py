@@ -368,6 +368,27 @@ def test_a_worker_whose_hand_was_full_waits_for_bulk_again_once_there_is_room(
         next(loop)
 
 
+def test_room_that_is_made_by_a_message_of_a_broken_connection_is_used_at_once(
+    valkey: redis.Redis, valkey_path: str, hand: Hand, hub: Hub
+) -> None:
+    """Not when the next second has passed: calls go on while the broker's connection is made again."""
+    url = f"redis+socket://{valkey_path}"
+    put_hints(valkey, *(f"j-{n}" for n in range(8)))
+    with Connection(url) as broken:
+        taken = Reader(broken).read(4)
+    set_event_loop(None)  # as after a broken connection, when Celery has begun its loop anew
+    with Connection(url) as connection:
+        reader = Reader(connection)
+        connection.transport.register_with_event_loop(connection.connection, hub)
+        loop = hub.create_loop()
+        while reader.channel._bell is None or reader.channel._bell.is_waiting_for_an_answer:
+            next(loop)
+        for message in taken:
+            message.ack()
+        next(loop)
+        assert len(reader.messages) == 4, "only what else happens, or the next second, would fetch them"
+
+
 def test_a_connection_that_is_dropped_at_the_bell_is_made_again(
     ours: KombuConnection, valkey: redis.Redis, hand: Hand, hub: Hub
 ) -> None:

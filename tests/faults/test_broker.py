@@ -88,7 +88,9 @@ def test_the_broker_drops_its_clients_in_mid_call(arena: Arena) -> None:
         with arena.valkey.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         recover_s = time_the_next_call(arena, beyond=beyond)
-        assert recover_s < RECOVERS_WITHIN_S
+        assert recover_s < 3.0, (
+            "all that is in hand, and one more: with the broker there it is two calls' time"
+        )
     arena.conclude(f"broker CLIENT KILL, {times} times", most_extra_calls=0, recover_s=recover_s)
 
 
