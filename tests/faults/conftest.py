@@ -20,6 +20,10 @@ _PROPERTY = "figures"  # of a test's report, which also travels from one process
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without --storm each scenario is tried once: on PostgreSQL where it is about that, or is
     marked for both."""
+    for item in items:
+        # Longer than any wait of `conclude`, so that its row is printed; a timeout takes the whole process along.
+        if "faults" in item.path.parts and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(300))
     if config.getoption("--storm"):
         return
     databases: dict[str, set[str]] = defaultdict(set)

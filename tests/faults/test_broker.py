@@ -54,6 +54,7 @@ def test_the_broker_forgets_everything(arena: Arena) -> None:
     with arena.valkey.client() as client:
         client.flushall()
     recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.wait_for_every_worker()
     arena.conclude("broker FLUSHALL", most_extra_calls=0, recover_s=recover_s)
     assert recover_s < RECOVERS_WITHIN_S
 
@@ -64,6 +65,7 @@ def test_the_broker_is_restarted_without_what_it_held(arena: Arena) -> None:
     arena.valkey.kill()
     arena.valkey.start(keeps=False)
     recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.wait_for_every_worker()
     arena.conclude("broker restarted empty", most_extra_calls=0, recover_s=recover_s)
     assert recover_s < RECOVERS_WITHIN_S
 
@@ -76,6 +78,7 @@ def test_the_broker_is_killed_and_away(arena: Arena) -> None:
     beyond = run_dry(arena)
     arena.valkey.start()
     recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.wait_for_every_worker()
     arena.conclude(f"broker kill -9, away {away_s} s", most_extra_calls=0, recover_s=recover_s)
     assert recover_s < RECOVERS_WITHIN_S
 
@@ -91,6 +94,7 @@ def test_the_broker_drops_its_clients_in_mid_call(arena: Arena) -> None:
         assert recover_s < 3.0, (
             "all that is in hand, and one more: with the broker there it is two calls' time"
         )
+    arena.wait_for_every_worker()
     arena.conclude(f"broker CLIENT KILL, {times} times", most_extra_calls=0, recover_s=recover_s)
 
 
@@ -102,6 +106,7 @@ def test_the_broker_answers_nobody_for_five_seconds(arena: Arena) -> None:
     beyond = run_dry(arena) + in_hand  # what is in hand may wait for the broker's word on the gate
     threading.Event().wait(began_s + 5 - time.monotonic())
     recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.wait_for_every_worker()
     arena.conclude("broker CLIENT PAUSE 5000", most_extra_calls=0, recover_s=recover_s)
     assert recover_s < RECOVERS_WITHIN_S
 
@@ -113,11 +118,14 @@ def test_the_broker_is_full(arena: Arena) -> None:
         used = int(client.info("memory")["used_memory"])
         client.config_set("maxmemory-policy", "noeviction")
         client.config_set("maxmemory", used // 2)
-        beyond = run_dry(arena)
+        run_dry(arena)
         client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         threading.Event().wait(arena.size(12, 3))
+        beyond = run_dry(arena)  # what the broker held already was worked on meanwhile
+        assert arena.ended() < arena.queued, "nothing is left to publish"
         client.config_set("maxmemory", 0)
     recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.wait_for_every_worker()
     arena.conclude("broker at maxmemory", most_extra_calls=0, recover_s=recover_s)
     assert recover_s < RECOVERS_WITHIN_S
     assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
@@ -131,7 +139,7 @@ def test_the_network_to_the_broker_is_half_open(arena: Arena, ends_by: str) -> N
     with closing(Proxy(arena.valkey.socket, listen=arena.folder / "p.sock")) as proxy:
         arena.shop.settings["broker_url"] = f"redis+socket://{arena.folder}/p.sock?virtual_host=0"
         in_hand = begin(arena, full=1000, short=200)
-        in_flight, ended = arena.in_flight(), arena.ended()
+        ended, in_flight = arena.ended(), arena.in_flight()  # in this order: what ends in between counts once
         assert in_flight > 0
         proxy.freeze()
         arena.wait_for(
@@ -143,6 +151,7 @@ def test_the_network_to_the_broker_is_half_open(arena: Arena, ends_by: str) -> N
             proxy.cut()
         proxy.thaw()
         recover_s = time_the_next_call(arena, beyond=beyond)
+        arena.wait_for_every_worker()
         arena.conclude(f"broker half open 15 s, {ends_by}", most_extra_calls=0, recover_s=recover_s)
         assert recover_s < RECOVERS_WITHIN_S
         assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
@@ -170,15 +179,13 @@ def test_the_broker_drops_its_clients_while_they_run_a_foreign_apps_messages(are
     for _ in range(WORKERS):
         arena.worker(concurrency=slots)
     arena.wait_for(lambda: arena.ended() > slots, "the run is in its middle")
-    in_flight = 0
     for _ in range(times):
-        in_flight += arena.in_flight()
         with arena.valkey.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         recover_s = time_the_next_call(arena, beyond=calls(arena) + 2 * slots)
-    arena.conclude(
-        f"foreign messages, CLIENT KILL, {times} times", most_extra_calls=in_flight, recover_s=recover_s
-    )
+        assert recover_s < RECOVERS_WITHIN_S
+    assert arena.ended() < arena.queued, "the storm was over before the work"
+    arena.conclude(f"foreign messages, CLIENT KILL, {times} times", most_extra_calls=0, recover_s=recover_s)
 
 
 @pytest.mark.simulator("--latency", "0.5")
@@ -205,5 +212,8 @@ def test_workers_are_killed_while_they_run_a_foreign_apps_messages(arena: Arena)
         lambda: sum(arena.states().values()) == arena.queued, "every message is a job", within_s=10
     )
     arena.conclude(
-        f"foreign messages, worker kill -9, {kills} times", most_extra_calls=in_flight, recover_s=recover_s
+        f"foreign messages, worker kill -9, {kills} times",
+        most_extra_calls=in_flight,
+        recover_s=recover_s,
+        is_paid_kept=False,
     )

@@ -58,11 +58,13 @@ def count_batches(arena: Arena) -> int:
 
 @pytest.mark.simulator("--latency", "0.05")
 def test_two_relays_publish_many_small_batches(arena: Arena) -> None:
-    for i in range(arena.size(150, 20)):
-        arena.queue(10, batch=f"batch_{i:04}", is_bulk=i % 5 != 0)
     for _ in range(2):
         arena.worker(concurrency=arena.size(32, 8))
+    for i in range(arena.size(150, 20)):
+        arena.queue(10, batch=f"batch_{i:04}", is_bulk=i % 5 != 0)
     arena.conclude("two relays at once", most_extra_calls=0)
+    with arena.ledger.read() as connection:
+        assert connection.execute(select(func.count(jobs.c.worker_id.distinct()))).scalar_one() == 2
     assert deadlocks(arena) == 0
     assert "relay.stalled" not in arena.worker_log()
 

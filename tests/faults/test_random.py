@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TypeVar
 
 import psycopg
@@ -133,6 +134,7 @@ class Storm:
             Kind.PAUSE_BROKER: self._pause_broker,
             Kind.RESTART_DATABASE: self._restart_database,
             Kind.CUT_DATABASE: self._cut_database,
+            Kind.BUSY_DATABASE: self._busy_database,
             Kind.BREAK_ENDPOINT: self._break_endpoint,
             Kind.CANCEL_JOBS: self._cancel_jobs,
             Kind.RETRY_JOBS: self._retry_jobs,
@@ -154,7 +156,9 @@ class Storm:
         )
         if worker.poll() is not None:
             return False
-        self.allowed += self._until_it_is_back(lambda: self.arena.held_by(worker))
+        held = self._until_it_is_back(lambda: self.arena.held_by(worker))
+        with self._lock:
+            self.allowed += held
         return True
 
     def _kill_worker(self, fault: Fault) -> None:
@@ -209,6 +213,13 @@ class Storm:
                 "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
             )
 
+    def _busy_database(self, fault: Fault) -> None:
+        with closing(sqlite3.connect(self.arena.folder / "ledger.db", isolation_level=None)) as other:
+            other.execute("PRAGMA busy_timeout = 30000")
+            other.execute("BEGIN IMMEDIATE")
+            self._is_over.wait(fault.lasts_s)
+            other.execute("ROLLBACK")
+
     def _break_endpoint(self, fault: Fault) -> None:
         name = ENDPOINT_FAULTS[int(fault.draw * len(ENDPOINT_FAULTS))]
         self.arena.simulator.set_faults(**{name: 0.4})
@@ -223,7 +234,8 @@ class Storm:
     def _retry_jobs(self, _: Fault) -> None:
         """One that was called before is called once more; one more than that is nobody's right."""
         ids = self._ids("cancelled", at_most=20)
-        self.allowed += len(ids)
+        with self._lock:
+            self.allowed += len(ids)
         now_ms = SystemClock().now_ms()
         self._until_it_is_back(lambda: self.arena.ledger.run(lambda c: retry_jobs(c, ids, now_ms=now_ms)))
 
@@ -273,5 +285,7 @@ def test_a_storm_of_random_faults(arena: Arena, capsys: pytest.CaptureFixture[st
         f"random, {len(faults)} faults",
         most_extra_calls=storm.allowed + refused,
         recover_s=recover_s,
+        may_be_unused=storm.allowed,
+        is_paid_kept=False,
         failures=arena.count("cancelled"),
     )

@@ -90,7 +90,7 @@ def test_a_worker_that_is_stopped_in_mid_call(
     arena.worker(concurrency=slots)
     recover_s = arena.wait_for_progress()
     names = " + ".join(number.name for number in signals)
-    arena.conclude(f"{names}{where}", most_extra_calls=cut, recover_s=recover_s)
+    arena.conclude(f"{names}{where}; ended in {seconds:.1f} s", most_extra_calls=cut, recover_s=recover_s)
 
 
 @pytest.mark.simulator("--latency", "0.2")

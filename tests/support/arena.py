@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from worker.clock import SystemClock
 from worker.embedded.valkey import find_binary
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
-from worker.storage.tables import jobs, results, workers
+from worker.storage.tables import attempts, jobs, usage, workers
 from worker.submit import make_job, submit_many
 
 LEASE_S = 2.0
@@ -165,7 +166,9 @@ class Arena:
     ledger: Ledger
     report: Callable[[Figures], None]
     queued: int = 0
-    _logs: list[str] = field(default_factory=list)
+    held_at_kills: Counter[str] = field(
+        default_factory=Counter
+    )  # by job: how often it was in the hands of a victim
 
     def size(self, full: int, short: int) -> int:
         """How many: `full` with --storm."""
@@ -242,14 +245,39 @@ class Arena:
         before = self.ended()
         return self.wait_for(lambda: self.ended() > before, "work goes on", within_s=within_s)
 
-    def held_by(self, worker: subprocess.Popen[bytes]) -> int:
+    def wait_for_every_worker(self, *, within_s: float = 20.0) -> None:
+        """Waits until each worker that lives has claimed anew: more than what lay in its hand, which takes a second."""
+        wanted = {worker.pid for worker in self.shop.started if worker.poll() is None}
+        since_ms = time.time_ns() // 1_000_000 + 1000
+        query = (
+            select(workers.c.pid)
+            .distinct()
+            .select_from(jobs.join(workers, workers.c.id == jobs.c.worker_id))
+            .where(jobs.c.claimed_at_ms >= since_ms)
+        )
+
+        def have_all_claimed() -> bool:
+            if self.queued - self.ended() < 100:
+                self.queue(200)
+            with self.ledger.read() as connection:
+                return wanted <= set(connection.execute(query).scalars())
+
+        self.wait_for(have_all_claimed, "every worker claims again", within_s=within_s)
+
+    def ids_held_by(self, worker: subprocess.Popen[bytes]) -> list[str]:
         """Jobs that the ledger shows in the hands of this process: calls in flight, or about to be."""
         with self.ledger.read() as connection:
-            return connection.execute(
-                select(func.count())
-                .select_from(jobs.join(workers, workers.c.id == jobs.c.worker_id))
-                .where(jobs.c.state == "running", workers.c.pid == worker.pid)
-            ).scalar_one()
+            return list(
+                connection.execute(
+                    select(jobs.c.id)
+                    .select_from(jobs.join(workers, workers.c.id == jobs.c.worker_id))
+                    .where(jobs.c.state == "running", workers.c.pid == worker.pid)
+                ).scalars()
+            )
+
+    def held_by(self, worker: subprocess.Popen[bytes]) -> int:
+        """How many jobs the ledger shows in the hands of this process."""
+        return len(self.ids_held_by(worker))
 
     def beats_of(self, worker: subprocess.Popen[bytes]) -> int:
         """The sequence number of this process's lease."""
@@ -266,9 +294,10 @@ class Arena:
         """kill -9; how many calls it had in flight. It stands still while they are counted."""
         worker.send_signal(signal.SIGSTOP)
         wait_until(lambda: self.is_stopped(worker), within_s=5, what="it stands still")
-        in_flight = self.held_by(worker)
+        in_flight = self.ids_held_by(worker)
+        self.held_at_kills.update(in_flight)
         end(worker, signal.SIGKILL)
-        return in_flight
+        return len(in_flight)
 
     def conclude(
         self,
@@ -279,37 +308,58 @@ class Arena:
         within_s: float = 120.0,
         failures: int = 0,
         may_be_unused: int = 0,
+        is_paid_kept: bool = True,
     ) -> Figures:
         """Waits until all jobs have ended, and holds the ledger and the endpoint's counts against the invariants.
 
         `failures` jobs end otherwise than succeeded, and no more. `may_be_unused` answers may have come second.
+        `is_paid_kept` False: workers died with answers on their way to them. Where `kill` was used, a job may be called
+        again as often as it was in a victim's hands.
         """
-        self.wait_for(lambda: self.ended() == self.queued, "all jobs end", within_s=within_s)
-        assert_sound(self.ledger)
-        found = self.states()
+        late: AssertionError | None = None
+        try:
+            self.wait_for(lambda: self.ended() == self.queued, "all jobs end", within_s=within_s)
+        except AssertionError as exc:
+            late = exc  # its row of figures is what one wants to see
+        found, ended = self.states(), self.ended()
         calls = self.simulator.calls()
         with self.ledger.read() as connection:
-            succeeded = set(
-                connection.execute(select(jobs.c.id).where(jobs.c.state == "succeeded")).scalars()
-            )
-            stored = list(connection.execute(select(results.c.job_id)).scalars())
-        made = sum(call["received"] for call in calls.values())
-        lost = self.queued - found.get("succeeded", 0) - failures
+            twice = connection.execute(
+                select(attempts.c.job_id)
+                .where(attempts.c.outcome == "succeeded")
+                .group_by(attempts.c.job_id)
+                .having(func.count() > 1)
+            ).all()
+            unused = connection.execute(
+                select(func.count()).where(attempts.c.outcome == "unused")
+            ).scalar_one()
         figures = Figures(
             fault=fault,
             database=self.database,
             jobs=self.queued,
-            ended=sum(found.values()),
-            lost=lost,
-            duplicates=len(stored) - len(set(stored)),
-            extra_calls=made - len(calls),
+            ended=ended,
+            lost=max(0, self.queued - ended) + max(0, ended - found.get("succeeded", 0) - failures),
+            duplicates=len(twice) + max(0, sum(found.values()) - self.queued),
+            extra_calls=sum(call["received"] for call in calls.values()) - len(calls),
             recover_s=recover_s,
         )
         self.report(figures)
+        if late is not None:
+            raise late
         assert figures.lost == 0, (found, self.worker_log()[-3000:])
         assert figures.duplicates == 0
-        assert succeeded == set(stored)
+        assert unused <= may_be_unused, f"{unused} answers came second"
+        assert_sound(self.ledger)
         assert figures.extra_calls <= most_extra_calls, f"{figures.extra_calls} calls were made again"
+        if self.held_at_kills:
+            again = Counter({job: call["received"] - 1 for job, call in calls.items()})
+            assert not again - self.held_at_kills, "a job was called again that no victim had in hand"
+        self.wait_for(lambda: not list(self.folder.rglob("*.spool")), "no answer is left in a spool")
+        assert not list(self.folder.rglob("rejected.jsonl"))
+        if is_paid_kept:
+            with self.ledger.read() as connection:
+                kept = connection.execute(select(func.count()).select_from(usage)).scalar_one()
+            assert kept == sum(call["paid"] for call in self.simulator.calls().values())
         return figures
 
 

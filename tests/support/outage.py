@@ -31,11 +31,17 @@ def stay_away(arena: Arena, for_s: float) -> None:
     assert calls_made(arena) == made, "calls were made without a claim"
 
 
-def come_back(arena: Arena, end_outage: Callable[[], object], *, within_s: float = 30.0) -> float:
-    """Ends the outage; seconds from then until the next claim."""
+def come_back(
+    arena: Arena, end_outage: Callable[[], object], *, within_s: float = 30.0, is_a_blow: bool = False
+) -> float:
+    """Ends the outage; seconds from then until the next claim. In the end every worker has claimed again.
+
+    `is_a_blow`: the outage has no length, so that claims from before its end do not count.
+    """
     began_ms = now_ms()
     end_outage()
     returned_ms = now_ms()
+    began_ms = returned_ms if is_a_blow else began_ms
     arena.ledger.dispose()  # the connections of this process are from before
 
     def find_claim() -> int | None:
@@ -49,7 +55,9 @@ def come_back(arena: Arena, end_outage: Callable[[], object], *, within_s: float
         return first
 
     arena.wait_for(lambda: find_claim() is not None, "claiming resumes", within_s=within_s)
-    return max(0, (find_claim() or 0) - returned_ms) / 1000
+    recover_s = max(0, (find_claim() or 0) - returned_ms) / 1000
+    arena.wait_for_every_worker()
+    return recover_s
 
 
 def spooled(arena: Arena) -> int:

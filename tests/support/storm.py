@@ -19,17 +19,23 @@ class Kind(StrEnum):
     PAUSE_BROKER = "CLIENT PAUSE"
     RESTART_DATABASE = "restart PostgreSQL"
     CUT_DATABASE = "pg_terminate_backend"
+    BUSY_DATABASE = "another process writes to SQLite"
     BREAK_ENDPOINT = "the endpoint fails"
     CANCEL_JOBS = "cancel some jobs"
     RETRY_JOBS = "retry what was cancelled"
 
 
-_ONLY_POSTGRESQL = frozenset({Kind.RESTART_DATABASE, Kind.CUT_DATABASE})
+_ONLY_ON = {
+    Kind.RESTART_DATABASE: "postgresql",
+    Kind.CUT_DATABASE: "postgresql",
+    Kind.BUSY_DATABASE: "sqlite",
+}
 _LASTS_S = {
     Kind.SUSPEND_WORKER: (4.5, 6.0),
     Kind.KILL_BROKER: (1.0, 5.0),
     Kind.PAUSE_BROKER: (0.5, 3.0),
     Kind.RESTART_DATABASE: (0.5, 3.0),
+    Kind.BUSY_DATABASE: (1.0, 8.0),
     Kind.BREAK_ENDPOINT: (1.0, 4.0),
 }
 ENDPOINT_FAULTS = ("rate_500", "rate_429", "rate_reset", "rate_hang")
@@ -51,7 +57,7 @@ def plan_storm(seed: int, *, duration_s: float, database: str) -> list[Fault]:
     Every kind that this database has comes once before any comes again.
     """
     rng = random.Random(seed)
-    kinds = [kind for kind in Kind if database == "postgresql" or kind not in _ONLY_POSTGRESQL]
+    kinds = [kind for kind in Kind if _ONLY_ON.get(kind, database) == database]
     faults: list[Fault] = []
     left: list[Kind] = []
     at_s = 0.0
