@@ -42,11 +42,14 @@ class TroubledLedger:
         self.failures_before: list[Exception] = []  # raised one by one instead of running
         self.calls = 0
         self.changed = threading.Condition()
+        self.go_on = threading.Event()  # cleared: it stands still
+        self.go_on.set()
 
     def run(self, work: Callable[[Connection], Any]) -> Any:
         with self.changed:
             self.calls += 1
             self.changed.notify_all()
+        assert self.go_on.wait(20)
         if self.failures_before:
             raise self.failures_before.pop(0)
         if self.is_away:
@@ -73,6 +76,7 @@ def writer(troubled: TroubledLedger, clock: FakeClock) -> Iterator[GroupWriter]:
     writer.start()
     yield writer
     troubled.is_away = False
+    troubled.go_on.set()
     assert writer.stop(10)
 
 
@@ -234,69 +238,38 @@ def test_stopping_releases_those_who_wait_for_the_database(
         writer.call(lambda c: 1)
 
 
-class Hanging(TroubledLedger):
-    """A ledger that stands still while told to, and then goes on."""
-
-    def __init__(self, inner: Ledger) -> None:
-        super().__init__(inner)
-        self.go_on = threading.Event()
-        self.go_on.set()
-
-    def run(self, work: Callable[[Connection], Any]) -> Any:
-        with self.changed:
-            self.calls += 1
-            self.changed.notify_all()
-        assert self.go_on.wait(20)
-        return self.inner.run(work)
-
-
-@pytest.fixture
-def hanging(ledger: Ledger) -> Hanging:
-    return Hanging(ledger)
-
-
-@pytest.fixture
-def stuck(hanging: Hanging, clock: FakeClock) -> Iterator[GroupWriter]:
-    """A writer whose ledger hangs when told to."""
-    writer = GroupWriter(hanging, worker_id="w1", endpoint=ENDPOINT, clock=clock, window_s=0.0)  # type: ignore[arg-type]
-    writer.start()
-    yield writer
-    hanging.go_on.set()
-    assert writer.stop(10)
-
-
 def test_a_record_that_the_database_keeps_waiting_comes_back_in_time_and_counts_once(
-    ledger: Ledger, hanging: Hanging, stuck: GroupWriter
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
 ) -> None:
     """Who waited can spool it: an answer must not live in memory alone for as long as a database hangs."""
-    job = claimed(stuck, put_one(ledger))
-    hanging.go_on.clear()
+    job = claimed(writer, put_one(ledger))
+    troubled.go_on.clear()
     with pytest.raises(DatabaseAway, match=r"not answered for 0\.05 s"):
-        stuck.record(success(job), within_s=0.05)
-    assert stuck.held == {job.id: job.token}, "no beat may take it for an orphan"
-    hanging.go_on.set()
-    assert stuck.record(success(job)) is Recorded.REPEATED
+        writer.record(success(job), within_s=0.05)
+    assert writer.held == {job.id: job.token}, "no beat may take it for an orphan"
+    troubled.go_on.set()
+    assert writer.record(success(job)) is Recorded.REPEATED
     assert state(ledger, job.id) == "succeeded"
-    assert stuck.held == {}
+    assert writer.held == {}
 
 
 def test_a_worker_that_ends_gets_all_its_records_back_from_a_database_that_hangs(
-    ledger: Ledger, hanging: Hanging, stuck: GroupWriter
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
 ) -> None:
-    jobs = [claimed(stuck, put_one(ledger)) for _ in range(2)]
-    hanging.go_on.clear()
-    calls = hanging.calls
-    written = in_background(lambda: stuck.record(success(jobs[0])))
-    hanging.wait_for_calls(calls + 1)
-    pending = in_background(lambda: stuck.record(success(jobs[1])))
-    while not stuck._pending:
+    jobs = [claimed(writer, put_one(ledger)) for _ in range(2)]
+    troubled.go_on.clear()
+    calls = troubled.calls
+    written = in_background(lambda: writer.record(success(jobs[0])))
+    troubled.wait_for_calls(calls + 1)
+    pending = in_background(lambda: writer.record(success(jobs[1])))
+    while not writer._pending:
         pass
-    stuck.abandon_records()
+    writer.abandon_records()
     assert isinstance(written(), DatabaseAway)
     assert isinstance(pending(), DatabaseAway)
-    hanging.go_on.set()
+    troubled.go_on.set()
     for job in jobs:  # and the writer is none the worse for it
-        assert stuck.record(success(job)) is Recorded.REPEATED
+        assert writer.record(success(job)) is Recorded.REPEATED
 
 
 def test_what_is_pending_is_written_before_the_writer_ends(

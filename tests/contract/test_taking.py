@@ -300,6 +300,12 @@ def test_a_bell_belongs_to_one_socket(valkey: redis.Redis, socket: Callable[...,
     assert not bell.is_at(connection)
 
 
+def turn_until_it_waits(reader: Reader, loop: Iterator[None]) -> None:
+    """Until it waits at the bell, and knows that there is nothing."""
+    while reader.channel._bell is None or reader.channel._bell.is_waiting_for_an_answer:
+        next(loop)
+
+
 def allow_no_tracking(valkey: redis.Redis) -> None:
     valkey.execute_command("ACL", "SETUSER", "untold", "on", ">p", "~*", "&*", "+@all", "-client|tracking")
 
@@ -381,8 +387,7 @@ def test_room_that_is_made_by_a_message_of_a_broken_connection_is_used_at_once(
         reader = Reader(connection)
         connection.transport.register_with_event_loop(connection.connection, hub)
         loop = hub.create_loop()
-        while reader.channel._bell is None or reader.channel._bell.is_waiting_for_an_answer:
-            next(loop)
+        turn_until_it_waits(reader, loop)
         for message in taken:
             message.ack()
         next(loop)
@@ -395,8 +400,7 @@ def test_a_connection_that_is_dropped_at_the_bell_is_made_again(
     reader = Reader(ours)
     ours.transport.register_with_event_loop(ours.connection, hub)
     loop = hub.create_loop()
-    while reader.channel._bell is None or reader.channel._bell.is_waiting_for_an_answer:
-        next(loop)
+    turn_until_it_waits(reader, loop)
     valkey.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     with pytest.raises(ours.connection_errors):
         list(itertools.islice(loop, 10))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -22,6 +23,7 @@ from tests.support.processes import end
 from tests.support.proxy import Proxy
 from worker.storage.tables import jobs
 
+Hang = Callable[[], Callable[[], object]]
 on_postgresql = pytest.mark.parametrize(
     "arena", [pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
 )
@@ -184,9 +186,8 @@ def test_one_worker_of_two_is_half_open_and_what_it_held_goes_on_elsewhere(
 
 
 @pytest.fixture
-def hang(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Callable[[], Callable[[], object]]]:
-    """Has the database take what it is asked and not answer; what it gives ends that. Workers are to go through
-    `arena.worker(**hang_settings(arena))`."""
+def hang(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Hang]:
+    """Has the database take what it is asked and not answer; what it gives ends that."""
     if arena.database == "postgresql":
         proxy: Proxy = request.getfixturevalue("proxy")
 
@@ -205,54 +206,46 @@ def hang(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Callable[[], 
         yield lock
 
 
-def hang_settings(arena: Arena) -> dict[str, object]:
-    return {"database_url": through_the_proxy(arena)} if arena.database == "postgresql" else {}
-
-
-@pytest.mark.both_databases
-@pytest.mark.simulator("--latency", "0.5")
-@pytest.mark.settings(grace_s=2)
-def test_a_worker_is_stopped_while_its_database_hangs(
-    arena: Arena, hang: Callable[[], Callable[[], object]]
-) -> None:
-    """Its last answers are in its memory, and nobody refuses them: they go to the spool before it ends."""
+def hang_in_mid_run(arena: Arena, hang: Hang) -> tuple[subprocess.Popen[bytes], Callable[[], object]]:
+    """A worker whose calls have all been answered since its database hung; and what ends that."""
     slots = arena.size(50, 8)
     arena.queue(arena.size(400, 60))
-    worker = arena.worker(concurrency=slots, **hang_settings(arena))
+    settings = {"database_url": through_the_proxy(arena)} if arena.database == "postgresql" else {}
+    worker = arena.worker(concurrency=slots, **settings)
     arena.wait_for(
         lambda: arena.ended() >= slots and arena.in_flight() >= slots // 2, "the run is in its middle"
     )
     go_on = hang()
     arena.wait_for(lambda: arena.in_flight() == 0, "the calls in flight end", within_s=20)
+    return worker, go_on
+
+
+@pytest.mark.both_databases
+@pytest.mark.simulator("--latency", "0.5")
+@pytest.mark.settings(grace_s=2)
+def test_a_worker_is_stopped_while_its_database_hangs(arena: Arena, hang: Hang) -> None:
+    """Its last answers are in its memory, and nobody refuses them: they go to the spool before it ends."""
+    worker, go_on = hang_in_mid_run(arena, hang)
     code, seconds = end(worker)
     assert code == 0
     assert seconds < 2 + 2
     assert spooled(arena) > 0
     go_on()
-    arena.worker(concurrency=slots)
+    arena.worker()
     recover_s = arena.wait_for_progress()
     arena.conclude("SIGTERM while the database hangs", most_extra_calls=0, recover_s=recover_s)
     assert "spool.replayed" in arena.worker_log()
 
 
 @pytest.mark.simulator("--latency", "0.5")
-def test_answers_that_the_database_keeps_waiting_are_on_disk_within_seconds(
-    arena: Arena, hang: Callable[[], Callable[[], object]]
-) -> None:
+def test_answers_that_the_database_keeps_waiting_are_on_disk_within_seconds(arena: Arena, hang: Hang) -> None:
     """A machine that dies meanwhile has them; and a `kill -9`, here."""
-    slots = arena.size(50, 8)
-    arena.queue(arena.size(400, 60))
-    worker = arena.worker(concurrency=slots, **hang_settings(arena))
-    arena.wait_for(
-        lambda: arena.ended() >= slots and arena.in_flight() >= slots // 2, "the run is in its middle"
-    )
-    go_on = hang()
-    arena.wait_for(lambda: arena.in_flight() == 0, "the calls in flight end", within_s=20)
+    worker, go_on = hang_in_mid_run(arena, hang)
     paid = int(arena.simulator.stats()["paid"])
     arena.wait_for(lambda: spooled(arena) >= paid - arena.ended(), "all of them are spooled", within_s=10)
     end(worker, signal.SIGKILL)
     go_on()
-    arena.worker(concurrency=slots)
+    arena.worker()
     recover_s = arena.wait_for_progress()
     arena.conclude("kill -9 while the database hangs", most_extra_calls=0, recover_s=recover_s)
 
