@@ -140,11 +140,11 @@ class Settings(BaseSettings):
     @field_validator("broker_url")
     @classmethod
     def _broker_url_is_redis(cls, value: SecretStr | None) -> SecretStr | None:
-        known = ("redis", "rediss", "redis+socket", "sentinel")
+        known = ("redis", "rediss", "redis+socket")
         if value is not None and urlsplit(value.get_secret_value()).scheme not in known:
             raise ValueError(
-                "must begin with redis://, rediss://, redis+socket:// or sentinel:// "
-                "(Valkey answers to redis://)"
+                "must begin with redis://, rediss:// or redis+socket:// (Valkey answers to redis://; "
+                "Sentinels are not asked: name the server, or a proxy that follows them)"
             )
         return value
 
@@ -292,9 +292,7 @@ def _read_password(file: Path) -> str:
 
 
 def _fill_in_password(url: str, password: str) -> str:
-    """`url` with `password` in place of any of its own. Sentinel's is several, with semicolons between them."""
-    if ";" in url:
-        return ";".join(_fill_in_password(one, password) for one in url.split(";"))
+    """`url` with `password` in place of any of its own."""
     scheme, separator, rest = url.partition("://")
     end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
     credentials, _, host = rest[:end].rpartition("@")

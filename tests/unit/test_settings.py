@@ -54,6 +54,12 @@ def test_every_problem_is_named_at_once_by_its_variable() -> None:
     ]
 
 
+def test_a_sentinels_address_is_refused_with_what_to_give_instead() -> None:
+    (problem,) = problems(broker_url="sentinel://h1:26379;sentinel://h2:26379/0")
+    assert problem.startswith("ANTREAN_BROKER_URL: ")
+    assert "name the server" in problem
+
+
 def test_a_file_that_cannot_be_read_is_a_problem_with_a_sentence() -> None:
     Path("antrean.toml").write_text("this is = = not toml")
     assert "antrean.toml" in problems()[0]
