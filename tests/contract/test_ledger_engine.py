@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -216,3 +218,12 @@ def test_a_home_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="ANTREAN_HOME"):
         open_ledger(load_settings(home=tmp_path / "file" / "home", _env_file=None))
+
+
+def test_a_ledger_on_sqlite_does_without_the_driver_of_the_other(tmp_path: Path) -> None:
+    """Eight megabytes of every worker."""
+    script = (
+        "import sys; from worker.settings import load_settings; from worker.storage.engine import open_ledger; "
+        f"open_ledger(load_settings(home={str(tmp_path)!r}, _env_file=None)); sys.exit('psycopg' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -23,7 +23,6 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from worker.errors import SettingsError
 from worker.settings import Settings
 from worker.storage.errors import DatabaseAway, NotMigrated, describe, is_away, is_conflict, is_missing_table
-from worker.storage.patience import limit_waits
 
 T = TypeVar("T")
 _CONFLICT_TRIES = 10
@@ -122,6 +121,9 @@ def open_ledger(
             "tcp_user_timeout": 20_000,
         },
     )
+    # Local: a worker on SQLite does without psycopg's eight megabytes.
+    from worker.storage.patience import limit_waits
+
     limit_waits(engine, within_s=answer_within_s)
     return Ledger(engine)
 
