@@ -24,7 +24,7 @@ def kill_one_of_two(arena: Arena, fault: str, *, finds: str, **settings: object)
     )
     in_flight = arena.kill(first)
     recover_s = arena.wait_for(lambda: arena.held_by(first) == 0, "its jobs go on", within_s=2 * LEASE_S)
-    assert finds in arena.worker_log()
+    arena.wait_for(lambda: finds in arena.worker_log(), "the other has found it", within_s=5)
     arena.conclude(fault, most_extra_calls=in_flight, recover_s=recover_s, is_paid_kept=False)
 
 
