@@ -318,3 +318,18 @@ def test_a_spooled_answer_of_another_ledger_is_put_aside_and_not_dropped(
     heart.beat()
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["rejected.jsonl"]
     assert b"of-another-ledger" in (tmp_path / "spool" / "rejected.jsonl").read_bytes()
+
+
+def test_a_claim_is_let_go_while_its_answer_can_be_neither_stored_nor_put_aside(
+    ledger: Ledger, heart: Heart, writer: GroupWriter, spool: SpoolFile, tmp_path: Path
+) -> None:
+    job = writer.claim(put_one(ledger))
+    assert job is not None
+    spool.keep(success(job, worker="me", number=None))
+    (tmp_path / "spool" / "rejected.jsonl").mkdir()  # in the way
+    heart.beat()
+    heart.beat()
+    assert (state(ledger, job.id), len(spool)) == ("queued", 1), "the job goes on, the answer stays"
+    (tmp_path / "spool" / "rejected.jsonl").rmdir()
+    heart.beat()
+    assert (len(spool), (tmp_path / "spool" / "rejected.jsonl").read_bytes().count(b"\n")) == (0, 1)

@@ -16,7 +16,8 @@ MEANINGS: dict[str, str] = {
         "The spool cannot be read, and may hold paid answers: give this user the right to the folder."
     ),
     "rejected_answers": (
-        "Paid answers that no ledger could store lie in this file: keep it, look what is in it, and move it away."
+        "Paid answers that no ledger could store, or this version could not read, lie in this file: keep it, look what "
+        "is in it, and move it away."
     ),
     "dead_worker": (
         "A worker is dead for certain and not marked as such, or holds jobs still: --repair, or any live worker, "

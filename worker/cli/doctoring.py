@@ -39,7 +39,7 @@ from worker.storage.migrating import is_current, migrate
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.records import record_outcomes
 from worker.upkeep.presence import forget, has_died
-from worker.upkeep.spool import REJECTED, SpoolFile, count_rejected, find_leftovers, replay_leftovers
+from worker.upkeep.spool import REJECTED, Unstorable, count_rejected, find_leftovers, replay_leftovers
 
 _OVERDUE_FACTOR = 3  # a relay publishes again what was published once this long ago; so none is at work
 _CROWD_FLOOR = 1_000
@@ -116,8 +116,7 @@ def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
         found = examine(ledger, settings)
     # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it.
     if any(one.name == "stray_spool" for one in found.findings):
-        spool = SpoolFile(settings.spool_folder, "doctor")
-        replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger, spool))
+        replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger))
     now_ms = SystemClock().now_ms()
     for suspect in found.dead:
         rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
@@ -187,14 +186,13 @@ def _look_into_broker(ledger: Ledger, settings: Settings, look: Look, found: Exa
         found.findings.append(Finding("crowded_broker", found.messages, ()))
 
 
-def _record_spooled(ledger: Ledger, spool: SpoolFile, success: Success) -> None:
+def _record_spooled(ledger: Ledger, success: Success) -> None:
     try:
         [recorded] = ledger.run(partial(record_outcomes, outcomes=[success]))
-    except (SQLAlchemyError, ValueError, TypeError):
-        spool.reject(success)  # as a heart does: one line must not keep the others
-        return
-    if recorded is Recorded.CLAIM_LOST:  # no such job: pruned, or this spool is of another ledger
-        spool.reject(success)
+    except (SQLAlchemyError, ValueError, TypeError) as exc:
+        raise Unstorable from exc  # as a heart does: one line must not keep the others
+    if recorded is Recorded.CLAIM_LOST:
+        raise Unstorable  # no such job: pruned, or this spool is of another ledger
 
 
 def _print(first: Examination, last: Examination, *, was_repair: bool, took_s: float, as_json: bool) -> None:

@@ -30,7 +30,7 @@ from worker.storage.workers import (
 )
 from worker.upkeep.presence import Presence
 from worker.upkeep.rescue import LeaseWatch
-from worker.upkeep.spool import SpoolFile, replay_leftovers
+from worker.upkeep.spool import SpoolFile, Unstorable, replay_leftovers
 
 log = structlog.get_logger(__name__)
 
@@ -138,14 +138,14 @@ class Heart:
 
     def _record_spooled(self, success: Success) -> None:
         try:
-            if self._writer.record(success) is Recorded.CLAIM_LOST:
-                # Of another ledger, or pruned here: it was paid for, and a person may still want it.
-                self._spool.reject(success)
+            recorded = self._writer.record(success)
         except (SQLAlchemyError, ValueError, TypeError) as exc:
             # One line that no ledger can store must not keep the others, or this worker, from going on.
             log.error("heart.spooled_unstorable", job_id=success.job_id, error=type(exc).__name__)
-            self._spool.reject(success)
             self._writer.forget(success.job_id)
+            raise Unstorable from exc
+        if recorded is Recorded.CLAIM_LOST:
+            raise Unstorable  # of another ledger, or pruned here: it was paid for, and a person may still want it
 
     def _rescue(self) -> None:
         for worker_id in self._presence.find_dead():

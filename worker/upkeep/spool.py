@@ -2,7 +2,8 @@
 
 One file a process, locked for as long as the process lives, so that another process may replay what a dead
 one left, and nothing that a live one still holds. A line is one answer in JSON; a last line that was cut by
-a crash was never promised to anyone and is dropped.
+a crash was never promised to anyone and is dropped. A whole line is never dropped: what the ledger cannot take,
+or this version cannot read, goes to `rejected.jsonl`, and its file stays until it is there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ SUFFIX = ".spool"
 REJECTED = "rejected.jsonl"
 _RETRY_S = 1.0
 _ROOM_BYTES = 1 << 20  # a long answer
+
+
+class Unstorable(Exception):
+    """The ledger can never take this answer: whoever replays it puts it aside."""
 
 
 class SpoolFile:
@@ -59,14 +64,7 @@ class SpoolFile:
         line = orjson.dumps(_encode(success)) + b"\n"
         with self._lock:
             try:
-                fd = self._open()
-                start = os.lseek(fd, 0, os.SEEK_END)
-                try:
-                    _write_all(fd, line)
-                    os.fsync(fd)
-                except OSError:
-                    os.ftruncate(fd, start)  # no half line before a later whole one
-                    raise
+                _append(self._open(), line)
             except OSError as exc:
                 if self._is_writable:
                     log.error("spool.unwritable", error=exc.strerror, folder=str(self._folder))
@@ -76,19 +74,9 @@ class SpoolFile:
             self._is_writable = True
             return True
 
-    def reject(self, success: Success) -> None:
-        """Puts an answer aside, in `rejected.jsonl` beside the spool, that the ledger can never store."""
-        line = orjson.dumps(_encode(success)) + b"\n"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with (self._folder / REJECTED).open("ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as exc:
-            log.error("spool.reject_failed", job_id=success.job_id, error=exc.strerror)
-            return
-        log.error("spool.rejected", job_id=success.job_id, file=str(self._folder / REJECTED))
+    def reject(self, success: Success) -> bool:
+        """Puts an answer aside, synced, that the ledger can never store. False: it is still in memory alone."""
+        return _put_aside(self._folder, orjson.dumps(_encode(success)) + b"\n", job_id=success.job_id)
 
     def wait_until_writable(self) -> None:
         """Returns after a moment in which the spool may have recovered. Raises Stopping in a shutdown."""
@@ -102,17 +90,26 @@ class SpoolFile:
                 self._is_writable = False
 
     def replay(self, record: Callable[[Success], object]) -> int:
-        """Number of this process's answers recorded. Raises DatabaseAway with the rest still kept."""
-        done = 0
+        """Number of this process's answers recorded, or put aside where `record` raises Unstorable.
+
+        Raises DatabaseAway with the rest still kept. What could not even be put aside is kept as well.
+        """
+        done = stuck = 0
         while True:
             with self._lock:
-                if not self._waiting:
-                    self._remove()
+                if len(self._waiting) == stuck:
+                    if not stuck:
+                        self._remove()
                     return done
-                success = self._waiting[0]
-            record(success)
+                success = self._waiting[stuck]
+            try:
+                record(success)
+            except Unstorable:
+                if not self.reject(success):
+                    stuck += 1
+                    continue
             with self._lock:
-                self._waiting.pop(0)
+                self._waiting.pop(stuck)
             done += 1
 
     def _open(self) -> int:
@@ -148,13 +145,20 @@ class SpoolFile:
 
 
 def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
-    """Number of answers recorded that dead processes left in `folder`. Raises DatabaseAway; the rest stays."""
+    """Number of answers recorded that dead processes left in `folder`. Raises DatabaseAway; the rest stays.
+
+    A whole line that cannot be read, or that `record` calls Unstorable, is put aside as it is. A file stays while
+    one of its lines could not be, and where it cannot be opened.
+    """
     done = 0
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             continue  # another process was quicker
+        except OSError as exc:
+            log.error("spool.unreadable", file=str(path), error=exc.strerror)
+            continue
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,18 +167,30 @@ def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
             if not _is_at(path, fd):
                 continue  # replayed and removed since it was opened; the name may be a living one's by now
             with open(fd, "rb", closefd=False) as lines:
-                for line in lines:
-                    success = _decode(line)
-                    if success is not None:
-                        record(success)
-                        done += 1
-            if _is_at(path, fd):
+                fates = [_replay_line(path.parent, line, record) for line in lines if line.endswith(b"\n")]
+            done += fates.count("recorded")
+            if "kept" in fates:
+                log.error("spool.kept", file=str(path), answers=fates.count("kept"))
+            elif _is_at(path, fd):
                 path.unlink()
         finally:
             os.close(fd)
     if done:
         log.info("spool.replayed", answers=done)
     return done
+
+
+def _replay_line(folder: Path, line: bytes, record: Callable[[Success], object]) -> str:
+    success = _decode(line)
+    if success is not None:
+        try:
+            record(success)
+        except Unstorable:
+            pass
+        else:
+            return "recorded"
+    job_id = None if success is None else success.job_id
+    return "rejected" if _put_aside(folder, line, job_id=job_id) else "kept"
 
 
 def find_leftovers(folder: Path) -> dict[str, int]:
@@ -201,6 +217,25 @@ def count_rejected(folder: Path) -> int:
         return 0
 
 
+def _put_aside(folder: Path, line: bytes, *, job_id: str | None) -> bool:
+    """Whether the line is now in `rejected.jsonl`, synced."""
+    path = folder / REJECTED
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # of several processes: what is cut off below is one's own
+            _append(fd, line)
+            _sync_folder(folder)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        log.error("spool.reject_failed", job_id=job_id, file=str(path), error=exc.strerror)
+        return False
+    log.error("spool.rejected", job_id=job_id, file=str(path))
+    return True
+
+
 def _count_lines(lines: Iterable[bytes]) -> int:
     return sum(line.endswith(b"\n") for line in lines)
 
@@ -218,8 +253,6 @@ def _texts(success: Success) -> dict[str, str | None]:
 
 
 def _decode(line: bytes) -> Success | None:
-    if not line.endswith(b"\n"):
-        return None
     try:
         values = orjson.loads(line)
         values["raw"] = base64.b64decode(values["raw"])
@@ -238,6 +271,16 @@ def _is_at(path: Path, fd: int) -> bool:
         return False
     mine = os.fstat(fd)
     return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def _append(fd: int, line: bytes) -> None:
+    start = os.lseek(fd, 0, os.SEEK_END)
+    try:
+        _write_all(fd, line)
+        os.fsync(fd)
+    except OSError:
+        os.ftruncate(fd, start)  # no half line before a later whole one
+        raise
 
 
 def _write_all(fd: int, data: bytes) -> None:
