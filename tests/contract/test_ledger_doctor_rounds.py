@@ -160,6 +160,22 @@ def test_an_answer_of_a_job_that_is_not_in_this_ledger_is_put_aside_and_told_of(
     assert state(ward.ledger, ward.ids["running"]) == "succeeded"
 
 
+def test_the_jobs_of_a_dead_worker_wait_while_another_records_its_spool(ward: Ward) -> None:
+    admit(ward.ledger, "here")
+    (ward.settings.home / "workers").mkdir(parents=True)
+    (ward.settings.home / "workers" / "here.lock").touch()
+    id_ = put(ward.ledger, a_job(), now_ms=now_ms())[0].id
+    job = claim(ward.ledger, id_, token="a", worker="here", now_ms=now_ms())[id_]
+    spool = leave(ward, "here", success(job, worker="here", raw=RAW, ended_at_ms=now_ms()))
+    assert spool._fd is not None  # its lock is held: by a heart that is in the middle of it
+    assert ward.names() == ["dead_worker"]
+    after = mend(ward.ledger, ward.settings, ward.look())
+    assert ([one.name for one in after.findings], state(ward.ledger, id_)) == (["dead_worker"], "running")
+    fcntl.flock(spool._fd, fcntl.LOCK_UN)
+    assert mend(ward.ledger, ward.settings, after).findings == []
+    assert (state(ward.ledger, id_), job_row(ward.ledger, id_).losses) == ("succeeded", 0)
+
+
 # The broker
 
 

@@ -13,7 +13,8 @@ MEANINGS: dict[str, str] = {
         "records them."
     ),
     "spool_unreadable": (
-        "The spool cannot be read, and may hold paid answers: give this user the right to the folder."
+        "The spool cannot be read, and may hold paid answers; the jobs of a dead worker wait for its file: give this "
+        "user the right to the folder and the files."
     ),
     "rejected_answers": (
         "Paid answers that no ledger could store, or this version could not read, lie in this file: keep it, look what "
@@ -21,7 +22,7 @@ MEANINGS: dict[str, str] = {
     ),
     "dead_worker": (
         "A worker is dead for certain and not marked as such, or holds jobs still: --repair, or any live worker, "
-        "takes its jobs over."
+        "takes its jobs over, once what lies in its spool is recorded."
     ),
     "silent_worker": (
         "A worker of another machine has been silent for more than ten leases: if it is gone, any worker that is "

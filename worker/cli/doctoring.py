@@ -39,7 +39,14 @@ from worker.storage.migrating import is_current, migrate
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.records import record_outcomes
 from worker.upkeep.presence import forget, has_died
-from worker.upkeep.spool import REJECTED, Unstorable, count_rejected, find_leftovers, replay_leftovers
+from worker.upkeep.spool import (
+    REJECTED,
+    Unstorable,
+    count_rejected,
+    find_leftovers,
+    holds_answers,
+    replay_leftovers,
+)
 
 _OVERDUE_FACTOR = 3  # a relay publishes again what was published once this long ago; so none is at work
 _CROWD_FLOOR = 1_000
@@ -115,10 +122,12 @@ def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
         migrate(ledger)
         found = examine(ledger, settings)
     # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it.
-    if any(one.name == "stray_spool" for one in found.findings):
+    if found.dead or any(one.name == "stray_spool" for one in found.findings):
         replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger))
     now_ms = SystemClock().now_ms()
     for suspect in found.dead:
+        if holds_answers(settings.spool_folder, suspect.worker_id):
+            continue  # a heart is recording it, or nobody can read it: the finding stays
         rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
         if has_died(settings.home / "workers", suspect.worker_id):  # not of one that was only taken for dead
             forget(settings.home / "workers", suspect.worker_id)

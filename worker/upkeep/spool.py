@@ -208,6 +208,20 @@ def find_leftovers(folder: Path) -> dict[str, int]:
     return found
 
 
+def holds_answers(folder: Path, worker_id: str) -> bool:
+    """Whether this worker's file is there with something in it: nobody may take its jobs over yet.
+
+    Somebody may be recording it this very moment. One that cannot be read says yes as well: its answers are paid
+    for, and a person can make it readable, so its jobs wait, and whoever waits for it says so at each look.
+    """
+    try:
+        return (folder / f"{worker_id}{SUFFIX}").stat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
 def count_rejected(folder: Path) -> int:
     """Answers in `rejected.jsonl`."""
     try:
