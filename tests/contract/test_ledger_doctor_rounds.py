@@ -12,16 +12,18 @@ import pytest
 from sqlalchemy import delete, update
 
 from tests.support.ledger import ENDPOINT, a_job, claim, job_row, put, rows, state, success
-from tests.support.ward import HOUR_MS, RAW, WORKER, Ward, admit, make_ward, now_ms, with_broker
+from tests.support.ward import HOUR_MS, RAW, Ward, admit, make_ward, now_ms, with_broker
 from worker.broker import BrokerEpoch
 from worker.cli.doctoring import examine, mend
 from worker.hints import BULK_QUEUE, list_keys
 from worker.settings import Settings
 from worker.storage.batches import finish_submission, hold_batch, make_batch
+from worker.storage.doctor import rescue_worker
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.moves import cancel_jobs
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.tables import jobs, workers
+from worker.storage.workers import beat
 from worker.upkeep.presence import Presence
 from worker.upkeep.spool import SpoolFile
 
@@ -31,7 +33,9 @@ def ward(ledger: Ledger, ledger_settings: Settings, valkey: Any, valkey_path: st
     return make_ward(ledger, ledger_settings, valkey, valkey_path)
 
 
-def test_the_jobs_of_a_worker_that_has_ended_or_is_gone_go_on(ward: Ward) -> None:
+def test_a_worker_that_has_ended_or_is_gone_and_holds_jobs_is_told_of_and_left_to_a_worker_s_lease(
+    ward: Ward,
+) -> None:
     admit(ward.ledger, "ended")
     at_ms = now_ms()
     ids = [job.id for job in put(ward.ledger, a_job(), a_job(), now_ms=at_ms)]
@@ -39,13 +43,48 @@ def test_the_jobs_of_a_worker_that_has_ended_or_is_gone_go_on(ward: Ward) -> Non
     claim(ward.ledger, ids[1], token="b", worker="gone", now_ms=at_ms)
     ended = update(workers).where(workers.c.id == "ended")
     ward.run(ended.values(ended_at_ms=at_ms, end_reason="stopped"))
-    assert ward.finding("dead_worker").examples == ("gone",), "what ended just now may still record"
-    ward.run(ended.values(ended_at_ms=at_ms - 10_000))
-    assert ward.finding("dead_worker").examples == ("ended", "gone")
-    assert mend(ward.ledger, ward.settings, ward.look()).findings == []
-    assert [state(ward.ledger, id_) for id_ in ids] == ["queued", "queued"]
-    assert [job_row(ward.ledger, id_).losses for id_ in ids] == [1, 1]
-    assert ward.row("running").worker_id == WORKER, "the living keep their claims"
+    assert ward.finding("silent_worker").examples == ("gone",), "what ended just now may still record"
+    ward.run(ended.values(ended_at_ms=at_ms - 10_000))  # or by a clock that is behind
+    one = ward.finding("silent_worker")
+    assert (one.examples, one.is_repairable) == (("ended", "gone"), False)
+    assert [one.name for one in mend(ward.ledger, ward.settings, ward.look()).findings] == ["silent_worker"]
+    assert [state(ward.ledger, id_) for id_ in ids] == ["running", "running"]
+
+
+def test_a_worker_whose_lock_is_held_keeps_its_jobs_whatever_its_row_says(ward: Ward) -> None:
+    at_ms = now_ms()
+    ids = [job.id for job in put(ward.ledger, *[a_job() for _ in range(3)], now_ms=at_ms)]
+    for id_, worker in zip(ids, ("rowless", "ended", "silent"), strict=True):
+        Presence(ward.settings.home / "workers", worker).begin()
+        claim(ward.ledger, id_, token=f"{worker}:1", worker=worker, now_ms=at_ms)
+    admit(ward.ledger, "ended")
+    ward.run(update(workers).where(workers.c.id == "ended").values(ended_at_ms=1, end_reason="lost"))
+    admit(ward.ledger, "silent", at_ms=at_ms - HOUR_MS)
+    assert ward.names() == []
+    mend(ward.ledger, ward.settings, ward.look())
+    assert [job_row(ward.ledger, id_).losses for id_ in ids] == [0, 0, 0]
+    assert {state(ward.ledger, id_) for id_ in ids} == {"running"}
+
+
+def test_a_worker_that_has_beaten_since_the_look_keeps_its_jobs(ward: Ward) -> None:
+    """One that was still taking its lock when it was looked at, say."""
+    admit(ward.ledger, "here")
+    path = ward.settings.home / "workers" / "here.lock"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    id_ = put(ward.ledger, a_job(), now_ms=now_ms())[0].id
+    claim(ward.ledger, id_, token="a", worker="here", now_ms=now_ms())
+    found = ward.look()
+    [suspect] = found.dead
+    ward.ledger.run(lambda connection: beat(connection, "here", now_ms=now_ms()))
+    rescue_worker(ward.ledger, suspect, max_solo_losses=3, now_ms=now_ms())
+    assert (state(ward.ledger, id_), rows(ward.ledger, "workers", id="here")[0].ended_at_ms) == (
+        "running",
+        None,
+    )
+    Presence(path.parent, "here").begin()
+    mend(ward.ledger, ward.settings, found)
+    assert (state(ward.ledger, id_), path.exists()) == ("running", True)
 
 
 def test_a_worker_whose_lock_is_free_on_this_machine_is_dead(ward: Ward) -> None:

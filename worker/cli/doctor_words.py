@@ -21,12 +21,12 @@ MEANINGS: dict[str, str] = {
         "is in it, and move it away."
     ),
     "dead_worker": (
-        "A worker is dead for certain and not marked as such, or holds jobs still: --repair, or any live worker, "
-        "takes its jobs over, once what lies in its spool is recorded."
+        "A worker of this home is dead for certain, and not marked as such or holds jobs still: --repair, or any live "
+        "worker, takes its jobs over, once what lies in its spool is recorded."
     ),
     "silent_worker": (
-        "A worker of another machine has been silent for more than ten leases: if it is gone, any worker that is "
-        "started takes its jobs over after a lease; if it works, a clock is wrong."
+        "A worker of another machine or home has been silent for more than ten leases, or has ended or lost its row "
+        "and holds jobs still: any live worker takes its jobs over after a lease; if it works, a clock is wrong."
     ),
     "unknown_state": (
         "The state of a job is none of this version: a newer antrean, or somebody's own SQL, wrote it; upgrade, or "

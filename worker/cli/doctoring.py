@@ -38,7 +38,7 @@ from worker.storage.errors import NotMigrated
 from worker.storage.migrating import is_current, migrate
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.records import record_outcomes
-from worker.upkeep.presence import forget, has_died
+from worker.upkeep.presence import forget, has_died, is_alive
 from worker.upkeep.spool import (
     REJECTED,
     Unstorable,
@@ -124,13 +124,14 @@ def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
     # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it.
     if found.dead or any(one.name == "stray_spool" for one in found.findings):
         replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger))
-    now_ms = SystemClock().now_ms()
+    folder, now_ms = settings.home / "workers", SystemClock().now_ms()
     for suspect in found.dead:
+        if not has_died(folder, suspect.worker_id):
+            continue  # a heart was quicker
         if holds_answers(settings.spool_folder, suspect.worker_id):
             continue  # a heart is recording it, or nobody can read it: the finding stays
         rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
-        if has_died(settings.home / "workers", suspect.worker_id):  # not of one that was only taken for dead
-            forget(settings.home / "workers", suspect.worker_id)
+        forget(folder, suspect.worker_id)
     mend_defects(ledger, _look(settings), [one.name for one in found.findings])
     after = examine(ledger, settings)
     uncovered = {one.name for one in after.findings if one.is_repairable}
@@ -166,8 +167,13 @@ def _look_at_workers(ledger: Ledger, settings: Settings, look: Look, found: Exam
     with ledger.read() as connection:
         suspects = fetch_suspects(connection, look)
     folder = settings.home / "workers"
-    found.dead = [one for one in suspects if one.is_over or has_died(folder, one.worker_id)]
-    silent = [one for one in suspects if one.is_silent and one not in found.dead]
+    # Only a lock that is free is certain. Whoever else seems gone is for a worker, which watches it for a lease.
+    found.dead = [one for one in suspects if has_died(folder, one.worker_id)]
+    silent = [
+        one
+        for one in suspects
+        if one.is_silent and one not in found.dead and not is_alive(folder, one.worker_id)
+    ]
     for name, some in (("dead_worker", found.dead), ("silent_worker", silent)):
         if some:
             ids = tuple(one.worker_id for one in some[:MOST_EXAMPLES])

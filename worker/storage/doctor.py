@@ -75,16 +75,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A worker that has not ended; or one that has (`is_over`), or whose row is gone, and that holds claims still.
+    """A worker that has not ended, or that holds claims.
 
-    `endpoint` is None where the row is gone. `is_silent`: not beaten for more than ten leases.
+    `endpoint` and `sequence` are None where its row is gone. `is_silent`: by this machine's clock it has not beaten
+    for more than ten leases, or ended a lease ago, or its row is gone. That is for people, and proves nothing.
     """
 
     worker_id: str
     endpoint: str | None
-    running: int
+    sequence: int | None
     is_silent: bool
-    is_over: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,34 +151,44 @@ def mend_defects(ledger: Ledger, look: Look, names: Iterable[str]) -> None:
 
 
 def fetch_suspects(connection: Connection, look: Look) -> list[Suspect]:
-    """All workers that have not ended, and the dead that hold claims, by id. Ages are by this machine's clock."""
-    rows = connection.execute(
-        select(jobs.c.worker_id, func.count())
-        .where(is_in(JobState.RUNNING), jobs.c.worker_id.is_not(None))
-        .group_by(jobs.c.worker_id)
+    """All workers that have not ended or that hold claims, by id."""
+    holders = set(
+        connection.execute(
+            select(jobs.c.worker_id).where(is_in(JobState.RUNNING), jobs.c.worker_id.is_not(None)).distinct()
+        ).scalars()
     )
-    held: dict[str, int] = {row[0]: row[1] for row in rows}
     known = connection.execute(
-        select(workers).where(or_(workers.c.ended_at_ms.is_(None), workers.c.id.in_(list(held))))
+        select(workers).where(or_(workers.c.ended_at_ms.is_(None), workers.c.id.in_(sorted(holders))))
     )
     found = []
     for row in known:
-        running = held.pop(row.id, 0)
-        is_silent = row.beat_at_ms < look.now_ms - SILENT_AFTER_LEASES * row.lease_ms
-        # A worker that stops marks its end first, and may record what is in hand for a moment after it.
-        is_over = row.ended_at_ms is not None and row.ended_at_ms < look.now_ms - row.lease_ms
-        if row.ended_at_ms is None or is_over:
-            found.append(Suspect(row.id, row.endpoint, running, is_silent, is_over))
-    found += [Suspect(id_, None, count, is_silent=True, is_over=True) for id_, count in held.items()]
+        holders.discard(row.id)
+        if row.ended_at_ms is None:
+            is_silent = row.beat_at_ms < look.now_ms - SILENT_AFTER_LEASES * row.lease_ms
+        else:
+            # A worker that stops marks its end first, and may record what is in hand for a moment after it.
+            is_silent = row.ended_at_ms < look.now_ms - row.lease_ms
+        found.append(Suspect(row.id, row.endpoint, row.sequence, is_silent))
+    found += [Suspect(id_, None, None, is_silent=True) for id_ in holders]
     return sorted(found, key=lambda one: one.worker_id)
 
 
 def rescue_worker(ledger: Ledger, suspect: Suspect, *, max_solo_losses: int, now_ms: int) -> None:
-    """Rescues the jobs of a worker that is known to be dead, as a heart does."""
-    rescue = partial(rescue_jobs, worker_id=suspect.worker_id, max_solo_losses=max_solo_losses, now_ms=now_ms)
+    """Rescues the jobs of a worker that is known to be dead, as a heart does; not if it has beaten since."""
+
+    def rescue(connection: Connection) -> bool:
+        sequence = connection.execute(
+            select(workers.c.sequence).where(workers.c.id == suspect.worker_id).with_for_update()
+        ).scalar()
+        if sequence != suspect.sequence:
+            return False
+        if rescue_jobs(connection, suspect.worker_id, max_solo_losses=max_solo_losses, now_ms=now_ms):
+            return True
+        end_worker(connection, suspect.worker_id, reason="lost", now_ms=now_ms)
+        return False
+
     while ledger.run(rescue):
         pass
-    ledger.run(partial(end_worker, worker_id=suspect.worker_id, reason="lost", now_ms=now_ms))
     if suspect.endpoint is not None:
         # The hints that it had taken died with it; nobody knows which, and claims absorb duplicates.
         unmark = partial(unmark_published_before, endpoint=suspect.endpoint, before_ms=now_ms)

@@ -46,7 +46,7 @@ class Presence:
         """Ids of workers of this folder whose process is gone for certain."""
         dead = []
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
-            if path != self._path and _is_free(path):
+            if path != self._path and _is_locked(path) is False:
                 dead.append(path.name.removesuffix(_SUFFIX))
         return dead
 
@@ -55,20 +55,25 @@ class Presence:
         forget(self._folder, worker_id)
 
 
-def _is_free(path: Path) -> bool:
+def _is_locked(path: Path) -> bool | None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return False  # gone already, or not ours to judge
+        return None  # gone already, or not ours to judge
     try:
-        return try_lock(descriptor)
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
 
 
+def is_alive(folder: Path, worker_id: str) -> bool:
+    """Whether the worker's lock is in `folder` and held. False: it is dead, or of another machine."""
+    return _is_locked(folder / f"{worker_id}{_SUFFIX}") is True
+
+
 def has_died(folder: Path, worker_id: str) -> bool:
     """Whether the worker's lock is in `folder` and nobody holds it. False: it lives, or is of another machine."""
-    return _is_free(folder / f"{worker_id}{_SUFFIX}")
+    return _is_locked(folder / f"{worker_id}{_SUFFIX}") is False
 
 
 def forget(folder: Path, worker_id: str) -> None:
