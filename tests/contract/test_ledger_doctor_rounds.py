@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import delete, update
 
 from tests.support.ledger import ENDPOINT, a_job, claim, job_row, put, rows, state, success
-from tests.support.ward import HOUR_MS, RAW, Ward, admit, make_ward, now_ms, with_broker
+from tests.support.ward import HOUR_MS, RAW, WORKER, Ward, admit, make_ward, now_ms, with_broker
 from worker.broker import BrokerEpoch
 from worker.cli.doctoring import examine, mend
 from worker.hints import BULK_QUEUE, list_keys
@@ -101,6 +101,34 @@ def test_a_worker_whose_lock_is_free_on_this_machine_is_dead(ward: Ward) -> None
     assert (state(ward.ledger, id_), ward.row("published").published_at_ms) == ("queued", None)
     assert rows(ward.ledger, "workers", id="here")[0].end_reason == "lost"
     assert not list((ward.settings.home / "workers").iterdir())
+
+
+@pytest.mark.parametrize("lost", ["claim_token", "worker_id"])
+def test_half_a_claim_of_a_dead_worker_is_made_whole_or_let_go_before_its_jobs_are_rescued(
+    ward: Ward, lost: str
+) -> None:
+    admit(ward.ledger, "here")
+    (ward.settings.home / "workers").mkdir(parents=True)
+    (ward.settings.home / "workers" / "here.lock").touch()
+    ids = [job.id for job in put(ward.ledger, a_job(), a_job(), now_ms=now_ms())]
+    claim(ward.ledger, *ids, token="here:1", worker="here", now_ms=now_ms())
+    ward.run(update(jobs).where(jobs.c.id == ids[0]).values({lost: None}))
+    assert ward.names() == ["dead_worker", "half_a_claim"]
+    assert mend(ward.ledger, ward.settings, ward.look()).findings == []
+    assert [state(ward.ledger, id_) for id_ in ids] == ["queued", "queued"]
+
+
+def test_a_job_of_a_dead_worker_that_has_its_result_is_never_queued(ward: Ward) -> None:
+    (ward.settings.home / "workers").mkdir(parents=True)
+    (ward.settings.home / "workers" / f"{WORKER}.lock").touch()
+    for which in ("running", "succeeded"):
+        ward.set(which, state="running", claim_token=None, ended_at_ms=None)
+    mend(ward.ledger, ward.settings, ward.look())
+    assert (ward.row("succeeded").state, ward.row("succeeded").losses) == ("succeeded", 0)
+    assert [one.outcome for one in rows(ward.ledger, "attempts", job_id=ward.ids["succeeded"])] == [
+        "succeeded"
+    ]
+    assert ward.row("running").state == "queued"
 
 
 def test_a_silent_worker_of_another_machine_is_told_of_and_left_alone(ward: Ward) -> None:

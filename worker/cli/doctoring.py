@@ -121,9 +121,19 @@ def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
     if any(one.name == "schema" for one in found.findings):
         migrate(ledger)
         found = examine(ledger, settings)
-    # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it.
+    after = _mend_once(ledger, settings, found)
+    known = {one.name for one in found.findings}
+    if any(one.is_repairable and one.name not in known for one in after.findings):
+        after = _mend_once(ledger, settings, after)  # one repair may uncover the next
+    return after
+
+
+def _mend_once(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
+    # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it. Then the rows are
+    # set right: a rescue needs whole claims, and must not queue a job whose result is there.
     if found.dead or any(one.name == "stray_spool" for one in found.findings):
         replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger))
+    mend_defects(ledger, _look(settings), [one.name for one in found.findings])
     folder, now_ms = settings.home / "workers", SystemClock().now_ms()
     for suspect in found.dead:
         if not has_died(folder, suspect.worker_id):
@@ -132,14 +142,7 @@ def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
             continue  # a heart is recording it, or nobody can read it: the finding stays
         rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
         forget(folder, suspect.worker_id)
-    mend_defects(ledger, _look(settings), [one.name for one in found.findings])
-    after = examine(ledger, settings)
-    uncovered = {one.name for one in after.findings if one.is_repairable}
-    uncovered -= {one.name for one in found.findings}
-    if uncovered:
-        mend_defects(ledger, _look(settings), uncovered)
-        after = examine(ledger, settings)
-    return after
+    return examine(ledger, settings)
 
 
 def _look(settings: Settings) -> Look:
