@@ -32,7 +32,10 @@ MEANINGS: dict[str, str] = {
         "The state of a job is none of this version: a newer antrean, or somebody's own SQL, wrote it; upgrade, or "
         "set it right by hand."
     ),
-    "half_a_claim": "A job runs without a worker or a token, so nobody can end it: --repair queues it again.",
+    "half_a_claim": (
+        "A job runs without a token, so nobody can end it, or without a worker, so nobody rescues it: --repair queues "
+        "it again, or puts the worker back that its token names."
+    ),
     "claim_left_over": "A job that is not running still carries a claim: --repair takes it away.",
     "claims_behind_attempts": (
         "A job counts fewer claims than it has attempts, so that the next would overwrite one: --repair raises "

@@ -1,7 +1,7 @@
 """What is wrong with a ledger: its defects, counted, and their repair in steps that are safe beside running workers.
 
-A look is a few statements, each a transaction of its own. A repair locks at most 500 jobs at a time, in ascending
-order, and only those that still have the defect.
+A look is a few statements, each a transaction of its own. A repair finds at most 500 jobs by reading, then locks just
+these, in ascending order, and mends those that still have the defect: SQLite's one writer waits for no scan.
 """
 
 from __future__ import annotations
@@ -144,9 +144,10 @@ def mend_defects(ledger: Ledger, look: Look, names: Iterable[str]) -> None:
     for name, check in _CHECKS.items():
         if name in wanted and check.mend is not None:
             after = ""
-            while ids := ledger.run(
-                partial(_mend_some, where=check.where(look), mend=check.mend, now_ms=look.now_ms, after=after)
-            ):
+            while ids := _find_some(ledger, check.where(look), after=after):
+                ledger.run(
+                    partial(_mend_some, ids=ids, where=check.where(look), mend=check.mend, now_ms=look.now_ms)
+                )
                 after = ids[-1]
 
 
@@ -207,21 +208,19 @@ def fetch_live_endpoints(connection: Connection, look: Look) -> list[str]:
     return sorted(rows.scalars())
 
 
+def _find_some(ledger: Ledger, where: ColumnElement[bool], *, after: str) -> list[str]:
+    having = select(jobs.c.id).where(where, jobs.c.id > after).order_by(jobs.c.id).limit(MAX_ROWS)
+    with ledger.read() as connection:
+        return list(connection.execute(having).scalars())
+
+
 def _mend_some(
-    connection: Connection, *, where: ColumnElement[bool], mend: repairs.Mend, now_ms: int, after: str
-) -> list[str]:
-    ids = list(
-        connection.execute(
-            select(jobs.c.id)
-            .where(where, jobs.c.id > after)
-            .order_by(jobs.c.id)
-            .limit(MAX_ROWS)
-            .with_for_update(skip_locked=True)
-        ).scalars()
-    )
-    if ids:
-        mend(connection, ids, now_ms)
-    return ids
+    connection: Connection, *, ids: list[str], where: ColumnElement[bool], mend: repairs.Mend, now_ms: int
+) -> None:
+    still = select(jobs.c.id).where(jobs.c.id.in_(ids), where).order_by(jobs.c.id)
+    locked = list(connection.execute(still.with_for_update(skip_locked=True)).scalars())
+    if locked:
+        mend(connection, locked, now_ms)
 
 
 def _is_live(look: Look) -> ColumnElement[bool]:
@@ -245,24 +244,26 @@ _UNCLAIMED = (JobState.QUEUED, JobState.WAITING, JobState.FAILED, JobState.CANCE
 _OPEN = tuple(state for state in JobState if state in OPEN_STATES)
 _FINAL = tuple(state for state in JobState if state in FINAL_STATES)
 
-# In the order of repair: a claim that is let go may be published, a result that counts needs its usage.
+# In the order of repair. First what must not be called again: a job that has its result. Then the counts, since the
+# next claim of a job that is let go must not overwrite an attempt. Then the claims: what they let go may be published
+# by the last. A result that counts needs its usage; the times come after the moves that set them.
 _CHECKS: Mapping[str, _Check] = {
     "unknown_state": _Check(lambda _: not_(is_in(*JobState))),
-    "half_a_claim": _Check(
-        lambda _: is_in(JobState.RUNNING) & or_(jobs.c.claim_token.is_(None), jobs.c.worker_id.is_(None)),
-        repairs.release,
-    ),
-    "claim_left_over": _Check(
-        lambda _: is_in(*_UNCLAIMED) & or_(jobs.c.claim_token.is_not(None), jobs.c.worker_id.is_not(None)),
-        repairs.forget_claim,
+    "result_without_success": _Check(
+        lambda _: not_(is_in(JobState.SUCCEEDED)) & _HAS_RESULT, repairs.succeed, is_plain=False
     ),
     "claims_behind_attempts": _Check(
         lambda _: exists().where(attempts.c.job_id == jobs.c.id, _IS_AHEAD),
         repairs.raise_counts,
         is_plain=False,
     ),
-    "result_without_success": _Check(
-        lambda _: not_(is_in(JobState.SUCCEEDED)) & _HAS_RESULT, repairs.succeed, is_plain=False
+    "half_a_claim": _Check(
+        lambda _: is_in(JobState.RUNNING) & or_(jobs.c.claim_token.is_(None), jobs.c.worker_id.is_(None)),
+        repairs.set_right_claims,
+    ),
+    "claim_left_over": _Check(
+        lambda _: is_in(*_UNCLAIMED) & or_(jobs.c.claim_token.is_not(None), jobs.c.worker_id.is_not(None)),
+        repairs.forget_claim,
     ),
     "success_without_result": _Check(lambda _: is_in(JobState.SUCCEEDED) & ~_HAS_RESULT, is_plain=False),
     "result_without_usage": _Check(
