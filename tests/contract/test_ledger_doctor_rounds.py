@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete, text, update
 
 from tests.support.ledger import ENDPOINT, a_job, claim, job_row, put, rows, state, success
 from tests.support.ward import HOUR_MS, RAW, WORKER, Ward, admit, make_ward, now_ms, with_broker
@@ -20,6 +20,8 @@ from worker.settings import Settings
 from worker.storage.batches import finish_submission, hold_batch, make_batch
 from worker.storage.doctor import rescue_worker
 from worker.storage.engine import Ledger, open_ledger
+from worker.storage.errors import NotMigrated
+from worker.storage.migrating import REVISIONS, SCRIPTS, migrate
 from worker.storage.moves import cancel_jobs
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.tables import jobs, workers
@@ -277,6 +279,26 @@ def test_a_ledger_of_another_schema_is_told_of_and_brought_up(
     found = examine(empty_ledger, empty_settings)
     assert [(one.name, one.is_repairable) for one in found.findings] == [("schema", True)]
     assert mend(empty_ledger, empty_settings, found).findings == []
+
+
+def test_a_ledger_of_a_newer_antrean_is_told_of_and_left_alone(
+    empty_ledger: Ledger, empty_settings: Settings
+) -> None:
+    migrate(empty_ledger)
+    with empty_ledger.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    found = examine(empty_ledger, empty_settings)
+    assert [(one.name, one.examples, one.is_repairable) for one in found.findings] == [
+        ("newer_schema", ("9999",), False)
+    ]
+    assert mend(empty_ledger, empty_settings, found).findings == found.findings
+    with pytest.raises(NotMigrated, match="9999, of a newer antrean: upgrade"):
+        migrate(empty_ledger)
+
+
+def test_the_revisions_that_are_known_are_those_that_there_are() -> None:
+    there = sorted(path.name.partition("_")[0] for path in (SCRIPTS / "versions").glob("*.py"))
+    assert there == sorted(REVISIONS)
 
 
 def test_a_damaged_file_is_told_of_and_nothing_else_is_tried(sqlite_ledger: Ledger, tmp_path: Path) -> None:

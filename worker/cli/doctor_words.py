@@ -4,6 +4,7 @@ from __future__ import annotations
 
 MEANINGS: dict[str, str] = {
     "schema": "The database is not at this version's schema: --repair, or `antrean migrate`, brings it there.",
+    "newer_schema": "The database is at a revision of a newer antrean: upgrade this one; nothing else was checked.",
     "damaged_file": (
         "SQLite finds its file damaged: stop all workers, restore a backup, and look at the disk; "
         "nothing else was checked."

@@ -35,7 +35,7 @@ from worker.storage.doctor import (
 )
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import NotMigrated
-from worker.storage.migrating import is_current, migrate
+from worker.storage.migrating import fetch_newer_revision, is_current, migrate
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.records import record_outcomes
 from worker.upkeep.presence import forget, has_died, is_alive
@@ -104,6 +104,10 @@ def examine(ledger: Ledger, settings: Settings) -> Examination:
     damage = check_file(ledger)
     if damage is not None:
         found.findings.append(damage)
+        return found
+    newer = fetch_newer_revision(ledger)
+    if newer is not None:
+        found.findings.append(Finding("newer_schema", 1, (newer,)))
         return found
     if not is_current(ledger):
         found.findings.append(Finding("schema", 1, (), is_repairable=True))
