@@ -79,6 +79,12 @@ DEFECTS: list[tuple[str, Callable[[Ward], None], str, bool]] = [
         "published",
         True,
     ),
+    (
+        "published_long_ago",
+        lambda w: w.set("published", published_at_ms=now_ms() + DAY_MS),
+        "published",
+        True,
+    ),
     ("claims_behind_attempts", outrun_the_claims, "failed", True),
     ("success_without_result", lose_the_result, "succeeded", False),
     ("result_without_usage", lose_the_usage, "succeeded", True),

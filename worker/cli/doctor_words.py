@@ -66,7 +66,8 @@ MEANINGS: dict[str, str] = {
         "A job waits for a time more than thirty days away: if nobody meant it, cancel it and submit it again."
     ),
     "published_long_ago": (
-        "A job was handed to the broker long ago, and no worker claimed it: --repair has it published again."
+        "A job was handed to the broker long ago, or by a clock that was far ahead, and no worker claimed it: --repair "
+        "has it published again."
     ),
     "stray_rows": (
         "Rows belong to jobs that are not there, as after somebody's own DELETE or half a restore: nothing reads "

@@ -232,7 +232,10 @@ def _is_live(look: Look) -> ColumnElement[bool]:
 
 def _is_overdue(look: Look) -> ColumnElement[bool]:
     is_served = exists().where(workers.c.endpoint == jobs.c.endpoint, _is_live(look))
-    return is_published() & (jobs.c.published_at_ms < look.published_before_ms) & is_served
+    # As far ahead of this clock as behind it: a clock was wrong, and no relay would come to it for as long.
+    ahead_ms = 2 * look.now_ms - look.published_before_ms
+    is_far = or_(jobs.c.published_at_ms < look.published_before_ms, jobs.c.published_at_ms > ahead_ms)
+    return is_published() & is_far & is_served
 
 
 _HAS_RESULT = exists().where(results.c.job_id == jobs.c.id)
