@@ -166,12 +166,13 @@ def test_a_process_keeps_its_own_answer_while_it_cannot_be_put_aside(tmp_path: P
     assert (len(spool), files(tmp_path)) == (0, ["rejected.jsonl"])
 
 
-def test_half_a_line_is_taken_back_from_what_is_put_aside(tmp_path: Path) -> None:
-    leave(tmp_path, "w1", paid("j1", raw=bytes(1 << 19)))
+def test_what_is_put_aside_in_part_is_taken_back_and_not_put_aside_again_and_again(tmp_path: Path) -> None:
+    leave(tmp_path, "w1", paid("j0"), paid("j1", raw=bytes(1 << 19)))
     (tmp_path / "rejected.jsonl").write_bytes(b"first\n")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, before[1]))  # what a full disk is to a file
     try:
+        replay_leftovers(tmp_path, refuse)
         replay_leftovers(tmp_path, refuse)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -76,7 +76,7 @@ class SpoolFile:
 
     def reject(self, success: Success) -> bool:
         """Puts an answer aside, synced, that the ledger can never store. False: it is still in memory alone."""
-        return _put_aside(self._folder, orjson.dumps(_encode(success)) + b"\n", job_id=success.job_id)
+        return _put_aside(self._folder, orjson.dumps(_encode(success)) + b"\n", answers=1)
 
     def wait_until_writable(self) -> None:
         """Returns after a moment in which the spool may have recovered. Raises Stopping in a shutdown."""
@@ -167,10 +167,17 @@ def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
             if not _is_at(path, fd):
                 continue  # replayed and removed since it was opened; the name may be a living one's by now
             with open(fd, "rb", closefd=False) as lines:
-                fates = [_replay_line(path.parent, line, record) for line in lines if line.endswith(b"\n")]
-            done += fates.count("recorded")
-            if "kept" in fates:
-                log.error("spool.kept", file=str(path), answers=fates.count("kept"))
+                refused = []
+                for line in lines:
+                    if not line.endswith(b"\n"):
+                        continue
+                    if _is_recorded(line, record):
+                        done += 1
+                    else:
+                        refused.append(line)
+            # Together: of a file that stays, nothing is put aside again with each beat.
+            if refused and not _put_aside(folder, b"".join(refused), answers=len(refused)):
+                log.error("spool.kept", file=str(path), answers=len(refused))
             elif _is_at(path, fd):
                 path.unlink()
         finally:
@@ -180,17 +187,15 @@ def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
     return done
 
 
-def _replay_line(folder: Path, line: bytes, record: Callable[[Success], object]) -> str:
+def _is_recorded(line: bytes, record: Callable[[Success], object]) -> bool:
     success = _decode(line)
-    if success is not None:
-        try:
-            record(success)
-        except Unstorable:
-            pass
-        else:
-            return "recorded"
-    job_id = None if success is None else success.job_id
-    return "rejected" if _put_aside(folder, line, job_id=job_id) else "kept"
+    if success is None:
+        return False
+    try:
+        record(success)
+    except Unstorable:
+        return False
+    return True
 
 
 def find_leftovers(folder: Path) -> dict[str, int]:
@@ -231,22 +236,22 @@ def count_rejected(folder: Path) -> int:
         return 0
 
 
-def _put_aside(folder: Path, line: bytes, *, job_id: str | None) -> bool:
-    """Whether the line is now in `rejected.jsonl`, synced."""
+def _put_aside(folder: Path, lines: bytes, *, answers: int) -> bool:
+    """Whether all of the lines are now in `rejected.jsonl`, synced; else none of them is."""
     path = folder / REJECTED
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # of several processes: what is cut off below is one's own
-            _append(fd, line)
+            _append(fd, lines)
             _sync_folder(folder)
         finally:
             os.close(fd)
     except OSError as exc:
-        log.error("spool.reject_failed", job_id=job_id, file=str(path), error=exc.strerror)
+        log.error("spool.reject_failed", answers=answers, file=str(path), error=exc.strerror)
         return False
-    log.error("spool.rejected", job_id=job_id, file=str(path))
+    log.error("spool.rejected", answers=answers, file=str(path))
     return True
 
 
@@ -287,10 +292,10 @@ def _is_at(path: Path, fd: int) -> bool:
     return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
 
 
-def _append(fd: int, line: bytes) -> None:
+def _append(fd: int, lines: bytes) -> None:
     start = os.lseek(fd, 0, os.SEEK_END)
     try:
-        _write_all(fd, line)
+        _write_all(fd, lines)
         os.fsync(fd)
     except OSError:
         os.ftruncate(fd, start)  # no half line before a later whole one
