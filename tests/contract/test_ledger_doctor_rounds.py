@@ -26,7 +26,7 @@ from worker.storage.moves import cancel_jobs
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.tables import jobs, workers
 from worker.storage.workers import beat
-from worker.upkeep.presence import Presence
+from worker.upkeep.presence import Presence, has_died, is_alive
 from worker.upkeep.spool import SpoolFile
 
 
@@ -66,6 +66,14 @@ def test_a_worker_whose_lock_is_held_keeps_its_jobs_whatever_its_row_says(ward: 
     mend(ward.ledger, ward.settings, ward.look())
     assert [job_row(ward.ledger, id_).losses for id_ in ids] == [0, 0, 0]
     assert {state(ward.ledger, id_) for id_ in ids} == {"running"}
+
+
+def test_a_worker_that_is_looked_at_while_it_begins_is_not_taken_for_dead(tmp_path: Path) -> None:
+    with (tmp_path / "me.lock").open("wb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_EX)  # as whoever looks does, for a moment
+        Presence(tmp_path, "me").begin()
+    assert (is_alive(tmp_path, "me"), has_died(tmp_path, "me")) == (True, False)
+    assert [path.name for path in tmp_path.iterdir()] == ["me.lock"]
 
 
 def test_a_worker_that_has_beaten_since_the_look_keeps_its_jobs(ward: Ward) -> None:

@@ -28,10 +28,13 @@ class Presence:
 
     def begin(self) -> None:
         """Takes the lock. A folder that cannot be written leaves this worker to its lease alone."""
+        # Locked before it has its name: who looks at a lock holds it for that moment, and would keep it from us.
+        unnamed = self._path.with_suffix(".new")
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(self._path)
         except OSError as exc:
             log.warning("presence.unlocked", folder=str(self._folder), error=exc.strerror)
 
