@@ -70,8 +70,8 @@ class Spool(Protocol):
     def keep(self, success: Success) -> bool:
         """Writes and syncs the answer; False if it cannot be written."""
 
-    def reject(self, success: Success) -> None:
-        """Puts an answer aside that the ledger can never store."""
+    def reject(self, success: Success) -> bool:
+        """Puts an answer aside that the ledger can never store; False if it cannot be written."""
 
     def wait_until_writable(self) -> None:
         """Returns when claims may be made again. Raises Stopping during a shutdown."""
@@ -271,8 +271,9 @@ class Executor:
             recorded = self._record_success(success, is_urgent=not job.is_bulk)
         except Exception as exc:
             # The ledger cannot store this answer, whatever it is: the spool keeps it for a person, and the
-            # job must not hang.
-            self._spool.reject(success)
+            # job must not hang. What cannot be put aside now is spooled, and put aside by a later beat.
+            if not self._spool.reject(success):
+                self._spool.keep(success)
             return self._set_back(job, _defect(exc, job.id), leave, latency_s=answer.latency_s)
         if recorded is Recorded.UNUSED:
             summary += " · came second, kept as usage only"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, insert, update
+from sqlalchemy import Connection, delete, event, insert, select, update
 
 from schemas.job import LEGAL_MOVES, JobState, Move
-from tests.support.ledger import a_job, put, record, rows, state, success
-from tests.support.ward import DAY_MS, WORKER, Ward, make_ward, now_ms
+from tests.support.ledger import a_job, claim, put, record, rows, state, success
+from tests.support.ward import DAY_MS, RAW, WORKER, Ward, make_ward, now_ms
 from worker.cli.doctor_words import MEANINGS
 from worker.cli.doctoring import mend
 from worker.settings import Settings
@@ -75,6 +76,12 @@ DEFECTS: list[tuple[str, Callable[[Ward], None], str, bool]] = [
     (
         "published_long_ago",
         lambda w: w.set("published", published_at_ms=now_ms() - DAY_MS),
+        "published",
+        True,
+    ),
+    (
+        "published_long_ago",
+        lambda w: w.set("published", published_at_ms=now_ms() + DAY_MS),
         "published",
         True,
     ),
@@ -178,10 +185,84 @@ def test_a_result_makes_its_job_succeeded_by_the_claim_that_brought_it(ward: War
     ward.set("succeeded", state="failed", claim_token=None, worker_id=None, failure_kind="timeout")
     mend(ward.ledger, ward.settings, ward.look())
     row = ward.row("succeeded")
-    assert (row.state, row.claim_token, row.worker_id) == ("succeeded", "t-succeeded", WORKER)
+    assert (row.state, row.claim_token, row.worker_id) == ("succeeded", f"{WORKER}:succeeded", WORKER)
     assert (row.http_status, row.failure_kind) == (200, None)
     # And so a record that is repeated is known as such, and a late one is kept as usage only.
     assert record(ward.ledger, success(ward.claimed["succeeded"])) == ["repeated"]
+
+
+@pytest.mark.parametrize("token", [None, f"{WORKER}:succeeded"])
+def test_a_job_that_has_its_result_is_not_queued_for_a_moment(ward: Ward, token: str | None) -> None:
+    ward.set("succeeded", state="running", claim_token=token, worker_id=None, ended_at_ms=None)
+    seen: list[str] = []
+    one = select(jobs.c.state).where(jobs.c.id == ward.ids["succeeded"])
+
+    def see(connection: Connection) -> None:
+        seen.append(connection.execute(one).scalar_one())
+
+    event.listen(ward.ledger.engine, "commit", see)
+    assert mend(ward.ledger, ward.settings, ward.look()).findings == []
+    event.remove(ward.ledger.engine, "commit", see)
+    assert set(seen) == {"running", "succeeded"}
+
+
+def test_a_job_whose_worker_is_forgotten_stays_with_the_one_that_its_token_names(ward: Ward) -> None:
+    ward.set("running", worker_id=None)
+    assert mend(ward.ledger, ward.settings, ward.look()).findings == []
+    row = ward.row("running")
+    assert (row.state, row.worker_id, row.claim_token) == ("running", WORKER, f"{WORKER}:running")
+    assert record(ward.ledger, success(ward.claimed["running"])) == ["applied"]
+
+
+def test_a_job_whose_attempt_is_ahead_of_its_claims_is_counted_right_before_it_is_let_go(ward: Ward) -> None:
+    outrun_the_claims(ward)
+    ward.set("failed", state="running", claim_token=None, ended_at_ms=None)
+    seen: list[tuple[str, int]] = []
+    one = select(jobs.c.state, jobs.c.claims).where(jobs.c.id == ward.ids["failed"])
+
+    def see(connection: Connection) -> None:
+        row = connection.execute(one).one()
+        seen.append((row.state, row.claims))
+
+    event.listen(ward.ledger.engine, "commit", see)
+    mend(ward.ledger, ward.settings, ward.look())
+    assert ("queued", 7) in seen and ("queued", 1) not in seen
+
+
+@pytest.mark.parametrize(
+    "plant", [one[1] for one in DEFECTS if one[3]], ids=[one[0] for one in DEFECTS if one[3]]
+)
+def test_no_repair_scans_a_table_while_it_keeps_sqlite_s_other_writers_waiting(
+    sqlite_ledger: Ledger, tmp_path: Path, valkey: Any, valkey_path: str, plant: Callable[[Ward], None]
+) -> None:
+    settings = Settings(home=tmp_path / "only", _env_file=None)
+    ward = make_ward(sqlite_ledger, settings, valkey, valkey_path)
+    plant(ward)
+    found = ward.look()
+    steps: list[str] = []
+
+    def explain(connection: Connection, cursor: Any, statement: str, values: Any, *_: Any) -> None:
+        if connection.get_execution_options().get("antrean_begin") == "IMMEDIATE":
+            one = values[0] if isinstance(values, list) else values
+            steps.extend(row[3] for row in cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", one))
+
+    event.listen(sqlite_ledger.engine, "before_cursor_execute", explain)
+    assert mend(ward.ledger, ward.settings, found).findings == []
+    assert steps
+    large = ("jobs", "requests", "attempts", "results", "usage")
+    assert [step for step in steps if step.startswith("SCAN") and step.split()[1] in large] == []
+    assert [step for step in steps if "id>?" in step] == [], "nor all that comes behind an id"
+
+
+def test_a_result_of_a_second_attempt_is_not_taken_for_another_job_s_first(ward: Ward) -> None:
+    id_ = ward.ids["waiting"]
+    ward.set("waiting", state="queued", not_before_ms=None)
+    job = claim(ward.ledger, id_, token="w9:2", worker="w9", now_ms=now_ms())[id_]
+    record(ward.ledger, success(job, worker="w9", raw=RAW))
+    ward.set("waiting", state="failed", claim_token=None, worker_id=None)
+    assert mend(ward.ledger, ward.settings, ward.look()).findings == []
+    row = ward.row("waiting")
+    assert (row.state, row.claim_token, row.worker_id) == ("succeeded", "w9:2", "w9")
 
 
 def test_more_than_one_step_is_repaired_and_only_five_are_named(ward: Ward) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, text, update
 
 from api_client.client import EndpointClient
 from api_client.config import EndpointConfig
@@ -314,6 +314,18 @@ def test_a_spool_that_cannot_be_written_stops_new_claims(build: Callable[..., Ho
     house.executor._spool = broken
     assert house.execute(house.put()) is Verdict.SUCCEEDED
     assert broken.asked == 3
+
+
+def test_an_answer_that_can_be_neither_stored_nor_put_aside_is_spooled(build: Callable[..., House]) -> None:
+    house = build()
+    id_ = house.put()
+    (house.spool._folder / "rejected.jsonl").mkdir(parents=True)  # in the way
+    house.ledger.run(lambda c: c.execute(text("ALTER TABLE results RENAME TO gone")))
+    verdict = house.execute(id_)
+    house.ledger.run(lambda c: c.execute(text("ALTER TABLE gone RENAME TO results")))
+    assert (verdict, len(house.spool)) == (Verdict.WAITING, 1), "the job does not hang"
+    house.spool.replay(house.writer.record)
+    assert (state(house.ledger, id_), house.simulator.stats()["calls"]) == ("succeeded", 1)
 
 
 def test_a_worker_that_stops_takes_nothing(build: Callable[..., House]) -> None:

@@ -17,7 +17,7 @@ from worker.slots import Stopping
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.outcomes import ClaimedJob, Success, Usage
-from worker.upkeep.spool import SpoolFile, replay_leftovers
+from worker.upkeep.spool import SpoolFile, Unstorable, replay_leftovers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,14 +108,84 @@ def test_an_answer_outlives_the_kill_of_its_process(tmp_path: Path) -> None:
     assert back == [paid()]
 
 
-def test_a_line_cut_by_a_crash_and_a_line_of_garbage_are_dropped(tmp_path: Path) -> None:
+def test_a_line_cut_by_a_crash_is_dropped_and_a_whole_one_that_cannot_be_read_is_put_aside(
+    tmp_path: Path,
+) -> None:
     path = leave(tmp_path, "w1", paid("j1"), paid("j2"))
     whole = path.read_bytes()
-    path.write_bytes(b"garbage\n{}\n" + whole + whole[: len(whole) // 3])
+    newer = whole.splitlines(keepends=True)[0].replace(b"{", b'{"tier":"of a newer version",', 1)
+    path.write_bytes(b"garbage\n{}\n" + newer + whole + whole[: len(whole) // 3])
     back: list[Success] = []
     assert replay_leftovers(tmp_path, back.append) == 2
     assert [answer.job_id for answer in back] == ["j1", "j2"]
-    assert files(tmp_path) == []
+    assert files(tmp_path) == ["rejected.jsonl"]
+    assert (tmp_path / "rejected.jsonl").read_bytes() == b"garbage\n{}\n" + newer
+    assert (tmp_path / "rejected.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def refuse(answer: Success) -> None:
+    raise Unstorable
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_the_file_of_a_dead_process_stays_while_its_answers_cannot_be_put_aside(
+    tmp_path: Path, is_readable: bool
+) -> None:
+    path = leave(tmp_path, "w1", paid("j1"), paid("j2"))
+    if not is_readable:
+        path.write_bytes(b"garbage\n" + path.read_bytes().splitlines(keepends=True)[1])
+    before = path.read_bytes()
+    seen: list[str] = []
+
+    def record(answer: Success) -> None:
+        if answer.job_id == "j1":
+            raise Unstorable
+        seen.append(answer.job_id)
+
+    (tmp_path / "rejected.jsonl").mkdir()  # in the way
+    assert replay_leftovers(tmp_path, record) == 1
+    assert (seen, path.read_bytes()) == (["j2"], before), "one line does not keep the others"
+    (tmp_path / "rejected.jsonl").rmdir()
+    replay_leftovers(tmp_path, record)
+    assert files(tmp_path) == ["rejected.jsonl"]
+    assert (tmp_path / "rejected.jsonl").read_bytes() == before.splitlines(keepends=True)[0]
+
+
+def test_a_process_keeps_its_own_answer_while_it_cannot_be_put_aside(tmp_path: Path) -> None:
+    spool = SpoolFile(tmp_path, "w1")
+    spool.keep(paid("j1"))
+    (tmp_path / "rejected.jsonl").mkdir()
+    assert spool.replay(refuse) == 0
+    assert (len(spool), files(tmp_path)) == (1, ["rejected.jsonl", "w1.spool"])
+    spool.keep(paid("j2"))
+    back: list[str] = []
+    assert spool.replay(lambda answer: refuse(answer) if answer.job_id == "j1" else back.append("j2")) == 1
+    assert (len(spool), back) == (1, ["j2"])
+    (tmp_path / "rejected.jsonl").rmdir()
+    assert spool.replay(refuse) == 1
+    assert (len(spool), files(tmp_path)) == (0, ["rejected.jsonl"])
+
+
+def test_what_is_put_aside_in_part_is_taken_back_and_not_put_aside_again_and_again(tmp_path: Path) -> None:
+    leave(tmp_path, "w1", paid("j0"), paid("j1", raw=bytes(1 << 19)))
+    (tmp_path / "rejected.jsonl").write_bytes(b"first\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, before[1]))  # what a full disk is to a file
+    try:
+        replay_leftovers(tmp_path, refuse)
+        replay_leftovers(tmp_path, refuse)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files(tmp_path) == ["rejected.jsonl", "w1.spool"]
+    assert (tmp_path / "rejected.jsonl").read_bytes() == b"first\n"
+
+
+def test_a_file_that_cannot_be_opened_does_not_keep_the_others(tmp_path: Path) -> None:
+    (tmp_path / "a.spool").mkdir()
+    leave(tmp_path, "b", paid("j2"))
+    back: list[Success] = []
+    assert replay_leftovers(tmp_path, back.append) == 1
+    assert files(tmp_path) == ["a.spool"]
 
 
 def test_what_is_left_stays_when_the_database_goes_away_again(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.failure import FailureKind
 from tests.support.clock import FakeClock
@@ -318,3 +320,58 @@ def test_a_spooled_answer_of_another_ledger_is_put_aside_and_not_dropped(
     heart.beat()
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["rejected.jsonl"]
     assert b"of-another-ledger" in (tmp_path / "spool" / "rejected.jsonl").read_bytes()
+
+
+def test_a_claim_is_let_go_while_its_answer_can_be_neither_stored_nor_put_aside(
+    ledger: Ledger, heart: Heart, writer: GroupWriter, spool: SpoolFile, tmp_path: Path
+) -> None:
+    job = writer.claim(put_one(ledger))
+    assert job is not None
+    spool.keep(success(job, worker="me", number=None))
+    (tmp_path / "spool" / "rejected.jsonl").mkdir()  # in the way
+    heart.beat()
+    heart.beat()
+    assert (state(ledger, job.id), len(spool)) == ("queued", 1), "the job goes on, the answer stays"
+    (tmp_path / "spool" / "rejected.jsonl").rmdir()
+    heart.beat()
+    assert (len(spool), (tmp_path / "spool" / "rejected.jsonl").read_bytes().count(b"\n")) == (0, 1)
+
+
+@pytest.mark.parametrize("has_lock_here", [True, False])
+def test_no_job_is_rescued_while_its_worker_s_spool_is_recorded_by_another(
+    ledger: Ledger, heart: Heart, clock: FakeClock, tmp_path: Path, *, has_lock_here: bool
+) -> None:
+    from tests.contract.test_ledger_spool import leave  # local: a helper of the neighbouring suite
+
+    add_worker(ledger, "dead", clock)
+    paid, other = (claim_one(ledger, put_one(ledger), worker="dead", token=token) for token in "ab")
+    if has_lock_here:
+        (tmp_path / "workers").mkdir()
+        (tmp_path / "workers" / "dead.lock").touch()
+    path = leave(tmp_path / "spool", "dead", success(paid, worker="dead"))
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # another heart, in the middle of it
+        heart.beat()
+        beat_for(heart, clock, 5)
+        assert (state(ledger, paid.id), state(ledger, other.id)) == ("running", "running")
+    heart.beat()
+    assert (state(ledger, paid.id), state(ledger, other.id)) == ("succeeded", "queued")
+    assert (job_row(ledger, paid.id).losses, job_row(ledger, other.id).losses) == (0, 1)
+
+
+def test_the_jobs_of_a_worker_whose_spool_cannot_be_read_wait_and_it_is_said(
+    ledger: Ledger, heart: Heart, clock: FakeClock, tmp_path: Path
+) -> None:
+    add_worker(ledger, "dead", clock)
+    id_ = claim_one(ledger, put_one(ledger), worker="dead").id
+    path = tmp_path / "spool" / "dead.spool"
+    (path / "x").mkdir(parents=True)  # no right to it would do, but not where the tests are root
+    heart.beat()
+    with capture_logs() as said:
+        beat_for(heart, clock, 3)
+    assert state(ledger, id_) == "running"
+    assert {"spool.unreadable", "heart.rescue_waits_for_spool"} <= {line["event"] for line in said}
+    (path / "x").rmdir()
+    path.rmdir()
+    beat_for(heart, clock, 0.5)
+    assert state(ledger, id_) == "queued"

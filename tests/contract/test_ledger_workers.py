@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import update
+
 from tests.support.ledger import (
     NOW,
     a_job,
@@ -19,6 +21,7 @@ from worker.storage.claims import fetch_suspects
 from worker.storage.engine import Ledger
 from worker.storage.moves import cancel_jobs
 from worker.storage.reading import count_running
+from worker.storage.tables import jobs
 from worker.storage.workers import (
     beat,
     end_worker,
@@ -186,3 +189,24 @@ def test_a_large_estate_is_rescued_five_hundred_at_a_time(ledger: Ledger) -> Non
     ids = [job.id for job in put(ledger, *[a_job() for _ in range(501)])]
     claim(ledger, *ids)
     assert [len(rescue(ledger, "w1")) for _ in range(3)] == [500, 1, 0]
+
+
+def test_half_a_claim_is_passed_over_and_does_not_keep_the_others_from_their_rescue(ledger: Ledger) -> None:
+    whole, tokenless, nobody_s, ended_s = (put_one(ledger) for _ in range(4))
+    for id_ in (whole, tokenless, nobody_s):
+        claim(ledger, id_, token=id_, worker="w1")
+    claim(ledger, ended_s, token="t", worker="w2")
+
+    def lose(id_: str, **values: None) -> None:
+        ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id == id_).values(**values)))
+
+    lose(tokenless, claim_token=None)
+    lose(nobody_s, worker_id=None)
+    lose(ended_s, claim_token=None)
+    register(ledger, "w1")
+    with ledger.read() as connection:
+        assert [one.worker_id for one in fetch_beats(connection)] == ["w1"]
+    assert ledger.run(lambda c: release_orphans(c, "w1", held=[whole], now_ms=NOW)) == []
+    assert ledger.run(lambda c: rescue_jobs(c, "w1", max_solo_losses=3, now_ms=NOW)) == [whole]
+    assert ledger.run(lambda c: rescue_jobs(c, "w1", max_solo_losses=3, now_ms=NOW)) == []
+    assert [state(ledger, id_) for id_ in (whole, tokenless, nobody_s)] == ["queued", "running", "running"]

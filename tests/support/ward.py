@@ -113,7 +113,9 @@ def make_ward(ledger: Ledger, settings: Settings, valkey: Any, valkey_path: str)
     admit(ledger, WORKER, at_ms=at_ms + 60_000)
     claimed = {}
     for name in ("running", "waiting", "succeeded", "failed"):
-        claimed[name] = claim(ledger, ids[name], token=f"t-{name}", worker=WORKER, now_ms=at_ms)[ids[name]]
+        claimed[name] = claim(ledger, ids[name], token=f"{WORKER}:{name}", worker=WORKER, now_ms=at_ms)[
+            ids[name]
+        ]
     record(
         ledger,
         setback(claimed["waiting"], not_before_ms=at_ms + HOUR_MS, ended_at_ms=at_ms),

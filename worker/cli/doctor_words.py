@@ -4,6 +4,7 @@ from __future__ import annotations
 
 MEANINGS: dict[str, str] = {
     "schema": "The database is not at this version's schema: --repair, or `antrean migrate`, brings it there.",
+    "newer_schema": "The database is at a revision of a newer antrean: upgrade this one; nothing else was checked.",
     "damaged_file": (
         "SQLite finds its file damaged: stop all workers, restore a backup, and look at the disk; "
         "nothing else was checked."
@@ -13,24 +14,29 @@ MEANINGS: dict[str, str] = {
         "records them."
     ),
     "spool_unreadable": (
-        "The spool cannot be read, and may hold paid answers: give this user the right to the folder."
+        "The spool cannot be read, and may hold paid answers; the jobs of a dead worker wait for its file: give this "
+        "user the right to the folder and the files."
     ),
     "rejected_answers": (
-        "Paid answers that no ledger could store lie in this file: keep it, look what is in it, and move it away."
+        "Paid answers that no ledger could store, or this version could not read, lie in this file: keep it, look what "
+        "is in it, and move it away."
     ),
     "dead_worker": (
-        "A worker is dead for certain and not marked as such, or holds jobs still: --repair, or any live worker, "
-        "takes its jobs over."
+        "A worker of this home is dead for certain, and not marked as such or holds jobs still: --repair, or any live "
+        "worker, takes its jobs over, once what lies in its spool is recorded."
     ),
     "silent_worker": (
-        "A worker of another machine has been silent for more than ten leases: if it is gone, any worker that is "
-        "started takes its jobs over after a lease; if it works, a clock is wrong."
+        "A worker of another machine or home has been silent for more than ten leases, or has ended or lost its row "
+        "and holds jobs still: any live worker takes its jobs over after a lease; if it works, a clock is wrong."
     ),
     "unknown_state": (
         "The state of a job is none of this version: a newer antrean, or somebody's own SQL, wrote it; upgrade, or "
         "set it right by hand."
     ),
-    "half_a_claim": "A job runs without a worker or a token, so nobody can end it: --repair queues it again.",
+    "half_a_claim": (
+        "A job runs without a token, so nobody can end it, or without a worker, so nobody rescues it: --repair queues "
+        "it again, or puts the worker back that its token names."
+    ),
     "claim_left_over": "A job that is not running still carries a claim: --repair takes it away.",
     "claims_behind_attempts": (
         "A job counts fewer claims than it has attempts, so that the next would overwrite one: --repair raises "
@@ -60,7 +66,8 @@ MEANINGS: dict[str, str] = {
         "A job waits for a time more than thirty days away: if nobody meant it, cancel it and submit it again."
     ),
     "published_long_ago": (
-        "A job was handed to the broker long ago, and no worker claimed it: --repair has it published again."
+        "A job was handed to the broker long ago, or by a clock that was far ahead, and no worker claimed it: --repair "
+        "has it published again."
     ),
     "stray_rows": (
         "Rows belong to jobs that are not there, as after somebody's own DELETE or half a restore: nothing reads "

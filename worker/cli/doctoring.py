@@ -35,11 +35,18 @@ from worker.storage.doctor import (
 )
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import NotMigrated
-from worker.storage.migrating import is_current, migrate
+from worker.storage.migrating import fetch_newer_revision, is_current, migrate
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.records import record_outcomes
-from worker.upkeep.presence import forget, has_died
-from worker.upkeep.spool import REJECTED, SpoolFile, count_rejected, find_leftovers, replay_leftovers
+from worker.upkeep.presence import forget, has_died, is_alive
+from worker.upkeep.spool import (
+    REJECTED,
+    Unstorable,
+    count_rejected,
+    find_leftovers,
+    holds_answers,
+    replay_leftovers,
+)
 
 _OVERDUE_FACTOR = 3  # a relay publishes again what was published once this long ago; so none is at work
 _CROWD_FLOOR = 1_000
@@ -98,6 +105,10 @@ def examine(ledger: Ledger, settings: Settings) -> Examination:
     if damage is not None:
         found.findings.append(damage)
         return found
+    newer = fetch_newer_revision(ledger)
+    if newer is not None:
+        found.findings.append(Finding("newer_schema", 1, (newer,)))
+        return found
     if not is_current(ledger):
         found.findings.append(Finding("schema", 1, (), is_repairable=True))
         return found
@@ -114,23 +125,28 @@ def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
     if any(one.name == "schema" for one in found.findings):
         migrate(ledger)
         found = examine(ledger, settings)
-    # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it.
-    if any(one.name == "stray_spool" for one in found.findings):
-        spool = SpoolFile(settings.spool_folder, "doctor")
-        replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger, spool))
-    now_ms = SystemClock().now_ms()
-    for suspect in found.dead:
-        rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
-        if has_died(settings.home / "workers", suspect.worker_id):  # not of one that was only taken for dead
-            forget(settings.home / "workers", suspect.worker_id)
-    mend_defects(ledger, _look(settings), [one.name for one in found.findings])
-    after = examine(ledger, settings)
-    uncovered = {one.name for one in after.findings if one.is_repairable}
-    uncovered -= {one.name for one in found.findings}
-    if uncovered:
-        mend_defects(ledger, _look(settings), uncovered)
-        after = examine(ledger, settings)
+    after = _mend_once(ledger, settings, found)
+    known = {one.name for one in found.findings}
+    if any(one.is_repairable and one.name not in known for one in after.findings):
+        after = _mend_once(ledger, settings, after)  # one repair may uncover the next
     return after
+
+
+def _mend_once(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
+    # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it. Then the rows are
+    # set right: a rescue needs whole claims, and must not queue a job whose result is there.
+    if found.dead or any(one.name == "stray_spool" for one in found.findings):
+        replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger))
+    mend_defects(ledger, _look(settings), [one.name for one in found.findings])
+    folder, now_ms = settings.home / "workers", SystemClock().now_ms()
+    for suspect in found.dead:
+        if not has_died(folder, suspect.worker_id):
+            continue  # a heart was quicker
+        if holds_answers(settings.spool_folder, suspect.worker_id):
+            continue  # a heart is recording it, or nobody can read it: the finding stays
+        rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
+        forget(folder, suspect.worker_id)
+    return examine(ledger, settings)
 
 
 def _look(settings: Settings) -> Look:
@@ -158,8 +174,13 @@ def _look_at_workers(ledger: Ledger, settings: Settings, look: Look, found: Exam
     with ledger.read() as connection:
         suspects = fetch_suspects(connection, look)
     folder = settings.home / "workers"
-    found.dead = [one for one in suspects if one.is_over or has_died(folder, one.worker_id)]
-    silent = [one for one in suspects if one.is_silent and one not in found.dead]
+    # Only a lock that is free is certain. Whoever else seems gone is for a worker, which watches it for a lease.
+    found.dead = [one for one in suspects if has_died(folder, one.worker_id)]
+    silent = [
+        one
+        for one in suspects
+        if one.is_silent and one not in found.dead and not is_alive(folder, one.worker_id)
+    ]
     for name, some in (("dead_worker", found.dead), ("silent_worker", silent)):
         if some:
             ids = tuple(one.worker_id for one in some[:MOST_EXAMPLES])
@@ -187,14 +208,13 @@ def _look_into_broker(ledger: Ledger, settings: Settings, look: Look, found: Exa
         found.findings.append(Finding("crowded_broker", found.messages, ()))
 
 
-def _record_spooled(ledger: Ledger, spool: SpoolFile, success: Success) -> None:
+def _record_spooled(ledger: Ledger, success: Success) -> None:
     try:
         [recorded] = ledger.run(partial(record_outcomes, outcomes=[success]))
-    except (SQLAlchemyError, ValueError, TypeError):
-        spool.reject(success)  # as a heart does: one line must not keep the others
-        return
-    if recorded is Recorded.CLAIM_LOST:  # no such job: pruned, or this spool is of another ledger
-        spool.reject(success)
+    except (SQLAlchemyError, ValueError, TypeError) as exc:
+        raise Unstorable from exc  # as a heart does: one line must not keep the others
+    if recorded is Recorded.CLAIM_LOST:
+        raise Unstorable  # no such job: pruned, or this spool is of another ledger
 
 
 def _print(first: Examination, last: Examination, *, was_repair: bool, took_s: float, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """What is wrong with a ledger: its defects, counted, and their repair in steps that are safe beside running workers.
 
-A look is a few statements, each a transaction of its own. A repair locks at most 500 jobs at a time, in ascending
-order, and only those that still have the defect.
+A look is a few statements, each a transaction of its own. A repair finds at most 500 jobs by reading, then locks just
+these, in ascending order, and mends those that still have the defect: SQLite's one writer waits for no scan.
 """
 
 from __future__ import annotations
@@ -75,16 +75,16 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A worker that has not ended; or one that has (`is_over`), or whose row is gone, and that holds claims still.
+    """A worker that has not ended, or that holds claims.
 
-    `endpoint` is None where the row is gone. `is_silent`: not beaten for more than ten leases.
+    `endpoint` and `sequence` are None where its row is gone. `is_silent`: by this machine's clock it has not beaten
+    for more than ten leases, or ended a lease ago, or its row is gone. That is for people, and proves nothing.
     """
 
     worker_id: str
     endpoint: str | None
-    running: int
+    sequence: int | None
     is_silent: bool
-    is_over: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,41 +144,52 @@ def mend_defects(ledger: Ledger, look: Look, names: Iterable[str]) -> None:
     for name, check in _CHECKS.items():
         if name in wanted and check.mend is not None:
             after = ""
-            while ids := ledger.run(
-                partial(_mend_some, where=check.where(look), mend=check.mend, now_ms=look.now_ms, after=after)
-            ):
+            while ids := _find_some(ledger, check.where(look), after=after):
+                ledger.run(
+                    partial(_mend_some, ids=ids, where=check.where(look), mend=check.mend, now_ms=look.now_ms)
+                )
                 after = ids[-1]
 
 
 def fetch_suspects(connection: Connection, look: Look) -> list[Suspect]:
-    """All workers that have not ended, and the dead that hold claims, by id. Ages are by this machine's clock."""
-    rows = connection.execute(
-        select(jobs.c.worker_id, func.count())
-        .where(is_in(JobState.RUNNING), jobs.c.worker_id.is_not(None))
-        .group_by(jobs.c.worker_id)
+    """All workers that have not ended or that hold claims, by id."""
+    holders = set(
+        connection.execute(
+            select(jobs.c.worker_id).where(is_in(JobState.RUNNING), jobs.c.worker_id.is_not(None)).distinct()
+        ).scalars()
     )
-    held: dict[str, int] = {row[0]: row[1] for row in rows}
     known = connection.execute(
-        select(workers).where(or_(workers.c.ended_at_ms.is_(None), workers.c.id.in_(list(held))))
+        select(workers).where(or_(workers.c.ended_at_ms.is_(None), workers.c.id.in_(sorted(holders))))
     )
     found = []
     for row in known:
-        running = held.pop(row.id, 0)
-        is_silent = row.beat_at_ms < look.now_ms - SILENT_AFTER_LEASES * row.lease_ms
-        # A worker that stops marks its end first, and may record what is in hand for a moment after it.
-        is_over = row.ended_at_ms is not None and row.ended_at_ms < look.now_ms - row.lease_ms
-        if row.ended_at_ms is None or is_over:
-            found.append(Suspect(row.id, row.endpoint, running, is_silent, is_over))
-    found += [Suspect(id_, None, count, is_silent=True, is_over=True) for id_, count in held.items()]
+        holders.discard(row.id)
+        if row.ended_at_ms is None:
+            is_silent = row.beat_at_ms < look.now_ms - SILENT_AFTER_LEASES * row.lease_ms
+        else:
+            # A worker that stops marks its end first, and may record what is in hand for a moment after it.
+            is_silent = row.ended_at_ms < look.now_ms - row.lease_ms
+        found.append(Suspect(row.id, row.endpoint, row.sequence, is_silent))
+    found += [Suspect(id_, None, None, is_silent=True) for id_ in holders]
     return sorted(found, key=lambda one: one.worker_id)
 
 
 def rescue_worker(ledger: Ledger, suspect: Suspect, *, max_solo_losses: int, now_ms: int) -> None:
-    """Rescues the jobs of a worker that is known to be dead, as a heart does."""
-    rescue = partial(rescue_jobs, worker_id=suspect.worker_id, max_solo_losses=max_solo_losses, now_ms=now_ms)
+    """Rescues the jobs of a worker that is known to be dead, as a heart does; not if it has beaten since."""
+
+    def rescue(connection: Connection) -> bool:
+        sequence = connection.execute(
+            select(workers.c.sequence).where(workers.c.id == suspect.worker_id).with_for_update()
+        ).scalar()
+        if sequence != suspect.sequence:
+            return False
+        if rescue_jobs(connection, suspect.worker_id, max_solo_losses=max_solo_losses, now_ms=now_ms):
+            return True
+        end_worker(connection, suspect.worker_id, reason="lost", now_ms=now_ms)
+        return False
+
     while ledger.run(rescue):
         pass
-    ledger.run(partial(end_worker, worker_id=suspect.worker_id, reason="lost", now_ms=now_ms))
     if suspect.endpoint is not None:
         # The hints that it had taken died with it; nobody knows which, and claims absorb duplicates.
         unmark = partial(unmark_published_before, endpoint=suspect.endpoint, before_ms=now_ms)
@@ -197,21 +208,19 @@ def fetch_live_endpoints(connection: Connection, look: Look) -> list[str]:
     return sorted(rows.scalars())
 
 
+def _find_some(ledger: Ledger, where: ColumnElement[bool], *, after: str) -> list[str]:
+    having = select(jobs.c.id).where(where, jobs.c.id > after).order_by(jobs.c.id).limit(MAX_ROWS)
+    with ledger.read() as connection:
+        return list(connection.execute(having).scalars())
+
+
 def _mend_some(
-    connection: Connection, *, where: ColumnElement[bool], mend: repairs.Mend, now_ms: int, after: str
-) -> list[str]:
-    ids = list(
-        connection.execute(
-            select(jobs.c.id)
-            .where(where, jobs.c.id > after)
-            .order_by(jobs.c.id)
-            .limit(MAX_ROWS)
-            .with_for_update(skip_locked=True)
-        ).scalars()
-    )
-    if ids:
-        mend(connection, ids, now_ms)
-    return ids
+    connection: Connection, *, ids: list[str], where: ColumnElement[bool], mend: repairs.Mend, now_ms: int
+) -> None:
+    still = select(jobs.c.id).where(jobs.c.id.in_(ids), where).order_by(jobs.c.id)
+    locked = list(connection.execute(still.with_for_update(skip_locked=True)).scalars())
+    if locked:
+        mend(connection, locked, now_ms)
 
 
 def _is_live(look: Look) -> ColumnElement[bool]:
@@ -223,7 +232,10 @@ def _is_live(look: Look) -> ColumnElement[bool]:
 
 def _is_overdue(look: Look) -> ColumnElement[bool]:
     is_served = exists().where(workers.c.endpoint == jobs.c.endpoint, _is_live(look))
-    return is_published() & (jobs.c.published_at_ms < look.published_before_ms) & is_served
+    # As far ahead of this clock as behind it: a clock was wrong, and no relay would come to it for as long.
+    ahead_ms = 2 * look.now_ms - look.published_before_ms
+    is_far = or_(jobs.c.published_at_ms < look.published_before_ms, jobs.c.published_at_ms > ahead_ms)
+    return is_published() & is_far & is_served
 
 
 _HAS_RESULT = exists().where(results.c.job_id == jobs.c.id)
@@ -235,24 +247,26 @@ _UNCLAIMED = (JobState.QUEUED, JobState.WAITING, JobState.FAILED, JobState.CANCE
 _OPEN = tuple(state for state in JobState if state in OPEN_STATES)
 _FINAL = tuple(state for state in JobState if state in FINAL_STATES)
 
-# In the order of repair: a claim that is let go may be published, a result that counts needs its usage.
+# In the order of repair. First what must not be called again: a job that has its result. Then the counts, since the
+# next claim of a job that is let go must not overwrite an attempt. Then the claims: what they let go may be published
+# by the last. A result that counts needs its usage; the times come after the moves that set them.
 _CHECKS: Mapping[str, _Check] = {
     "unknown_state": _Check(lambda _: not_(is_in(*JobState))),
-    "half_a_claim": _Check(
-        lambda _: is_in(JobState.RUNNING) & or_(jobs.c.claim_token.is_(None), jobs.c.worker_id.is_(None)),
-        repairs.release,
-    ),
-    "claim_left_over": _Check(
-        lambda _: is_in(*_UNCLAIMED) & or_(jobs.c.claim_token.is_not(None), jobs.c.worker_id.is_not(None)),
-        repairs.forget_claim,
+    "result_without_success": _Check(
+        lambda _: not_(is_in(JobState.SUCCEEDED)) & _HAS_RESULT, repairs.succeed, is_plain=False
     ),
     "claims_behind_attempts": _Check(
         lambda _: exists().where(attempts.c.job_id == jobs.c.id, _IS_AHEAD),
         repairs.raise_counts,
         is_plain=False,
     ),
-    "result_without_success": _Check(
-        lambda _: not_(is_in(JobState.SUCCEEDED)) & _HAS_RESULT, repairs.succeed, is_plain=False
+    "half_a_claim": _Check(
+        lambda _: is_in(JobState.RUNNING) & or_(jobs.c.claim_token.is_(None), jobs.c.worker_id.is_(None)),
+        repairs.set_right_claims,
+    ),
+    "claim_left_over": _Check(
+        lambda _: is_in(*_UNCLAIMED) & or_(jobs.c.claim_token.is_not(None), jobs.c.worker_id.is_not(None)),
+        repairs.forget_claim,
     ),
     "success_without_result": _Check(lambda _: is_in(JobState.SUCCEEDED) & ~_HAS_RESULT, is_plain=False),
     "result_without_usage": _Check(

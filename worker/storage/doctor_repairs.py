@@ -54,12 +54,24 @@ def make_due(connection: Connection, ids: list[str], now_ms: int) -> None:
     )
 
 
-def release(connection: Connection, ids: list[str], now_ms: int) -> None:
-    """Gives running jobs back, as a rescue does, but counts no loss: nobody knows that a worker died."""
+def set_right_claims(connection: Connection, ids: list[str], now_ms: int) -> None:
+    """Puts a worker back from the token, since the holder may be alive; where that is gone, gives the job back.
+
+    That is as a rescue does it, but counts no loss: nobody knows that a worker died.
+    """
+    tokens = connection.execute(
+        select(jobs.c.id, jobs.c.claim_token).where(
+            jobs.c.id.in_(ids), jobs.c.claim_token.is_not(None), jobs.c.worker_id.is_(None)
+        )
+    ).all()
+    for id_, token in tokens:
+        # `worker:n`. Of a token that is not, no such worker beats either: a lease lets its job go.
+        worker_id = token.rpartition(":")[0] or token
+        connection.execute(update(jobs).where(jobs.c.id == id_).values(worker_id=worker_id))
     asked = jobs.c.is_cancel_requested
     connection.execute(
         update(jobs)
-        .where(jobs.c.id.in_(ids))
+        .where(jobs.c.id.in_(ids), jobs.c.claim_token.is_(None))
         .values(
             state=case((asked, JobState.CANCELLED.value), else_=JobState.QUEUED.value),
             ended_at_ms=case((asked, now_ms), else_=None),
@@ -131,7 +143,7 @@ def fail_as_invalid(connection: Connection, ids: list[str], now_ms: int) -> None
 def succeed(connection: Connection, ids: list[str], _: int) -> None:
     """The first success wins from every state (invariant 3): the result is there, and was paid for."""
     of_result = results.c.job_id == jobs.c.id
-    winner = exists().where(of_result, results.c.number == attempts.c.number)
+    winner = exists().where(results.c.job_id == attempts.c.job_id, results.c.number == attempts.c.number)
     mine = [
         select(column).where(attempts.c.job_id == jobs.c.id, winner).correlate(jobs).scalar_subquery()
         for column in (attempts.c.claim_token, attempts.c.worker_id)

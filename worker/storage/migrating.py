@@ -12,7 +12,8 @@ from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import NotMigrated
 
 SCRIPTS = Path(__file__).parent / "migrations"
-HEAD = "0001"  # the last revision of SCRIPTS, which this version of antrean works with
+REVISIONS = ("0001",)  # those of SCRIPTS, oldest first
+HEAD = REVISIONS[-1]  # which this version of antrean works with
 _ADVISORY_LOCK = 0x616E7472  # "antr": any number that no one else uses
 
 
@@ -25,12 +26,17 @@ class Migrated:
 
 
 def migrate(ledger: Ledger) -> Migrated:
-    """Applies what is missing; does nothing to a ledger that is up to date. Raises DatabaseAway."""
+    """Applies what is missing; does nothing to a ledger that is up to date. Raises DatabaseAway or NotMigrated.
+
+    NotMigrated: a newer antrean was here, and this one can do nothing about it.
+    """
     with ledger.write() as connection:
         if ledger.is_postgresql:
             # Two deployments at once: the second waits here and then finds nothing to do.
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
         before = _revision(connection)
+        if _is_newer(before):
+            raise _of_a_newer(before)
         if before != HEAD:
             _upgrade(connection)
         return Migrated(before, HEAD)
@@ -41,6 +47,8 @@ def prepare_ledger(settings: Settings) -> Ledger:
     ledger = open_ledger(settings)
     if settings.database_url is None:
         migrate(ledger)
+    elif (newer := fetch_newer_revision(ledger)) is not None:
+        raise _of_a_newer(newer)
     elif not is_current(ledger):
         raise NotMigrated("the database is not at this version's schema: run `antrean migrate` first")
     return ledger
@@ -50,6 +58,21 @@ def is_current(ledger: Ledger) -> bool:
     """Whether the schema is at this version's revision."""
     with ledger.read() as connection:
         return _revision(connection) == HEAD
+
+
+def fetch_newer_revision(ledger: Ledger) -> str | None:
+    """The schema's revision where this version does not know it, else None."""
+    with ledger.read() as connection:
+        found = _revision(connection)
+    return found if _is_newer(found) else None
+
+
+def _of_a_newer(revision: str | None) -> NotMigrated:
+    return NotMigrated(f"the database is at revision {revision}, of a newer antrean: upgrade this one")
+
+
+def _is_newer(revision: str | None) -> bool:
+    return revision is not None and revision not in REVISIONS
 
 
 def _revision(connection: Connection) -> str | None:

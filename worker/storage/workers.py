@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, select, update
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
@@ -94,7 +94,7 @@ def end_worker(connection: Connection, worker_id: str, *, reason: str, now_ms: i
 
 
 def fetch_beats(connection: Connection) -> list[Beat]:
-    """The beats of all workers that may hold claims: not ended, or with jobs running. Unordered.
+    """The beats of all workers that may hold claims: not ended, or with jobs running (by a whole claim). Unordered.
 
     A worker whose row is gone but whose jobs are running has sequence -1 and lease 0.
     """
@@ -105,7 +105,7 @@ def fetch_beats(connection: Connection) -> list[Beat]:
     holders = connection.execute(
         select(jobs.c.worker_id, workers.c.sequence, workers.c.lease_ms)
         .select_from(jobs.outerjoin(workers, workers.c.id == jobs.c.worker_id))
-        .where(is_in(JobState.RUNNING))
+        .where(_is_claimed(), jobs.c.worker_id.is_not(None))
         .distinct()
     )
     for row in holders:
@@ -121,13 +121,13 @@ def release_orphans(
 
     They come from a COMMIT whose answer was lost, or a thread that died.
     """
-    rows = connection.execute(select(jobs.c.id).where(is_in(JobState.RUNNING), jobs.c.worker_id == worker_id))
+    rows = connection.execute(select(jobs.c.id).where(_is_claimed(), jobs.c.worker_id == worker_id))
     orphans = sorted(row.id for row in rows if row.id not in held)[:MAX_ROWS]
     if not orphans:
         return []
     locked = connection.execute(
         select(*_ORPHAN_COLUMNS)
-        .where(jobs.c.id.in_(orphans), is_in(JobState.RUNNING), jobs.c.worker_id == worker_id)
+        .where(jobs.c.id.in_(orphans), _is_claimed(), jobs.c.worker_id == worker_id)
         .order_by(jobs.c.id)
         .with_for_update()
     ).all()
@@ -144,7 +144,7 @@ def rescue_jobs(connection: Connection, worker_id: str, *, max_solo_losses: int,
     """
     rows = connection.execute(
         select(*_ORPHAN_COLUMNS)
-        .where(is_in(JobState.RUNNING), jobs.c.worker_id == worker_id)
+        .where(_is_claimed(), jobs.c.worker_id == worker_id)
         .order_by(jobs.c.id)
         .limit(MAX_ROWS)
         .with_for_update(skip_locked=True)
@@ -188,6 +188,11 @@ def fetch_workers(connection: Connection) -> list[WorkerFacts]:
         .order_by(workers.c.started_at_ms, workers.c.id)
     )
     return [WorkerFacts(*row) for row in rows]
+
+
+def _is_claimed() -> ColumnElement[bool]:
+    # A job that runs without a token is the doctor's: no attempt can be written of it, and no heart may stumble.
+    return is_in(JobState.RUNNING) & jobs.c.claim_token.is_not(None)
 
 
 def _release(

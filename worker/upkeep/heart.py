@@ -30,7 +30,7 @@ from worker.storage.workers import (
 )
 from worker.upkeep.presence import Presence
 from worker.upkeep.rescue import LeaseWatch
-from worker.upkeep.spool import SpoolFile, replay_leftovers
+from worker.upkeep.spool import SpoolFile, Unstorable, holds_answers, replay_leftovers
 
 log = structlog.get_logger(__name__)
 
@@ -138,25 +138,36 @@ class Heart:
 
     def _record_spooled(self, success: Success) -> None:
         try:
-            if self._writer.record(success) is Recorded.CLAIM_LOST:
-                # Of another ledger, or pruned here: it was paid for, and a person may still want it.
-                self._spool.reject(success)
+            recorded = self._writer.record(success)
         except (SQLAlchemyError, ValueError, TypeError) as exc:
             # One line that no ledger can store must not keep the others, or this worker, from going on.
             log.error("heart.spooled_unstorable", job_id=success.job_id, error=type(exc).__name__)
-            self._spool.reject(success)
             self._writer.forget(success.job_id)
+            raise Unstorable from exc
+        if recorded is Recorded.CLAIM_LOST:
+            raise Unstorable  # of another ledger, or pruned here: it was paid for, and a person may still want it
 
     def _rescue(self) -> None:
         for worker_id in self._presence.find_dead():
+            if self._has_to_wait(worker_id):
+                continue
             rescued = self._rescue_all(worker_id)
             self._presence.forget(worker_id)
             log.warning("heart.worker_died", worker_id=worker_id, jobs_rescued=rescued)
         with self._ledger.read() as connection:
             beats = fetch_beats(connection)
         for worker_id in self._watch.observe(beats, now_s=self._clock.monotonic_s()):
+            if self._has_to_wait(worker_id):
+                continue
             rescued = self._rescue_all(worker_id)
             log.warning("heart.worker_lost", worker_id=worker_id, jobs_rescued=rescued)
+
+    def _has_to_wait(self, worker_id: str) -> bool:
+        """Whether paid answers of this worker are not recorded yet; a later beat asks again."""
+        if not holds_answers(self._spool_folder, worker_id):
+            return False
+        log.warning("heart.rescue_waits_for_spool", worker_id=worker_id, folder=str(self._spool_folder))
+        return True
 
     def _rescue_all(self, worker_id: str) -> int:
         rescued = 0

@@ -28,10 +28,13 @@ class Presence:
 
     def begin(self) -> None:
         """Takes the lock. A folder that cannot be written leaves this worker to its lease alone."""
+        # Locked before it has its name: who looks at a lock holds it for that moment, and would keep it from us.
+        unnamed = self._path.with_suffix(".new")
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(self._path)
         except OSError as exc:
             log.warning("presence.unlocked", folder=str(self._folder), error=exc.strerror)
 
@@ -46,7 +49,7 @@ class Presence:
         """Ids of workers of this folder whose process is gone for certain."""
         dead = []
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
-            if path != self._path and _is_free(path):
+            if path != self._path and _is_locked(path) is False:
                 dead.append(path.name.removesuffix(_SUFFIX))
         return dead
 
@@ -55,20 +58,25 @@ class Presence:
         forget(self._folder, worker_id)
 
 
-def _is_free(path: Path) -> bool:
+def _is_locked(path: Path) -> bool | None:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return False  # gone already, or not ours to judge
+        return None  # gone already, or not ours to judge
     try:
-        return try_lock(descriptor)
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
 
 
+def is_alive(folder: Path, worker_id: str) -> bool:
+    """Whether the worker's lock is in `folder` and held. False: it is dead, or of another machine."""
+    return _is_locked(folder / f"{worker_id}{_SUFFIX}") is True
+
+
 def has_died(folder: Path, worker_id: str) -> bool:
     """Whether the worker's lock is in `folder` and nobody holds it. False: it lives, or is of another machine."""
-    return _is_free(folder / f"{worker_id}{_SUFFIX}")
+    return _is_locked(folder / f"{worker_id}{_SUFFIX}") is False
 
 
 def forget(folder: Path, worker_id: str) -> None:

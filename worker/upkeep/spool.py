@@ -2,7 +2,8 @@
 
 One file a process, locked for as long as the process lives, so that another process may replay what a dead
 one left, and nothing that a live one still holds. A line is one answer in JSON; a last line that was cut by
-a crash was never promised to anyone and is dropped.
+a crash was never promised to anyone and is dropped. A whole line is never dropped: what the ledger cannot take,
+or this version cannot read, goes to `rejected.jsonl`, and its file stays until it is there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ SUFFIX = ".spool"
 REJECTED = "rejected.jsonl"
 _RETRY_S = 1.0
 _ROOM_BYTES = 1 << 20  # a long answer
+
+
+class Unstorable(Exception):
+    """The ledger can never take this answer: whoever replays it puts it aside."""
 
 
 class SpoolFile:
@@ -59,14 +64,7 @@ class SpoolFile:
         line = orjson.dumps(_encode(success)) + b"\n"
         with self._lock:
             try:
-                fd = self._open()
-                start = os.lseek(fd, 0, os.SEEK_END)
-                try:
-                    _write_all(fd, line)
-                    os.fsync(fd)
-                except OSError:
-                    os.ftruncate(fd, start)  # no half line before a later whole one
-                    raise
+                _append(self._open(), line)
             except OSError as exc:
                 if self._is_writable:
                     log.error("spool.unwritable", error=exc.strerror, folder=str(self._folder))
@@ -76,19 +74,9 @@ class SpoolFile:
             self._is_writable = True
             return True
 
-    def reject(self, success: Success) -> None:
-        """Puts an answer aside, in `rejected.jsonl` beside the spool, that the ledger can never store."""
-        line = orjson.dumps(_encode(success)) + b"\n"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with (self._folder / REJECTED).open("ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as exc:
-            log.error("spool.reject_failed", job_id=success.job_id, error=exc.strerror)
-            return
-        log.error("spool.rejected", job_id=success.job_id, file=str(self._folder / REJECTED))
+    def reject(self, success: Success) -> bool:
+        """Puts an answer aside, synced, that the ledger can never store. False: it is still in memory alone."""
+        return _put_aside(self._folder, orjson.dumps(_encode(success)) + b"\n", answers=1)
 
     def wait_until_writable(self) -> None:
         """Returns after a moment in which the spool may have recovered. Raises Stopping in a shutdown."""
@@ -102,17 +90,26 @@ class SpoolFile:
                 self._is_writable = False
 
     def replay(self, record: Callable[[Success], object]) -> int:
-        """Number of this process's answers recorded. Raises DatabaseAway with the rest still kept."""
-        done = 0
+        """Number of this process's answers recorded, or put aside where `record` raises Unstorable.
+
+        Raises DatabaseAway with the rest still kept. What could not even be put aside is kept as well.
+        """
+        done = stuck = 0
         while True:
             with self._lock:
-                if not self._waiting:
-                    self._remove()
+                if len(self._waiting) == stuck:
+                    if not stuck:
+                        self._remove()
                     return done
-                success = self._waiting[0]
-            record(success)
+                success = self._waiting[stuck]
+            try:
+                record(success)
+            except Unstorable:
+                if not self.reject(success):
+                    stuck += 1
+                    continue
             with self._lock:
-                self._waiting.pop(0)
+                self._waiting.pop(stuck)
             done += 1
 
     def _open(self) -> int:
@@ -148,13 +145,20 @@ class SpoolFile:
 
 
 def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
-    """Number of answers recorded that dead processes left in `folder`. Raises DatabaseAway; the rest stays."""
+    """Number of answers recorded that dead processes left in `folder`. Raises DatabaseAway; the rest stays.
+
+    A whole line that cannot be read, or that `record` calls Unstorable, is put aside as it is. A file stays while
+    one of its lines could not be, and where it cannot be opened.
+    """
     done = 0
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             continue  # another process was quicker
+        except OSError as exc:
+            log.error("spool.unreadable", file=str(path), error=exc.strerror)
+            continue
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,18 +167,35 @@ def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
             if not _is_at(path, fd):
                 continue  # replayed and removed since it was opened; the name may be a living one's by now
             with open(fd, "rb", closefd=False) as lines:
+                refused = []
                 for line in lines:
-                    success = _decode(line)
-                    if success is not None:
-                        record(success)
+                    if not line.endswith(b"\n"):
+                        continue
+                    if _is_recorded(line, record):
                         done += 1
-            if _is_at(path, fd):
+                    else:
+                        refused.append(line)
+            # Together: of a file that stays, nothing is put aside again with each beat.
+            if refused and not _put_aside(folder, b"".join(refused), answers=len(refused)):
+                log.error("spool.kept", file=str(path), answers=len(refused))
+            elif _is_at(path, fd):
                 path.unlink()
         finally:
             os.close(fd)
     if done:
         log.info("spool.replayed", answers=done)
     return done
+
+
+def _is_recorded(line: bytes, record: Callable[[Success], object]) -> bool:
+    success = _decode(line)
+    if success is None:
+        return False
+    try:
+        record(success)
+    except Unstorable:
+        return False
+    return True
 
 
 def find_leftovers(folder: Path) -> dict[str, int]:
@@ -192,6 +213,20 @@ def find_leftovers(folder: Path) -> dict[str, int]:
     return found
 
 
+def holds_answers(folder: Path, worker_id: str) -> bool:
+    """Whether this worker's file is there with something in it: nobody may take its jobs over yet.
+
+    Somebody may be recording it this very moment. One that cannot be read says yes as well: its answers are paid
+    for, and a person can make it readable, so its jobs wait, and whoever waits for it says so at each look.
+    """
+    try:
+        return (folder / f"{worker_id}{SUFFIX}").stat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
 def count_rejected(folder: Path) -> int:
     """Answers in `rejected.jsonl`."""
     try:
@@ -199,6 +234,25 @@ def count_rejected(folder: Path) -> int:
             return _count_lines(lines)
     except FileNotFoundError:
         return 0
+
+
+def _put_aside(folder: Path, lines: bytes, *, answers: int) -> bool:
+    """Whether all of the lines are now in `rejected.jsonl`, synced; else none of them is."""
+    path = folder / REJECTED
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # of several processes: what is cut off below is one's own
+            _append(fd, lines)
+            _sync_folder(folder)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        log.error("spool.reject_failed", answers=answers, file=str(path), error=exc.strerror)
+        return False
+    log.error("spool.rejected", answers=answers, file=str(path))
+    return True
 
 
 def _count_lines(lines: Iterable[bytes]) -> int:
@@ -218,8 +272,6 @@ def _texts(success: Success) -> dict[str, str | None]:
 
 
 def _decode(line: bytes) -> Success | None:
-    if not line.endswith(b"\n"):
-        return None
     try:
         values = orjson.loads(line)
         values["raw"] = base64.b64decode(values["raw"])
@@ -238,6 +290,16 @@ def _is_at(path: Path, fd: int) -> bool:
         return False
     mine = os.fstat(fd)
     return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def _append(fd: int, lines: bytes) -> None:
+    start = os.lseek(fd, 0, os.SEEK_END)
+    try:
+        _write_all(fd, lines)
+        os.fsync(fd)
+    except OSError:
+        os.ftruncate(fd, start)  # no half line before a later whole one
+        raise
 
 
 def _write_all(fd: int, data: bytes) -> None:
