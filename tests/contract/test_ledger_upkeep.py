@@ -359,6 +359,21 @@ def test_no_job_is_rescued_while_its_worker_s_spool_is_recorded_by_another(
     assert (job_row(ledger, paid.id).losses, job_row(ledger, other.id).losses) == (0, 1)
 
 
+def test_a_suspended_worker_keeps_no_job_from_going_on_because_it_has_spooled(
+    ledger: Ledger, heart: Heart, clock: FakeClock, tmp_path: Path
+) -> None:
+    """Nobody knows when it wakes. Its answer counts then, if there is none yet."""
+    add_worker(ledger, "sleeper", clock)
+    job = claim_one(ledger, put_one(ledger), worker="sleeper")
+    Presence(tmp_path / "workers", "sleeper").begin()
+    asleep = SpoolFile(tmp_path / "spool", "sleeper")
+    asleep.keep(success(job, worker="sleeper"))
+    heart.beat()
+    beat_for(heart, clock, 2.5)
+    assert state(ledger, job.id) == "queued"
+    assert len(asleep) == 1
+
+
 def test_the_jobs_of_a_worker_whose_spool_cannot_be_read_wait_and_it_is_said(
     ledger: Ledger, heart: Heart, clock: FakeClock, tmp_path: Path
 ) -> None:

@@ -157,7 +157,8 @@ class Heart:
         with self._ledger.read() as connection:
             beats = fetch_beats(connection)
         for worker_id in self._watch.observe(beats, now_s=self._clock.monotonic_s()):
-            if self._has_to_wait(worker_id):
+            # One that lives, suspended or cut off from the database, holds its spool for who knows how long.
+            if not self._presence.is_alive(worker_id) and self._has_to_wait(worker_id):
                 continue
             rescued = self._rescue_all(worker_id)
             log.warning("heart.worker_lost", worker_id=worker_id, jobs_rescued=rescued)

@@ -53,6 +53,10 @@ class Presence:
                 dead.append(path.name.removesuffix(_SUFFIX))
         return dead
 
+    def is_alive(self, worker_id: str) -> bool:
+        """Whether this worker's process is of this folder, and there."""
+        return is_alive(self._folder, worker_id)
+
     def forget(self, worker_id: str) -> None:
         """Removes what a dead worker left, once its jobs are rescued."""
         forget(self._folder, worker_id)
