@@ -31,6 +31,7 @@ class Doorbell:
         # Notices are messages of RESP3; whoever pins the older protocol asks again and again.
         self.is_told = str(connection.get_protocol()) == "3"
         if self.is_told:
+            connection._parser.set_invalidation_push_handler(lambda notice: notice)
             self._send(_TRACKING, "CLIENT", "TRACKING", "ON")
 
     @property
@@ -69,7 +70,9 @@ class Doorbell:
 
     def _means_a_message(self, answer: Any) -> bool:
         if answer is None or isinstance(answer, list):
-            return True  # a notice; redis-py makes None of it. To look in vain costs less than to miss one
+            changed = answer[1] if answer and len(answer) > 1 else None  # None: all was flushed, or who knows
+            # A list that was asked for earlier may not be wanted now.
+            return changed is None or any(key.decode() in self.keys for key in changed)
         asked = self._due.popleft()
         return asked == _COUNT and int(answer) > 0
 

@@ -257,8 +257,8 @@ class Arena:
         )
 
         def have_all_claimed() -> bool:
-            if self.queued - self.ended() < 100:
-                self.queue(200)
+            if self.queued - self.ended() < self.size(100, 20):  # less than all of them can have in hand
+                self.queue(self.size(200, 40))
             with self.ledger.read() as connection:
                 return wanted <= set(connection.execute(query).scalars())
 
