@@ -96,6 +96,7 @@ def test_all_connections_are_dropped_again_and_again(arena: Arena) -> None:
 
 
 @on_postgresql
+@pytest.mark.storm  # the short form is SQLite's
 @pytest.mark.simulator("--latency", "0.5")
 def test_postgresql_takes_no_writes_for_a_while(arena: Arena) -> None:
     """As a standby does after a failover, and an operator's hand before one."""
@@ -220,7 +221,6 @@ def hang_in_mid_run(arena: Arena, hang: Hang) -> tuple[subprocess.Popen[bytes], 
     return worker, go_on
 
 
-@pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.settings(grace_s=2)
 def test_a_worker_is_stopped_while_its_database_hangs(arena: Arena, hang: Hang) -> None:
@@ -237,6 +237,7 @@ def test_a_worker_is_stopped_while_its_database_hangs(arena: Arena, hang: Hang) 
     assert "spool.replayed" in arena.worker_log()
 
 
+@pytest.mark.storm  # its parts have contract tests
 @pytest.mark.simulator("--latency", "0.5")
 def test_answers_that_the_database_keeps_waiting_are_on_disk_within_seconds(arena: Arena, hang: Hang) -> None:
     """A machine that dies meanwhile has them; and a `kill -9`, here."""

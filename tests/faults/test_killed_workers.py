@@ -46,13 +46,13 @@ def test_kill_9_on_another_machine(arena: Arena) -> None:
 @pytest.mark.timeout(300)
 def test_a_storm_of_kills_one_a_second(arena: Arena) -> None:
     """Nobody innocent ends `worker_lost`, though some were lost with their worker several times."""
-    slots, kills = arena.size(50, 8), arena.size(10, 3)
+    slots, kills = arena.size(50, 8), arena.size(10, 2)
     for _ in range(kills):
         arena.begin_worker(concurrency=slots)
     victims = arena.shop.started[:]
     steady = arena.begin_worker(concurrency=slots)
     arena.wait_for(lambda: arena.worker_log().count("ready.") == kills + 1, "all are ready", within_s=90)
-    arena.queue(arena.size(5000, 200))
+    arena.queue(arena.size(5000, 120))
     pause = threading.Event()
     allowed = 0
     for victim in victims:

@@ -34,7 +34,7 @@ def stay_away(arena: Arena, for_s: float) -> None:
 def come_back(
     arena: Arena, end_outage: Callable[[], object], *, within_s: float = 30.0, is_a_blow: bool = False
 ) -> float:
-    """Ends the outage; seconds from then until the next claim. In the end every worker has claimed again.
+    """Ends the outage; seconds from then until the next claim. With --storm, until every worker has.
 
     `is_a_blow`: the outage has no length, so that claims from before its end do not count.
     """
@@ -56,7 +56,8 @@ def come_back(
 
     arena.wait_for(lambda: find_claim() is not None, "claiming resumes", within_s=within_s)
     recover_s = max(0, (find_claim() or 0) - returned_ms) / 1000
-    arena.wait_for_every_worker()
+    if arena.is_full:
+        arena.wait_for_every_worker()
     return recover_s
 
 

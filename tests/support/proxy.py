@@ -108,8 +108,8 @@ class Proxy:
                 self._flows_open.add(flow)
             for way in (0, 1):
                 thread = threading.Thread(target=self._pump, args=(flow, way), daemon=True)
-                self._threads.append(thread)
                 thread.start()
+                self._threads.append(thread)
 
     def _connect(self) -> socket.socket:
         if not isinstance(self._upstream, str):

@@ -103,6 +103,8 @@ def open_ledger(
         )
         _prepare_sqlite(engine, synchronous=settings.sqlite_synchronous)
         return Ledger(engine)
+    # Who is silent in mid-transaction for a lease keeps others from what it has locked, and from taking it over.
+    idle_ms = round(1000 * min(settings.lease_s, 30.0))
     engine = create_engine(
         url,
         pool_size=pool_size,
@@ -114,7 +116,7 @@ def open_ledger(
             "application_name": "antrean",
             # A half-open network or a forgotten lock ends in an error that is retried, not in silence.
             "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout=10000"
-            " -c idle_in_transaction_session_timeout=30000",
+            f" -c idle_in_transaction_session_timeout={idle_ms}",
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
