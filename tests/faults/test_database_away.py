@@ -264,7 +264,8 @@ def test_a_worker_dies_with_answers_in_its_spool_and_another_records_them(arena:
     if other == "alive all the time":
         arena.worker(concurrency=slots)
     arena.wait_for(
-        lambda: arena.ended() >= slots and arena.in_flight() >= slots // 2, "the run is in its middle"
+        lambda: arena.ended() >= slots and all(arena.held_by(w) >= slots // 2 for w in arena.shop.started),
+        "the run is in its middle, for each",
     )
     server.kill()
     stay_away(arena, 1.0)
