@@ -42,8 +42,8 @@ def test_kill_9_on_another_machine(arena: Arena) -> None:
     )
 
 
-@pytest.mark.simulator("--latency", "1")
-@pytest.mark.timeout(300)
+@pytest.mark.simulator("--latency", "0.5")
+@pytest.mark.timeout(400)
 def test_a_storm_of_kills_one_a_second(arena: Arena) -> None:
     """Nobody innocent ends `worker_lost`, though some were lost with their worker several times."""
     slots, kills = arena.size(50, 8), arena.size(10, 2)
@@ -53,7 +53,7 @@ def test_a_storm_of_kills_one_a_second(arena: Arena) -> None:
     arena.wait_for(
         lambda: arena.worker_log().count("ready.") == 1 + len(victims), "all are ready", within_s=60
     )
-    arena.queue(arena.size(5000, 120))
+    arena.queue(arena.size(4000, 200))
     pause = threading.Event()
     allowed = 0
     for round_ in range(kills):
@@ -67,11 +67,13 @@ def test_a_storm_of_kills_one_a_second(arena: Arena) -> None:
     recover_s = arena.wait_for(
         lambda: not any(arena.held_by(victim) for victim in victims), "their jobs go on", within_s=2 * LEASE_S
     )
+    for _ in range(3):  # those that were lost twice run alone, one at a time in a process
+        arena.begin_worker(concurrency=slots)
     arena.conclude(
         f"worker kill -9, {kills} times",
         most_extra_calls=allowed,
         recover_s=recover_s,
-        within_s=180,
+        within_s=300,
         is_paid_kept=False,
     )
     assert steady.poll() is None
