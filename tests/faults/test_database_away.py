@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy import func, make_url, select
 
-from tests.support.arena import LEASE_S, Arena, PostgresProcess
+from tests.support.arena import LEASE_S, Arena
 from tests.support.outage import (
     assert_nobody_was_lost,
     calls_made,
@@ -21,6 +21,7 @@ from tests.support.outage import (
 )
 from tests.support.processes import end
 from tests.support.proxy import Proxy
+from tests.support.servers import PostgresProcess
 from worker.storage.tables import jobs
 
 Hang = Callable[[], Callable[[], object]]
