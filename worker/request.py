@@ -80,8 +80,12 @@ class BlankRequest(Request):
 
     def on_retry(self, exc_info: Any) -> None:
         """Says why the job waits, where Celery would say `None` and give a traceback."""
-        self.acknowledge()
-        self.send_event("task-retried", exception=str(_bare(exc_info.exception).message or "waits"))
+        try:
+            # Before the broker is asked, unlike Celery: the ledger has the wait already, and a next attempt that
+            # ends while this thread waits for the broker would be shown as waiting for good.
+            self.send_event("task-retried", exception=str(_bare(exc_info.exception).message or "waits"))
+        finally:
+            self.acknowledge()
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """As Celery's, but the event has no traceback, and of a defect only its type: its text may quote anything."""

@@ -177,7 +177,7 @@ def play(scene: Scene) -> None:
     wait_until(lambda: scene.state("after-1") in ("SUCCESS", "FAILURE"), within_s=20, what="work goes on")
     wait_until(lambda: scene.state("kwargs-1") == "SUCCESS", within_s=20, what="the looked-at calls end")
     simulator.set_faults(rate_500=1.0)
-    scene.send("failed-1", kwargs={"request": REQUEST})
+    scene.send("failed-1", kwargs={"request": REQUEST, "max_attempts": 1})
     wait_until(lambda: scene.state("failed-1") == "FAILURE", within_s=20, what="a job fails")
     simulator.set_faults(rate_500=0.0, rate_429=1.0, retry_after_s=600)
     scene.send("waiting-1", kwargs={"request": REQUEST})

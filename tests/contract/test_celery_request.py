@@ -154,10 +154,10 @@ def test_a_body_that_would_hang_in_the_pool_is_refused_before(app: Celery, body:
         BlankRequest(given, app=app, task=app.tasks["a.task"], headers=given.headers)
 
 
-def test_a_waiting_job_says_why_and_is_acknowledged(app: Celery) -> None:
+def test_a_waiting_job_says_why_and_is_acknowledged_afterwards(app: Celery) -> None:
     eventer, acks = Eventer(), []
     request = request_of(app, eventer)
-    request._on_ack = lambda *_: acks.append(1)
+    request._on_ack = lambda *_: acks.append(len(eventer.sent))
     request.on_failure(failure(Retry("waits: rate_limited", when=3)), return_ok=True)
     assert eventer.sent == [("task-retried", {"uuid": request.id, "exception": "waits: rate_limited"})]
     assert acks == [1]
