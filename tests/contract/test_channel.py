@@ -270,6 +270,20 @@ def test_many_hints_are_taken_at_once_in_order_and_no_more_than_fit(
     assert sorted(held.hinted_jobs) == sorted(f"j-{n}" for n in range(5, 15))
 
 
+def test_nobody_looks_for_bulk_while_the_bell_would_ring_for_it(
+    ours: KombuConnection, valkey: redis.Redis, hand: Callable[..., Hand]
+) -> None:
+    hand(4)
+    reader = Reader(ours)
+    assert reader.read_all() == []
+    reader.channel._taker.take([("none", "none")], 1)  # its script is known from here on
+    before = valkey.info("commandstats")["cmdstat_evalsha"]["calls"]
+    reader.channel._fetch_when_worth_it()  # as after each acknowledgement
+    assert valkey.info("commandstats")["cmdstat_evalsha"]["calls"] == before
+    put_hints(valkey, "j-1")
+    assert ids(reader.read(1)) == ["j-1"]
+
+
 def test_a_lone_message_is_read_while_the_hand_is_full_of_bulk(
     ours: KombuConnection, valkey: redis.Redis, hand: Callable[..., Hand]
 ) -> None:
