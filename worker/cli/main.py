@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from importlib import metadata
@@ -10,27 +9,14 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import (
-    batches,
-    checking,
-    doctoring,
-    flower,
-    jobs,
-    listing,
-    pausing,
-    pruning,
-    running,
-    serving,
-    submitting,
-    up,
-    usage,
-)
 from worker.cli.console import complain, out
+from worker.cli.lazy import LazyGroup
 from worker.errors import AntreanError, ExitCode, InputError, SettingsError
 from worker.logs import configure_logs
 
 app = typer.Typer(
     name="antrean",
+    cls=LazyGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -45,23 +31,6 @@ app = typer.Typer(
     "Example: antrean run documents --prompt summarise.md --simulate\n\n"
     "Example: antrean submit requests.jsonl && antrean worker",
 )
-running.register(app)
-submitting.register(app)
-batches.register(app)
-listing.register(app)
-jobs.register(app)
-usage.register(app)
-pausing.register(app)
-pruning.register(app)
-checking.register(app)
-doctoring.register(app)
-serving.register(app)
-flower.register(app)
-up.register(app)
-for _command in app.registered_commands:
-    # A line for each paragraph: a terminal of any width wraps it well.
-    _paragraphs = inspect.getdoc(_command.callback) or ""
-    _command.help = "\n\n".join(" ".join(one.split()) for one in _paragraphs.split("\n\n"))
 
 
 def _print_version(value: bool) -> None:
