@@ -34,7 +34,7 @@ HOMES = {
     "simulate": "serving",
     "flower": "flower",
     "up": "up",
-    "health": "up",
+    "health": "health",
 }
 """The module in `worker.cli` of each command, in the order of the help."""
 

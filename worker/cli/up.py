@@ -1,4 +1,4 @@
-"""`antrean up`: the whole stack in the foreground; and the hidden `health`, for container health checks."""
+"""`antrean up`: the whole stack in the foreground, until stopped."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ from typing import Annotated
 import typer
 
 from worker.broker import broker_address, check_broker, open_client
-from worker.cli.console import complain, out
 from worker.credentials import Credentials
 from worker.embedded.home import open_lock_file, prepare_home, try_lock
-from worker.errors import AntreanError, Unreachable
+from worker.errors import Unreachable
 from worker.settings import Settings, load_settings
 from worker.storage.migrating import prepare_ledger
 from worker.supervisor.broker import EmbeddedBroker
-from worker.supervisor.health import check_address, check_worker
 from worker.supervisor.plan import make_plan
 from worker.supervisor.screen import Screen
 from worker.supervisor.stack import Supervisor
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Adds the command."""
     app.command("up", epilog="Example: antrean up --workers 4")(up)
-    app.command(
-        "health", hidden=True, epilog="Example: antrean health --url http://127.0.0.1:5555/healthcheck"
-    )(health)
 
 
 def up(
@@ -82,19 +77,6 @@ def up(
             broker.leave()
         screen.close()
         os.close(lock)
-
-
-def health(
-    url: Annotated[
-        str | None, typer.Option(help="Ask this address instead of looking for this host's worker.")
-    ] = None,
-) -> None:
-    """Say whether this host's worker beats and its broker answers: 0 if so, 1 if not."""
-    try:
-        out.print(check_worker(load_settings()) if url is None else check_address(url))
-    except AntreanError as exc:
-        complain(str(exc))
-        raise typer.Exit(1) from None  # what container engines know; they keep 2 for themselves
 
 
 def _free_port(address: str, port: int) -> int:

@@ -1,0 +1,32 @@
+"""`antrean health`: for the health checks of containers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from worker.cli.console import complain, out
+from worker.errors import AntreanError
+from worker.settings import load_settings
+from worker.supervisor.health import check_address, check_worker
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command(
+        "health", hidden=True, epilog="Example: antrean health --url http://127.0.0.1:5555/healthcheck"
+    )(health)
+
+
+def health(
+    url: Annotated[
+        str | None, typer.Option(help="Ask this address instead of looking for this host's worker.")
+    ] = None,
+) -> None:
+    """Say whether this host's worker beats and its broker answers: 0 if so, 1 if not."""
+    try:
+        out.print(check_worker(load_settings()) if url is None else check_address(url))
+    except AntreanError as exc:
+        complain(str(exc))
+        raise typer.Exit(1) from None  # what container engines know; they keep 2 for themselves
