@@ -268,11 +268,14 @@ class Channel(redis.Channel):
         hand, bell = Channel.hand, self._bell
         if hand is None or self.closed:
             return
-        waits_for_bulk = bell is not None and bool(self._in_poll) and _BULK_KEYS[0] in bell.keys
-        if waits_for_bulk and bell is not None and bell.is_told:
+        if bell is None or not self._in_poll:
+            self._fetch_bulk(hand, at_least=hand.refill_at)
+            return
+        waits_for_bulk = _BULK_KEYS[0] in bell.keys
+        if waits_for_bulk and bell.is_told:
             return  # there is none, or it rings
         self._fetch_bulk(hand, at_least=hand.refill_at)
-        if bell is not None and self._in_poll and hand.room >= hand.refill_at and not waits_for_bulk:
+        if not waits_for_bulk and hand.room >= hand.refill_at:
             self._in_poll = None  # it was not worth it to wait for bulk, and now it is
             self._brpop_start()
 
