@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -41,7 +41,7 @@ HOMES = {
 
 def load_commands(home: str) -> dict[str, Any]:
     """The commands that a module of `worker.cli` registers, by name."""
-    app = typer.Typer(rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app = typer.Typer(rich_markup_mode="rich")
     gc.disable()  # what is imported stays: looking through it for garbage, again and again, is a tenth of the time
     try:
         import_module(f"worker.cli.{home}").register(app)
@@ -54,7 +54,7 @@ def load_commands(home: str) -> dict[str, Any]:
     return dict(get_group(app).commands)
 
 
-class _Commands(MutableMapping[str, Any]):
+class _Commands(Mapping[str, Any]):
     """All commands by name; looking at one loads it, counting or naming them loads none."""
 
     def __init__(self) -> None:
@@ -74,16 +74,10 @@ class _Commands(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(HOMES)
 
-    def __setitem__(self, name: str, command: Any) -> None:
-        self._loaded[name] = command
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError("commands stay")
-
 
 class LazyGroup(TyperGroup):
     """Typer's group over all of our commands."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = _Commands()
+        self.commands = cast(Any, _Commands())  # nothing is ever added to them
