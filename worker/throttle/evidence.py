@@ -1,0 +1,227 @@
+"""What a process remembers of its calls, to tell whose a failure is: the endpoint's, or the job's own."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from schemas.failure import Failure, FailureKind
+from worker.policy.gates import Gate
+from worker.policy.outages import (
+    HEALTHY_RATE,
+    is_about_the_request,
+    is_outage,
+    is_refusal,
+    is_trouble,
+    likeness,
+    several,
+)
+from worker.policy.retry import Whose
+
+_MOST_SUSPECTS = 4096
+_MOST_KEYS = 256
+_MOST_UNDECIDED = 5  # 1 + 2 + 4 + 8 + 8 s: then a job that nobody can be asked about fails
+_MOST_LAST_CHANCES = 3
+_LONE_AFTER = 3  # refusals of one job, nobody else's, at a key that worked a moment ago
+_LONE_AFTER_S = 6.0
+_A_MOMENT_AGO_S = 60.0
+_OWN_FOR_S = 600.0
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """A job that failed, and what is not known yet."""
+
+    at_s: float  # when its latest failure was seen
+    first_s: float
+    count: int = 0  # failures so far
+    again: int = 0  # of them, after others were answered
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whose a failure is. `asked` counts how often it was left open for this job before."""
+
+    whose: Whose
+    asked: int = 0
+
+
+class Evidence:
+    """One per process. Thread-safe. Times are this process's monotonic seconds: no two clocks are compared."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._run: dict[str, None] = {}  # different jobs that failed in trouble since the last success
+        self._run_length = 0
+        self._run_began_s = 0.0
+        self._refusals: dict[str, dict[str, None]] = {}  # the same of refusals, by likeness
+        self._own: OrderedDict[str, tuple[str, float]] = OrderedDict()  # likeness to model and when
+        self._suspects: OrderedDict[str, _Suspect] = OrderedDict()
+        self._rate = HEALTHY_RATE
+        self._answers = 10.0
+        self._shut_failures = 0
+        self._latency_s = 0.0
+        self._succeeded_s = float("-inf")
+        self._latest_began_s = float("-inf")
+
+    @property
+    def failure_rate(self) -> float:
+        """The share of calls that fail in trouble while the gate is open, over the last hundred or so."""
+        return self._rate
+
+    def succeeded(self, job_id: str, model: str, *, began_s: float, now_s: float) -> None:
+        """A call that began at `began_s` was answered: the endpoint serves, or did so then."""
+        with self._lock:
+            self._latency_s += 0.1 * (now_s - began_s - self._latency_s)
+            if self._shut_failures:
+                # Answered although the gate was shut behind it: what failed meanwhile failed as by a coin's toss.
+                for _ in range(min(self._shut_failures, 200)):
+                    self._learn(1.0)
+                self._shut_failures = 0
+            self._learn(0.0)
+            self._succeeded_s = now_s
+            self._latest_began_s = max(self._latest_began_s, began_s)
+            if self._run_length:
+                self._run.clear()
+                self._run_length = 0
+            if self._refusals:
+                self._refusals.clear()
+            if self._own:
+                for key in [key for key, (of_model, _) in self._own.items() if of_model == model]:
+                    del self._own[key]
+            if self._suspects:
+                self._suspects.pop(job_id, None)
+
+    def reopened(self) -> None:
+        """A probe opened the gate: what failed before it was the outage's, and says nothing of other times."""
+        with self._lock:
+            self._shut_failures = 0
+            self._run.clear()
+            self._run_length = 0
+            self._refusals.clear()
+
+    def judge(
+        self,
+        job_id: str,
+        model: str,
+        failure: Failure,
+        *,
+        gate: Gate | None,
+        is_probe: bool,
+        is_proven: bool,
+        is_last: bool,
+        has_others: Callable[[], bool],
+        now_s: float,
+    ) -> Verdict:
+        """Whose this failure is. `gate` is as it stands now; `is_last`: an attempt that is burnt fails the job.
+
+        `has_others` tells whether another job could be asked, and is called only where that decides.
+        """
+        if is_trouble(failure):
+            return self._judge_trouble(job_id, gate, is_probe=is_probe, is_last=is_last, now_s=now_s)
+        if is_refusal(failure):
+            with self._lock:
+                verdict = self._judge_refusal(job_id, model, failure, gate, is_proven=is_proven, now_s=now_s)
+            if verdict.whose is Whose.UNDECIDED and verdict.asked == 0 and not has_others():
+                return Verdict(Whose.UNKNOWN)
+            if failure.kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA) and verdict.whose is Whose.UNKNOWN:
+                return self._judge_lone_key(job_id, gate, has_others, now_s=now_s)
+            return verdict
+        return Verdict(Whose.UNKNOWN)
+
+    def _judge_trouble(
+        self, job_id: str, gate: Gate | None, *, is_probe: bool, is_last: bool, now_s: float
+    ) -> Verdict:
+        with self._lock:
+            is_outage_known = gate is not None and gate.is_outage
+            suspect, was_served = self._suspect(job_id, now_s)
+            if is_outage_known:
+                self._shut_failures += 0 if is_probe else 1
+                return Verdict(Whose.ENDPOINTS)
+            self._learn(1.0)
+            if not self._run_length:
+                self._run_began_s = now_s
+            if not was_served:  # others were answered since it last failed: it may be its own
+                self._run_length += 1
+                self._run[job_id] = None
+            if is_outage(
+                jobs=len(self._run),
+                length=self._run_length,
+                lasted_s=now_s - self._run_began_s,
+                failure_rate=self._rate,
+                latency_s=self._latency_s,
+            ):
+                return Verdict(Whose.ENDPOINTS)
+            if is_last and len(self._run) > 1 and suspect.again < _MOST_LAST_CHANCES:
+                # Its last attempt, and others fail too: it is not spent before it is known whose this is.
+                suspect.again += 1
+                return Verdict(Whose.UNDECIDED, suspect.again - 1)
+            return Verdict(Whose.UNKNOWN)
+
+    def _judge_refusal(
+        self, job_id: str, model: str, failure: Failure, gate: Gate | None, *, is_proven: bool, now_s: float
+    ) -> Verdict:
+        is_of_a_key = failure.kind is not FailureKind.REJECTED
+        if not is_of_a_key and gate is not None and gate.is_outage and not is_about_the_request(failure):
+            self._suspect(job_id, now_s)
+            return Verdict(Whose.ENDPOINTS)
+        key = likeness(failure, model)
+        run = self._refusals.setdefault(key, {})
+        if len(self._refusals) > _MOST_KEYS:
+            self._refusals = {key: run}
+        others = len(run) - (job_id in run)
+        suspect, was_served = self._suspect(job_id, now_s)
+        suspect.again += was_served
+        run[job_id] = None
+        if suspect.again and (not others or suspect.again > 1 or is_of_a_key):
+            # Others were answered since it was refused, and again it is.
+            self._own[key] = (model, now_s)
+            if len(self._own) > _MOST_KEYS:
+                self._own.popitem(last=False)
+            return Verdict(Whose.OWN)
+        is_known_own = key in self._own and now_s - self._own[key][1] < _OWN_FOR_S
+        if is_known_own and not is_of_a_key:
+            return Verdict(Whose.OWN)
+        if len(run) >= several(failure):
+            return Verdict(Whose.ENDPOINTS)
+        if is_of_a_key:
+            return Verdict(Whose.UNDECIDED, suspect.count - 1) if is_known_own else Verdict(Whose.UNKNOWN)
+        if not is_proven or (is_about_the_request(failure) and not others):
+            return Verdict(Whose.UNKNOWN)
+        if suspect.count > _MOST_UNDECIDED:
+            return Verdict(Whose.OWN)
+        return Verdict(Whose.UNDECIDED, suspect.count - 1)
+
+    def _judge_lone_key(
+        self, job_id: str, gate: Gate | None, has_others: Callable[[], bool], *, now_s: float
+    ) -> Verdict:
+        """A key that worked a moment ago, refused to one job again and again, while no other is there to ask."""
+        with self._lock:
+            suspect = self._suspects.get(job_id)
+            is_lone = (
+                suspect is not None
+                and suspect.count >= _LONE_AFTER
+                and now_s - suspect.first_s >= _LONE_AFTER_S
+                and self._succeeded_s >= suspect.first_s - _A_MOMENT_AGO_S
+                and (gate is None or set(gate.jobs) <= {job_id})
+            )
+        return Verdict(Whose.OWN if is_lone and not has_others() else Whose.UNKNOWN)
+
+    def _suspect(self, job_id: str, now_s: float) -> tuple[_Suspect, bool]:
+        """What is known of the job, now with one failure more; whether others were answered since the last."""
+        suspect = self._suspects.pop(job_id, None)
+        was_served = suspect is not None and self._latest_began_s > suspect.at_s
+        if suspect is None:
+            suspect = _Suspect(now_s, now_s)
+            if len(self._suspects) >= _MOST_SUSPECTS:
+                self._suspects.popitem(last=False)
+        suspect.at_s = now_s
+        suspect.count += 1
+        self._suspects[job_id] = suspect
+        return suspect, was_served
+
+    def _learn(self, value: float) -> None:
+        self._answers = min(self._answers + 1.0, 100.0)
+        self._rate += (value - self._rate) / self._answers
