@@ -15,8 +15,8 @@ def parse_retry_after(headers: Mapping[str, str], *, wall_now_s: float) -> float
 
     `retry-after-ms` wins over `retry-after`: seconds, or an HTTP date. A date is held against the answer's own `date`,
     so that no two clocks are compared; where there is none, against `wall_now_s` (Unix time).
-    A date in the past, more than a day, and what is negative, NaN, infinite or garbage is dropped: it is a clock that is
-    wrong, or a bug, and a queue that stands still for a year because of it serves nobody.
+    A date in the past, more than a day, and what is negative, NaN, infinite or garbage is dropped: a clock is wrong, or
+    a program, and a queue that stands still for a year because of it serves nobody.
     """
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         number = _number(headers.get(name))

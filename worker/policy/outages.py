@@ -47,11 +47,7 @@ def is_refusal(failure: Failure) -> bool:
 def is_about_the_request(failure: Failure) -> bool:
     """Whether the refusal is worded for one request: a field, its size. A page is a proxy's, whatever its status."""
     is_page = failure.body is not None and failure.body.lstrip()[:1] == b"<"
-    return (
-        failure.kind is FailureKind.REJECTED
-        and failure.http_status in _OF_THE_REQUEST
-        and not is_page
-    )
+    return failure.kind is FailureKind.REJECTED and failure.http_status in _OF_THE_REQUEST and not is_page
 
 
 def likeness(failure: Failure, model: str) -> str:

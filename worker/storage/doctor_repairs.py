@@ -167,6 +167,7 @@ def succeed(connection: Connection, ids: list[str], _: int) -> None:
             failure_kind=None,
             failure_message=None,
             blocked_since_ms=None,
+            blocked_until_ms=None,
         )
     )
 

@@ -146,6 +146,7 @@ def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) 
             losses=0,
             solo_losses=0,
             blocked_since_ms=None,
+            blocked_until_ms=None,
             is_cancel_requested=False,
             not_before_ms=None,
             published_at_ms=None,

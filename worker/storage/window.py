@@ -115,7 +115,7 @@ def take_lone_due(connection: Connection, endpoint: str, *, window: int, now_ms:
         return []
     due = [Due(*row) for row in connection.execute(_LONE_DUE, {**query, "at_most": room})]
     due += _ready_of(connection, endpoint, "", room - len(due))
-    _mark(connection, [job.id for job in due], now_ms)
+    mark_published(connection, [job.id for job in due], now_ms)
     return due
 
 
@@ -147,8 +147,19 @@ def take_due(
         share = -(-left // (len(batches) - i))
         due += _ready_of(connection, endpoint, batch_id, share)
         after_batch = batch_id
-    _mark(connection, [job.id for job in due], now_ms)
+    mark_published(connection, [job.id for job in due], now_ms)
     return due, after_batch
+
+
+def take_turns(
+    connection: Connection, endpoint: str, *, after_batch: str, held: Collection[str], share: int
+) -> tuple[list[Due], str]:
+    """Ready jobs that are not marked yet: at most `share` lone ones and `share` of the next batch whose turn it is."""
+    ready = _ready_of(connection, endpoint, "", share)
+    for batch_id in _batches_with_ready(connection, endpoint, after_batch, held=held, at_most=1):
+        ready += _ready_of(connection, endpoint, batch_id, share)
+        after_batch = batch_id
+    return ready, after_batch
 
 
 def unmark_published(connection: Connection, ids: Sequence[str]) -> None:
@@ -194,6 +205,7 @@ def _batches_with_ready(
     return found
 
 
-def _mark(connection: Connection, ids: list[str], now_ms: int) -> None:
+def mark_published(connection: Connection, ids: Sequence[str], now_ms: int) -> None:
+    """Marks jobs as handed to the broker; one that waited is queued again."""
     if ids:
         connection.execute(_MARK_PUBLISHED, {"ids": sorted(ids), "now_ms": now_ms})

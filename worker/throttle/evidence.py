@@ -126,7 +126,10 @@ class Evidence:
                 verdict = self._judge_refusal(job_id, model, failure, gate, is_proven=is_proven, now_s=now_s)
             if verdict.whose is Whose.UNDECIDED and verdict.asked == 0 and not has_others():
                 return Verdict(Whose.UNKNOWN)
-            if failure.kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA) and verdict.whose is Whose.UNKNOWN:
+            if (
+                failure.kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
+                and verdict.whose is Whose.UNKNOWN
+            ):
                 return self._judge_lone_key(job_id, gate, has_others, now_s=now_s)
             return verdict
         return Verdict(Whose.UNKNOWN)

@@ -98,10 +98,6 @@ class Gatekeeper:
         admission, _ = self.admission()
         return {Admission.OPEN: window, Admission.SHUT: 0}.get(admission, 1)
 
-    def is_probing(self, leave: Pass, gate: Gate | None) -> bool:
-        """Whether what `leave` came to decides about this gate: one from before it was opened does not."""
-        return leave.is_probe and gate is not None and gate.needs_probe
-
     def shut(
         self,
         kind: FailureKind,

@@ -62,7 +62,13 @@ class RedisGateStore:
 
     def take_probe(self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None) -> bool:
         now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-        facts = (token, now_ms, max(1, round(ttl_s * 1000)), MOST_PROBES, *_NEXT_AFTER_MS)
+        facts: tuple[str | int, ...] = (
+            token,
+            now_ms,
+            max(1, round(ttl_s * 1000)),
+            MOST_PROBES,
+            *_NEXT_AFTER_MS,
+        )
         try:
             return bool(self._take_probe(keys=[self._probe_key], args=facts))
         except redis.RedisError as exc:
