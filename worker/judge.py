@@ -9,7 +9,7 @@ from functools import partial
 from schemas.failure import Failure
 from worker.clock import Clock
 from worker.policy.gates import Gate
-from worker.policy.retry import Decision, RetryRules, Standing, decide
+from worker.policy.retry import Decision, RetryRules, Standing, Whose, decide
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.outcomes import ClaimedJob
@@ -59,7 +59,7 @@ class Judge:
     def judge(self, job: ClaimedJob, failure: Failure, leave: Pass, *, now_ms: int) -> Judgement:
         """What follows from the failure, once the gate is closed, paused or left as decided."""
         gate = self._gatekeeper.look(closely=True)
-        verdict = self._whose(job, failure, leave, gate)
+        verdict = self._whose(job, failure, leave, gate, now_ms)
         standing = Standing(
             attempts=job.attempts,
             bad_responses=job.bad_responses,
@@ -70,11 +70,15 @@ class Judge:
             whose=verdict.whose,
             undecided=verdict.asked,
         )
+        if verdict.whose is Whose.OWN:
+            self._gatekeeper.acquit(job.id)
         decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
         not_before_ms = self._tell_the_gate(job, failure, decision, leave, gate)
         return Judgement(not_before_ms, decision.burns, decision.is_blocked)
 
-    def _whose(self, job: ClaimedJob, failure: Failure, leave: Pass, gate: Gate | None) -> Verdict:
+    def _whose(
+        self, job: ClaimedJob, failure: Failure, leave: Pass, gate: Gate | None, now_ms: int
+    ) -> Verdict:
         self._note_openings()
         budget = self._rules.max_attempts if job.max_attempts is None else job.max_attempts
         return self._evidence.judge(
@@ -87,6 +91,8 @@ class Judge:
             is_last=job.attempts + 1 >= budget,
             has_others=lambda: self._has_other_jobs(job.id),
             now_s=self._clock.monotonic_s(),
+            tries=job.number,
+            waited_s=0.0 if job.blocked_since_ms is None else (now_ms - job.blocked_since_ms) / 1000,
         )
 
     def _tell_the_gate(

@@ -28,6 +28,7 @@ from worker.cli.tracking import Progress, Tracker
 from worker.embedded.home import last_line
 from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
+from worker.gate_state import GateWatch
 from worker.preflight import ask_endpoint, choose_model
 from worker.reports.batchlines import check_output, write_results
 from worker.reports.summary import format_count, format_seconds
@@ -102,7 +103,9 @@ def run(
                 if work.done:
                     note(f"{format_count(work.done)} of {format_count(len(work.ids))} were done before")
                 _start_worker(stack, settings)
-                _follow(ledger, stack, settings, work, progress)
+                gate = GateWatch(settings)
+                gate.wake(ledger)  # the endpoint has answered: nobody has to wait out the last pause
+                _follow(ledger, stack, settings, work, progress, gate)
         counts = write_results(iterate_outcomes(ledger, work.ids), None if str(output) == "-" else output)
         ledger.dispose()
     seconds = time.monotonic() - started_s
@@ -183,8 +186,10 @@ def _start_worker(stack: Stack, settings: Settings) -> None:
         note("a worker with other settings runs for this folder already; it does the work")
 
 
-def _follow(ledger: Ledger, stack: Stack, settings: Settings, work: Work, progress: Progress) -> None:
-    tracker = Tracker(ledger, work.open, progress)
+def _follow(
+    ledger: Ledger, stack: Stack, settings: Settings, work: Work, progress: Progress, gate: GateWatch
+) -> None:
+    tracker = Tracker(ledger, work.open, progress, find_trouble=gate.describe)
     display = Display()
     deaths = 0
     with display.shown():

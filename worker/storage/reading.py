@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, Select, func, select
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
+from worker.clock import describe_until
 from worker.storage.engine import Ledger
 from worker.storage.tables import failure_bodies, is_in, jobs, pauses, results, usage
 
@@ -181,15 +182,21 @@ def count_running(connection: Connection) -> int:
     return int(connection.execute(statement).scalar_one())
 
 
-def fetch_trouble(connection: Connection) -> str | None:
-    """Why jobs wait for something that concerns them all (a pause, a refused key, a spent quota), or None."""
+def fetch_trouble(connection: Connection, *, now_ms: int | None = None) -> str | None:
+    """Why jobs wait for something that concerns them all (a pause, a refused key, a spent quota), or None.
+
+    With `now_ms` it says until when the first of them waits.
+    """
     pause = connection.execute(select(pauses.c.endpoint, pauses.c.reason).limit(1)).first()
     if pause is not None:
         return f"{pause.endpoint} is paused ({pause.reason or 'no reason given'}); `antrean resume` goes on"
     row = connection.execute(
-        select(jobs.c.failure_kind, jobs.c.failure_message)
+        select(jobs.c.failure_kind, jobs.c.failure_message, jobs.c.not_before_ms)
         .where(is_in(JobState.WAITING), jobs.c.blocked_since_ms.is_not(None))
         .order_by(jobs.c.not_before_ms)
         .limit(1)
     ).first()
-    return None if row is None else f"{row.failure_kind}: {row.failure_message}"
+    if row is None:
+        return None
+    end = "" if now_ms is None else f" ({describe_until(row.not_before_ms, now_ms)})"
+    return f"{row.failure_kind}: {row.failure_message}{end}"

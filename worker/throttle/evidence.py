@@ -35,7 +35,6 @@ class _Suspect:
     """A job that failed, and what is not known yet."""
 
     at_s: float  # when its latest failure was seen
-    first_s: float
     count: int = 0  # failures so far
     again: int = 0  # of them, after others were answered
 
@@ -114,10 +113,13 @@ class Evidence:
         is_last: bool,
         has_others: Callable[[], bool],
         now_s: float,
+        tries: int = 1,
+        waited_s: float = 0.0,
     ) -> Verdict:
         """Whose this failure is. `gate` is as it stands now; `is_last`: an attempt that is burnt fails the job.
 
-        `has_others` tells whether another job could be asked, and is called only where that decides.
+        `has_others` tells whether another job could be asked, and is called only where that decides. The job was
+        tried `tries` times, by whichever worker, and has waited at gates for `waited_s`.
         """
         if is_trouble(failure):
             return self._judge_trouble(job_id, gate, is_probe=is_probe, is_last=is_last, now_s=now_s)
@@ -130,7 +132,9 @@ class Evidence:
                 failure.kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
                 and verdict.whose is Whose.UNKNOWN
             ):
-                return self._judge_lone_key(job_id, gate, has_others, now_s=now_s)
+                is_known = tries >= _LONE_AFTER and waited_s >= _LONE_AFTER_S
+                if is_known and self._is_lone(job_id, gate, since_s=now_s - waited_s) and not has_others():
+                    return Verdict(Whose.OWN)
             return verdict
         return Verdict(Whose.UNKNOWN)
 
@@ -197,27 +201,19 @@ class Evidence:
             return Verdict(Whose.OWN)
         return Verdict(Whose.UNDECIDED, suspect.count - 1)
 
-    def _judge_lone_key(
-        self, job_id: str, gate: Gate | None, has_others: Callable[[], bool], *, now_s: float
-    ) -> Verdict:
-        """A key that worked a moment ago, refused to one job again and again, while no other is there to ask."""
+    def _is_lone(self, job_id: str, gate: Gate | None, *, since_s: float) -> bool:
+        """Whether a key that worked a moment before, or since, is refused to this job and to no other."""
         with self._lock:
-            suspect = self._suspects.get(job_id)
-            is_lone = (
-                suspect is not None
-                and suspect.count >= _LONE_AFTER
-                and now_s - suspect.first_s >= _LONE_AFTER_S
-                and self._succeeded_s >= suspect.first_s - _A_MOMENT_AGO_S
-                and (gate is None or set(gate.jobs) <= {job_id})
+            return self._succeeded_s >= since_s - _A_MOMENT_AGO_S and (
+                gate is None or set(gate.jobs) <= {job_id}
             )
-        return Verdict(Whose.OWN if is_lone and not has_others() else Whose.UNKNOWN)
 
     def _suspect(self, job_id: str, now_s: float) -> tuple[_Suspect, bool]:
         """What is known of the job, now with one failure more; whether others were answered since the last."""
         suspect = self._suspects.pop(job_id, None)
         was_served = suspect is not None and self._latest_began_s > suspect.at_s
         if suspect is None:
-            suspect = _Suspect(now_s, now_s)
+            suspect = _Suspect(now_s)
             if len(self._suspects) >= _MOST_SUSPECTS:
                 self._suspects.popitem(last=False)
         suspect.at_s = now_s

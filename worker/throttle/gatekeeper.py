@@ -146,6 +146,14 @@ class Gatekeeper:
             self._change(lambda gate: put_off(gate, now_ms=self._clock.now_ms()))
         self.leave(leave)
 
+    def acquit(self, job_id: str) -> None:
+        """The refusal was this job's own: a gate that is shut for it alone opens."""
+        gate = self.look(closely=True)
+        if gate is not None and gate.is_of_a_key and set(gate.jobs) <= {job_id} and gate.needs_probe:
+            self._store.clear()
+            with self._lock:
+                self._see(None)
+
     def succeeded(self, leave: Pass) -> None:
         """A call was answered: a gate that waits for a probe opens for all if it was one.
 
