@@ -16,7 +16,7 @@ from worker.policy.retry import is_local
 HEALTHY_RATE = 0.05  # an endpoint that fails more rarely is taken to fail so often
 FLAKY_RATE = 0.1
 _ACCIDENT = 2e-4
-_LONGEST_RUN = 12
+_LONGEST_RUN = 16
 # A flaky endpoint's failures come sooner than its successes: a run has to last until those in flight have had time.
 _LATENCIES = 1.5
 _LONGEST_LATENCY_S = 10.0
@@ -73,6 +73,8 @@ def is_outage(*, jobs: int, length: int, lasted_s: float, failure_rate: float, l
 
 
 def longest_accident(failure_rate: float) -> int:
-    """The length from which on a run of failures is no accident: 3 for a healthy endpoint, 12 for a coin's toss."""
-    rate = min(max(failure_rate, HEALTHY_RATE), 0.99)
+    """The length from which on a run of failures is no accident: 3 for a healthy endpoint, 15 for a coin's toss."""
+    # The rate is known from a hundred answers only: it may be a little higher.
+    margin = math.sqrt(failure_rate * (1 - failure_rate) / 100) if failure_rate > FLAKY_RATE else 0.0
+    rate = min(max(failure_rate + margin, HEALTHY_RATE), 0.99)
     return max(SEVERAL, min(_LONGEST_RUN, math.ceil(math.log(_ACCIDENT) / math.log(rate))))

@@ -37,6 +37,7 @@ class _Suspect:
     at_s: float  # when its latest failure was seen
     count: int = 0  # failures so far
     again: int = 0  # of them, after others were answered
+    chances: int = 0  # how often its last attempt was not spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +146,14 @@ class Evidence:
             is_outage_known = gate is not None and gate.is_outage
             suspect, was_served = self._suspect(job_id, now_s)
             if is_outage_known:
+                del self._suspects[job_id]
                 self._shut_failures += 0 if is_probe else 1
                 return Verdict(Whose.ENDPOINTS)
             self._learn(1.0)
             if not self._run_length:
                 self._run_began_s = now_s
-            if not was_served:  # others were answered since it last failed: it may be its own
+            suspect.again += was_served
+            if not suspect.again:  # else others were answered between its failures: they may be its own
                 self._run_length += 1
                 self._run[job_id] = None
             if is_outage(
@@ -160,11 +163,13 @@ class Evidence:
                 failure_rate=self._rate,
                 latency_s=self._latency_s,
             ):
+                for one in self._run:
+                    self._suspects.pop(one, None)
                 return Verdict(Whose.ENDPOINTS)
-            if is_last and len(self._run) > 1 and suspect.again < _MOST_LAST_CHANCES:
+            if is_last and self._run.keys() - {job_id} and suspect.chances < _MOST_LAST_CHANCES:
                 # Its last attempt, and others fail too: it is not spent before it is known whose this is.
-                suspect.again += 1
-                return Verdict(Whose.UNDECIDED, suspect.again - 1)
+                suspect.chances += 1
+                return Verdict(Whose.UNDECIDED, suspect.chances - 1)
             return Verdict(Whose.UNKNOWN)
 
     def _judge_refusal(
