@@ -54,7 +54,9 @@ class Judge:
         self._is_proven = True
         self._gatekeeper.succeeded(leave)
         self._note_openings()
-        self._evidence.succeeded(job.id, job.model, began_s=leave.began_s, now_s=self._clock.monotonic_s())
+        self._evidence.succeeded(
+            job.id, job.model, began_s=leave.began_s, order=leave.order, now_s=self._clock.monotonic_s()
+        )
 
     def judge(self, job: ClaimedJob, failure: Failure, leave: Pass, *, now_ms: int) -> Judgement:
         """What follows from the failure, once the gate is closed, paused or left as decided."""
@@ -90,6 +92,7 @@ class Judge:
             is_proven=self._is_proven,
             is_last=job.attempts + 1 >= budget,
             has_others=lambda: self._has_other_jobs(job.id),
+            order=self._gatekeeper.next_order(),
             now_s=self._clock.monotonic_s(),
             tries=job.number,
             waited_s=0.0 if job.blocked_since_ms is None else (now_ms - job.blocked_since_ms) / 1000,

@@ -27,13 +27,16 @@ class Told:
     def __init__(self, *, is_proven: bool = True, has_others: bool = True) -> None:
         self.evidence = Evidence()
         self.now_s = 1000.0
+        self.order = 1
         self.is_proven = is_proven
         self.has_others = has_others
         self.was_asked_for_others = 0
 
     def succeeds(self, job: str, *, model: str = "m", took_s: float = 0.05) -> None:
         self.now_s += 0.1
-        self.evidence.succeeded(job, model, began_s=self.now_s - took_s, now_s=self.now_s)
+        self.order += 1
+        order = self.order if took_s < 1 else self.order - 2  # a long call began before what came last
+        self.evidence.succeeded(job, model, began_s=self.now_s - took_s, order=order, now_s=self.now_s)
 
     def fails(
         self,
@@ -68,6 +71,7 @@ class Told:
             return self.has_others
 
         self.now_s += after_s
+        self.order += 1
         return self.evidence.judge(
             job,
             model,
@@ -77,6 +81,7 @@ class Told:
             is_proven=self.is_proven,
             is_last=is_last,
             has_others=has_others,
+            order=self.order,
             now_s=self.now_s,
             **known,  # type: ignore[arg-type]
         )

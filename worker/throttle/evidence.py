@@ -34,7 +34,7 @@ _OWN_FOR_S = 600.0
 class _Suspect:
     """A job that failed, and what is not known yet."""
 
-    at_s: float  # when its latest failure was seen
+    order: int  # of its latest failure, among all that this process saw
     count: int = 0  # failures so far
     again: int = 0  # of them, after others were answered
     chances: int = 0  # how often its last attempt was not spent
@@ -49,7 +49,10 @@ class Verdict:
 
 
 class Evidence:
-    """One per process. Thread-safe. Times are this process's monotonic seconds: no two clocks are compared."""
+    """One per process. Thread-safe. Times are this process's monotonic seconds: no two clocks are compared.
+
+    `order` counts calls as they begin and failures as they are seen: which of two came first.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -61,28 +64,28 @@ class Evidence:
         self._suspects: OrderedDict[str, _Suspect] = OrderedDict()
         self._rate = HEALTHY_RATE
         self._answers = 10.0
-        self._shut_failures = 0
+        self._failures = 0  # since the last success, also behind a shut gate: not in the rate yet
         self._latency_s = 0.0
         self._succeeded_s = float("-inf")
-        self._latest_began_s = float("-inf")
+        self._latest_began = 0  # the order of the latest call that succeeded
 
     @property
     def failure_rate(self) -> float:
-        """The share of calls that fail in trouble while the gate is open, over the last hundred or so."""
+        """The share of calls that fail in trouble beside others that do not, over the last hundred or so."""
         return self._rate
 
-    def succeeded(self, job_id: str, model: str, *, began_s: float, now_s: float) -> None:
+    def succeeded(self, job_id: str, model: str, *, began_s: float, order: int, now_s: float) -> None:
         """A call that began at `began_s` was answered: the endpoint serves, or did so then."""
         with self._lock:
             self._latency_s += 0.1 * (now_s - began_s - self._latency_s)
-            if self._shut_failures:
-                # Answered although the gate was shut behind it: what failed meanwhile failed as by a coin's toss.
-                for _ in range(min(self._shut_failures, 200)):
+            if self._failures:
+                # Answered among them, also where the gate was shut behind it: they failed as by a coin's toss.
+                for _ in range(min(self._failures, 200)):
                     self._learn(1.0)
-                self._shut_failures = 0
+                self._failures = 0
             self._learn(0.0)
             self._succeeded_s = now_s
-            self._latest_began_s = max(self._latest_began_s, began_s)
+            self._latest_began = max(self._latest_began, order)
             if self._run_length:
                 self._run.clear()
                 self._run_length = 0
@@ -97,7 +100,7 @@ class Evidence:
     def reopened(self) -> None:
         """A probe opened the gate: what failed before it was the outage's, and says nothing of other times."""
         with self._lock:
-            self._shut_failures = 0
+            self._failures = 0
             self._run.clear()
             self._run_length = 0
             self._refusals.clear()
@@ -113,6 +116,7 @@ class Evidence:
         is_proven: bool,
         is_last: bool,
         has_others: Callable[[], bool],
+        order: int,
         now_s: float,
         tries: int = 1,
         waited_s: float = 0.0,
@@ -123,10 +127,14 @@ class Evidence:
         tried `tries` times, by whichever worker, and has waited at gates for `waited_s`.
         """
         if is_trouble(failure):
-            return self._judge_trouble(job_id, gate, is_probe=is_probe, is_last=is_last, now_s=now_s)
+            return self._judge_trouble(
+                job_id, gate, is_probe=is_probe, is_last=is_last, order=order, now_s=now_s
+            )
         if is_refusal(failure):
             with self._lock:
-                verdict = self._judge_refusal(job_id, model, failure, gate, is_proven=is_proven, now_s=now_s)
+                verdict = self._judge_refusal(
+                    job_id, model, failure, gate, is_proven=is_proven, order=order, now_s=now_s
+                )
             if verdict.whose is Whose.UNDECIDED and verdict.asked == 0 and not has_others():
                 return Verdict(Whose.UNKNOWN)
             if (
@@ -140,16 +148,16 @@ class Evidence:
         return Verdict(Whose.UNKNOWN)
 
     def _judge_trouble(
-        self, job_id: str, gate: Gate | None, *, is_probe: bool, is_last: bool, now_s: float
+        self, job_id: str, gate: Gate | None, *, is_probe: bool, is_last: bool, order: int, now_s: float
     ) -> Verdict:
         with self._lock:
             is_outage_known = gate is not None and gate.is_outage
-            suspect, was_served = self._suspect(job_id, now_s)
+            suspect, was_served = self._suspect(job_id, order)
             if is_outage_known:
                 del self._suspects[job_id]
-                self._shut_failures += 0 if is_probe else 1
+                self._failures += not is_probe
                 return Verdict(Whose.ENDPOINTS)
-            self._learn(1.0)
+            self._failures += 1
             if not self._run_length:
                 self._run_began_s = now_s
             suspect.again += was_served
@@ -173,18 +181,26 @@ class Evidence:
             return Verdict(Whose.UNKNOWN)
 
     def _judge_refusal(
-        self, job_id: str, model: str, failure: Failure, gate: Gate | None, *, is_proven: bool, now_s: float
+        self,
+        job_id: str,
+        model: str,
+        failure: Failure,
+        gate: Gate | None,
+        *,
+        is_proven: bool,
+        order: int,
+        now_s: float,
     ) -> Verdict:
         is_of_a_key = failure.kind is not FailureKind.REJECTED
         if not is_of_a_key and gate is not None and gate.is_outage and not is_about_the_request(failure):
-            self._suspect(job_id, now_s)
+            self._suspect(job_id, order)
             return Verdict(Whose.ENDPOINTS)
         key = likeness(failure, model)
         run = self._refusals.setdefault(key, {})
         if len(self._refusals) > _MOST_KEYS:
             self._refusals = {key: run}
         others = len(run) - (job_id in run)
-        suspect, was_served = self._suspect(job_id, now_s)
+        suspect, was_served = self._suspect(job_id, order)
         suspect.again += was_served
         run[job_id] = None
         if suspect.again and (not others or suspect.again > 1 or is_of_a_key):
@@ -213,15 +229,15 @@ class Evidence:
                 gate is None or set(gate.jobs) <= {job_id}
             )
 
-    def _suspect(self, job_id: str, now_s: float) -> tuple[_Suspect, bool]:
+    def _suspect(self, job_id: str, order: int) -> tuple[_Suspect, bool]:
         """What is known of the job, now with one failure more; whether others were answered since the last."""
         suspect = self._suspects.pop(job_id, None)
-        was_served = suspect is not None and self._latest_began_s > suspect.at_s
+        was_served = suspect is not None and self._latest_began > suspect.order
         if suspect is None:
-            suspect = _Suspect(now_s)
+            suspect = _Suspect(order)
             if len(self._suspects) >= _MOST_SUSPECTS:
                 self._suspects.popitem(last=False)
-        suspect.at_s = now_s
+        suspect.order = order
         suspect.count += 1
         self._suspects[job_id] = suspect
         return suspect, was_served
