@@ -91,6 +91,7 @@ class Judge:
             is_probe=self._is_probing(leave, gate),
             is_proven=self._is_proven,
             is_last=job.attempts + 1 >= budget,
+            is_only=budget == 1,
             has_others=lambda: self._has_other_jobs(job.id),
             order=self._gatekeeper.next_order(),
             now_s=self._clock.monotonic_s(),

@@ -64,6 +64,7 @@ class Told:
         is_probe: bool = False,
         is_last: bool = False,
         after_s: float = 0.1,
+        is_only: bool = False,
         **known: float,
     ) -> Verdict:
         def has_others() -> bool:
@@ -80,6 +81,7 @@ class Told:
             is_probe=is_probe,
             is_proven=self.is_proven,
             is_last=is_last,
+            is_only=is_only,
             has_others=has_others,
             order=self.order,
             now_s=self.now_s,
@@ -162,6 +164,11 @@ def test_a_last_attempt_is_not_spent_while_others_fail_too(told: Told) -> None:
     asked = [told.verdict("b", DOWN, is_last=True) for _ in range(5)]
     assert [one.asked for one in asked[:3]] == [0, 1, 2], "and not for ever"
     assert asked[3].whose is Whose.UNKNOWN
+
+
+def test_jobs_of_one_attempt_fail_by_it_and_say_nothing_of_the_endpoint(told: Told) -> None:
+    found = [told.verdict(f"job{n}", DOWN, is_last=True, is_only=True).whose for n in range(20)]
+    assert set(found) == {Whose.UNKNOWN}
 
 
 @pytest.mark.parametrize(("rate", "length"), [(0.0, 3), (0.05, 3), (0.2, 6), (0.5, 15), (0.95, 16)])

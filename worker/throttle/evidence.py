@@ -115,18 +115,23 @@ class Evidence:
         is_probe: bool,
         is_proven: bool,
         is_last: bool,
+        is_only: bool,
         has_others: Callable[[], bool],
         order: int,
         now_s: float,
         tries: int = 1,
         waited_s: float = 0.0,
     ) -> Verdict:
-        """Whose this failure is. `gate` is as it stands now; `is_last`: an attempt that is burnt fails the job.
+        """Whose this failure is. `gate` is as it stands now.
 
-        `has_others` tells whether another job could be asked, and is called only where that decides. The job was
-        tried `tries` times, by whichever worker, and has waited at gates for `waited_s`.
+        `is_last`: an attempt that is burnt fails the job. `is_only`: its producer asked for no more than one, and so
+        for no patience with the endpoint either. `has_others` tells whether another job could be asked, and is called
+        only where that decides. The job was tried `tries` times, by whichever worker, and has waited at gates for
+        `waited_s`.
         """
         if is_trouble(failure):
+            if is_only:
+                return Verdict(Whose.UNKNOWN)
             return self._judge_trouble(
                 job_id, gate, is_probe=is_probe, is_last=is_last, order=order, now_s=now_s
             )
