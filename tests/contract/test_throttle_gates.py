@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from redis.retry import Retry
 from schemas.failure import FailureKind
 from tests.support.clock import FakeClock
 from tests.support.ledger import at_once
+from tests.support.processes import ROOT
 from worker.policy.gates import Gate
 from worker.throttle.gatekeeper import Gatekeeper, Pass
 from worker.throttle.redis_store import RedisGateStore
@@ -340,3 +342,14 @@ def test_a_gate_that_flaps_is_told_of_once_in_a_while(
     assert 4 <= text.count("gate.shut") <= 6
     assert text.count("gate.opened") == text.count("gate.shut")
     assert "503" in text and "server_error" in text
+
+
+def test_the_scripts_use_no_more_commands_than_the_page_grants_the_brokers_user() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    granted = set(re.findall(r"\+([a-z]+)", page))
+    scripts = list((ROOT / "worker" / "throttle").glob("*.lua"))
+    used = {
+        name.lower() for path in scripts for name in re.findall(r"redis\.call\('(\w+)'", path.read_text())
+    }
+    assert len(scripts) == 2
+    assert used == {"get", "set", "del"} <= granted

@@ -63,7 +63,7 @@ def status(
     """Show where a batch stands, or the whole ledger.
 
     Of a batch: its status, its jobs by state, its failures by kind, and its tokens. Without a batch: all jobs
-    by state, the latest batches, the workers, and what is paused.
+    by state, the latest batches, the workers, what is paused, and until when a shut gate keeps jobs waiting.
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)

@@ -16,6 +16,7 @@ from worker.policy.gates import MOST_PROBES, Gate, next_probe_after_s
 
 log = structlog.get_logger(__name__)
 _KEEP_S = 24 * 3600
+_KEEP_PROBE_MS = 3600_000  # each place has an end of its own besides
 _NEXT_AFTER_MS = tuple(round(next_probe_after_s(live) * 1000) for live in range(1, MOST_PROBES))
 
 
@@ -27,8 +28,8 @@ class RedisGateStore:
         self._client = client
         self._gate_key = f"antrean:{name}:gate"
         self._probe_key = f"antrean:{name}:gate-probe"
-        source = files("worker.throttle").joinpath("take_probe.lua").read_text()
-        self._take_probe = client.register_script(source)
+        self._take_probe = client.register_script(_script("take_probe.lua"))
+        self._leave_probe = client.register_script(_script("leave_probe.lua"))
         self.failed_open = 0  # times the gate could not be read or kept and counted as open
 
     def fetch(self) -> Gate | None:
@@ -53,7 +54,7 @@ class RedisGateStore:
 
     def clear(self, token: str | None = None) -> bool:
         try:
-            if token is not None and not self._client.zrem(self._probe_key, token):
+            if token is not None and not self._leave(token):
                 return False
             self._client.delete(self._gate_key, self._probe_key)
         except redis.RedisError as exc:
@@ -80,14 +81,21 @@ class RedisGateStore:
             if token is None:
                 self._client.delete(self._probe_key)
             else:
-                self._client.zrem(self._probe_key, token)
+                self._leave(token)
         except redis.RedisError as exc:
             self._count(exc)
+
+    def _leave(self, token: str) -> bool:
+        return bool(self._leave_probe(keys=[self._probe_key], args=[token, _KEEP_PROBE_MS]))
 
     def _count(self, exc: Exception) -> None:
         self.failed_open += 1
         if self.failed_open == 1:
             log.warning("gate.failed_open", error=type(exc).__name__)
+
+
+def _script(name: str) -> str:
+    return files("worker.throttle").joinpath(name).read_text()
 
 
 def _parse(raw: bytes) -> Gate:
