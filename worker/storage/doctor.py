@@ -46,7 +46,7 @@ from worker.storage.tables import (
     usage,
     workers,
 )
-from worker.storage.window import unmark_published_before
+from worker.storage.window import fetch_mark_bound, unmark_published_before
 from worker.storage.workers import end_worker, rescue_jobs
 
 MOST_EXAMPLES = 5
@@ -192,7 +192,9 @@ def rescue_worker(ledger: Ledger, suspect: Suspect, *, max_solo_losses: int, now
         pass
     if suspect.endpoint is not None:
         # The hints that it had taken died with it; nobody knows which, and claims absorb duplicates.
-        unmark = partial(unmark_published_before, endpoint=suspect.endpoint, before_ms=now_ms)
+        with ledger.read() as connection:
+            before_ms = fetch_mark_bound(connection, suspect.endpoint, now_ms=now_ms)
+        unmark = partial(unmark_published_before, endpoint=suspect.endpoint, before_ms=before_ms)
         while ledger.run(unmark):
             pass
 

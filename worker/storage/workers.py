@@ -114,6 +114,14 @@ def fetch_beats(connection: Connection) -> list[Beat]:
     return list(beats.values())
 
 
+def fetch_endpoint_of(connection: Connection, worker_id: str) -> str | None:
+    """The endpoint that this worker serves or served; None if its row is not in this ledger."""
+    found: str | None = connection.execute(
+        select(workers.c.endpoint).where(workers.c.id == worker_id)
+    ).scalar()
+    return found
+
+
 def release_orphans(
     connection: Connection, worker_id: str, *, held: Collection[str], now_ms: int
 ) -> list[str]:

@@ -19,11 +19,12 @@ from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Recorded, Success
-from worker.storage.window import unmark_published, unmark_published_before
+from worker.storage.window import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.workers import (
     beat,
     end_worker,
     fetch_beats,
+    fetch_endpoint_of,
     register_worker,
     release_orphans,
     rescue_jobs,
@@ -185,9 +186,12 @@ class Heart:
             if not ids:
                 break
         now_ms = self._clock.now_ms()
+        # The messages that it had taken and not claimed died with it, and nobody knows which they were: all of its
+        # endpoint's window is published again, and claims absorb the duplicates.
+        with self._ledger.read() as connection:
+            endpoint = fetch_endpoint_of(connection, worker_id) or self._endpoint
+            before_ms = fetch_mark_bound(connection, endpoint, now_ms=now_ms)
         self._ledger.run(partial(end_worker, worker_id=worker_id, reason="lost", now_ms=now_ms))
-        # The messages that it had taken and not claimed died with it, and nobody knows which they were: all
-        # of the window is published again, and claims absorb the duplicates.
-        while self._ledger.run(partial(unmark_published_before, endpoint=self._endpoint, before_ms=now_ms)):
+        while self._ledger.run(partial(unmark_published_before, endpoint=endpoint, before_ms=before_ms)):
             pass
         return rescued
