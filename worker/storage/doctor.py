@@ -204,6 +204,11 @@ def count_all_published(connection: Connection) -> int:
     return int(connection.execute(select(func.count()).select_from(jobs).where(is_published())).scalar_one())
 
 
+def fetch_published_endpoints(connection: Connection) -> list[str]:
+    """The endpoints of jobs that were handed to the broker and are not claimed yet, sorted."""
+    return sorted(connection.execute(select(jobs.c.endpoint).where(is_published()).distinct()).scalars())
+
+
 def fetch_live_endpoints(connection: Connection, look: Look) -> list[str]:
     """The endpoints that a worker serves, sorted."""
     rows = connection.execute(select(workers.c.endpoint).where(_is_live(look)).distinct())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import BindParameter, Connection, bindparam, func, not_, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, func, select, text, update
 
 from schemas.job import JobState
 from worker.storage.claims import SOLO_AFTER_LOSSES
@@ -38,7 +38,9 @@ _COUNT_LIVE_SLOTS = select(func.coalesce(func.sum(workers.c.slots), 0)).where(
 # Nor do those whose batch is held: nobody claims them before it is let go on.
 _IS_UNHELD = jobs.c.batch_id.not_in(bindparam("held", expanding=True))
 _COUNT_PUBLISHED_UNHELD = _COUNT_PUBLISHED.where(_IS_UNHELD)
-_COUNT_PUBLISHED_LONE = _COUNT_PUBLISHED_UNHELD.where(not_(jobs.c.is_bulk))
+# As text: SQLAlchemy would write `is_bulk = 0` for SQLite, which then does without the index of lone jobs.
+_IS_LONE = text("NOT jobs.is_bulk")
+_COUNT_PUBLISHED_LONE = _COUNT_PUBLISHED_UNHELD.where(_IS_LONE)
 _DUE = select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk).where(jobs.c.endpoint == _endpoint)
 _READY_OF_BATCH = (
     _DUE.add_columns(jobs.c.claims)
@@ -54,7 +56,7 @@ _WAITING_DUE = (
     .with_for_update(skip_locked=True)
 )
 _DUE_OF_BATCH = _WAITING_DUE.where(jobs.c.batch_id == bindparam("of_batch"))
-_LONE_DUE = _WAITING_DUE.where(not_(jobs.c.is_bulk), _IS_UNHELD)
+_LONE_DUE = _WAITING_DUE.where(_IS_LONE, _IS_UNHELD)
 _ids: BindParameter[Sequence[str]] = bindparam("ids", expanding=True)
 # Guarded by state: a row that moved on since it was selected (SQLite has no row locks) stays as it is.
 _MARK_PUBLISHED = (
@@ -75,6 +77,7 @@ _UNMARK = (
     )
     .values(published_at_ms=None)
 )
+_STRAYS = select(jobs.c.id).where(jobs.c.id.in_(_ids), is_published(), jobs.c.endpoint != _endpoint)
 _PUBLISHED_BEFORE = (
     select(jobs.c.id)
     .where(is_published(), jobs.c.endpoint == _endpoint, jobs.c.published_at_ms < bindparam("before_ms"))
@@ -208,6 +211,16 @@ def unmark_published(connection: Connection, ids: Sequence[str]) -> None:
     """Takes the published mark from those of `ids` that nobody claimed: their message is known to be lost."""
     for start in range(0, len(ids), MAX_ROWS):
         connection.execute(_UNMARK, {"ids": sorted(ids)[start : start + MAX_ROWS]})
+
+
+def unmark_strays(connection: Connection, ids: Sequence[str], endpoint: str) -> None:
+    """Takes the mark from those of `ids` that were published for another endpoint than this one.
+
+    An older version put the hints of all endpoints into one queue: whoever reads another's has it published again.
+    """
+    query = {"ids": sorted(ids), "of_endpoint": endpoint}
+    strays = connection.execute(_STRAYS, query).scalars()
+    unmark_published(connection, list(strays))
 
 
 def unmark_published_before(

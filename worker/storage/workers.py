@@ -122,6 +122,14 @@ def fetch_endpoint_of(connection: Connection, worker_id: str) -> str | None:
     return found
 
 
+def is_known(connection: Connection, worker_id: str) -> bool:
+    """Whether this ledger has heard of the worker: one home may have workers of several ledgers."""
+    if fetch_endpoint_of(connection, worker_id) is not None:
+        return True
+    held = select(jobs.c.id).where(is_in(JobState.RUNNING), jobs.c.worker_id == worker_id).limit(1)
+    return connection.execute(held).first() is not None
+
+
 def release_orphans(
     connection: Connection, worker_id: str, *, held: Collection[str], now_ms: int
 ) -> list[str]:

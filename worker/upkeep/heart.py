@@ -25,6 +25,7 @@ from worker.storage.workers import (
     end_worker,
     fetch_beats,
     fetch_endpoint_of,
+    is_known,
     register_worker,
     release_orphans,
     rescue_jobs,
@@ -150,6 +151,9 @@ class Heart:
 
     def _rescue(self) -> None:
         for worker_id in self._presence.find_dead():
+            with self._ledger.read() as connection:
+                if not is_known(connection, worker_id):
+                    continue  # of another ledger of this home: only its own workers can rescue its jobs
             if self._has_to_wait(worker_id):
                 continue
             rescued = self._rescue_all(worker_id)

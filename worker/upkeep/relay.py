@@ -48,7 +48,7 @@ class Epoch(Protocol):
         """Leaves the mark. Raises BrokerAway."""
 
     def is_empty(self) -> bool:
-        """Whether no message lies in any of our queues. Raises BrokerAway."""
+        """Whether no message lies in the queues of this endpoint. Raises BrokerAway."""
 
 
 class Relay:
