@@ -180,7 +180,8 @@ def _start_worker(stack: Stack, settings: Settings) -> None:
     argv = [sys.executable, "-P", "-m", "worker.cli", "worker"]
     environment = {**settings.as_environment(), IN_STACK: "1"}
     if not stack.ensure_worker(argv, environment):
-        note("a worker with other settings runs for this folder already; it does the work")
+        log = settings.home / "logs" / f"{stack.worker_service}.log"
+        note(f"a worker with other settings runs for this folder: this run has one of its own, see {log}")
 
 
 def _follow(ledger: Ledger, stack: Stack, settings: Settings, work: Work, progress: Progress) -> None:
