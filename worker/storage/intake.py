@@ -43,16 +43,19 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class KnownJob:
-    """A job that is in the ledger: what was found under an idempotency key."""
+    """A job that is in the ledger: what was found under an idempotency key.
+
+    `taken_for` says what it was made for, where that is another request or endpoint than what was handed over.
+    """
 
     id: str
     state: JobState
     is_new: bool
+    taken_for: str | None = None
 
 
-_BY_KEY = select(jobs.c.id, jobs.c.state, jobs.c.idempotency_key).where(
-    jobs.c.idempotency_key.in_(bindparam("keys", expanding=True))
-)
+_HELD = (jobs.c.id, jobs.c.state, jobs.c.idempotency_key, jobs.c.request_hash, jobs.c.endpoint)
+_BY_KEY = select(*_HELD).where(jobs.c.idempotency_key.in_(bindparam("keys", expanding=True)))
 
 
 def insert_jobs(
@@ -60,8 +63,8 @@ def insert_jobs(
 ) -> list[KnownJob]:
     """The jobs behind `new`, in the order given: new ones, or those that hold the same key already.
 
-    The same key twice within `new` is one job as well. `published_at_ms` marks lone jobs that the caller
-    publishes itself right after the commit.
+    The same key twice within `new` is one job as well. What came first stays as it is: see `KnownJob.taken_for`.
+    `published_at_ms` marks lone jobs that the caller publishes itself right after the commit.
     """
     unkeyed = [job for job in new if job.idempotency_key is None]
     keyed: dict[str, NewJob] = {}
@@ -81,33 +84,55 @@ def insert_jobs(
     known = []
     for job in new:
         kept = job if job.idempotency_key is None else keyed[job.idempotency_key]
-        id_, state = holders[kept.id]
-        known.append(KnownJob(id=id_, state=state, is_new=id_ == job.id and id_ in fresh_ids))
+        holder = holders[kept.id]
+        is_new = holder.id == job.id and holder.id in fresh_ids
+        taken_for = None if holder.is_for(job) else describe_request(holder.request_hash, holder.endpoint)
+        known.append(KnownJob(holder.id, holder.state, is_new, taken_for))
     return known
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """The job that is there."""
+
+    id: str
+    state: JobState
+    request_hash: str
+    endpoint: str
+
+    def is_for(self, job: NewJob) -> bool:
+        return (self.request_hash, self.endpoint) == (job.request_hash, job.endpoint)
 
 
 def _find_holders(
     connection: Connection, wanted: Sequence[NewJob]
-) -> tuple[dict[str, tuple[str, JobState]], list[NewJob]]:
-    """Id and state of the job that is there for each of `wanted`, by the wanted one's id; and the new ones."""
+) -> tuple[dict[str, _Holder], list[NewJob]]:
+    """The job that is there for each of `wanted`, by the wanted one's id; and the new ones."""
     keys = [job.idempotency_key for job in wanted if job.idempotency_key is not None]
-    found: dict[str, tuple[str, JobState]] = {}
+    found: dict[str, _Holder] = {}
     for start in range(0, len(keys), 500):
         for row in connection.execute(_BY_KEY, {"keys": keys[start : start + 500]}):
-            found[row.idempotency_key] = (row.id, JobState(row.state))
+            found[row.idempotency_key] = _holder(row)
     holders = {}
     fresh = []
     for job in wanted:
         if job.idempotency_key is None:
-            holders[job.id] = (job.id, _first_state(job))
+            holders[job.id] = _Holder(job.id, _first_state(job), job.request_hash, job.endpoint)
             fresh.append(job)
         elif job.idempotency_key not in found:  # the id is taken by a job with another key: it is the job
-            holders[job.id] = (job.id, _state_of(connection, job.id))
+            holders[job.id] = _holder(connection.execute(select(*_HELD).where(jobs.c.id == job.id)).one())
         else:
-            holders[job.id] = found[job.idempotency_key]
-            if holders[job.id][0] == job.id:
+            holders[job.id] = holder = found[job.idempotency_key]
+            if holder.id == job.id and holder.is_for(
+                job
+            ):  # written just now, or by a commit that was not answered
                 fresh.append(job)
     return holders, fresh
+
+
+def describe_request(request_hash: str, endpoint: str) -> str:
+    """A request for a sentence, without a word of it."""
+    return f"SHA-256 {request_hash[:12]}… for {endpoint}"
 
 
 def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) -> None:
@@ -140,8 +165,8 @@ def _insert_bodies(connection: Connection, new: Sequence[NewJob]) -> None:
         connection.execute(insert_or_ignore(connection, details), extras)
 
 
-def _state_of(connection: Connection, job_id: str) -> JobState:
-    return JobState(connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one())
+def _holder(row: Any) -> _Holder:
+    return _Holder(row.id, JobState(row.state), row.request_hash, row.endpoint)
 
 
 def _job_columns(new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | None) -> dict[str, list[Any]]:
