@@ -9,7 +9,7 @@ from sqlalchemy import BindParameter, Connection, bindparam, select, update
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs
-from worker.storage.window import Due, mark_published, take_turns
+from worker.storage.window import Due, choose_shares, choose_untried, mark_published
 
 SPREAD_MS = 1000  # over which the jobs of one step come back
 _SOON_MS = 1500  # who is due by then is left alone
@@ -87,14 +87,13 @@ def take_probe(
     Jobs that were not refused come first, those that are new before those that wait: what one job is refused for may
     be its own. `is_for_others` never takes one of `refused`.
     """
-    ready, after_batch = take_turns(
-        connection, endpoint, after_batch=after_batch, held=held, share=_LOOKED_AT
-    )
+    untried, after_batch = choose_untried(connection, endpoint, _LOOKED_AT, after_batch, now_ms, held)
     query = {"of_endpoint": endpoint, "now_ms": now_ms, "held": list(held)}
     candidates = [
-        *ready,
+        *untried,
         *(Due(*row) for row in connection.execute(_UNBLOCKED_DUE, query)),
         *(Due(*row) for row in connection.execute(_BLOCKED_DUE, query)),
+        *choose_shares(connection, endpoint, _LOOKED_AT, after_batch, now_ms, held)[0],
     ]
     others = [job for job in candidates if job.id not in refused]
     chosen = others[:1] or ([] if is_for_others else candidates[:1])
