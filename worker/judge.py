@@ -55,7 +55,10 @@ class Judge:
         self._gatekeeper.succeeded(leave)
         self._note_openings()
         self._evidence.succeeded(
-            job.id, job.model, began_s=leave.began_s, order=leave.order, now_s=self._clock.monotonic_s()
+            job.id,
+            job.model,
+            began=leave.order,
+            now_s=self._clock.monotonic_s(),
         )
 
     def judge(self, job: ClaimedJob, failure: Failure, leave: Pass, *, now_ms: int) -> Judgement:
@@ -93,6 +96,8 @@ class Judge:
             is_last=job.attempts + 1 >= budget,
             is_only=budget == 1,
             has_others=lambda: self._has_other_jobs(job.id),
+            number=leave.number,
+            calls=self._gatekeeper.calls,
             order=self._gatekeeper.next_order(),
             now_s=self._clock.monotonic_s(),
             tries=job.number,

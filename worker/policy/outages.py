@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from schemas.failure import Failure, FailureKind
 from worker.policy.gates import SEVERAL
 from worker.policy.retry import is_local
 
 HEALTHY_RATE = 0.05  # an endpoint that fails more rarely is taken to fail so often
-FLAKY_RATE = 0.1
+KNOWN_FROM = (
+    1000  # answers; fewer than are in flight at once would be a wave of failures, or of answers, only
+)
 _ACCIDENT = 2e-4
 _LONGEST_RUN = 16
-# A flaky endpoint's failures come sooner than its successes: a run has to last until those in flight have had time.
-_LATENCIES = 1.5
-_LONGEST_LATENCY_S = 10.0
+# Failures come sooner than answers: of hundreds of calls that begin together, the first to come back have all failed.
+# So the run must also be a part of the calls that began with it which this endpoint's usual failures are not.
+_PART = 0.25
+_LARGEST_PART = 0.7
 _OF_THE_REQUEST = frozenset({400, 413, 415, 422})
 _SAME_WORDS_FOR_REQUESTS = 5
 _TROUBLE = frozenset({FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.UNREACHABLE})
@@ -61,20 +65,23 @@ def several(failure: Failure) -> int:
     return _SAME_WORDS_FOR_REQUESTS if is_about_the_request(failure) else SEVERAL
 
 
-def is_outage(*, jobs: int, length: int, lasted_s: float, failure_rate: float, latency_s: float) -> bool:
+def is_outage(*, jobs: int, numbers: Sequence[int], calls: int, failure_rate: float) -> bool:
     """Whether a run of failures is no accident.
 
-    `jobs` different ones failed `length` times in a row within `lasted_s`, at an endpoint whose calls fail at
-    `failure_rate` and whose successes take `latency_s`.
+    `jobs` different ones failed in a row, as the calls of these `numbers` out of `calls`, at an endpoint whose calls
+    fail at `failure_rate`. In an outage all calls fail that began with the later half of them, but for those that have
+    only just begun.
     """
-    if jobs < SEVERAL or length < longest_accident(failure_rate):
+    if jobs < SEVERAL or len(numbers) < longest_accident(failure_rate):
         return False
-    return failure_rate < FLAKY_RATE or lasted_s >= min(_LONGEST_LATENCY_S, _LATENCIES * latency_s)
+    middle = sorted(numbers)[len(numbers) // 2]
+    failed = len(numbers) - len(numbers) // 2
+    return failed >= min(_LARGEST_PART, _PART + failure_rate) * (calls - middle + 1)
 
 
 def longest_accident(failure_rate: float) -> int:
-    """The length from which on a run of failures is no accident: 3 for a healthy endpoint, 15 for a coin's toss."""
-    # The rate is known from a hundred answers only: it may be a little higher.
-    margin = math.sqrt(failure_rate * (1 - failure_rate) / 100) if failure_rate > FLAKY_RATE else 0.0
-    rate = min(max(failure_rate + margin, HEALTHY_RATE), 0.99)
+    """The length from which on a run of failures is no accident: 3 for a healthy endpoint, 13 for a coin's toss."""
+    # The rate is known from a thousand answers at most: it may be a little higher.
+    margin = 2 * math.sqrt(failure_rate * (1 - failure_rate) / KNOWN_FROM)
+    rate = min(max(failure_rate + margin if failure_rate > 0.1 else failure_rate, HEALTHY_RATE), 0.99)
     return max(SEVERAL, min(_LONGEST_RUN, math.ceil(math.log(_ACCIDENT) / math.log(rate))))

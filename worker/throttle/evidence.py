@@ -11,6 +11,7 @@ from schemas.failure import Failure, FailureKind
 from worker.policy.gates import Gate
 from worker.policy.outages import (
     HEALTHY_RATE,
+    KNOWN_FROM,
     is_about_the_request,
     is_outage,
     is_refusal,
@@ -22,6 +23,7 @@ from worker.policy.retry import Whose
 
 _MOST_SUSPECTS = 4096
 _MOST_KEYS = 256
+_LONGEST_LOOKED_AT = 400
 _MOST_UNDECIDED = 5  # 1 + 2 + 4 + 8 + 8 s: then a job that nobody can be asked about fails
 _MOST_LAST_CHANCES = 3
 _LONE_AFTER = 3  # refusals of one job, nobody else's, at a key that worked a moment ago
@@ -51,44 +53,41 @@ class Verdict:
 class Evidence:
     """One per process. Thread-safe. Times are this process's monotonic seconds: no two clocks are compared.
 
-    `order` counts calls as they begin and failures as they are seen: which of two came first.
+    `began` and `order` are of one count, of calls as they begin and failures as they are seen: which of two came first.
+    A call's `number` is its place among the calls alone, of which there were `calls` so far.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._run: dict[str, None] = {}  # different jobs that failed in trouble since the last success
-        self._run_length = 0
-        self._run_began_s = 0.0
+        self._numbers: list[int] = []  # of the calls of that run
         self._refusals: dict[str, dict[str, None]] = {}  # the same of refusals, by likeness
         self._own: OrderedDict[str, tuple[str, float]] = OrderedDict()  # likeness to model and when
         self._suspects: OrderedDict[str, _Suspect] = OrderedDict()
         self._rate = HEALTHY_RATE
         self._answers = 10.0
         self._failures = 0  # since the last success, also behind a shut gate: not in the rate yet
-        self._latency_s = 0.0
         self._succeeded_s = float("-inf")
         self._latest_began = 0  # the order of the latest call that succeeded
 
     @property
     def failure_rate(self) -> float:
-        """The share of calls that fail in trouble beside others that do not, over the last hundred or so."""
+        """The share of calls that fail in trouble beside others that do not, over the last thousand or so."""
         return self._rate
 
-    def succeeded(self, job_id: str, model: str, *, began_s: float, order: int, now_s: float) -> None:
-        """A call that began at `began_s` was answered: the endpoint serves, or did so then."""
+    def succeeded(self, job_id: str, model: str, *, began: int, now_s: float) -> None:
+        """A call was answered: the endpoint serves, or did so when it `began`."""
         with self._lock:
-            self._latency_s += 0.1 * (now_s - began_s - self._latency_s)
             if self._failures:
                 # Answered among them, also where the gate was shut behind it: they failed as by a coin's toss.
-                for _ in range(min(self._failures, 200)):
-                    self._learn(1.0)
+                self._learn(1.0, self._failures)
                 self._failures = 0
-            self._learn(0.0)
+            self._learn(0.0, 1)
             self._succeeded_s = now_s
-            self._latest_began = max(self._latest_began, order)
-            if self._run_length:
+            self._latest_began = max(self._latest_began, began)
+            if self._numbers:
                 self._run.clear()
-                self._run_length = 0
+                self._numbers.clear()
             if self._refusals:
                 self._refusals.clear()
             if self._own:
@@ -102,7 +101,7 @@ class Evidence:
         with self._lock:
             self._failures = 0
             self._run.clear()
-            self._run_length = 0
+            self._numbers.clear()
             self._refusals.clear()
 
     def judge(
@@ -117,6 +116,8 @@ class Evidence:
         is_last: bool,
         is_only: bool,
         has_others: Callable[[], bool],
+        number: int,
+        calls: int,
         order: int,
         now_s: float,
         tries: int = 1,
@@ -133,7 +134,7 @@ class Evidence:
             if is_only:
                 return Verdict(Whose.UNKNOWN)
             return self._judge_trouble(
-                job_id, gate, is_probe=is_probe, is_last=is_last, order=order, now_s=now_s
+                job_id, gate, is_probe=is_probe, is_last=is_last, number=number, calls=calls, order=order
             )
         if is_refusal(failure):
             with self._lock:
@@ -153,7 +154,15 @@ class Evidence:
         return Verdict(Whose.UNKNOWN)
 
     def _judge_trouble(
-        self, job_id: str, gate: Gate | None, *, is_probe: bool, is_last: bool, order: int, now_s: float
+        self,
+        job_id: str,
+        gate: Gate | None,
+        *,
+        is_probe: bool,
+        is_last: bool,
+        number: int,
+        calls: int,
+        order: int,
     ) -> Verdict:
         with self._lock:
             is_outage_known = gate is not None and gate.is_outage
@@ -163,18 +172,16 @@ class Evidence:
                 self._failures += not is_probe
                 return Verdict(Whose.ENDPOINTS)
             self._failures += 1
-            if not self._run_length:
-                self._run_began_s = now_s
             suspect.again += was_served
             if not suspect.again:  # else others were answered between its failures: they may be its own
-                self._run_length += 1
                 self._run[job_id] = None
+                self._numbers.append(number)
+                del self._numbers[:-_LONGEST_LOOKED_AT]
             if is_outage(
                 jobs=len(self._run),
-                length=self._run_length,
-                lasted_s=now_s - self._run_began_s,
+                numbers=self._numbers,
+                calls=calls,
                 failure_rate=self._rate,
-                latency_s=self._latency_s,
             ):
                 for one in self._run:
                     self._suspects.pop(one, None)
@@ -247,6 +254,6 @@ class Evidence:
         self._suspects[job_id] = suspect
         return suspect, was_served
 
-    def _learn(self, value: float) -> None:
-        self._answers = min(self._answers + 1.0, 100.0)
-        self._rate += (value - self._rate) / self._answers
+    def _learn(self, value: float, times: int) -> None:
+        self._answers = min(self._answers + times, KNOWN_FROM)
+        self._rate += (value - self._rate) * min(1.0, times / self._answers)

@@ -34,14 +34,13 @@ _QUIET_S = 10.0  # one that flaps is told of so often
 class Pass:
     """Leave to call the endpoint. A probe decides for everyone; its place is under its `token`.
 
-    `began_s` is when the leave was given, by this process's monotonic clock, and `order` tells which of two things of
-    this process came first.
+    `order` tells which of two things of this process came first, `number` is the call's place among its calls.
     """
 
     is_probe: bool
     token: str | None = field(default=None, compare=False)
-    began_s: float = field(default=0.0, compare=False)
     order: int = field(default=0, compare=False)
+    number: int = field(default=0, compare=False)
 
 
 class Gatekeeper:
@@ -58,26 +57,32 @@ class Gatekeeper:
         self._told_s = float("-inf")
         self._is_shut_told = False
         self.next_order = count(1).__next__
+        self._next_number = count(1).__next__
+        self.calls = 0
         self.openings = 0  # how often a gate that needed a probe was seen to open
 
     def admit(self, job_id: str | None = None) -> Pass | None:
         """Leave to call, or None: the job goes back to the ledger, unburnt."""
         gate = self.look()
-        began_s = self._clock.monotonic_s()
         if gate is None:
-            return Pass(False, None, began_s, self.next_order())
+            return self._pass(None)
         now_ms = self._clock.now_ms()
         admission = decide_admission(gate, now_ms=now_ms)
         if admission is Admission.OPEN:
-            return Pass(False, None, began_s, self.next_order())
+            return self._pass(None)
         if admission is Admission.SHUT:
             return None
         if admission is Admission.PROBE_OF_OTHERS and (job_id is None or job_id in gate.jobs):
             return None
         token = new_id()
         if self._store.take_probe(ttl_s=self._probe_ttl_s, token=token, now_ms=now_ms):
-            return Pass(True, token, began_s, self.next_order())
+            return self._pass(token)
         return None
+
+    def _pass(self, token: str | None) -> Pass:
+        number = self._next_number()
+        self.calls = number  # not guarded: a few too low at times
+        return Pass(token is not None, token, self.next_order(), number)
 
     def look(self, *, closely: bool = False) -> Gate | None:
         """The gate as of at most a quarter of a second ago; `closely`, a twentieth."""
