@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 
 import pytest
 from sqlalchemy import update
@@ -11,7 +10,7 @@ from sqlalchemy import update
 from schemas.chat import parse_request
 from schemas.failure import FailureKind
 from tests.support.ledger import claim, job_row, put, record, setback
-from tests.support.processes import Shop
+from tests.support.processes import Shop, wait_until
 from worker.broker import broker_address, open_client
 from worker.clock import SystemClock
 from worker.policy.gates import Gate
@@ -82,6 +81,7 @@ def test_a_pause_that_the_endpoint_asked_for_is_shown_and_kept(
     assert (facts["needs_probe"], facts["in_s"] > 0) == (False, True)
 
 
+@pytest.mark.storm
 @only_sqlite
 def test_a_worker_goes_on_at_once_when_check_had_an_answer(
     plant: Shop, plant_settings: Settings, plant_ledger: Ledger
@@ -91,10 +91,8 @@ def test_a_worker_goes_on_at_once_when_check_had_an_answer(
     plant_ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id == id_).values(not_before_ms=far_ms)))
     plant.worker()
     assert plant.antrean("check").code == 0
-    from tests.support.processes import wait_until  # local: a name of the neighbours
-
     wait_until(
-        partial(lambda: job_row(plant_ledger, id_).state == "succeeded"),
+        lambda: job_row(plant_ledger, id_).state == "succeeded",
         within_s=10,
         what="the job is done, 590 s before its time",
     )

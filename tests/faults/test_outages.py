@@ -1,5 +1,6 @@
 """An endpoint that is away for a while, with default settings and two workers: no job fails, few calls are made
-meanwhile, and work is at full speed within seconds of its return."""
+meanwhile, and work is at full speed within seconds of its return. The short forms, on a fake clock, are in
+`tests/contract/test_ledger_outages.py` and `tests/unit/test_outages_simulated.py`."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def calls(arena: Arena) -> int:
 def sit_through(arena: Arena, how: str, away_s: float) -> None:
     """One outage in the middle of a run, and what it came to."""
     speed_ceiling = WORKERS * SLOTS / LATENCY_S
-    arena.queue(round(speed_ceiling * arena.size(30, 10)))
+    arena.queue(round(speed_ceiling * 30))
     for _ in range(WORKERS):
         arena.worker()
     arena.wait_for(lambda: arena.count("succeeded") > 2 * SLOTS, "the run is in its middle")
@@ -120,12 +121,6 @@ def sit_through(arena: Arena, how: str, away_s: float) -> None:
 
 
 KINDS = ["503", "404", "504", "refused", "hanging"]
-
-
-@pytest.mark.simulator("--latency", str(LATENCY_S))
-@pytest.mark.timeout(120)
-def test_an_outage_of_503_fails_no_job_and_is_hardly_called_into(arena: Arena) -> None:
-    sit_through(arena, "503", 15.0 if arena.is_full else 6.0)
 
 
 @pytest.mark.storm

@@ -177,6 +177,11 @@ def test_a_last_attempt_is_not_spent_while_others_fail_too(told: Told) -> None:
     assert asked[3].whose is Whose.UNKNOWN
 
 
+def test_an_endpoint_that_was_not_even_reached_is_the_tables_matter(told: Told) -> None:
+    refused = Failure(K.UNREACHABLE, "connection refused", was_sent=False)
+    assert {told.fails(f"job{n}", refused, is_last=True) for n in range(9)} == {Whose.UNKNOWN}
+
+
 def test_jobs_of_one_attempt_fail_by_it_and_say_nothing_of_the_endpoint(told: Told) -> None:
     found = [told.verdict(f"job{n}", DOWN, is_last=True, is_only=True).whose for n in range(20)]
     assert set(found) == {Whose.UNKNOWN}

@@ -131,7 +131,9 @@ class Evidence:
         `waited_s`.
         """
         if is_trouble(failure):
-            if is_only:
+            if (
+                is_only or not failure.was_sent
+            ):  # who was not even reached has burnt nothing, and shuts the gate
                 return Verdict(Whose.UNKNOWN)
             return self._judge_trouble(
                 job_id, gate, is_probe=is_probe, is_last=is_last, number=number, calls=calls, order=order
