@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-from sqlalchemy import BindParameter, Connection, bindparam, delete, exists, func, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, and_, bindparam, delete, exists, func, select
 
 from worker.storage.engine import Ledger
 from worker.storage.tables import (
@@ -24,9 +25,15 @@ from worker.storage.tables import (
 _STEP_S = 0.02  # a step's transaction stays under about this long
 _SMALLEST_STEP = 20
 
+
+def _has_ended_before(before_ms: Any) -> ColumnElement[bool]:
+    # What was made later cannot have ended earlier: the clock of its worker was behind.
+    return and_(jobs.c.ended_at_ms < before_ms, jobs.c.created_at_ms < before_ms)
+
+
 _ENDED = (
     select(jobs.c.id)
-    .where(jobs.c.ended_at_ms < bindparam("before_ms"))
+    .where(_has_ended_before(bindparam("before_ms")))
     .order_by(jobs.c.ended_at_ms)
     .limit(bindparam("at_most"))
     .with_for_update(skip_locked=True)
@@ -47,7 +54,7 @@ _EMPTY_BATCHES = delete(batches).where(
 
 def count_ended(connection: Connection, *, before_ms: int) -> int:
     """Jobs that ended before then."""
-    return int(connection.execute(select(func.count()).where(jobs.c.ended_at_ms < before_ms)).scalar_one())
+    return int(connection.execute(select(func.count()).where(_has_ended_before(before_ms))).scalar_one())
 
 
 def prune(

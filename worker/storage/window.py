@@ -154,7 +154,7 @@ def take_due(
     if prefer_untried:
         due, after_batch = _take_untried(connection, endpoint, room, after_batch, now_ms, held)
     if not due:
-        due, after_batch = _take_shares(connection, endpoint, room, after_batch, now_ms, held)
+        return _take_shares(connection, endpoint, room, after_batch, now_ms, held)
     _mark(connection, [job.id for job in due], now_ms)
     return due, after_batch
 
@@ -171,14 +171,27 @@ def _take_shares(
     turns = find_turns(
         connection, endpoint, after=after_batch, held=held, at_most=room - len(due), now_ms=now_ms
     )
-    for i, turn in enumerate(turns):
-        left = room - len(due)
-        if left <= 0:
-            break
-        sharers = min(_SHARERS - i % _SHARERS, len(turns) - i)
-        due += _share_of(connection, endpoint, turn, -(-left // sharers), now_ms)
-        after_batch = turn.batch_id
-    return due + later[: room - len(due)], after_batch
+    marked, is_first = 0, True
+    while turns and len(due) < room:
+        # What some leave of their shares is for those who have more: these are looked at again.
+        _mark(connection, [job.id for job in due[marked:]], now_ms)
+        marked = len(due)
+        with_more: list[Turn] = []
+        for i, turn in enumerate(turns):
+            left = room - len(due)
+            if left <= 0:
+                break
+            share = -(-left // min(_SHARERS - i % _SHARERS, len(turns) - i))
+            part = _share_of(connection, endpoint, turn, share, now_ms)
+            due += part
+            if len(part) == share:
+                with_more.append(turn)
+            if is_first:
+                after_batch = turn.batch_id
+        turns, is_first = with_more, False
+    due += later[: room - len(due)]
+    _mark(connection, [job.id for job in due[marked:]], now_ms)
+    return due, after_batch
 
 
 def _share_of(connection: Connection, endpoint: str, turn: Turn, share: int, now_ms: int) -> list[Due]:
