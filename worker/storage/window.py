@@ -123,7 +123,7 @@ def take_lone_due(
         return []
     retries = [Due(*row) for row in connection.execute(_LONE_DUE, {**query, "at_most": room})]
     due = _mix(retries, _ready_of(connection, endpoint, "", room), room)
-    _mark(connection, [job.id for job in due], now_ms)
+    mark_published(connection, [job.id for job in due], now_ms)
     return due
 
 
@@ -155,7 +155,7 @@ def take_due(
         due, after_batch = _take_untried(connection, endpoint, room, after_batch, now_ms, held)
     if not due:
         return _take_shares(connection, endpoint, room, after_batch, now_ms, held)
-    _mark(connection, [job.id for job in due], now_ms)
+    mark_published(connection, [job.id for job in due], now_ms)
     return due, after_batch
 
 
@@ -174,7 +174,7 @@ def _take_shares(
     marked, is_first = 0, True
     while turns and len(due) < room:
         # What some leave of their shares is for those who have more: these are looked at again.
-        _mark(connection, [job.id for job in due[marked:]], now_ms)
+        mark_published(connection, [job.id for job in due[marked:]], now_ms)
         marked = len(due)
         with_more: list[Turn] = []
         for i, turn in enumerate(turns):
@@ -190,7 +190,7 @@ def _take_shares(
                 after_batch = turn.batch_id
         turns, is_first = with_more, False
     due += later[: room - len(due)]
-    _mark(connection, [job.id for job in due[marked:]], now_ms)
+    mark_published(connection, [job.id for job in due[marked:]], now_ms)
     return due, after_batch
 
 
@@ -274,6 +274,7 @@ def _due_of(connection: Connection, endpoint: str, batch_id: str, at_most: int, 
     return [Due(*row) for row in connection.execute(_DUE_OF_BATCH, query)]
 
 
-def _mark(connection: Connection, ids: list[str], now_ms: int) -> None:
+def mark_published(connection: Connection, ids: Sequence[str], now_ms: int) -> None:
+    """Marks jobs as handed to the broker; one that waited is queued again."""
     if ids:
         connection.execute(_MARK_PUBLISHED, {"ids": sorted(ids), "now_ms": now_ms})
