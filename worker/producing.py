@@ -28,6 +28,8 @@ _known_batches: set[str] = set()
 def produce(asked: Asked, *, task_id: str | None = None) -> str:
     """The id of the job, written down and published at once; the broker may be away, the relay sees to it.
 
+    The same `task_id` with the same request is the same job. With another request, and so with a custom_id that
+    names another request of its batch, it is a problem, and nothing is written or published.
     Raises InvalidRequest with every problem at once, SettingsError, NotMigrated or DatabaseAway.
     """
     settings, ledger, queues = _open()

@@ -59,7 +59,10 @@ class ChatTask(Task):
         """The result handle of the job; `get` is not served: results are in the ledger.
 
         Takes `priority`, `expires`, `countdown`, `eta` and `task_id` as Celery does; and, as arguments beside
-        the request, `custom_id`, `batch`, `max_attempts` and `metadata`. Raises InvalidRequest.
+        the request, `custom_id`, `batch`, `max_attempts` and `metadata`. The same `task_id` with the same request
+        is the same job, and nothing is done twice. A `custom_id` alone makes no double of anything: it names a
+        request for its reader. Raises InvalidRequest, also for a `task_id` that another request has, and for a
+        `custom_id` that names another request in the same `batch`.
         """
         request, extras = read_call(args, kwargs)
         wait = options.get("eta") if options.get("countdown") is None else options["countdown"]

@@ -44,6 +44,7 @@ from worker.storage.tables import (
     requests,
     results,
     usage,
+    wants,
     workers,
 )
 from worker.storage.window import fetch_mark_bound, unmark_published_before
@@ -307,7 +308,7 @@ _CHECKS: Mapping[str, _Check] = {
 def _find_strays(connection: Connection, _: Look) -> dict[str, int]:
     """Rows of jobs that are not there, by table. Usage is not meant: it outlives what was pruned."""
     found = {}
-    for table in (requests, details, attempts, results, failure_bodies):
+    for table in (requests, details, attempts, results, failure_bodies, wants):
         count = connection.execute(_count_strays(table)).scalar_one()
         if count:
             found[table.name] = count
@@ -345,7 +346,7 @@ def _find_interrupted(connection: Connection, look: Look) -> dict[str, int]:
         latest = connection.execute(
             select(jobs.c.created_at_ms)
             .where(jobs.c.batch_id == batch_id)
-            .order_by(jobs.c.id.desc())
+            .order_by(jobs.c.position.desc(), jobs.c.id.desc())
             .limit(1)
         ).scalar()
         if latest is None or latest < before_ms:

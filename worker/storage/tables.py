@@ -21,6 +21,7 @@ from schemas.rows import (
     RequestRow,
     ResultRow,
     UsageRow,
+    WantRow,
     WorkerRow,
 )
 
@@ -32,6 +33,7 @@ def _table(row: type[SQLModel]) -> Table:
 
 
 jobs = _table(JobRow)
+wants = _table(WantRow)
 requests = _table(RequestRow)
 attempts = _table(AttemptRow)
 results = _table(ResultRow)
