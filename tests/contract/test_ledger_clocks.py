@@ -24,6 +24,7 @@ from tests.support.ledger import (
 from worker.cli.tracking import Progress, Tracker
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter
+from worker.storage.moves import expire_jobs
 from worker.storage.pruning import count_ended, prune
 from worker.storage.window import unmark_published_before
 from worker.throttle.gatekeeper import Gatekeeper
@@ -230,6 +231,18 @@ def test_what_is_rescued_is_published_again_for_its_own_endpoint(
     watch_for(heart, clock, 3)
     assert job_row(ledger, theirs.id).published_at_ms is None
     assert job_row(ledger, ours.id).published_at_ms is not None, "its messages are where they were"
+
+
+def test_a_worker_whose_clock_is_ahead_of_the_servers_expires_nothing_early(ledger: Ledger) -> None:
+    if not ledger.is_postgresql:
+        pytest.skip("a SQLite file has one machine, and its clock")
+    from worker.clock import SystemClock  # local: the server's clock is the real one
+
+    now_ms = SystemClock().now_ms()
+    early, late = put(ledger, a_job(expires_at_ms=now_ms + HOUR_MS), a_job(expires_at_ms=now_ms - HOUR_MS))
+    assert ledger.run(lambda c: expire_jobs(c, now_ms=now_ms + 7 * HOUR_MS)) == 1
+    assert (state(ledger, early.id), state(ledger, late.id)) == ("queued", "expired")
+    assert ledger.run(lambda c: expire_jobs(c, now_ms=now_ms - 7 * HOUR_MS)) == 0
 
 
 def test_nothing_is_pruned_because_a_clock_was_behind(ledger: Ledger, clock: FakeClock) -> None:
