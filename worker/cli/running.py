@@ -82,7 +82,7 @@ def run(
     Brings up what it needs (a broker, a worker), shows how far it is, and stops what it started.
 
     Runs of one folder with the same settings share a worker. One with other settings (another endpoint, key or
-    database) has a worker of its own, with a log of its own (`logs/worker-2.log`), until the last run that uses it ends.
+    database) has a worker of its own, with a log of its own (`logs/worker-2.log`), until its last run ends.
 
     Typed again, it does only what is not done yet, failed jobs too. Ctrl-C leaves nothing running and loses
     nothing. Ends with 0 when every job succeeded, 1 when some did not or a line is missing.
