@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty
-from time import monotonic, time
+from time import monotonic
 from typing import Any, ClassVar
 
 import orjson
@@ -22,6 +22,7 @@ from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
+from worker.broker_time import BROKER_CLOCK
 from worker.doorbell import Doorbell
 from worker.hints import hinted_job, is_bulk_queue, is_written_hint, list_keys
 from worker.taking import Taken, Taker
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 _ASK_EVERY_S = 1.0  # as often as kombu's BRPOP comes back; kombu ends a connection that does not answer
 _UNTOLD_POLL_S = 0.05  # how often to ask a broker that pushes no notices
 _RENEWALS_A_LEASE = 6
+_SKEW_S = 30.0  # how far the clocks of machines that are kept in step may be apart
 _MOST_IN_A_ROW = 16  # lone messages between two turns of the hub
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
 # A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
@@ -105,6 +107,28 @@ class QoS(redis.QoS):
     def forget(self, delivery_tag: str) -> None:
         """Has the broker drop its note of a message that was not delivered."""
         self._remove_from_indices(delivery_tag).execute()
+
+    def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
+        """kombu's, by the broker's clock: by one that is ahead, what others hold would be given out again."""
+        if Channel.hand is None:
+            super().restore_visible(start, num, interval)
+            return
+        self._vrestore_count += 1
+        if (self._vrestore_count - 1) % (interval or 1):
+            return
+        with self.channel.conn_or_acquire() as client:
+            BROKER_CLOCK.ask(client)
+            now_s = BROKER_CLOCK.now_s()
+            try:
+                with redis.Mutex(client, self.unacked_mutex_key, self.unacked_mutex_expire):
+                    # A lease that begins in the future was written by a clock that was ahead: it is over.
+                    for low, high in ((0, now_s - self.visibility_timeout), (now_s + _SKEW_S, "+inf")):
+                        # Without a number redis-py takes no start either.
+                        first = None if num is None else start
+                        for tag in client.zrangebyscore(self.unacked_index_key, low, high, first, num):
+                            self.restore_by_tag(tag, client)
+            except redis.MutexHeld:
+                return
 
     def ack(self, delivery_tag: str) -> None:
         hand = Channel.hand
@@ -191,9 +215,10 @@ class Channel(redis.Channel):
         kombu gives out again what nobody has said so of for a lease (its `visibility_timeout`). Hub only.
         """
         tags = [] if self._qos is None else list(self._qos._delivered)
-        if tags:
-            with self.conn_or_acquire() as client:
-                client.zadd(self.unacked_index_key, dict.fromkeys(tags, time()), xx=True)
+        with self.conn_or_acquire() as client:
+            BROKER_CLOCK.ask(client)
+            if tags:
+                client.zadd(self.unacked_index_key, dict.fromkeys(tags, BROKER_CLOCK.now_s()), xx=True)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         hand = Channel.hand
@@ -311,6 +336,8 @@ class Channel(redis.Channel):
     def _taker(self) -> Taker:
         with self.conn_or_acquire() as client:
             if self._lasting_taker is None:
+                if not BROKER_CLOCK.is_known:
+                    BROKER_CLOCK.ask(client)
                 self._lasting_taker = Taker(client, notes=self.unacked_key, index=self.unacked_index_key)
             return self._lasting_taker
 
