@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import orjson
 import redis as redis_client
@@ -38,6 +38,14 @@ _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
 # A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
 REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
 _RECONNECT_AFTER_S, _RECONNECT_STEP_S, _RECONNECT_AFTER_MAX_S = 1.0, 1.0, 3.0
+
+
+class Lists(NamedTuple):
+    """Queue and key of all lists that are read, by priority and then as declared; those of lone jobs, and of bulk."""
+
+    every: list[tuple[str, str]]
+    lone: list[tuple[str, str]]
+    bulk: list[tuple[str, str]]
 
 
 class Hand:
@@ -171,7 +179,7 @@ class Channel(redis.Channel):
         self._bell: Doorbell | None = None
         self._is_fetch_due = False
         self._known_queues: tuple[str, ...] = ()
-        self._lists: tuple[list[tuple[str, str]], ...] = ([], [], [])
+        self._known_lists = Lists([], [], [])
         super().__init__(*args, **kwargs)
 
     @contextmanager
@@ -229,7 +237,7 @@ class Channel(redis.Channel):
         keys = [key for _, key in self._wanted_lists(hand)]
         if not keys:
             return
-        if self._bulk_lists:
+        if self._lists.bulk:
             hand.reader = self
         connection = self.client.connection
         if self._bell is None or not self._bell.is_at(connection):
@@ -266,31 +274,19 @@ class Channel(redis.Channel):
 
     def _wanted_lists(self, hand: Hand) -> list[tuple[str, str]]:
         """Queue and key of what there is room for, those to be emptied first first."""
-        return self._all_lists if hand.room >= hand.refill_at else self._lone_lists
+        return self._lists.every if hand.room >= hand.refill_at else self._lists.lone
 
     @property
-    def _all_lists(self) -> list[tuple[str, str]]:
-        return self._lists_of_queues()[0]
-
-    @property
-    def _lone_lists(self) -> list[tuple[str, str]]:
-        return self._lists_of_queues()[1]
-
-    @property
-    def _bulk_lists(self) -> list[tuple[str, str]]:
-        return self._lists_of_queues()[2]
-
-    def _lists_of_queues(self) -> tuple[list[tuple[str, str]], ...]:
-        """All lists, those of lone jobs, and those of bulk, by priority and then by queue, as they were declared."""
+    def _lists(self) -> Lists:
         names = tuple(self._active_queues)
         if names != self._known_queues:
             queues = [name for name in names if name not in self.active_fanout_queues]
             lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
             every = [one for step in zip(*lists, strict=True) for one in step]
             lone = [one for one in every if not is_bulk_queue(one[0])]
-            self._lists = every, lone, [one for one in every if is_bulk_queue(one[0])]
+            self._known_lists = Lists(every, lone, [one for one in every if is_bulk_queue(one[0])])
             self._known_queues = names
-        return self._lists
+        return self._known_lists
 
     def _take(self, hand: Hand) -> bool:
         """Takes lone messages one by one while there is a slot for each, and bulk once it is its turn; whether there
@@ -317,7 +313,7 @@ class Channel(redis.Channel):
         if bell is None or not self._in_poll:
             self._fetch_bulk(hand, at_least=hand.refill_at)
             return
-        waits_for_bulk = any(key in bell.keys for _, key in self._bulk_lists[:1])
+        waits_for_bulk = any(key in bell.keys for _, key in self._lists.bulk[:1])
         if waits_for_bulk and bell.is_told:
             return  # there is none, or it rings
         self._fetch_bulk(hand, at_least=hand.refill_at)
@@ -327,9 +323,9 @@ class Channel(redis.Channel):
 
     def _fetch_bulk(self, hand: Hand, *, at_least: int) -> None:
         """Takes as many bulk messages as there is room for, without waiting for any."""
-        if not self._bulk_lists or hand.room < at_least or not self.qos.can_consume():
+        if not self._lists.bulk or hand.room < at_least or not self.qos.can_consume():
             return
-        for taken in self._taker.take(self._bulk_lists, hand.room):
+        for taken in self._taker.take(self._lists.bulk, hand.room):
             self._deliver(taken)
 
     @property
