@@ -33,7 +33,7 @@ def begin_run(shop: Shop, name: str, **settings: object) -> None:
     wait_until(lambda: log.exists() and "ready." in log.read_text(), within_s=30, what="its worker is ready")
 
 
-@pytest.mark.simulator("--latency", "6", "--key", "one")
+@pytest.mark.simulator("--latency", "4", "--key", "one")
 def test_a_second_run_with_another_endpoint_and_key_gets_its_work_done_meanwhile(
     shop: Shop, simulator: SimulatorProcess, other_simulator: SimulatorProcess
 ) -> None:
@@ -66,6 +66,7 @@ def test_a_second_run_with_another_endpoint_and_key_gets_its_work_done_meanwhile
     wait_until(lambda: not processes_under(shop.folder), within_s=10, what="nothing is left running")
 
 
+@pytest.mark.storm
 @pytest.mark.simulator("--latency", "3")
 def test_a_second_run_with_another_ledger_gets_its_work_done_meanwhile(
     shop: Shop, simulator: SimulatorProcess
