@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import subprocess
@@ -118,8 +119,6 @@ def test_what_an_earlier_version_submitted_is_not_paid_for_again(away: Shop, nam
     assert away.antrean("migrate").code == 0
     ledger, endpoint = ledger_of(away), "http://127.0.0.1:1"
     migrate(ledger)
-    import hashlib
-
     key = identify("submit", hashlib.sha256(raw).hexdigest(), endpoint)
     body, request_hash = encode_decoded({"model": "a", **LINE["body"]})  # type: ignore[dict-item]
     now_ms = SystemClock().now_ms()
@@ -198,31 +197,24 @@ def test_a_wrong_path_is_named_at_once_by_each_command(away: Shop) -> None:
     endpoint.close()
 
 
-@pytest.mark.parametrize(
-    "base_url", ["http://h:99999/v1", "http://h#x", "http://[::1", "http://h?key=x", "h"]
-)
-def test_an_address_that_cannot_be_used_is_a_sentence_of_every_command(away: Shop, base_url: str) -> None:
+def test_an_address_that_cannot_be_used_is_a_sentence_of_every_command(away: Shop) -> None:
     write_documents(away.folder, 1)
     (away.folder / "r.jsonl").write_text(json.dumps(LINE) + "\n")
-    commands = [["check"], ["worker"]]
-    if base_url == "h":
-        commands += [
-            ["run", "documents", "-p", "prompt.md"],
-            ["submit", "r.jsonl"],
-            ["models"],
-            ["up"],
-            ["status"],
-        ]
+    commands = [
+        ["check"],
+        ["worker"],
+        ["run", "documents", "-p", "prompt.md"],
+        ["submit", "r.jsonl"],
+        ["models"],
+    ]
     for command in commands:
-        done = away.antrean(*command, base_url=base_url)
+        done = away.antrean(*command, base_url="http://h:99999/v1")
         assert done.code == 3, (command, done.err)
         assert "ANTREAN_BASE_URL" in done.out + done.err
         assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize(
-    "models", [(429, {"error": "slow down"}), (403, {}), (200, {"data": None}), (200, ["models/m1"])], ids=str
-)
+@pytest.mark.parametrize("models", [(429, {"error": "slow down"}), (200, ["models/m1", "other"])], ids=str)
 def test_an_odd_list_of_models_warns_and_does_not_stop_a_named_model(away: Shop, models: Any) -> None:
     endpoint = Endpoint(api("/v1", models=models))
     write_documents(away.folder, 1)
@@ -256,7 +248,9 @@ def test_a_key_file_that_only_one_process_can_read_is_a_sentence(away: Shop) -> 
     assert (done.code, "ANTREAN_API_KEY_FILE" in done.err) == (3, True), done.err
 
 
-def test_a_task_id_or_a_custom_id_that_another_request_has_is_refused_where_it_is_made(away: Shop) -> None:
+def test_a_task_id_or_a_custom_id_that_another_request_has_is_refused_where_it_is_made(
+    away: Shop, valkey: Any, valkey_path: str
+) -> None:
     other = {**REQUEST, "seed": 7}
     script = f"""
 import json
@@ -277,7 +271,7 @@ ask({REQUEST!r}, "four", custom_id="c", batch="b")
 ask({other!r}, "five", custom_id="c")
 print(json.dumps(said))
 """
-    away.settings["broker_url"] = "redis+socket:///tmp/nobody.sock"
+    away.settings["broker_url"] = f"redis+socket://{valkey_path}?virtual_host=0"
     one, taken, again, two, named, four, five = python(away, script)
     assert (one, again, two, four, five) == ("one", "one", "two", "four", "five")
     assert len(taken) == len(named) == 1
@@ -286,3 +280,8 @@ print(json.dumps(said))
     with ledger.read() as connection:
         assert sorted(connection.execute(select(jobs.c.id)).scalars()) == ["five", "four", "one", "two"]
     ledger.dispose()
+    published = [
+        raw for key in valkey.keys() if valkey.type(key) == b"list" for raw in valkey.lrange(key, 0, -1)
+    ]
+    assert len(published) == 5, "each that was taken, and the first of them twice"
+    assert not any(b"three" in raw for raw in published)
