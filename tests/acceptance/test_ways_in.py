@@ -281,7 +281,7 @@ print(json.dumps(said))
         assert sorted(connection.execute(select(jobs.c.id)).scalars()) == ["five", "four", "one", "two"]
     ledger.dispose()
     published = [
-        raw for key in valkey.keys() if valkey.type(key) == b"list" for raw in valkey.lrange(key, 0, -1)
+        raw for key in valkey.scan_iter() if valkey.type(key) == b"list" for raw in valkey.lrange(key, 0, -1)
     ]
     assert len(published) == 5, "each that was taken, and the first of them twice"
     assert not any(b"three" in raw for raw in published)
