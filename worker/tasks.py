@@ -17,7 +17,7 @@ from celery.worker.control import Panel
 from celery.worker.control import revoke as celery_revoke
 
 from schemas.job import JobState
-from worker.celery import app
+from worker.celery import app, serve_queues
 from worker.delivery import adopt_ended, pack_envelope, read_delivery, take_callbacks_away
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode
@@ -129,6 +129,7 @@ def _prepare(**_: Any) -> None:
             _stack = Stack.attach(settings.home)
             _stack.ensure_broker()
         _runtime = build_worker(settings)
+        serve_queues(_runtime.queues)
     except AntreanError as exc:
         _exit(exc)
     keep_words_only()
