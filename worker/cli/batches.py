@@ -17,7 +17,7 @@ from worker.cli.listing import complete_batch_id
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
-from worker.reports.batchlines import check_output, write_lines, write_results
+from worker.reports.batchlines import check_output, is_standard_output, write_lines, write_results
 from worker.reports.summary import format_count
 from worker.settings import load_settings
 from worker.storage.batches import (
@@ -137,7 +137,7 @@ def results(
     """
     ledger = prepare_ledger(load_settings())
     found = _find(ledger, batch)
-    if str(output) == "-":
+    if is_standard_output(output):
         import sys  # local: the binary stream under the text one
 
         counts = write_lines(iterate_batch_outcomes(ledger, found.id), sys.stdout.buffer)

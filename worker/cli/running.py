@@ -30,7 +30,7 @@ from worker.embedded.home import last_line
 from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
 from worker.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
-from worker.reports.batchlines import Counts, check_output
+from worker.reports.batchlines import Counts, check_output, is_standard_output
 from worker.reports.growing import GrowingResults
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
@@ -93,6 +93,10 @@ def run(
     """
     started_s = time.monotonic()
     settings = load_settings()
+    if not simulate:
+        settings.require_lasting_files()
+    if is_standard_output(output):
+        output = Path("-")
     template = Prompt.load(prompt)
     found = find_documents(documents)
     if str(output) != "-":
