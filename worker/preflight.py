@@ -128,6 +128,7 @@ class _Question:
         self._address = parse_address(settings.base_url)
         self._credentials = Credentials(settings)
         self._credential = self._credentials.current()
+        self._is_chat_silent = False  # then nobody waits for it again
         if self._credential.key is None and settings.base_url == DEFAULT_BASE_URL:
             raise Refused(
                 f"{settings.base_url} needs a key: set ANTREAN_API_KEY, or try --simulate without one"
@@ -155,6 +156,7 @@ class _Question:
         if failure.kind is FailureKind.UNAUTHORIZED:
             raise self._refused()
         if failure.http_status is None:
+            self._is_chat_silent = True
             if models_failure is not None and models_failure.http_status is None:
                 raise self._unreachable(models_failure)
             return f"did not answer a request without messages ({failure.message})"
@@ -167,7 +169,7 @@ class _Question:
 
     def find_refusal(self, model: str) -> str | None:
         """The endpoint's words where it says that it has no such model."""
-        failure = self._probe(self._address, model)
+        failure = None if self._is_chat_silent else self._probe(self._address, model)
         if failure is None or failure.http_status not in _NO_SUCH_MODEL:
             return None
         # A complaint about the missing messages may quote the whole request, its model too.

@@ -244,7 +244,7 @@ def test_neither_credential_nor_error_shows_the_key_or_the_words() -> None:
 
 @pytest.mark.parametrize(
     "base_url",
-    ["host.example", "ftp://host", "https://", "https://u:pw@host", "https://host?a=1", "http://h:x"],
+    ["host.example", "ftp://host", "https://", "https://u:pw@host", "https://host?key=pw", "http://h:x"],
 )
 def test_a_base_url_that_cannot_be_one_is_refused_without_repeating_it(base_url: str) -> None:
     with pytest.raises(ValueError) as caught:

@@ -18,7 +18,7 @@ from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.gate_state import GateWatch, describe_gate, gate_facts
-from worker.reports.batchlines import check_output, write_lines, write_results
+from worker.reports.batchlines import check_output, is_standard_output, write_lines, write_results
 from worker.reports.summary import format_count
 from worker.settings import load_settings
 from worker.storage.batches import (
@@ -146,7 +146,7 @@ def results(
     """
     ledger = prepare_ledger(load_settings())
     found = _find(ledger, batch)
-    if str(output) == "-":
+    if is_standard_output(output):
         import sys  # local: the binary stream under the text one
 
         counts = write_lines(iterate_batch_outcomes(ledger, found.id), sys.stdout.buffer)

@@ -31,7 +31,7 @@ from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
 from worker.gate_state import GateWatch
 from worker.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
-from worker.reports.batchlines import Counts, check_output
+from worker.reports.batchlines import Counts, check_output, is_standard_output
 from worker.reports.growing import GrowingResults
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
@@ -82,6 +82,9 @@ def run(
 
     Brings up what it needs (a broker, a worker), shows how far it is, and stops what it started.
 
+    Runs of one folder with the same settings share a worker. One with other settings (another endpoint, key or
+    database) has a worker of its own, with a log of its own (`logs/worker-2.log`), until its last run ends.
+
     Typed again, it does only what is not done yet, failed jobs too. Ctrl-C leaves nothing running and loses
     nothing. Ends with 0 when every job succeeded, 1 when some did not or a line is missing.
 
@@ -91,6 +94,10 @@ def run(
     """
     started_s = time.monotonic()
     settings = load_settings()
+    if not simulate:
+        settings.require_lasting_files()
+    if is_standard_output(output):
+        output = Path("-")
     template = Prompt.load(prompt)
     found = find_documents(documents)
     if str(output) != "-":

@@ -113,8 +113,10 @@ class Tracker:
     def _count(self, endings: list[Ending], now_s: float) -> None:
         progress = self.progress
         new = tokens = 0
+        now_ms = time.time_ns() // 1_000_000
         for ending in endings:
-            self._since_ms = max(self._since_ms, ending.ended_at_ms)
+            # Not beyond now: a worker whose clock is ahead would hide what the others end.
+            self._since_ms = max(self._since_ms, min(ending.ended_at_ms, now_ms))
             count = self._open.pop(ending.id, 0)
             if not count:
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, delete, not_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, extract, func, not_, select, update
 
 from schemas.job import JobState, Move, states_open_to
 from worker.storage.tables import MAX_ROWS, failure_bodies, is_in, jobs, wants
@@ -85,14 +85,16 @@ def cancel_batch(connection: Connection, batch_id: str, *, now_ms: int) -> Cance
 
 
 def expire_jobs(connection: Connection, *, now_ms: int) -> int:
-    """Number of waiting jobs (at most 500) whose time is over."""
+    """Number of waiting jobs (at most 500) whose time is over.
+
+    By the server's clock as well, where there is a server: a worker whose own is ahead must end no job of others.
+    """
+    is_over = jobs.c.expires_at_ms <= now_ms
+    if connection.dialect.name == "postgresql":
+        is_over &= jobs.c.expires_at_ms <= extract("epoch", func.clock_timestamp()) * 1000
     rows = connection.execute(
         select(jobs.c.id)
-        .where(
-            jobs.c.expires_at_ms.is_not(None),
-            jobs.c.expires_at_ms <= now_ms,
-            is_in(JobState.QUEUED, JobState.WAITING),
-        )
+        .where(jobs.c.expires_at_ms.is_not(None), is_over, is_in(JobState.QUEUED, JobState.WAITING))
         .order_by(jobs.c.expires_at_ms)
         .limit(MAX_ROWS)
         .with_for_update(skip_locked=True)

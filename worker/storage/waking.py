@@ -9,7 +9,7 @@ from sqlalchemy import BindParameter, Connection, bindparam, select, update
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs
-from worker.storage.window import Due, choose_shares, choose_untried, mark_published
+from worker.storage.window import Due, choose_untried, mark_published
 
 SPREAD_MS = 1000  # over which the jobs of one step come back
 _SOON_MS = 1500  # who is due by then is left alone
@@ -44,6 +44,17 @@ _WAITING_DUE = (
         jobs.c.not_before_ms <= bindparam("now_ms"),
         jobs.c.batch_id.not_in(bindparam("held", expanding=True)),
     )
+    .limit(_LOOKED_AT)
+    .with_for_update(skip_locked=True)
+)
+_CALLED_BEFORE = (
+    select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk)
+    .where(
+        is_ready(),
+        jobs.c.endpoint == _endpoint,
+        jobs.c.batch_id.not_in(bindparam("held", expanding=True)),
+    )
+    .order_by(jobs.c.batch_id, jobs.c.priority, jobs.c.id)
     .limit(_LOOKED_AT)
     .with_for_update(skip_locked=True)
 )
@@ -93,7 +104,7 @@ def take_probe(
         *untried,
         *(Due(*row) for row in connection.execute(_UNBLOCKED_DUE, query)),
         *(Due(*row) for row in connection.execute(_BLOCKED_DUE, query)),
-        *choose_shares(connection, endpoint, _LOOKED_AT, after_batch, now_ms, held)[0],
+        *(Due(*row) for row in connection.execute(_CALLED_BEFORE, query)),
     ]
     others = [job for job in candidates if job.id not in refused]
     chosen = others[:1] or ([] if is_for_others else candidates[:1])

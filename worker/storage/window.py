@@ -135,6 +135,7 @@ def take_due(
     after_batch: str,
     now_ms: int,
     held: Collection[str] = (),
+    prefer_untried: bool = False,
 ) -> tuple[list[Due], str]:
     """At most `room` jobs to publish now, marked as published, and the batch to go on after.
 
@@ -142,20 +143,25 @@ def take_due(
     Retries that are due count towards the share of their batch: one whose jobs are refused again and again takes
     nothing from the others, nor from its own jobs that were never tried.
 
+    With `prefer_untried` a job that was never called comes before all others, whatever batch has it: where there is
+    room for one probe, it shall not be the job that was refused.
     Commit before publishing: a lost message is relayed again, a ghost is not.
     """
     room = min(room, MAX_ROWS)
     if room <= 0:
         return [], after_batch
-    due, after_batch = choose_shares(connection, endpoint, room, after_batch, now_ms, held)
+    due: list[Due] = []
+    if prefer_untried:
+        due, after_batch = choose_untried(connection, endpoint, room, after_batch, now_ms, held)
+    if not due:
+        return _take_shares(connection, endpoint, room, after_batch, now_ms, held)
     mark_published(connection, [job.id for job in due], now_ms)
     return due, after_batch
 
 
-def choose_shares(
+def _take_shares(
     connection: Connection, endpoint: str, room: int, after_batch: str, now_ms: int, held: Collection[str]
 ) -> tuple[list[Due], str]:
-    """What `take_due` chooses, not marked as published yet."""
     retries = _due_of(connection, endpoint, "", room, now_ms)
     lone = _ready_of(connection, endpoint, "", room)
     # Lone retries come first, but only for half of the window: they may come again and again.
@@ -165,14 +171,27 @@ def choose_shares(
     turns = find_turns(
         connection, endpoint, after=after_batch, held=held, at_most=room - len(due), now_ms=now_ms
     )
-    for i, turn in enumerate(turns):
-        left = room - len(due)
-        if left <= 0:
-            break
-        sharers = min(_SHARERS - i % _SHARERS, len(turns) - i)
-        due += _share_of(connection, endpoint, turn, -(-left // sharers), now_ms)
-        after_batch = turn.batch_id
-    return due + later[: room - len(due)], after_batch
+    marked, is_first = 0, True
+    while turns and len(due) < room:
+        # What some leave of their shares is for those who have more: these are looked at again.
+        mark_published(connection, [job.id for job in due[marked:]], now_ms)
+        marked = len(due)
+        with_more: list[Turn] = []
+        for i, turn in enumerate(turns):
+            left = room - len(due)
+            if left <= 0:
+                break
+            share = -(-left // min(_SHARERS - i % _SHARERS, len(turns) - i))
+            part = _share_of(connection, endpoint, turn, share, now_ms)
+            due += part
+            if len(part) == share:
+                with_more.append(turn)
+            if is_first:
+                after_batch = turn.batch_id
+        turns, is_first = with_more, False
+    due += later[: room - len(due)]
+    mark_published(connection, [job.id for job in due[marked:]], now_ms)
+    return due, after_batch
 
 
 def _share_of(connection: Connection, endpoint: str, turn: Turn, share: int, now_ms: int) -> list[Due]:
@@ -190,10 +209,7 @@ def _mix(retries: list[Due], ready: list[Due], room: int) -> list[Due]:
 def choose_untried(
     connection: Connection, endpoint: str, room: int, after_batch: str, now_ms: int, held: Collection[str]
 ) -> tuple[list[Due], str]:
-    """Jobs that were never called, of the first batch that has any, not marked; each batch shows its first few.
-
-    Where there is room for one probe, it shall not be the job that was refused.
-    """
+    """Jobs that were never called, of the first batch that has any, not marked; each batch shows its first few."""
     turns = find_turns(connection, endpoint, after=after_batch, held=held, at_most=_LOOKED_AT, now_ms=now_ms)
     for batch_id in ("", *(turn.batch_id for turn in turns if turn.has_ready)):
         query = {"of_endpoint": endpoint, "of_batch": batch_id, "at_most": max(room, _LOOKED_AT)}
