@@ -104,6 +104,7 @@ def write_folders(folder: Path, each: int) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.storm
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.timeout(420)
 def test_runs_over_overlapping_folders_each_end_with_their_own_lines(arena: Arena) -> None:
@@ -118,8 +119,8 @@ def test_runs_over_overlapping_folders_each_end_with_their_own_lines(arena: Aren
     }
     if arena.postgres is not None:
         settings["database_url"] = arena.settings.database_url
-    shop = Shop(arena.folder, {**settings, "concurrency": arena.size(4, 8), "grace_s": 5})
-    names = write_folders(arena.folder, arena.size(160, 12))
+    shop = Shop(arena.folder, {**settings, "concurrency": 4, "grace_s": 5})
+    names = write_folders(arena.folder, 160)
     commands = [
         Command(shop, name, folder, names[folder])
         for name, folder in (("whole", "docs"), ("part", "docs/a"), ("links", "mix"), ("twin", "docs"))
@@ -128,7 +129,7 @@ def test_runs_over_overlapping_folders_each_end_with_their_own_lines(arena: Aren
     pause = threading.Event()
     began_s = time.monotonic()
     try:
-        while time.monotonic() < began_s + arena.size(120, 6):
+        while time.monotonic() < began_s + 120:
             command = rng.choice(commands)
             if not command.poll():
                 print(f"{time.monotonic() - began_s:6.1f} s: {command.name} begins")
@@ -139,7 +140,7 @@ def test_runs_over_overlapping_folders_each_end_with_their_own_lines(arena: Aren
                     allowed += arena.in_flight()
                 print(f"{time.monotonic() - began_s:6.1f} s: {command.name} {signal.Signals(number).name}")
                 command.tell(number)
-            pause.wait(rng.uniform(0.1, arena.size(3, 1)))  # the storm's own beat, not a wait for something
+            pause.wait(rng.uniform(0.1, 3))  # the storm's own beat, not a wait for something
         for command in commands:
             while command.poll():  # whoever is still at work
                 assert time.monotonic() < began_s + 300, command.log()
