@@ -25,6 +25,8 @@ class JobRow(SQLModel, table=True):
         _partial("ix_jobs_published", "endpoint", "published_at_ms", where=_PUBLISHED),
         _partial("ix_jobs_due", "endpoint", "not_before_ms", where="state = 'waiting'"),
         _partial("ix_jobs_due_lone", "endpoint", "not_before_ms", where="state = 'waiting' AND NOT is_bulk"),
+        _partial("ix_jobs_due_batch", "endpoint", "batch_id", "not_before_ms", where="state = 'waiting'"),
+        _partial("ix_jobs_retries", "endpoint", "not_before_ms", where="state = 'waiting' AND claims > 0"),
         _partial("ix_jobs_running", "worker_id", where="state = 'running'"),
         _partial(
             "ix_jobs_expiring",
@@ -217,3 +219,10 @@ class PauseRow(SQLModel, table=True):
     endpoint: str = Field(primary_key=True)
     reason: str | None = Field(default=None, sa_column=Column(Text))
     paused_at_ms: int = Field(sa_type=BigInteger)
+
+
+class IdentityRow(SQLModel, table=True):
+    """The one row that tells this ledger from every other: its migration made it up."""
+
+    __tablename__ = "identity"
+    id: str = Field(primary_key=True)

@@ -29,7 +29,7 @@ from worker.cli.tracking import Progress, Tracker
 from worker.embedded.home import last_line
 from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
-from worker.preflight import ask_endpoint, choose_model
+from worker.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
 from worker.reports.batchlines import Counts, check_output
 from worker.reports.growing import GrowingResults
 from worker.reports.summary import format_count, format_seconds
@@ -71,6 +71,10 @@ def run(
     ] = False,
     latency: Annotated[float, typer.Option(help="With --simulate: seconds to an answer.")] = 0.5,
     fault_rate: Annotated[float, typer.Option(help="With --simulate: the share of calls that fail.")] = 0.0,
+    no_check: Annotated[
+        bool,
+        typer.Option("--no-check", help="Ask the endpoint nothing before the first job; name the model."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Queue a job for each document, and write their results.
@@ -94,7 +98,10 @@ def run(
     with _interruptible(), _attached(settings, simulate) as stack:
         if simulate:
             settings = _simulated(settings, stack, latency=latency, fault_rate=fault_rate)
-        chosen = choose_model(model or template.front.model or settings.model, ask_endpoint(settings))
+        facts = NOT_ASKED if no_check else ask_endpoint(settings)
+        chosen = choose_model(model or template.front.model or settings.model, facts)
+        for doubt in check_models([chosen], facts):
+            note(doubt)
         check_documents(found.documents, template, chosen, settings)
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
@@ -200,7 +207,8 @@ def _start_worker(stack: Stack, settings: Settings) -> None:
     argv = [sys.executable, "-P", "-m", "worker.cli", "worker"]
     environment = {**settings.as_environment(), IN_STACK: "1"}
     if not stack.ensure_worker(argv, environment):
-        note("a worker with other settings runs for this folder already; it does the work")
+        log = settings.home / "logs" / f"{stack.worker_service}.log"
+        note(f"a worker with other settings runs for this folder: this run has one of its own, see {log}")
 
 
 def _follow(

@@ -83,6 +83,14 @@ def make_batch(
     return _batch(connection.execute(select(batches).where(chosen)).one())
 
 
+def find_batch(connection: Connection, idempotency_key: str) -> Batch | None:
+    """The batch that holds this idempotency key."""
+    row = connection.execute(
+        select(batches).where(batches.c.idempotency_key == idempotency_key)
+    ).one_or_none()
+    return None if row is None else _batch(row)
+
+
 def ensure_open_batches(
     connection: Connection, batch_ids: Iterable[str], *, endpoint: str, now_ms: int
 ) -> None:

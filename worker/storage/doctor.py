@@ -47,7 +47,7 @@ from worker.storage.tables import (
     wants,
     workers,
 )
-from worker.storage.window import unmark_published_before
+from worker.storage.window import fetch_mark_bound, unmark_published_before
 from worker.storage.workers import end_worker, rescue_jobs
 
 MOST_EXAMPLES = 5
@@ -193,7 +193,9 @@ def rescue_worker(ledger: Ledger, suspect: Suspect, *, max_solo_losses: int, now
         pass
     if suspect.endpoint is not None:
         # The hints that it had taken died with it; nobody knows which, and claims absorb duplicates.
-        unmark = partial(unmark_published_before, endpoint=suspect.endpoint, before_ms=now_ms)
+        with ledger.read() as connection:
+            before_ms = fetch_mark_bound(connection, suspect.endpoint, now_ms=now_ms)
+        unmark = partial(unmark_published_before, endpoint=suspect.endpoint, before_ms=before_ms)
         while ledger.run(unmark):
             pass
 
@@ -201,6 +203,11 @@ def rescue_worker(ledger: Ledger, suspect: Suspect, *, max_solo_losses: int, now
 def count_all_published(connection: Connection) -> int:
     """Jobs of all endpoints that were handed to the broker and are not claimed yet."""
     return int(connection.execute(select(func.count()).select_from(jobs).where(is_published())).scalar_one())
+
+
+def fetch_published_endpoints(connection: Connection) -> list[str]:
+    """The endpoints of jobs that were handed to the broker and are not claimed yet, sorted."""
+    return sorted(connection.execute(select(jobs.c.endpoint).where(is_published()).distinct()).scalars())
 
 
 def fetch_live_endpoints(connection: Connection, look: Look) -> list[str]:

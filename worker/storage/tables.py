@@ -15,6 +15,7 @@ from schemas.rows import (
     BatchRow,
     DetailRow,
     FailureBodyRow,
+    IdentityRow,
     JobRow,
     PauseRow,
     RequestRow,
@@ -42,6 +43,7 @@ batches = _table(BatchRow)
 details = _table(DetailRow)
 pauses = _table(PauseRow)
 workers = _table(WorkerRow)
+identity = _table(IdentityRow)
 
 AnyRow = Row[*tuple[Any, ...]]
 MAX_ROWS = 500  # rows locked by one multi-row write
