@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy import exists, select, text
 
 from schemas.job import JobState
+from tests.contract.test_ledger_window import _plans as plans_of
 from tests.support.ledger import ENDPOINT, NOW, a_job, at_once, claim, put, record, rows, setback, success
 from worker.storage.batches import (
     count_states,
@@ -23,12 +25,12 @@ from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob
 from worker.storage.moves import cancel_batch, retry_batch, retry_jobs
 from worker.storage.pruning import count_ended, count_spared, prune
-from worker.storage.reading import Wanted, iterate_batch_outcomes, iterate_outcomes
+from worker.storage.reading import _mixed_page_of, iterate_batch_outcomes, iterate_outcomes
 from worker.storage.story import fetch_story
 from worker.storage.tables import batches, jobs, wants
 from worker.storage.unwanted import let_go
 from worker.storage.usage_sums import UsageBy, iterate_usage
-from worker.storage.wants import OPEN, bring_home, needs_bringing_home
+from worker.storage.wants import OPEN, Wanted, bring_home, fetch_places, needs_bringing_home
 
 _OPEN = tuple(one.value for one in OPEN)
 
@@ -355,3 +357,29 @@ def test_an_open_batch_of_producers_is_never_done_and_spares_nothing(ledger: Led
     [job, _] = want(ledger, "b1", "x", "open")
     record(ledger, success(claim(ledger, job.id)[job.id]))
     assert prune(ledger, before_ms=NOW * 2, with_usage=False) == 1
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda c: count_states(c, "b2"),
+        lambda c: bring_home(c, "b2"),
+        lambda c: hold_batch(c, "b2", now_ms=NOW),
+        lambda c: cancel_batch(c, "b2", now_ms=NOW),
+        lambda c: retry_batch(c, "b2", states=[JobState.FAILED], now_ms=NOW),
+        lambda c: fetch_places(c, "b2", after=(0, "")),
+        lambda c: c.execute(_mixed_page_of("b2", (0, ""))).all(),
+    ],
+)
+def test_what_is_asked_of_a_batch_costs_what_the_batch_has(
+    ledger: Ledger, analyze: Callable[[Ledger], None], work: Callable[[Any], Any]
+) -> None:
+    """Not what the ledger has: thousands of jobs of other batches are not looked through."""
+    a_batch(ledger, "b2")
+    for n in range(40):
+        want(ledger, a_batch(ledger, f"c{n}"), *(f"k{n}-{i}" for i in range(100)))
+    want(ledger, "b2", *(f"k0-{i}" for i in range(0, 40, 2)), "other")
+    analyze(ledger)
+    plans = plans_of(ledger, work)
+    assert "Seq Scan on jobs" not in plans, plans
+    assert "SCAN jobs\n" not in plans, plans

@@ -64,9 +64,9 @@ class Desk:
         """A run over a part of the folder, which lives inside."""
         source = self.documents / part
         batch = run_work.make_run(self.ledger, self.settings, source, self.prompt, "m")
-        with run_work.worked_on(self.ledger, self.settings, batch):
+        with run_work.worked_on(self.ledger, self.settings, batch) as lock:
             yield run_work.submit_run(
-                self.ledger, self.settings, batch, find_documents(source), self.prompt, "m"
+                self.ledger, self.settings, batch, find_documents(source), self.prompt, "m", lock
             )
 
     def answer(self, *ids: str) -> None:
@@ -307,6 +307,21 @@ def test_an_old_version_of_a_document_is_neither_called_nor_a_line(desk: Desk) -
         assert desk.relayed() == {first.ids[1]}
         desk.answer(*back.ids)
     assert desk.results(back) == ["sub/0.txt", "sub/1.txt", "sub/2.txt"]
+
+
+def test_an_old_version_that_another_run_of_the_same_folder_works_on_is_left_to_it(desk: Desk) -> None:
+    with desk.run() as first:
+        desk.write("sub/1.txt", "changed")
+        with desk.run() as second:
+            assert second.batch_id == first.batch_id
+            assert desk.relayed() == {*first.ids, *second.ids}
+            desk.answer(*first.ids, *second.ids)
+        assert not desk.is_held(first)
+    names = ["sub/0.txt", "sub/1.txt", "sub/2.txt"]
+    assert desk.names(first) == desk.names(second) == names
+    with desk.run() as again:
+        pass
+    assert desk.results(again) == names, "the next run lets go of it"
 
 
 def test_a_document_that_left_one_folder_is_still_another_runs(desk: Desk) -> None:
