@@ -129,6 +129,19 @@ _TO_SETTLE = (
     )
     .order_by(jobs.c.id, last_if_held, wants.c.batch_id, wants.c.position)
 )
+# What must not be: an open job that waits for a batch that is held, while one that is not held wants it.
+IS_LEFT_BEHIND = and_(
+    is_in(*OPEN),
+    _IS_HOME_HELD,
+    exists()
+    .where(
+        wants.c.job_id == jobs.c.id,
+        not_(wants.c.is_given_up),
+        wanter.c.id == wants.c.batch_id,
+        wanter.c.held_at_ms.is_(None),
+    )
+    .correlate(jobs),
+)
 
 
 def add_wants(connection: Connection, new: Sequence[Want]) -> None:
