@@ -115,9 +115,9 @@ def run(
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
         batch = make_run(ledger, settings, documents, template, chosen)
-        with worked_on(ledger, settings, batch):
+        with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings))
-            work = submit_run(ledger, settings, batch, found, template, chosen)
+            work = submit_run(ledger, settings, batch, found, template, chosen, lock)
             progress = Progress(total=len(work.ids), succeeded=work.done)
             with _growing(ledger, work, output) as growing:
                 if work.open:

@@ -75,8 +75,12 @@ def iterate_batch_outcomes(ledger: Ledger, batch_id: str) -> Iterator[JobOutcome
     nothing open.
     """
     after = (-1, "")
+    any_elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch_id).limit(1)
     while True:
-        found = _fetch(ledger, _page_of(batch_id, after))
+        with ledger.read() as connection:
+            is_mixed = connection.execute(any_elsewhere).first() is not None
+        page = _mixed_page_of if is_mixed else _page_of
+        found = _fetch(ledger, page(batch_id, after))
         yield from found
         if len(found) < _PAGE:
             return
@@ -96,7 +100,20 @@ def iterate_outcomes(ledger: Ledger, ids: Sequence[str]) -> Iterator[JobOutcome]
 
 
 def _page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
-    """The next ended jobs of a batch behind a position and an id: from the jobs whose home it is, and its wants."""
+    """The next ended jobs whose home this batch is, behind a position and an id."""
+    return (
+        _OUTCOME.where(
+            jobs.c.batch_id == batch_id,
+            tuple_(jobs.c.position, jobs.c.id) > after,
+            jobs.c.state.in_(_ENDED),
+        )
+        .order_by(jobs.c.position, jobs.c.id)
+        .limit(_PAGE)
+    )
+
+
+def _mixed_page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
+    """The next ended jobs that this batch wants, whichever their home is, behind a position and an id."""
     at_home = (
         select(jobs.c.id, jobs.c.position, jobs.c.custom_id)
         .where(
