@@ -65,7 +65,7 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
         facts: list[EndpointFacts] = []
         if attempt("endpoint and key", lambda: _check_endpoint(known, facts)):
             attempt("model", lambda: _check_model(known.model, facts[0]))
-        text, gate = _look_at_gate(known, has_answered=bool(facts))
+        text, gate = _look_at_gate(known, has_answered=bool(facts) and facts[0].is_up)
         if text is not None:
             findings.append(("gate", text, None))
     odd = unknown_names(dict(os.environ))

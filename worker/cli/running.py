@@ -125,7 +125,7 @@ def run(
                         note(f"{format_count(work.done)} of {format_count(len(work.ids))} were done before")
                     _start_worker(stack, settings)
                     gate = GateWatch(settings)
-                    if not no_check:
+                    if facts.is_up:
                         gate.wake(ledger)  # the endpoint has answered: nobody has to wait out the last pause
                     _follow(ledger, stack, settings, work, progress, growing, gate)
                 # While the batch is not held: what it wants is not pruned.
