@@ -254,3 +254,24 @@ def test_a_proxy_that_cannot_be_one_is_a_sentence(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("NO_PROXY", raising=False)
     with pytest.raises(SettingsError, match="proxy"):
         ask_endpoint(told("http://endpoint.example"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_up"),
+    [
+        (NO_MESSAGES, True),
+        ((200, {"choices": []}), True),
+        ((403, {}), True),
+        ((429, {}), False),
+        ((402, {}), False),
+        ((500, {}), False),
+        ((503, {}), False),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("models", [(200, {"data": [{"id": "m1"}]}), (503, {})], ids=["listed", "503"])
+def test_an_endpoint_that_is_there_and_busy_is_not_up(
+    serve: Open, models: Route, answer: Route, is_up: bool
+) -> None:
+    """Who would wake those who wait for it looks at this."""
+    assert ask_endpoint(told(serve(api("/v1", models=models, answer=answer)).url)).is_up is is_up

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, delete, extract, func, not_, s
 from schemas.job import JobState, Move, states_open_to
 from worker.storage.tables import MAX_ROWS, failure_bodies, is_in, jobs, wants
 from worker.storage.unwanted import give_up, want_again
-from worker.storage.wants import bring_home
+from worker.storage.wants import bring_home, settle
 
 
 def retry_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> list[str]:
@@ -35,11 +35,12 @@ def retry_batch(
         chosen &= jobs.c.failure_kind.in_(list(kinds))
     if JobState.CANCELLED in states:
         want_again(connection, batch_id)
+        while bring_home(connection, batch_id) >= MAX_ROWS:
+            pass
     # One after the other, each from its index: those whose home the batch is, then those that it wants elsewhere.
     elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch_id)
     for of_batch in (jobs.c.batch_id == batch_id, jobs.c.id.in_(elsewhere)):
         if ids := _retry(connection, chosen & of_batch, now_ms=now_ms):
-            bring_home(connection, batch_id)
             return ids
     return []
 
@@ -164,6 +165,7 @@ def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) 
             losses=0,
             solo_losses=0,
             blocked_since_ms=None,
+            blocked_until_ms=None,
             is_cancel_requested=False,
             not_before_ms=None,
             published_at_ms=None,
@@ -177,4 +179,6 @@ def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) 
         )
     )
     connection.execute(delete(failure_bodies).where(failure_bodies.c.job_id.in_(ids)))
+    # Open again, it may have its home with a run that is over.
+    settle(connection, ids)
     return ids

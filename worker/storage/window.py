@@ -152,7 +152,7 @@ def take_due(
         return [], after_batch
     due: list[Due] = []
     if prefer_untried:
-        due, after_batch = _take_untried(connection, endpoint, room, after_batch, now_ms, held)
+        due, after_batch = choose_untried(connection, endpoint, room, after_batch, now_ms, held)
     if not due:
         return _take_shares(connection, endpoint, room, after_batch, now_ms, held)
     mark_published(connection, [job.id for job in due], now_ms)
@@ -206,10 +206,10 @@ def _mix(retries: list[Due], ready: list[Due], room: int) -> list[Due]:
     return first + ready[: room - len(first)]
 
 
-def _take_untried(
+def choose_untried(
     connection: Connection, endpoint: str, room: int, after_batch: str, now_ms: int, held: Collection[str]
 ) -> tuple[list[Due], str]:
-    """Jobs that were never called, of the first batch that has any; each batch shows its first few."""
+    """Jobs that were never called, of the first batch that has any, not marked; each batch shows its first few."""
     turns = find_turns(connection, endpoint, after=after_batch, held=held, at_most=_LOOKED_AT, now_ms=now_ms)
     for batch_id in ("", *(turn.batch_id for turn in turns if turn.has_ready)):
         query = {"of_endpoint": endpoint, "of_batch": batch_id, "at_most": max(room, _LOOKED_AT)}
