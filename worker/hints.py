@@ -48,7 +48,7 @@ SHARED_QUEUES = Queues(lone=LONE_QUEUE, bulk=BULK_QUEUE)
 def queues_of(ledger_id: str, endpoint: str) -> Queues:
     """The queues of one ledger's jobs for one endpoint, which only workers that can claim these jobs read."""
     name = hashlib.sha256(f"{ledger_id}\0{endpoint}".encode()).hexdigest()[:16]
-    return Queues(lone=f"antrean.lone.{name}", bulk=f"{BULK_QUEUE}.{name}")
+    return Queues(lone=f"{LONE_QUEUE}.{name}", bulk=f"{BULK_QUEUE}.{name}")
 
 
 def is_bulk_queue(name: object) -> bool:
