@@ -35,7 +35,7 @@ def find_unkeepable(value: Any, *, with_text: bool) -> str | None:
             continue
         elif isinstance(one, int):
             if not _SMALLEST_INT <= one <= _LARGEST_INT:
-                return "must not hold a whole number beyond 64 bits"
+                return "must not hold a whole number beyond 64 bits: readers of JSON change it"
         elif isinstance(one, (Mapping, list, tuple)):
             if depth > MAX_DEPTH:
                 return f"must not be nested deeper than {MAX_DEPTH} levels"

@@ -151,9 +151,7 @@ def parse_request(
     if unkeepable is not None and "nested" in unkeepable:  # before the models, which recurse
         raise InvalidRequest([f"request: {unkeepable}"])
     try:
-        request = ChatRequest.model_validate(
-            data, context={"allow_zero_temperature": allow_zero_temperature}
-        )
+        request = ChatRequest.model_validate(data, context={"allow_zero_temperature": allow_zero_temperature})
     except ValidationError as exc:
         raise InvalidRequest(describe_errors(exc)) from None
     if not _is_seed(data.get("seed")):

@@ -7,25 +7,35 @@ noted by the broker in the step that takes it, leased while in hand, and acknowl
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty
 from time import monotonic, time
 from typing import Any, ClassVar
 
-import orjson
 import redis as redis_client
 import structlog
 from celery.app import amqp
 from kombu import Connection as KombuConnection
 from kombu.transport import redis, virtual
-from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
 
 from worker.doorbell import Doorbell
-from worker.hints import BULK_QUEUE, hinted_job, is_written_hint, list_keys
-from worker.taking import Taken, Taker
+from worker.foreign import (
+    MAX_MESSAGE_BYTES,
+    Payload,
+    Unusable,
+    mark_redelivered,
+    read_foreign,
+    read_fragments,
+    read_hint,
+)
+from worker.hand import Hand
+from worker.hints import BULK_QUEUE, LONE_QUEUE, is_written_hint, list_key, list_keys
+from worker.taking import Taken, Taker, read_note, write_note
 
+__all__ = ["AMQP", "REFUSES_WRITES", "Channel", "Connection", "Hand", "QoS", "Transport"]
 log = structlog.get_logger(__name__)
 
 _ASK_EVERY_S = 1.0  # as often as kombu's BRPOP comes back; kombu ends a connection that does not answer
@@ -34,60 +44,11 @@ _RENEWALS_A_LEASE = 6
 _MOST_IN_A_ROW = 16  # lone messages between two turns of the hub
 _BULK_KEYS = list_keys(BULK_QUEUE)
 _BULK_LISTS = [(BULK_QUEUE, key) for key in _BULK_KEYS]
-_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
+_TOO_LARGE = "the message is larger than ANTREAN_MAX_MESSAGE_BYTES"
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 # A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
 REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
 _RECONNECT_AFTER_S, _RECONNECT_STEP_S, _RECONNECT_AFTER_MAX_S = 1.0, 1.0, 3.0
-
-
-class Hand:
-    """The bulk messages and the hints that this process has taken and not done with, by delivery tag.
-
-    One for the process, not one for each channel: when the broker's connection breaks, what was taken goes on.
-    Filled by the hub, emptied by any thread.
-    """
-
-    def __init__(
-        self,
-        *,
-        bulk_limit: int,
-        refill_at: int,
-        give_back: Callable[[str], None],
-        on_broker_lost: Callable[[], None],
-    ) -> None:
-        """`refill_at`: bulk is fetched as soon as there is room for so many. `give_back` is told the job of a
-        hint that Celery hands back; `on_broker_lost`, that hints may have been lost on their way."""
-        self.bulk_limit = bulk_limit
-        self.refill_at = refill_at
-        self.give_back = give_back
-        self.on_broker_lost = on_broker_lost
-        self.reader: Channel | None = None  # the channel that takes what there is room for
-        self._bulk: set[str] = set()
-        self._hints: dict[str, str] = {}
-
-    @property
-    def room(self) -> int:
-        """How many more bulk messages may be taken."""
-        return self.bulk_limit - len(self._bulk)
-
-    @property
-    def hinted_jobs(self) -> list[str]:
-        """Ids of the jobs whose hints are in hand."""
-        return list(self._hints.values())
-
-    def take(self, message: Any, delivery_tag: str) -> bool:
-        """Whether the message is a hint, which needs no bookkeeping beyond this."""
-        if message.delivery_info["routing_key"] == BULK_QUEUE:
-            self._bulk.add(delivery_tag)
-        job_id = hinted_job(message)
-        if job_id is not None:
-            self._hints[delivery_tag] = job_id
-        return job_id is not None
-
-    def let_go(self, delivery_tag: str) -> str | None:
-        """The job, if that was a hint."""
-        self._bulk.discard(delivery_tag)
-        return self._hints.pop(delivery_tag, None)
 
 
 class QoS(redis.QoS):
@@ -99,7 +60,13 @@ class QoS(redis.QoS):
         hand = Channel.hand
         if hand is not None and hand.take(message, delivery_tag):
             return
-        if self.channel.is_noted:
+        raw = getattr(message._raw, "raw", None)
+        if raw is not None:
+            queue = message.delivery_info["routing_key"]
+            with self.pipe_or_acquire() as pipe:
+                pipe.zadd(self.unacked_index_key, {delivery_tag: time()})
+                pipe.hset(self.unacked_key, delivery_tag, write_note(raw, queue)).execute()
+        if self.channel.is_noted or raw is not None:
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
@@ -107,6 +74,27 @@ class QoS(redis.QoS):
     def forget(self, delivery_tag: str) -> None:
         """Has the broker drop its note of a message that was not delivered."""
         self._remove_from_indices(delivery_tag).execute()
+
+    def restore_by_tag(
+        self, tag: Any, client: redis_client.Redis | None = None, leftmost: bool = False
+    ) -> None:
+        """kombu's, but what is put back is not decoded in kombu's way: it may be what ended its worker."""
+        if Channel.hand is None:
+            super().restore_by_tag(tag, client=client, leftmost=leftmost)
+            return
+
+        def put_back(pipe: Any) -> None:
+            note = pipe.hget(self.unacked_key, tag)
+            pipe.multi()
+            self._remove_from_indices(tag, pipe)
+            if note:
+                raw, queue = read_note(note)
+                message = mark_redelivered(raw)
+                key = self.channel.list_to_restore_to(message, queue)
+                (pipe.lpush if leftmost else pipe.rpush)(key, message)
+
+        with self.channel.conn_or_acquire(client) as client:
+            client.transaction(put_back, self.unacked_key)
 
     def ack(self, delivery_tag: str) -> None:
         hand = Channel.hand
@@ -130,6 +118,16 @@ def _fetch_soon(hand: Hand | None) -> None:
         hand.reader.fetch_soon(hand)
 
 
+class Message(virtual.Message):
+    """kombu's, with the body that `worker.foreign` has decoded."""
+
+    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
+        super().__init__(payload, channel=channel, **options)
+        decoded = getattr(payload, "decoded", None)
+        if decoded is not None:
+            self._decoded_cache = decoded
+
+
 class Channel(redis.Channel):
     """kombu's channel with a bound on bulk messages in hand, which it takes many at a time.
 
@@ -138,6 +136,7 @@ class Channel(redis.Channel):
     """
 
     QoS = QoS
+    Message = Message
     hand: ClassVar[Hand | None] = None  # set once by the worker process; None: kombu's ways throughout
     is_noted = False  # whether the broker keeps the message that is being delivered until it is acknowledged
     _active_queues: list[str]
@@ -290,24 +289,64 @@ class Channel(redis.Channel):
     def _taker(self) -> Taker:
         with self.conn_or_acquire() as client:
             if self._lasting_taker is None:
-                self._lasting_taker = Taker(client, notes=self.unacked_key, index=self.unacked_index_key)
+                self._lasting_taker = Taker(
+                    client,
+                    notes=self.unacked_key,
+                    index=self.unacked_index_key,
+                    longest=MAX_MESSAGE_BYTES if Channel.hand is None else Channel.hand.max_message_bytes,
+                )
             return self._lasting_taker
 
-    def _deliver(self, taken: Taken) -> None:
-        message: Any = None
+    def list_to_restore_to(self, message: bytes, queue: str) -> str:
+        """The list that a message which was noted for `queue` lay in, or the lone one where it names no queue of ours.
+
+        kombu asks the exchange that the message names, and gives to nobody what names one that is not there.
+        """
+        if queue not in self._active_queues:
+            queue = LONE_QUEUE
         try:
-            message = (
-                orjson.loads(taken.raw) if is_written_hint(taken.raw) else loads(bytes_to_str(taken.raw))
-            )
+            priority = self._get_message_priority(json.loads(message))
+        except _UNREADABLE:
+            priority = 0
+        return list_key(queue, priority)
+
+    def _receive_one(self, c: Any) -> Any:
+        """kombu's, for what is said to all workers: what cannot be read of it must not end this one."""
+        try:
+            return super()._receive_one(c)
+        except _UNREADABLE as exc:
+            log.error("message.unreadable", queue="broadcast", error=type(exc).__name__)
+            raise Empty from None
+
+    def _deliver(self, taken: Taken) -> None:
+        message = read_hint(taken.raw) if not taken.is_noted and is_written_hint(taken.raw) else None
+        try:
+            if message is None:
+                message = self._read_foreign(taken)
             self.is_noted = taken.is_noted
             self.connection._deliver(message, taken.queue)
-        except _UNREADABLE as exc:
+        except Unusable as exc:
             # Something that is no message was put on the list: it is gone, and the worker is not.
-            log.error("message.unreadable", error=type(exc).__name__)
-            if taken.is_noted:
-                self.qos.forget(message["properties"]["delivery_tag"])
+            log.error("message.unreadable", why=exc.why, size_bytes=len(taken.raw), queue=taken.queue)
+            self._forget(taken)
+        except _UNREADABLE as exc:
+            log.error("message.unreadable", error=type(exc).__name__, queue=taken.queue)
+            self._forget(taken)
         finally:
             self.is_noted = False
+
+    def _read_foreign(self, taken: Taken) -> Payload:
+        tag = taken.tag if taken.is_noted else str(uuid.uuid4())
+        if taken.is_cut:
+            return read_fragments(taken.raw, _TOO_LARGE, queue=taken.queue, tag=tag)
+        payload = read_foreign(taken.raw, queue=taken.queue, tag=tag)
+        if not taken.is_noted:
+            payload.raw = taken.raw
+        return payload
+
+    def _forget(self, taken: Taken) -> None:
+        if taken.is_noted:
+            self.qos.forget(taken.tag)
 
 
 class Transport(redis.Transport):

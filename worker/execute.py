@@ -25,7 +25,7 @@ from worker.policy.retry import Decision, RetryRules, Standing, decide
 from worker.slots import Place, Slots, Stopping
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, RunsAlone, WriterStopped
-from worker.storage.intake import NewJob, adopt_jobs
+from worker.storage.intake import NewJob, adopt_jobs, make_bare
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success, Usage
 from worker.suspects import Suspects
 from worker.throttle.gatekeeper import Gatekeeper, Pass
@@ -106,6 +106,7 @@ class Executor:
         self._clock = clock
         self._is_proven = is_proven  # the endpoint has answered: a 404 is then a job's own fault
         self._is_paused = is_paused
+        self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
         self._rng = rng or random.Random()
 
     def execute(self, job_id: str, *, is_bulk: bool, adopt: NewJob | None = None) -> Report:
@@ -134,6 +135,13 @@ class Executor:
             job = self._writer.claim(job_id, adopt=adopt, is_urgent=not place.is_bulk)
         except RunsAlone:
             return self._attempt_alone(job_id, leave, place)
+        except (Stopping, WriterStopped):
+            raise
+        except Exception as exc:
+            self._gatekeeper.leave(leave)
+            if adopt is None:
+                raise
+            return self._refuse(_bare(adopt, exc))
         if job is None and adopt is not None and adopt.not_before_ms is not None:
             wait_s = max(0.0, (adopt.not_before_ms - self._clock.now_ms()) / 1000)
             self._gatekeeper.leave(leave)
@@ -161,6 +169,14 @@ class Executor:
                 self._writer.call(partial(adopt_jobs, new=[job], now_ms=self._clock.now_ms()))
             except DatabaseAway:
                 self._spool.wait_until_writable()  # a second, or the end of the worker
+                continue
+            except WriterStopped:
+                raise
+            except Exception as exc:
+                if job == make_bare(job):
+                    log.error("message.lost", task_id=job.id, error=type(exc).__name__)
+                    return
+                job = _bare(job, exc)
                 continue
             return
 
@@ -302,6 +318,9 @@ class Executor:
             blocked_since_ms=job.blocked_since_ms,
             is_proven=self._is_proven,
         )
+        if failure.is_local:
+            self._shortages += 1
+            log.warning("call.local_shortage", job_id=job.id, lack=failure.message, count=self._shortages)
         decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
         not_before_ms = self._tell_the_gate(failure, decision, leave)
         setback = Setback(
@@ -356,6 +375,12 @@ class Executor:
         except (DatabaseAway, WriterStopped):
             # Nothing was paid for: the next beat, or a rescue, finds the claim without a holder.
             self._writer.forget(outcome.job_id)
+
+
+def _bare(job: NewJob, exc: Exception) -> NewJob:
+    """The last resort for a message that the database does not take as it is: it must not vanish."""
+    log.error("message.unstorable", task_id=job.id, error=type(exc).__name__)
+    return make_bare(job)
 
 
 def _defect(exc: Exception, job_id: str) -> Failure:

@@ -17,8 +17,9 @@ from celery.worker.control import Panel
 from celery.worker.control import revoke as celery_revoke
 
 from schemas.job import JobState
+from worker.capacity import make_room
 from worker.celery import app
-from worker.delivery import adopt_ended, pack_envelope, read_delivery, take_callbacks_away
+from worker.delivery import adopt_ended, log_delivery, pack_envelope, read_delivery, take_callbacks_away
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode
 from worker.execute import Report, Verdict
@@ -88,7 +89,8 @@ def complete_chat(self: ChatTask, *args: Any, job_id: str | None = None, **kwarg
     runtime = _running()
     delivery = read_delivery(self.request, *read_call(args, kwargs), job_id, runtime.settings)
     take_callbacks_away(self.request)
-    return _tell_celery(runtime.execute(delivery.job_id, is_bulk=delivery.is_bulk, adopt=delivery.adopt))
+    report = runtime.execute(delivery.job_id, is_bulk=delivery.is_bulk, adopt=delivery.adopt)
+    return _tell_celery(log_delivery(delivery, report))
 
 
 def _running() -> WorkerRuntime:
@@ -122,6 +124,7 @@ def _prepare(**_: Any) -> None:
     global _runtime, _stack
     settings = _settings_or_exit()
     try:
+        make_room(settings)
         if settings.is_broker_embedded and IN_STACK not in os.environ:
             _stack = Stack.attach(settings.home)
             _stack.ensure_broker()
@@ -150,7 +153,8 @@ def _end_row(request: Any = None, expired: bool = False, **_: Any) -> None:
         return
     ended_as = JobState.EXPIRED if expired else JobState.CANCELLED
     adopted = adopt_ended(request, ended_as=ended_as, settings=_runtime.settings)
-    _runtime.end_job(str(request.id), adopted)
+    # Who revokes names a job. What has expired is this message: the job of its id may be another's.
+    _runtime.end_job(None if expired else str(request.id), adopted)
 
 
 @Panel.register(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

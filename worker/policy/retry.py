@@ -54,6 +54,10 @@ def decide(
 ) -> Decision:
     """The decision for one failure. Randomness and time are arguments."""
     kind = failure.kind
+    if failure.is_local:  # this machine lacks something: nobody's attempt, and no gate's business
+        n = max(1, min(standing.number, 5))
+        delay_s = 1.0 + decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
+        return Decision(now_ms + round(delay_s * 1000), burns=False)
     is_refusal = kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
     # An endpoint that is not there is nobody's attempt: an outage of half an hour must not fail a night's jobs.
     if is_refusal or not failure.was_sent or _is_misconfiguration(failure, standing):

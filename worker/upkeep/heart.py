@@ -13,8 +13,9 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from schemas.shortage import describe_shortage, is_local_shortage
 from worker.clock import Clock
-from worker.errors import AntreanError
+from worker.errors import AntreanError, tell_place
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.moves import expire_jobs
@@ -68,7 +69,12 @@ class Heart:
         self._is_registered = False
 
     def run(self, is_stopping: threading.Event) -> None:
-        """Beats until told to stop. While the database is away it tries again every second at least."""
+        """Beats until told to stop. While the database is away it tries again every second at least.
+
+        An error that nobody thought of is logged, and the next beat comes all the same: the calls in flight are paid
+        for, and no other worker would do better. What stays safe meanwhile are the leases. A beat raises this worker's
+        own first, so only the spool, rescues and expiry wait; where even that fails, others take over after a lease.
+        """
         while not is_stopping.is_set():
             delay_s = self._beat_s
             try:
@@ -79,6 +85,15 @@ class Heart:
                 self._watch.forget()
                 delay_s = min(1.0, self._beat_s)
                 log.warning("heart.ledger_away", error=str(exc))
+            except Exception as exc:
+                self._watch.forget()
+                delay_s = min(1.0, self._beat_s)
+                log.error(
+                    "heart.beat_failed",
+                    error=type(exc).__name__,
+                    lack=describe_shortage(exc) if is_local_shortage(exc) else None,
+                    where=tell_place(exc),
+                )
             is_stopping.wait(delay_s)
 
     def beat(self) -> None:
