@@ -21,7 +21,7 @@ from kombu.utils.json import object_hook
 
 from schemas.bounds import MAX_DEPTH, MAX_ID_LENGTH, MAX_TIME_MS, find_unkeepable, is_keepable_text
 from schemas.chat import InvalidRequest
-from worker.hints import HINT_HEADER, TASK
+from worker.hints import HINT_HEADER, TASK, write_body
 from worker.messages import make_row_id, read_time_ms
 
 NOT_BEFORE_HEADER = "antrean_not_before"  # an ETA, put aside for the ledger (invariant 8)
@@ -73,6 +73,8 @@ def read_hint(raw: bytes) -> dict[str, Any] | None:
             and type(properties["delivery_tag"]) is str
             and type(properties["delivery_info"]["routing_key"]) is str
             and headers["eta"] is headers["expires"] is None
+            and message["body"]
+            == write_body(headers["id"])  # else it asks for something, and must not vanish
         )
     except _UNREADABLE:
         return None

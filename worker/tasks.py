@@ -153,7 +153,10 @@ def _end_row(request: Any = None, expired: bool = False, **_: Any) -> None:
         return
     ended_as = JobState.EXPIRED if expired else JobState.CANCELLED
     adopted = adopt_ended(request, ended_as=ended_as, settings=_runtime.settings)
-    # Who revokes names a job. What has expired is this message: the job of its id may be another's.
+    # Who revokes names a job. What has expired is this message: the job of its id may be another's, and Celery must
+    # not discard what comes of that for ever.
+    if expired:
+        state.revoked.discard(request.id)
     _runtime.end_job(None if expired else str(request.id), adopted)
 
 

@@ -315,7 +315,7 @@ def test_a_spooled_answer_whose_job_was_pruned_is_put_aside_and_not_dropped(
     """It was paid for, and its worker beat in this ledger."""
     from tests.contract.test_ledger_spool import leave  # local: a helper of the neighbouring suite
 
-    add_worker(ledger, clock, "dead")
+    add_worker(ledger, "dead", clock)
     job = claim_one(ledger, put_one(ledger))
     leave(tmp_path / "spool", "dead", replace(success(job), job_id="pruned"))
     heart.beat()
