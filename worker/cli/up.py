@@ -48,6 +48,7 @@ def up(
     """
     settings = load_settings()
     Credentials(settings)  # a key file that cannot be read
+    make_room(settings)  # the workers inherit the limit
     home = prepare_home(settings.home)
     lock = open_lock_file(home / "up.lock")
     if not try_lock(lock):
