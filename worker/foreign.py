@@ -53,12 +53,11 @@ class Payload(dict[str, Any]):
 
 
 class Unusable(Exception):
-    """Nothing can be done with the message: it has no id, or is none. `task_id`: what may be said of it."""
+    """Nothing can be done with the message: it has no id, or is none."""
 
-    def __init__(self, why: str, task_id: str | None = None) -> None:
+    def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
-        self.task_id = task_id
 
 
 def read_hint(raw: bytes) -> dict[str, Any] | None:

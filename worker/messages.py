@@ -94,9 +94,15 @@ def make_row_id(task_id: str) -> str:
     return "odd-" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def check_task_id(task_id: str) -> list[str]:
+def check_task_id(task_id: Any) -> list[str]:
     """What is wrong with a task id that is to be a job's id."""
-    if not task_id or len(task_id) > MAX_ID_LENGTH or not task_id.isascii() or not task_id.isprintable():
+    if (
+        not isinstance(task_id, str)
+        or not task_id
+        or len(task_id) > MAX_ID_LENGTH
+        or not task_id.isascii()
+        or not task_id.isprintable()
+    ):
         return [f"task_id: must be 1 to {MAX_ID_LENGTH} printable ASCII characters"]
     return []
 

@@ -31,7 +31,7 @@ local function name(value, other)
 end
 local function note(tag, text)
     if type(tag) ~= 'string' or #tag > 255 or not string.find(tag, '^[%w_.:-]+$')
-        or redis.call('HEXISTS', KEYS[1], tag) == 1 then
+        or redis.call('HGET', KEYS[1], tag) then
         tag = ARGV[5] .. ':' .. #taken
     end
     redis.call('ZADD', KEYS[2], ARGV[2], tag)

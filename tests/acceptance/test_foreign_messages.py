@@ -149,6 +149,7 @@ def test_odd_messages_end_as_rows_and_end_no_worker(plant: Shop, plant_ledger: L
     worker = plant.worker(concurrency=4)
     for raw in (*NO_MESSAGES, *OF_OTHERS, *odd.values()):
         valkey.lpush(LONE_QUEUE, raw)
+        valkey.publish("/0.celery.pidbox", raw)  # what is said to all workers
     assert_all_are_refused(plant_ledger, odd)
     serve_a_good_one(plant, plant_ledger, valkey, "good")
     assert worker.poll() is None

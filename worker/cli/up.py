@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from worker.broker import broker_address, check_broker, open_client
+from worker.capacity import make_room
 from worker.credentials import Credentials
 from worker.embedded.home import open_lock_file, prepare_home, try_lock
 from worker.errors import Unreachable
