@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -18,6 +19,7 @@ from api_client.config import Credential, EndpointConfig
 from api_client.deadline import Stage
 from api_client.errors import ApiError
 from schemas.failure import FailureKind
+from schemas.shortage import is_local_shortage
 from worker.capacity import count_startable_threads
 
 CONFIG = EndpointConfig("http://endpoint.test")
@@ -93,3 +95,26 @@ def test_a_process_that_may_have_few_threads_counts_few() -> None:
     counted, left = map(int, done.stdout.split())
     assert 1 <= counted < 60
     assert left == 1
+
+
+def test_what_a_pool_has_no_new_thread_for_waits_in_it_for_one_that_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The consumer relies on it: such a message is neither lost nor to be put back."""
+    begun, go = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: (begun.set(), go.wait(10)))
+        assert begun.wait(10)
+        with monkeypatch.context() as patched:
+
+            def start(_: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patched.setattr(threading.Thread, "start", start)
+            done: list[int] = []
+            with pytest.raises(RuntimeError) as caught:
+                pool.submit(done.append, 1)
+            assert is_local_shortage(caught.value)
+        go.set()
+        first.result(10)
+    assert done == [1]
