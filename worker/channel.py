@@ -8,7 +8,6 @@ noted by the broker in the step that takes it, leased while in hand, and acknowl
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty
@@ -22,18 +21,10 @@ from kombu import Connection as KombuConnection
 from kombu.transport import redis, virtual
 
 from worker.doorbell import Doorbell
-from worker.foreign import (
-    MAX_MESSAGE_BYTES,
-    Payload,
-    Unusable,
-    mark_redelivered,
-    read_foreign,
-    read_fragments,
-    read_hint,
-)
+from worker.foreign import MAX_MESSAGE_BYTES, Message, Unusable, mark_redelivered, read_hint
 from worker.hand import Hand
-from worker.hints import BULK_QUEUE, LONE_QUEUE, is_written_hint, list_key, list_keys
-from worker.taking import Taken, Taker, read_note, write_note
+from worker.hints import LONE_QUEUE, is_bulk_queue, is_written_hint, list_key, list_keys
+from worker.taking import Taken, Taker, read_note, read_taken, write_note
 
 __all__ = ["AMQP", "REFUSES_WRITES", "Channel", "Connection", "Hand", "QoS", "Transport"]
 log = structlog.get_logger(__name__)
@@ -42,9 +33,6 @@ _ASK_EVERY_S = 1.0  # as often as kombu's BRPOP comes back; kombu ends a connect
 _UNTOLD_POLL_S = 0.05  # how often to ask a broker that pushes no notices
 _RENEWALS_A_LEASE = 6
 _MOST_IN_A_ROW = 16  # lone messages between two turns of the hub
-_BULK_KEYS = list_keys(BULK_QUEUE)
-_BULK_LISTS = [(BULK_QUEUE, key) for key in _BULK_KEYS]
-_TOO_LARGE = "the message is larger than ANTREAN_MAX_MESSAGE_BYTES"
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 # A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
 REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
@@ -118,16 +106,6 @@ def _fetch_soon(hand: Hand | None) -> None:
         hand.reader.fetch_soon(hand)
 
 
-class Message(virtual.Message):
-    """kombu's, with the body that `worker.foreign` has decoded."""
-
-    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
-        super().__init__(payload, channel=channel, **options)
-        decoded = getattr(payload, "decoded", None)
-        if decoded is not None:
-            self._decoded_cache = decoded
-
-
 class Channel(redis.Channel):
     """kombu's channel with a bound on bulk messages in hand, which it takes many at a time.
 
@@ -147,6 +125,8 @@ class Channel(redis.Channel):
         self._lasting_taker: Taker | None = None
         self._bell: Doorbell | None = None
         self._is_fetch_due = False
+        self._known_queues: tuple[str, ...] = ()
+        self._lists: tuple[list[tuple[str, str]], ...] = ([], [], [])
         super().__init__(*args, **kwargs)
 
     @contextmanager
@@ -203,7 +183,7 @@ class Channel(redis.Channel):
         keys = [key for _, key in self._wanted_lists(hand)]
         if not keys:
             return
-        if BULK_QUEUE in self._active_queues:
+        if self._bulk_lists:
             hand.reader = self
         connection = self.client.connection
         if self._bell is None or not self._bell.is_at(connection):
@@ -240,10 +220,31 @@ class Channel(redis.Channel):
 
     def _wanted_lists(self, hand: Hand) -> list[tuple[str, str]]:
         """Queue and key of what there is room for, those to be emptied first first."""
-        wants_bulk = hand.room >= hand.refill_at
-        queues = [queue for queue in self.active_queues if wants_bulk or queue != BULK_QUEUE]
-        lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
-        return [one for step in zip(*lists, strict=True) for one in step]
+        return self._all_lists if hand.room >= hand.refill_at else self._lone_lists
+
+    @property
+    def _all_lists(self) -> list[tuple[str, str]]:
+        return self._lists_of_queues()[0]
+
+    @property
+    def _lone_lists(self) -> list[tuple[str, str]]:
+        return self._lists_of_queues()[1]
+
+    @property
+    def _bulk_lists(self) -> list[tuple[str, str]]:
+        return self._lists_of_queues()[2]
+
+    def _lists_of_queues(self) -> tuple[list[tuple[str, str]], ...]:
+        """All lists, those of lone jobs, and those of bulk, by priority and then by queue, as they were declared."""
+        names = tuple(self._active_queues)
+        if names != self._known_queues:
+            queues = [name for name in names if name not in self.active_fanout_queues]
+            lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
+            every = [one for step in zip(*lists, strict=True) for one in step]
+            lone = [one for one in every if not is_bulk_queue(one[0])]
+            self._lists = every, lone, [one for one in every if is_bulk_queue(one[0])]
+            self._known_queues = names
+        return self._lists
 
     def _take(self, hand: Hand) -> bool:
         """Takes lone messages one by one while there is a slot for each, and bulk once it is its turn; whether there
@@ -257,7 +258,7 @@ class Channel(redis.Channel):
                 break
             has_taken = True
             self._deliver(taken[0])
-            if taken[0].queue == BULK_QUEUE:
+            if is_bulk_queue(taken[0].queue):
                 self._fetch_bulk(hand, at_least=1)
                 break
         return has_taken
@@ -270,7 +271,7 @@ class Channel(redis.Channel):
         if bell is None or not self._in_poll:
             self._fetch_bulk(hand, at_least=hand.refill_at)
             return
-        waits_for_bulk = _BULK_KEYS[0] in bell.keys
+        waits_for_bulk = any(key in bell.keys for _, key in self._bulk_lists[:1])
         if waits_for_bulk and bell.is_told:
             return  # there is none, or it rings
         self._fetch_bulk(hand, at_least=hand.refill_at)
@@ -280,9 +281,9 @@ class Channel(redis.Channel):
 
     def _fetch_bulk(self, hand: Hand, *, at_least: int) -> None:
         """Takes as many bulk messages as there is room for, without waiting for any."""
-        if BULK_QUEUE not in self._active_queues or hand.room < at_least or not self.qos.can_consume():
+        if not self._bulk_lists or hand.room < at_least or not self.qos.can_consume():
             return
-        for taken in self._taker.take(_BULK_LISTS, hand.room):
+        for taken in self._taker.take(self._bulk_lists, hand.room):
             self._deliver(taken)
 
     @property
@@ -322,7 +323,7 @@ class Channel(redis.Channel):
         message = read_hint(taken.raw) if not taken.is_noted and is_written_hint(taken.raw) else None
         try:
             if message is None:
-                message = self._read_foreign(taken)
+                message = read_taken(taken)
             self.is_noted = taken.is_noted
             self.connection._deliver(message, taken.queue)
         except Unusable as exc:
@@ -334,15 +335,6 @@ class Channel(redis.Channel):
             self._forget(taken)
         finally:
             self.is_noted = False
-
-    def _read_foreign(self, taken: Taken) -> Payload:
-        tag = taken.tag if taken.is_noted else str(uuid.uuid4())
-        if taken.is_cut:
-            return read_fragments(taken.raw, _TOO_LARGE, queue=taken.queue, tag=tag)
-        payload = read_foreign(taken.raw, queue=taken.queue, tag=tag)
-        if not taken.is_noted:
-            payload.raw = taken.raw
-        return payload
 
     def _forget(self, taken: Taken) -> None:
         if taken.is_noted:

@@ -13,7 +13,7 @@ from schemas.chat import InvalidRequest
 from schemas.job import JobState
 from worker.execute import Report, Verdict
 from worker.foreign import NOT_BEFORE_HEADER, REFUSED_HEADER
-from worker.hints import BULK_QUEUE, HINT_HEADER
+from worker.hints import HINT_HEADER, is_bulk_queue
 from worker.messages import Asked, build_job, build_refused, make_row_id, read_time_ms
 from worker.settings import Settings
 from worker.storage.intake import NewJob
@@ -37,7 +37,7 @@ def read_delivery(
     context: Any, request: Any, options: Mapping[str, Any], job_id: Any, settings: Settings
 ) -> Delivery:
     """The delivery of a task's request context and its arguments; a bad one is a job that is refused."""
-    is_bulk = (context.delivery_info or {}).get("routing_key") == BULK_QUEUE
+    is_bulk = is_bulk_queue((context.delivery_info or {}).get("routing_key"))
     headers = context.headers or {}
     task_id = str(context.id)
     problems = [str(problem) for problem in headers.get(REFUSED_HEADER) or ()]

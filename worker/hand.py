@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.foreign import MAX_MESSAGE_BYTES
-from worker.hints import BULK_QUEUE, hinted_job
+from worker.hints import hinted_job, is_bulk_queue
 
 
 class Hand:
@@ -49,7 +49,7 @@ class Hand:
 
     def take(self, message: Any, delivery_tag: str) -> bool:
         """Whether the message is a hint, which needs no bookkeeping beyond this."""
-        if message.delivery_info["routing_key"] == BULK_QUEUE:
+        if is_bulk_queue(message.delivery_info["routing_key"]):
             self._bulk.add(delivery_tag)
         job_id = hinted_job(message)
         if job_id is not None:

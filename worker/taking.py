@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 import redis
 
-from worker.foreign import MAX_MESSAGE_BYTES
+from worker.foreign import MAX_MESSAGE_BYTES, Payload, read_foreign, read_fragments
 from worker.hints import HINT_MARK
 
 # KEYS: the notes, their index, then the lists, those to be emptied first first. ARGV: how many, the time, the mark of
@@ -75,6 +75,7 @@ table.insert(taken, 1, table.concat(codes))
 for _, tag in ipairs(tags) do taken[#taken + 1] = tag end
 return taken
 """
+_TOO_LARGE = "the message is larger than ANTREAN_MAX_MESSAGE_BYTES"
 _NOTE = re.compile(rb'\[(.*),("(?:[^"\\]|\\.)*"),("(?:[^"\\]|\\.)*")\]', re.DOTALL)
 
 
@@ -130,6 +131,17 @@ class Taker:
                 one.is_cut = codes[2 * i + 1] == 2
             taken.append(one)
         return taken
+
+
+def read_taken(taken: Taken) -> Payload:
+    """The message, if it is no hint, as kombu is to be handed it. Raises Unusable."""
+    tag = taken.tag if taken.is_noted else str(uuid.uuid4())
+    if taken.is_cut:
+        return read_fragments(taken.raw, _TOO_LARGE, queue=taken.queue, tag=tag)
+    payload = read_foreign(taken.raw, queue=taken.queue, tag=tag)
+    if not taken.is_noted:
+        payload.raw = taken.raw
+    return payload
 
 
 def write_note(raw: bytes, queue: str) -> bytes:

@@ -8,6 +8,7 @@ import os
 import secrets
 import stat
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -59,6 +60,16 @@ class Counts:
         return self.succeeded + self.failed + self.cancelled + self.expired
 
 
+def count_lines(counts: Counter[JobState]) -> Counts:
+    """How many lines there are, from how many jobs ended so."""
+    return Counts(
+        succeeded=counts[JobState.SUCCEEDED],
+        failed=counts[JobState.FAILED],
+        cancelled=counts[JobState.CANCELLED],
+        expired=counts[JobState.EXPIRED],
+    )
+
+
 def output_line(outcome: JobOutcome) -> bytes:
     """The job's output line: one line of UTF-8 JSON with its end, whatever bytes the endpoint sent."""
     response, error = _response(outcome), None
@@ -80,17 +91,12 @@ def output_line(outcome: JobOutcome) -> bytes:
 
 def write_lines(outcomes: Iterable[JobOutcome], stream: BinaryIO) -> Counts:
     """Writes a line for each outcome, in their order, and says how many. A closed pipe raises BrokenPipeError."""
-    counts = dict.fromkeys(JobState, 0)
+    states: Counter[JobState] = Counter()
     for outcome in outcomes:
         stream.write(output_line(outcome))
-        counts[outcome.state] += 1
+        states[outcome.state] += 1
     stream.flush()
-    return Counts(
-        succeeded=counts[JobState.SUCCEEDED],
-        failed=counts[JobState.FAILED],
-        cancelled=counts[JobState.CANCELLED],
-        expired=counts[JobState.EXPIRED],
-    )
+    return count_lines(states)
 
 
 def write_results(outcomes: Iterable[JobOutcome], path: Path | None) -> Counts:
@@ -110,17 +116,24 @@ def write_results(outcomes: Iterable[JobOutcome], path: Path | None) -> Counts:
     try:
         with _sentences(path):
             stream = part.open("xb")
-        with stream:
-            counts = _write_synced(outcomes, stream, path)
-        with _sentences(path):
-            if target.exists():
-                part.chmod(stat.S_IMODE(target.stat().st_mode))
-            part.replace(target)
-            _sync_folder(target.parent)
+        with stream, _sentences(path):
+            counts = write_lines(outcomes, stream)
+            put_in_place(stream, part, path)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
     return counts
+
+
+def put_in_place(stream: BinaryIO, part: Path, path: Path) -> None:
+    """Gives a file that is written the name `path`, whole and with the mode of the file that had it."""
+    target = Path(os.path.realpath(path))
+    stream.flush()
+    os.fsync(stream.fileno())  # before the new name: a power cut must not leave an empty file under it
+    if target.exists():
+        part.chmod(stat.S_IMODE(target.stat().st_mode))
+    part.replace(target)
+    _sync_folder(target.parent)
 
 
 def check_output(path: Path) -> None:
@@ -230,13 +243,6 @@ def _text(value: Any) -> str | None:
 def _storable(text: str | None) -> str | None:
     """`text` as UTF-8 can carry it."""
     return None if text is None else text.encode("utf-8", "replace").decode()
-
-
-def _write_synced(outcomes: Iterable[JobOutcome], stream: BinaryIO, path: Path) -> Counts:
-    with _sentences(path):
-        counts = write_lines(outcomes, stream)
-        os.fsync(stream.fileno())  # before the new name: a power cut must not leave an empty file under it
-    return counts
 
 
 def _sync_folder(folder: Path) -> None:

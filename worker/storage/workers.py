@@ -116,6 +116,22 @@ def fetch_beats(connection: Connection) -> list[Beat]:
     return list(beats.values())
 
 
+def fetch_endpoint_of(connection: Connection, worker_id: str) -> str | None:
+    """The endpoint that this worker serves or served; None if its row is not in this ledger."""
+    found: str | None = connection.execute(
+        select(workers.c.endpoint).where(workers.c.id == worker_id)
+    ).scalar()
+    return found
+
+
+def is_known(connection: Connection, worker_id: str) -> bool:
+    """Whether this ledger has heard of the worker: one home may have workers of several ledgers."""
+    if fetch_endpoint_of(connection, worker_id) is not None:
+        return True
+    held = select(jobs.c.id).where(is_in(JobState.RUNNING), jobs.c.worker_id == worker_id).limit(1)
+    return connection.execute(held).first() is not None
+
+
 def release_orphans(
     connection: Connection, worker_id: str, *, held: Collection[str], now_ms: int
 ) -> list[str]:
@@ -144,7 +160,7 @@ def is_of_this_ledger(connection: Connection, worker_id: str, claims: Iterable[t
     Its row names a worker's ledger: it is written before the worker takes any job, and never removed. The claims are
     for a database that was restored from a backup, and for workers of before.
     """
-    if connection.execute(select(workers.c.id).where(workers.c.id == worker_id)).first() is not None:
+    if fetch_endpoint_of(connection, worker_id) is not None:
         return True
     is_empty = True  # what nobody can read is nobody else's either
     for job_id, token in claims:
