@@ -24,14 +24,13 @@ from schemas.bounds import (
 from schemas.chat import ChatRequest, InvalidRequest, parse_request
 from schemas.job import JobState
 from worker.storage.cleaning import clean_text
-from worker.storage.intake import NewJob
+from worker.storage.intake import LONGEST_REFUSED_BODY, NewJob
 from worker.submit import make_job
 
 _OPTIONS = ("custom_id", "batch", "max_attempts", "metadata")
 _MOST_PROBLEMS = 20
 _LONGEST_NAME_SHOWN = 60
 _LONGEST_MESSAGE = 4000
-_LONGEST_REFUSED_BODY = 16 * 1024  # bytes; it is kept for a person to look at, not to be sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,4 +212,4 @@ def _dump(value: Any) -> str:
         written = orjson.dumps(value)
     except TypeError:  # lone surrogates, nested too deep, or what JSON cannot hold: it is refused anyway
         return "null"
-    return written.decode() if len(written) <= _LONGEST_REFUSED_BODY else "null"
+    return written.decode() if len(written) <= LONGEST_REFUSED_BODY else "null"

@@ -136,7 +136,10 @@ def test_what_names_a_batch_of_a_file_is_refused_and_what_names_one_of_messages_
     ledger.run(lambda c: make(c, "batch_run", kind="run"))
     ledger.run(lambda c: make(c, "batch_file", kind="submit"))
     ledger.run(partial(ensure_open_batches, batch_ids=["tasks"], endpoint=ENDPOINT, now_ms=NOW))
-    wanted = {name: a_job(batch_id=name) for name in ("batch_run", "batch_file", "tasks", "new")}
+    wanted = {
+        name: a_job(batch_id=name, body='"' + "x" * 20_000 + '"')
+        for name in ("batch_run", "batch_file", "tasks", "new")
+    }
     ledger.run(partial(adopt_jobs, new=list(wanted.values()), now_ms=NOW))
     found = {name: job_row(ledger, job.id) for name, job in wanted.items()}
     assert {name: (row.state, row.batch_id) for name, row in found.items()} == {
@@ -146,6 +149,8 @@ def test_what_names_a_batch_of_a_file_is_refused_and_what_names_one_of_messages_
         "new": ("queued", "new"),
     }
     assert "antrean run" in found["batch_run"].failure_message
+    bodies = {row.job_id: row.body for row in rows(ledger, "requests")}
+    assert (bodies[wanted["batch_run"].id], len(bodies[wanted["new"].id])) == ("null", 20_002)
     assert {row.id for row in rows(ledger, "batches")} == {"batch_run", "batch_file", "tasks", "new"}
 
 

@@ -16,6 +16,8 @@ from worker.storage.cleaning import clean_text
 from worker.storage.tables import AnyRow, details, insert_or_ignore, jobs, requests
 from worker.storage.wants import Want, add_wants
 
+LONGEST_REFUSED_BODY = 16 * 1024  # it is kept for a person to look at, not to be sent
+
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
@@ -182,6 +184,7 @@ def refuse(job: NewJob, why: str) -> NewJob:
     """The row that a message ends as which cannot be adopted: its id, its state and a sentence, and no batch."""
     return replace(
         job,
+        body=job.body if len(job.body) <= LONGEST_REFUSED_BODY else "null",
         batch_id="",
         not_before_ms=None,
         ended_as=job.ended_as or JobState.FAILED,
