@@ -7,16 +7,16 @@ server does both (docs/adr/0013). A note is kombu's own, so that any kombu resto
 from __future__ import annotations
 
 import re
-import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 import redis
 
+from worker.broker_time import BROKER_CLOCK
 from worker.foreign import MAX_MESSAGE_BYTES, Payload, read_foreign, read_fragments
-from worker.hints import HINT_MARK
+from worker.hints import HINT_MARK, LONE_QUEUE, list_key
 
 # KEYS: the notes, their index, then the lists, those to be emptied first first. ARGV: how many, the time, the mark of
 # a hint, the most bytes of a message, and the beginning of delivery tags that are nobody else's. Answers one string,
@@ -118,7 +118,13 @@ class Taker:
         """
         keys = [*self._noted_in, *(key for _, key in lists)]
         self._takes += 1
-        args: list[Any] = [count, time.time(), HINT_MARK, self._longest, f"{self._tags}:{self._takes}"]
+        args: list[Any] = [
+            count,
+            BROKER_CLOCK.now_s(),
+            HINT_MARK,
+            self._longest,
+            f"{self._tags}:{self._takes}",
+        ]
         found: Any = self._take(keys=keys, args=args)
         codes = found[0]
         size = len(codes) // 2
@@ -161,3 +167,15 @@ def read_note(note: bytes) -> tuple[bytes, str]:
         return found.group(1), str(orjson.loads(found.group(3)))
     except orjson.JSONDecodeError:
         return found.group(1), ""
+
+
+def find_list(message: bytes, queue: str, ours: Collection[str]) -> str:
+    """The list to put a message back to that was noted for `queue`, or for one that is not of `ours`.
+
+    kombu asks the exchange that the message names, and gives to nobody what names one that is not there.
+    """
+    try:
+        priority = min(9, max(0, int(orjson.loads(message)["properties"]["priority"])))
+    except (ValueError, TypeError, LookupError, ArithmeticError):
+        priority = 0
+    return list_key(queue if queue in ours else LONE_QUEUE, priority)
