@@ -6,6 +6,7 @@ import base64
 import json
 import random
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 from worker.hints import LONE_QUEUE, TASK, write_hint
@@ -92,7 +93,7 @@ def _change_one(rng: random.Random, made: Any) -> None:
     if isinstance(where, dict) and rng.random() < 0.2:
         del where[key]
         return
-    where[key] = rng.choice(ODD_VALUES)
+    where[key] = deepcopy(rng.choice(ODD_VALUES))
 
 
 def _change_body(rng: random.Random, made: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def _change_body(rng: random.Random, made: dict[str, Any]) -> dict[str, Any]:
         return made
     if isinstance(body, list) and rng.random() < 0.5:
         options = ("custom_id", "batch", "max_attempts", "metadata", "job_id", "self", "colour")
-        body[1][rng.choice(options)] = rng.choice(ODD_VALUES)
+        body[1][rng.choice(options)] = deepcopy(rng.choice(ODD_VALUES))
     else:
         _change_one(rng, body)
     made["body"] = encode(body)
