@@ -18,6 +18,11 @@ from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.tables import attempts, jobs
 
+pytestmark = pytest.mark.parametrize(
+    "plant",
+    ["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.storm])],
+    indirect=True,
+)
 SETTINGS_CODE, INTERNAL_CODE = 3, 70
 
 
@@ -117,7 +122,13 @@ threading.Thread(target=_watch, daemon=True).start()
 """
 
 
-@pytest.mark.parametrize("name", ["antrean-relay", "antrean-heart", "antrean-writer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "antrean-writer",
+        *(pytest.param(name, marks=pytest.mark.storm) for name in ("antrean-relay", "antrean-heart")),
+    ],
+)
 @pytest.mark.simulator("--latency", "2")
 def test_a_worker_whose_thread_dies_ends_its_calls_first(
     plant: Shop, plant_settings: Settings, plant_ledger: Ledger, simulator: SimulatorProcess, name: str

@@ -28,6 +28,11 @@ from worker.storage.engine import Ledger
 from worker.storage.intake import NewJob, insert_jobs
 from worker.storage.tables import jobs, requests
 
+pytestmark = pytest.mark.parametrize(
+    "plant",
+    ["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.storm])],
+    indirect=True,
+)
 _SECRET = "Zanzibar"  # in every prompt
 _EVENT = re.compile(r'"event": "message\.(\w+)"')
 REQUEST_HERE = {**REQUEST, "messages": [{"role": "user", "content": f"{_SECRET}: say one."}]}
