@@ -30,6 +30,7 @@ class Failure:
     `message` is for people: the endpoint's own words where it had any, never a key or a prompt of ours.
     `retry_after_s` is what the endpoint asked for, in seconds; `should_retry` is its `x-should-retry`.
     `was_sent` False means that nothing of the request left: the endpoint was not there at all.
+    `is_local`: this machine had no descriptor, thread or memory for the call; it says nothing of the endpoint.
     `body` holds the raw error body (bytes, cut at 64 KiB) for the batch error file.
     """
 
@@ -41,3 +42,4 @@ class Failure:
     should_retry: bool | None = None
     body: bytes | None = None
     was_sent: bool = True
+    is_local: bool = False

@@ -26,7 +26,7 @@ from worker.policy.retry import RetryRules
 from worker.slots import Place, Slots, Stopping
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, RunsAlone, WriterStopped
-from worker.storage.intake import NewJob, adopt_jobs
+from worker.storage.intake import NewJob, adopt_jobs, make_bare
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success, Usage
 from worker.suspects import Suspects
 from worker.throttle.gatekeeper import Gatekeeper, Pass
@@ -105,6 +105,7 @@ class Executor:
         self._spool = spool
         self._clock = clock
         self._is_paused = is_paused
+        self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
         self._judge = Judge(
             gatekeeper,
             writer,
@@ -140,6 +141,13 @@ class Executor:
             job = self._writer.claim(job_id, adopt=adopt, is_urgent=not place.is_bulk)
         except RunsAlone:
             return self._attempt_alone(job_id, leave, place)
+        except (Stopping, WriterStopped):
+            raise
+        except Exception as exc:
+            self._gatekeeper.leave(leave)
+            if adopt is None:
+                raise
+            return self._refuse(_bare(adopt, exc))
         if job is None and adopt is not None and adopt.not_before_ms is not None:
             wait_s = max(0.0, (adopt.not_before_ms - self._clock.now_ms()) / 1000)
             self._gatekeeper.leave(leave)
@@ -167,6 +175,14 @@ class Executor:
                 self._writer.call(partial(adopt_jobs, new=[job], now_ms=self._clock.now_ms()))
             except DatabaseAway:
                 self._spool.wait_until_writable()  # a second, or the end of the worker
+                continue
+            except WriterStopped:
+                raise
+            except Exception as exc:
+                if job == make_bare(job):
+                    log.error("message.lost", task_id=job.id, error=type(exc).__name__)
+                    return
+                job = _bare(job, exc)
                 continue
             return
 
@@ -299,6 +315,9 @@ class Executor:
 
     def _set_back(self, job: ClaimedJob, failure: Failure, leave: Pass, *, latency_s: float | None) -> Report:
         now_ms = self._clock.now_ms()
+        if failure.is_local:
+            self._shortages += 1
+            log.warning("call.local_shortage", job_id=job.id, lack=failure.message, count=self._shortages)
         judged = self._judge.judge(job, failure, leave, now_ms=now_ms)
         not_before_ms = judged.not_before_ms
         setback = Setback(
@@ -342,6 +361,12 @@ class Executor:
         except (DatabaseAway, WriterStopped):
             # Nothing was paid for: the next beat, or a rescue, finds the claim without a holder.
             self._writer.forget(outcome.job_id)
+
+
+def _bare(job: NewJob, exc: Exception) -> NewJob:
+    """The last resort for a message that the database does not take as it is: it must not vanish."""
+    log.error("message.unstorable", task_id=job.id, error=type(exc).__name__)
+    return make_bare(job)
 
 
 def _defect(exc: Exception, job_id: str) -> Failure:

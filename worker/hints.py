@@ -69,10 +69,9 @@ def list_keys(queue: str) -> list[str]:
 
 def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:
     """The message as it lies in the broker: Celery's second protocol in kombu's envelope."""
-    body = base64.b64encode(orjson.dumps([[], {"job_id": job_id}, _EMBED])).decode("ascii")
     return orjson.dumps(
         {
-            "body": body,
+            "body": write_body(job_id),
             "content-encoding": "utf-8",
             "content-type": "application/json",
             "headers": {
@@ -108,6 +107,11 @@ def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:
             },
         }
     )
+
+
+def write_body(job_id: str) -> str:
+    """The body of a hint."""
+    return base64.b64encode(orjson.dumps([[], {"job_id": job_id}, _EMBED])).decode("ascii")
 
 
 def is_written_hint(raw: bytes) -> bool:
