@@ -135,7 +135,7 @@ def test_the_other_header_style_is_found_by_itself(shop: Shop) -> None:
 
 def test_migrate_can_be_repeated(shop: Shop) -> None:
     url = f"sqlite:///{shop.folder}/own.db"
-    assert HEAD in shop.antrean("migrate", database_url=url).out
+    assert f"revision {HEAD}" in shop.antrean("migrate", database_url=url).out
     assert "already" in shop.antrean("migrate", database_url=url).out
 
 
