@@ -13,12 +13,12 @@ from rich.markup import escape
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json
-from worker.cli.listing import complete_batch_id
+from worker.cli.listing import complete_batch_id, printable
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.reports.batchlines import check_output, write_lines, write_results
-from worker.reports.summary import format_count
+from worker.reports.summary import describe_finish_reasons, format_count
 from worker.settings import load_settings
 from worker.storage.batches import (
     Batch,
@@ -61,7 +61,8 @@ def status(
 ) -> None:
     """Show where a batch stands, or the whole ledger.
 
-    Of a batch: its status, its jobs by state, its failures by kind, and its tokens. Without a batch: all jobs
+    Of a batch: its status, its jobs by state, its failures by kind, its results that did not end in the ordinary
+    way by finish_reason (length: cut off; content_filter), and its tokens. Without a batch: all jobs
     by state, the latest batches, the workers, and what is paused.
     """
     settings = load_settings()
@@ -148,6 +149,8 @@ def results(
         f"{format_count(counts.succeeded)} results and {format_count(counts.failed)} failures in {output}"
         + (f"; {format_count(left)} jobs have not ended yet" if left else "")
     )
+    if counts.finish_reasons:
+        note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
 
 
 def retry(
@@ -217,6 +220,8 @@ def _print_batch(found: BatchStatus) -> None:
     out.print(_states_line(found.counts))
     for kind, count in found.failures.items():
         out.print(f"  failed: {format_count(count)} × {kind}")
+    for reason, count in found.finish_reasons.items():
+        out.print(f"  finish reason: {format_count(count)} × {escape(printable(reason))}")
     out.print(
         f"{format_count(found.prompt_tokens)} prompt + {format_count(found.completion_tokens)} completion "
         f"= {format_count(found.total_tokens)} tokens"
@@ -240,6 +245,7 @@ def _facts(found: BatchStatus) -> dict[str, Any]:
         "total": sum(found.counts.values()),
         "jobs": _named(found.counts),
         "failures": dict(found.failures),
+        "finish_reasons": dict(found.finish_reasons),
         "usage": {
             "prompt_tokens": found.prompt_tokens,
             "completion_tokens": found.completion_tokens,

@@ -29,8 +29,8 @@ from worker.embedded.home import last_line
 from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
 from worker.preflight import ask_endpoint, choose_model
-from worker.reports.batchlines import check_output, write_results
-from worker.reports.summary import format_count, format_seconds
+from worker.reports.batchlines import Counts, check_output, write_results
+from worker.reports.summary import describe_finish_reasons, format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
 from worker.sources.documents import DocumentSet, find_documents
 from worker.sources.prompt import Prompt
@@ -106,7 +106,7 @@ def run(
         counts = write_results(iterate_outcomes(ledger, work.ids), None if str(output) == "-" else output)
         ledger.dispose()
     seconds = time.monotonic() - started_s
-    _summarise(work, progress, counts_failed=counts.failed, output=output, seconds=seconds, as_json=as_json)
+    _summarise(work, progress, counts=counts, output=output, seconds=seconds, as_json=as_json)
     if progress.succeeded < len(work.ids):
         raise typer.Exit(ExitCode.FAILED_JOBS)
 
@@ -204,7 +204,7 @@ def _follow(ledger: Ledger, stack: Stack, settings: Settings, work: Work, progre
 
 
 def _summarise(
-    work: Work, progress: Progress, *, counts_failed: int, output: Path, seconds: float, as_json: bool
+    work: Work, progress: Progress, *, counts: Counts, output: Path, seconds: float, as_json: bool
 ) -> None:
     succeeded = progress.succeeded
     facts = {
@@ -214,6 +214,7 @@ def _summarise(
         "failed": len(work.ids) - succeeded,
         "already_done": work.done,
         "failures": dict(progress.failures),
+        "finish_reasons": dict(counts.finish_reasons),
         "prompt_tokens": progress.prompt_tokens,
         "completion_tokens": progress.completion_tokens,
         "seconds": round(seconds, 3),
@@ -227,8 +228,10 @@ def _summarise(
     say = err.print if str(output) == "-" else out.print
     say(f"[bold]{format_count(succeeded)}[/] of {format_count(len(work.ids))} jobs succeeded", end="")
     say(f" ({format_count(work.done)} were done before)" if work.done else "")
-    if counts_failed:
+    if counts.failed:
         kinds = ", ".join(f"{kind} {count}" for kind, count in progress.failures.most_common())
-        complain(f"{format_count(counts_failed)} jobs failed ({kinds}); the same command tries them again")
+        complain(f"{format_count(counts.failed)} jobs failed ({kinds}); the same command tries them again")
+    if counts.finish_reasons:
+        note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
     where = "above" if str(output) == "-" else f"in {output}"
     say(f"{tokens} tokens · {format_seconds(seconds)} · results {where} · {work.batch_id}")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
 from schemas.failure import FailureKind
-from schemas.job import JobState
+from schemas.job import ORDINARY_FINISH_REASONS, JobState
 from worker.errors import InputError
 from worker.storage.reading import JobOutcome
 
@@ -42,6 +44,7 @@ _TYPES = {
     429: "rate_limit_error",
 }
 # str.splitlines() ends a line at these; in JSON they can only stand inside text, where an escape means the same.
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNICODE_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
 
 
@@ -53,6 +56,9 @@ class Counts:
     failed: int = 0
     cancelled: int = 0
     expired: int = 0
+    finish_reasons: Mapping[str, int] = field(
+        default_factory=dict
+    )  # of results that ended in another way than usual
 
     @property
     def total(self) -> int:
@@ -81,15 +87,19 @@ def output_line(outcome: JobOutcome) -> bytes:
 def write_lines(outcomes: Iterable[JobOutcome], stream: BinaryIO) -> Counts:
     """Writes a line for each outcome, in their order, and says how many. A closed pipe raises BrokenPipeError."""
     counts = dict.fromkeys(JobState, 0)
+    finish_reasons: Counter[str] = Counter()
     for outcome in outcomes:
         stream.write(output_line(outcome))
         counts[outcome.state] += 1
+        if outcome.finish_reason and outcome.finish_reason not in ORDINARY_FINISH_REASONS:
+            finish_reasons[outcome.finish_reason] += 1
     stream.flush()
     return Counts(
         succeeded=counts[JobState.SUCCEEDED],
         failed=counts[JobState.FAILED],
         cancelled=counts[JobState.CANCELLED],
         expired=counts[JobState.EXPIRED],
+        finish_reasons=finish_reasons,
     )
 
 
@@ -147,7 +157,7 @@ def _response(outcome: JobOutcome) -> dict[str, Any] | None:
     else:
         if outcome.state is not JobState.FAILED or outcome.failure_kind in _NEVER_ANSWERED:
             return None
-        if outcome.http_status is None:
+        if outcome.http_status is None or 200 <= outcome.http_status < 300:  # it would read as a success
             return None
         status, body = outcome.http_status, _error_body(outcome, outcome.http_status)
     return {"status_code": status, "request_id": _storable(outcome.request_id), "body": body}
@@ -196,8 +206,9 @@ def _embed(raw: bytes) -> Any:
     value = _parse(raw)
     if value is None:  # not JSON in any reading: its text, so that nothing paid for is lost
         value = raw.decode("utf-8", "replace")
-    # ASCII escapes carry lone surrogates, which UTF-8 cannot.
-    return orjson.Fragment(json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")))
+    # Lone surrogates are no text in any encoding: strict readers refuse the whole line, escaped or not.
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return orjson.Fragment(_LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text).encode())
 
 
 def _parse(raw: bytes) -> Any:

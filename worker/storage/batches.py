@@ -37,6 +37,7 @@ class BatchStatus:
     batch: Batch
     counts: Mapping[JobState, int]
     failures: Mapping[str, int]  # failed jobs by kind
+    finish_reasons: Mapping[str, int]  # results by finish_reason, those out of the ordinary only
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -216,10 +217,17 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
             func.coalesce(func.sum(usage.c.total_tokens), 0),
         ).where(usage.c.batch_id == batch.id)
     ).one()
+    odd_ends = connection.execute(
+        select(usage.c.odd_finish_reason, func.count())
+        .where(usage.c.batch_id == batch.id, usage.c.odd_finish_reason.is_not(None))
+        .group_by(usage.c.odd_finish_reason)
+        .order_by(func.count().desc(), usage.c.odd_finish_reason)
+    )
     return BatchStatus(
         batch=batch,
         counts=count_states(connection, batch.id),
         failures={kind or "unknown": count for kind, count in failures},
+        finish_reasons={str(reason): count for reason, count in odd_ends},
         prompt_tokens=int(tokens[0]),
         completion_tokens=int(tokens[1]),
         total_tokens=int(tokens[2]),

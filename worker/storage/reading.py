@@ -31,6 +31,7 @@ class JobOutcome:
     request_id: str | None
     failure_kind: FailureKind | None
     failure_message: str | None
+    finish_reason: str | None = None  # of a success
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ _OUTCOME = select(
     func.coalesce(results.c.request_id, jobs.c.request_id).label("request_id"),
     jobs.c.failure_kind,
     jobs.c.failure_message,
+    results.c.finish_reason,
 ).select_from(
     jobs.outerjoin(results, results.c.job_id == jobs.c.id).outerjoin(
         failure_bodies, (failure_bodies.c.job_id == jobs.c.id) & (jobs.c.state == "failed")
@@ -159,6 +161,7 @@ def _fetch(ledger: Ledger, page: Select[tuple[object, ...]]) -> list[JobOutcome]
             request_id=row.request_id,
             failure_kind=None if row.failure_kind is None else FailureKind(row.failure_kind),
             failure_message=row.failure_message,
+            finish_reason=row.finish_reason,
         )
         for row in rows
     ]

@@ -10,9 +10,9 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select, update
 
 from schemas.failure import FailureKind
-from schemas.job import LEGAL_MOVES, JobState, Move
+from schemas.job import LEGAL_MOVES, ORDINARY_FINISH_REASONS, JobState, Move
 from worker.storage.cleaning import clean_text
-from worker.storage.outcomes import GiveBack, Outcome, Recorded, Setback, Success
+from worker.storage.outcomes import GiveBack, Outcome, Recorded, Setback, Success, Usage
 from worker.storage.prepared import Prepared, is_among, pack_ids, together
 from worker.storage.tables import AnyRow, attempts, build_upsert, failure_bodies, jobs, results, usage
 
@@ -107,6 +107,8 @@ def _decide(row: AnyRow | None, outcome: Outcome, writes: _Writes) -> Recorded:
         return Recorded.CLAIM_LOST
     if isinstance(outcome, Success):
         return _decide_success(row, outcome, writes)
+    if isinstance(outcome, Setback) and outcome.usage is not None:
+        writes.usage.append(_usage(row, outcome, outcome.usage, is_used=False))
     if row.state != JobState.RUNNING or row.claim_token != outcome.token:
         return Recorded.CLAIM_LOST
     if isinstance(outcome, GiveBack):
@@ -124,7 +126,7 @@ def _decide_success(row: AnyRow, outcome: Success, writes: _Writes) -> Recorded:
             return Recorded.REPEATED
         # The first success wins (invariant 3); this one was paid for all the same.
         writes.attempts.append(_attempt(outcome, "unused"))
-        writes.usage.append(_usage(row, outcome, is_used=False))
+        writes.usage.append(_usage(row, outcome, outcome.usage, is_used=False))
         return Recorded.UNUSED
     writes.moves.append(_move(row, Move.SUCCEED, outcome, claim_token=outcome.token))
     writes.results.append(
@@ -142,7 +144,11 @@ def _decide_success(row: AnyRow, outcome: Success, writes: _Writes) -> Recorded:
         }
     )
     writes.attempts.append(_attempt(outcome, "succeeded"))
-    writes.usage.append(_usage(row, outcome, is_used=True))
+    finish_reason = clean_text(outcome.finish_reason)
+    usage_row = _usage(row, outcome, outcome.usage, is_used=True)
+    if finish_reason and finish_reason not in ORDINARY_FINISH_REASONS:
+        usage_row["odd_finish_reason"] = finish_reason
+    writes.usage.append(usage_row)
     return Recorded.APPLIED
 
 
@@ -231,8 +237,7 @@ def _attempt(outcome: Outcome, verdict: str, **facts: Any) -> dict[str, Any]:
     return values
 
 
-def _usage(row: AnyRow, outcome: Success, *, is_used: bool) -> dict[str, Any]:
-    tokens = outcome.usage
+def _usage(row: AnyRow, outcome: Success | Setback, tokens: Usage, *, is_used: bool) -> dict[str, Any]:
     return {
         "job_id": outcome.job_id,
         "number": outcome.number,
@@ -244,5 +249,6 @@ def _usage(row: AnyRow, outcome: Success, *, is_used: bool) -> dict[str, Any]:
         "cached_tokens": min(tokens.cached_tokens, LARGEST_COUNT),
         "reasoning_tokens": min(tokens.reasoning_tokens, LARGEST_COUNT),
         "is_used": is_used,
+        "odd_finish_reason": None,
         "created_at_ms": outcome.ended_at_ms,
     }
