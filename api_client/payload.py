@@ -16,12 +16,8 @@ def switch_stream_off(body: bytes) -> bytes:
     that is no JSON object comes back as it was.
     """
     # Stored bodies are written by orjson: a quote in a text is escaped, so a key can be looked for as bytes.
-    if (
-        body[:1] == b"{"
-        and b'"stream' not in body
-        and b"\\u" not in body
-        and body[1:2] not in (b"}", b" ", b"\n")
-    ):
+    is_plain = body[:1] == b"{" and body[-1:] == b"}" and body[1:2] == b'"'
+    if is_plain and b'"stream' not in body and b"\\u" not in body:
         return b"".join((_OFF, memoryview(body)[1:]))
     try:
         data: Any = orjson.loads(body)

@@ -65,7 +65,7 @@ def assemble(body: bytes) -> Assembled:
             is_done = True
             break
         has_events = True
-        if kind == "error" and "choices" not in event:
+        if _is_error(kind, event):
             event = {"error": event.get("error") or event}
         _merge_event(data, choices, event)
     if not has_events:
@@ -86,8 +86,19 @@ def encode(data: dict[str, Any]) -> bytes:
         return json.dumps(data).encode()
 
 
+def _is_error(kind: str, event: dict[str, Any]) -> bool:
+    if "choices" in event:
+        return False
+    is_flat = "code" in event and bool(event.keys() & {"message", "msg"})
+    return kind == "error" or is_flat or "error" in (event.get("object"), event.get("type"))
+
+
 def _events(body: bytes) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Each event's name and object; None for `[DONE]`. What is no object is left out."""
+    whole = _load(body.rstrip().removesuffix(_DONE).rstrip().removesuffix(b"data:"))
+    if isinstance(whole, dict):  # an answer that did not stream, but for its end
+        yield from (("", whole), ("", None))
+        return
     kind = ""
     gathered: list[bytes] = []
     for line in [*_LINE_END.split(body.removeprefix(b"\xef\xbb\xbf")), b""]:

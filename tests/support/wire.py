@@ -97,10 +97,18 @@ class WireServer:
         self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
+    @property
+    def url(self) -> str:
+        return self.base_url
+
     def __enter__(self) -> WireServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes no further connection."""
         self._listener.close()
 
     def _accept(self) -> None:
