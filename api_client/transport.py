@@ -103,7 +103,8 @@ class Transport:
     ) -> tuple[bytes, bool, Failure | None]:
         """Up to `most` decoded bytes, whether there were more, and how the body broke, None where it did not.
 
-        A stream of events ends with its `[DONE]`: some servers leave the connection open after it.
+        A stream of events ends with its `[DONE]`: some servers leave the connection open after it. It is not
+        waited for what may follow, and the connection is closed.
         """
         chunks: list[bytes] = []
         size = 0
@@ -111,8 +112,8 @@ class Transport:
         try:
             while chunk := raw.read1(CHUNK_BYTES, decode_content=True):
                 chunks.append(chunk)
-                if not size and chunk[:5] == b"data:":
-                    is_stream = True
+                if not size and chunk[:1] not in (b"{", b"[", b"<"):
+                    is_stream = True  # perhaps: it does not begin as JSON or a page does
                 size += len(chunk)
                 if size > most:
                     raw.close()

@@ -250,6 +250,49 @@ def test_a_call_that_was_cut_takes_its_connection_with_it() -> None:
         assert text_of(client, "b") == "echo b"
 
 
+STREAM = b'data: {"choices": [{"index": 0, "delta": {"content": "echo a"}, "finish_reason": null}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    "kind", ["Content-Type: text/event-stream; charset=utf-8", "Content-Type: text/plain"]
+)
+def test_a_stream_whose_end_has_come_is_not_waited_for_and_its_connection_is_closed(kind: str) -> None:
+    """The server leaves the connection open after `[DONE]`, and drips."""
+    head = f"HTTP/1.1 200 OK\r\n{kind}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    over = threading.Event()
+
+    def answer(speaker: Speaker, asked: Asked) -> bool:
+        if asked.text != "a":
+            speaker.say(well(asked.text))
+            return True
+        data = STREAM + b"data: [DONE]\n\n"
+        speaker.say(head, *(b"%x\r\n%s\r\n" % (1, data[n : n + 1]) for n in range(len(data))))
+        while not over.wait(0.02):
+            speaker.say(b"c\r\n: keep-alive\r\n")
+        return False
+
+    with WireServer(answer) as server:
+        client = client_of(server)
+        began_s = time.monotonic()
+        assert text_of(client, "a") == "echo a"
+        assert time.monotonic() - began_s < 5
+        assert text_of(client, "b") == "echo b" and server.accepted == 2
+        over.set()
+
+
+def test_a_stream_that_breaks_off_is_a_bad_response() -> None:
+    cut = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 500\r\n\r\n" + STREAM
+
+    def answer(speaker: Speaker, asked: Asked) -> bool:
+        speaker.say(cut)
+        return False
+
+    with WireServer(answer) as server:
+        with pytest.raises(ApiError) as caught:
+            ask(client_of(server), "a")
+        assert caught.value.failure.kind is FailureKind.BAD_RESPONSE
+
+
 def test_a_connection_s_two_ends_agree_that_an_ordinary_one_is_kept() -> None:
     upgrade = ("Connection: Upgrade, Keep-Alive", "Upgrade: h2,h2c")
     makers = [

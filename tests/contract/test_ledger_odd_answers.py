@@ -163,9 +163,9 @@ def test_every_request_says_that_it_does_not_stream(ledger: Ledger, clock: FakeC
     bodies: list[dict[str, Any]] = []
 
     class Listening(WireServer):
-        def _note(self, path: str, body: bytes) -> Asked:
+        def _note(self, path: str, job: str, body: bytes) -> Asked:
             bodies.append(json.loads(body))
-            return super()._note(path, body)
+            return super()._note(path, job, body)
 
     def answer(speaker: Speaker, asked: Asked) -> bool:
         speaker.say(framed(json.dumps(WHOLE).encode()))

@@ -48,6 +48,7 @@ class Asked:
     path: str
     text: str  # of the last message
     number: int  # how often this text was asked, from 1
+    job: str  # as its header names it
 
 
 Answer = Callable[["Speaker", Asked], bool]
@@ -80,8 +81,9 @@ class Speaker:
 class WireServer:
     """Answers `POST …/chat/completions` as `answer` says, which returns whether the connection stays open.
 
-    `calls` counts the requests by their text. `answer` may also be told of a request whose body was not read yet:
-    see `before_body`.
+    `before_body` may answer on the head alone: False closes the connection, True reads on as if there were no body,
+    None reads the body. `heads` counts the requests by their job, `calls` those whose body was read by their text,
+    `paid` the whole answers by their text where `answer` counts them.
     """
 
     def __init__(
@@ -91,7 +93,9 @@ class WireServer:
         self._before_body = before_body
         self._seed = seed
         self._lock = threading.Lock()
+        self.heads: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.paid: Counter[str] = Counter()
         self.accepted = 0
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -125,11 +129,13 @@ class WireServer:
         with speaker.connection as connection, connection.makefile("rb") as stream:
             try:
                 while line := stream.readline():
-                    length = 0
+                    length, job = 0, ""
                     while (header := stream.readline().strip()) != b"":
                         name, _, value = header.partition(b":")
                         if name.lower() == b"content-length":
                             length = int(value)
+                        if name.lower() == b"x-antrean-job":
+                            job = value.strip().decode()
                     path = line.split()[1].decode()
                     if path.endswith("/models"):
                         speaker.say(framed(b'{"data": [{"id": "m1"}]}'))
@@ -137,18 +143,26 @@ class WireServer:
                     if not line.startswith(b"POST "):  # a body that nobody read, taken for a request
                         speaker.say(framed(b'{"error": {"message": "bad request line"}}', "400 Bad Request"))
                         continue
+                    self._count(self.heads, job)
                     is_open = None if self._before_body is None else self._before_body(speaker)
                     if is_open is False:
                         return
                     if is_open is True:  # answered without a look at the body, which is read as a request now
                         continue
-                    if not self._answer(speaker, self._note(path, stream.read(length))):
+                    if not self._answer(speaker, self._note(path, job, stream.read(length))):
                         return
             except (OSError, ValueError, IndexError, LookupError):
                 return
 
-    def _note(self, path: str, body: bytes) -> Asked:
+    def _note(self, path: str, job: str, body: bytes) -> Asked:
         text = json.loads(body)["messages"][-1]["content"]
+        return Asked(path, text, self._count(self.calls, text), job)
+
+    def count_paid(self, asked: Asked) -> None:
+        """A whole answer is about to leave, which the client must use."""
+        self._count(self.paid, asked.text)
+
+    def _count(self, counter: Counter[str], name: str) -> int:
         with self._lock:
-            self.calls[text] += 1
-            return Asked(path, text, self.calls[text])
+            counter[name] += 1
+            return counter[name]
