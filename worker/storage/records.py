@@ -78,6 +78,11 @@ class _Writes:
     failure_bodies: list[dict[str, Any]] = field(default_factory=list)
 
 
+def odd_finish_reason(reason: str | None) -> str | None:
+    """The reason where it is out of the ordinary: such are counted."""
+    return None if not reason or reason in ORDINARY_FINISH_REASONS else clean_text(reason)
+
+
 def record_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> list[Recorded]:
     """What became of each outcome, in the order given. At most one outcome a job in `outcomes`.
 
@@ -144,11 +149,9 @@ def _decide_success(row: AnyRow, outcome: Success, writes: _Writes) -> Recorded:
         }
     )
     writes.attempts.append(_attempt(outcome, "succeeded"))
-    finish_reason = clean_text(outcome.finish_reason)
-    usage_row = _usage(row, outcome, outcome.usage, is_used=True)
-    if finish_reason and finish_reason not in ORDINARY_FINISH_REASONS:
-        usage_row["odd_finish_reason"] = finish_reason
-    writes.usage.append(usage_row)
+    counted = _usage(row, outcome, outcome.usage, is_used=True)
+    counted["odd_finish_reason"] = odd_finish_reason(outcome.finish_reason)
+    writes.usage.append(counted)
     return Recorded.APPLIED
 
 
