@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -123,7 +124,8 @@ def _parse_answer(body: bytes) -> tuple[Any, bytes, bool]:
     if data is None and looks_like_stream(body):
         assembled = assemble(body)
         if assembled.data is not None:
-            return assembled.data, encode(assembled.data), assembled.is_whole
+            with suppress(RecursionError):  # nested so deeply that it cannot be written again
+                return assembled.data, encode(assembled.data), assembled.is_whole
     return data, body, True
 
 

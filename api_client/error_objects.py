@@ -216,14 +216,16 @@ def _is_error_reason(reason: Any) -> bool:
     return isinstance(reason, str) and reason.strip().lower() == "error"
 
 
-def _is_real(error: Any) -> bool:
+def _is_real(error: Any, depth: int = 0) -> bool:
     """Whether an `error` is one, and not the place of one that did not happen."""
+    if depth > 5:
+        return bool(error)
     if isinstance(error, str):
         return error.strip().lower() not in ("", "null", "none", "false", "ok", "success")
     if isinstance(error, dict):
         if _status_of(error.get("code")) == HTTPStatus.OK:
             return False
-        return any(_is_real(value) for value in error.values())
+        return any(_is_real(value, depth + 1) for value in error.values())
     if isinstance(error, list):
-        return any(_is_real(one) for one in error)
+        return any(_is_real(one, depth + 1) for one in error)
     return bool(error)

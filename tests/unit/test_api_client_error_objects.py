@@ -137,6 +137,15 @@ def test_an_error_in_which_nothing_is_said_is_none(nothing: Any) -> None:
         assert isinstance(decide(body), Answer)
 
 
+@pytest.mark.parametrize("depth", [100, 900, 1_020, 100_000])
+@pytest.mark.parametrize("name", [b"error", b"errors", b"usage", b"message", b"choices"])
+@pytest.mark.parametrize("start", [b"", b"data: "])
+def test_nesting_of_any_depth_raises_nothing(depth: int, name: bytes, start: bytes) -> None:
+    for opening, closing in ((b'{"error":', b"}"), (b"[", b"]")):
+        nested = opening * depth + b"null" + closing * depth
+        decide_completion(200, {}, start + b'{"%s": %s}' % (name, nested), wall_now_s=0.0)
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -207,7 +207,10 @@ def _embed(raw: bytes) -> Any:
     if value is None:  # not JSON in any reading: its text, so that nothing paid for is lost
         value = raw.decode("utf-8", "replace")
     # Lone surrogates are no text in any encoding: strict readers refuse the whole line, escaped or not.
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except RecursionError:
+        text = json.dumps(raw.decode("utf-8", "replace"), ensure_ascii=False)
     return orjson.Fragment(_LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text).encode())
 
 
