@@ -22,6 +22,8 @@ from schemas.failure import Failure, FailureKind
 
 LONGEST_ERROR_BODY = 64 * 1024
 _CUT_OFF = "an event stream came, although streaming is off, and ended in the middle of its answer"
+_MODEL_LISTS = ("data", "models", "result", "results", "items", "model_list")
+_MODEL_NAMES = ("id", "model", "name", "model_name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,46 @@ def decide_completion(
 def decide_models(
     status: int, headers: Mapping[str, str], body: bytes, *, wall_now_s: float, secret: str | None = None
 ) -> list[str] | Failure:
-    """The model ids in the endpoint's order (entries without an id are left out), or why there are none."""
+    """The model ids in the endpoint's order, each once, or why there are none.
+
+    The list may stand bare or under `data`, `models` or the like; an entry is a text or an object with an `id`, a
+    `model` or a `name`. Entries without any of these are left out.
+    """
     if not 200 <= status < 300:
         return decide_failure(status, headers, body, wall_now_s=wall_now_s, secret=secret)
     data = parse_json(body)
-    entries = data.get("data") if isinstance(data, dict) else None
-    if not isinstance(entries, list):
+    models = _find_models(data)
+    if not models and (error := find_error(data)) is not None:
+        return _error_inside(status, headers, body, data, error, wall_now_s, secret)
+    if models is None:
         return _no_use(status, headers, body, data, "there is no list of models in it", wall_now_s, secret)
-    ids = [entry.get("id") for entry in entries if isinstance(entry, dict)]
-    return [model for model in ids if isinstance(model, str)]
+    return models
+
+
+def _find_models(data: Any) -> list[str] | None:
+    """The ids of the first list that has any; an empty list only where it stands under its name."""
+    if isinstance(data, list):
+        return _model_ids(data) or None
+    if not isinstance(data, dict):
+        return None
+    found: list[str] | None = None
+    for name in _MODEL_LISTS:
+        inner = data.get(name)
+        if isinstance(inner, dict):
+            inner = next((inner[n] for n in _MODEL_LISTS if isinstance(inner.get(n), list)), None)
+        if isinstance(inner, list):
+            found = found or _model_ids(inner)
+    return found
+
+
+def _model_ids(entries: list[Any]) -> list[str]:
+    ids = [
+        next((entry[name] for name in _MODEL_NAMES if isinstance(entry.get(name), str) and entry[name]), None)
+        if isinstance(entry, dict)
+        else entry
+        for entry in entries
+    ]
+    return list(dict.fromkeys(model for model in ids if isinstance(model, str) and model))
 
 
 def decide_failure(

@@ -1,8 +1,9 @@
-"""The endpoint's two calls, each of them one HTTP attempt."""
+"""The endpoint's calls, each of them one HTTP attempt."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,6 +14,7 @@ from api_client.config import Credential, EndpointConfig, HeaderStyle
 from api_client.deadline import Call, CallCut, CallRegister, Cut
 from api_client.errors import ApiError, error_for
 from api_client.transport import Received, Transport
+from schemas.address import CHAT_PATH, MODELS_PATH
 from schemas.chat import ChatRequest, encode_request
 from schemas.failure import Failure, FailureKind
 
@@ -41,7 +43,7 @@ class EndpointClient:
     def complete(
         self, body: bytes | ChatRequest, *, credential: Credential, job_id: str | None = None
     ) -> Answer:
-        """The completion of one `POST /v1/chat/completions`. `job_id` travels as `X-Antrean-Job`."""
+        """The completion of one `POST …/chat/completions`. `job_id` travels as `X-Antrean-Job`."""
         payload = encode_request(body).encode() if isinstance(body, ChatRequest) else body
         headers = _headers_for(credential)
         if job_id is not None:
@@ -59,10 +61,34 @@ class EndpointClient:
                 secret=secret,
             )
 
-        return self._call("POST", "/chat/completions", headers, payload, decide)
+        return self._call("POST", CHAT_PATH, headers, payload, decide)
+
+    def probe_chat(self, model: str | None, *, credential: Credential) -> Answer:
+        """Asks the chat address with a request without messages, so that nothing is completed and paid.
+
+        An endpoint refuses it, which is raised as ApiError and says that somebody is there. It carries the
+        header `X-Antrean-Check`.
+        """
+        payload = b"{}" if model is None else json.dumps({"model": model}).encode()
+        headers = _headers_for(credential)
+        headers["X-Antrean-Check"] = "1"
+        headers["Content-Length"] = str(len(payload))
+        secret = credential.secret
+
+        def decide(received: Received, latency_s: float) -> Answer | Failure:
+            return decide_completion(
+                received.status,
+                received.headers,
+                received.body,
+                wall_now_s=time.time(),
+                latency_s=latency_s,
+                secret=secret,
+            )
+
+        return self._call("POST", CHAT_PATH, headers, payload, decide)
 
     def models(self, *, credential: Credential) -> list[str]:
-        """The ids of `GET /v1/models`, in the endpoint's order."""
+        """The ids of `GET …/models`, in the endpoint's order."""
         secret = credential.secret
 
         def decide(received: Received, latency_s: float) -> list[str] | Failure:
@@ -70,7 +96,7 @@ class EndpointClient:
                 received.status, received.headers, received.body, wall_now_s=time.time(), secret=secret
             )
 
-        return self._call("GET", "/models", _headers_for(credential), None, decide)
+        return self._call("GET", MODELS_PATH, _headers_for(credential), None, decide)
 
     def cut_all_calls(self) -> int:
         """How many calls in flight were cut. They raise INTERRUPTED, and so does every call begun afterwards.

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import urlsplit
 
+from schemas.address import Address, parse_address
+
 MIB = 1024 * 1024
 
 
@@ -14,7 +16,7 @@ MIB = 1024 * 1024
 class EndpointConfig:
     """One endpoint and the limits of every call to it. Seconds and bytes.
 
-    `base_url` means the same with or without `/v1` and with or without a trailing slash.
+    `base_url` means the same with or without `/v1` and with or without a trailing slash; see `schemas.address`.
     `deadline_s` bounds the whole call: name look-up, connect, TLS, and any drip of header or body bytes.
     `max_response_bytes` counts decoded bytes. `pool_size` connections are kept for reuse.
     Raises ValueError, which never repeats the URL's user or password.
@@ -33,21 +35,20 @@ class EndpointConfig:
                 raise ValueError(f"{name} must be a finite number of seconds above 0")
         if self.max_response_bytes < 1 or self.pool_size < 1:
             raise ValueError("max_response_bytes and pool_size must be at least 1")
-        parts = urlsplit(self.base_url.strip())
-        if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-            raise ValueError("base_url must begin with http:// or https:// and name a host")
-        if parts.username is not None or parts.password is not None:
-            raise ValueError("base_url must not hold a user or password: the key is a setting of its own")
-        if parts.query or parts.fragment:
-            raise ValueError("base_url must not hold a query (?…) or a fragment (#…)")
-        parts.port  # noqa: B018  # raises ValueError for a port that is no port
+        try:
+            parse_address(self.base_url)
+        except ValueError as exc:
+            raise ValueError(f"base_url {exc}") from None
+
+    @property
+    def address(self) -> Address:
+        """Where the calls go."""
+        return parse_address(self.base_url)
 
     @property
     def api_root(self) -> str:
-        """The base URL with exactly one `/v1` at its end and no trailing slash."""
-        parts = urlsplit(self.base_url.strip())
-        path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-        return f"{parts.scheme.lower()}://{parts.netloc}{path}/v1"
+        """What `/chat/completions` and `/models` are added to, without a trailing slash and without a query."""
+        return self.address.root
 
     @property
     def host_and_port(self) -> str:

@@ -44,8 +44,9 @@ class Transport:
 
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
-        probe = requests.Request("GET", f"{config.api_root}/").prepare().url or ""
-        self._root = probe.rstrip("/")
+        probe = requests.Request("GET", config.address.at("/")).prepare().url or ""
+        root, _, query = probe.partition("?")
+        self._root, self._query = root.rstrip("/"), query and f"?{query}"
         with requests.Session() as session:
             settings = session.merge_environment_settings(probe, {}, None, None, None)
         verify: bool | str = settings["verify"] or True
@@ -61,7 +62,7 @@ class Transport:
     ) -> Received | Failure:
         """What came back, or the failure where not even a status came. Never raises for a broken exchange."""
         request = requests.PreparedRequest()
-        request.method, request.url, request.body = method, self._root + path, body
+        request.method, request.url, request.body = method, self._root + path + self._query, body
         # A plain dict will do, and costs less: we write each name in one way only.
         request.headers = cast("CaseInsensitiveDict[str]", headers)
         serve(call, self._config.read_timeout_s)

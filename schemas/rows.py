@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, Text, text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Index, LargeBinary, Text, false, text
 from sqlmodel import Field, SQLModel
 
 _READY = "state = 'queued' AND published_at_ms IS NULL"
@@ -25,6 +25,8 @@ class JobRow(SQLModel, table=True):
         _partial("ix_jobs_published", "endpoint", "published_at_ms", where=_PUBLISHED),
         _partial("ix_jobs_due", "endpoint", "not_before_ms", where="state = 'waiting'"),
         _partial("ix_jobs_due_lone", "endpoint", "not_before_ms", where="state = 'waiting' AND NOT is_bulk"),
+        _partial("ix_jobs_due_batch", "endpoint", "batch_id", "not_before_ms", where="state = 'waiting'"),
+        _partial("ix_jobs_retries", "endpoint", "not_before_ms", where="state = 'waiting' AND claims > 0"),
         _partial("ix_jobs_running", "worker_id", where="state = 'running'"),
         _partial(
             "ix_jobs_expiring",
@@ -32,15 +34,16 @@ class JobRow(SQLModel, table=True):
             where="expires_at_ms IS NOT NULL AND state IN ('queued', 'waiting')",
         ),
         Index("ix_jobs_batch", "batch_id", "state"),
-        Index("ix_jobs_batch_order", "batch_id", "id"),
+        Index("ix_jobs_batch_order", "batch_id", "position", "id"),
         Index("ix_jobs_ended", "ended_at_ms"),
     )
 
     id: str = Field(primary_key=True)
     idempotency_key: str | None = Field(default=None, unique=True)
+    # The job's home: the batch that it is scheduled with, and the first of those that want it (the others: WantRow).
     batch_id: str = ""  # "" is a lone job: NULL would not group
-    position: int = 0  # place in its batch: line or document number, 1-based
-    custom_id: str | None = None
+    position: int = 0  # place in its home: line or document number, 1-based
+    custom_id: str | None = None  # its name there
     source_key: str | None = None
     endpoint: str
     model: str
@@ -73,6 +76,24 @@ class JobRow(SQLModel, table=True):
     created_at_ms: int = Field(sa_type=BigInteger)
     claimed_at_ms: int | None = Field(default=None, sa_type=BigInteger)
     ended_at_ms: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class WantRow(SQLModel, table=True):
+    """That a batch wants a job whose home is another batch, or another place of the same one.
+
+    The want of the home itself is in the job's own row: a bulk submission writes no further row for each line.
+    """
+
+    __tablename__ = "wants"
+    __table_args__ = (Index("ix_wants_job", "job_id"),)
+    batch_id: str = Field(primary_key=True)
+    position: int = Field(primary_key=True)
+    job_id: str = Field(primary_key=True)
+    custom_id: str | None = None
+    # Its batch was cancelled: a result that others have made is its own too, but nobody works for it.
+    is_given_up: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
+    )
 
 
 class RequestRow(SQLModel, table=True):
@@ -205,3 +226,10 @@ class PauseRow(SQLModel, table=True):
     endpoint: str = Field(primary_key=True)
     reason: str | None = Field(default=None, sa_column=Column(Text))
     paused_at_ms: int = Field(sa_type=BigInteger)
+
+
+class IdentityRow(SQLModel, table=True):
+    """The one row that tells this ledger from every other: its migration made it up."""
+
+    __tablename__ = "identity"
+    id: str = Field(primary_key=True)

@@ -32,6 +32,7 @@ from worker.storage.tables import (
     requests,
     results,
     usage,
+    wants,
     workers,
 )
 
@@ -116,6 +117,7 @@ def ledger_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     with ledger.write() as connection:
         for table in (
             jobs,
+            wants,
             requests,
             details,
             attempts,

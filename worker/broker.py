@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
@@ -11,7 +12,7 @@ from redis.retry import Retry
 
 from worker.embedded.home import broker_url
 from worker.errors import BrokerAway
-from worker.hints import BULK_QUEUE, LONE_QUEUE, list_keys
+from worker.hints import SHARED_QUEUES, Queues, list_keys
 from worker.settings import Settings
 
 _TIMEOUT_S = 5.0
@@ -52,8 +53,10 @@ def open_client(address: str) -> redis.Redis:
 class BrokerEpoch:
     """A key without which the broker has forgotten what was published (FLUSHALL, a restart without AOF)."""
 
-    def __init__(self, client: redis.Redis, endpoint: str) -> None:
+    def __init__(self, client: redis.Redis, endpoint: str, queues: Queues = SHARED_QUEUES) -> None:
+        """`queues`: where the endpoint's hints lie."""
         self._client = client
+        self._queues = queues
         self._key = f"antrean:{hashlib.sha256(endpoint.encode()).hexdigest()[:16]}:epoch"
 
     def is_present(self) -> bool:
@@ -71,16 +74,17 @@ class BrokerEpoch:
             raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
 
     def is_empty(self) -> bool:
-        """Whether no message lies in any of our queues. Raises BrokerAway."""
-        return count_messages(self._client) == 0
+        """Whether no message lies in the endpoint's queues. Raises BrokerAway."""
+        return count_messages(self._client, self._queues.names) == 0
 
 
-def count_messages(client: redis.Redis) -> int:
-    """Messages that lie in our queues and that no worker has taken. Raises BrokerAway."""
+def count_messages(client: redis.Redis, queues: Iterable[str] = SHARED_QUEUES.names) -> int:
+    """Messages that lie in these queues and that no worker has taken. Raises BrokerAway."""
     try:
         with client.pipeline(transaction=False) as pipeline:
-            for key in (*list_keys(BULK_QUEUE), *list_keys(LONE_QUEUE)):
-                pipeline.llen(key)
+            for queue in queues:
+                for key in list_keys(queue):
+                    pipeline.llen(key)
             return sum(pipeline.execute())
     except redis.RedisError as exc:
         raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from kombu import Exchange, Queue
 
 from worker.broker import broker_address
 from worker.errors import AntreanError
-from worker.hints import BULK_QUEUE, LONE_QUEUE, UNACKED_KEY
+from worker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues
 from worker.settings import load_settings
 
 
@@ -23,15 +24,11 @@ def build_conf() -> dict[str, Any]:
     except AntreanError as exc:
         raise SystemExit(f"antrean: {exc}") from None
     address = broker_address(settings)
-    direct = Exchange(LONE_QUEUE, type="direct")
     return {
         "broker_url": address,
         # kombu would take any certificate otherwise; ssl_ options of the URL win.
         "broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED} if address.startswith("rediss:") else None,
-        "task_queues": [
-            Queue(LONE_QUEUE, direct, routing_key=LONE_QUEUE),
-            Queue(BULK_QUEUE, direct, routing_key=BULK_QUEUE),
-        ],
+        "task_queues": _declare(SHARED_QUEUES.names),
         "task_default_queue": LONE_QUEUE,
         "task_default_exchange": LONE_QUEUE,
         "task_default_routing_key": LONE_QUEUE,
@@ -74,6 +71,22 @@ def build_conf() -> dict[str, Any]:
             "queue_order_strategy": "priority",
         },
     }
+
+
+def serve_queues(queues: Queues) -> None:
+    """Has the worker of this process read `queues` beside those that all workers read.
+
+    Their names come from the ledger, which nobody asks before there is a worker.
+    """
+    # Lone before bulk; then what foreign producers and older versions publish.
+    declared = _declare((queues.lone, SHARED_QUEUES.lone, queues.bulk, SHARED_QUEUES.bulk))
+    app.conf.task_queues = declared
+    app.amqp.queues = app.amqp.Queues(declared)
+
+
+def _declare(names: Iterable[str]) -> list[Queue]:
+    direct = Exchange(LONE_QUEUE, type="direct")
+    return [Queue(name, direct, routing_key=name) for name in names]
 
 
 app = Celery("antrean", amqp="worker.channel:AMQP", events="worker.events:Events", include=["worker.tasks"])

@@ -23,7 +23,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
 from worker.doorbell import Doorbell
-from worker.hints import BULK_QUEUE, hinted_job, is_written_hint, list_keys
+from worker.hints import hinted_job, is_bulk_queue, is_written_hint, list_keys
 from worker.taking import Taken, Taker
 
 log = structlog.get_logger(__name__)
@@ -32,8 +32,6 @@ _ASK_EVERY_S = 1.0  # as often as kombu's BRPOP comes back; kombu ends a connect
 _UNTOLD_POLL_S = 0.05  # how often to ask a broker that pushes no notices
 _RENEWALS_A_LEASE = 6
 _MOST_IN_A_ROW = 16  # lone messages between two turns of the hub
-_BULK_KEYS = list_keys(BULK_QUEUE)
-_BULK_LISTS = [(BULK_QUEUE, key) for key in _BULK_KEYS]
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
 # A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
 REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
@@ -77,7 +75,7 @@ class Hand:
 
     def take(self, message: Any, delivery_tag: str) -> bool:
         """Whether the message is a hint, which needs no bookkeeping beyond this."""
-        if message.delivery_info["routing_key"] == BULK_QUEUE:
+        if is_bulk_queue(message.delivery_info["routing_key"]):
             self._bulk.add(delivery_tag)
         job_id = hinted_job(message)
         if job_id is not None:
@@ -148,6 +146,8 @@ class Channel(redis.Channel):
         self._lasting_taker: Taker | None = None
         self._bell: Doorbell | None = None
         self._is_fetch_due = False
+        self._known_queues: tuple[str, ...] = ()
+        self._lists: tuple[list[tuple[str, str]], ...] = ([], [], [])
         super().__init__(*args, **kwargs)
 
     @contextmanager
@@ -204,7 +204,7 @@ class Channel(redis.Channel):
         keys = [key for _, key in self._wanted_lists(hand)]
         if not keys:
             return
-        if BULK_QUEUE in self._active_queues:
+        if self._bulk_lists:
             hand.reader = self
         connection = self.client.connection
         if self._bell is None or not self._bell.is_at(connection):
@@ -241,10 +241,31 @@ class Channel(redis.Channel):
 
     def _wanted_lists(self, hand: Hand) -> list[tuple[str, str]]:
         """Queue and key of what there is room for, those to be emptied first first."""
-        wants_bulk = hand.room >= hand.refill_at
-        queues = [queue for queue in self.active_queues if wants_bulk or queue != BULK_QUEUE]
-        lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
-        return [one for step in zip(*lists, strict=True) for one in step]
+        return self._all_lists if hand.room >= hand.refill_at else self._lone_lists
+
+    @property
+    def _all_lists(self) -> list[tuple[str, str]]:
+        return self._lists_of_queues()[0]
+
+    @property
+    def _lone_lists(self) -> list[tuple[str, str]]:
+        return self._lists_of_queues()[1]
+
+    @property
+    def _bulk_lists(self) -> list[tuple[str, str]]:
+        return self._lists_of_queues()[2]
+
+    def _lists_of_queues(self) -> tuple[list[tuple[str, str]], ...]:
+        """All lists, those of lone jobs, and those of bulk, by priority and then by queue, as they were declared."""
+        names = tuple(self._active_queues)
+        if names != self._known_queues:
+            queues = [name for name in names if name not in self.active_fanout_queues]
+            lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
+            every = [one for step in zip(*lists, strict=True) for one in step]
+            lone = [one for one in every if not is_bulk_queue(one[0])]
+            self._lists = every, lone, [one for one in every if is_bulk_queue(one[0])]
+            self._known_queues = names
+        return self._lists
 
     def _take(self, hand: Hand) -> bool:
         """Takes lone messages one by one while there is a slot for each, and bulk once it is its turn; whether there
@@ -258,7 +279,7 @@ class Channel(redis.Channel):
                 break
             has_taken = True
             self._deliver(taken[0])
-            if taken[0].queue == BULK_QUEUE:
+            if is_bulk_queue(taken[0].queue):
                 self._fetch_bulk(hand, at_least=1)
                 break
         return has_taken
@@ -271,7 +292,7 @@ class Channel(redis.Channel):
         if bell is None or not self._in_poll:
             self._fetch_bulk(hand, at_least=hand.refill_at)
             return
-        waits_for_bulk = _BULK_KEYS[0] in bell.keys
+        waits_for_bulk = any(key in bell.keys for _, key in self._bulk_lists[:1])
         if waits_for_bulk and bell.is_told:
             return  # there is none, or it rings
         self._fetch_bulk(hand, at_least=hand.refill_at)
@@ -281,9 +302,9 @@ class Channel(redis.Channel):
 
     def _fetch_bulk(self, hand: Hand, *, at_least: int) -> None:
         """Takes as many bulk messages as there is room for, without waiting for any."""
-        if BULK_QUEUE not in self._active_queues or hand.room < at_least or not self.qos.can_consume():
+        if not self._bulk_lists or hand.room < at_least or not self.qos.can_consume():
             return
-        for taken in self._taker.take(_BULK_LISTS, hand.room):
+        for taken in self._taker.take(self._bulk_lists, hand.room):
             self._deliver(taken)
 
     @property

@@ -10,7 +10,7 @@ from kombu.utils import json
 
 from schemas.chat import InvalidRequest
 from schemas.job import JobState
-from worker.hints import BULK_QUEUE
+from worker.hints import is_bulk_queue
 from worker.messages import Asked, build_job, build_refused, read_time_ms
 from worker.settings import Settings
 from worker.storage.intake import NewJob
@@ -33,7 +33,7 @@ def read_delivery(
     context: Any, request: Any, options: Mapping[str, Any], job_id: str | None, settings: Settings
 ) -> Delivery:
     """The delivery of a task's request context and its arguments; a bad one is a job that is refused."""
-    is_bulk = (context.delivery_info or {}).get("routing_key") == BULK_QUEUE
+    is_bulk = is_bulk_queue((context.delivery_info or {}).get("routing_key"))
     if job_id is not None:
         return Delivery(job_id, is_bulk)
     try:

@@ -7,14 +7,16 @@ They are written here as kombu would write them, and told apart by a header. Los
 from __future__ import annotations
 
 import base64
+import hashlib
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 TASK = "antrean.complete_chat"
-BULK_QUEUE = "antrean.bulk"
 LONE_QUEUE = "celery"  # Celery's default: a foreign producer needs no routing
+BULK_QUEUE = "antrean.bulk"  # where older versions put the hints of all endpoints
 UNACKED_KEY = (
     "antrean.unacked"  # kombu's hash of foreign messages in hand, and the beginning of its other keys
 )
@@ -25,6 +27,33 @@ _PRIORITY_SEPARATOR = "\x06\x16"
 HINT_MARK = f'"{HINT_HEADER}":1'.encode()  # what a hint holds as it lies in the broker
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 _ORIGIN = "antrean"
+_BULK_PREFIX = f"{BULK_QUEUE}."
+
+
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """The two queues of hints: jobs of batches, and lone jobs, which are read first."""
+
+    lone: str
+    bulk: str
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.lone, self.bulk
+
+
+SHARED_QUEUES = Queues(lone=LONE_QUEUE, bulk=BULK_QUEUE)
+
+
+def queues_of(ledger_id: str, endpoint: str) -> Queues:
+    """The queues of one ledger's jobs for one endpoint, which only workers that can claim these jobs read."""
+    name = hashlib.sha256(f"{ledger_id}\0{endpoint}".encode()).hexdigest()[:16]
+    return Queues(lone=f"antrean.lone.{name}", bulk=f"{BULK_QUEUE}.{name}")
+
+
+def is_bulk_queue(name: object) -> bool:
+    """Whether a queue, or a message's routing key, is one of bulk messages, whichever endpoint's."""
+    return isinstance(name, str) and (name == BULK_QUEUE or name.startswith(_BULK_PREFIX))
 
 
 def list_key(queue: str, priority: int) -> str:

@@ -9,26 +9,30 @@ from functools import partial
 from typing import Any
 
 from worker.clock import SystemClock
+from worker.hints import Queues, queues_of
 from worker.ids import new_id
 from worker.messages import Asked, build_job
 from worker.publisher import publish
 from worker.settings import Settings, load_settings
 from worker.storage.batches import ensure_open_batches
 from worker.storage.engine import Ledger
+from worker.storage.identity import fetch_identity
 from worker.storage.migrating import prepare_ledger
 from worker.submit import submit_one
 
 _lock = threading.Lock()
-_opened: tuple[int, Settings, Ledger] | None = None
+_opened: tuple[int, Settings, Ledger, Queues] | None = None
 _known_batches: set[str] = set()
 
 
 def produce(asked: Asked, *, task_id: str | None = None) -> str:
     """The id of the job, written down and published at once; the broker may be away, the relay sees to it.
 
+    The same `task_id` with the same request is the same job. With another request, and so with a custom_id that
+    names another request of its batch, it is a problem, and nothing is written or published.
     Raises InvalidRequest with every problem at once, SettingsError, NotMigrated or DatabaseAway.
     """
-    settings, ledger = _open()
+    settings, ledger, queues = _open()
     job = build_job(
         new_id() if task_id is None else task_id,
         asked,
@@ -46,20 +50,24 @@ def produce(asked: Asked, *, task_id: str | None = None) -> str:
             )
         )
         _known_batches.add(job.batch_id)
-    submit_one(ledger, job, clock=SystemClock(), publish=publish if job.not_before_ms is None else None)
+    hand_over = partial(publish, queues=queues) if job.not_before_ms is None else None
+    submit_one(ledger, job, clock=SystemClock(), publish=hand_over)
     return job.id
 
 
-def _open() -> tuple[Settings, Ledger]:
-    """Settings and ledger of this process; opened anew after a fork, which must not share connections."""
+def _open() -> tuple[Settings, Ledger, Queues]:
+    """Settings, ledger and its queues; opened anew after a fork, which must not share connections."""
     global _opened
     with _lock:
         if _opened is None or _opened[0] != os.getpid():
             if _opened is not None:
                 _opened[2].engine.dispose(close=False)
             settings = load_settings()
-            _opened = (os.getpid(), settings, prepare_ledger(settings))
-        return _opened[1], _opened[2]
+            ledger = prepare_ledger(settings)
+            with ledger.read() as connection:
+                queues = queues_of(fetch_identity(connection), settings.endpoint)
+            _opened = (os.getpid(), settings, ledger, queues)
+        return _opened[1:]
 
 
 def read_call(args: Any, kwargs: Any) -> tuple[Any, Mapping[str, Any]]:

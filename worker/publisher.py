@@ -13,15 +13,18 @@ from kombu.exceptions import KombuError, OperationalError
 
 from worker.celery import app
 from worker.errors import BrokerAway
-from worker.hints import BULK_QUEUE, LONE_QUEUE, list_key, write_hint
+from worker.hints import Queues, list_key, write_hint
 from worker.storage.window import Due
 
 
-def publish(due: Sequence[Due]) -> None:
-    """Hands the jobs to the broker. Raises BrokerAway: some may have arrived; claims sort that out."""
+def publish(due: Sequence[Due], queues: Queues) -> None:
+    """Hands the jobs to the broker, into the queues of their endpoint.
+
+    Raises BrokerAway: some may have arrived; claims sort that out.
+    """
     lists: dict[str, list[bytes]] = defaultdict(list)
     for job in due:
-        queue = BULK_QUEUE if job.is_bulk else LONE_QUEUE
+        queue = queues.bulk if job.is_bulk else queues.lone
         hint = write_hint(job.id, queue=queue, priority=job.priority)
         lists[list_key(queue, job.priority)].append(hint)
     try:

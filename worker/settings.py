@@ -23,6 +23,7 @@ from pydantic_settings import (
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from schemas.address import parse_address
 from schemas.chat import put_plainly
 from worker.errors import SettingsError
 
@@ -111,16 +112,8 @@ class Settings(BaseSettings):
 
     @field_validator("base_url")
     @classmethod
-    def _base_url_is_http(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an http:// or https:// address such as " + DEFAULT_BASE_URL)
-        if parts.username or parts.password:
-            raise ValueError("must not carry a password; use ANTREAN_API_KEY")
-        base = value.rstrip("/")
-        if base.endswith("/chat/completions"):
-            raise ValueError("must end before /chat/completions: antrean adds the path itself")
-        return base.removesuffix("/v1")
+    def _base_url_is_an_address(cls, value: str) -> str:
+        return parse_address(value).base_url
 
     @field_validator("database_url", "broker_url", mode="before")
     @classmethod
@@ -209,7 +202,7 @@ class Settings(BaseSettings):
     @property
     def endpoint(self) -> str:
         """The endpoint's identity in the ledger: jobs are only called by workers of their endpoint."""
-        return self.endpoint_name or self.base_url
+        return self.endpoint_name or parse_address(self.base_url).name
 
     @property
     def beat_interval_s(self) -> float:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-from schemas.chat import ChatRequest, encode_request, hash_request
+from sqlalchemy import Connection
+
+from schemas.chat import ChatRequest, InvalidRequest, encode_request, hash_request
 from worker.clock import Clock
-from worker.errors import BrokerAway
+from worker.errors import BrokerAway, InputError
 from worker.ids import new_id
 from worker.storage.engine import Ledger
-from worker.storage.intake import KnownJob, NewJob, insert_jobs
+from worker.storage.intake import KnownJob, NewJob, describe_request, insert_jobs
 from worker.storage.window import Due, unmark_published
 
 BULK_PRIORITY = 9
@@ -87,14 +90,30 @@ def submit_one(
 ) -> KnownJob:
     """The job, written down and published at once; a job that is known already is left as it is.
 
-    With `publish` None, or a broker that is away (BrokerAway), the relay publishes it.
-    Raises DatabaseAway.
+    With `publish` None, or a broker that is away (BrokerAway), the relay publishes it. Raises InvalidRequest, and
+    writes and publishes nothing, where the id or the idempotency key is that of a job for another request, or where
+    the custom_id names another request in the same batch. Raises DatabaseAway.
     """
     now_ms = clock.now_ms()
     published_at_ms = None if publish is None else now_ms
-    known = ledger.run(
-        lambda connection: insert_jobs(connection, [job], now_ms=now_ms, published_at_ms=published_at_ms)
-    )[0]
+
+    def work(connection: Connection) -> KnownJob:
+        insert = partial(insert_jobs, connection, now_ms=now_ms, published_at_ms=published_at_ms)
+        if job.batch_id and job.custom_id is not None:
+            # The first to use the name holds it. Jobs for the same request may share it: it makes no doubles.
+            name_key = "custom:" + identify(job.batch_id, job.custom_id)
+            known = insert([replace(job, idempotency_key=name_key)])[0]
+            if known.id == job.id or known.taken_for is not None:
+                return known
+        return insert([job])[0]
+
+    def checked(connection: Connection) -> KnownJob:
+        known = work(connection)
+        if known.taken_for is not None:
+            raise InvalidRequest([_describe_taken(job, known)])
+        return known
+
+    known = ledger.run(checked)
     if publish is not None and known.is_new:
         try:
             publish([Due(job.id, job.priority, job.is_bulk)])
@@ -114,7 +133,7 @@ def submit_many(
 
     `on_chunk` gets the jobs of each committed chunk, in the order given. The size of a chunk follows the
     time that the last one took. Raises DatabaseAway; what was committed before stays, and submitting again
-    with the same keys goes on from there.
+    with the same keys goes on from there. Raises InputError where a key is that of a job for another request.
     """
     new = known = 0
     size = _FIRST_CHUNK
@@ -127,6 +146,29 @@ def submit_many(
         fresh = sum(job.is_new for job in found)
         new += fresh
         known += len(found) - fresh
+        if fresh < len(found):
+            _check_same(chunk, found)
         if on_chunk is not None:
             on_chunk(found)
     return Submitted(new=new, known=known)
+
+
+def _check_same(wanted: Sequence[NewJob], found: Sequence[KnownJob]) -> None:
+    problems = [
+        _describe_taken(job, known)
+        for job, known in zip(wanted, found, strict=True)
+        if known.taken_for is not None
+    ]
+    if problems:
+        raise InputError("some requests are not those that their keys were given to before:", problems)
+
+
+def _describe_taken(job: NewJob, known: KnownJob) -> str:
+    mine = describe_request(job.request_hash, job.endpoint)
+    if known.id == job.id:
+        name = f"task_id: {job.id} is the id of a job"
+    elif job.batch_id and job.custom_id is not None and not job.is_bulk:
+        name = f"custom_id: {json.dumps(job.custom_id)} names job {known.id} in batch {json.dumps(job.batch_id)},"
+    else:
+        name = f"idempotency key: {json.dumps(job.idempotency_key)} is that of job {known.id},"
+    return f"{name} with another request ({known.taken_for}; this one is {mine}): give it one of its own"

@@ -17,7 +17,7 @@ from celery.worker.control import Panel
 from celery.worker.control import revoke as celery_revoke
 
 from schemas.job import JobState
-from worker.celery import app
+from worker.celery import app, serve_queues
 from worker.delivery import adopt_ended, pack_envelope, read_delivery, take_callbacks_away
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode
@@ -59,7 +59,10 @@ class ChatTask(Task):
         """The result handle of the job; `get` is not served: results are in the ledger.
 
         Takes `priority`, `expires`, `countdown`, `eta` and `task_id` as Celery does; and, as arguments beside
-        the request, `custom_id`, `batch`, `max_attempts` and `metadata`. Raises InvalidRequest.
+        the request, `custom_id`, `batch`, `max_attempts` and `metadata`. The same `task_id` with the same request
+        is the same job, and nothing is done twice. A `custom_id` alone makes no double of anything: it names a
+        request for its reader. Raises InvalidRequest, also for a `task_id` that another request has, and for a
+        `custom_id` that names another request in the same `batch`.
         """
         request, extras = read_call(args, kwargs)
         wait = options.get("eta") if options.get("countdown") is None else options["countdown"]
@@ -126,6 +129,7 @@ def _prepare(**_: Any) -> None:
             _stack = Stack.attach(settings.home)
             _stack.ensure_broker()
         _runtime = build_worker(settings)
+        serve_queues(_runtime.queues)
     except AntreanError as exc:
         _exit(exc)
     keep_words_only()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import structlog
 from celery.worker.state import revoked
@@ -21,7 +22,9 @@ from worker.clock import SystemClock
 from worker.credentials import Credentials
 from worker.errors import ExitCode
 from worker.execute import Executor, Report
+from worker.hints import queues_of
 from worker.ids import new_id
+from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
 from worker.publisher import publish
 from worker.settings import Settings
@@ -29,6 +32,7 @@ from worker.slots import Slots
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.identity import fetch_identity
 from worker.storage.intake import NewJob, insert_jobs
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_jobs
@@ -66,7 +70,7 @@ class WorkerRuntime:
         settings: Settings,
         ledger: Ledger,
         *,
-        publish_due: Callable[[Sequence[Due]], None] = publish,
+        publish_due: Callable[[Sequence[Due]], None] | None = None,
     ) -> None:
         clock = SystemClock()
         self.worker_id = new_id()
@@ -90,14 +94,18 @@ class WorkerRuntime:
         )
         with ledger.read() as connection:
             is_proven = has_answered(connection, endpoint)
+            self.queues = queues_of(fetch_identity(connection), endpoint)
         self._relay = Relay(
             ledger,
-            publish_due,
-            BrokerEpoch(broker, endpoint),
+            publish_due or partial(publish, queues=self.queues),
+            BrokerEpoch(broker, endpoint, self.queues),
             gatekeeper,
             clock,
             endpoint=endpoint,
             republish_after_s=settings.republish_after_s,
+            backoff_cap_s=settings.backoff_cap_s,
+            # What an endpoint asks for is capped, and a tenth of the backoff is added; a probe waits a minute.
+            longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
         )
         self._executor = Executor(
             client=self._client,

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from api_client.simulator.answer import flat_answer, json_answer
+from api_client.simulator.answer import Answer, flat_answer, json_answer
 from api_client.simulator.auth import Auth
 from api_client.simulator.call_log import CallLog
 from api_client.simulator.chat import Chat
@@ -19,6 +19,7 @@ from api_client.simulator.config import SimulatorConfig
 from api_client.simulator.connection import Connection, Request
 from api_client.simulator.refusal import Refused
 from api_client.simulator.tally import Tally
+from api_client.simulator.validation import parse_request
 
 _BACKLOG = 4096
 _METHODS = {
@@ -144,6 +145,9 @@ class Simulator:
         connection.reply(answer)
 
     def _receive_chat(self, request: Request, connection: Connection, request_id: str) -> None:
+        if b"x-antrean-check" in request.headers:
+            connection.reply(self._answer_check(request, request_id))
+            return
         job = request.headers.get(b"x-antrean-job", b"")[:_MAX_JOB_CHARACTERS].decode("latin-1")
         self._tally.receive(job)
         key = self._auth.key_of(request.headers)
@@ -155,6 +159,16 @@ class Simulator:
             connection.reply(flat_answer(401, "Unauthorized", request_id))
         else:
             self._chat.receive(connection, request, job=job, key=key, request_id=request_id)
+
+    def _answer_check(self, request: Request, request_id: str) -> Answer:
+        """What `antrean check` is told: a look, which is no call, is not counted and draws no fault."""
+        if self._is_unauthorized_for_all() or self._auth.key_of(request.headers) is None:
+            return flat_answer(401, "Unauthorized", request_id)
+        try:
+            parse_request(request.body, self._config.models)
+        except Refused as refused:
+            return flat_answer(refused.status, refused.message, request_id)
+        return flat_answer(400, "a request with X-Antrean-Check is not completed", request_id)
 
     def _is_unauthorized_for_all(self) -> bool:
         return asyncio.get_running_loop().time() < self._unauthorized_until

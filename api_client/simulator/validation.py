@@ -21,6 +21,8 @@ def parse_request(body: bytes, models: Collection[str]) -> dict[str, Any]:
     model = request.get("model")
     if not isinstance(model, str) or not model:
         raise Refused(400, "model is required")
+    if model not in models:  # as gateways do, which must know the model before they can hand the rest on
+        raise Refused(404, f"The model `{model}` does not exist")
     _check_messages(request.get("messages"))
     temperature = request.get("temperature")
     if temperature is not None and (not _is_number(temperature) or temperature <= 0):
@@ -34,8 +36,6 @@ def parse_request(body: bytes, models: Collection[str]) -> dict[str, Any]:
         limit = request.get(name)
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise Refused(400, f"{name} must be a whole number >= 1")
-    if model not in models:
-        raise Refused(404, f"The model `{model}` does not exist")
     return request
 
 

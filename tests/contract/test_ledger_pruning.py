@@ -50,7 +50,7 @@ def test_what_ended_before_then_goes_with_all_that_belongs_to_it(ledger: Ledger)
     old = end_some(ledger, 30, ended_at_ms=NOW + 100, batch_id="old")
     old += end_some(ledger, 5, ended_at_ms=NOW + 100, batch_id="mixed", fail=True)
     young = end_some(ledger, 4, ended_at_ms=NOW + 5000, batch_id="mixed")
-    waiting = [job.id for job in put(ledger, a_job(batch_id="mixed"), a_job())]
+    waiting = [job.id for job in put(ledger, a_job(), a_job())]
     with ledger.read() as connection:
         assert count_ended(connection, before_ms=NOW + 5000) == 35
 

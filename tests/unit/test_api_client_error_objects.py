@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from api_client.answers import Answer, decide_completion
+from api_client.answers import Answer, decide_completion, decide_models
 from schemas.failure import Failure, FailureKind, Spent
 
 MESSAGE = {"role": "assistant", "content": "half an ans"}
@@ -135,6 +135,13 @@ def test_an_error_in_which_nothing_is_said_is_none(nothing: Any) -> None:
         {"choices": [CHOICE | {"message": MESSAGE | {"error": nothing}}]},
     ):
         assert isinstance(decide(body), Answer)
+
+
+@pytest.mark.parametrize("beside", [{}, {"data": []}, {"models": None}])
+def test_an_error_object_beside_an_empty_list_of_models_is_a_failure(beside: dict[str, Any]) -> None:
+    body = orjson.dumps(beside | {"error": {"code": 401, "message": "key?"}})
+    failure = decide_models(200, {}, body, wall_now_s=0.0)
+    assert isinstance(failure, Failure) and failure.kind is K.UNAUTHORIZED
 
 
 @pytest.mark.parametrize("depth", [100, 900, 1_020, 100_000])

@@ -27,6 +27,7 @@ from worker.storage.batches import (
     fetch_batch,
     fetch_batches,
     fetch_status,
+    resume_batch,
 )
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
@@ -34,6 +35,7 @@ from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import retry_batch
 from worker.storage.pauses import fetch_pauses
 from worker.storage.reading import iterate_batch_outcomes
+from worker.storage.tables import MAX_ROWS
 from worker.storage.workers import fetch_workers
 
 _LATEST = 10
@@ -130,27 +132,36 @@ def results(
 ) -> None:
     """Write the results of a batch as OpenAI batch output lines.
 
-    In the order of the input, failed jobs too. While the batch still runs, what has ended by now is written.
-    A file appears whole or not at all.
+    In the order of the input, under the names of the input, failed jobs too; also jobs that another batch made.
+    While the batch still runs, what has ended by now is written. A file appears whole or not at all. What is
+    missing, because it has not ended or was pruned, is said.
     """
     ledger = prepare_ledger(load_settings())
     found = _find(ledger, batch)
     if str(output) == "-":
         import sys  # local: the binary stream under the text one
 
-        write_lines(iterate_batch_outcomes(ledger, found.id), sys.stdout.buffer)
+        counts = write_lines(iterate_batch_outcomes(ledger, found.id), sys.stdout.buffer)
         sys.stdout.buffer.flush()
-        return
-    check_output(output)
-    counts = write_results(iterate_batch_outcomes(ledger, found.id), output)
+    else:
+        check_output(output)
+        counts = write_results(iterate_batch_outcomes(ledger, found.id), output)
+        note(
+            f"{format_count(counts.succeeded)} results and "
+            f"{format_count(counts.total - counts.succeeded)} failures in {output}"
+        )
     with ledger.read() as connection:
-        left = sum(count for state, count in count_states(connection, found.id).items() if not state.is_final)
-    note(
-        f"{format_count(counts.succeeded)} results and {format_count(counts.failed)} failures in {output}"
-        + (f"; {format_count(left)} jobs have not ended yet" if left else "")
-    )
+        known = count_states(connection, found.id)
     if counts.finish_reasons:
         note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
+    if left := sum(count for state, count in known.items() if not state.is_final):
+        note(f"{format_count(left, 'job')} have not ended yet: their lines are not there")
+    if found.submitted_at_ms is None:
+        note("not all of the batch is written down: submit the same input again to complete it")
+    elif (removed := found.total - sum(known.values())) > 0:
+        note(
+            f"{format_count(removed)} of {format_count(found.total, 'line')} are missing: their jobs were pruned"
+        )
 
 
 def retry(
@@ -186,6 +197,8 @@ def retry(
         raise InputError(f"{', '.join(unknown)} is no kind of failure; the kinds are: {known}")
     ledger = prepare_ledger(load_settings())
     found = _find(ledger, batch)
+    with ledger.read() as connection:
+        was_idle = not any(not state.is_final for state in count_states(connection, found.id))
     queued = 0
     while ids := ledger.run(
         lambda connection: retry_batch(
@@ -193,10 +206,16 @@ def retry(
         )
     ):
         queued += len(ids)
+    if queued and was_idle:
+        # It is held because its run has ended, not because somebody left it.
+        while ledger.run(lambda connection: resume_batch(connection, found.id)) >= MAX_ROWS:
+            pass
     if as_json:
         print_json({"batch_id": found.id, "queued": queued})
         return
     out.print(f"{format_count(queued)} jobs queued again")
+    if queued and found.held_at_ms is not None and not was_idle:
+        note("the batch is held since its run was stopped: the same `antrean run` goes on with it")
 
 
 def _find(ledger: Ledger, batch_id: str) -> Batch:

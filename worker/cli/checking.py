@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from schemas.address import parse_address
 from worker.broker import broker_address, check_broker, open_client
 from worker.cli.console import note, out, print_json
+from worker.cli.listing import printable
 from worker.embedded.stack import Stack
-from worker.errors import AntreanError, ExitCode, SettingsError
-from worker.preflight import EndpointFacts, ask_endpoint, choose_model
+from worker.errors import AntreanError, ExitCode, SettingsError, Unreachable
+from worker.preflight import EndpointFacts, ask_endpoint, check_models, choose_model, list_models
 from worker.settings import Settings, load_settings, unknown_names
 from worker.storage.engine import open_ledger
 from worker.storage.errors import NotMigrated
@@ -31,8 +33,9 @@ def register(app: typer.Typer) -> None:
 def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
     """Try all that is needed, and say what to do about each problem.
 
-    Settings, broker, database, endpoint, key and model. Ends with 0 when all is well, else with the code of the
-    worst: 3 settings, 4 something is unreachable, 5 the endpoint refuses the key or the model.
+    Settings, broker, database, endpoint, key and model. The endpoint is asked for its models, and its chat address
+    with a request without messages, which is refused and costs nothing. Ends with 0 when all is well, else with the
+    code of the worst: 3 settings, 4 something is unreachable, 5 the endpoint refuses the key or the model.
     """
     findings: list[tuple[str, str, AntreanError | None]] = []
 
@@ -56,7 +59,7 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
         attempt("database", lambda: _check_database(known))
         facts: list[EndpointFacts] = []
         if attempt("endpoint and key", lambda: _check_endpoint(known, facts)):
-            attempt("model", lambda: f"{choose_model(known.model, facts[0])}")
+            attempt("model", lambda: _check_model(known.model, facts[0]))
     odd = unknown_names(dict(os.environ))
     _print_findings(findings, odd, as_json=as_json)
     worst = max((exc.exit_code for _, _, exc in findings if exc is not None), default=ExitCode.OK)
@@ -66,14 +69,17 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
     """List the models that the endpoint runs now."""
-    facts = ask_endpoint(load_settings())
+    facts = ask_endpoint(load_settings(), with_chat=False)
+    if facts.models is None:
+        sentence = f"the endpoint answers, but lists no models ({facts.why_unlisted})"
+        if facts.models_failure is not None and facts.models_failure.http_status not in (404, 405):
+            raise Unreachable(sentence)
+        note(sentence)
     if as_json:
         print_json({"models": facts.models})
         return
-    if facts.models is None:
-        note("the endpoint answers, but lists no models")
     for model in facts.models or ():
-        out.print(escape(model))
+        out.print(escape(printable(model)))
 
 
 def migrate() -> None:
@@ -110,8 +116,17 @@ def _check_database(settings: Settings) -> str:
 def _check_endpoint(settings: Settings, facts: list[EndpointFacts]) -> str:
     found = ask_endpoint(settings)
     facts.append(found)
-    listed = "lists no models" if found.models is None else f"runs {', '.join(found.models) or 'no model'}"
-    return f"{settings.base_url} {listed}"
+    listed = (
+        f"lists no models ({found.why_unlisted})"
+        if found.models is None
+        else f"runs {list_models(found.models) or 'no model'}"
+    )
+    return f"{settings.base_url} {listed}; {parse_address(settings.base_url).chat_url} {found.chat}"
+
+
+def _check_model(wanted: str | None, facts: EndpointFacts) -> str:
+    chosen = choose_model(wanted, facts)
+    return "; ".join([printable(chosen), *check_models([chosen], facts)])
 
 
 def _print_findings(

@@ -18,6 +18,7 @@ from worker.cli.listing import printable
 from worker.clock import SystemClock
 from worker.embedded.home import broker_socket
 from worker.errors import BrokerAway, ExitCode
+from worker.hints import SHARED_QUEUES, queues_of
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import Settings, load_settings
 from worker.storage.doctor import (
@@ -28,6 +29,7 @@ from worker.storage.doctor import (
     check_file,
     count_all_published,
     fetch_live_endpoints,
+    fetch_published_endpoints,
     fetch_suspects,
     find_defects,
     mend_defects,
@@ -35,6 +37,7 @@ from worker.storage.doctor import (
 )
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import NotMigrated
+from worker.storage.identity import fetch_identity
 from worker.storage.migrating import fetch_newer_revision, is_current, migrate
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.records import record_outcomes
@@ -191,11 +194,13 @@ def _look_into_broker(ledger: Ledger, settings: Settings, look: Look, found: Exa
     with ledger.read() as connection:
         served = fetch_live_endpoints(connection, look)
         found.published = count_all_published(connection)
+        ledger_id, endpoints = fetch_identity(connection), {*served, *fetch_published_endpoints(connection)}
     if settings.is_broker_embedded and not served and not broker_socket(settings.home).exists():
         return  # it comes with the first command that needs it
     client = open_client(broker_address(settings))
     try:
-        found.messages = count_messages(client)
+        own = [name for endpoint in endpoints for name in queues_of(ledger_id, endpoint).names]
+        found.messages = count_messages(client, (*SHARED_QUEUES.names, *own))
         forgot = [endpoint for endpoint in served if not BrokerEpoch(client, endpoint).is_present()]
     except BrokerAway:
         found.findings.append(Finding("broker_away", 1, ()))

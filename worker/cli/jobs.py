@@ -21,7 +21,7 @@ from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
-from worker.storage.batches import Batch, count_states, fetch_batch
+from worker.storage.batches import Batch, count_asked, fetch_batch
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
@@ -56,7 +56,8 @@ def cancel(
 
     What is queued or waiting is cancelled at once. A job that is running is
     asked: its call may be paid for already, so it is left to end, and a result
-    that it brings is kept. What has ended stays as it is.
+    that it brings is kept. What has ended stays as it is. Jobs that another
+    batch wants too go on for that one; they are counted.
 
     Typed again, it goes on where it was interrupted. `antrean retry --cancelled`
     takes it back.
@@ -80,26 +81,31 @@ def cancel(
 
 
 def _cancel_batch(ledger: Ledger, batch: Batch, *, as_json: bool) -> None:
-    ended = asked = 0
+    ended = asked = kept = 0
     told_s = time.monotonic()
     while True:
         # At most 500 rows a transaction, so that workers who record results get their turn between two.
         done = ledger.run(
             lambda connection: cancel_batch(connection, batch.id, now_ms=SystemClock().now_ms())
         )
-        if not done.ended and not done.asked:
+        if not done.ended and not done.asked and not done.kept:
             break
         ended += done.ended
         asked += done.asked
+        kept += done.kept
         if time.monotonic() - told_s >= _TELL_EVERY_S:
             told_s = time.monotonic()
             note(f"{format_count(ended, 'job')} cancelled so far")
     with ledger.read() as connection:
-        running = count_states(connection, batch.id).get(JobState.RUNNING, 0)
+        running = count_asked(connection, batch.id)
     if as_json:
-        print_json({"batch_id": batch.id, "cancelled": ended, "asked": asked, "running": running})
+        print_json(
+            {"batch_id": batch.id, "cancelled": ended, "asked": asked, "running": running, "kept": kept}
+        )
         return
     out.print(f"{format_count(ended, 'job')} cancelled")
+    if kept:
+        out.print(f"{format_count(kept, 'job')} stay: another batch wants them too")
     if asked:
         out.print(f"{format_count(asked, 'running job')} asked to stop: a result that one brings is kept")
     elif running:
@@ -193,6 +199,10 @@ def _print_job(story: Story) -> None:
     if story.batch_id is not None:
         _line("", f"{story.batch_label or ''}, position {story.position}".lstrip(", "))
     _line("custom_id", story.custom_id)
+    for want in story.wanted_by:
+        _line("wanted by", want.batch_id)
+        where = f"{want.label or ''}, position {want.position}".lstrip(", ")
+        _line("", f"{where}, as {want.custom_id}" if want.custom_id is not None else where)
     _line("source key", story.source_key)
     _line("model", story.model)
     _line("endpoint", story.endpoint)

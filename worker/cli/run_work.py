@@ -1,15 +1,17 @@
-"""The jobs of one run: written down once, taken over where another run left them, held when the run ends early."""
+"""The jobs of one run: written down once, wanted beside other runs where they are known, held when the run ends."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+from sqlalchemy import Connection
 
 from schemas.job import JobState
 from worker.clock import SystemClock
@@ -21,27 +23,39 @@ from worker.sources.documents import Document, DocumentSet, source_key
 from worker.sources.prompt import Prompt
 from worker.storage.batches import (
     Batch,
-    count_states,
-    fetch_open_runs,
+    count_open_at_home,
+    fetch_unheld_runs,
     finish_submission,
     hold_batch,
+    is_held,
     make_batch,
     resume_batch,
-    take_over,
 )
 from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob
 from worker.storage.moves import retry_jobs
+from worker.storage.tables import MAX_ROWS
+from worker.storage.unwanted import let_go
+from worker.storage.wants import (
+    Wanted,
+    bring_home,
+    fetch_places,
+    hand_over,
+    keep_going,
+    needs_bringing_home,
+)
 from worker.submit import identify, make_job, submit_many
-
-_PAGE = 500
 
 
 @dataclass(slots=True)
 class Work:
-    """The jobs of one run: all of them in the order of the documents, and those still to be done."""
+    """The jobs of one run: all of them in the order of the documents, and those still to be done.
+
+    An id comes twice where two documents are the same: each is `Wanted` under its own name.
+    """
 
     batch_id: str
+    names: Sequence[str] = ()  # of the documents, in their order
     ids: list[str] = field(default_factory=list)
     done: int = 0
     new: int = 0
@@ -50,14 +64,15 @@ class Work:
 
     def add(self, known: Sequence[KnownJob]) -> None:
         for job in known:
-            self.ids.append(job.id)
+            id_ = Wanted(job.id, self.names[len(self.ids)])
+            self.ids.append(id_)
             self.new += job.is_new
             if job.state is JobState.SUCCEEDED:
                 self.done += 1
                 continue
-            self.open.append(job.id)
+            self.open.append(id_)
             if job.state.is_final:
-                self.again.append(job.id)
+                self.again.append(id_)
 
 
 def check_documents(documents: Sequence[Document], template: Prompt, model: str, settings: Settings) -> None:
@@ -117,52 +132,129 @@ def submit_run(
                 identity=("run", key),
             )
 
-    work = Work(batch.id)
+    work = Work(batch.id, names=[document.relative for document in found.documents])
     submit_many(ledger, jobs(), clock=clock, on_chunk=work.add)
-    for start in range(0, len(work.again), _PAGE):
-        ledger.run(partial(retry_jobs, ids=work.again[start : start + _PAGE], now_ms=clock.now_ms()))
     if len(work.open) > work.new:
-        # Another run may have made them, and be held: this one needs them now.
-        for start in range(0, len(work.open), _PAGE):
-            ledger.run(partial(take_over, job_ids=work.open[start : start + _PAGE], batch_id=batch.id))
-    ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
+        # Another run may have made them, and somebody may have asked them to stop: this one needs them now.
+        for some in _pages(work.open):
+            ledger.run(partial(keep_going, ids=some))
+    for some in _pages(work.again):
+        ledger.run(partial(retry_jobs, ids=some, now_ms=clock.now_ms()))
+    _repeat(ledger, partial(bring_home, batch_id=batch.id))
+    total = ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
+    if total > len(work.ids):
+        _let_go_of_others(ledger, work, now_ms=clock.now_ms())
+        ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
     return work
+
+
+def _let_go_of_others(ledger: Ledger, work: Work, *, now_ms: int) -> None:
+    """What the folder held when the batch was run before, and holds no more, or at another place."""
+    after = (-1, "")
+    while True:
+        with ledger.read() as connection:
+            places = fetch_places(connection, work.batch_id, after=after)
+        gone = [
+            (position, job_id)
+            for position, job_id in places
+            if not 1 <= position <= len(work.ids) or work.ids[position - 1] != job_id
+        ]
+        if gone:
+            ledger.run(partial(let_go, batch_id=work.batch_id, places=gone, now_ms=now_ms))
+        if len(places) < MAX_ROWS:
+            return
+        after = places[-1]
+
+
+def _repeat(ledger: Ledger, step: Callable[[Connection], int]) -> None:
+    """Steps of at most 500 rows, each a transaction of its own, so that workers get their turn between two."""
+    while ledger.run(step) >= MAX_ROWS:
+        pass
+
+
+def _pages(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[start : start + MAX_ROWS] for start in range(0, len(ids), MAX_ROWS))
 
 
 @contextmanager
 def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[None]:
     """While inside, the batch's jobs are worked on; after it, only if another run of the same batch lives.
 
-    Nobody shall pay for jobs of a run that somebody walked away from, because another one came along.
+    Nobody shall pay for jobs of a run that somebody walked away from, because another one came along. What a
+    living run wants too goes on with that one.
     """
-    folder = settings.home / "runs"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{batch.id}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_lock(settings, batch.id)
     try:
+        # Waits while somebody holds the batch because its last run was killed; then it goes on.
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        ledger.run(partial(resume_batch, batch_id=batch.id))
-        yield
+        _resume(ledger, batch.id)
+        try:
+            yield
+        finally:
+            if try_lock(descriptor):
+                _hold(ledger, batch.id)
     finally:
-        with ledger.read() as connection:
-            is_open = any(not state.is_final for state in count_states(connection, batch.id))
-        if is_open and try_lock(descriptor):
-            ledger.run(partial(hold_batch, batch_id=batch.id, now_ms=SystemClock().now_ms()))
         os.close(descriptor)
 
 
-def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]]:
-    """Runs of this home that were killed with jobs left, now held, each with the number of those jobs."""
+def tend(ledger: Ledger, batch_id: str) -> None:
+    """Makes sure that the jobs of a living run are worked on, whatever other runs and their ends have done.
+
+    Two transactions of PostgreSQL that did not see each other may leave a job with a batch that is held; an older
+    antrean, or a person, may have held this one. Writes nothing where nothing is wrong.
+    """
     with ledger.read() as connection:
-        runs = fetch_open_runs(connection, endpoint=settings.endpoint, home=_home_name(settings))
+        is_stopped = is_held(connection, batch_id)
+        is_missing_some = is_stopped or needs_bringing_home(connection, batch_id)
+    if is_stopped:
+        _resume(ledger, batch_id)
+    elif is_missing_some:
+        _repeat(ledger, partial(bring_home, batch_id=batch_id))
+
+
+def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]]:
+    """Runs of this home that were killed with jobs left, now held, each with the number of those jobs.
+
+    Jobs that a living run wants too are not left: they go on with it.
+    """
+    with ledger.read() as connection:
+        runs = fetch_unheld_runs(connection, home=_home_name(settings))
     held = []
     for batch in runs:
-        if not _is_run_by_somebody(settings.home / "runs" / f"{batch.id}.lock"):
-            ledger.run(partial(hold_batch, batch_id=batch.id, now_ms=SystemClock().now_ms()))
-            with ledger.read() as connection:
-                counts = count_states(connection, batch.id)
-            held.append((batch, sum(count for state, count in counts.items() if not state.is_final)))
-    return held
+        # A look first, which keeps nobody waiting; then under the lock, so that a run that begins waits for us.
+        if _is_run_by_somebody(_lock_path(settings, batch.id)):
+            continue
+        descriptor = _open_lock(settings, batch.id)
+        try:
+            if try_lock(descriptor):
+                _hold(ledger, batch.id)
+                held.append(batch)
+        finally:
+            os.close(descriptor)
+    with ledger.read() as connection:
+        counts = [(batch, count_open_at_home(connection, batch.id)) for batch in held]
+    return [(batch, count) for batch, count in counts if count]
+
+
+def _hold(ledger: Ledger, batch_id: str) -> None:
+    now_ms = SystemClock().now_ms()
+    if ledger.run(partial(hold_batch, batch_id=batch_id, now_ms=now_ms)) >= MAX_ROWS:
+        _repeat(ledger, partial(hand_over, batch_id=batch_id))
+
+
+def _resume(ledger: Ledger, batch_id: str) -> None:
+    if ledger.run(partial(resume_batch, batch_id=batch_id)) >= MAX_ROWS:
+        _repeat(ledger, partial(bring_home, batch_id=batch_id))
+
+
+def _lock_path(settings: Settings, batch_id: str) -> Path:
+    return settings.home / "runs" / f"{batch_id}.lock"
+
+
+def _open_lock(settings: Settings, batch_id: str) -> int:
+    path = _lock_path(settings, batch_id)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _is_run_by_somebody(path: Path) -> bool:

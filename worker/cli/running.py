@@ -22,14 +22,16 @@ from worker.cli.run_work import (
     hold_abandoned,
     make_run,
     submit_run,
+    tend,
     worked_on,
 )
 from worker.cli.tracking import Progress, Tracker
 from worker.embedded.home import last_line
 from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
-from worker.preflight import ask_endpoint, choose_model
-from worker.reports.batchlines import Counts, check_output, write_results
+from worker.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
+from worker.reports.batchlines import Counts, check_output
+from worker.reports.growing import GrowingResults
 from worker.reports.summary import describe_finish_reasons, format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
 from worker.sources.documents import DocumentSet, find_documents
@@ -37,9 +39,9 @@ from worker.sources.prompt import Prompt
 from worker.storage.batches import Batch
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
-from worker.storage.reading import iterate_outcomes
 
 _LOOK_S = 0.25
+_TEND_S = 3.0
 _MOST_DEATHS = 3
 _SIMULATION_KEY = "simulated"
 
@@ -69,6 +71,10 @@ def run(
     ] = False,
     latency: Annotated[float, typer.Option(help="With --simulate: seconds to an answer.")] = 0.5,
     fault_rate: Annotated[float, typer.Option(help="With --simulate: the share of calls that fail.")] = 0.0,
+    no_check: Annotated[
+        bool,
+        typer.Option("--no-check", help="Ask the endpoint nothing before the first job; name the model."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Queue a job for each document, and write their results.
@@ -76,7 +82,11 @@ def run(
     Brings up what it needs (a broker, a worker), shows how far it is, and stops what it started.
 
     Typed again, it does only what is not done yet, failed jobs too. Ctrl-C leaves nothing running and loses
-    nothing. Ends with 0 when every job succeeded, 1 when some did not.
+    nothing. Ends with 0 when every job succeeded, 1 when some did not or a line is missing.
+
+    Runs may share documents, at the same time too: each document is called once, and each run has its results
+    under its own names. While a run goes on, its results are in the output's name with .part, in order, up to
+    the first one that is not done.
     """
     started_s = time.monotonic()
     settings = load_settings()
@@ -88,7 +98,10 @@ def run(
     with _interruptible(), _attached(settings, simulate) as stack:
         if simulate:
             settings = _simulated(settings, stack, latency=latency, fault_rate=fault_rate)
-        chosen = choose_model(model or template.front.model or settings.model, ask_endpoint(settings))
+        facts = NOT_ASKED if no_check else ask_endpoint(settings)
+        chosen = choose_model(model or template.front.model or settings.model, facts)
+        for doubt in check_models([chosen], facts):
+            note(doubt)
         check_documents(found.documents, template, chosen, settings)
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
@@ -98,17 +111,31 @@ def run(
             _mention_held(hold_abandoned(ledger, settings))
             work = submit_run(ledger, settings, batch, found, template, chosen)
             progress = Progress(total=len(work.ids), succeeded=work.done)
-            if work.open:
-                if work.done:
-                    note(f"{format_count(work.done)} of {format_count(len(work.ids))} were done before")
-                _start_worker(stack, settings)
-                _follow(ledger, stack, settings, work, progress)
-        counts = write_results(iterate_outcomes(ledger, work.ids), None if str(output) == "-" else output)
+            with _growing(ledger, work, output) as growing:
+                if work.open:
+                    if work.done:
+                        note(f"{format_count(work.done)} of {format_count(len(work.ids))} were done before")
+                    _start_worker(stack, settings)
+                    _follow(ledger, stack, settings, work, progress, growing)
+                # While the batch is not held: what it wants is not pruned.
+                counts = growing.finish()
         ledger.dispose()
     seconds = time.monotonic() - started_s
-    _summarise(work, progress, counts=counts, output=output, seconds=seconds, as_json=as_json)
-    if progress.succeeded < len(work.ids):
+    _summarise(work, progress, counts, output=output, seconds=seconds, as_json=as_json)
+    if counts.succeeded < len(work.ids):
         raise typer.Exit(ExitCode.FAILED_JOBS)
+
+
+@contextmanager
+def _growing(ledger: Ledger, work: Work, output: Path) -> Iterator[GrowingResults]:
+    """The results of the run; one that ends early says where those are that it has."""
+    growing = GrowingResults(ledger, work.ids, None if str(output) == "-" else output)
+    try:
+        yield growing
+    finally:
+        if growing.part is not None:
+            note(f"what was done in order is in {growing.part}; `antrean results {work.batch_id}` has all")
+        growing.close()
 
 
 def _mention_held(held: list[tuple[Batch, int]]) -> None:
@@ -180,18 +207,31 @@ def _start_worker(stack: Stack, settings: Settings) -> None:
     argv = [sys.executable, "-P", "-m", "worker.cli", "worker"]
     environment = {**settings.as_environment(), IN_STACK: "1"}
     if not stack.ensure_worker(argv, environment):
-        note("a worker with other settings runs for this folder already; it does the work")
+        log = settings.home / "logs" / f"{stack.worker_service}.log"
+        note(f"a worker with other settings runs for this folder: this run has one of its own, see {log}")
 
 
-def _follow(ledger: Ledger, stack: Stack, settings: Settings, work: Work, progress: Progress) -> None:
+def _follow(
+    ledger: Ledger,
+    stack: Stack,
+    settings: Settings,
+    work: Work,
+    progress: Progress,
+    growing: GrowingResults,
+) -> None:
     tracker = Tracker(ledger, work.open, progress)
     display = Display()
     deaths = 0
+    tended_s = time.monotonic()
     with display.shown():
         while True:
             display.update(tracker.look())
+            growing.advance(tracker.is_open)
             if tracker.is_done:
                 return
+            if time.monotonic() - tended_s >= _TEND_S:
+                tend(ledger, work.batch_id)
+                tended_s = time.monotonic()
             time.sleep(_LOOK_S)
             for event in stack.poll_events():
                 if event.get("event") != "service_died":
@@ -204,14 +244,16 @@ def _follow(ledger: Ledger, stack: Stack, settings: Settings, work: Work, progre
 
 
 def _summarise(
-    work: Work, progress: Progress, *, counts: Counts, output: Path, seconds: float, as_json: bool
+    work: Work, progress: Progress, counts: Counts, *, output: Path, seconds: float, as_json: bool
 ) -> None:
-    succeeded = progress.succeeded
+    # What the file holds is what counts: another run may have tried again what failed here.
+    succeeded, missing = counts.succeeded, len(work.ids) - counts.total
     facts = {
         "batch_id": work.batch_id,
         "jobs": len(work.ids),
         "succeeded": succeeded,
-        "failed": len(work.ids) - succeeded,
+        "failed": counts.total - succeeded,
+        "missing": missing,
         "already_done": work.done,
         "failures": dict(progress.failures),
         "finish_reasons": dict(counts.finish_reasons),
@@ -228,10 +270,18 @@ def _summarise(
     say = err.print if str(output) == "-" else out.print
     say(f"[bold]{format_count(succeeded)}[/] of {format_count(len(work.ids))} jobs succeeded", end="")
     say(f" ({format_count(work.done)} were done before)" if work.done else "")
-    if counts.failed:
+    if counts.total > succeeded:
         kinds = ", ".join(f"{kind} {count}" for kind, count in progress.failures.most_common())
-        complain(f"{format_count(counts.failed)} jobs failed ({kinds}); the same command tries them again")
+        complain(
+            f"{format_count(counts.total - succeeded, 'job')} failed{f' ({kinds})' if kinds else ''}; "
+            "the same command tries them again"
+        )
     if counts.finish_reasons:
         note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
+    if missing:
+        complain(
+            f"{format_count(missing)} of {format_count(len(work.ids), 'line')} are missing: their jobs were removed "
+            "or are being tried again by another run; the same command completes them"
+        )
     where = "above" if str(output) == "-" else f"in {output}"
     say(f"{tokens} tokens · {format_seconds(seconds)} · results {where} · {work.batch_id}")

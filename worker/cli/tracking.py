@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 
 from schemas.job import JobState
 from worker.storage.engine import Ledger
-from worker.storage.reading import Ending, count_running, fetch_endings, fetch_endings_of, fetch_trouble
+from worker.storage.reading import (
+    Ending,
+    count_running,
+    fetch_endings,
+    fetch_endings_of,
+    fetch_states,
+    fetch_trouble,
+)
 
 _PAGE = 500
 _OVERLAP_MS = 5_000  # workers' clocks differ a little; what was seen already is ignored
@@ -45,12 +52,13 @@ class Progress:
 class Tracker:
     """Keeps `progress`, which may begin with what was done before, while `ids` end.
 
-    It follows the ledger's tail of endings: each look costs what ended since, not what there is.
+    An id that comes twice counts twice: it is wanted under two names. It follows the ledger's tail of endings: each
+    look costs what ended since, not what there is.
     """
 
     def __init__(self, ledger: Ledger, ids: Iterable[str], progress: Progress) -> None:
         self._ledger = ledger
-        self._open = dict.fromkeys(ids)
+        self._open = Counter(ids)
         self._since_ms = time.time_ns() // 1_000_000
         self._looked_through_s = float("-inf")
         self._recent: deque[tuple[float, int, int]] = deque()
@@ -59,6 +67,10 @@ class Tracker:
     @property
     def is_done(self) -> bool:
         return not self._open
+
+    def is_open(self, id_: str) -> bool:
+        """Whether the job is followed and has not been seen to end."""
+        return id_ in self._open
 
     def look(self) -> Progress:
         """The progress now. Raises DatabaseAway."""
@@ -78,8 +90,15 @@ class Tracker:
         ids = list(self._open)
         found: list[Ending] = []
         for start in range(0, len(ids), _PAGE):
+            some = ids[start : start + _PAGE]
             with self._ledger.read() as connection:
-                found += fetch_endings_of(connection, ids[start : start + _PAGE])
+                found += fetch_endings_of(connection, some)
+                known = fetch_states(connection, some)
+            for id_ in some:
+                if id_ not in known:  # somebody removed it: nobody shall wait for it for ever
+                    count = self._open.pop(id_)
+                    self.progress.failed += count
+                    self.progress.failures["removed"] += count
         return found
 
     def _count(self, endings: list[Ending], now_s: float) -> None:
@@ -87,18 +106,18 @@ class Tracker:
         new = tokens = 0
         for ending in endings:
             self._since_ms = max(self._since_ms, ending.ended_at_ms)
-            if ending.id not in self._open:
+            count = self._open.pop(ending.id, 0)
+            if not count:
                 continue
-            del self._open[ending.id]
-            new += 1
+            new += count
             if ending.state is JobState.SUCCEEDED:
-                progress.succeeded += 1
+                progress.succeeded += count
                 progress.prompt_tokens += ending.prompt_tokens
                 progress.completion_tokens += ending.completion_tokens
                 tokens += ending.completion_tokens
             else:
-                progress.failed += 1
-                progress.failures[ending.failure_kind or ending.state.value] += 1
+                progress.failed += count
+                progress.failures[ending.failure_kind or ending.state.value] += count
         self._recent.append((now_s, new, tokens))
         while now_s - self._recent[0][0] > _RATE_WINDOW_S:
             self._recent.popleft()

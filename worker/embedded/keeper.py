@@ -9,11 +9,17 @@ A request and its answer are a JSON object a line:
     {"op": "ensure", "service": "simulator", "argv": […], "env": {…}, "base_env": {…}, "cwd": "/…"}
                                              {"ok": true, "same": true, "url": "http://…"}
     {"op": "ensure", "service": "worker", …, "grace_s": 30.0}
-                                             {"ok": true, "same": true}
+                                             {"ok": true, "same": true, "service": "worker"}
     {"op": "status"}                         {"ok": true, "pid": 123, "client_count": 1, "services": {…}}
     {"op": "hurry"}                          {"ok": true}
     {"op": "bye"}                            {"ok": true, "last": true}, end of file once all is stopped
+                                             {"ok": true, "last": false, "stops": true}, end of file once the
+                                             worker is stopped that nobody else uses
     (unasked)                                {"event": "service_died", "service": "worker", "status": -9}
+
+A command has one worker, shared with all that asked for the same settings: `worker`, and beside it, for other
+settings, `worker-2` and so on, each with a log of its own. It stops with its last user. A name says nothing of the
+settings, which hold the key.
 
 A request that fails is answered with "error" and a sentence; "stopping" is an error, too.
 Environments hold the API key: they travel here, never through arguments, and are never logged.
@@ -31,7 +37,9 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +60,31 @@ from worker.errors import AntreanError, Unreachable
 PROTOCOL = 1
 LINE_MAX_BYTES = 8 * 1024 * 1024
 
-_STOP_ORDER = ("worker", "simulator", "broker")
+_WORKER = "worker"
+_STOP_ORDER = ("simulator", "broker")  # after the workers
 _STOP_LIMIT_S = {"broker": 20.0, "simulator": 5.0}
 _WORKER_MARGIN_S = 5.0
 _ORPHAN_LIMIT_S = 20.0
 _ORPHAN_POLL_S = 0.05
 
 log = logging.getLogger("antrean.keeper")
+
+
+@dataclass(slots=True)
+class Workplace:
+    """A worker's place: the settings that it is for, and the commands that use it."""
+
+    fingerprint: str
+    users: set[asyncio.StreamWriter] = field(default_factory=set)
+    last_user: asyncio.StreamWriter | None = None
+
+    def leave(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether `writer` was the last of its users."""
+        if writer not in self.users:
+            return False
+        self.users.discard(writer)
+        self.last_user = writer
+        return not self.users
 
 
 class Keeper:
@@ -69,11 +95,13 @@ class Keeper:
         self._services: dict[str, Service] = {}
         self._simulator: SimulatorProcess | None = None
         self._starting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._workers: dict[str, Workplace] = {}
         self._clients: set[asyncio.StreamWriter] = set()
         self._requests: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps none from being collected
         self._broker_lock: int | None = None
         self._stop_requested = asyncio.Event()
-        self._is_hurried = False
+        self._hurried: set[asyncio.StreamWriter] = set()  # commands whose workers end at once when they leave
 
     async def run(self, first_client: socket.socket, stack_lock: int) -> None:
         """Serve until the last client has left, then stop everything in order and release `stack_lock`."""
@@ -90,9 +118,10 @@ class Keeper:
         await self._stop_requested.wait()
         for request in self._requests:
             request.cancel()
+        await asyncio.gather(*(self._stop_worker(name) for name in list(self._workers)))
         for name in _STOP_ORDER:
             if name in self._services:
-                await self._services[name].stop(is_hurried=self._is_hurried and name == "worker")
+                await self._services[name].stop(is_hurried=False)
         server.close()
         self._remove_sockets()
         log.info("keeper.stopped home=%s", self._home)
@@ -114,10 +143,41 @@ class Keeper:
         if not self._stop_requested.is_set():
             writer.close()
 
-    def _leave(self, writer: asyncio.StreamWriter) -> None:
+    def _leave(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether a worker stops that only this client used; its connection is closed once that is done."""
         self._clients.discard(writer)
+        left = [name for name, place in self._workers.items() if place.leave(writer)]
         if not self._clients:
             self._stop_requested.set()
+            return False
+        if left:
+            self._begin(self._stop_left(left, writer))
+        return bool(left)
+
+    async def _stop_left(self, names: list[str], writer: asyncio.StreamWriter) -> None:
+        for name in names:
+            await self._stop_unused(name)
+        if not self._stop_requested.is_set():
+            writer.close()
+
+    async def _stop_worker(self, name: str) -> None:
+        if name in self._services:
+            await self._services[name].stop(is_hurried=self._workers[name].last_user in self._hurried)
+
+    async def _stop_unused(self, name: str) -> None:
+        async with self._starting[name]:
+            place = self._workers.get(name)
+            if place is None or place.users:
+                return  # somebody came who asked for the same
+            await self._stop_worker(name)
+            if not place.users:
+                del self._workers[name]
+            self._services.pop(name, None)  # whoever came meanwhile starts another
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         try:
@@ -135,7 +195,7 @@ class Keeper:
     async def _handle(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
         operation = message.get("op")
         if operation == "hurry":
-            self._hurry()
+            self._hurry(writer)
             return {}
         if self._stop_requested.is_set():
             # The connection stays open: its end tells the client when this home is free.
@@ -143,30 +203,51 @@ class Keeper:
         if operation == "hello":
             return {"protocol": PROTOCOL, "pid": os.getpid()}
         if operation == "ensure":
+            if message["service"] == _WORKER:
+                return await self._ensure_worker(message, writer)
             return await self._ensure(message)
         if operation == "status":
             return self._status()
         if operation == "bye":
-            self._leave(writer)
-            return {"last": self._stop_requested.is_set()}
+            stops = self._leave(writer)
+            return {"last": self._stop_requested.is_set(), "stops": stops}
         return {"ok": False, "error": "unknown"}
 
     async def _ensure(self, message: dict[str, Any]) -> dict[str, Any]:
         name = message["service"]
-        asked = hashlib.sha256(json.dumps([message.get("argv"), message.get("env")]).encode()).hexdigest()
-        async with self._starting[name]:
-            service = self._services.get(name)
-            if service is None or not service.is_alive:
-                if service is not None:  # dead and perhaps waiting for its backoff: begin afresh
-                    await service.stop(is_hurried=False)
-                service = self._services[name] = self._service(name, asked, message)
-                await service.start()
+        asked = _fingerprint(message)
+        service = await self._started(name, asked, message)
         answer: dict[str, Any] = {"same": service.fingerprint == asked}
         if name == "broker":
             answer["broker_url"] = broker_url(self._home)
         elif name == "simulator" and self._simulator is not None:
             answer["url"] = self._simulator.url
         return answer
+
+    async def _ensure_worker(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
+        """The worker with these settings: the one that runs, or one of its own beside those with others."""
+        asked = _fingerprint(message)
+        for name, place in list(self._workers.items()):
+            # A command works with one worker: whoever asks for another needs its former one no longer.
+            if place.fingerprint != asked and place.leave(writer):
+                await self._stop_unused(name)
+        same = [name for name, place in self._workers.items() if place.fingerprint == asked]
+        names = chain([_WORKER], (f"{_WORKER}-{number}" for number in count(2)))
+        name = same[0] if same else next(name for name in names if name not in self._workers)
+        self._workers.setdefault(name, Workplace(asked))
+        self._workers[name].users.add(writer)
+        await self._started(name, asked, message)
+        return {"same": len(self._workers) == 1, "service": name}
+
+    async def _started(self, name: str, fingerprint: str, message: dict[str, Any]) -> Service:
+        async with self._starting[name]:
+            service = self._services.get(name)
+            if service is None or not service.is_alive:
+                if service is not None:  # dead and perhaps waiting for its backoff: begin afresh
+                    await service.stop(is_hurried=False)
+                service = self._services[name] = self._service(name, fingerprint, message)
+                await service.start()
+            return service
 
     def _service(self, name: str, fingerprint: str, message: dict[str, Any]) -> Service:
         launch: Launch
@@ -217,14 +298,17 @@ class Keeper:
         }
         return {"pid": os.getpid(), "client_count": len(self._clients), "services": services}
 
-    def _hurry(self) -> None:
-        """A cold shutdown of the worker, unless another command still needs it."""
-        self._is_hurried = len(self._clients) <= 1
-        if self._stop_requested.is_set() and "worker" in self._services:
-            self._services["worker"].hurry()
+    def _hurry(self, writer: asyncio.StreamWriter) -> None:
+        """A cold shutdown of this command's worker, unless another command still needs it."""
+        self._hurried.add(writer)
+        for name, place in self._workers.items():
+            # Whose last user it was: then it is being stopped.
+            if not place.users and place.last_user is writer and name in self._services:
+                self._services[name].hurry()
 
     def _announce(self, name: str, status: int | None) -> None:
-        for writer in self._clients:
+        place = self._workers.get(name)
+        for writer in self._clients if place is None else place.users:
             _send(writer, {"event": "service_died", "service": name, "status": status})
 
     def _reap(self) -> None:
@@ -241,6 +325,11 @@ class Keeper:
                 folder.rmdir()
             except OSError as exc:
                 log.warning("keeper.folder_left folder=%s error=%s", folder, exc.strerror)
+
+
+def _fingerprint(message: dict[str, Any]) -> str:
+    """What tells one worker's settings from another's. It is made of secrets, and is shown to nobody."""
+    return hashlib.sha256(json.dumps([message.get("argv"), message.get("env")]).encode()).hexdigest()
 
 
 def _plain(argv: list[str], env: dict[str, str], cwd: Path, output: Path) -> Launch:

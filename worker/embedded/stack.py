@@ -46,6 +46,8 @@ class Stack:
         self._buffer = b""
         self._events: list[dict[str, Any]] = []
         self._is_last: bool | None = None
+        self._stops_worker = False
+        self.worker_service = "worker"
         self._has_said_bye = False
 
     @classmethod
@@ -139,8 +141,10 @@ class Stack:
         cwd: Path | None = None,
         grace_s: float | None = None,
     ) -> bool:
-        """Whether the worker that runs now has these very `argv` and `env`; it is started if none runs.
+        """Whether no worker with another `argv` or `env` runs in this home; this one is started unless it runs.
 
+        Beside a worker with other settings it is one of its own. It stops with the last command that asked for it;
+        its name, and that of its log, is `worker_service`.
         `env` is laid over this process's environment without its ANTREAN_ names; ANTREAN_GRACE_S in it says
         how long a stop may take, unless `grace_s` does. `cwd` is the home folder unless given. A worker that
         dies is started again after 0.5 s, then after twice as long, up to 30 s.
@@ -149,7 +153,13 @@ class Stack:
         message["grace_s"] = (
             float(env.get("ANTREAN_GRACE_S", _DEFAULT_GRACE_S)) if grace_s is None else grace_s
         )
-        return bool(self._request(message)["same"])
+        answer = self._request(message)
+        if not answer["same"] and "service" not in answer:
+            raise AntreanError(
+                f"an older antrean keeps {self._home} and has one worker for all: end its commands first"
+            )
+        self.worker_service = str(answer.get("service", "worker"))
+        return bool(answer["same"])
 
     def status(self) -> dict[str, Any]:
         """`{"pid": …, "client_count": …, "services": {name: {"pid": … or None, "restart_count": …}}}`."""
@@ -181,6 +191,8 @@ class Stack:
     def leave(self, wait: bool = True) -> bool:
         """Whether this was the last attachment; then, with `wait`, returns when everything has stopped.
 
+        Where others stay, it returns when the worker has stopped that only this command used.
+
         After a KeyboardInterrupt it may be called again, to go on waiting. A lost stack counts as stopped.
         """
         try:
@@ -191,7 +203,8 @@ class Stack:
                 answer = self._await_message()
                 if "last" in answer:
                     self._is_last = bool(answer["last"])
-            if wait and self._is_last:
+                    self._stops_worker = bool(answer.get("stops"))
+            if wait and (self._is_last or self._stops_worker):
                 self._drain()
         except StackLost:
             self._is_last = True if self._is_last is None else self._is_last

@@ -56,13 +56,28 @@ class Counts:
     failed: int = 0
     cancelled: int = 0
     expired: int = 0
-    finish_reasons: Mapping[str, int] = field(
-        default_factory=dict
-    )  # of results that ended in another way than usual
+    finish_reasons: Mapping[str, int] = field(default_factory=dict)  # of results, those out of the ordinary
 
     @property
     def total(self) -> int:
         return self.succeeded + self.failed + self.cancelled + self.expired
+
+
+def count_lines(counts: Counter[JobState], finish_reasons: Mapping[str, int]) -> Counts:
+    """How many lines there are, from how many jobs ended so, and how their results ended."""
+    return Counts(
+        succeeded=counts[JobState.SUCCEEDED],
+        failed=counts[JobState.FAILED],
+        cancelled=counts[JobState.CANCELLED],
+        expired=counts[JobState.EXPIRED],
+        finish_reasons=finish_reasons,
+    )
+
+
+def odd_finish_reasons(outcome: JobOutcome) -> list[str]:
+    """The outcome's `finish_reason` if it is out of the ordinary."""
+    reason = outcome.finish_reason
+    return [] if not reason or reason in ORDINARY_FINISH_REASONS else [reason]
 
 
 def output_line(outcome: JobOutcome) -> bytes:
@@ -86,21 +101,14 @@ def output_line(outcome: JobOutcome) -> bytes:
 
 def write_lines(outcomes: Iterable[JobOutcome], stream: BinaryIO) -> Counts:
     """Writes a line for each outcome, in their order, and says how many. A closed pipe raises BrokenPipeError."""
-    counts = dict.fromkeys(JobState, 0)
+    states: Counter[JobState] = Counter()
     finish_reasons: Counter[str] = Counter()
     for outcome in outcomes:
         stream.write(output_line(outcome))
-        counts[outcome.state] += 1
-        if outcome.finish_reason and outcome.finish_reason not in ORDINARY_FINISH_REASONS:
-            finish_reasons[outcome.finish_reason] += 1
+        states[outcome.state] += 1
+        finish_reasons.update(odd_finish_reasons(outcome))
     stream.flush()
-    return Counts(
-        succeeded=counts[JobState.SUCCEEDED],
-        failed=counts[JobState.FAILED],
-        cancelled=counts[JobState.CANCELLED],
-        expired=counts[JobState.EXPIRED],
-        finish_reasons=finish_reasons,
-    )
+    return count_lines(states, finish_reasons)
 
 
 def write_results(outcomes: Iterable[JobOutcome], path: Path | None) -> Counts:
@@ -120,17 +128,24 @@ def write_results(outcomes: Iterable[JobOutcome], path: Path | None) -> Counts:
     try:
         with _sentences(path):
             stream = part.open("xb")
-        with stream:
-            counts = _write_synced(outcomes, stream, path)
-        with _sentences(path):
-            if target.exists():
-                part.chmod(stat.S_IMODE(target.stat().st_mode))
-            part.replace(target)
-            _sync_folder(target.parent)
+        with stream, _sentences(path):
+            counts = write_lines(outcomes, stream)
+            put_in_place(stream, part, path)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
     return counts
+
+
+def put_in_place(stream: BinaryIO, part: Path, path: Path) -> None:
+    """Gives a file that is written the name `path`, whole and with the mode of the file that had it."""
+    target = Path(os.path.realpath(path))
+    stream.flush()
+    os.fsync(stream.fileno())  # before the new name: a power cut must not leave an empty file under it
+    if target.exists():
+        part.chmod(stat.S_IMODE(target.stat().st_mode))
+    part.replace(target)
+    _sync_folder(target.parent)
 
 
 def check_output(path: Path) -> None:
@@ -244,13 +259,6 @@ def _text(value: Any) -> str | None:
 def _storable(text: str | None) -> str | None:
     """`text` as UTF-8 can carry it."""
     return None if text is None else text.encode("utf-8", "replace").decode()
-
-
-def _write_synced(outcomes: Iterable[JobOutcome], stream: BinaryIO, path: Path) -> Counts:
-    with _sentences(path):
-        counts = write_lines(outcomes, stream)
-        os.fsync(stream.fileno())  # before the new name: a power cut must not leave an empty file under it
-    return counts
 
 
 def _sync_folder(folder: Path) -> None:

@@ -37,14 +37,16 @@ class RequestLine:
     custom_id: str | None
     model: str
     body: Mapping[str, Any]  # the request's decoded JSON, its model filled in
+    is_model_filled_in: bool = False  # it names none, and has the default
 
 
 @dataclass(frozen=True, slots=True)
 class JsonlSummary:
-    """What a file holds: its requests, and how many go to each model."""
+    """What a file holds: its requests, how many go to each model, and the first that names no model itself."""
 
     count: int
     models: dict[str, int]
+    first_unnamed: RequestLine | None = None
 
 
 class _BadLine(Exception):
@@ -55,9 +57,9 @@ class _BadLine(Exception):
 
 
 def read_requests(
-    path: Path, *, default_model: str | None, allow_zero_temperature: bool = False
+    path: Path, *, default_model: str | None, allow_zero_temperature: bool = False, name: str | None = None
 ) -> Iterator[RequestLine]:
-    """The requests of the file, in its order, one in memory at a time.
+    """The requests of the file, in its order, one in memory at a time. `name` is what sentences call the file.
 
     Raises InputError at the first problem, which is of a file that changed since `check_requests`.
     """
@@ -67,19 +69,23 @@ def read_requests(
                 yield _parse_line(number, raw, default_model, allow_zero_temperature)
             except _BadLine as exc:
                 raise input_error(
-                    str(path), [f"line {number}: {problem}" for problem in exc.problems]
+                    name or str(path), [f"line {number}: {problem}" for problem in exc.problems]
                 ) from None
 
 
 def check_requests(
-    path: Path, *, default_model: str | None, allow_zero_temperature: bool = False
+    path: Path, *, default_model: str | None, allow_zero_temperature: bool = False, name: str | None = None
 ) -> JsonlSummary:
     """What the file holds, after a look at every line. Memory: 16 bytes a line that has a custom_id.
 
+    `name` is what sentences call the file.
+
     Raises InputError that counts every problem and shows the first 200, as `line 3: temperature: …`.
     """
+    subject = name or str(path)
     shown: list[tuple[int, str]] = []
     problem_count = count = 0
+    first_unnamed: RequestLine | None = None
     models: dict[str, int] = {}
     ids = _CustomIds()
     with _opened(path) as file:
@@ -93,6 +99,8 @@ def check_requests(
                 ids.add(number, exc.custom_id)
                 continue
             count += 1
+            if line.is_model_filled_in and first_unnamed is None:
+                first_unnamed = line
             models[line.model] = models.get(line.model, 0) + 1
             ids.add(number, line.custom_id)
         for found, (number, problem) in enumerate(ids.find_duplicates(file)):
@@ -102,10 +110,10 @@ def check_requests(
     if problem_count:
         shown.sort(key=lambda item: item[0])
         lines = [f"line {number}: {problem}" for number, problem in shown]
-        raise input_error(str(path), lines, count=problem_count)
+        raise input_error(subject, lines, count=problem_count)
     if not count:
-        raise input_error(str(path), [f"{path} holds no requests"])
-    return JsonlSummary(count, models)
+        raise input_error(subject, [f"{subject} holds no requests"])
+    return JsonlSummary(count, models, first_unnamed)
 
 
 class _CustomIds:
@@ -158,11 +166,12 @@ def _parse_line(
     if "messages" in data and "body" not in data:
         problems = _check_bare(data)
     else:
-        body, given = data.get("body"), data.get("custom_id")
-        custom_id = given if isinstance(given, str) else None
+        body, named = data.get("body"), data.get("custom_id")
+        custom_id = named if isinstance(named, str) else None
         problems = _check_envelope(data)
     if isinstance(body, dict):
-        body = fill_model(body, default_model)
+        given = body
+        body = fill_model(given, default_model)
         try:
             check_request(body, allow_zero_temperature=allow_zero_temperature)
         except InvalidRequest as exc:
@@ -172,7 +181,7 @@ def _parse_line(
         if raw.count(b"{") + raw.count(b"[") > _SURELY_SHALLOW:
             problems += _check_depth(body)
         if not problems:
-            return RequestLine(number, custom_id, body["model"], body)
+            return RequestLine(number, custom_id, body["model"], body, body is not given)
     raise _BadLine(*problems, custom_id=custom_id)
 
 

@@ -19,6 +19,7 @@ from schemas.chat import ChatRequest, InvalidRequest, parse_request
 from worker.errors import InputError
 from worker.sources.documents import Document
 from worker.sources.frontmatter import FrontMatter, parse_front_matter, split_front_matter
+from worker.sources.pipes import name_input, read_input
 from worker.sources.problems import input_error, why
 
 FIELDS = ("text", "name", "stem", "path")
@@ -29,7 +30,7 @@ _EXPRESSION_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, Attri
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that is ready to render. `label` is its path as it was given; `source` the whole file."""
+    """A prompt that is ready to render. `label` is its path, or plain words for a pipe; `source` the whole file."""
 
     label: str
     source: str
@@ -41,7 +42,7 @@ class Prompt:
     @classmethod
     def load(cls, path: Path) -> Self:
         """The prompt of this file. Raises InputError that names every problem of it at once."""
-        return cls.parse(_read(path), label=str(path))
+        return cls.parse(_read(path), label=str(path) if path.name == name_input(path) else name_input(path))
 
     @classmethod
     def parse(cls, source: str, *, label: str) -> Self:
@@ -173,7 +174,7 @@ def _template_line(traceback: TracebackType | None) -> int:
 
 def _read(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        raw = read_input(path)
     except FileNotFoundError:
         raise InputError(f"No such prompt: {path}") from None
     except OSError as exc:

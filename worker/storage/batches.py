@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, select, update
+from sqlalchemy import Connection, Row, exists, func, select, union_all, update
 
-from schemas.job import OPEN_STATES, JobState, derive_batch_status
-from worker.storage.tables import batches, insert_or_ignore, is_in, is_published, jobs, usage
+from schemas.job import JobState, derive_batch_status
+from worker.storage.tables import batches, insert_or_ignore, is_in, is_published, jobs, usage, wants
+from worker.storage.wants import OPEN, bring_home, hand_over
 from worker.storage.window import unmark_published
 
 _SHORTEST_PREFIX = 12
+_HAS_OPEN_JOBS = exists().where(jobs.c.batch_id == batches.c.id, is_in(*OPEN)).correlate(batches)
+_WANTED_ELSEWHERE = wants.join(jobs, jobs.c.id == wants.c.job_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,14 @@ def make_batch(
     return _batch(connection.execute(select(batches).where(chosen)).one())
 
 
+def find_batch(connection: Connection, idempotency_key: str) -> Batch | None:
+    """The batch that holds this idempotency key."""
+    row = connection.execute(
+        select(batches).where(batches.c.idempotency_key == idempotency_key)
+    ).one_or_none()
+    return None if row is None else _batch(row)
+
+
 def ensure_open_batches(
     connection: Connection, batch_ids: Iterable[str], *, endpoint: str, now_ms: int
 ) -> None:
@@ -103,17 +115,26 @@ def ensure_open_batches(
         connection.execute(insert_or_ignore(connection, batches), rows)
 
 
-def hold_batch(connection: Connection, batch_id: str, *, now_ms: int) -> None:
-    """Keeps the batch's jobs from being relayed and claimed; calls in flight end and are kept."""
+def hold_batch(connection: Connection, batch_id: str, *, now_ms: int) -> int:
+    """Keeps the batch's jobs from being relayed and claimed; calls in flight end and are kept.
+
+    What another batch wants too, which is not held, goes on with that one: at most 500 jobs here, and how many it
+    were; `hand_over` does the rest.
+    """
     connection.execute(
         update(batches)
         .where(batches.c.id == batch_id, batches.c.held_at_ms.is_(None))
         .values(held_at_ms=now_ms)
     )
+    return hand_over(connection, batch_id)
 
 
-def resume_batch(connection: Connection, batch_id: str) -> None:
-    """Lets the batch's jobs go on. Messages that came meanwhile were dropped, so all are published again."""
+def resume_batch(connection: Connection, batch_id: str) -> int:
+    """Lets the batch's jobs go on. Messages that came meanwhile were dropped, so all are published again.
+
+    What it wants of held batches goes on with it: at most 500 jobs here, and how many it were; `bring_home` does
+    the rest.
+    """
     held = connection.execute(
         update(batches)
         .where(batches.c.id == batch_id, batches.c.held_at_ms.is_not(None))
@@ -122,50 +143,55 @@ def resume_batch(connection: Connection, batch_id: str) -> None:
     if held.rowcount:
         published = select(jobs.c.id).where(is_published(), jobs.c.batch_id == batch_id)
         unmark_published(connection, sorted(connection.execute(published).scalars()))
+    return bring_home(connection, batch_id)
+
+
+def is_held(connection: Connection, batch_id: str) -> bool:
+    """Whether the batch is held; one that is not there is not."""
+    held = select(batches.c.id).where(batches.c.id == batch_id, batches.c.held_at_ms.is_not(None))
+    return connection.execute(held).first() is not None
 
 
 def fetch_held(connection: Connection, endpoint: str) -> list[str]:
-    """Ids of the endpoint's batches that are held."""
+    """Ids of the endpoint's batches that are held and are the home of jobs to be done."""
     return list(
         connection.execute(
-            select(batches.c.id).where(batches.c.held_at_ms.is_not(None), batches.c.endpoint == endpoint)
+            select(batches.c.id).where(
+                batches.c.held_at_ms.is_not(None), batches.c.endpoint == endpoint, _HAS_OPEN_JOBS
+            )
         ).scalars()
     )
 
 
-def fetch_open_runs(connection: Connection, *, endpoint: str, home: str) -> list[Batch]:
-    """The runs of this home that are not held and have jobs to be done, oldest first."""
-    is_open = exists().where(jobs.c.batch_id == batches.c.id, is_in(*OPEN_STATES)).correlate(batches)
+def fetch_unheld_runs(connection: Connection, *, home: str) -> list[Batch]:
+    """The runs of this home that are not held, oldest first: each lives, or was killed."""
     rows = connection.execute(
         select(batches)
-        .where(
-            batches.c.kind == "run", batches.c.endpoint == endpoint, batches.c.held_at_ms.is_(None), is_open
-        )
+        .where(batches.c.kind == "run", batches.c.held_at_ms.is_(None))
         .order_by(batches.c.created_at_ms)
     )
     return [batch for batch in map(_batch, rows) if batch.details.get("home") == home]
 
 
-def take_over(connection: Connection, job_ids: Sequence[str], *, batch_id: str) -> None:
-    """Moves those of `job_ids` (at most 500) that wait to be done into this batch, from whichever made them."""
-    connection.execute(
-        update(jobs)
-        .where(
-            jobs.c.id.in_(sorted(job_ids)),
-            jobs.c.batch_id != batch_id,
-            is_in(JobState.QUEUED, JobState.WAITING),
-        )
-        .values(batch_id=batch_id, published_at_ms=None)
+def count_open_at_home(connection: Connection, batch_id: str) -> int:
+    """Jobs to be done that wait for this batch, and for no other that is not held."""
+    statement = select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id, is_in(*OPEN))
+    return int(connection.execute(statement).scalar_one())
+
+
+def count_asked(connection: Connection, batch_id: str) -> int:
+    """Running jobs of this home that were asked to stop."""
+    statement = select(func.count()).where(
+        jobs.c.batch_id == batch_id, is_in(JobState.RUNNING), jobs.c.is_cancel_requested
     )
+    return int(connection.execute(statement).scalar_one())
 
 
 def finish_submission(connection: Connection, batch_id: str, *, now_ms: int) -> int:
     """The batch's number of jobs, now that all its rows are written down."""
-    total = int(
-        connection.execute(
-            select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id)
-        ).scalar_one()
-    )
+    at_home = select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id)
+    elsewhere = select(func.count()).select_from(wants).where(wants.c.batch_id == batch_id)
+    total = sum(int(connection.execute(count).scalar_one()) for count in (at_home, elsewhere))
     connection.execute(
         update(batches).where(batches.c.id == batch_id).values(total=total, submitted_at_ms=now_ms)
     )
@@ -195,42 +221,76 @@ def fetch_batches(connection: Connection, *, limit: int = 20) -> list[Batch]:
 
 
 def count_states(connection: Connection, batch_id: str | None = None) -> dict[JobState, int]:
-    """Jobs by state, of one batch or of the whole ledger; states without jobs are absent."""
-    statement = select(jobs.c.state, func.count()).group_by(jobs.c.state)
-    if batch_id is not None:
-        statement = statement.where(jobs.c.batch_id == batch_id)
-    return {JobState(state): count for state, count in connection.execute(statement)}
+    """Jobs by state, of one batch or of the whole ledger; states without jobs are absent.
+
+    A job that a batch wants at two places counts twice there.
+    """
+    of_home = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+    if batch_id is None:
+        return {JobState(state): count for state, count in connection.execute(of_home)}
+    counts: Counter[JobState] = Counter()
+    # Each from its index: counting a union would sort a million rows.
+    for state, count in connection.execute(
+        union_all(
+            of_home.where(jobs.c.batch_id == batch_id),
+            select(jobs.c.state, func.count())
+            .select_from(_WANTED_ELSEWHERE)
+            .where(wants.c.batch_id == batch_id)
+            .group_by(jobs.c.state),
+        )
+    ):
+        counts[JobState(state)] += count
+    return dict(counts)
 
 
 def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
     """Where the batch stands."""
-    failures = connection.execute(
-        select(jobs.c.failure_kind, func.count())
-        .where(jobs.c.batch_id == batch.id, jobs.c.state == "failed")
-        .group_by(jobs.c.failure_kind)
-        .order_by(func.count().desc())
+    of_home = select(jobs.c.failure_kind, func.count()).where(jobs.c.state == "failed")
+    failures: Counter[str] = Counter()
+    for kind, count in connection.execute(
+        union_all(
+            of_home.where(jobs.c.batch_id == batch.id).group_by(jobs.c.failure_kind),
+            of_home.select_from(_WANTED_ELSEWHERE)
+            .where(wants.c.batch_id == batch.id)
+            .group_by(jobs.c.failure_kind),
+        )
+    ):
+        failures[kind or "unknown"] += count
+    sums = select(
+        *(
+            func.coalesce(func.sum(column), 0)
+            for column in (usage.c.prompt_tokens, usage.c.completion_tokens, usage.c.total_tokens)
+        )
     )
+    elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch.id)
     tokens = connection.execute(
-        select(
-            func.coalesce(func.sum(usage.c.prompt_tokens), 0),
-            func.coalesce(func.sum(usage.c.completion_tokens), 0),
-            func.coalesce(func.sum(usage.c.total_tokens), 0),
-        ).where(usage.c.batch_id == batch.id)
-    ).one()
-    odd_ends = connection.execute(
+        union_all(
+            sums.where(usage.c.batch_id == batch.id),
+            sums.where(usage.c.job_id.in_(elsewhere), usage.c.batch_id != batch.id),
+        )
+    ).all()
+    prompt, completion, total = (sum(int(row[i]) for row in tokens) for i in range(3))
+    odd_ends = (
         select(usage.c.odd_finish_reason, func.count())
-        .where(usage.c.batch_id == batch.id, usage.c.odd_finish_reason.is_not(None))
+        .where(usage.c.odd_finish_reason.is_not(None))
         .group_by(usage.c.odd_finish_reason)
-        .order_by(func.count().desc(), usage.c.odd_finish_reason)
     )
+    finish_reasons: Counter[str] = Counter()
+    for reason, count in connection.execute(
+        union_all(
+            odd_ends.where(usage.c.batch_id == batch.id),
+            odd_ends.where(usage.c.job_id.in_(elsewhere), usage.c.batch_id != batch.id),
+        )
+    ):
+        finish_reasons[str(reason)] += count
     return BatchStatus(
         batch=batch,
         counts=count_states(connection, batch.id),
-        failures={kind or "unknown": count for kind, count in failures},
-        finish_reasons={str(reason): count for reason, count in odd_ends},
-        prompt_tokens=int(tokens[0]),
-        completion_tokens=int(tokens[1]),
-        total_tokens=int(tokens[2]),
+        failures=dict(failures.most_common()),
+        finish_reasons=dict(finish_reasons.most_common()),
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=total,
     )
 
 

@@ -44,9 +44,10 @@ from worker.storage.tables import (
     requests,
     results,
     usage,
+    wants,
     workers,
 )
-from worker.storage.window import unmark_published_before
+from worker.storage.window import fetch_mark_bound, unmark_published_before
 from worker.storage.workers import end_worker, rescue_jobs
 
 MOST_EXAMPLES = 5
@@ -192,7 +193,9 @@ def rescue_worker(ledger: Ledger, suspect: Suspect, *, max_solo_losses: int, now
         pass
     if suspect.endpoint is not None:
         # The hints that it had taken died with it; nobody knows which, and claims absorb duplicates.
-        unmark = partial(unmark_published_before, endpoint=suspect.endpoint, before_ms=now_ms)
+        with ledger.read() as connection:
+            before_ms = fetch_mark_bound(connection, suspect.endpoint, now_ms=now_ms)
+        unmark = partial(unmark_published_before, endpoint=suspect.endpoint, before_ms=before_ms)
         while ledger.run(unmark):
             pass
 
@@ -200,6 +203,11 @@ def rescue_worker(ledger: Ledger, suspect: Suspect, *, max_solo_losses: int, now
 def count_all_published(connection: Connection) -> int:
     """Jobs of all endpoints that were handed to the broker and are not claimed yet."""
     return int(connection.execute(select(func.count()).select_from(jobs).where(is_published())).scalar_one())
+
+
+def fetch_published_endpoints(connection: Connection) -> list[str]:
+    """The endpoints of jobs that were handed to the broker and are not claimed yet, sorted."""
+    return sorted(connection.execute(select(jobs.c.endpoint).where(is_published()).distinct()).scalars())
 
 
 def fetch_live_endpoints(connection: Connection, look: Look) -> list[str]:
@@ -302,7 +310,7 @@ _CHECKS: Mapping[str, _Check] = {
 def _find_strays(connection: Connection, _: Look) -> dict[str, int]:
     """Rows of jobs that are not there, by table. Usage is not meant: it outlives what was pruned."""
     found = {}
-    for table in (requests, details, attempts, results, failure_bodies):
+    for table in (requests, details, attempts, results, failure_bodies, wants):
         count = connection.execute(_count_strays(table)).scalar_one()
         if count:
             found[table.name] = count
@@ -340,7 +348,7 @@ def _find_interrupted(connection: Connection, look: Look) -> dict[str, int]:
         latest = connection.execute(
             select(jobs.c.created_at_ms)
             .where(jobs.c.batch_id == batch_id)
-            .order_by(jobs.c.id.desc())
+            .order_by(jobs.c.position.desc(), jobs.c.id.desc())
             .limit(1)
         ).scalar()
         if latest is None or latest < before_ms:

@@ -25,7 +25,7 @@ from worker.storage.intake import NewJob, adopt_jobs
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded
 from worker.storage.records import record_outcomes
 from worker.storage.tables import MAX_ROWS
-from worker.storage.window import unmark_published
+from worker.storage.window import unmark_published, unmark_strays
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -287,7 +287,10 @@ class GroupWriter:
             claimed = claim([job_id for job_id in wanted if job_id not in self._alone])
             claimed |= claim([job_id for job_id in wanted if job_id in self._alone], are_alone=True)
             # Whoever was not to be had is a second delivery, mostly; a few of them have to run alone.
-            suspects = fetch_suspects(connection, [job_id for job_id in wanted if job_id not in claimed])
+            unclaimed = [job_id for job_id in wanted if job_id not in claimed]
+            suspects = fetch_suspects(connection, unclaimed)
+            if unclaimed:  # mostly not: then it costs nothing
+                unmark_strays(connection, unclaimed, self._endpoint)
             return recorded, claimed, suspects, answers
 
         recorded, claimed, suspects, answers = self._ledger.run(work)

@@ -13,7 +13,8 @@ from schemas.job import JobState
 from worker.storage.batches import ensure_open_batches
 from worker.storage.bulk import insert_columns
 from worker.storage.cleaning import clean_text
-from worker.storage.tables import details, insert_or_ignore, jobs, requests
+from worker.storage.tables import AnyRow, details, insert_or_ignore, jobs, requests
+from worker.storage.wants import Want, add_wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +44,27 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class KnownJob:
-    """A job that is in the ledger: what was found under an idempotency key."""
+    """A job that is in the ledger: what was found under an idempotency key.
+
+    `taken_for` says what it was made for, where that is another request or endpoint than what was handed over.
+    """
 
     id: str
     state: JobState
     is_new: bool
+    taken_for: str | None = None
 
 
-_BY_KEY = select(jobs.c.id, jobs.c.state, jobs.c.idempotency_key).where(
-    jobs.c.idempotency_key.in_(bindparam("keys", expanding=True))
+_HELD = (
+    jobs.c.id,
+    jobs.c.state,
+    jobs.c.batch_id,
+    jobs.c.position,
+    jobs.c.idempotency_key,
+    jobs.c.request_hash,
+    jobs.c.endpoint,
 )
+_BY_KEY = select(*_HELD).where(jobs.c.idempotency_key.in_(bindparam("keys", expanding=True)))
 
 
 def insert_jobs(
@@ -60,8 +72,9 @@ def insert_jobs(
 ) -> list[KnownJob]:
     """The jobs behind `new`, in the order given: new ones, or those that hold the same key already.
 
-    The same key twice within `new` is one job as well. `published_at_ms` marks lone jobs that the caller
-    publishes itself right after the commit.
+    The same key twice within `new` is one job as well. What came first stays as it is: see `KnownJob.taken_for`.
+    A batch that is given another one's job wants it too, at a place and under a name of its own.
+    `published_at_ms` marks lone jobs that the caller publishes itself right after the commit.
     """
     unkeyed = [job for job in new if job.idempotency_key is None]
     keyed: dict[str, NewJob] = {}
@@ -78,36 +91,71 @@ def insert_jobs(
     holders, fresh = _find_holders(connection, wanted)
     _insert_bodies(connection, fresh)
     fresh_ids = {job.id for job in fresh}
-    known = []
+    known: list[KnownJob] = []
+    beside: list[Want] = []
     for job in new:
         kept = job if job.idempotency_key is None else keyed[job.idempotency_key]
-        id_, state = holders[kept.id]
-        known.append(KnownJob(id=id_, state=state, is_new=id_ == job.id and id_ in fresh_ids))
+        holder = holders[kept.id]
+        is_new = holder.id == job.id and holder.id in fresh_ids
+        taken_for = None if holder.is_for(job) else describe_request(holder.request_hash, holder.endpoint)
+        known.append(KnownJob(holder.id, holder.state, is_new, taken_for))
+        # A message that comes again, with the id of the job that it made, wants nothing more than it did.
+        is_home = (job.batch_id, job.position) == (holder.batch_id, holder.position)
+        if job.batch_id and taken_for is None and holder.id != job.id and not is_home:
+            beside.append(Want(job.batch_id, job.position, holder.id, clean_text(job.custom_id)))
+    add_wants(connection, beside)
     return known
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """The job that is there under an idempotency key or an id, with its home."""
+
+    id: str
+    state: JobState
+    batch_id: str
+    position: int
+    request_hash: str
+    endpoint: str
+
+    def is_for(self, job: NewJob) -> bool:
+        return (self.request_hash, self.endpoint) == (job.request_hash, job.endpoint)
 
 
 def _find_holders(
     connection: Connection, wanted: Sequence[NewJob]
-) -> tuple[dict[str, tuple[str, JobState]], list[NewJob]]:
-    """Id and state of the job that is there for each of `wanted`, by the wanted one's id; and the new ones."""
+) -> tuple[dict[str, _Holder], list[NewJob]]:
+    """The job that is there for each of `wanted`, by the wanted one's id; and the new ones."""
     keys = [job.idempotency_key for job in wanted if job.idempotency_key is not None]
-    found: dict[str, tuple[str, JobState]] = {}
+    found: dict[str, _Holder] = {}
     for start in range(0, len(keys), 500):
         for row in connection.execute(_BY_KEY, {"keys": keys[start : start + 500]}):
-            found[row.idempotency_key] = (row.id, JobState(row.state))
-    holders = {}
+            found[row.idempotency_key] = _holder(row)
+    holders: dict[str, _Holder] = {}
     fresh = []
     for job in wanted:
         if job.idempotency_key is None:
-            holders[job.id] = (job.id, _first_state(job))
+            holders[job.id] = _Holder(
+                job.id, _first_state(job), job.batch_id, job.position, job.request_hash, job.endpoint
+            )
             fresh.append(job)
         elif job.idempotency_key not in found:  # the id is taken by a job with another key: it is the job
-            holders[job.id] = (job.id, _state_of(connection, job.id))
+            holders[job.id] = _holder(connection.execute(select(*_HELD).where(jobs.c.id == job.id)).one())
         else:
-            holders[job.id] = found[job.idempotency_key]
-            if holders[job.id][0] == job.id:
+            holders[job.id] = holder = found[job.idempotency_key]
+            # Written just now, or by a commit that was not answered.
+            if holder.id == job.id and holder.is_for(job):
                 fresh.append(job)
     return holders, fresh
+
+
+def _holder(row: AnyRow) -> _Holder:
+    return _Holder(row.id, JobState(row.state), row.batch_id, row.position, row.request_hash, row.endpoint)
+
+
+def describe_request(request_hash: str, endpoint: str) -> str:
+    """A request for a sentence, without a word of it."""
+    return f"SHA-256 {request_hash[:12]}… for {endpoint}"
 
 
 def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) -> None:
@@ -138,10 +186,6 @@ def _insert_bodies(connection: Connection, new: Sequence[NewJob]) -> None:
     ]
     if extras:
         connection.execute(insert_or_ignore(connection, details), extras)
-
-
-def _state_of(connection: Connection, job_id: str) -> JobState:
-    return JobState(connection.execute(select(jobs.c.state).where(jobs.c.id == job_id)).scalar_one())
 
 
 def _job_columns(new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | None) -> dict[str, list[Any]]:

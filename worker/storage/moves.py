@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, delete, not_, select, update
 
 from schemas.job import JobState, Move, states_open_to
-from worker.storage.tables import MAX_ROWS, failure_bodies, is_in, jobs
+from worker.storage.tables import MAX_ROWS, failure_bodies, is_in, jobs, wants
+from worker.storage.unwanted import give_up, want_again
+from worker.storage.wants import bring_home
 
 
 def retry_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> list[str]:
@@ -24,22 +26,34 @@ def retry_batch(
     kinds: Sequence[str] = (),
     now_ms: int,
 ) -> list[str]:
-    """At most 500 jobs of the batch in `states` (and of these failure kinds, if any), queued again.
+    """At most 500 jobs that the batch wants in `states` (and of these failure kinds, if any), queued again.
 
     Call again until it returns nothing.
     """
-    chosen = (jobs.c.batch_id == batch_id) & jobs.c.state.in_([state.value for state in states])
+    chosen: ColumnElement[bool] = jobs.c.state.in_([state.value for state in states])
     if kinds:
         chosen &= jobs.c.failure_kind.in_(list(kinds))
-    return _retry(connection, chosen, now_ms=now_ms)
+    if JobState.CANCELLED in states:
+        want_again(connection, batch_id)
+    # One after the other, each from its index: those whose home the batch is, then those that it wants elsewhere.
+    elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch_id)
+    for of_batch in (jobs.c.batch_id == batch_id, jobs.c.id.in_(elsewhere)):
+        if ids := _retry(connection, chosen & of_batch, now_ms=now_ms):
+            bring_home(connection, batch_id)
+            return ids
+    return []
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """What cancelling came to: jobs that ended at once, and running ones that were asked to."""
+    """What cancelling came to: jobs that ended at once, running ones that were asked to, and those that stay.
+
+    `kept` are open jobs that another batch wants too.
+    """
 
     ended: int
     asked: int
+    kept: int = 0
 
 
 def cancel_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> int:
@@ -54,6 +68,8 @@ def cancel_batch(connection: Connection, batch_id: str, *, now_ms: int) -> Cance
 
     Call again until it comes to nothing: jobs that were asked before are not counted again.
     """
+    if kept := give_up(connection, batch_id):
+        return Cancelled(ended=0, asked=0, kept=kept)
     # One statement, and so one look: a job that the relay moves from waiting to queued cannot slip past it.
     # From the index on batch and state: a step costs what it changes, however large the batch is.
     some = (

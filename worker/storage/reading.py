@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, select
+from sqlalchemy import Connection, Row, Select, func, select, tuple_, union_all
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.engine import Ledger
-from worker.storage.tables import failure_bodies, is_in, jobs, pauses, results, usage
+from worker.storage.tables import failure_bodies, is_in, jobs, pauses, results, usage, wants
+from worker.storage.wants import Wanted
 
 _PAGE = 500
 
@@ -47,11 +49,10 @@ class Ending:
     failure_message: str | None
 
 
-_OUTCOME = select(
-    jobs.c.id,
-    jobs.c.custom_id,
+_RESULT = (results, results.c.job_id == jobs.c.id)
+_FAILURE_BODY = (failure_bodies, (failure_bodies.c.job_id == jobs.c.id) & (jobs.c.state == "failed"))
+_FACTS = (
     jobs.c.source_key,
-    jobs.c.position,
     jobs.c.state,
     results.c.raw,
     failure_bodies.c.raw.label("error_raw"),
@@ -61,40 +62,71 @@ _OUTCOME = select(
     jobs.c.failure_kind,
     jobs.c.failure_message,
     results.c.finish_reason,
-).select_from(
-    jobs.outerjoin(results, results.c.job_id == jobs.c.id).outerjoin(
-        failure_bodies, (failure_bodies.c.job_id == jobs.c.id) & (jobs.c.state == "failed")
-    )
+)
+_OUTCOME = select(jobs.c.id, jobs.c.custom_id, jobs.c.position, *_FACTS).select_from(
+    jobs.outerjoin(*_RESULT).outerjoin(*_FAILURE_BODY)
 )
 _ENDED = ("succeeded", "failed", "cancelled", "expired")
 
 
 def iterate_batch_outcomes(ledger: Ledger, batch_id: str) -> Iterator[JobOutcome]:
-    """The ended jobs of a batch in the order of its input; memory stays flat however many they are.
+    """The ended jobs that a batch wants, in the order of its input, under its names for them.
 
-    Each page is a transaction of its own, so a reader that pauses holds nothing open.
+    Memory stays flat however many they are. Each page is a transaction of its own, so a reader that pauses holds
+    nothing open.
     """
-    after = ""
+    after = (-1, "")
     while True:
-        page = (
-            _OUTCOME.where(jobs.c.batch_id == batch_id, jobs.c.id > after, jobs.c.state.in_(_ENDED))
-            .order_by(jobs.c.id)
-            .limit(_PAGE)
-        )
-        found = _fetch(ledger, page)
+        found = _fetch(ledger, _page_of(batch_id, after))
         yield from found
         if len(found) < _PAGE:
             return
-        after = found[-1].id
+        after = (found[-1].position, found[-1].id)
 
 
 def iterate_outcomes(ledger: Ledger, ids: Sequence[str]) -> Iterator[JobOutcome]:
-    """The ended jobs among `ids`, in their order."""
+    """The ended jobs among `ids`, in their order; each `Wanted` one under its own name."""
     for start in range(0, len(ids), _PAGE):
-        wanted = ids[start : start + _PAGE]
-        page = _OUTCOME.where(jobs.c.id.in_(wanted), jobs.c.state.in_(_ENDED))
+        asked = ids[start : start + _PAGE]
+        page = _OUTCOME.where(jobs.c.id.in_(sorted(set(asked))), jobs.c.state.in_(_ENDED))
         found = {outcome.id: outcome for outcome in _fetch(ledger, page)}
-        yield from (found[id_] for id_ in wanted if id_ in found)
+        for id_ in asked:
+            if id_ in found:
+                outcome = found[id_]
+                yield replace(outcome, custom_id=id_.custom_id) if isinstance(id_, Wanted) else outcome
+
+
+def _page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
+    """The next ended jobs of a batch behind a position and an id: from the jobs whose home it is, and its wants."""
+    at_home = (
+        select(jobs.c.id, jobs.c.position, jobs.c.custom_id)
+        .where(
+            jobs.c.batch_id == batch_id,
+            tuple_(jobs.c.position, jobs.c.id) > after,
+            jobs.c.state.in_(_ENDED),
+        )
+        .order_by(jobs.c.position, jobs.c.id)
+        .limit(_PAGE)
+        .subquery()
+    )
+    elsewhere = (
+        select(wants.c.job_id.label("id"), wants.c.position, wants.c.custom_id)
+        .select_from(wants.join(jobs, jobs.c.id == wants.c.job_id))
+        .where(
+            wants.c.batch_id == batch_id,
+            tuple_(wants.c.position, wants.c.job_id) > after,
+            jobs.c.state.in_(_ENDED),
+        )
+        .order_by(wants.c.position, wants.c.job_id)
+        .limit(_PAGE)
+        .subquery()
+    )
+    page = union_all(select(at_home), select(elsewhere)).order_by("position", "id").limit(_PAGE).subquery()
+    return (
+        select(page.c.id, page.c.custom_id, page.c.position, *_FACTS)
+        .select_from(page.join(jobs, jobs.c.id == page.c.id).outerjoin(*_RESULT).outerjoin(*_FAILURE_BODY))
+        .order_by(page.c.position, page.c.id)
+    )
 
 
 def fetch_endings(connection: Connection, *, since_ms: int, limit: int = 20_000) -> list[Ending]:
@@ -144,7 +176,7 @@ def _ending(row: Row[tuple[object, ...]]) -> Ending:
     )
 
 
-def _fetch(ledger: Ledger, page: Select[tuple[object, ...]]) -> list[JobOutcome]:
+def _fetch(ledger: Ledger, page: Select[Any]) -> list[JobOutcome]:
     with ledger.read() as connection:
         rows = connection.execute(page).all()
     return [

@@ -21,6 +21,7 @@ from worker.storage.tables import (
     usage,
     workers,
 )
+from worker.storage.wants import fetch_wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,16 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
+class WantedBy:
+    """A batch that wants the job beside its own."""
+
+    batch_id: str
+    label: str | None
+    position: int
+    custom_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Story:
     """A job with all that the ledger knows of it; its texts only when they were asked for."""
 
@@ -87,6 +98,7 @@ class Story:
     batch_label: str | None
     position: int
     custom_id: str | None
+    wanted_by: tuple[WantedBy, ...]  # by batch and position
     source_key: str | None
     model: str
     endpoint: str
@@ -171,6 +183,10 @@ def fetch_story(connection: Connection, job_id: str, *, with_content: bool = Fal
         batch_label=row.batch_label,
         position=row.position,
         custom_id=row.custom_id,
+        wanted_by=tuple(
+            WantedBy(want.batch_id, label, want.position, want.custom_id)
+            for want, label in fetch_wants(connection, job_id)
+        ),
         source_key=row.source_key,
         model=row.model,
         endpoint=row.endpoint,

@@ -15,11 +15,13 @@ from schemas.rows import (
     BatchRow,
     DetailRow,
     FailureBodyRow,
+    IdentityRow,
     JobRow,
     PauseRow,
     RequestRow,
     ResultRow,
     UsageRow,
+    WantRow,
     WorkerRow,
 )
 
@@ -31,6 +33,7 @@ def _table(row: type[SQLModel]) -> Table:
 
 
 jobs = _table(JobRow)
+wants = _table(WantRow)
 requests = _table(RequestRow)
 attempts = _table(AttemptRow)
 results = _table(ResultRow)
@@ -40,6 +43,7 @@ batches = _table(BatchRow)
 details = _table(DetailRow)
 pauses = _table(PauseRow)
 workers = _table(WorkerRow)
+identity = _table(IdentityRow)
 
 AnyRow = Row[*tuple[Any, ...]]
 MAX_ROWS = 500  # rows locked by one multi-row write

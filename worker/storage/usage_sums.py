@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, case, func, literal_column, select
 
-from worker.storage.tables import batches, jobs, usage
+from worker.storage.tables import batches, jobs, usage, wants
 
 _DAY_MS = 86_400_000
 _PAGE = 1_000
@@ -54,20 +54,26 @@ def iterate_usage(
 ) -> Iterator[UsageSum]:
     """The groups of usage, most tokens first; days in their order. Memory stays flat however many there are.
 
-    Only answers recorded at or after `since_ms`, and only those of `batch_id`, where given.
+    Only answers recorded at or after `since_ms`, and only those of jobs that `batch_id` wants, where given: under
+    its own names, and also where another batch made them. Over all batches each answer counts once, with the batch
+    that was its job's home.
     """
-    statement = _grouped(by)
+    statement = _grouped(by, batch_id)
     if since_ms is not None:
         statement = statement.where(usage.c.created_at_ms >= since_ms)
     if batch_id is not None:
-        statement = statement.where(usage.c.batch_id == batch_id)
+        elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch_id)
+        is_of_batch = usage.c.batch_id == batch_id
+        if connection.execute(elsewhere.limit(1)).first() is not None:
+            is_of_batch |= usage.c.job_id.in_(elsewhere)
+        statement = statement.where(is_of_batch)
     for row in connection.execute(statement.execution_options(yield_per=_PAGE)):
         key, label, *sums = row
         # PostgreSQL sums to a decimal or a bigint, by the column's type.
         yield UsageSum(None if key == "" else key, label, *(int(one) for one in sums))
 
 
-def _grouped(by: UsageBy) -> Select[Any]:
+def _grouped(by: UsageBy, batch_id: str | None) -> Select[Any]:
     key: ColumnElement[Any]
     label: ColumnElement[Any] = literal_column("NULL")
     source: Any = usage
@@ -82,6 +88,16 @@ def _grouped(by: UsageBy) -> Select[Any]:
     else:
         key = jobs.c.custom_id
         source = usage.outerjoin(jobs, jobs.c.id == usage.c.job_id)
+        if batch_id is not None:
+            # A job that it wants at two places is one answer, under one of its names.
+            own = (
+                select(wants.c.job_id, func.min(wants.c.custom_id).label("name"))
+                .where(wants.c.batch_id == batch_id)
+                .group_by(wants.c.job_id)
+                .subquery()
+            )
+            source = source.outerjoin(own, own.c.job_id == usage.c.job_id)
+            key = func.coalesce(own.c.name, jobs.c.custom_id)
     total = func.sum(usage.c.total_tokens)
     statement = (
         select(

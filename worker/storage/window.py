@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import BindParameter, Connection, bindparam, func, not_, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, func, select, text, update
 
 from schemas.job import JobState
 from worker.storage.claims import SOLO_AFTER_LOSSES
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs, workers
+from worker.storage.turns import Turn, find_turns
 
 _endpoint: BindParameter[str] = bindparam("of_endpoint")
+_SHARERS = (
+    64  # batches among which a window is shared out at a time: the share of each is worth two statements
+)
+_LOOKED_AT = 32  # ready jobs of a batch among which one is looked for that was never tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,41 +35,28 @@ _COUNT_PUBLISHED = select(func.count()).where(
 _COUNT_LIVE_SLOTS = select(func.coalesce(func.sum(workers.c.slots), 0)).where(
     workers.c.ended_at_ms.is_(None), workers.c.endpoint == _endpoint
 )
-_NEXT_BATCH = select(func.min(jobs.c.batch_id)).where(
-    is_ready(), jobs.c.endpoint == _endpoint, jobs.c.batch_id > bindparam("after")
-)
-_COUNT_PUBLISHED_LONE = _COUNT_PUBLISHED.where(not_(jobs.c.is_bulk))
+# Nor do those whose batch is held: nobody claims them before it is let go on.
+_IS_UNHELD = jobs.c.batch_id.not_in(bindparam("held", expanding=True))
+_COUNT_PUBLISHED_UNHELD = _COUNT_PUBLISHED.where(_IS_UNHELD)
+# As text: SQLAlchemy would write `is_bulk = 0` for SQLite, which then does without the index of lone jobs.
+_IS_LONE = text("NOT jobs.is_bulk")
+_COUNT_PUBLISHED_LONE = _COUNT_PUBLISHED_UNHELD.where(_IS_LONE)
+_DUE = select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk).where(jobs.c.endpoint == _endpoint)
 _READY_OF_BATCH = (
-    select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk)
-    .where(is_ready(), jobs.c.endpoint == _endpoint, jobs.c.batch_id == bindparam("of_batch"))
+    _DUE.add_columns(jobs.c.claims)
+    .where(is_ready(), jobs.c.batch_id == bindparam("of_batch"))
     .order_by(jobs.c.priority, jobs.c.id)
     .limit(bindparam("at_most"))
     .with_for_update(skip_locked=True)
 )
 _WAITING_DUE = (
-    select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk)
-    .where(
-        is_in(JobState.WAITING),
-        jobs.c.endpoint == _endpoint,
-        jobs.c.not_before_ms <= bindparam("now_ms"),
-        jobs.c.batch_id.not_in(bindparam("held", expanding=True)),
-    )
+    _DUE.where(is_in(JobState.WAITING), jobs.c.not_before_ms <= bindparam("now_ms"))
     .order_by(jobs.c.not_before_ms)
     .limit(bindparam("at_most"))
     .with_for_update(skip_locked=True)
 )
-_LONE_DUE = (
-    select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk)
-    .where(
-        is_in(JobState.WAITING),
-        not_(jobs.c.is_bulk),
-        jobs.c.endpoint == _endpoint,
-        jobs.c.not_before_ms <= bindparam("now_ms"),
-    )
-    .order_by(jobs.c.not_before_ms)
-    .limit(bindparam("at_most"))
-    .with_for_update(skip_locked=True)
-)
+_DUE_OF_BATCH = _WAITING_DUE.where(jobs.c.batch_id == bindparam("of_batch"))
+_LONE_DUE = _WAITING_DUE.where(_IS_LONE, _IS_UNHELD)
 _ids: BindParameter[Sequence[str]] = bindparam("ids", expanding=True)
 # Guarded by state: a row that moved on since it was selected (SQLite has no row locks) stays as it is.
 _MARK_PUBLISHED = (
@@ -85,6 +77,7 @@ _UNMARK = (
     )
     .values(published_at_ms=None)
 )
+_STRAYS = select(jobs.c.id).where(jobs.c.id.in_(_ids), is_published(), jobs.c.endpoint != _endpoint)
 _PUBLISHED_BEFORE = (
     select(jobs.c.id)
     .where(is_published(), jobs.c.endpoint == _endpoint, jobs.c.published_at_ms < bindparam("before_ms"))
@@ -92,11 +85,24 @@ _PUBLISHED_BEFORE = (
     .limit(MAX_ROWS)
     .with_for_update(skip_locked=True)
 )
+_PUBLISHED_AFTER = (
+    select(jobs.c.id)
+    .where(is_published(), jobs.c.endpoint == _endpoint, jobs.c.published_at_ms > bindparam("after_ms"))
+    .order_by(jobs.c.published_at_ms)
+    .limit(MAX_ROWS)
+    .with_for_update(skip_locked=True)
+)
+_LATEST_MARK = select(func.max(jobs.c.published_at_ms)).where(is_published(), jobs.c.endpoint == _endpoint)
 
 
-def count_published(connection: Connection, endpoint: str) -> int:
-    """Jobs handed to the broker and not claimed yet, but for those that run alone. Bounded by the relay's window."""
-    return int(connection.execute(_COUNT_PUBLISHED, {"of_endpoint": endpoint}).scalar_one())
+def count_published(connection: Connection, endpoint: str, *, held: Collection[str] = ()) -> int:
+    """Jobs handed to the broker and not claimed yet, but for those that run alone. Bounded by the relay's window.
+
+    Jobs of `held` batches do not count either.
+    """
+    statement = _COUNT_PUBLISHED_UNHELD if held else _COUNT_PUBLISHED
+    query = {"of_endpoint": endpoint, "held": list(held)} if held else {"of_endpoint": endpoint}
+    return int(connection.execute(statement, query).scalar_one())
 
 
 def count_live_slots(connection: Connection, endpoint: str) -> int:
@@ -104,17 +110,19 @@ def count_live_slots(connection: Connection, endpoint: str) -> int:
     return int(connection.execute(_COUNT_LIVE_SLOTS, {"of_endpoint": endpoint}).scalar_one())
 
 
-def take_lone_due(connection: Connection, endpoint: str, *, window: int, now_ms: int) -> list[Due]:
+def take_lone_due(
+    connection: Connection, endpoint: str, *, window: int, now_ms: int, held: Collection[str] = ()
+) -> list[Due]:
     """Lone jobs to publish now, marked as published; at most `window` of them are in the broker then.
 
     They have room of their own: a retry of a lone job must not wait until bulk jobs have left theirs.
     """
-    query = {"of_endpoint": endpoint, "now_ms": now_ms}
+    query = {"of_endpoint": endpoint, "now_ms": now_ms, "held": list(held)}
     room = min(window, MAX_ROWS) - connection.execute(_COUNT_PUBLISHED_LONE, query).scalar_one()
     if room <= 0:
         return []
-    due = [Due(*row) for row in connection.execute(_LONE_DUE, {**query, "at_most": room})]
-    due += _ready_of(connection, endpoint, "", room - len(due))
+    retries = [Due(*row) for row in connection.execute(_LONE_DUE, {**query, "at_most": room})]
+    due = _mix(retries, _ready_of(connection, endpoint, "", room), room)
     _mark(connection, [job.id for job in due], now_ms)
     return due
 
@@ -127,28 +135,76 @@ def take_due(
     after_batch: str,
     now_ms: int,
     held: Collection[str] = (),
+    prefer_untried: bool = False,
 ) -> tuple[list[Due], str]:
     """At most `room` jobs to publish now, marked as published, and the batch to go on after.
 
-    Jobs of `held` batches stay where they are. Retries that are due come first, then lone jobs, then an
-    equal share of every batch, in turn.
+    Jobs of `held` batches stay where they are. Lone jobs come first, then an equal share of every batch, in turn.
+    Retries that are due count towards the share of their batch: one whose jobs are refused again and again takes
+    nothing from the others, nor from its own jobs that were never tried.
+
+    With `prefer_untried` a job that was never called comes before all others, whatever batch has it: where there is
+    room for one probe, it shall not be the job that was refused.
     Commit before publishing: a lost message is relayed again, a ghost is not.
     """
     room = min(room, MAX_ROWS)
     if room <= 0:
         return [], after_batch
-    query = {"of_endpoint": endpoint, "now_ms": now_ms}
-    waiting = {**query, "at_most": room, "held": list(held)}
-    due = [Due(*row) for row in connection.execute(_WAITING_DUE, waiting)]
-    due += _ready_of(connection, endpoint, "", room - len(due))
-    batches = _batches_with_ready(connection, endpoint, after_batch, held=held, at_most=room - len(due))
-    for i, batch_id in enumerate(batches):
-        left = room - len(due)
-        share = -(-left // (len(batches) - i))
-        due += _ready_of(connection, endpoint, batch_id, share)
-        after_batch = batch_id
+    due: list[Due] = []
+    if prefer_untried:
+        due, after_batch = _take_untried(connection, endpoint, room, after_batch, now_ms, held)
+    if not due:
+        due, after_batch = _take_shares(connection, endpoint, room, after_batch, now_ms, held)
     _mark(connection, [job.id for job in due], now_ms)
     return due, after_batch
+
+
+def _take_shares(
+    connection: Connection, endpoint: str, room: int, after_batch: str, now_ms: int, held: Collection[str]
+) -> tuple[list[Due], str]:
+    retries = _due_of(connection, endpoint, "", room, now_ms)
+    lone = _ready_of(connection, endpoint, "", room)
+    # Lone retries come first, but only for half of the window: they may come again and again.
+    due = retries[: -(-room // 2)]
+    due += lone[: room - len(due)]
+    later = retries[-(-room // 2) :]
+    turns = find_turns(
+        connection, endpoint, after=after_batch, held=held, at_most=room - len(due), now_ms=now_ms
+    )
+    for i, turn in enumerate(turns):
+        left = room - len(due)
+        if left <= 0:
+            break
+        sharers = min(_SHARERS - i % _SHARERS, len(turns) - i)
+        due += _share_of(connection, endpoint, turn, -(-left // sharers), now_ms)
+        after_batch = turn.batch_id
+    return due + later[: room - len(due)], after_batch
+
+
+def _share_of(connection: Connection, endpoint: str, turn: Turn, share: int, now_ms: int) -> list[Due]:
+    retries = _due_of(connection, endpoint, turn.batch_id, share, now_ms) if turn.has_due else []
+    ready = _ready_of(connection, endpoint, turn.batch_id, share) if turn.has_ready else []
+    return _mix(retries, ready, share)
+
+
+def _mix(retries: list[Due], ready: list[Due], room: int) -> list[Due]:
+    """At most `room` of both: retries first, for half of it where the others need the rest."""
+    first = retries[: max(-(-room // 2), room - len(ready))]
+    return first + ready[: room - len(first)]
+
+
+def _take_untried(
+    connection: Connection, endpoint: str, room: int, after_batch: str, now_ms: int, held: Collection[str]
+) -> tuple[list[Due], str]:
+    """Jobs that were never called, of the first batch that has any; each batch shows its first few."""
+    turns = find_turns(connection, endpoint, after=after_batch, held=held, at_most=_LOOKED_AT, now_ms=now_ms)
+    for batch_id in ("", *(turn.batch_id for turn in turns if turn.has_ready)):
+        query = {"of_endpoint": endpoint, "of_batch": batch_id, "at_most": max(room, _LOOKED_AT)}
+        rows = connection.execute(_READY_OF_BATCH, query).all()
+        untried = [Due(row.id, row.priority, row.is_bulk) for row in rows if row.claims == 0]
+        if untried:
+            return untried[:room], batch_id or after_batch
+    return [], after_batch
 
 
 def unmark_published(connection: Connection, ids: Sequence[str]) -> None:
@@ -157,41 +213,52 @@ def unmark_published(connection: Connection, ids: Sequence[str]) -> None:
         connection.execute(_UNMARK, {"ids": sorted(ids)[start : start + MAX_ROWS]})
 
 
-def unmark_published_before(connection: Connection, endpoint: str, before_ms: int) -> int:
-    """Number of jobs (at most 500) published before `before_ms` and unclaimed, now ready to be published again."""
+def unmark_strays(connection: Connection, ids: Sequence[str], endpoint: str) -> None:
+    """Takes the mark from those of `ids` that were published for another endpoint than this one.
+
+    An older version put the hints of all endpoints into one queue: whoever reads another's has it published again.
+    """
+    query = {"ids": sorted(ids), "of_endpoint": endpoint}
+    strays = connection.execute(_STRAYS, query).scalars()
+    unmark_published(connection, list(strays))
+
+
+def unmark_published_before(
+    connection: Connection, endpoint: str, before_ms: int, *, after_ms: int | None = None
+) -> int:
+    """Number of jobs (at most 500) published before `before_ms` and unclaimed, now ready to be published again.
+
+    With `after_ms` those as well that are marked as published after it: a mark in the future was made by a clock that
+    was ahead, and says nothing of how old it is.
+    """
     query = {"of_endpoint": endpoint, "before_ms": before_ms}
     ids = list(connection.execute(_PUBLISHED_BEFORE, query).scalars())
+    if after_ms is not None and len(ids) < MAX_ROWS:
+        later = connection.execute(
+            _PUBLISHED_AFTER, {"of_endpoint": endpoint, "after_ms": after_ms}
+        ).scalars()
+        ids += list(later)[: MAX_ROWS - len(ids)]
     unmark_published(connection, ids)
     return len(ids)
+
+
+def fetch_mark_bound(connection: Connection, endpoint: str, *, now_ms: int) -> int:
+    """A time that all marks of the endpoint are before, whichever clock made them."""
+    latest: int | None = connection.execute(_LATEST_MARK, {"of_endpoint": endpoint}).scalar()
+    return max(now_ms, now_ms if latest is None else latest) + 1
 
 
 def _ready_of(connection: Connection, endpoint: str, batch_id: str, at_most: int) -> list[Due]:
     if at_most <= 0:
         return []
     query = {"of_endpoint": endpoint, "of_batch": batch_id, "at_most": at_most}
-    return [Due(*row) for row in connection.execute(_READY_OF_BATCH, query)]
+    rows = connection.execute(_READY_OF_BATCH, query)
+    return [Due(row.id, row.priority, row.is_bulk) for row in rows]
 
 
-def _batches_with_ready(
-    connection: Connection, endpoint: str, after: str, *, held: Collection[str], at_most: int
-) -> list[str]:
-    """Ids of batches with ready jobs, in turn from the one behind `after`; one index step for each."""
-    found: list[str] = []
-    seen: set[str] = set()
-    wrapped = False
-    while len(found) < at_most:
-        query = {"of_endpoint": endpoint, "after": after}
-        batch_id = connection.execute(_NEXT_BATCH, query).scalar_one()
-        if batch_id is None and not wrapped:
-            wrapped, after = True, ""
-            continue
-        if batch_id is None or batch_id in seen:
-            break
-        seen.add(batch_id)
-        after = batch_id
-        if batch_id not in held:
-            found.append(batch_id)
-    return found
+def _due_of(connection: Connection, endpoint: str, batch_id: str, at_most: int, now_ms: int) -> list[Due]:
+    query = {"of_endpoint": endpoint, "of_batch": batch_id, "at_most": at_most, "now_ms": now_ms}
+    return [Due(*row) for row in connection.execute(_DUE_OF_BATCH, query)]
 
 
 def _mark(connection: Connection, ids: list[str], now_ms: int) -> None:

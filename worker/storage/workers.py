@@ -114,6 +114,22 @@ def fetch_beats(connection: Connection) -> list[Beat]:
     return list(beats.values())
 
 
+def fetch_endpoint_of(connection: Connection, worker_id: str) -> str | None:
+    """The endpoint that this worker serves or served; None if its row is not in this ledger."""
+    found: str | None = connection.execute(
+        select(workers.c.endpoint).where(workers.c.id == worker_id)
+    ).scalar()
+    return found
+
+
+def is_known(connection: Connection, worker_id: str) -> bool:
+    """Whether this ledger has heard of the worker: one home may have workers of several ledgers."""
+    if fetch_endpoint_of(connection, worker_id) is not None:
+        return True
+    held = select(jobs.c.id).where(is_in(JobState.RUNNING), jobs.c.worker_id == worker_id).limit(1)
+    return connection.execute(held).first() is not None
+
+
 def release_orphans(
     connection: Connection, worker_id: str, *, held: Collection[str], now_ms: int
 ) -> list[str]:

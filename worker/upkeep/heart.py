@@ -19,11 +19,13 @@ from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Recorded, Success
-from worker.storage.window import unmark_published, unmark_published_before
+from worker.storage.window import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.workers import (
     beat,
     end_worker,
     fetch_beats,
+    fetch_endpoint_of,
+    is_known,
     register_worker,
     release_orphans,
     rescue_jobs,
@@ -149,6 +151,9 @@ class Heart:
 
     def _rescue(self) -> None:
         for worker_id in self._presence.find_dead():
+            with self._ledger.read() as connection:
+                if not is_known(connection, worker_id):
+                    continue  # of another ledger of this home: only its own workers can rescue its jobs
             if self._has_to_wait(worker_id):
                 continue
             rescued = self._rescue_all(worker_id)
@@ -185,9 +190,12 @@ class Heart:
             if not ids:
                 break
         now_ms = self._clock.now_ms()
+        # The messages that it had taken and not claimed died with it, and nobody knows which they were: all of its
+        # endpoint's window is published again, and claims absorb the duplicates.
+        with self._ledger.read() as connection:
+            endpoint = fetch_endpoint_of(connection, worker_id) or self._endpoint
+            before_ms = fetch_mark_bound(connection, endpoint, now_ms=now_ms)
         self._ledger.run(partial(end_worker, worker_id=worker_id, reason="lost", now_ms=now_ms))
-        # The messages that it had taken and not claimed died with it, and nobody knows which they were: all
-        # of the window is published again, and claims absorb the duplicates.
-        while self._ledger.run(partial(unmark_published_before, endpoint=self._endpoint, before_ms=now_ms)):
+        while self._ledger.run(partial(unmark_published_before, endpoint=endpoint, before_ms=before_ms)):
             pass
         return rescued

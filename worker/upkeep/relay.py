@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -15,10 +16,12 @@ from worker.storage.batches import fetch_held
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.pauses import fetch_pause
+from worker.storage.waits import cap_waits
 from worker.storage.window import (
     Due,
     count_live_slots,
     count_published,
+    fetch_mark_bound,
     take_due,
     take_lone_due,
     unmark_published,
@@ -30,7 +33,8 @@ log = structlog.get_logger(__name__)
 WINDOW_FACTOR = 2
 WINDOW_FLOOR = 32
 LONE_WINDOW = 64
-_LOOK_FOR_EMPTY_MS = 1_000
+_LOOK_FOR_EMPTY_S = 1.0
+_LOOK_FOR_LONG_WAITS_S = 5.0
 _MISSED_AFTER_MS = 5_000  # a message that old, in an empty broker, is in some worker's hand or gone
 
 
@@ -44,7 +48,7 @@ class Epoch(Protocol):
         """Leaves the mark. Raises BrokerAway."""
 
     def is_empty(self) -> bool:
-        """Whether no message lies in any of our queues. Raises BrokerAway."""
+        """Whether no message lies in the queues of this endpoint. Raises BrokerAway."""
 
 
 class Relay:
@@ -60,7 +64,10 @@ class Relay:
         *,
         endpoint: str,
         republish_after_s: float,
+        backoff_cap_s: float = 120.0,
+        longest_wait_s: float = 3720.0,
     ) -> None:
+        """`longest_wait_s`: no retry of ours waits longer; `backoff_cap_s`: nor one that nobody asked to wait."""
         self._ledger = ledger
         self._publish = publish
         self._epoch = epoch
@@ -68,9 +75,13 @@ class Relay:
         self._clock = clock
         self._endpoint = endpoint
         self._republish_after_ms = round(republish_after_s * 1000)
+        self._usual_wait_ms = round(backoff_cap_s * 1000)
+        self._longest_wait_ms = round(max(backoff_cap_s, longest_wait_s) * 1000)
         self._after_batch = ""
-        self._last_republish_ms = 0
-        self._last_empty_ms = 0
+        # Monotonic, as all that is done once in a while: a wall clock that is set back must not put it off.
+        self._republished_at_s = float("-inf")
+        self._looked_for_empty_at_s = float("-inf")
+        self._capped_at_s = float("-inf")
         self._poked = threading.Event()
         self._window = WINDOW_FLOOR
         self._taken_since_tick = 0
@@ -121,14 +132,16 @@ class Relay:
         self._taken_since_tick = 0
         now_ms = self._clock.now_ms()
         self._republish_what_was_lost(now_ms)
+        self._cap_waits(now_ms)
         window, published = self._window_now()
         if window <= 0:
             return 0
 
         def work(connection: Connection) -> tuple[list[Due], str]:
             # A probe is one job of any kind; otherwise lone jobs have room of their own.
+            held = fetch_held(connection, self._endpoint)
             lone = (
-                take_lone_due(connection, self._endpoint, window=LONE_WINDOW, now_ms=now_ms)
+                take_lone_due(connection, self._endpoint, window=LONE_WINDOW, now_ms=now_ms, held=held)
                 if window > 1
                 else []
             )
@@ -140,7 +153,8 @@ class Relay:
                 room=room if room * 4 >= window else 0,
                 after_batch=self._after_batch,
                 now_ms=now_ms,
-                held=fetch_held(connection, self._endpoint),
+                held=held,
+                prefer_untried=window == 1,
             )
             return lone + due, after_batch
 
@@ -163,7 +177,9 @@ class Relay:
     def _window_now(self) -> tuple[int, int]:
         """How many jobs may be in the broker now, and how many are."""
         with self._ledger.read() as connection:
-            published = count_published(connection, self._endpoint)
+            # What is in the broker of a run that is held stays there unclaimed: it must not keep the others out.
+            held = fetch_held(connection, self._endpoint)
+            published = count_published(connection, self._endpoint, held=held)
             slots = count_live_slots(connection, self._endpoint)
             self._is_paused = fetch_pause(connection, self._endpoint) is not None
         self._window = max(WINDOW_FLOOR, WINDOW_FACTOR * slots)
@@ -176,31 +192,62 @@ class Relay:
             self._may_have_lost_hints = False
             log.warning("relay.published_anew", broker_forgot=not is_known)
             try:
-                while self._ledger.run(
-                    lambda connection: unmark_published_before(connection, self._endpoint, now_ms)
-                ):
-                    pass
+                self._unmark_all(now_ms)
             except AntreanError:
                 self._may_have_lost_hints = has_lost
                 raise
             self._epoch.set()
             return
-        before_ms = self._due_again_before(now_ms)
-        if before_ms is not None:
-            again = self._ledger.run(
-                lambda connection: unmark_published_before(connection, self._endpoint, before_ms)
+        age_ms = self._age_of_the_lost()
+        if age_ms is None:
+            return
+        # As far ahead as behind: a mark in the future was made by a clock that was ahead.
+        again = self._ledger.run(
+            partial(
+                unmark_published_before,
+                endpoint=self._endpoint,
+                before_ms=now_ms - age_ms,
+                after_ms=now_ms + age_ms,
             )
-            if again:
-                log.warning("relay.published_again", jobs=again)
+        )
+        if again:
+            log.warning("relay.published_again", jobs=again)
 
-    def _due_again_before(self, now_ms: int) -> int | None:
-        """What was published before then is to be published again; None: it is not time to look."""
-        if now_ms - self._last_republish_ms >= self._republish_after_ms / 4:
-            self._last_republish_ms = self._last_empty_ms = now_ms
-            return now_ms - self._republish_after_ms
-        if now_ms - self._last_empty_ms >= _LOOK_FOR_EMPTY_MS:
-            self._last_empty_ms = now_ms
+    def _unmark_all(self, now_ms: int) -> None:
+        with self._ledger.read() as connection:
+            before_ms = fetch_mark_bound(connection, self._endpoint, now_ms=now_ms)
+        unmark = partial(unmark_published_before, endpoint=self._endpoint, before_ms=before_ms)
+        while self._ledger.run(unmark):
+            pass
+
+    def _age_of_the_lost(self) -> int | None:
+        """How old a mark is, in milliseconds, whose message is to be published again; None: it is not time to look."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._republished_at_s >= self._republish_after_ms / 4000:
+            self._republished_at_s = self._looked_for_empty_at_s = now_s
+            return self._republish_after_ms
+        if now_s - self._looked_for_empty_at_s >= _LOOK_FOR_EMPTY_S:
+            self._looked_for_empty_at_s = now_s
             # A purge leaves the mark. What workers have in hand is published twice by this, and claimed once.
             if self._epoch.is_empty():
-                return now_ms - _MISSED_AFTER_MS
+                return _MISSED_AFTER_MS
         return None
+
+    def _cap_waits(self, now_ms: int) -> None:
+        """Lets no retry wait for a clock that was ahead."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._capped_at_s < _LOOK_FOR_LONG_WAITS_S:
+            return
+        self._capped_at_s = now_s
+        cap = partial(
+            cap_waits,
+            endpoint=self._endpoint,
+            now_ms=now_ms,
+            usual_ms=self._usual_wait_ms,
+            longest_ms=self._longest_wait_ms,
+        )
+        has_more = True
+        while has_more:
+            capped, has_more = self._ledger.run(cap)
+            if capped:
+                log.warning("relay.waits_measured_anew", jobs=capped)

@@ -1,0 +1,175 @@
+"""A file of results that grows while the jobs end, and takes its name when it is finished."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from schemas.job import JobState
+from worker.errors import InputError
+from worker.reports.batchlines import (
+    Counts,
+    count_lines,
+    odd_finish_reasons,
+    output_line,
+    put_in_place,
+    write_results,
+)
+from worker.storage.engine import Ledger
+from worker.storage.reading import JobOutcome, iterate_outcomes
+
+_PAGE = 500
+
+
+class GrowingResults:
+    """The output lines of `ids`, in their order, for `path`; None is standard output, which is written at the end.
+
+    Until `finish` they are in `<path>.part`, which holds the lines up to the first job that has not ended: whoever
+    stops or kills the run finds them there, and nobody takes that file for all of them.
+    """
+
+    def __init__(self, ledger: Ledger, ids: Sequence[str], path: Path | None) -> None:
+        self._ledger = ledger
+        self._ids = ids
+        self._path = path
+        self._states: list[JobState | None] = []  # of the first of `ids`, as written; None has no line
+        self._finish_reasons: Counter[str] = Counter()  # of those, out of the ordinary
+        self._part: Path | None = None
+        self._stream: BinaryIO | None = None
+        self._is_growing = path is not None and (path.is_file() or not path.exists())
+
+    @property
+    def part(self) -> Path | None:
+        """Where the lines are by now, if there are any."""
+        return self._part if any(self._states) else None
+
+    def advance(self, is_open: Callable[[str], bool]) -> None:
+        """Writes the lines of the jobs that have ended, up to the first one that has not."""
+        while self._is_growing and len(self._states) < len(self._ids):
+            page = self._ids[len(self._states) : len(self._states) + _PAGE]
+            ended = next((i for i, id_ in enumerate(page) if is_open(id_)), len(page))
+            if not ended:
+                return
+            try:
+                self._append(page[:ended])
+            except OSError:
+                # They are in the ledger. At the end it is tried again, and what is wrong with the file is said.
+                self._is_growing = False
+                self._states.clear()
+                self._finish_reasons.clear()
+                self.close()
+
+    def finish(self) -> Counts:
+        """Writes what is left, puts the file in its place, and says how many lines it has. Raises InputError."""
+        if not self._is_growing or self._path is None:
+            return write_results(iterate_outcomes(self._ledger, self._ids), self._path)
+        try:
+            for start in range(len(self._states), len(self._ids), _PAGE):
+                self._append(self._ids[start : start + _PAGE])
+            if any(state is not JobState.SUCCEEDED for state in self._states):
+                self._look_again()
+            assert self._stream is not None
+            assert self._part is not None
+            put_in_place(self._stream, self._part, self._path)
+        except OSError as exc:
+            why = exc.strerror or type(exc).__name__
+            raise InputError(f"{self._path} cannot be written ({why}): nothing of it was changed") from exc
+        self._part = None
+        self.close()
+        written = Counter(state for state in self._states if state is not None)
+        return count_lines(written, self._finish_reasons)
+
+    def close(self) -> None:
+        """Leaves the lines where they are, if there are any and others can know where."""
+        if self._stream is None:
+            return
+        with suppress(OSError):
+            self._stream.close()
+        self._stream = None
+        if self._part is not None and (not any(self._states) or self._part.name.startswith(".")):
+            self._part.unlink(missing_ok=True)
+            self._part = None
+
+    def _append(self, ids: Sequence[str]) -> None:
+        if self._stream is None:
+            assert self._path is not None
+            self._part, self._stream = _open_part(Path(os.path.realpath(self._path)))  # a link stays a link
+        for outcome in self._fetch(ids):
+            if outcome is not None:
+                self._stream.write(output_line(outcome))
+                self._finish_reasons.update(odd_finish_reasons(outcome))
+            self._states.append(None if outcome is None else outcome.state)
+        self._stream.flush()
+
+    def _look_again(self) -> None:
+        """Writes the lines anew: a job that failed may have been tried again meanwhile, by another run.
+
+        A line of a success is final; it is kept even if its job has been removed from the ledger since.
+        """
+        assert self._stream is not None
+        assert self._part is not None
+        with self._part.open("rb") as lines:
+            path = _hidden(self._part)
+            again = path.open("xb")
+            try:
+                for start in range(0, len(self._ids), _PAGE):
+                    states = self._states[start : start + _PAGE]
+                    ids = self._ids[start : start + _PAGE]
+                    left = [
+                        id_ for id_, state in zip(ids, states, strict=True) if state is not JobState.SUCCEEDED
+                    ]
+                    fresh = iter(self._fetch(left))
+                    for i, state in enumerate(states, start=start):
+                        line = b"" if state is None else lines.readline()
+                        if state is not JobState.SUCCEEDED and (outcome := next(fresh)) is not None:
+                            line = output_line(outcome)
+                            self._states[i] = outcome.state
+                            self._finish_reasons.update(odd_finish_reasons(outcome))
+                        again.write(line)
+            except BaseException:
+                again.close()
+                path.unlink()
+                raise
+        self._stream.close()
+        self._part.unlink()
+        self._part, self._stream = path, again
+
+    def _fetch(self, ids: Sequence[str]) -> list[JobOutcome | None]:
+        """What became of each of `ids` (at most 500); None has not ended, or is not there any more."""
+        ended = iterate_outcomes(self._ledger, ids)
+        found: list[JobOutcome | None] = []
+        outcome = next(ended, None)
+        for id_ in ids:
+            if outcome is not None and outcome.id == id_:
+                found.append(outcome)
+                outcome = next(ended, None)
+            else:
+                found.append(None)
+        return found
+
+
+def _open_part(target: Path) -> tuple[Path, BinaryIO]:
+    """An empty file beside the target; another run that writes the same file just now keeps its own."""
+    path = target.with_name(f"{target.name}.part")
+    stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its run may have put it in its place between the two.
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(stream.fileno())):
+            stream.truncate(0)
+            return path, stream
+    except BlockingIOError:
+        pass
+    stream.close()
+    path = _hidden(target)
+    return path, path.open("xb")
+
+
+def _hidden(beside: Path) -> Path:
+    return beside.with_name(f".antrean-{secrets.token_hex(6)}.part")

@@ -1,0 +1,58 @@
+"""Waits that no rule of ours can have meant: they were written by a clock that was ahead, and are measured anew."""
+
+from __future__ import annotations
+
+from sqlalchemy import BindParameter, Connection, bindparam, literal_column, select, update
+
+from schemas.job import JobState
+from worker.storage.tables import MAX_ROWS, attempts, is_in, jobs
+
+SKEW_MS = 30_000  # how far the clocks of machines that are kept in step may be apart
+
+_id: BindParameter[str] = bindparam("job_id")
+# Only of jobs that were called: how long one that was not waits is what its producer asked for, be it weeks.
+_FAR_AHEAD = (
+    select(jobs.c.id, jobs.c.not_before_ms, attempts.c.ended_at_ms)
+    .select_from(
+        jobs.outerjoin(attempts, (attempts.c.job_id == jobs.c.id) & (attempts.c.number == jobs.c.claims))
+    )
+    .where(
+        is_in(JobState.WAITING),
+        jobs.c.claims > literal_column("0"),  # as text, as the index has it
+        jobs.c.endpoint == bindparam("of_endpoint"),
+        jobs.c.not_before_ms > bindparam("after_ms"),
+    )
+    .order_by(jobs.c.not_before_ms.desc())
+    .limit(MAX_ROWS)
+    .with_for_update(of=jobs, skip_locked=True)
+)
+_SET = (
+    update(jobs)
+    .where(jobs.c.id == _id, is_in(JobState.WAITING))
+    .values(not_before_ms=bindparam("new_not_before_ms"))
+)
+
+
+def cap_waits(
+    connection: Connection, endpoint: str, *, now_ms: int, usual_ms: int, longest_ms: int
+) -> tuple[int, bool]:
+    """How many retries no longer wait for a clock that was ahead (at most 500), and whether there may be more.
+
+    A wait and the end of its attempt were told by one clock: what is between them is what was meant. A retry that
+    would wait longer than `longest_ms` without that waits `usual_ms`, the longest backoff of our own.
+    """
+    query = {"of_endpoint": endpoint, "after_ms": now_ms + usual_ms}
+    rows = connection.execute(_FAR_AHEAD, query).all()
+    changed = []
+    for row in sorted(rows, key=lambda row: row.id):
+        meant_ms = None if row.ended_at_ms is None else row.not_before_ms - row.ended_at_ms
+        if row.ended_at_ms is not None and row.ended_at_ms > now_ms + SKEW_MS:
+            wait_ms = meant_ms if meant_ms is not None and 0 <= meant_ms <= longest_ms else usual_ms
+        elif row.not_before_ms > now_ms + longest_ms:
+            wait_ms = usual_ms
+        else:
+            continue
+        changed.append({"job_id": row.id, "new_not_before_ms": now_ms + wait_ms})
+    if changed:
+        connection.execute(_SET, changed)
+    return len(changed), len(changed) == MAX_ROWS

@@ -1,0 +1,302 @@
+"""Who wants a job: any number of batches, each at a place and under a name of its own.
+
+One of them is the job's home: the batch that it is scheduled with, whose place and name are in the job's own row. Each
+further want is a row of `wants`. The invariant: while a batch that is not held wants an open job, the job's home is
+such a batch. So the relay and the claims ask only whether a job's home is held. Whatever changes who wants a job, or
+who is held, goes through here; two transactions that missed each other are made good by `bring_home`, which every
+living run calls again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    not_,
+    or_,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
+
+from schemas.job import OPEN_STATES, JobState
+from worker.storage.tables import (
+    MAX_ROWS,
+    batches,
+    insert_or_ignore,
+    is_in,
+    jobs,
+    upsert,
+    usage,
+    wants,
+)
+
+OPEN = tuple(state for state in JobState if state in OPEN_STATES)
+
+
+class Wanted(str):
+    """A job's id with the custom_id that its result is wanted under, which need not be the name in the job's row."""
+
+    __slots__ = ("custom_id",)
+    custom_id: str | None
+
+    def __new__(cls, job_id: str, custom_id: str | None) -> Wanted:
+        made = super().__new__(cls, job_id)
+        made.custom_id = custom_id
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """That a batch wants a job: at which place, and under which name."""
+
+    batch_id: str
+    position: int
+    job_id: str
+    custom_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """A job whose home becomes the want `to`. The home that it had becomes a want, unless it `is_dropped`."""
+
+    job_id: str
+    home: Want
+    to: Want
+    gives_up: bool = False
+    is_dropped: bool = False
+
+
+_of_batch: BindParameter[str] = bindparam("of_batch")
+HOME_COLUMNS = (jobs.c.id, jobs.c.state, jobs.c.batch_id, jobs.c.position, jobs.c.custom_id)
+WANT_COLUMNS = (
+    wants.c.batch_id.label("want_batch_id"),
+    wants.c.position.label("want_position"),
+    wants.c.custom_id.label("want_custom_id"),
+)
+_IS_LIVING = exists().where(batches.c.id == _of_batch, batches.c.held_at_ms.is_(None))
+# Without a home is a bulk job whose batch has let go of it; a lone job never had one, and is nobody's to hold.
+_HOME_DOES_NOT_WORK = or_(
+    and_(jobs.c.batch_id == "", jobs.c.is_bulk),
+    exists().where(batches.c.id == jobs.c.batch_id, batches.c.held_at_ms.is_not(None)),
+)
+_TO_BRING_HOME = (
+    select(*HOME_COLUMNS, *WANT_COLUMNS)
+    .select_from(wants.join(jobs, jobs.c.id == wants.c.job_id))
+    .where(
+        wants.c.batch_id == _of_batch,
+        not_(wants.c.is_given_up),
+        is_in(*OPEN),
+        _HOME_DOES_NOT_WORK,
+        _IS_LIVING,
+    )
+    .order_by(jobs.c.id, wants.c.position)
+    .limit(MAX_ROWS)
+)
+wanter = batches.alias("wanter")
+# Written so that no index serves it: these look through the wants, which are few, not through a batch's million jobs.
+home_unindexed = jobs.c.batch_id.concat("")
+_TO_HAND_OVER = (
+    select(*HOME_COLUMNS, *WANT_COLUMNS)
+    .select_from(jobs.join(wants, wants.c.job_id == jobs.c.id).join(wanter, wanter.c.id == wants.c.batch_id))
+    .where(
+        home_unindexed == _of_batch,
+        is_in(*OPEN),
+        not_(wants.c.is_given_up),
+        wanter.c.held_at_ms.is_(None),
+        ~_IS_LIVING,
+    )
+    .order_by(jobs.c.id, wants.c.batch_id, wants.c.position)
+    .limit(MAX_ROWS)
+)
+
+
+def add_wants(connection: Connection, new: Sequence[Want]) -> None:
+    """Writes down that these jobs, whose home is elsewhere, are wanted too; such as nobody works for come home."""
+    if not new:
+        return
+    wanted = {(want.batch_id, want.position, want.job_id): want for want in new}
+    ids = sorted({want.job_id for want in new})
+    for start in range(0, len(ids), MAX_ROWS):
+        some = ids[start : start + MAX_ROWS]
+        homes = connection.execute(
+            select(*HOME_COLUMNS).where(jobs.c.id.in_(some)).order_by(jobs.c.id).with_for_update()
+        ).all()
+        for row in homes:
+            wanted.pop((row.batch_id, row.position, row.id), None)
+        # Against a batch that is being held just now: whoever holds it waits for this, and then sees these wants.
+        connection.execute(
+            select(batches.c.id)
+            .where(batches.c.id.in_(sorted({row.batch_id for row in homes})))
+            .order_by(batches.c.id)
+            .with_for_update(read=True)
+        ).all()
+        keep_going(connection, some)
+    if wanted:
+        connection.execute(
+            upsert(connection, wants, "batch_id", "position", "job_id"),
+            [
+                {
+                    "batch_id": want.batch_id,
+                    "position": want.position,
+                    "job_id": want.job_id,
+                    "custom_id": want.custom_id,
+                    "is_given_up": False,
+                }
+                for _, want in sorted(wanted.items())
+            ],
+        )
+    for batch_id in sorted({want.batch_id for want in new}):
+        while bring_home(connection, batch_id) == MAX_ROWS:
+            pass
+
+
+def needs_bringing_home(connection: Connection, batch_id: str) -> bool:
+    """Whether a batch that is not held wants open jobs whose home is held."""
+    return connection.execute(_TO_BRING_HOME.limit(1), {"of_batch": batch_id}).first() is not None
+
+
+def bring_home(connection: Connection, batch_id: str) -> int:
+    """Makes this batch, unless it is held, the home of open jobs that it wants and whose home is held.
+
+    At most 500 wants at once, and how many were met: call again while it is 500.
+    """
+    found = connection.execute(locked(_TO_BRING_HOME), {"of_batch": batch_id}).all()
+    swap_homes(connection, [Swap(row.id, home_of(row), want_of(row)) for row in first_of_each(found)])
+    return len(found)
+
+
+def hand_over(connection: Connection, batch_id: str) -> int:
+    """Gives open jobs of this batch, if it is held, to batches that want them too and are not held.
+
+    At most 500 wants at once, and how many were met: call again while it is 500.
+    """
+    found = connection.execute(locked(_TO_HAND_OVER), {"of_batch": batch_id}).all()
+    swap_homes(connection, [Swap(row.id, home_of(row), want_of(row)) for row in first_of_each(found)])
+    return len(found)
+
+
+def keep_going(connection: Connection, ids: Sequence[str]) -> None:
+    """Takes back that jobs among `ids` (at most 500) were asked to stop: somebody wants them."""
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(sorted(ids)), jobs.c.is_cancel_requested, is_in(*OPEN))
+        .values(is_cancel_requested=False)
+    )
+
+
+def fetch_places(connection: Connection, batch_id: str, *, after: tuple[int, str]) -> list[tuple[int, str]]:
+    """The next places of a batch behind a position and an id, each with the job wanted there; at most 500."""
+    at_home = (
+        select(jobs.c.position, jobs.c.id)
+        .where(jobs.c.batch_id == batch_id, tuple_(jobs.c.position, jobs.c.id) > after)
+        .order_by(jobs.c.position, jobs.c.id)
+        .limit(MAX_ROWS)
+        .subquery()
+    )
+    elsewhere = (
+        select(wants.c.position, wants.c.job_id.label("id"))
+        .where(wants.c.batch_id == batch_id, tuple_(wants.c.position, wants.c.job_id) > after)
+        .order_by(wants.c.position, wants.c.job_id)
+        .limit(MAX_ROWS)
+        .subquery()
+    )
+    both = union_all(select(at_home), select(elsewhere)).order_by("position", "id").limit(MAX_ROWS)
+    return [(row.position, row.id) for row in connection.execute(both)]
+
+
+def fetch_wants(connection: Connection, job_id: str) -> list[tuple[Want, str | None]]:
+    """The wants of a job beside its home's, each with its batch's label, by batch and position."""
+    rows = connection.execute(
+        select(wants, batches.c.label)
+        .select_from(wants.outerjoin(batches, batches.c.id == wants.c.batch_id))
+        .where(wants.c.job_id == job_id)
+        .order_by(wants.c.batch_id, wants.c.position)
+    )
+    return [(Want(row.batch_id, row.position, row.job_id, row.custom_id), row.label) for row in rows]
+
+
+def swap_homes(connection: Connection, swaps: list[Swap]) -> None:
+    """Gives each job its new home. The rows of the jobs are locked, or SQLite's only writer is this one."""
+    if not swaps:
+        return
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == bindparam("job_id"))
+        .values(
+            batch_id=bindparam("to_batch"),
+            position=bindparam("to_position"),
+            custom_id=bindparam("to_custom_id"),
+            # A message that came while its home was held was dropped: it is published again.
+            published_at_ms=None,
+        ),
+        [
+            {
+                "job_id": swap.job_id,
+                "to_batch": swap.to.batch_id,
+                "to_position": swap.to.position,
+                "to_custom_id": swap.to.custom_id,
+            }
+            for swap in swaps
+        ],
+    )
+    # Tokens are counted with the home, and with every batch that wants the job beside it.
+    connection.execute(
+        update(usage).where(usage.c.job_id == bindparam("of_job")).values(batch_id=bindparam("to_batch")),
+        [{"of_job": swap.job_id, "to_batch": swap.to.batch_id} for swap in swaps],
+    )
+    connection.execute(
+        delete(wants).where(
+            wants.c.batch_id == bindparam("of_batch"),
+            wants.c.position == bindparam("of_position"),
+            wants.c.job_id == bindparam("of_job"),
+        ),
+        [
+            {"of_batch": swap.to.batch_id, "of_position": swap.to.position, "of_job": swap.job_id}
+            for swap in swaps
+        ],
+    )
+    kept = [swap for swap in swaps if swap.home.batch_id and not swap.is_dropped]
+    if kept:
+        connection.execute(
+            insert_or_ignore(connection, wants),
+            [
+                {
+                    "batch_id": swap.home.batch_id,
+                    "position": swap.home.position,
+                    "job_id": swap.job_id,
+                    "custom_id": swap.home.custom_id,
+                    "is_given_up": swap.gives_up,
+                }
+                for swap in kept
+            ],
+        )
+
+
+def locked(query: Any) -> Any:
+    return query.with_for_update(of=jobs)
+
+
+def first_of_each(rows: Iterable[Any]) -> list[Any]:
+    """The first row of each job."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        found.setdefault(row.id, row)
+    return list(found.values())
+
+
+def home_of(row: Any) -> Want:
+    return Want(row.batch_id, row.position, row.id, row.custom_id)
+
+
+def want_of(row: Any) -> Want:
+    return Want(row.want_batch_id, row.want_position, row.id, row.want_custom_id)
