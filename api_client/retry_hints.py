@@ -11,20 +11,22 @@ LONGEST_RETRY_AFTER_S = 86_400.0
 
 
 def parse_retry_after(headers: Mapping[str, str], *, wall_now_s: float) -> float | None:
-    """Seconds the endpoint asks to wait, within [0, a day]; None where it says nothing usable.
+    """Seconds the endpoint asks to wait, within [0, a day]; None where it says nothing that makes sense.
 
-    `retry-after-ms` wins over `retry-after`: seconds, or an HTTP date against `wall_now_s` (Unix time).
-    A date in the past is 0. Negative, NaN, infinite and garbage are None.
+    `retry-after-ms` wins over `retry-after`: seconds, or an HTTP date. A date is held against the answer's own `date`,
+    so that no two clocks are compared; where there is none, against `wall_now_s` (Unix time).
+    A date in the past, more than a day, and what is negative, NaN, infinite or garbage is dropped: a clock is wrong, or
+    a program, and a queue that stands still for a year because of it serves nobody.
     """
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return _bounded(milliseconds / 1000)
-    value = headers.get("retry-after")
-    seconds = _number(value)
-    if seconds is not None:
-        return _bounded(seconds)
-    when_s = _http_date(value)
-    return None if when_s is None else _bounded(max(0.0, when_s - wall_now_s))
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        number = _number(headers.get(name))
+        if number is not None and (asked_s := _sensible(number * unit_s)) is not None:
+            return asked_s
+    when_s = _http_date(headers.get("retry-after"))
+    if when_s is None:
+        return None
+    answered_s = _http_date(headers.get("date"))
+    return _sensible(when_s - (wall_now_s if answered_s is None else answered_s))
 
 
 def parse_should_retry(headers: Mapping[str, str]) -> bool | None:
@@ -48,5 +50,5 @@ def _http_date(value: str | None) -> float | None:
         return None
 
 
-def _bounded(seconds: float) -> float | None:
-    return min(seconds, LONGEST_RETRY_AFTER_S) if seconds >= 0 else None
+def _sensible(seconds: float) -> float | None:
+    return seconds if 0 <= seconds <= LONGEST_RETRY_AFTER_S else None

@@ -67,6 +67,8 @@ class JobRow(SQLModel, table=True):
     losses: int = 0  # times its worker died with it
     solo_losses: int = 0  # … while it ran alone
     blocked_since_ms: int | None = Field(default=None, sa_type=BigInteger)  # first refusal by a shut gate
+    # Until when its wait at the gate was meant to last. What comes after it is patience for a while only.
+    blocked_until_ms: int | None = Field(default=None, sa_type=BigInteger)
 
     failure_kind: str | None = None
     http_status: int | None = None

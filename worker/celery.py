@@ -10,11 +10,15 @@ from typing import Any
 
 from celery import Celery
 from kombu import Exchange, Queue
+from kombu.utils.objects import cached_property
 
+from worker import channel
 from worker.broker import broker_address
 from worker.errors import AntreanError
-from worker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues
+from worker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues, queues_of
 from worker.settings import load_settings
+from worker.storage.engine import open_ledger
+from worker.storage.identity import fetch_identity
 
 
 def build_conf() -> dict[str, Any]:
@@ -73,15 +77,44 @@ def build_conf() -> dict[str, Any]:
     }
 
 
-def serve_queues(queues: Queues) -> None:
-    """Has the worker of this process read `queues` beside those that all workers read.
+class AMQP(channel.AMQP):
+    """Ours, with the queues of this process's ledger and endpoint, once somebody asks for queues.
 
-    Their names come from the ledger, which nobody asks before there is a worker.
+    A worker says which they are. Celery's own tools (`purge`, `amqp`) ask the ledger, if there is one.
     """
-    # Lone before bulk; then what foreign producers and older versions publish.
-    declared = _declare((queues.lone, SHARED_QUEUES.lone, queues.bulk, SHARED_QUEUES.bulk))
-    app.conf.task_queues = declared
-    app.amqp.queues = app.amqp.Queues(declared)
+
+    @cached_property
+    def queues(self) -> Any:
+        return self.Queues(_declare(_find_names()))
+
+    @queues.setter  # type: ignore[no-redef]
+    def queues(self, queues: Any) -> Any:
+        return self.Queues(queues)
+
+
+def serve_queues(queues: Queues) -> None:
+    """Has the worker of this process read `queues` beside those that all workers read."""
+    app.amqp.queues = _declare(_order(queues))
+
+
+def _order(queues: Queues) -> tuple[str, ...]:
+    # Lone before bulk; of each, after our own, what foreign producers and older versions publish.
+    return queues.lone, SHARED_QUEUES.lone, queues.bulk, SHARED_QUEUES.bulk
+
+
+def _find_names() -> tuple[str, ...]:
+    try:
+        settings = load_settings()
+        if settings.database_url is None and not (settings.home / "antrean.db").is_file():
+            return SHARED_QUEUES.names  # looking would make one
+        ledger = open_ledger(settings, pool_size=1)
+        try:
+            with ledger.read() as connection:
+                return _order(queues_of(fetch_identity(connection), settings.endpoint))
+        finally:
+            ledger.dispose()
+    except AntreanError:
+        return SHARED_QUEUES.names
 
 
 def _declare(names: Iterable[str]) -> list[Queue]:
@@ -89,7 +122,7 @@ def _declare(names: Iterable[str]) -> list[Queue]:
     return [Queue(name, direct, routing_key=name) for name in names]
 
 
-app = Celery("antrean", amqp="worker.channel:AMQP", events="worker.events:Events", include=["worker.tasks"])
+app = Celery("antrean", amqp="worker.celery:AMQP", events="worker.events:Events", include=["worker.tasks"])
 app.add_defaults(build_conf)
 # Flower itself reads ./flowerconfig.py, listens on 0.0.0.0 and asks for no password.
 os.environ.setdefault("FLOWER_CONF", str(Path(__file__).with_name("flowerconfig.py")))

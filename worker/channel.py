@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty
-from time import monotonic, time
-from typing import Any, ClassVar
+from time import monotonic
+from typing import Any, ClassVar, NamedTuple
 
 import orjson
 import redis as redis_client
@@ -22,6 +22,7 @@ from kombu.transport import redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 
+from worker.broker_time import BROKER_CLOCK
 from worker.doorbell import Doorbell
 from worker.hints import hinted_job, is_bulk_queue, is_written_hint, list_keys
 from worker.taking import Taken, Taker
@@ -31,11 +32,20 @@ log = structlog.get_logger(__name__)
 _ASK_EVERY_S = 1.0  # as often as kombu's BRPOP comes back; kombu ends a connection that does not answer
 _UNTOLD_POLL_S = 0.05  # how often to ask a broker that pushes no notices
 _RENEWALS_A_LEASE = 6
+_SKEW_S = 30.0  # how far the clocks of machines that are kept in step may be apart
 _MOST_IN_A_ROW = 16  # lone messages between two turns of the hub
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
 # A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
 REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
 _RECONNECT_AFTER_S, _RECONNECT_STEP_S, _RECONNECT_AFTER_MAX_S = 1.0, 1.0, 3.0
+
+
+class Lists(NamedTuple):
+    """Queue and key of all lists that are read, by priority and then as declared; those of lone jobs, and of bulk."""
+
+    every: list[tuple[str, str]]
+    lone: list[tuple[str, str]]
+    bulk: list[tuple[str, str]]
 
 
 class Hand:
@@ -106,6 +116,28 @@ class QoS(redis.QoS):
         """Has the broker drop its note of a message that was not delivered."""
         self._remove_from_indices(delivery_tag).execute()
 
+    def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
+        """kombu's, by the broker's clock: by one that is ahead, what others hold would be given out again."""
+        if Channel.hand is None:
+            super().restore_visible(start, num, interval)
+            return
+        self._vrestore_count += 1
+        if (self._vrestore_count - 1) % (interval or 1):
+            return
+        with self.channel.conn_or_acquire() as client:
+            BROKER_CLOCK.ask(client)
+            now_s = BROKER_CLOCK.now_s()
+            try:
+                with redis.Mutex(client, self.unacked_mutex_key, self.unacked_mutex_expire):
+                    # A lease that begins in the future was written by a clock that was ahead: it is over.
+                    for low, high in ((0, now_s - self.visibility_timeout), (now_s + _SKEW_S, "+inf")):
+                        # Without a number redis-py takes no start either.
+                        first = None if num is None else start
+                        for tag in client.zrangebyscore(self.unacked_index_key, low, high, first, num):
+                            self.restore_by_tag(tag, client)
+            except redis.MutexHeld:
+                return
+
     def ack(self, delivery_tag: str) -> None:
         hand = Channel.hand
         if hand is None or hand.let_go(delivery_tag) is None:
@@ -147,7 +179,7 @@ class Channel(redis.Channel):
         self._bell: Doorbell | None = None
         self._is_fetch_due = False
         self._known_queues: tuple[str, ...] = ()
-        self._lists: tuple[list[tuple[str, str]], ...] = ([], [], [])
+        self._known_lists = Lists([], [], [])
         super().__init__(*args, **kwargs)
 
     @contextmanager
@@ -191,9 +223,10 @@ class Channel(redis.Channel):
         kombu gives out again what nobody has said so of for a lease (its `visibility_timeout`). Hub only.
         """
         tags = [] if self._qos is None else list(self._qos._delivered)
-        if tags:
-            with self.conn_or_acquire() as client:
-                client.zadd(self.unacked_index_key, dict.fromkeys(tags, time()), xx=True)
+        with self.conn_or_acquire() as client:
+            BROKER_CLOCK.ask(client)
+            if tags:
+                client.zadd(self.unacked_index_key, dict.fromkeys(tags, BROKER_CLOCK.now_s()), xx=True)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         hand = Channel.hand
@@ -204,7 +237,7 @@ class Channel(redis.Channel):
         keys = [key for _, key in self._wanted_lists(hand)]
         if not keys:
             return
-        if self._bulk_lists:
+        if self._lists.bulk:
             hand.reader = self
         connection = self.client.connection
         if self._bell is None or not self._bell.is_at(connection):
@@ -241,31 +274,19 @@ class Channel(redis.Channel):
 
     def _wanted_lists(self, hand: Hand) -> list[tuple[str, str]]:
         """Queue and key of what there is room for, those to be emptied first first."""
-        return self._all_lists if hand.room >= hand.refill_at else self._lone_lists
+        return self._lists.every if hand.room >= hand.refill_at else self._lists.lone
 
     @property
-    def _all_lists(self) -> list[tuple[str, str]]:
-        return self._lists_of_queues()[0]
-
-    @property
-    def _lone_lists(self) -> list[tuple[str, str]]:
-        return self._lists_of_queues()[1]
-
-    @property
-    def _bulk_lists(self) -> list[tuple[str, str]]:
-        return self._lists_of_queues()[2]
-
-    def _lists_of_queues(self) -> tuple[list[tuple[str, str]], ...]:
-        """All lists, those of lone jobs, and those of bulk, by priority and then by queue, as they were declared."""
+    def _lists(self) -> Lists:
         names = tuple(self._active_queues)
         if names != self._known_queues:
             queues = [name for name in names if name not in self.active_fanout_queues]
             lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
             every = [one for step in zip(*lists, strict=True) for one in step]
             lone = [one for one in every if not is_bulk_queue(one[0])]
-            self._lists = every, lone, [one for one in every if is_bulk_queue(one[0])]
+            self._known_lists = Lists(every, lone, [one for one in every if is_bulk_queue(one[0])])
             self._known_queues = names
-        return self._lists
+        return self._known_lists
 
     def _take(self, hand: Hand) -> bool:
         """Takes lone messages one by one while there is a slot for each, and bulk once it is its turn; whether there
@@ -292,7 +313,7 @@ class Channel(redis.Channel):
         if bell is None or not self._in_poll:
             self._fetch_bulk(hand, at_least=hand.refill_at)
             return
-        waits_for_bulk = any(key in bell.keys for _, key in self._bulk_lists[:1])
+        waits_for_bulk = any(key in bell.keys for _, key in self._lists.bulk[:1])
         if waits_for_bulk and bell.is_told:
             return  # there is none, or it rings
         self._fetch_bulk(hand, at_least=hand.refill_at)
@@ -302,15 +323,17 @@ class Channel(redis.Channel):
 
     def _fetch_bulk(self, hand: Hand, *, at_least: int) -> None:
         """Takes as many bulk messages as there is room for, without waiting for any."""
-        if not self._bulk_lists or hand.room < at_least or not self.qos.can_consume():
+        if not self._lists.bulk or hand.room < at_least or not self.qos.can_consume():
             return
-        for taken in self._taker.take(self._bulk_lists, hand.room):
+        for taken in self._taker.take(self._lists.bulk, hand.room):
             self._deliver(taken)
 
     @property
     def _taker(self) -> Taker:
         with self.conn_or_acquire() as client:
             if self._lasting_taker is None:
+                if not BROKER_CLOCK.is_known:
+                    BROKER_CLOCK.ask(client)
                 self._lasting_taker = Taker(client, notes=self.unacked_key, index=self.unacked_index_key)
             return self._lasting_taker
 

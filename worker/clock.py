@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -20,3 +21,17 @@ class SystemClock:
 
     def monotonic_s(self) -> float:
         return time.monotonic()
+
+
+def describe_until(until_ms: int, now_ms: int) -> str:
+    """`until 14:03:20, in 45 s`, by this machine's clock and time zone; `until now` where it is over."""
+    if until_ms <= now_ms:
+        return "until now"
+    at = datetime.fromtimestamp(until_ms / 1000, UTC).astimezone()
+    day = "" if until_ms - now_ms < 12 * 3_600_000 else f"{at:%Y-%m-%d} "
+    return f"until {day}{at:%H:%M:%S}, in {-(-(until_ms - now_ms) // 1000):,} s"
+
+
+def iso_ms(at_ms: int) -> str:
+    """UTC, to the millisecond, as ISO 8601."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")

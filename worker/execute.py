@@ -23,7 +23,8 @@ from schemas.completion import Usage as Tokens
 from schemas.failure import Failure, FailureKind, Spent
 from worker.clock import Clock
 from worker.credentials import Credentials
-from worker.policy.retry import Decision, RetryRules, Standing, decide
+from worker.judge import Judge
+from worker.policy.retry import RetryRules
 from worker.slots import Place, Slots, Stopping
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, RunsAlone, WriterStopped
@@ -104,11 +105,16 @@ class Executor:
         self._slots = slots
         self._suspects = Suspects()
         self._spool = spool
-        self._rules = rules
         self._clock = clock
-        self._is_proven = is_proven  # the endpoint has answered: a 404 is then a job's own fault
         self._is_paused = is_paused
-        self._rng = rng or random.Random()
+        self._judge = Judge(
+            gatekeeper,
+            writer,
+            rules=rules,
+            clock=clock,
+            rng=rng or random.Random(),
+            is_proven=is_proven,
+        )
 
     def execute(self, job_id: str, *, is_bulk: bool, adopt: NewJob | None = None) -> Report:
         """What this delivery of the job came to. Raises nothing of its own making.
@@ -128,7 +134,7 @@ class Executor:
     def _admit(self, job_id: str, adopt: NewJob | None, place: Place) -> Report:
         while not self._spool.is_writable:
             self._spool.wait_until_writable()
-        leave = None if self._is_paused() else self._gatekeeper.admit()
+        leave = None if self._is_paused() else self._gatekeeper.admit(job_id)
         if leave is None:
             self._leave_to_the_relay(job_id, adopt)
             return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut, or somebody paused the endpoint")
@@ -205,7 +211,7 @@ class Executor:
         except Exception as exc:
             # A defect of ours costs this job an attempt, not the worker its thread.
             return self._set_back(job, _defect(exc, job.id), leave, latency_s=None)
-        self._gatekeeper.succeeded(leave)
+        self._judge.note_success(job, leave)
         return self._succeed(job, answer, leave)
 
     def _call(self, job: ClaimedJob) -> Answer:
@@ -258,7 +264,6 @@ class Executor:
             raw=answer.raw,
             usage=_usage_of(completion.usage, job, completion.model) or Usage(completion.model or job.model),
         )
-        self._is_proven = True
         tokens = success.usage.total_tokens
         summary = f"{tokens} tokens · {choice.finish_reason or 'no finish reason'} · {answer.latency_s:.1f} s"
         try:
@@ -288,16 +293,8 @@ class Executor:
 
     def _set_back(self, job: ClaimedJob, failure: Failure, leave: Pass, *, latency_s: float | None) -> Report:
         now_ms = self._clock.now_ms()
-        standing = Standing(
-            attempts=job.attempts,
-            bad_responses=job.bad_responses,
-            max_attempts=job.max_attempts,
-            number=job.number,
-            blocked_since_ms=job.blocked_since_ms,
-            is_proven=self._is_proven,
-        )
-        decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
-        not_before_ms = self._tell_the_gate(failure, decision, leave)
+        judged = self._judge.judge(job, failure, leave, now_ms=now_ms)
+        not_before_ms = judged.not_before_ms
         setback = Setback(
             job_id=job.id,
             token=job.token,
@@ -309,8 +306,8 @@ class Executor:
             latency_ms=None if latency_s is None else round(latency_s * 1000),
             failure=failure,
             not_before_ms=not_before_ms,
-            burns=decision.burns,
-            is_blocked=decision.is_blocked,
+            burns=judged.burns,
+            is_blocked=judged.is_blocked,
             usage=_usage_of(failure.spent, job),
         )
         self._record_or_forget(setback)
@@ -320,17 +317,6 @@ class Executor:
         wait_s = max(0.0, (not_before_ms - now_ms) / 1000)
         log.info("job.waiting", job_id=job.id, kind=failure.kind.value, retry_in_s=round(wait_s, 3))
         return Report(Verdict.WAITING, f"waits: {failure.kind.value}", wait_s, failure.kind)
-
-    def _tell_the_gate(self, failure: Failure, decision: Decision, leave: Pass) -> int | None:
-        """Closes or pauses the gate as decided; when the job itself is due again."""
-        if decision.shuts_gate:
-            gate = self._gatekeeper.shut(failure.kind, asked_s=decision.pause_s)
-            spread_ms = self._rng.randrange(1000)  # a little spread, so that the probes' crowd is thin
-            return gate.until_ms + spread_ms
-        if decision.pause_s:
-            self._gatekeeper.pause(failure.kind, asked_s=decision.pause_s)
-        self._gatekeeper.leave(leave)
-        return decision.not_before_ms
 
     def _give_back(self, job: ClaimedJob) -> Report:
         give_back = GiveBack(

@@ -25,6 +25,7 @@ _CHAT_TIMEOUT_S = 10.0
 _MOST_NAMED = 20
 _MOST_ASKED = 8
 _NO_SUCH_PATH = (404, 405, 410, 501)
+_BUSY = (FailureKind.SERVER_ERROR, FailureKind.RATE_LIMITED, FailureKind.QUOTA, FailureKind.TIMEOUT)
 _NO_SUCH_MODEL = (400, 403, 404, 422)
 
 
@@ -37,12 +38,14 @@ class EndpointFacts:
     """What the endpoint said of itself.
 
     `models` is None where it gave no list of models, and `models_failure` says why. `chat` says what the chat
-    address answered. `find_refusal` asks for a model: the endpoint's words where it has no such model, else None.
+    address answered, and `is_up` whether it would take requests now: an endpoint that answers 503 is there, and is
+    not up. `find_refusal` asks for a model: the endpoint's words where it has no such model, else None.
     """
 
     models: tuple[str, ...] | None = None
     models_failure: Failure | None = None
     chat: str = "was not asked"
+    is_up: bool = False
     find_refusal: Callable[[str], str | None] = field(default=_no_words, compare=False)
 
     @property
@@ -66,7 +69,7 @@ def ask_endpoint(settings: Settings, *, with_chat: bool = True) -> EndpointFacts
     chat = "was not asked"
     if with_chat:
         chat = question.look_at_chat(failure)
-    return EndpointFacts(models, failure, chat, cache(question.find_refusal))
+    return EndpointFacts(models, failure, chat, question.is_up, cache(question.find_refusal))
 
 
 def choose_model(wanted: str | None, facts: EndpointFacts) -> str:
@@ -128,6 +131,8 @@ class _Question:
         self._address = parse_address(settings.base_url)
         self._credentials = Credentials(settings)
         self._credential = self._credentials.current()
+        self._is_chat_silent = False  # then nobody waits for it again
+        self.is_up = False
         if self._credential.key is None and settings.base_url == DEFAULT_BASE_URL:
             raise Refused(
                 f"{settings.base_url} needs a key: set ANTREAN_API_KEY, or try --simulate without one"
@@ -150,11 +155,16 @@ class _Question:
     def look_at_chat(self, models_failure: Failure | None) -> str:
         """What the chat address answers, as the rest of a sentence. Raises Refused or Unreachable."""
         failure = self._probe(self._address)
+        is_busy = failure is not None and failure.kind in _BUSY
+        # Some servers break at a request without messages: then their list of models is what is known.
+        is_broken = failure is not None and failure.kind is FailureKind.UNREACHABLE
+        self.is_up = models_failure is None if is_broken else not is_busy
         if failure is None:
             return "answers"
         if failure.kind is FailureKind.UNAUTHORIZED:
             raise self._refused()
         if failure.http_status is None:
+            self._is_chat_silent = True
             if models_failure is not None and models_failure.http_status is None:
                 raise self._unreachable(models_failure)
             return f"did not answer a request without messages ({failure.message})"
@@ -167,7 +177,7 @@ class _Question:
 
     def find_refusal(self, model: str) -> str | None:
         """The endpoint's words where it says that it has no such model."""
-        failure = self._probe(self._address, model)
+        failure = None if self._is_chat_silent else self._probe(self._address, model)
         if failure is None or failure.http_status not in _NO_SUCH_MODEL:
             return None
         # A complaint about the missing messages may quote the whole request, its model too.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from schemas.chat import InvalidRequest
 from worker.clock import SystemClock
 from worker.hints import Queues, queues_of
 from worker.ids import new_id
@@ -68,6 +69,19 @@ def _open() -> tuple[Settings, Ledger, Queues]:
                 queues = queues_of(fetch_identity(connection), settings.endpoint)
             _opened = (os.getpid(), settings, ledger, queues)
         return _opened[1:]
+
+
+def refuse_misplaced(options: Mapping[str, Any]) -> None:
+    """Raises InvalidRequest for what belongs beside the request, but was handed to Celery, which would drop it."""
+    problems = [
+        f"{name}: stands beside the request, apply_async([request], {{{name!r}: …}}), or in delay(request, {name}=…)"
+        for name in ("custom_id", "batch", "max_attempts", "metadata")
+        if options.get(name) is not None
+    ]
+    if options.get("idempotency_key") is not None:
+        problems.append("idempotency_key: is the task's id here, task_id=…")
+    if problems:
+        raise InvalidRequest(problems)
 
 
 def read_call(args: Any, kwargs: Any) -> tuple[Any, Mapping[str, Any]]:

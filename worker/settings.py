@@ -259,6 +259,17 @@ class Settings(BaseSettings):
             }
         )
 
+    def require_lasting_files(self) -> None:
+        """Raises SettingsError if a file of a secret is a pipe: a child process reads it again, and finds nothing."""
+        names = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
+        problems = [
+            f"{_PREFIX}{name.upper()}: {file} is no file that several processes can read: save it to one"
+            for name in names
+            if (file := getattr(self, name)) is not None and file.exists() and not file.is_file()
+        ]
+        if problems:
+            raise SettingsError(problems)
+
     def as_environment(self) -> dict[str, str]:
         """These settings as environment variables, for a child process. Holds secrets: never log it."""
         env: dict[str, str] = {}

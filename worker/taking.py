@@ -6,12 +6,12 @@ server does both (docs/adr/0013). A note is kombu's own, so that any kombu resto
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import redis
 
+from worker.broker_time import BROKER_CLOCK
 from worker.hints import HINT_MARK
 
 # KEYS: the notes, their index, then the lists, those to be emptied first first. ARGV: how many, the time, the mark of
@@ -75,6 +75,6 @@ class Taker:
         Raises redis.RedisError; ReadOnlyError where the server takes no writes.
         """
         keys = [*self._noted_in, *(key for _, key in lists)]
-        found: Any = self._take(keys=keys, args=[count, time.time(), HINT_MARK])
+        found: Any = self._take(keys=keys, args=[count, BROKER_CLOCK.now_s(), HINT_MARK])
         codes, messages = found[0], found[1:]
         return [Taken(lists[codes[2 * i]][0], bool(codes[2 * i + 1]), raw) for i, raw in enumerate(messages)]

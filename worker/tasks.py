@@ -25,7 +25,7 @@ from worker.execute import Report, Verdict
 from worker.hints import TASK
 from worker.logs import configure_logs
 from worker.messages import Asked, read_time_ms
-from worker.producing import produce, read_call
+from worker.producing import produce, read_call, refuse_misplaced
 from worker.settings import IN_STACK, Settings, load_settings
 from worker.tracebacks import JobFailed, keep_words_only
 from worker.wiring import WorkerRuntime, build_worker
@@ -64,6 +64,7 @@ class ChatTask(Task):
         request for its reader. Raises InvalidRequest, also for a `task_id` that another request has, and for a
         `custom_id` that names another request in the same `batch`.
         """
+        refuse_misplaced(options)
         request, extras = read_call(args, kwargs)
         wait = options.get("eta") if options.get("countdown") is None else options["countdown"]
         callbacks = {

@@ -29,13 +29,14 @@ _ODD_TEXTS = {"nul": b"\\u0000", "surrogate": b"\\ud83d"}
 _BAD_GATEWAY = (
     b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
 )
+_OUTAGE_PAGE = b"<html><head><title>Away</title></head><body>The endpoint is away.</body></html>"
 _HTML_PAGE = b"<!doctype html><html><head><title>Welcome</title></head><body>Please log in.</body></html>"
 
 
 class Chat:
     """Receives chat calls that are already authorised, and answers them.
 
-    In this order: rate limit, validation, fault (so a fault never hides a bad request). Refusals and 429s are
+    In this order: outage, rate limit, validation, fault (so a fault never hides a bad request). Refusals and 429s are
     answered at once; a 500, a 502, a reset, and a 200 without a completion after a tenth of the latency;
     completions, whole, cut or odd, after all of it. An answer that drips begins at once and does not end before
     a minute.
@@ -60,6 +61,11 @@ class Chat:
     ) -> None:
         """Answers a call that the tally has counted as received."""
         config = self._config
+        if config.outage_status is not None:
+            page = Answer(config.outage_status, _OUTAGE_PAGE, request_id, content_type=HTML)
+            then = partial(self._fail_at_once, connection, job, "outage", page)
+            self._later(connection, job, self._latency_s() * FAILING_LATENCY_SHARE, then)
+            return
         if config.rpm is not None:
             wait_s = self._window.admit(key, rpm=config.rpm, now=time.monotonic())
             if wait_s > 0:

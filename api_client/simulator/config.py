@@ -41,7 +41,8 @@ class SimulatorConfig:
 
     `key` None asks for no credential. `fault_rate` is a share of calls in [0, 1], split evenly over
     `MIXED_FAULTS`; each `rate_*` adds its own share. `rpm` counts the admitted calls of a key in a
-    sliding minute. `latency_jitter` is a share of the latency, up and down.
+    sliding minute. `outage_status` is what every call is answered while it is set, as by a proxy whose
+    endpoint is gone. `latency_jitter` is a share of the latency, up and down.
     """
 
     host: str = "127.0.0.1"
@@ -69,6 +70,7 @@ class SimulatorConfig:
     rate_surrogate: float = 0.0
     retry_after_s: float = 1.0
     unauthorized_for_s: float = 0.0
+    outage_status: int | None = None
     auth_header: AuthHeader = "both"
     log_calls_path: Path | None = None
 
@@ -89,6 +91,8 @@ class SimulatorConfig:
             raise ValueError(f"fault rates add up to {total:g}, and can be 1 at most")
         if self.rpm is not None:
             _whole("rpm", self.rpm, low=1)
+        if self.outage_status is not None:
+            _whole("outage_status", self.outage_status, low=400, high=599)
         if self.auth_header not in get_args(AuthHeader):
             raise ValueError(f"auth_header must be one of {', '.join(get_args(AuthHeader))}")
 

@@ -16,7 +16,7 @@ from api_client.simulator.answer import Answer
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 _MAX_QUEUED = 16
-_WANTED_HEADERS = {b"authorization", b"api-key", b"x-antrean-job", b"expect"}
+_WANTED_HEADERS = {b"authorization", b"api-key", b"x-antrean-job", b"x-antrean-check", b"expect"}
 
 
 @dataclass(slots=True)

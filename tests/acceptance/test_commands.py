@@ -111,7 +111,7 @@ def test_a_submission_that_was_killed_goes_on_and_queues_nothing_twice(shop: Sho
     ledger.dispose()
 
 
-def test_another_default_model_is_another_request_on_the_same_line(shop: Shop) -> None:
+def test_another_default_model_is_another_batch_of_the_same_lines(shop: Shop) -> None:
     line = {"messages": [{"role": "user", "content": "Hi."}]}
     (shop.folder / "bare.jsonl").write_text(json.dumps(line) + "\n")
     first, second, again = (
@@ -119,7 +119,7 @@ def test_another_default_model_is_another_request_on_the_same_line(shop: Shop) -
         for model in ("one", "two", "one")
     )
     assert (first["new"], second["new"], again["new"]) == (1, 1, 0)
-    assert first["batch_id"] == second["batch_id"] == again["batch_id"]
+    assert first["batch_id"] == again["batch_id"] != second["batch_id"]
 
 
 def test_models_lists_what_the_endpoint_runs(shop: Shop) -> None:

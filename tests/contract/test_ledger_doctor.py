@@ -16,7 +16,7 @@ from worker.cli.doctor_words import MEANINGS
 from worker.cli.doctoring import mend
 from worker.settings import Settings
 from worker.storage.engine import Ledger
-from worker.storage.tables import attempts, jobs, requests, results, usage
+from worker.storage.tables import attempts, batches, jobs, requests, results, usage, wants
 
 
 @pytest.fixture
@@ -56,6 +56,24 @@ def outrun_the_claims(ward: Ward) -> None:
     ward.run(update(attempts).where(attempts.c.job_id == ward.ids["failed"]).values(number=7, generation=3))
 
 
+def stop_its_run(ward: Ward) -> None:
+    """As two transactions leave it that did not see each other."""
+    batch = {
+        "endpoint": "e",
+        "created_at_ms": 5,
+        "submitted_at_ms": 5,
+        "details": {},
+        "kind": "run",
+        "total": 1,
+    }
+    ward.run(
+        insert(batches).values(id="stopped", label="stopped", held_at_ms=5, **batch),
+        insert(batches).values(id="living", label="living", **batch),
+        insert(wants).values(batch_id="living", position=1, job_id=ward.ids["waiting"]),
+    )
+    ward.set("waiting", batch_id="stopped")
+
+
 def setting(which: str, **values: Any) -> Callable[[Ward], None]:
     return lambda ward: ward.set(which, **values)
 
@@ -85,6 +103,7 @@ DEFECTS: list[tuple[str, Callable[[Ward], None], str, bool]] = [
         "published",
         True,
     ),
+    ("left_behind", stop_its_run, "waiting", True),
     ("claims_behind_attempts", outrun_the_claims, "failed", True),
     ("success_without_result", lose_the_result, "succeeded", False),
     ("result_without_usage", lose_the_usage, "succeeded", True),

@@ -30,11 +30,13 @@ from worker.storage.engine import Ledger
 from worker.storage.moves import expire_jobs
 from worker.storage.pruning import _ENDED as PRUNED
 from worker.storage.records import record_outcomes
+from worker.storage.waits import cap_waits
 from worker.storage.window import (
     Due,
     count_live_slots,
     count_published,
     take_due,
+    take_lone_due,
     unmark_published,
     unmark_published_before,
 )
@@ -254,6 +256,9 @@ def crowded(ledger: Ledger, analyze: Callable[[Ledger], None]) -> Ledger:
     [
         ("ix_jobs_ready", lambda c: take_due(c, ENDPOINT, room=5, after_batch="b", now_ms=NOW)),
         ("ix_jobs_due", lambda c: take_due(c, ENDPOINT, room=5, after_batch="b", now_ms=NOW)),
+        ("ix_jobs_due_batch", lambda c: take_due(c, ENDPOINT, room=5, after_batch="b", now_ms=NOW)),
+        ("ix_jobs_due_lone", lambda c: take_lone_due(c, ENDPOINT, window=5, now_ms=NOW)),
+        ("ix_jobs_retries", lambda c: cap_waits(c, ENDPOINT, now_ms=NOW, usual_ms=1, longest_ms=2)),
         ("ix_jobs_published", lambda c: count_published(c, ENDPOINT)),
         ("ix_jobs_published", lambda c: unmark_published_before(c, ENDPOINT, NOW)),
         ("ix_jobs_running", lambda c: rescue_jobs(c, "w1", max_solo_losses=3, now_ms=NOW)),

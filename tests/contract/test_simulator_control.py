@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 import requests
 
+from api_client.client import EndpointClient
+from api_client.config import Credential, EndpointConfig
+from api_client.errors import ApiError
 from api_client.simulator import SimulatorConfig, SimulatorThread
 
 REQUEST: dict[str, Any] = {"model": "DeepSeek-V3.1", "messages": [{"role": "user", "content": "Hello!"}]}
@@ -124,3 +127,16 @@ def test_each_paid_call_is_a_line_in_the_call_log(tmp_path: Path) -> None:
         post(simulator, "b")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(line["job"], line["status"]) for line in lines] == [("a", 200)]
+
+
+def test_a_look_before_the_first_job_is_refused_as_it_should_be_and_counts_as_no_call() -> None:
+    with SimulatorThread(SimulatorConfig(key="k")) as simulator:
+        client = EndpointClient(EndpointConfig(simulator.url))
+        said = []
+        for model, key in ((None, "k"), ("gpt-0", "k"), ("DeepSeek-V3.1", "k"), (None, "wrong")):
+            with pytest.raises(ApiError) as caught:
+                client.probe_chat(model, credential=Credential(key))
+            said.append(caught.value.failure.http_status)
+        assert said == [400, 404, 400, 401]
+        assert simulator.stats()["calls"] == 0
+        client.close()

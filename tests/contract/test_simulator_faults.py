@@ -55,6 +55,16 @@ def test_a_500_is_flat() -> None:
         }
 
 
+def test_an_outage_answers_every_call_with_a_page_of_its_status_until_it_is_over() -> None:
+    with running(rate_500=1.0) as simulator:
+        simulator.set_faults(outage_status=504)
+        answer = post(simulator)
+        assert (answer.status_code, answer.headers["content-type"]) == (504, "text/html; charset=utf-8")
+        simulator.set_faults(outage_status=None)
+        assert post(simulator).status_code == 500
+        assert simulator.stats()["faults"] == {"outage": 1, "500": 1}
+
+
 def test_a_502_is_a_page_of_html() -> None:
     with running(rate_502_html=1.0) as simulator:
         answer = post(simulator)

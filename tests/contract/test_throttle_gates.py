@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from redis.retry import Retry
 from schemas.failure import FailureKind
 from tests.support.clock import FakeClock
 from tests.support.ledger import at_once
+from tests.support.processes import ROOT
 from worker.policy.gates import Gate
 from worker.throttle.gatekeeper import Gatekeeper, Pass
 from worker.throttle.redis_store import RedisGateStore
@@ -183,3 +185,171 @@ def test_a_probe_that_never_comes_back_loses_its_place_in_time(valkey: redis.Red
     assert not store.take_probe(ttl_s=60)
     [key] = valkey.keys("*probe")
     assert 0 < valkey.pttl(key) <= 60_000  # type: ignore[operator]
+
+
+def test_a_late_failure_of_a_call_from_before_gives_no_probes_place_away(
+    make: Make, clock: FakeClock
+) -> None:
+    first, second = make(), make()
+    before = first.admit()
+    assert before is not None
+    second.shut(K.SERVER_ERROR, asked_s=None)
+    clock.advance(1.0)
+    assert second.admit() == Pass(is_probe=True)
+    assert first.shut(K.SERVER_ERROR, asked_s=None, leave=before).strikes == 1
+    clock.advance(0.3)
+    assert first.admit() is None, "the probe's place is taken still"
+
+
+def test_a_probe_that_ends_late_gives_its_own_place_back_and_no_other(make: Make, clock: FakeClock) -> None:
+    first, second = make(), make()
+    first.shut(K.TIMEOUT, asked_s=None)
+    clock.advance(1.0)
+    hangs = first.admit("a")
+    assert hangs == Pass(is_probe=True)
+    clock.advance(5.0)
+    assert second.admit("b") == Pass(is_probe=True)
+    first.leave(hangs)
+    assert first.admit("c") is None
+    assert second.room(64) == 1
+
+
+def test_while_probes_hang_others_begin_every_few_seconds_and_there_is_a_limit(
+    make: Make, clock: FakeClock
+) -> None:
+    keeper = Gatekeeper(make()._store, clock, probe_ttl_s=365.0)
+    keeper.shut(K.TIMEOUT, asked_s=None)
+    clock.advance(1.0)
+    begun = []
+    for second in range(360):
+        if keeper.admit(f"job{second}"):
+            begun.append(second)
+        clock.advance(1.0)
+    assert begun[:4] == [0, 5, 10, 15]
+    assert len(begun) == 12
+
+
+def test_a_probe_of_an_outage_that_is_over_opens_no_later_gate(make: Make, clock: FakeClock) -> None:
+    first, second = make(), make()
+    first.shut(K.TIMEOUT, asked_s=None)
+    clock.advance(1.0)
+    old = first.admit("a")
+    assert old is not None
+    clock.advance(5.0)
+    new = second.admit("b")
+    assert new is not None
+    second.succeeded(new)
+    second.shut(K.TIMEOUT, asked_s=None)
+    first.succeeded(old)
+    clock.advance(0.3)
+    assert first.admit("c") is second.admit("c") is None
+
+
+def test_a_late_refusal_does_not_shut_a_gate_that_was_opened_meanwhile(store: GateStore) -> None:
+    gate = Gate(K.UNAUTHORIZED, 1000, 1, needs_probe=True)
+    store.put(gate, only_if_shut=True)
+    assert store.fetch() is None
+    store.put(gate)
+    store.put(Gate(K.UNAUTHORIZED, 2000, 2, needs_probe=True), only_if_shut=True)
+    found = store.fetch()
+    assert found is not None and found.strikes == 2
+
+
+def test_an_answer_to_a_call_from_before_opens_nothing_and_brings_the_probe_forward(
+    make: Make, clock: FakeClock
+) -> None:
+    keeper = make()
+    before = keeper.admit()
+    assert before is not None
+    keeper.shut(K.SERVER_ERROR, asked_s=30.0)
+    clock.advance(2.0)
+    assert keeper.admit("a") is None
+    keeper.succeeded(before)
+    assert keeper.admit("a") == Pass(is_probe=True)
+    assert keeper.admit("b") is None
+
+
+def test_a_refused_key_is_tried_with_another_job_before_its_time(make: Make, clock: FakeClock) -> None:
+    first, second = make(), make()
+    for _ in range(6):
+        gate = first.shut(K.UNAUTHORIZED, asked_s=None, job_id="denied", http_status=401)
+        clock.advance((gate.until_ms - clock.now_ms()) / 1000)
+    first.shut(K.UNAUTHORIZED, asked_s=None, job_id="denied")
+    clock.advance(1.1)
+    assert second.admit("denied") is None
+    assert second.admit() is None
+    probe = second.admit("another")
+    assert probe == Pass(is_probe=True)
+    second.succeeded(probe)
+    clock.advance(0.3)
+    assert first.admit("denied") == Pass(is_probe=False)
+
+
+def test_a_gate_that_is_shut_for_one_job_alone_opens_when_the_refusal_was_its_own(
+    make: Make, clock: FakeClock
+) -> None:
+    keeper = make()
+    keeper.shut(K.QUOTA, asked_s=None, job_id="dear")
+    keeper.acquit("another")
+    assert keeper.admit("x") is None
+    keeper.acquit("dear")
+    assert keeper.admit("x") == Pass(is_probe=False)
+    keeper.shut(K.QUOTA, asked_s=None, job_id="dear")
+    keeper.shut(K.QUOTA, asked_s=None, leave=Pass(is_probe=False), job_id="another")
+    keeper.acquit("dear")
+    assert keeper.admit("x") is None, "it is refused to others as well"
+
+
+def test_a_probe_that_was_answered_otherwise_is_followed_by_one_a_second_later(
+    make: Make, clock: FakeClock
+) -> None:
+    keeper = make()
+    keeper.shut(K.SERVER_ERROR, asked_s=None)
+    clock.advance(1.0)
+    probe = keeper.admit("a")
+    assert probe is not None
+    keeper.decided_nothing(probe)
+    assert keeper.admit("b") is None
+    clock.advance(1.0)
+    assert keeper.admit("b") == Pass(is_probe=True)
+
+
+def test_a_gate_that_another_machines_fast_clock_shut_is_shut_for_as_long_as_it_meant(
+    store: GateStore, clock: FakeClock
+) -> None:
+    fast = FakeClock(clock.now_ms() + 7 * 3_600_000)
+    Gatekeeper(store, fast, probe_ttl_s=60.0).shut(K.SERVER_ERROR, asked_s=None)
+    keeper = Gatekeeper(store, clock, probe_ttl_s=60.0)
+    assert keeper.admit("a") is None
+    clock.advance(0.6)
+    assert keeper.admit("a") is None
+    clock.advance(0.5)
+    assert keeper.admit("a") == Pass(is_probe=True)
+
+
+def test_a_gate_that_flaps_is_told_of_once_in_a_while(
+    make: Make, clock: FakeClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keeper = make()
+    for _ in range(50):
+        keeper.shut(K.SERVER_ERROR, asked_s=None, http_status=503)
+        clock.advance(1.0)
+        probe = keeper.admit("a")
+        assert probe is not None
+        keeper.succeeded(probe)
+    told = capsys.readouterr()
+    text = told.out + told.err
+    assert 4 <= text.count("gate.shut") <= 6
+    assert text.count("gate.opened") == text.count("gate.shut")
+    assert "503" in text and "server_error" in text
+
+
+def test_the_scripts_use_no_more_commands_than_the_page_grants_the_brokers_user() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    granted = set(re.findall(r"\+([a-z]+)", page))
+    scripts = list((ROOT / "worker" / "throttle").glob("*.lua"))
+    used = {
+        name.lower() for path in scripts for name in re.findall(r"redis\.call\('(\w+)'", path.read_text())
+    }
+    assert len(scripts) == 2
+    assert used == {"get", "set", "del"} <= granted

@@ -166,14 +166,20 @@ def test_an_endpoint_that_fails_for_a_while_has_all_its_jobs_done_when_it_is_goo
 
 @pytest.mark.simulator("--latency", "0.1", "--rate-html", "1")
 @pytest.mark.settings(**{**QUICK, "bad_response_max_attempts": 2})
-def test_pages_for_good_fail_a_job_after_few_calls_and_no_more(arena: Arena) -> None:
+def test_pages_for_every_job_are_the_endpoints_state_and_fail_none_of_them(arena: Arena) -> None:
+    slots, away_s = arena.size(50, 8), arena.size(20, 3)
     arena.queue(arena.size(200, 12))
-    arena.worker(concurrency=arena.size(50, 8))
-    arena.conclude("endpoint answers HTML for good", most_extra_calls=arena.queued, failures=arena.queued)
-    assert outcomes(arena) == {"bad_response": 2 * arena.queued}
-    with arena.ledger.read() as connection:
-        kinds = set(connection.execute(select(jobs.c.failure_kind, jobs.c.http_status)).all())
-    assert kinds == {("bad_response", 200)}
+    arena.worker(concurrency=slots, lone_slots=0)
+    arena.wait_for(lambda: outcomes(arena)["bad_response"] >= 3, "three jobs have met the page")
+    threading.Event().wait(away_s)  # how long the page is there is the scenario
+    assert arena.count("failed") == 0
+    # Those in flight when the third of them failed, and a probe a second at most.
+    assert arena.simulator.stats()["calls"] <= slots + 3 + away_s
+    arena.simulator.set_faults(rate_html=0.0)
+    recover_s = arena.wait_for_progress(within_s=10)
+    faults = wait_for_end(arena)
+    assert outcomes(arena) == {"bad_response": faults, "succeeded": arena.queued}
+    arena.conclude("endpoint answers HTML for a while", most_extra_calls=faults, recover_s=recover_s)
 
 
 @pytest.mark.storm

@@ -131,6 +131,75 @@ def test_a_worker_is_shared_and_another_configuration_is_told_apart(home: Path, 
         assert _pid(second, "worker") == pid
 
 
+def test_other_settings_get_a_worker_of_their_own_with_a_log_of_its_own(home: Path, stack: Stack) -> None:
+    stack.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "a"})
+    with Stack.attach(home) as second, Stack.attach(home) as third:
+        assert not second.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "b"})
+        third.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "a"})
+        services = (stack.worker_service, second.worker_service, third.worker_service)
+        assert services == ("worker", "worker-2", "worker")
+        wait_until(lambda: "ready a" in _log(home, "worker") and "ready b" in _log(home, "worker-2"))
+        assert "ready b" not in _log(home, "worker")
+        assert len({_pid(stack, name) for name in services}) == 2
+
+
+def test_a_worker_stops_with_the_last_command_that_uses_it(home: Path, stack: Stack) -> None:
+    stack.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "a"})
+    second, third = Stack.attach(home), Stack.attach(home)
+    for one in (second, third):
+        one.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "b"})
+    pids = _pid(stack, "worker"), _pid(stack, "worker-2")
+    wait_until(lambda: "ready" in _log(home, "worker-2"))
+    assert second.leave() is False
+    assert _pid(stack, "worker-2") == pids[1], "the third uses it"
+    assert third.leave() is False
+    assert pids[1] is not None and is_gone(pids[1]), "leaving waits for its own worker"
+    assert set(stack.status()["services"]) == {"worker"}
+    assert _pid(stack, "worker") == pids[0]
+
+
+def test_a_killed_command_takes_its_own_worker_along_and_no_other(home: Path, stack: Stack) -> None:
+    stack.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "a"})
+    second = Stack.attach(home)
+    second.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "b"})
+    second._connection.close()  # as the kernel does for one that is killed
+    wait_until(lambda: set(stack.status()["services"]) == {"worker"})
+    assert _pid(stack, "worker") is not None
+
+
+def test_who_asks_for_a_worker_that_is_just_stopping_gets_a_new_one(home: Path, stack: Stack) -> None:
+    second, third = Stack.attach(home), Stack.attach(home)
+    second.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "b"})
+    pid = _pid(second, "worker")
+    wait_until(lambda: "ready b" in _log(home, "worker"))
+    second.leave(wait=False)
+    third.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "b"})
+    assert _pid(third, third.worker_service) not in (None, pid)
+    third.leave()
+
+
+def test_the_death_of_a_worker_is_told_to_those_who_use_it(home: Path, stack: Stack) -> None:
+    stack.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "a"})
+    with Stack.attach(home) as second:
+        second.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "b"})
+        pid = _pid(second, "worker-2")
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert _next_event(second) == {"event": "service_died", "service": "worker-2", "status": -9}
+        assert stack.poll_events() == []
+
+
+def test_a_hurried_command_cuts_its_own_workers_grace_and_leaves_the_others(home: Path, stack: Stack) -> None:
+    stack.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "a"})
+    second = Stack.attach(home)
+    second.ensure_worker(worker_argv("stubborn"), {"ANTREAN_MODEL": "b"}, grace_s=600)
+    wait_until(lambda: "ready" in _log(home, "worker-2"))
+    second.hurry()
+    assert second.leave() is False
+    assert f"ended by {signal.SIGQUIT.value}" in _log(home, "worker-2")
+    assert "ended" not in _log(home, "worker")
+
+
 def test_a_service_gets_its_settings_from_its_command_alone(
     home: Path, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +356,7 @@ def test_no_secret_is_in_an_argument_or_a_log(home: Path, stack: Stack) -> None:
     assert SECRET not in str(keeper.environ())
     for log in (home / "logs").iterdir():
         assert SECRET not in log.read_text()
+        assert log.name in ("keeper.log", "valkey.log", "worker.log", "worker-2.log", "simulator.log")
 
 
 def test_a_command_that_is_killed_while_a_service_starts_takes_it_along(home: Path) -> None:

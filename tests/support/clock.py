@@ -16,6 +16,10 @@ class FakeClock:
     def monotonic_s(self) -> float:
         return self._monotonic_s
 
+    def jump(self, seconds: float) -> None:
+        """The wall clock is set by `seconds`; no time passes."""
+        self._now_ms += round(seconds * 1000)
+
     def advance(self, seconds: float) -> None:
         """Both clocks go on by `seconds`."""
         self._now_ms += round(seconds * 1000)

@@ -186,13 +186,20 @@ def test_status_and_code_decide_the_kind(status: int, body: Any, kind: FailureKi
         ({"retry_after_ms": "1500", "retry_after": "9"}, 1.5),
         ({"retry_after_ms": "soon", "retry_after": "9"}, 9.0),
         ({"retry_after": "Sun, 03 May 2026 10:18:42 GMT"}, 10.0),
-        ({"retry_after": "Sat, 02 May 2026 10:18:42 GMT"}, 0.0),
+        ({"retry_after": "Sat, 02 May 2026 10:18:42 GMT"}, None),
+        ({"retry_after": "Mon, 03 May 2027 10:18:42 GMT"}, None),
+        ({"retry_after": "Sun, 03 May 2026 03:00:10 GMT", "date": "Sun, 03 May 2026 03:00:00 GMT"}, 10.0),
+        ({"retry_after": "Sun, 03 May 2026 10:18:42 GMT", "date": "now"}, 10.0),
+        ({"retry_after_ms": "-1", "retry_after": "9"}, 9.0),
+        ({"retry_after_ms": "1e12"}, None),
         ({"retry_after": "-3"}, None),
         ({"retry_after": "nan"}, None),
         ({"retry_after": "inf"}, None),
         ({"retry_after": "tomorrow"}, None),
         ({"retry_after": "Mon, 99 Foo 99999 99:99:99"}, None),
-        ({"retry_after": "999999999"}, 86_400.0),
+        ({"retry_after": "86400"}, 86_400.0),
+        ({"retry_after": "86401"}, None),
+        ({"retry_after": "999999999"}, None),
     ],
 )
 def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
@@ -237,7 +244,7 @@ def test_neither_credential_nor_error_shows_the_key_or_the_words() -> None:
 
 @pytest.mark.parametrize(
     "base_url",
-    ["host.example", "ftp://host", "https://", "https://u:pw@host", "https://host?a=1", "http://h:x"],
+    ["host.example", "ftp://host", "https://", "https://u:pw@host", "https://host?key=pw", "http://h:x"],
 )
 def test_a_base_url_that_cannot_be_one_is_refused_without_repeating_it(base_url: str) -> None:
     with pytest.raises(ValueError) as caught:

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+
 from schemas.failure import FailureKind
-from worker.policy.gates import Admission, Gate, decide_admission, pause, shut_further
+from worker.policy.gates import (
+    Admission,
+    Gate,
+    as_seen,
+    bring_forward,
+    decide_admission,
+    next_probe_after_s,
+    pause,
+    shut_further,
+)
 
 NOW = 1_000_000
 K = FailureKind
@@ -61,3 +72,65 @@ def test_a_refusal_during_a_pause_is_the_first_strike_and_keeps_the_longer_wait(
     paused = pause(None, K.RATE_LIMITED, now_ms=NOW, asked_s=50)
     gate = shut(paused)
     assert (gate.strikes, gate.needs_probe, gate.until_ms) == (1, True, NOW + 50_000)
+
+
+@pytest.mark.parametrize("kind", [K.SERVER_ERROR, K.TIMEOUT, K.UNREACHABLE, K.REJECTED, K.BAD_RESPONSE])
+def test_what_passes_by_itself_is_probed_every_five_seconds_at_least(kind: FailureKind) -> None:
+    gate, now_ms, waits = None, NOW, []
+    for _ in range(6):
+        gate = shut_further(gate, kind, now_ms=now_ms, asked_s=None)
+        waits.append((gate.until_ms - now_ms) // 1000)
+        now_ms = gate.until_ms
+    assert waits == [1, 2, 4, 5, 5, 5]
+
+
+def test_a_late_failure_of_a_call_from_before_is_no_strike() -> None:
+    gate = shut()
+    later_ms = gate.until_ms + 500  # a probe is out
+    assert shut_further(gate, K.UNAUTHORIZED, now_ms=later_ms, asked_s=None, is_probe=False) is gate
+
+
+def test_a_key_refused_to_one_job_is_tried_with_another_a_second_later_whatever_the_wait() -> None:
+    gate, now_ms = None, NOW
+    for _ in range(6):
+        gate = shut_further(gate, K.UNAUTHORIZED, now_ms=now_ms, asked_s=None, job_id="denied")
+        now_ms = gate.until_ms
+    assert gate is not None and gate.struck_ms is not None
+    assert decide_admission(gate, now_ms=gate.struck_ms + 999) is Admission.SHUT
+    assert decide_admission(gate, now_ms=gate.struck_ms + 1000) is Admission.PROBE_OF_OTHERS
+    assert decide_admission(gate, now_ms=gate.until_ms) is Admission.PROBE
+
+
+def test_a_key_refused_to_three_jobs_is_everybodys_trouble_and_is_waited_for() -> None:
+    gate = shut()
+    for job in ("a", "b", "c", "d"):
+        gate = shut_further(gate, K.UNAUTHORIZED, now_ms=NOW, asked_s=None, is_probe=False, job_id=job)
+    assert gate.jobs == ("a", "b", "c")
+    assert decide_admission(gate, now_ms=gate.until_ms - 1) is Admission.SHUT
+
+
+def test_an_endpoint_in_trouble_is_not_tried_before_its_time_by_anybody() -> None:
+    gate = shut_further(None, K.SERVER_ERROR, now_ms=NOW, asked_s=4.0, job_id="a")
+    assert decide_admission(gate, now_ms=NOW + 3999) is Admission.SHUT
+
+
+def test_a_clock_that_runs_ahead_keeps_nobody_away_for_longer_than_it_meant_to() -> None:
+    ahead_ms = NOW + 7 * 3_600_000
+    gate = shut_further(None, K.SERVER_ERROR, now_ms=ahead_ms, asked_s=None)
+    seen = as_seen(gate, now_ms=NOW)
+    assert seen.until_ms == NOW + 1000
+    paused = as_seen(pause(None, K.RATE_LIMITED, now_ms=ahead_ms, asked_s=30), now_ms=NOW)
+    assert paused.until_ms == NOW + 30_000
+    assert as_seen(seen, now_ms=NOW + 500) == seen
+
+
+def test_a_sign_of_life_brings_the_next_probe_forward_to_a_second_after_the_last() -> None:
+    gate = shut_further(None, K.SERVER_ERROR, now_ms=NOW, asked_s=60.0)
+    assert bring_forward(gate, now_ms=NOW + 200).until_ms == NOW + 1000
+    assert bring_forward(gate, now_ms=NOW + 5000).until_ms == NOW + 5000
+    paused = pause(None, K.RATE_LIMITED, now_ms=NOW, asked_s=60)
+    assert bring_forward(paused, now_ms=NOW + 5000) is paused, "what was asked for is kept"
+
+
+def test_probes_that_hang_are_followed_by_others_ever_more_slowly() -> None:
+    assert [next_probe_after_s(live) for live in range(6)] == [0.0, 5.0, 5.0, 5.0, 10.0, 15.0]

@@ -207,3 +207,16 @@ def test_a_request_too_deep_to_be_written_is_named_before_anything_is(tmp_path: 
 def test_ids_far_apart_are_found_as_well(tmp_path: Path) -> None:
     path = write(tmp_path, *(batch_line(f"id-{n % 3000}") for n in range(3001)))
     assert complaints(path) == ['line 3001: custom_id: "id-0" is on line 1 as well']
+
+
+def test_the_first_line_that_names_no_model_is_told(tmp_path: Path) -> None:
+    unnamed = {"messages": BARE["messages"]}
+    path = write(tmp_path, BARE, {"custom_id": "b", "body": {**unnamed, "model": None}}, unnamed)
+    first = check(path, default_model="d").first_unnamed
+    assert first is not None
+    assert (first.number, first.model) == (2, "d")
+    assert check(write(tmp_path, BARE), default_model="d").first_unnamed is None
+
+
+def test_sentences_call_a_copy_what_it_is_a_copy_of(tmp_path: Path) -> None:
+    assert complaints(write(tmp_path, b"\n"), name="standard input") == ["standard input holds no requests"]

@@ -17,7 +17,8 @@ from worker.cli.listing import complete_batch_id, printable
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
-from worker.reports.batchlines import check_output, write_lines, write_results
+from worker.gate_state import GateWatch, describe_gate, gate_facts
+from worker.reports.batchlines import check_output, is_standard_output, write_lines, write_results
 from worker.reports.summary import describe_finish_reasons, format_count
 from worker.settings import load_settings
 from worker.storage.batches import (
@@ -34,7 +35,7 @@ from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import retry_batch
 from worker.storage.pauses import fetch_pauses
-from worker.storage.reading import iterate_batch_outcomes
+from worker.storage.reading import fetch_trouble, iterate_batch_outcomes
 from worker.storage.tables import MAX_ROWS
 from worker.storage.workers import fetch_workers
 
@@ -64,8 +65,8 @@ def status(
     """Show where a batch stands, or the whole ledger.
 
     Of a batch: its status, its jobs by state, its failures by kind, its results that did not end in the ordinary
-    way by finish_reason (length: cut off; content_filter), and its tokens. Without a batch: all jobs
-    by state, the latest batches, the workers, and what is paused.
+    way by finish_reason (length: cut off; content_filter), and its tokens. Without a batch: all jobs by state, the
+    latest batches, the workers, what is paused, and until when a shut gate keeps jobs waiting.
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)
@@ -79,6 +80,8 @@ def status(
         latest = [fetch_status(connection, one) for one in fetch_batches(connection, limit=_LATEST)]
         workers = fetch_workers(connection)
         pauses = fetch_pauses(connection)
+        trouble = fetch_trouble(connection, now_ms=SystemClock().now_ms())
+    gate, now_ms = GateWatch(settings).fetch(), SystemClock().now_ms()
     if as_json:
         print_json(
             {
@@ -99,6 +102,8 @@ def status(
                     {"endpoint": one.endpoint, "paused_at": _iso(one.paused_at_ms), "reason": one.reason}
                     for one in pauses
                 ],
+                "gate": gate_facts(settings.endpoint, gate, now_ms=now_ms),
+                "waiting_for": trouble,
             }
         )
         return
@@ -122,6 +127,10 @@ def status(
         )
     for one_pause in pauses:
         out.print(f"[yellow]{escape(describe_pause(one_pause))}[/]: `antrean resume` goes on")
+    if gate is not None:
+        out.print(f"[yellow]gate[/] {escape(describe_gate(gate, now_ms=now_ms))}")
+    if trouble is not None and not pauses:
+        out.print(f"[yellow]waiting[/] {escape(trouble)}")
 
 
 def results(
@@ -138,7 +147,7 @@ def results(
     """
     ledger = prepare_ledger(load_settings())
     found = _find(ledger, batch)
-    if str(output) == "-":
+    if is_standard_output(output):
         import sys  # local: the binary stream under the text one
 
         counts = write_lines(iterate_batch_outcomes(ledger, found.id), sys.stdout.buffer)

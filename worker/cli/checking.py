@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -13,9 +13,12 @@ from schemas.address import parse_address
 from worker.broker import broker_address, check_broker, open_client
 from worker.cli.console import note, out, print_json
 from worker.cli.listing import printable
+from worker.clock import SystemClock
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode, SettingsError, Unreachable
+from worker.gate_state import GateWatch, describe_gate, gate_facts
 from worker.preflight import EndpointFacts, ask_endpoint, check_models, choose_model, list_models
+from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings, unknown_names
 from worker.storage.engine import open_ledger
 from worker.storage.errors import NotMigrated
@@ -34,8 +37,9 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
     """Try all that is needed, and say what to do about each problem.
 
     Settings, broker, database, endpoint, key and model. The endpoint is asked for its models, and its chat address
-    with a request without messages, which is refused and costs nothing. Ends with 0 when all is well, else with the
-    code of the worst: 3 settings, 4 something is unreachable, 5 the endpoint refuses the key or the model.
+    with a request without messages, which is refused and costs nothing. Says whether jobs wait at a shut gate, and
+    until when; where the endpoint answers, those who wait are tried again at once. Ends with 0 when all is well, else
+    with the code of the worst: 3 settings, 4 something is unreachable, 5 the endpoint refuses the key or the model.
     """
     findings: list[tuple[str, str, AntreanError | None]] = []
 
@@ -48,6 +52,7 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
         return True
 
     settings: Settings | None = None
+    gate: dict[str, Any] | None = None
     try:
         settings = load_settings()
         findings.append(("settings", f"home {settings.home}, endpoint {settings.endpoint}", None))
@@ -60,8 +65,11 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
         facts: list[EndpointFacts] = []
         if attempt("endpoint and key", lambda: _check_endpoint(known, facts)):
             attempt("model", lambda: _check_model(known.model, facts[0]))
+        text, gate = _look_at_gate(known, has_answered=bool(facts))
+        if text is not None:
+            findings.append(("gate", text, None))
     odd = unknown_names(dict(os.environ))
-    _print_findings(findings, odd, as_json=as_json)
+    _print_findings(findings, odd, gate, as_json=as_json)
     worst = max((exc.exit_code for _, _, exc in findings if exc is not None), default=ExitCode.OK)
     if worst:
         raise typer.Exit(worst)
@@ -129,8 +137,29 @@ def _check_model(wanted: str | None, facts: EndpointFacts) -> str:
     return "; ".join([printable(chosen), *check_models([chosen], facts)])
 
 
+def _look_at_gate(settings: Settings, *, has_answered: bool) -> tuple[str | None, dict[str, Any] | None]:
+    """What the shared gate says, as text and as facts; where the endpoint has answered, those who wait are woken."""
+    watch = GateWatch(settings)
+    gate, now_ms = watch.fetch(), SystemClock().now_ms()
+    text = None if gate is None else describe_gate(gate, now_ms=now_ms)
+    if has_answered:
+        try:
+            woken = watch.wake(open_ledger(settings))
+        except AntreanError:  # said already, of the database
+            woken = 0
+        if gate is not None and gate.needs_probe:
+            text = f"{text}; the endpoint answers, so it is tried again now"
+        elif woken:
+            text = f"{format_count(woken, 'job')} waited for the endpoint, and are tried again now"
+    return text, gate_facts(settings.endpoint, gate, now_ms=now_ms)
+
+
 def _print_findings(
-    findings: list[tuple[str, str, AntreanError | None]], odd: list[str], *, as_json: bool
+    findings: list[tuple[str, str, AntreanError | None]],
+    odd: list[str],
+    gate: dict[str, Any] | None,
+    *,
+    as_json: bool,
 ) -> None:
     if as_json:
         print_json(
@@ -138,6 +167,7 @@ def _print_findings(
                 "ok": all(exc is None for _, _, exc in findings),
                 "checks": [{"name": name, "ok": exc is None, "detail": text} for name, text, exc in findings],
                 "unknown_settings": odd,
+                "gate": gate,
             }
         )
         return

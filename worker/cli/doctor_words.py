@@ -65,6 +65,10 @@ MEANINGS: dict[str, str] = {
     "waiting_for_long": (
         "A job waits for a time more than thirty days away: if nobody meant it, cancel it and submit it again."
     ),
+    "left_behind": (
+        "A job waits for a run that was stopped, although another that goes on wants it too: --repair, or that run "
+        "itself within seconds, sees to it."
+    ),
     "published_long_ago": (
         "A job was handed to the broker long ago, or by a clock that was far ahead, and no worker claimed it: --repair "
         "has it published again."

@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -107,10 +107,36 @@ def make_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt,
     )
 
 
+class RunLock:
+    """The lock of a run's batch: shared by all who run it just now."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Whether nobody else runs the batch; while inside, nobody begins to."""
+        # Who fails to get it alone loses it; meanwhile the others, who are why, keep the batch from being held.
+        is_alone = try_lock(self._descriptor)
+        try:
+            yield is_alone
+        finally:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+
 def submit_run(
-    ledger: Ledger, settings: Settings, batch: Batch, found: DocumentSet, template: Prompt, model: str
+    ledger: Ledger,
+    settings: Settings,
+    batch: Batch,
+    found: DocumentSet,
+    template: Prompt,
+    model: str,
+    lock: RunLock | None = None,
 ) -> Work:
-    """All jobs of the run: new ones, those that are known, and those that failed before, queued again."""
+    """All jobs of the run: new ones, those that are known, and those that failed before, queued again.
+
+    What the folder held before, and holds no more, is let go, unless another run of the batch still works on it.
+    """
     clock = SystemClock()
     # Beside the ledger's folder, so that a project that moves keeps the identity of its documents.
     base = settings.home.parent.parent if settings.endpoint == SIMULATION else settings.home.parent
@@ -143,7 +169,9 @@ def submit_run(
     _repeat(ledger, partial(bring_home, batch_id=batch.id))
     total = ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
     if total > len(work.ids):
-        _let_go_of_others(ledger, work, now_ms=clock.now_ms())
+        with nullcontext(True) if lock is None else lock.alone() as is_alone:
+            if is_alone:
+                _let_go_of_others(ledger, work, now_ms=clock.now_ms())
         ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
     return work
 
@@ -177,7 +205,7 @@ def _pages(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 @contextmanager
-def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[None]:
+def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunLock]:
     """While inside, the batch's jobs are worked on; after it, only if another run of the same batch lives.
 
     Nobody shall pay for jobs of a run that somebody walked away from, because another one came along. What a
@@ -189,7 +217,7 @@ def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         _resume(ledger, batch.id)
         try:
-            yield
+            yield RunLock(descriptor)
         finally:
             if try_lock(descriptor):
                 _hold(ledger, batch.id)

@@ -29,8 +29,9 @@ from worker.cli.tracking import Progress, Tracker
 from worker.embedded.home import last_line
 from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
+from worker.gate_state import GateWatch
 from worker.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
-from worker.reports.batchlines import Counts, check_output
+from worker.reports.batchlines import Counts, check_output, is_standard_output
 from worker.reports.growing import GrowingResults
 from worker.reports.summary import describe_finish_reasons, format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
@@ -81,6 +82,9 @@ def run(
 
     Brings up what it needs (a broker, a worker), shows how far it is, and stops what it started.
 
+    Runs of one folder with the same settings share a worker. One with other settings (another endpoint, key or
+    database) has a worker of its own, with a log of its own (`logs/worker-2.log`), until its last run ends.
+
     Typed again, it does only what is not done yet, failed jobs too. Ctrl-C leaves nothing running and loses
     nothing. Ends with 0 when every job succeeded, 1 when some did not or a line is missing.
 
@@ -90,6 +94,10 @@ def run(
     """
     started_s = time.monotonic()
     settings = load_settings()
+    if not simulate:
+        settings.require_lasting_files()
+    if is_standard_output(output):
+        output = Path("-")
     template = Prompt.load(prompt)
     found = find_documents(documents)
     if str(output) != "-":
@@ -107,16 +115,19 @@ def run(
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
         batch = make_run(ledger, settings, documents, template, chosen)
-        with worked_on(ledger, settings, batch):
+        with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings))
-            work = submit_run(ledger, settings, batch, found, template, chosen)
+            work = submit_run(ledger, settings, batch, found, template, chosen, lock)
             progress = Progress(total=len(work.ids), succeeded=work.done)
             with _growing(ledger, work, output) as growing:
                 if work.open:
                     if work.done:
                         note(f"{format_count(work.done)} of {format_count(len(work.ids))} were done before")
                     _start_worker(stack, settings)
-                    _follow(ledger, stack, settings, work, progress, growing)
+                    gate = GateWatch(settings)
+                    if not no_check:
+                        gate.wake(ledger)  # the endpoint has answered: nobody has to wait out the last pause
+                    _follow(ledger, stack, settings, work, progress, growing, gate)
                 # While the batch is not held: what it wants is not pruned.
                 counts = growing.finish()
         ledger.dispose()
@@ -218,8 +229,9 @@ def _follow(
     work: Work,
     progress: Progress,
     growing: GrowingResults,
+    gate: GateWatch,
 ) -> None:
-    tracker = Tracker(ledger, work.open, progress)
+    tracker = Tracker(ledger, work.open, progress, find_trouble=gate.describe)
     display = Display()
     deaths = 0
     tended_s = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from schemas.job import JobState
@@ -56,8 +56,16 @@ class Tracker:
     look costs what ended since, not what there is.
     """
 
-    def __init__(self, ledger: Ledger, ids: Iterable[str], progress: Progress) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        ids: Iterable[str],
+        progress: Progress,
+        *,
+        find_trouble: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._ledger = ledger
+        self._find_trouble = find_trouble  # of which no waiting job knows
         self._open = Counter(ids)
         self._since_ms = time.time_ns() // 1_000_000
         self._looked_through_s = float("-inf")
@@ -78,7 +86,8 @@ class Tracker:
         with self._ledger.read() as connection:
             endings = fetch_endings(connection, since_ms=self._since_ms - _OVERLAP_MS)
             self.progress.in_flight = count_running(connection)
-            self.progress.trouble = fetch_trouble(connection)
+            trouble = fetch_trouble(connection, now_ms=time.time_ns() // 1_000_000)
+        self.progress.trouble = trouble or self._find_trouble()
         if now_s - self._looked_through_s >= _RECONCILE_S:
             # Whatever the tail may have missed (a clock that jumped, a very large burst) is found here.
             self._looked_through_s = now_s
@@ -104,8 +113,10 @@ class Tracker:
     def _count(self, endings: list[Ending], now_s: float) -> None:
         progress = self.progress
         new = tokens = 0
+        now_ms = time.time_ns() // 1_000_000
         for ending in endings:
-            self._since_ms = max(self._since_ms, ending.ended_at_ms)
+            # Not beyond now: a worker whose clock is ahead would hide what the others end.
+            self._since_ms = max(self._since_ms, min(ending.ended_at_ms, now_ms))
             count = self._open.pop(ending.id, 0)
             if not count:
                 continue

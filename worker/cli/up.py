@@ -47,6 +47,7 @@ def up(
     lets calls in flight end within ANTREAN_GRACE_S and gives the others back unburnt; a second Ctrl-C cuts them.
     """
     settings = load_settings()
+    settings.require_lasting_files()
     Credentials(settings)  # a key file that cannot be read
     home = prepare_home(settings.home)
     lock = open_lock_file(home / "up.lock")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from schemas.failure import FailureKind
 
 PROBE_BASE_S = 1.0
-PROBE_CAP_S = 60.0
+PROBE_CAP_S = 60.0  # a refused key, a spent quota: a person has to act
+OUTAGE_PROBE_CAP_S = 5.0  # what passes by itself: its end is to be noticed within seconds
+# Probes that hang hold no other back for long: the next may begin after so many seconds, and after more where several
+# hang. So the return of an endpoint that hangs is noticed, and its calls of five minutes do not fill the slots.
+PROBE_EVERY_S = 5.0
+MOST_PROBES = 12
+SEVERAL = 3  # so many different jobs, refused alike, are no accident
+_OF_A_KEY = frozenset({FailureKind.UNAUTHORIZED, FailureKind.QUOTA})
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,42 +23,98 @@ class Gate:
     """A gate that is shut for every worker of an endpoint.
 
     Nothing passes before `until_ms`; after it a pause is over, while a gate that `needs_probe` lets one call
-    at a time try whether the refusal still holds.
+    at a time try whether the refusal still holds. `wait_ms` is how long the wait to `until_ms` was when it was
+    written: a clock that runs ahead must keep nobody away for longer. `struck_ms` is when it was last refused.
+    `jobs` are the first different jobs that were refused, `SEVERAL` at most.
     """
 
     kind: FailureKind
     until_ms: int
     strikes: int
     needs_probe: bool
+    wait_ms: int | None = None
+    struck_ms: int | None = None
+    http_status: int | None = None
+    jobs: tuple[str, ...] = ()
+
+    @property
+    def is_of_a_key(self) -> bool:
+        """Whether a key or a quota is refused, not an endpoint in trouble."""
+        return self.kind in _OF_A_KEY
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether it waits for an endpoint in trouble: what fails meanwhile is nobody's own failure."""
+        return self.needs_probe and not self.is_of_a_key
 
 
 class Admission(StrEnum):
     """What a job may do at the gate."""
 
     OPEN = "open"
-    PROBE = "probe"  # may pass if it gets the one probe's place
+    PROBE = "probe"  # may pass if it gets a probe's place
+    PROBE_OF_OTHERS = "probe_of_others"  # … and was not refused itself
     SHUT = "shut"
 
 
 def decide_admission(gate: Gate | None, *, now_ms: int) -> Admission:
-    """What the gate says at `now_ms`."""
+    """What the gate says at `now_ms`.
+
+    A key that was refused to one job or two is tried with another one at once, whatever the wait: the refusal may be
+    those jobs' own, and then nobody else has to wait for it.
+    """
     if gate is None:
         return Admission.OPEN
-    if now_ms < gate.until_ms:
-        return Admission.SHUT
-    return Admission.PROBE if gate.needs_probe else Admission.OPEN
+    if now_ms >= gate.until_ms:
+        return Admission.PROBE if gate.needs_probe else Admission.OPEN
+    if (
+        gate.needs_probe
+        and gate.is_of_a_key
+        and 0 < len(gate.jobs) < SEVERAL
+        and gate.struck_ms is not None
+        and now_ms >= gate.struck_ms + PROBE_BASE_S * 1000
+    ):
+        return Admission.PROBE_OF_OTHERS
+    return Admission.SHUT
 
 
-def shut_further(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: float | None) -> Gate:
-    """The gate after one more refusal: it doubles its wait from 1 s to 60 s, or longer when asked to."""
-    if gate is not None and gate.needs_probe and now_ms < gate.until_ms:
-        return gate  # the calls that were in flight when it shut say nothing new
+def shut_further(
+    gate: Gate | None,
+    kind: FailureKind,
+    *,
+    now_ms: int,
+    asked_s: float | None,
+    is_probe: bool = True,
+    job_id: str | None = None,
+    http_status: int | None = None,
+) -> Gate:
+    """The gate after one more refusal: it doubles its wait from 1 s to its cap, or longer when asked to.
+
+    The cap is 60 s for a refused key or quota, and 5 s for an endpoint in trouble. `is_probe` False is a call from
+    before: it says nothing new of a gate that is shut, but for which jobs are refused.
+    """
+    if gate is not None and gate.needs_probe:
+        known = gate if job_id is None else _with_job(gate, job_id)
+        if not is_probe or (now_ms < gate.until_ms and known.jobs == gate.jobs):
+            return known
+        gate = known
     strikes = 1 if gate is None or not gate.needs_probe else gate.strikes + 1
-    wait_s = max(min(PROBE_CAP_S, PROBE_BASE_S * 2.0 ** (strikes - 1)), asked_s or 0.0)
+    cap_s = PROBE_CAP_S if kind in _OF_A_KEY else OUTAGE_PROBE_CAP_S
+    wait_s = max(min(cap_s, PROBE_BASE_S * 2.0 ** min(strikes - 1, 60)), asked_s or 0.0)
     until_ms = now_ms + round(wait_s * 1000)
-    if gate is not None:
+    if gate is not None and not gate.needs_probe:
         until_ms = max(until_ms, gate.until_ms)  # a pause that the endpoint asked for is not cut short
-    return Gate(kind, until_ms, strikes, needs_probe=True)
+    shut = Gate(
+        kind,
+        until_ms,
+        strikes,
+        needs_probe=True,
+        wait_ms=until_ms - now_ms,
+        struck_ms=now_ms,
+        http_status=http_status,
+        jobs=gate.jobs if gate is not None and gate.needs_probe else (),
+    )
+    return shut if job_id is None else _with_job(shut, job_id)
 
 
 def pause(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: float) -> Gate:
@@ -59,4 +122,38 @@ def pause(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: float) 
     until_ms = now_ms + round(asked_s * 1000)
     if gate is not None and (gate.needs_probe or gate.until_ms >= until_ms):
         return gate
-    return Gate(kind, until_ms, 0, needs_probe=False)
+    return Gate(kind, until_ms, 0, needs_probe=False, wait_ms=until_ms - now_ms, struck_ms=now_ms)
+
+
+def bring_forward(gate: Gate, *, now_ms: int) -> Gate:
+    """The gate after a sign of life that is no proof: it may be probed now, a second after the last probe."""
+    earliest_ms = now_ms if gate.struck_ms is None else gate.struck_ms + round(PROBE_BASE_S * 1000)
+    if not gate.needs_probe or gate.until_ms <= max(now_ms, earliest_ms):
+        return gate
+    return replace(gate, until_ms=max(now_ms, earliest_ms))
+
+
+def put_off(gate: Gate, *, now_ms: int) -> Gate:
+    """The gate after a probe that was answered and yet decided nothing: the next one comes a second later."""
+    until_ms = now_ms + round(PROBE_BASE_S * 1000)
+    return replace(gate, until_ms=until_ms, wait_ms=until_ms - now_ms) if gate.until_ms < until_ms else gate
+
+
+def as_seen(gate: Gate, *, now_ms: int) -> Gate:
+    """A gate that was just fetched, by the clock of who sees it: it lasts no longer than it was shut for."""
+    if gate.wait_ms is None or gate.until_ms - now_ms <= gate.wait_ms:
+        return gate
+    ahead_ms = gate.until_ms - now_ms - gate.wait_ms
+    struck_ms = None if gate.struck_ms is None else gate.struck_ms - ahead_ms
+    return replace(gate, until_ms=now_ms + gate.wait_ms, struck_ms=struck_ms)
+
+
+def next_probe_after_s(live: int) -> float:
+    """Seconds from the beginning of the latest probe to the next one, while `live` of them have not ended."""
+    return PROBE_EVERY_S * max(1, live - 2) if live else 0.0
+
+
+def _with_job(gate: Gate, job_id: str) -> Gate:
+    if job_id in gate.jobs or len(gate.jobs) >= SEVERAL:
+        return gate
+    return replace(gate, jobs=(*gate.jobs, job_id))

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
+from enum import StrEnum
 
 from schemas.failure import Failure, FailureKind
 from worker.policy.backoff import decide_delay_s
 
 _REFUSALS = frozenset({403, 404, 405})
+
+
+_NOBODYS = frozenset({FailureKind.INVALID_REQUEST, FailureKind.INTERNAL_ERROR})
+
+
+class Whose(StrEnum):
+    """Whose a failure is, as far as other jobs' answers tell."""
+
+    UNKNOWN = "unknown"  # nothing is known beside the failure itself
+    ENDPOINTS = "endpoints"  # unrelated jobs fail alike: it is the endpoint's state
+    UNDECIDED = "undecided"  # another job's answer will soon tell
+    OWN = "own"  # others are answered, and this job is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +47,8 @@ class Standing:
     number: int  # the claim's ordinal, 1-based
     blocked_since_ms: int | None
     is_proven: bool
+    whose: Whose = Whose.UNKNOWN
+    undecided: int = 0  # how often it was asked of this job already, and stayed open
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +70,14 @@ def decide(
 ) -> Decision:
     """The decision for one failure. Randomness and time are arguments."""
     kind = failure.kind
+    if is_local(failure):
+        # This machine's own trouble: nobody's attempt, and no reason to keep other machines away.
+        return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=False)
     is_refusal = kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
+    if standing.whose is Whose.OWN and (is_refusal or kind is FailureKind.REJECTED):
+        return Decision(None, burns=True)
+    if standing.whose is Whose.UNDECIDED and kind not in _NOBODYS:
+        return _wait_a_moment(failure, standing, now_ms, rules, rng)
     # An endpoint that is not there is nobody's attempt: an outage of half an hour must not fail a night's jobs.
     if is_refusal or not failure.was_sent or _is_misconfiguration(failure, standing):
         return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=True)
@@ -62,11 +85,18 @@ def decide(
         return Decision(None, burns=False)
     if failure.should_retry is False:
         return Decision(None, burns=True)
+    if standing.whose is Whose.ENDPOINTS and kind not in _NOBODYS and kind is not FailureKind.RATE_LIMITED:
+        return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=True)
     if kind is FailureKind.RATE_LIMITED:
         return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=False)
     if kind is FailureKind.REJECTED and not failure.should_retry:
         return Decision(None, burns=True)
     return _retry(failure, standing, now_ms, rules, rng)
+
+
+def is_local(failure: Failure) -> bool:
+    """Whether this machine could not make the call: no descriptor, no memory, no thread, no port left."""
+    return bool(getattr(failure, "is_local", False))
 
 
 def _is_misconfiguration(failure: Failure, standing: Standing) -> bool:
@@ -91,6 +121,23 @@ def _retry(
     return Decision(now_ms + round(delay_s * 1000), burns=True, pause_s=asked_s)
 
 
+def _wait_a_moment(
+    failure: Failure, standing: Standing, now_ms: int, rules: RetryRules, rng: random.Random
+) -> Decision:
+    """Unburnt until another job's answer may have told: about 1, 2, 4, 8, 8 … s."""
+    if _is_patience_spent(standing, now_ms, rules):
+        return Decision(None, burns=False)
+    delay_s = 2.0 ** min(standing.undecided, 3) * rng.uniform(1.0, 1.25)
+    return Decision(
+        now_ms + round(delay_s * 1000), burns=False, is_blocked=True, pause_s=_asked_s(failure, rules)
+    )
+
+
+def _is_patience_spent(standing: Standing, now_ms: int, rules: RetryRules) -> bool:
+    since_ms = now_ms if standing.blocked_since_ms is None else standing.blocked_since_ms
+    return now_ms - since_ms >= rules.gate_patience_s * 1000
+
+
 def _wait_at_gate(
     failure: Failure,
     standing: Standing,
@@ -100,8 +147,7 @@ def _wait_at_gate(
     *,
     needs_probe: bool,
 ) -> Decision:
-    since_ms = now_ms if standing.blocked_since_ms is None else standing.blocked_since_ms
-    if now_ms - since_ms >= rules.gate_patience_s * 1000:
+    if _is_patience_spent(standing, now_ms, rules):
         # The job gives up, but what it met still concerns everybody.
         return Decision(None, burns=False, shuts_gate=needs_probe, pause_s=_asked_s(failure, rules))
     asked_s = _asked_s(failure, rules)
@@ -119,6 +165,6 @@ def _wait_at_gate(
 
 
 def _asked_s(failure: Failure, rules: RetryRules) -> float | None:
-    if failure.retry_after_s is None:
+    if failure.retry_after_s is None or math.isnan(failure.retry_after_s):
         return None
     return min(max(failure.retry_after_s, 0.0), rules.retry_after_cap_s)

@@ -165,6 +165,11 @@ def check_output(path: Path) -> None:
         raise InputError(f"The folder {folder} is not writable: choose another")
 
 
+def is_standard_output(path: Path) -> bool:
+    """Whether the path means standard output, which may be a file that must not be replaced by another."""
+    return str(path) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+
+
 def _response(outcome: JobOutcome) -> dict[str, Any] | None:
     if outcome.state is JobState.SUCCEEDED:
         status = 200 if outcome.http_status is None else outcome.http_status

@@ -78,7 +78,7 @@ def find_documents(path: Path) -> DocumentSet:
     except OSError as exc:
         raise InputError(f"{path}: cannot be read ({why(exc)})") from None
     if kind not in (stat.S_IFDIR, stat.S_IFREG):
-        # It is read twice, once to check it: a pipe is empty by then.
+        # It is read twice, once to check it: a pipe is empty by then. And its path is what its job is known by.
         raise InputError(f"{path} is neither a file nor a folder")
     problems: list[str] = []
     if kind == stat.S_IFDIR:

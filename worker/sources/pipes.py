@@ -30,7 +30,7 @@ def name_input(path: Path) -> str:
     if str(path) in _STANDARD_INPUT:
         return "standard input"
     if _is_read_once(path):
-        return "a pipe"
+        return "a pipe" if path.is_fifo() else str(path)
     if _DESCRIPTOR.fullmatch(str(path)):
         real = Path(os.path.realpath(path))
         return real.name if real.exists() else "an open file"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import BindParameter, Connection, Update, bindparam, case, exists, func, or_, select, update
 
+from worker.policy.patience import waiting_since_ms
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.prepared import Prepared, is_among, pack_ids
 from worker.storage.tables import batches, jobs, requests, usage
@@ -59,6 +60,7 @@ def _claim(dialect: str) -> Update:
             jobs.c.bad_responses,
             jobs.c.max_attempts,
             jobs.c.blocked_since_ms,
+            jobs.c.blocked_until_ms,
             jobs.c.is_bulk,
             jobs.c.model,
         )
@@ -123,7 +125,11 @@ def claim_jobs(
             attempts=row.attempts,
             bad_responses=row.bad_responses,
             max_attempts=row.max_attempts,
-            blocked_since_ms=row.blocked_since_ms,
+            blocked_since_ms=(
+                None
+                if row.blocked_since_ms is None
+                else waiting_since_ms(row.blocked_since_ms, row.blocked_until_ms, now_ms=now_ms)
+            ),
             claimed_at_ms=now_ms,
             is_bulk=bool(row.is_bulk),
         )

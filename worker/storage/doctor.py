@@ -47,6 +47,7 @@ from worker.storage.tables import (
     wants,
     workers,
 )
+from worker.storage.wants import IS_LEFT_BEHIND
 from worker.storage.window import fetch_mark_bound, unmark_published_before
 from worker.storage.workers import end_worker, rescue_jobs
 
@@ -303,6 +304,7 @@ _CHECKS: Mapping[str, _Check] = {
     "waiting_for_long": _Check(
         lambda look: is_in(JobState.WAITING) & (jobs.c.not_before_ms > look.now_ms + _FAR_MS)
     ),
+    "left_behind": _Check(lambda _: IS_LEFT_BEHIND, repairs.find_homes, is_plain=False),
     "published_long_ago": _Check(_is_overdue, repairs.publish_again, is_plain=False),
 }
 

@@ -18,6 +18,7 @@ from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import Setback
 from worker.storage.records import LARGEST_COUNT, odd_finish_reason, record_outcomes
 from worker.storage.tables import attempts, is_in, jobs, results, usage
+from worker.storage.wants import settle
 from worker.storage.window import unmark_published
 
 Mend = Callable[[Connection, list[str], int], None]  # the jobs' ids, and the time in milliseconds
@@ -169,6 +170,7 @@ def succeed(connection: Connection, ids: list[str], _: int) -> None:
             failure_kind=None,
             failure_message=None,
             blocked_since_ms=None,
+            blocked_until_ms=None,
         )
     )
 
@@ -241,3 +243,8 @@ def unuse(connection: Connection, ids: list[str], _: int) -> None:
 def publish_again(connection: Connection, ids: list[str], _: int) -> None:
     """Has the relay publish them again; claims absorb a message that comes twice."""
     unmark_published(connection, ids)
+
+
+def find_homes(connection: Connection, ids: list[str], _: int) -> None:
+    """Gives them to a batch that wants them and is not held."""
+    settle(connection, ids)

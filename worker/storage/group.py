@@ -104,7 +104,7 @@ class GroupWriter:
         self.worker_id = worker_id
         self.held: dict[str, str] = {}  # job id to token: what this process knows that it runs
         self._ledger = ledger
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._clock = clock
         self._window_s = window_s
         self._alone: set[str] = set()  # jobs whose claimer is alone in this process
@@ -281,7 +281,7 @@ class GroupWriter:
                 connection,
                 worker_id=self.worker_id,
                 token=token,
-                endpoint=self._endpoint,
+                endpoint=self.endpoint,
                 now_ms=now_ms,
             )
             claimed = claim([job_id for job_id in wanted if job_id not in self._alone])
@@ -290,7 +290,7 @@ class GroupWriter:
             unclaimed = [job_id for job_id in wanted if job_id not in claimed]
             suspects = fetch_suspects(connection, unclaimed)
             if unclaimed:  # mostly not: then it costs nothing
-                unmark_strays(connection, unclaimed, self._endpoint)
+                unmark_strays(connection, unclaimed, self.endpoint)
             return recorded, claimed, suspects, answers
 
         recorded, claimed, suspects, answers = self._ledger.run(work)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, delete, not_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, extract, func, not_, select, update
 
 from schemas.job import JobState, Move, states_open_to
 from worker.storage.tables import MAX_ROWS, failure_bodies, is_in, jobs, wants
 from worker.storage.unwanted import give_up, want_again
-from worker.storage.wants import bring_home
+from worker.storage.wants import bring_home, settle
 
 
 def retry_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> list[str]:
@@ -35,11 +35,12 @@ def retry_batch(
         chosen &= jobs.c.failure_kind.in_(list(kinds))
     if JobState.CANCELLED in states:
         want_again(connection, batch_id)
+        while bring_home(connection, batch_id) >= MAX_ROWS:
+            pass
     # One after the other, each from its index: those whose home the batch is, then those that it wants elsewhere.
     elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch_id)
     for of_batch in (jobs.c.batch_id == batch_id, jobs.c.id.in_(elsewhere)):
         if ids := _retry(connection, chosen & of_batch, now_ms=now_ms):
-            bring_home(connection, batch_id)
             return ids
     return []
 
@@ -85,14 +86,16 @@ def cancel_batch(connection: Connection, batch_id: str, *, now_ms: int) -> Cance
 
 
 def expire_jobs(connection: Connection, *, now_ms: int) -> int:
-    """Number of waiting jobs (at most 500) whose time is over."""
+    """Number of waiting jobs (at most 500) whose time is over.
+
+    By the server's clock as well, where there is a server: a worker whose own is ahead must end no job of others.
+    """
+    is_over = jobs.c.expires_at_ms <= now_ms
+    if connection.dialect.name == "postgresql":
+        is_over &= jobs.c.expires_at_ms <= extract("epoch", func.clock_timestamp()) * 1000
     rows = connection.execute(
         select(jobs.c.id)
-        .where(
-            jobs.c.expires_at_ms.is_not(None),
-            jobs.c.expires_at_ms <= now_ms,
-            is_in(JobState.QUEUED, JobState.WAITING),
-        )
+        .where(jobs.c.expires_at_ms.is_not(None), is_over, is_in(JobState.QUEUED, JobState.WAITING))
         .order_by(jobs.c.expires_at_ms)
         .limit(MAX_ROWS)
         .with_for_update(skip_locked=True)
@@ -162,6 +165,7 @@ def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) 
             losses=0,
             solo_losses=0,
             blocked_since_ms=None,
+            blocked_until_ms=None,
             is_cancel_requested=False,
             not_before_ms=None,
             published_at_ms=None,
@@ -175,4 +179,6 @@ def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) 
         )
     )
     connection.execute(delete(failure_bodies).where(failure_bodies.c.job_id.in_(ids)))
+    # Open again, it may have its home with a run that is over.
+    settle(connection, ids)
     return ids

@@ -21,7 +21,7 @@ class ClaimedJob:
     attempts: int  # burnt so far
     bad_responses: int  # of them
     max_attempts: int | None
-    blocked_since_ms: int | None
+    blocked_since_ms: int | None  # without the time in which nobody tried
     claimed_at_ms: int
     is_bulk: bool
 

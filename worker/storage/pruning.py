@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     BindParameter,
+    ColumnElement,
     Connection,
+    and_,
     bindparam,
     delete,
     exists,
@@ -43,11 +46,17 @@ from worker.storage.wants import OPEN
 _STEP_S = 0.02  # a step's transaction stays under about this long
 _SMALLEST_STEP = 20
 
+
+def _has_ended_before(before_ms: Any) -> ColumnElement[bool]:
+    # What was made later cannot have ended earlier: the clock of its worker was behind.
+    return and_(jobs.c.ended_at_ms < before_ms, jobs.c.created_at_ms < before_ms)
+
+
 _place = tuple_(jobs.c.ended_at_ms, jobs.c.id)
 _ENDED = (
     select(jobs.c.id, jobs.c.batch_id, jobs.c.ended_at_ms)
     .where(
-        jobs.c.ended_at_ms < bindparam("before_ms"),
+        _has_ended_before(bindparam("before_ms")),
         # From where the step before came to: what it spared is not looked at again by every step.
         _place > tuple_(bindparam("after_ms", -1, BigInteger), bindparam("after_id", "")),
     )
@@ -90,7 +99,7 @@ class _Step:
 
 def count_ended(connection: Connection, *, before_ms: int) -> int:
     """Jobs that ended before then, without those that are spared."""
-    ended = select(func.count()).where(jobs.c.ended_at_ms < before_ms)
+    ended = select(func.count()).where(_has_ended_before(before_ms))
     return int(connection.execute(ended).scalar_one()) - count_spared(connection, before_ms=before_ms)
 
 
@@ -99,7 +108,7 @@ def count_spared(connection: Connection, *, before_ms: int) -> int:
     unfinished = select(batches.c.id).where(_IS_UNFINISHED)
     is_wanted_elsewhere = exists().where(wants.c.job_id == jobs.c.id, wants.c.batch_id.in_(unfinished))
     spared = select(func.count()).where(
-        jobs.c.ended_at_ms < before_ms, or_(jobs.c.batch_id.in_(unfinished), is_wanted_elsewhere)
+        _has_ended_before(before_ms), or_(jobs.c.batch_id.in_(unfinished), is_wanted_elsewhere)
     )
     return int(connection.execute(spared).scalar_one())
 

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, Select, func, select, tuple_, union_all
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
+from worker.clock import describe_until
 from worker.storage.engine import Ledger
 from worker.storage.tables import failure_bodies, is_in, jobs, pauses, results, usage, wants
 from worker.storage.wants import Wanted
@@ -76,8 +77,12 @@ def iterate_batch_outcomes(ledger: Ledger, batch_id: str) -> Iterator[JobOutcome
     nothing open.
     """
     after = (-1, "")
+    any_elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch_id).limit(1)
     while True:
-        found = _fetch(ledger, _page_of(batch_id, after))
+        with ledger.read() as connection:
+            is_mixed = connection.execute(any_elsewhere).first() is not None
+        page = _mixed_page_of if is_mixed else _page_of
+        found = _fetch(ledger, page(batch_id, after))
         yield from found
         if len(found) < _PAGE:
             return
@@ -97,7 +102,20 @@ def iterate_outcomes(ledger: Ledger, ids: Sequence[str]) -> Iterator[JobOutcome]
 
 
 def _page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
-    """The next ended jobs of a batch behind a position and an id: from the jobs whose home it is, and its wants."""
+    """The next ended jobs whose home this batch is, behind a position and an id."""
+    return (
+        _OUTCOME.where(
+            jobs.c.batch_id == batch_id,
+            tuple_(jobs.c.position, jobs.c.id) > after,
+            jobs.c.state.in_(_ENDED),
+        )
+        .order_by(jobs.c.position, jobs.c.id)
+        .limit(_PAGE)
+    )
+
+
+def _mixed_page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
+    """The next ended jobs that this batch wants, whichever their home is, behind a position and an id."""
     at_home = (
         select(jobs.c.id, jobs.c.position, jobs.c.custom_id)
         .where(
@@ -216,15 +234,21 @@ def count_running(connection: Connection) -> int:
     return int(connection.execute(statement).scalar_one())
 
 
-def fetch_trouble(connection: Connection) -> str | None:
-    """Why jobs wait for something that concerns them all (a pause, a refused key, a spent quota), or None."""
+def fetch_trouble(connection: Connection, *, now_ms: int | None = None) -> str | None:
+    """Why jobs wait for something that concerns them all (a pause, a refused key, a spent quota), or None.
+
+    With `now_ms` it says until when the first of them waits.
+    """
     pause = connection.execute(select(pauses.c.endpoint, pauses.c.reason).limit(1)).first()
     if pause is not None:
         return f"{pause.endpoint} is paused ({pause.reason or 'no reason given'}); `antrean resume` goes on"
     row = connection.execute(
-        select(jobs.c.failure_kind, jobs.c.failure_message)
+        select(jobs.c.failure_kind, jobs.c.failure_message, jobs.c.not_before_ms)
         .where(is_in(JobState.WAITING), jobs.c.blocked_since_ms.is_not(None))
         .order_by(jobs.c.not_before_ms)
         .limit(1)
     ).first()
-    return None if row is None else f"{row.failure_kind}: {row.failure_message}"
+    if row is None:
+        return None
+    end = "" if now_ms is None else f" ({describe_until(row.not_before_ms, now_ms)})"
+    return f"{row.failure_kind}: {row.failure_message}{end}"

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from schemas.failure import FailureKind
 from schemas.job import LEGAL_MOVES, ORDINARY_FINISH_REASONS, JobState, Move
+from worker.policy.patience import waiting_since_ms
 from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import GiveBack, Outcome, Recorded, Setback, Success, Usage
 from worker.storage.prepared import Prepared, is_among, pack_ids, together
@@ -31,6 +32,7 @@ _LOCK = Prepared(
             jobs.c.is_cancel_requested,
             jobs.c.expires_at_ms,
             jobs.c.blocked_since_ms,
+            jobs.c.blocked_until_ms,
         )
         .where(is_among(dialect, jobs.c.id))
         .order_by(jobs.c.id)
@@ -51,6 +53,7 @@ _MOVED_COLUMNS = (
     "request_id",
     "failure_message",
     "blocked_since_ms",
+    "blocked_until_ms",
 )
 _NEW = {name: f"new_{name}" for name in _MOVED_COLUMNS}  # a bound value may not be named as its column
 _UNMOVED: dict[str, Any] = dict.fromkeys(_NEW.values())
@@ -118,7 +121,8 @@ def _decide(row: AnyRow | None, outcome: Outcome, writes: _Writes) -> Recorded:
         return Recorded.CLAIM_LOST
     if isinstance(outcome, GiveBack):
         move = Move.CANCEL if row.is_cancel_requested else Move.RELEASE
-        writes.moves.append(_move(row, move, outcome, blocked_since_ms=row.blocked_since_ms))
+        blocked = {"blocked_since_ms": row.blocked_since_ms, "blocked_until_ms": row.blocked_until_ms}
+        writes.moves.append(_move(row, move, outcome, **blocked))
         writes.attempts.append(_attempt(outcome, "released"))
         return Recorded.APPLIED
     _decide_setback(row, outcome, writes)
@@ -178,8 +182,13 @@ def _decide_setback(row: AnyRow, outcome: Setback, writes: _Writes) -> None:
         "blocked_since_ms": None,
     }
     if outcome.is_blocked:
-        known = row.blocked_since_ms
-        facts["blocked_since_ms"] = outcome.started_at_ms if known is None else known
+        since_ms, started_at_ms = row.blocked_since_ms, outcome.started_at_ms
+        facts["blocked_since_ms"] = (
+            started_at_ms
+            if since_ms is None
+            else waiting_since_ms(since_ms, row.blocked_until_ms, now_ms=started_at_ms)
+        )
+        facts["blocked_until_ms"] = outcome.not_before_ms
     if move is Move.WAIT:
         facts["not_before_ms"] = outcome.not_before_ms
     writes.moves.append(_move(row, move, outcome, **facts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, case, delete, not_, select, tuple_, update
+from sqlalchemy import Connection, delete, not_, select, tuple_, update
 
 from schemas.job import JobState
 from worker.storage.tables import MAX_ROWS, is_in, jobs, wants
@@ -16,6 +16,7 @@ from worker.storage.wants import (
     first_of_each,
     home_of,
     home_unindexed,
+    last_if_held,
     locked,
     swap_homes,
     want_of,
@@ -23,8 +24,6 @@ from worker.storage.wants import (
 )
 
 _IDLE = (JobState.QUEUED, JobState.WAITING)
-# A batch that is at work comes first.
-_LAST_IF_HELD = case((wanter.c.held_at_ms.is_not(None), 1), else_=0)
 
 
 def give_up(connection: Connection, batch_id: str) -> int:
@@ -64,7 +63,7 @@ def give_up(connection: Connection, batch_id: str) -> int:
             not_(wants.c.is_given_up),
             wants.c.batch_id != batch_id,
         )
-        .order_by(jobs.c.id, _LAST_IF_HELD, wants.c.batch_id, wants.c.position)
+        .order_by(jobs.c.id, last_if_held, wants.c.batch_id, wants.c.position)
         .limit(MAX_ROWS)
     )
     swaps = [
@@ -107,7 +106,7 @@ def let_go(connection: Connection, batch_id: str, places: Sequence[tuple[int, st
         select(wants.c.job_id.label("id"), *WANT_COLUMNS)
         .select_from(wants.join(wanter, wanter.c.id == wants.c.batch_id))
         .where(wants.c.job_id.in_(sorted(homeless)), not_(wants.c.is_given_up))
-        .order_by(wants.c.job_id, _LAST_IF_HELD, wants.c.batch_id, wants.c.position)
+        .order_by(wants.c.job_id, last_if_held, wants.c.batch_id, wants.c.position)
     ).all()
     swap_homes(
         connection,

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Connection,
     and_,
     bindparam,
+    case,
     delete,
     exists,
     not_,
@@ -84,11 +85,9 @@ WANT_COLUMNS = (
     wants.c.custom_id.label("want_custom_id"),
 )
 _IS_LIVING = exists().where(batches.c.id == _of_batch, batches.c.held_at_ms.is_(None))
-# Without a home is a bulk job whose batch has let go of it; a lone job never had one, and is nobody's to hold.
-_HOME_DOES_NOT_WORK = or_(
-    and_(jobs.c.batch_id == "", jobs.c.is_bulk),
-    exists().where(batches.c.id == jobs.c.batch_id, batches.c.held_at_ms.is_not(None)),
-)
+_IS_HOME_HELD = exists().where(batches.c.id == jobs.c.batch_id, batches.c.held_at_ms.is_not(None))
+# A bulk job whose batch has let go of it. A lone job never had a home, and is nobody's to hold.
+_IS_HOMELESS = and_(jobs.c.batch_id == "", jobs.c.is_bulk)
 _TO_BRING_HOME = (
     select(*HOME_COLUMNS, *WANT_COLUMNS)
     .select_from(wants.join(jobs, jobs.c.id == wants.c.job_id))
@@ -96,13 +95,15 @@ _TO_BRING_HOME = (
         wants.c.batch_id == _of_batch,
         not_(wants.c.is_given_up),
         is_in(*OPEN),
-        _HOME_DOES_NOT_WORK,
+        or_(_IS_HOME_HELD, _IS_HOMELESS),
         _IS_LIVING,
     )
     .order_by(jobs.c.id, wants.c.position)
     .limit(MAX_ROWS)
 )
 wanter = batches.alias("wanter")
+# A batch that is at work comes first.
+last_if_held = case((wanter.c.held_at_ms.is_not(None), 1), else_=0)
 # Written so that no index serves it: these look through the wants, which are few, not through a batch's million jobs.
 home_unindexed = jobs.c.batch_id.concat("")
 _TO_HAND_OVER = (
@@ -118,10 +119,33 @@ _TO_HAND_OVER = (
     .order_by(jobs.c.id, wants.c.batch_id, wants.c.position)
     .limit(MAX_ROWS)
 )
+_TO_SETTLE = (
+    select(*HOME_COLUMNS, *WANT_COLUMNS)
+    .select_from(jobs.join(wants, wants.c.job_id == jobs.c.id).join(wanter, wanter.c.id == wants.c.batch_id))
+    .where(
+        is_in(*OPEN),
+        not_(wants.c.is_given_up),
+        or_(_IS_HOMELESS, _IS_HOME_HELD & wanter.c.held_at_ms.is_(None)),
+    )
+    .order_by(jobs.c.id, last_if_held, wants.c.batch_id, wants.c.position)
+)
+# What must not be: an open job that waits for a batch that is held, while one that is not held wants it.
+IS_LEFT_BEHIND = and_(
+    is_in(*OPEN),
+    _IS_HOME_HELD,
+    exists()
+    .where(
+        wants.c.job_id == jobs.c.id,
+        not_(wants.c.is_given_up),
+        wanter.c.id == wants.c.batch_id,
+        wanter.c.held_at_ms.is_(None),
+    )
+    .correlate(jobs),
+)
 
 
 def add_wants(connection: Connection, new: Sequence[Want]) -> None:
-    """Writes down that these jobs, whose home is elsewhere, are wanted too; such as nobody works for come home."""
+    """Writes down that these jobs, whose home is elsewhere, are wanted too; what nobody works on comes home."""
     if not new:
         return
     wanted = {(want.batch_id, want.position, want.job_id): want for want in new}
@@ -155,9 +179,19 @@ def add_wants(connection: Connection, new: Sequence[Want]) -> None:
                 for _, want in sorted(wanted.items())
             ],
         )
-    for batch_id in sorted({want.batch_id for want in new}):
-        while bring_home(connection, batch_id) == MAX_ROWS:
-            pass
+    settle(connection, ids)
+
+
+def settle(connection: Connection, ids: Sequence[str]) -> None:
+    """Finds a home for those of `ids` that are open and whose home is held, or that have none.
+
+    A batch at work that wants them; one that is held only where there was none.
+    """
+    ordered = sorted(ids)
+    for start in range(0, len(ordered), MAX_ROWS):
+        query = _TO_SETTLE.where(jobs.c.id.in_(ordered[start : start + MAX_ROWS]))
+        found = connection.execute(locked(query)).all()
+        swap_homes(connection, [Swap(row.id, home_of(row), want_of(row)) for row in first_of_each(found)])
 
 
 def needs_bringing_home(connection: Connection, batch_id: str) -> bool:

@@ -123,7 +123,7 @@ def take_lone_due(
         return []
     retries = [Due(*row) for row in connection.execute(_LONE_DUE, {**query, "at_most": room})]
     due = _mix(retries, _ready_of(connection, endpoint, "", room), room)
-    _mark(connection, [job.id for job in due], now_ms)
+    mark_published(connection, [job.id for job in due], now_ms)
     return due
 
 
@@ -152,10 +152,10 @@ def take_due(
         return [], after_batch
     due: list[Due] = []
     if prefer_untried:
-        due, after_batch = _take_untried(connection, endpoint, room, after_batch, now_ms, held)
+        due, after_batch = choose_untried(connection, endpoint, room, after_batch, now_ms, held)
     if not due:
-        due, after_batch = _take_shares(connection, endpoint, room, after_batch, now_ms, held)
-    _mark(connection, [job.id for job in due], now_ms)
+        return _take_shares(connection, endpoint, room, after_batch, now_ms, held)
+    mark_published(connection, [job.id for job in due], now_ms)
     return due, after_batch
 
 
@@ -171,14 +171,27 @@ def _take_shares(
     turns = find_turns(
         connection, endpoint, after=after_batch, held=held, at_most=room - len(due), now_ms=now_ms
     )
-    for i, turn in enumerate(turns):
-        left = room - len(due)
-        if left <= 0:
-            break
-        sharers = min(_SHARERS - i % _SHARERS, len(turns) - i)
-        due += _share_of(connection, endpoint, turn, -(-left // sharers), now_ms)
-        after_batch = turn.batch_id
-    return due + later[: room - len(due)], after_batch
+    marked, is_first = 0, True
+    while turns and len(due) < room:
+        # What some leave of their shares is for those who have more: these are looked at again.
+        mark_published(connection, [job.id for job in due[marked:]], now_ms)
+        marked = len(due)
+        with_more: list[Turn] = []
+        for i, turn in enumerate(turns):
+            left = room - len(due)
+            if left <= 0:
+                break
+            share = -(-left // min(_SHARERS - i % _SHARERS, len(turns) - i))
+            part = _share_of(connection, endpoint, turn, share, now_ms)
+            due += part
+            if len(part) == share:
+                with_more.append(turn)
+            if is_first:
+                after_batch = turn.batch_id
+        turns, is_first = with_more, False
+    due += later[: room - len(due)]
+    mark_published(connection, [job.id for job in due[marked:]], now_ms)
+    return due, after_batch
 
 
 def _share_of(connection: Connection, endpoint: str, turn: Turn, share: int, now_ms: int) -> list[Due]:
@@ -193,10 +206,10 @@ def _mix(retries: list[Due], ready: list[Due], room: int) -> list[Due]:
     return first + ready[: room - len(first)]
 
 
-def _take_untried(
+def choose_untried(
     connection: Connection, endpoint: str, room: int, after_batch: str, now_ms: int, held: Collection[str]
 ) -> tuple[list[Due], str]:
-    """Jobs that were never called, of the first batch that has any; each batch shows its first few."""
+    """Jobs that were never called, of the first batch that has any, not marked; each batch shows its first few."""
     turns = find_turns(connection, endpoint, after=after_batch, held=held, at_most=_LOOKED_AT, now_ms=now_ms)
     for batch_id in ("", *(turn.batch_id for turn in turns if turn.has_ready)):
         query = {"of_endpoint": endpoint, "of_batch": batch_id, "at_most": max(room, _LOOKED_AT)}
@@ -261,6 +274,7 @@ def _due_of(connection: Connection, endpoint: str, batch_id: str, at_most: int, 
     return [Due(*row) for row in connection.execute(_DUE_OF_BATCH, query)]
 
 
-def _mark(connection: Connection, ids: list[str], now_ms: int) -> None:
+def mark_published(connection: Connection, ids: Sequence[str], now_ms: int) -> None:
+    """Marks jobs as handed to the broker; one that waited is queued again."""
     if ids:
         connection.execute(_MARK_PUBLISHED, {"ids": sorted(ids), "now_ms": now_ms})

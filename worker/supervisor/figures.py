@@ -22,7 +22,9 @@ from sqlalchemy import Connection
 
 from schemas.job import JobState
 from worker.broker import broker_address, open_client
+from worker.clock import SystemClock
 from worker.errors import AntreanError
+from worker.gate_state import GateWatch
 from worker.logs import configure_logs
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
@@ -85,6 +87,7 @@ class Lookout:
         self._interval_s = interval_s
         self._ledger = open_ledger(settings, pool_size=1)
         self._broker = open_client(broker_address(settings))
+        self._gate = GateWatch(settings, self._broker)
         self._counted_at_s = time.monotonic()
         self._ended: int | None = None
 
@@ -98,7 +101,7 @@ class Lookout:
                 facts["workers"] = [
                     (one.pid, one.started_at_ms) for one in fetch_workers(connection) if one.hostname == here
                 ]
-                facts["trouble"] = fetch_trouble(connection)
+                facts["trouble"] = fetch_trouble(connection, now_ms=SystemClock().now_ms())
                 facts |= self._count(connection)
         except AntreanError as exc:
             away["database"] = str(exc)
@@ -106,6 +109,8 @@ class Lookout:
             self._broker.ping()
         except redis.RedisError as exc:
             away["broker"] = f"the broker does not answer: {' '.join(str(exc).split())[:200]}"
+        else:
+            facts["trouble"] = facts["trouble"] or self._gate.describe()
         return facts
 
     def _count(self, connection: Connection) -> dict[str, Any]:

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
 
 import structlog
 
 from schemas.failure import FailureKind
 from worker.clock import Clock
-from worker.policy.gates import Admission, Gate, decide_admission, pause, shut_further
+from worker.ids import new_id
+from worker.policy.gates import (
+    Admission,
+    Gate,
+    as_seen,
+    bring_forward,
+    decide_admission,
+    pause,
+    put_off,
+    shut_further,
+)
 from worker.throttle.store import GateStore
 
 log = structlog.get_logger(__name__)
 _FRESH_S = 0.25
+_CLOSELY_S = 0.05
+_QUIET_S = 10.0  # one that flaps is told of so often
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Leave to call the endpoint. A probe decides for everyone."""
+    """Leave to call the endpoint. A probe decides for everyone; its place is under its `token`.
+
+    `order` tells which of two things of this process came first, `number` is the call's place among its calls.
+    """
 
     is_probe: bool
+    token: str | None = field(default=None, compare=False)
+    order: int = field(default=0, compare=False)
+    number: int = field(default=0, compare=False)
 
 
 class Gatekeeper:
@@ -32,63 +52,172 @@ class Gatekeeper:
         self._probe_ttl_s = probe_ttl_s
         self._lock = threading.Lock()
         self._gate: Gate | None = None
+        self._fetched: Gate | None = None  # as it was in the store
         self._looked_at_s = float("-inf")
+        self._told_s = float("-inf")
+        self._is_shut_told = False
+        self.next_order = count(1).__next__
+        self._next_number = count(1).__next__
+        self.calls = 0
+        self.openings = 0  # how often a gate that needed a probe was seen to open
 
-    def admit(self) -> Pass | None:
+    def admit(self, job_id: str | None = None) -> Pass | None:
         """Leave to call, or None: the job goes back to the ledger, unburnt."""
-        admission = decide_admission(self.look(), now_ms=self._clock.now_ms())
+        gate = self.look()
+        if gate is None:
+            return self._pass(None)
+        now_ms = self._clock.now_ms()
+        admission = decide_admission(gate, now_ms=now_ms)
         if admission is Admission.OPEN:
-            return Pass(is_probe=False)
-        if admission is Admission.PROBE and self._store.take_probe(ttl_s=self._probe_ttl_s):
-            return Pass(is_probe=True)
+            return self._pass(None)
+        if admission is Admission.SHUT:
+            return None
+        if admission is Admission.PROBE_OF_OTHERS and (job_id is None or job_id in gate.jobs):
+            return None
+        token = new_id()
+        if self._store.take_probe(ttl_s=self._probe_ttl_s, token=token, now_ms=now_ms):
+            return self._pass(token)
         return None
 
-    def look(self) -> Gate | None:
-        """The gate as of at most a quarter of a second ago."""
+    def _pass(self, token: str | None) -> Pass:
+        number = self._next_number()
+        self.calls = number  # not guarded: a few too low at times
+        return Pass(token is not None, token, self.next_order(), number)
+
+    def look(self, *, closely: bool = False) -> Gate | None:
+        """The gate as of at most a quarter of a second ago; `closely`, a twentieth."""
         now_s = self._clock.monotonic_s()
         with self._lock:
-            if now_s - self._looked_at_s < _FRESH_S:
+            if now_s - self._looked_at_s < (_CLOSELY_S if closely else _FRESH_S):
                 return self._gate
             self._looked_at_s = now_s
-        gate = self._store.fetch()
+        fetched = self._store.fetch()
         with self._lock:
-            self._gate = gate
-        return gate
+            if fetched != self._fetched:
+                self._see(fetched)
+            return self._gate
+
+    def admission(self) -> tuple[Admission, tuple[str, ...]]:
+        """What the gate says to the relay, and the jobs that are refused at it."""
+        gate = self.look()
+        return decide_admission(gate, now_ms=self._clock.now_ms()), () if gate is None else gate.jobs
 
     def room(self, window: int) -> int:
         """How many jobs the relay may have in the broker: none at a shut gate, one for a probe."""
-        admission = decide_admission(self.look(), now_ms=self._clock.now_ms())
-        return {Admission.OPEN: window, Admission.PROBE: 1, Admission.SHUT: 0}[admission]
+        admission, _ = self.admission()
+        return {Admission.OPEN: window, Admission.SHUT: 0}.get(admission, 1)
 
-    def shut(self, kind: FailureKind, *, asked_s: float | None) -> Gate:
-        """Closes the gate for all workers after a refusal that concerns all of them."""
-        gate = shut_further(self._store.fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s)
-        log.warning("gate.shut", kind=kind.value, strikes=gate.strikes)
-        self._keep(gate)
+    def shut(
+        self,
+        kind: FailureKind,
+        *,
+        asked_s: float | None,
+        leave: Pass | None = None,
+        job_id: str | None = None,
+        http_status: int | None = None,
+    ) -> Gate:
+        """Closes the gate for all workers after a refusal that concerns all of them.
+
+        A call from before the gate was shut changes nothing of it, and gives no probe's place away.
+        """
+        now_ms = self._clock.now_ms()
+        before = self._fetch()
+        is_probe = leave is None or leave.is_probe
+        gate = shut_further(
+            before,
+            kind,
+            now_ms=now_ms,
+            asked_s=asked_s,
+            is_probe=is_probe,
+            job_id=job_id,
+            http_status=http_status,
+        )
+        if gate != before:
+            self._keep(gate, only_if_shut=before is not None and before.needs_probe)
+            if gate.strikes != (before.strikes if before is not None and before.needs_probe else 0):
+                self._tell_shut(gate)
+        if is_probe:
+            self._store.leave_probe(None if leave is None else leave.token)
         return gate
 
     def pause(self, kind: FailureKind, *, asked_s: float) -> None:
         """Keeps all workers away for as long as the endpoint asked."""
-        self._keep(pause(self._store.fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
+        self._keep(pause(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
 
     def leave(self, leave: Pass) -> None:
         """Gives a probe's place back when its call decided nothing."""
         if leave.is_probe:
-            self._store.leave_probe()
+            self._store.leave_probe(leave.token)
 
-    def succeeded(self, leave: Pass) -> None:
-        """A call was answered: a gate that waits for a probe opens for all."""
-        gate = self._gate
-        if leave.is_probe or (gate is not None and gate.needs_probe):
+    def decided_nothing(self, leave: Pass) -> None:
+        """The same of a probe that was answered: the next one waits for a second, whatever the gate says."""
+        if leave.is_probe:
+            self._change(lambda gate: put_off(gate, now_ms=self._clock.now_ms()))
+        self.leave(leave)
+
+    def acquit(self, job_id: str) -> None:
+        """The refusal was this job's own: a gate that is shut for it alone opens."""
+        gate = self.look(closely=True)
+        if gate is not None and gate.is_of_a_key and set(gate.jobs) <= {job_id} and gate.needs_probe:
             self._store.clear()
             with self._lock:
-                self._gate = None
-            log.info("gate.opened")
+                self._see(None)
 
-    def _keep(self, gate: Gate) -> None:
-        self._store.put(gate)
-        if gate.needs_probe:
-            self._store.leave_probe()
+    def succeeded(self, leave: Pass) -> None:
+        """A call was answered: a gate that waits for a probe opens for all if it was one.
+
+        A call from before the gate was shut is a sign of life and no proof: it lets the next probe come soon.
+        """
+        if leave.is_probe:
+            if self._store.clear(leave.token):
+                with self._lock:
+                    self._see(None)
+            return
+        gate = self._gate
+        if gate is not None and gate.needs_probe:
+            self._change(lambda found: bring_forward(found, now_ms=self._clock.now_ms()))
+
+    def _change(self, change: Callable[[Gate], Gate]) -> None:
+        gate = self.look(closely=True)
+        if gate is None or not gate.needs_probe:
+            return
+        changed = change(gate)
+        if changed != gate:
+            self._keep(changed, only_if_shut=True)
+
+    def _fetch(self) -> Gate | None:
+        fetched = self._store.fetch()
+        return None if fetched is None else as_seen(fetched, now_ms=self._clock.now_ms())
+
+    def _keep(self, gate: Gate, *, only_if_shut: bool = False) -> None:
+        self._store.put(gate, only_if_shut=only_if_shut)
         with self._lock:
-            self._gate = gate
+            self._gate = self._fetched = gate
             self._looked_at_s = self._clock.monotonic_s()
+
+    def _see(self, fetched: Gate | None) -> None:
+        was_shut = self._gate is not None and self._gate.needs_probe
+        self._fetched = fetched
+        self._gate = None if fetched is None else as_seen(fetched, now_ms=self._clock.now_ms())
+        if was_shut and (fetched is None or not fetched.needs_probe):
+            self.openings += 1
+            if self._is_shut_told:
+                self._is_shut_told = False
+                log.info("gate.opened")
+
+    def _tell_shut(self, gate: Gate) -> None:
+        """Tells of the first strike and of every doubling; of one that opens and shuts all the time once in a while."""
+        now_s = self._clock.monotonic_s()
+        is_new = gate.strikes == 1
+        if gate.strikes & (gate.strikes - 1) or (is_new and now_s - self._told_s < _QUIET_S):
+            return
+        if is_new:
+            self._told_s = now_s
+        self._is_shut_told = True
+        log.warning(
+            "gate.shut",
+            kind=gate.kind.value,
+            http_status=gate.http_status,
+            strikes=gate.strikes,
+            next_probe_in_s=round((gate.until_ms - self._clock.now_ms()) / 1000, 1),
+        )

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from dataclasses import asdict
+from importlib.resources import files
 
 import orjson
 import redis
 import structlog
 
 from schemas.failure import FailureKind
-from worker.policy.gates import Gate
+from worker.policy.gates import MOST_PROBES, Gate, next_probe_after_s
 
 log = structlog.get_logger(__name__)
 _KEEP_S = 24 * 3600
+_KEEP_PROBE_MS = 3600_000  # each place has an end of its own besides
+_NEXT_AFTER_MS = tuple(round(next_probe_after_s(live) * 1000) for live in range(1, MOST_PROBES))
 
 
 class RedisGateStore:
@@ -22,7 +27,9 @@ class RedisGateStore:
         name = hashlib.sha256(endpoint.encode()).hexdigest()[:16]
         self._client = client
         self._gate_key = f"antrean:{name}:gate"
-        self._probe_key = f"antrean:{name}:probe"
+        self._probe_key = f"antrean:{name}:gate-probe"
+        self._take_probe = client.register_script(_script("take_probe.lua"))
+        self._leave_probe = client.register_script(_script("leave_probe.lua"))
         self.failed_open = 0  # times the gate could not be read or kept and counted as open
 
     def fetch(self) -> Gate | None:
@@ -34,51 +41,73 @@ class RedisGateStore:
         if not isinstance(raw, bytes):
             return None
         try:
-            facts = orjson.loads(raw)
-            return Gate(
-                kind=FailureKind(facts["kind"]),
-                until_ms=facts["until_ms"],
-                strikes=facts["strikes"],
-                needs_probe=facts["needs_probe"],
-            )
+            return _parse(raw)
         except (ValueError, KeyError, TypeError) as exc:  # another version's, or nobody's
             self._count(exc)
             return None
 
-    def put(self, gate: Gate) -> None:
-        raw = orjson.dumps(
-            {
-                "kind": gate.kind,
-                "until_ms": gate.until_ms,
-                "strikes": gate.strikes,
-                "needs_probe": gate.needs_probe,
-            }
-        )
+    def put(self, gate: Gate, *, only_if_shut: bool = False) -> None:
         try:
-            self._client.set(self._gate_key, raw, ex=_KEEP_S)
+            self._client.set(self._gate_key, orjson.dumps(asdict(gate)), ex=_KEEP_S, xx=only_if_shut)
         except redis.RedisError as exc:
             self._count(exc)
 
-    def clear(self) -> None:
+    def clear(self, token: str | None = None) -> bool:
         try:
+            if token is not None and not self._leave(token):
+                return False
             self._client.delete(self._gate_key, self._probe_key)
         except redis.RedisError as exc:
             self._count(exc)
+        return True
 
-    def take_probe(self, *, ttl_s: float) -> bool:
+    def take_probe(self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None) -> bool:
+        now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+        facts: tuple[str | int, ...] = (
+            token,
+            now_ms,
+            max(1, round(ttl_s * 1000)),
+            MOST_PROBES,
+            *_NEXT_AFTER_MS,
+        )
         try:
-            return bool(self._client.set(self._probe_key, b"1", nx=True, px=max(1, round(ttl_s * 1000))))
+            return bool(self._take_probe(keys=[self._probe_key], args=facts))
         except redis.RedisError as exc:
             self._count(exc)
             return True
 
-    def leave_probe(self) -> None:
+    def leave_probe(self, token: str | None = None) -> None:
         try:
-            self._client.delete(self._probe_key)
+            if token is None:
+                self._client.delete(self._probe_key)
+            else:
+                self._leave(token)
         except redis.RedisError as exc:
             self._count(exc)
+
+    def _leave(self, token: str) -> bool:
+        return bool(self._leave_probe(keys=[self._probe_key], args=[token, _KEEP_PROBE_MS]))
 
     def _count(self, exc: Exception) -> None:
         self.failed_open += 1
         if self.failed_open == 1:
             log.warning("gate.failed_open", error=type(exc).__name__)
+
+
+def _script(name: str) -> str:
+    return files("worker.throttle").joinpath(name).read_text()
+
+
+def _parse(raw: bytes) -> Gate:
+    facts = orjson.loads(raw)
+    return Gate(
+        kind=FailureKind(facts["kind"]),
+        until_ms=int(facts["until_ms"]),
+        strikes=int(facts["strikes"]),
+        needs_probe=bool(facts["needs_probe"]),
+        # Not there where an older worker shut it.
+        wait_ms=facts.get("wait_ms"),
+        struck_ms=facts.get("struck_ms"),
+        http_status=facts.get("http_status"),
+        jobs=tuple(facts.get("jobs") or ()),
+    )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Protocol
 
-from worker.policy.gates import Gate
+from worker.policy.gates import MOST_PROBES, Gate, next_probe_after_s
 
 
 class GateStore(Protocol):
@@ -14,17 +15,20 @@ class GateStore(Protocol):
     def fetch(self) -> Gate | None:
         """The gate, or None when it is open."""
 
-    def put(self, gate: Gate) -> None:
-        """Shuts the gate."""
+    def put(self, gate: Gate, *, only_if_shut: bool = False) -> None:
+        """Shuts the gate. `only_if_shut` changes one that is shut, and leaves one alone that was opened meanwhile."""
 
-    def clear(self) -> None:
-        """Opens the gate."""
+    def clear(self, token: str | None = None) -> bool:
+        """Opens the gate, and ends all probes. With the token of a probe only if that probe still has its place."""
 
-    def take_probe(self, *, ttl_s: float) -> bool:
-        """Whether the caller has the one probe's place, for at most `ttl_s` seconds."""
+    def take_probe(self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None) -> bool:
+        """Whether the caller has a probe's place, for at most `ttl_s` seconds, under a token of its own.
 
-    def leave_probe(self) -> None:
-        """Gives the probe's place back."""
+        One probe at a time; while it hangs, another one every few seconds, `MOST_PROBES` in all.
+        """
+
+    def leave_probe(self, token: str | None = None) -> None:
+        """Gives the place of that token back, and no other's. None ends all probes."""
 
 
 class MemoryGateStore:
@@ -33,26 +37,39 @@ class MemoryGateStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._gate: Gate | None = None
-        self._is_probed = False
+        self._probes: dict[str, int] = {}  # token to when it began, ms
 
     def fetch(self) -> Gate | None:
         with self._lock:
             return self._gate
 
-    def put(self, gate: Gate) -> None:
+    def put(self, gate: Gate, *, only_if_shut: bool = False) -> None:
         with self._lock:
-            self._gate = gate
+            if self._gate is not None or not only_if_shut:
+                self._gate = gate
 
-    def clear(self) -> None:
+    def clear(self, token: str | None = None) -> bool:
         with self._lock:
+            if token is not None and token not in self._probes:
+                return False
             self._gate = None
-            self._is_probed = False
+            self._probes.clear()
+            return True
 
-    def take_probe(self, *, ttl_s: float) -> bool:
+    def take_probe(self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None) -> bool:
+        now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         with self._lock:
-            taken, self._is_probed = self._is_probed, True
-            return not taken
+            live = [at for at in self._probes.values() if now_ms - ttl_s * 1000 < at < now_ms + 1000]
+            if len(live) >= MOST_PROBES:
+                return False
+            if live and now_ms - max(live) < next_probe_after_s(len(live)) * 1000:
+                return False
+            self._probes[token] = now_ms
+            return True
 
-    def leave_probe(self) -> None:
+    def leave_probe(self, token: str | None = None) -> None:
         with self._lock:
-            self._is_probed = False
+            if token is None:
+                self._probes.clear()
+            else:
+                self._probes.pop(token, None)

@@ -12,11 +12,14 @@ from sqlalchemy import Connection
 
 from worker.clock import Clock
 from worker.errors import AntreanError, BrokerAway
+from worker.policy.gates import PROBE_EVERY_S, Admission
 from worker.storage.batches import fetch_held
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.pauses import fetch_pause
+from worker.storage.tables import MAX_ROWS
 from worker.storage.waits import cap_waits
+from worker.storage.waking import SPREAD_MS, take_probe, wake_blocked
 from worker.storage.window import (
     Due,
     count_live_slots,
@@ -35,6 +38,7 @@ WINDOW_FLOOR = 32
 LONE_WINDOW = 64
 _LOOK_FOR_EMPTY_S = 1.0
 _LOOK_FOR_LONG_WAITS_S = 5.0
+_MOST_PROBE_HINTS = 4
 _MISSED_AFTER_MS = 5_000  # a message that old, in an empty broker, is in some worker's hand or gone
 
 
@@ -87,6 +91,8 @@ class Relay:
         self._taken_since_tick = 0
         self._is_paused = False
         self._may_have_lost_hints = False
+        self._openings = gatekeeper.openings
+        self._probe_hinted_s = float("-inf")
 
     @property
     def is_paused(self) -> bool:
@@ -134,17 +140,16 @@ class Relay:
         self._republish_what_was_lost(now_ms)
         self._cap_waits(now_ms)
         window, published = self._window_now()
+        self._wake_those_who_wait(now_ms)
         if window <= 0:
             return 0
+        if window == 1:
+            return self._hint_probe(published, now_ms)
 
         def work(connection: Connection) -> tuple[list[Due], str]:
-            # A probe is one job of any kind; otherwise lone jobs have room of their own.
+            # Lone jobs have room of their own.
             held = fetch_held(connection, self._endpoint)
-            lone = (
-                take_lone_due(connection, self._endpoint, window=LONE_WINDOW, now_ms=now_ms, held=held)
-                if window > 1
-                else []
-            )
+            lone = take_lone_due(connection, self._endpoint, window=LONE_WINDOW, now_ms=now_ms, held=held)
             room = window - published
             due, after_batch = take_due(
                 connection,
@@ -154,12 +159,15 @@ class Relay:
                 after_batch=self._after_batch,
                 now_ms=now_ms,
                 held=held,
-                prefer_untried=window == 1,
             )
             return lone + due, after_batch
 
+        return self._hand_over(work)
+
+    def _hand_over(self, take: Callable[[Connection], tuple[list[Due], str]]) -> int:
+        """Marks what `take` chooses and publishes it; the number of jobs."""
         try:
-            due, self._after_batch = self._ledger.run(work)
+            due, self._after_batch = self._ledger.run(take)
             if not due:
                 return 0
             try:
@@ -173,6 +181,44 @@ class Relay:
             self._may_have_lost_hints = True
             raise
         return len(due)
+
+    def _hint_probe(self, published: int, now_ms: int) -> int:
+        """Publishes one job that tries the shut gate; another one if that went to a worker whose slots all hang."""
+        now_s = self._clock.monotonic_s()
+        is_late = now_s - self._probe_hinted_s >= PROBE_EVERY_S
+        if published and (published >= _MOST_PROBE_HINTS or not is_late):
+            return 0
+        admission, refused = self._gatekeeper.admission()
+
+        def take(connection: Connection) -> tuple[list[Due], str]:
+            return take_probe(
+                connection,
+                self._endpoint,
+                after_batch=self._after_batch,
+                now_ms=now_ms,
+                held=fetch_held(connection, self._endpoint),
+                refused=refused,
+                is_for_others=admission is Admission.PROBE_OF_OTHERS,
+            )
+
+        handed = self._hand_over(take)
+        if handed:
+            self._probe_hinted_s = now_s
+        return handed
+
+    def _wake_those_who_wait(self, now_ms: int) -> None:
+        """Brings forward the jobs that wait at a gate which has opened."""
+        openings = self._gatekeeper.openings
+        if openings == self._openings:
+            return
+        woken, step = 0, MAX_ROWS
+        while step == MAX_ROWS:
+            due_ms = now_ms + woken // MAX_ROWS * SPREAD_MS
+            step = self._ledger.run(partial(wake_blocked, endpoint=self._endpoint, now_ms=due_ms))
+            woken += step
+        self._openings = openings
+        if woken:
+            log.info("relay.woken", jobs=woken)
 
     def _window_now(self) -> tuple[int, int]:
         """How many jobs may be in the broker now, and how many are."""

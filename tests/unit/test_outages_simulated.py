@@ -1,0 +1,148 @@
+"""Slots, evidence and gate against an endpoint that is flaky, or away for a while: hours of it in a second."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from schemas.failure import Failure, FailureKind
+from tests.support.clock import FakeClock
+from worker.policy.retry import Whose
+from worker.throttle.evidence import Evidence
+from worker.throttle.gatekeeper import Gatekeeper, Pass
+from worker.throttle.store import MemoryGateStore
+
+DOWN = Failure(FailureKind.SERVER_ERROR, "HTTP 503", http_status=503)
+TICK_S = 0.25  # the relay's
+
+
+@dataclass(order=True)
+class _Event:
+    at_s: float
+    number: int
+    do: Callable[[], None] = field(compare=False)
+
+
+class World:
+    """`slots` of two processes call one endpoint: `fails(at_s)` says whether a call that begins then fails, and a
+    failure comes after a tenth of the time of an answer."""
+
+    def __init__(
+        self, *, slots: int, latency_s: float, fails: Callable[[float], bool], has_gate: bool = True
+    ) -> None:
+        self.clock, self.store = FakeClock(), MemoryGateStore()
+        self.keepers = [Gatekeeper(self.store, self.clock, probe_ttl_s=60) for _ in range(2)]
+        self.evidence = [Evidence() for _ in self.keepers]
+        self.openings = [0, 0]
+        self.latency_s, self.fails, self.has_gate = latency_s, fails, has_gate
+        self.now_s = 0.0
+        self.events: list[_Event] = []
+        self.began: list[float] = []  # of calls
+        self.answered: list[float] = []
+        self.burnt = 0
+        self._jobs = 0
+        for slot in range(slots):
+            self._at(0.0, lambda process=slot % 2: self._begin(process))
+
+    def run(self, until_s: float) -> None:
+        while self.events[0].at_s < until_s:
+            event = heapq.heappop(self.events)
+            self.clock.advance(event.at_s - self.now_s)
+            self.now_s = event.at_s
+            event.do()
+
+    def _at(self, at_s: float, do: Callable[[], None]) -> None:
+        self._jobs += 1
+        heapq.heappush(self.events, _Event(at_s, self._jobs, do))
+
+    def _begin(self, process: int) -> None:
+        job = f"job{self._jobs}"
+        leave = self.keepers[process].admit(job) if self.has_gate else self.keepers[process]._pass(None)
+        if leave is None:
+            self._at(self.now_s + TICK_S, lambda: self._begin(process))
+            return
+        self.began.append(self.now_s)
+        fails = self.fails(self.now_s)
+        took_s = self.latency_s * (0.1 if fails else 1.0)
+        self._at(self.now_s + took_s, lambda: self._end(process, job, leave, fails=fails))
+
+    def _end(self, process: int, job: str, leave: Pass, *, fails: bool) -> None:
+        if fails:
+            self._fail(process, job, leave)
+        else:
+            self.answered.append(self.now_s)
+            self.keepers[process].succeeded(leave)
+            self._note_openings(process)
+            self.evidence[process].succeeded(
+                job,
+                "m",
+                began=leave.order,
+                now_s=self.clock.monotonic_s(),
+            )
+        self._begin(process)
+
+    def _fail(self, process: int, job: str, leave: Pass) -> None:
+        keeper = self.keepers[process]
+        gate = keeper.look(closely=True) if self.has_gate else None
+        self._note_openings(process)
+        verdict = self.evidence[process].judge(
+            job,
+            "m",
+            DOWN,
+            gate=gate,
+            is_probe=leave.is_probe and gate is not None and gate.needs_probe,
+            is_proven=True,
+            is_last=False,
+            is_only=False,
+            has_others=lambda: True,
+            number=leave.number,
+            calls=keeper.calls,
+            order=keeper.next_order(),
+            now_s=self.clock.monotonic_s(),
+        )
+        if verdict.whose is Whose.ENDPOINTS and self.has_gate:
+            keeper.shut(DOWN.kind, asked_s=None, leave=leave, job_id=job, http_status=503)
+        else:
+            self.burnt += 1
+            keeper.leave(leave)
+
+    def _note_openings(self, process: int) -> None:
+        if self.openings[process] != self.keepers[process].openings:
+            self.openings[process] = self.keepers[process].openings
+            self.evidence[process].reopened()
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+@pytest.mark.parametrize("slots", [2, 16, 500])
+def test_a_flaky_endpoint_loses_hardly_any_throughput_to_the_gate(slots: int, rate: float) -> None:
+    done = {}
+    latency_s, length_s = 2.0, 120_000 / slots / 10 if slots > 100 else 600.0
+    for has_gate in (False, True):
+        rng = random.Random(11)
+        world = World(
+            slots=slots, latency_s=latency_s, fails=lambda _, rng=rng: rng.random() < rate, has_gate=has_gate
+        )
+        world.run(30 + length_s)
+        done[has_gate] = sum(at_s > 30 for at_s in world.answered)
+    assert done[True] > 0.97 * done[False], done
+
+
+@pytest.mark.parametrize("latency_s", [0.2, 2.0, 20.0])
+@pytest.mark.parametrize("slots", [2, 5, 16, 500])
+def test_an_outage_is_hardly_called_into_and_over_within_seconds(slots: int, latency_s: float) -> None:
+    from_s = max(20.0, 5 * latency_s)
+    until_s = from_s + 60
+    world = World(slots=slots, latency_s=latency_s, fails=lambda at_s: from_s <= at_s < until_s)
+    world.run(until_s + 60)
+    meanwhile = [at_s for at_s in world.began if from_s + 1 <= at_s < until_s]
+    known_s = latency_s * 3  # a process of one slot has its three failures by then
+    assert sum(at_s >= from_s + known_s for at_s in meanwhile) <= 60
+    assert len([at_s for at_s in world.began if from_s <= at_s < from_s + 1]) <= 3 * slots + 6
+    # An endpoint whose answers take long has to give the first of them.
+    back = sum(until_s < at_s <= until_s + 7 + latency_s for at_s in world.began)
+    assert back >= min(slots, 10), "each slot has begun a call by then"
+    assert world.burnt <= max(6, 0.7 * slots), "less than are in flight have burnt an attempt"

@@ -1,0 +1,144 @@
+"""What a failed call means for its job and for everybody: evidence and gate asked, policy decides, the gate is told."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import partial
+
+from schemas.failure import Failure
+from worker.clock import Clock
+from worker.policy.gates import Gate
+from worker.policy.retry import Decision, RetryRules, Standing, Whose, decide
+from worker.storage.errors import DatabaseAway
+from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.outcomes import ClaimedJob
+from worker.storage.waking import has_other_jobs
+from worker.throttle.evidence import Evidence, Verdict
+from worker.throttle.gatekeeper import Gatekeeper, Pass
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What follows for the job. `not_before_ms` None: it fails."""
+
+    not_before_ms: int | None
+    burns: bool
+    is_blocked: bool
+
+
+class Judge:
+    """One per process. Thread-safe."""
+
+    def __init__(
+        self,
+        gatekeeper: Gatekeeper,
+        writer: GroupWriter,
+        *,
+        rules: RetryRules,
+        clock: Clock,
+        rng: random.Random,
+        is_proven: bool,
+    ) -> None:
+        self._gatekeeper = gatekeeper
+        self._writer = writer
+        self._rules = rules
+        self._clock = clock
+        self._rng = rng
+        self._is_proven = is_proven  # the endpoint has answered: a 404 may then be a job's own fault
+        self._evidence = Evidence()
+        self._openings = gatekeeper.openings
+
+    def note_success(self, job: ClaimedJob, leave: Pass) -> None:
+        """The call was answered: a gate that waited for this opens."""
+        self._is_proven = True
+        self._gatekeeper.succeeded(leave)
+        self._note_openings()
+        self._evidence.succeeded(
+            job.id,
+            job.model,
+            began=leave.order,
+            now_s=self._clock.monotonic_s(),
+        )
+
+    def judge(self, job: ClaimedJob, failure: Failure, leave: Pass, *, now_ms: int) -> Judgement:
+        """What follows from the failure, once the gate is closed, paused or left as decided."""
+        gate = self._gatekeeper.look(closely=True)
+        verdict = self._whose(job, failure, leave, gate, now_ms)
+        standing = Standing(
+            attempts=job.attempts,
+            bad_responses=job.bad_responses,
+            max_attempts=job.max_attempts,
+            number=job.number,
+            blocked_since_ms=job.blocked_since_ms,
+            is_proven=self._is_proven,
+            whose=verdict.whose,
+            undecided=verdict.asked,
+        )
+        if verdict.whose is Whose.OWN:
+            self._gatekeeper.acquit(job.id)
+        decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
+        not_before_ms = self._tell_the_gate(job, failure, decision, leave, gate)
+        return Judgement(not_before_ms, decision.burns, decision.is_blocked)
+
+    def _whose(
+        self, job: ClaimedJob, failure: Failure, leave: Pass, gate: Gate | None, now_ms: int
+    ) -> Verdict:
+        self._note_openings()
+        budget = self._rules.max_attempts if job.max_attempts is None else job.max_attempts
+        return self._evidence.judge(
+            job.id,
+            job.model,
+            failure,
+            gate=gate,
+            is_probe=self._is_probing(leave, gate),
+            is_proven=self._is_proven,
+            is_last=job.attempts + 1 >= budget,
+            is_only=budget == 1,
+            has_others=lambda: self._has_other_jobs(job.id),
+            number=leave.number,
+            calls=self._gatekeeper.calls,
+            order=self._gatekeeper.next_order(),
+            now_s=self._clock.monotonic_s(),
+            tries=job.number,
+            waited_s=0.0 if job.blocked_since_ms is None else (now_ms - job.blocked_since_ms) / 1000,
+        )
+
+    def _tell_the_gate(
+        self, job: ClaimedJob, failure: Failure, decision: Decision, leave: Pass, gate: Gate | None
+    ) -> int | None:
+        """Closes or pauses the gate as decided; when the job itself is due again, None where it fails."""
+        if decision.shuts_gate:
+            shut = self._gatekeeper.shut(
+                failure.kind,
+                asked_s=decision.pause_s,
+                leave=leave,
+                job_id=job.id,
+                http_status=failure.http_status,
+            )
+            if decision.not_before_ms is None:
+                return None  # its patience is spent; the gate stays shut for the others
+            return shut.until_ms + self._rng.randrange(1000)  # so that the probes' crowd is thin
+        if decision.pause_s:
+            self._gatekeeper.pause(failure.kind, asked_s=decision.pause_s)
+        if self._is_probing(leave, gate):
+            self._gatekeeper.decided_nothing(leave)
+        else:
+            self._gatekeeper.leave(leave)
+        return decision.not_before_ms
+
+    def _is_probing(self, leave: Pass, gate: Gate | None) -> bool:
+        """Whether this call decides about the gate: one from before it was opened does not."""
+        return leave.is_probe and gate is not None and gate.needs_probe
+
+    def _has_other_jobs(self, job_id: str) -> bool:
+        ask = partial(has_other_jobs, endpoint=self._writer.endpoint, job_id=job_id)
+        try:
+            return self._writer.call(ask)
+        except (DatabaseAway, WriterStopped):
+            return True
+
+    def _note_openings(self) -> None:
+        if self._openings != self._gatekeeper.openings:
+            self._openings = self._gatekeeper.openings
+            self._evidence.reopened()

@@ -1,0 +1,87 @@
+"""How an outage of the endpoint is told from a job's own failure. Pure.
+
+One failed call says nothing of whose fault it is. Several different jobs in a row that fail alike, with no success
+in between, do: as many as would be a rare accident at the rate at which this endpoint fails anyway.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from schemas.failure import Failure, FailureKind
+from worker.policy.gates import SEVERAL
+from worker.policy.retry import is_local
+
+HEALTHY_RATE = 0.05  # an endpoint that fails more rarely is taken to fail so often
+KNOWN_FROM = (
+    1000  # answers; fewer than are in flight at once would be a wave of failures, or of answers, only
+)
+_ACCIDENT = 2e-4
+_LONGEST_RUN = 16
+# Failures come sooner than answers: of hundreds of calls that begin together, the first to come back have all failed.
+# So the run must also be a part of the calls that began with it which this endpoint's usual failures are not.
+_PART = 0.25
+_LARGEST_PART = 0.7
+_OF_THE_REQUEST = frozenset({400, 413, 415, 422})
+_SAME_WORDS_FOR_REQUESTS = 5
+_TROUBLE = frozenset({FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.UNREACHABLE})
+_OF_A_KEY = frozenset({FailureKind.UNAUTHORIZED, FailureKind.QUOTA})
+_DETAILS = re.compile(r"\d+|[0-9a-f]{8,}|`[^`]*`|'[^']*'|\"[^\"]*\"", re.IGNORECASE)
+
+
+def is_trouble(failure: Failure) -> bool:
+    """Whether an endpoint that is down, or the proxy before it, fails like this: 5xx, silence, a reset, a page.
+
+    An answer in JSON without a completion in it is no such thing: a model may do that to one request.
+    """
+    if is_local(failure):
+        return False
+    if failure.kind is FailureKind.BAD_RESPONSE:
+        return failure.body is None or failure.body.lstrip()[:1] == b"<"
+    return failure.kind in _TROUBLE
+
+
+def is_refusal(failure: Failure) -> bool:
+    """Whether the endpoint answered that it will not serve this request, for whatever reason."""
+    return failure.kind is FailureKind.REJECTED or failure.kind in _OF_A_KEY
+
+
+def is_about_the_request(failure: Failure) -> bool:
+    """Whether the refusal is worded for one request: a field, its size. A page is a proxy's, whatever its status."""
+    is_page = failure.body is not None and failure.body.lstrip()[:1] == b"<"
+    return failure.kind is FailureKind.REJECTED and failure.http_status in _OF_THE_REQUEST and not is_page
+
+
+def likeness(failure: Failure, model: str) -> str:
+    """What two refusals have in common that are the same one: status, model, and words without their details."""
+    words = _DETAILS.sub("…", failure.message)[:200]
+    return f"{failure.kind.value} {failure.http_status} {model} {words}"
+
+
+def several(failure: Failure) -> int:
+    """So many different jobs refused in a row, in the same words, are the endpoint's state."""
+    return _SAME_WORDS_FOR_REQUESTS if is_about_the_request(failure) else SEVERAL
+
+
+def is_outage(*, jobs: int, numbers: Sequence[int], calls: int, failure_rate: float) -> bool:
+    """Whether a run of failures is no accident.
+
+    `jobs` different ones failed in a row, as the calls of these `numbers` out of `calls`, at an endpoint whose calls
+    fail at `failure_rate`. In an outage all calls fail that began with the later half of them, but for those that have
+    only just begun.
+    """
+    if jobs < SEVERAL or len(numbers) < longest_accident(failure_rate):
+        return False
+    middle = sorted(numbers)[len(numbers) // 2]
+    failed = len(numbers) - len(numbers) // 2
+    return failed >= min(_LARGEST_PART, _PART + failure_rate) * (calls - middle + 1)
+
+
+def longest_accident(failure_rate: float) -> int:
+    """The length from which on a run of failures is no accident: 3 for a healthy endpoint, 13 for a coin's toss."""
+    # The rate is known from a thousand answers at most: it may be a little higher.
+    margin = 2 * math.sqrt(failure_rate * (1 - failure_rate) / KNOWN_FROM)
+    rate = min(max(failure_rate + margin if failure_rate > 0.1 else failure_rate, HEALTHY_RATE), 0.99)
+    return max(SEVERAL, min(_LONGEST_RUN, math.ceil(math.log(_ACCIDENT) / math.log(rate))))

@@ -1,0 +1,118 @@
+"""Those who wait at the gate: woken when the endpoint answers again, and one of them chosen to try whether it does."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import BindParameter, Connection, bindparam, select, update
+
+from schemas.failure import FailureKind
+from schemas.job import JobState
+from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs
+from worker.storage.window import Due, choose_untried, mark_published
+
+SPREAD_MS = 1000  # over which the jobs of one step come back
+_SOON_MS = 1500  # who is due by then is left alone
+_LOOKED_AT = 8  # more than there are jobs that a gate knows as refused
+
+_endpoint: BindParameter[str] = bindparam("of_endpoint")
+_IS_BLOCKED = jobs.c.blocked_since_ms.is_not(None)
+_BLOCKED = (
+    select(jobs.c.id)
+    .where(
+        is_in(JobState.WAITING),
+        jobs.c.endpoint == _endpoint,
+        _IS_BLOCKED,
+        # Who was told to slow down has a time of its own.
+        jobs.c.failure_kind != FailureKind.RATE_LIMITED.value,
+        jobs.c.not_before_ms > bindparam("soon_ms"),
+    )
+    .order_by(jobs.c.not_before_ms)
+    .limit(MAX_ROWS)
+    .with_for_update(skip_locked=True)
+)
+_BRING_FORWARD = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job_id"), is_in(JobState.WAITING))
+    .values(not_before_ms=bindparam("due_ms"))
+)
+_WAITING_DUE = (
+    select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk)
+    .where(
+        is_in(JobState.WAITING),
+        jobs.c.endpoint == _endpoint,
+        jobs.c.not_before_ms <= bindparam("now_ms"),
+        jobs.c.batch_id.not_in(bindparam("held", expanding=True)),
+    )
+    .limit(_LOOKED_AT)
+    .with_for_update(skip_locked=True)
+)
+_CALLED_BEFORE = (
+    select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk)
+    .where(
+        is_ready(),
+        jobs.c.endpoint == _endpoint,
+        jobs.c.batch_id.not_in(bindparam("held", expanding=True)),
+    )
+    .order_by(jobs.c.batch_id, jobs.c.priority, jobs.c.id)
+    .limit(_LOOKED_AT)
+    .with_for_update(skip_locked=True)
+)
+# Who waits for something of its own first, then who has waited at the gate for longest.
+_UNBLOCKED_DUE = _WAITING_DUE.where(jobs.c.blocked_since_ms.is_(None)).order_by(jobs.c.not_before_ms)
+_BLOCKED_DUE = _WAITING_DUE.where(_IS_BLOCKED).order_by(jobs.c.not_before_ms)
+# One for each partial index: however many jobs have ended, a look costs nothing.
+_SOME_OPEN = tuple(
+    select(jobs.c.id).where(is_open, jobs.c.endpoint == _endpoint).limit(2)
+    for is_open in (is_in(JobState.RUNNING), is_published(), is_ready(), is_in(JobState.WAITING))
+)
+
+
+def wake_blocked(connection: Connection, endpoint: str, *, now_ms: int) -> int:
+    """Number of jobs (at most 500) that waited at the endpoint's gate and are due within a second now.
+
+    Call again, with `now_ms` a second on, until it returns less: so they come in order and not all at once.
+    """
+    found = connection.execute(_BLOCKED, {"of_endpoint": endpoint, "soon_ms": now_ms + _SOON_MS})
+    ids = list(found.scalars())
+    if ids:
+        due_ms = {job_id: now_ms + place * SPREAD_MS // len(ids) for place, job_id in enumerate(ids)}
+        connection.execute(
+            _BRING_FORWARD, [{"job_id": job_id, "due_ms": due_ms[job_id]} for job_id in sorted(ids)]
+        )
+    return len(ids)
+
+
+def take_probe(
+    connection: Connection,
+    endpoint: str,
+    *,
+    after_batch: str,
+    now_ms: int,
+    held: Collection[str] = (),
+    refused: Collection[str] = (),
+    is_for_others: bool = False,
+) -> tuple[list[Due], str]:
+    """One job to try a shut gate with, marked as published, or none; and the batch to go on after.
+
+    Jobs that were not refused come first, those that are new before those that wait: what one job is refused for may
+    be its own. `is_for_others` never takes one of `refused`.
+    """
+    untried, after_batch = choose_untried(connection, endpoint, _LOOKED_AT, after_batch, now_ms, held)
+    query = {"of_endpoint": endpoint, "now_ms": now_ms, "held": list(held)}
+    candidates = [
+        *untried,
+        *(Due(*row) for row in connection.execute(_UNBLOCKED_DUE, query)),
+        *(Due(*row) for row in connection.execute(_BLOCKED_DUE, query)),
+        *(Due(*row) for row in connection.execute(_CALLED_BEFORE, query)),
+    ]
+    others = [job for job in candidates if job.id not in refused]
+    chosen = others[:1] or ([] if is_for_others else candidates[:1])
+    mark_published(connection, [job.id for job in chosen], now_ms)
+    return chosen, after_batch
+
+
+def has_other_jobs(connection: Connection, endpoint: str, job_id: str) -> bool:
+    """Whether another job of the endpoint has not ended."""
+    query = {"of_endpoint": endpoint}
+    return any(id_ != job_id for some in _SOME_OPEN for id_ in connection.execute(some, query).scalars())

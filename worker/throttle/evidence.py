@@ -1,0 +1,261 @@
+"""What a process remembers of its calls, to tell whose a failure is: the endpoint's, or the job's own."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from schemas.failure import Failure, FailureKind
+from worker.policy.gates import Gate
+from worker.policy.outages import (
+    HEALTHY_RATE,
+    KNOWN_FROM,
+    is_about_the_request,
+    is_outage,
+    is_refusal,
+    is_trouble,
+    likeness,
+    several,
+)
+from worker.policy.retry import Whose
+
+_MOST_SUSPECTS = 4096
+_MOST_KEYS = 256
+_LONGEST_LOOKED_AT = 400
+_MOST_UNDECIDED = 5  # 1 + 2 + 4 + 8 + 8 s: then a job that nobody can be asked about fails
+_MOST_LAST_CHANCES = 3
+_LONE_AFTER = 3  # refusals of one job, nobody else's, at a key that worked a moment ago
+_LONE_AFTER_S = 6.0
+_A_MOMENT_AGO_S = 60.0
+_OWN_FOR_S = 600.0
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """A job that failed, and what is not known yet."""
+
+    order: int  # of its latest failure, among all that this process saw
+    count: int = 0  # failures so far
+    again: int = 0  # of them, after others were answered
+    chances: int = 0  # how often its last attempt was not spent
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whose a failure is. `asked` counts how often it was left open for this job before."""
+
+    whose: Whose
+    asked: int = 0
+
+
+class Evidence:
+    """One per process. Thread-safe. Times are this process's monotonic seconds: no two clocks are compared.
+
+    `began` and `order` are of one count, of calls as they begin and failures as they are seen: which of two came first.
+    A call's `number` is its place among the calls alone, of which there were `calls` so far.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._run: dict[str, None] = {}  # different jobs that failed in trouble since the last success
+        self._numbers: list[int] = []  # of the calls of that run
+        self._refusals: dict[str, dict[str, None]] = {}  # the same of refusals, by likeness
+        self._own: OrderedDict[str, tuple[str, float]] = OrderedDict()  # likeness to model and when
+        self._suspects: OrderedDict[str, _Suspect] = OrderedDict()
+        self._rate = HEALTHY_RATE
+        self._answers = 10.0
+        self._failures = 0  # since the last success, also behind a shut gate: not in the rate yet
+        self._succeeded_s = float("-inf")
+        self._latest_began = 0  # the order of the latest call that succeeded
+
+    @property
+    def failure_rate(self) -> float:
+        """The share of calls that fail in trouble beside others that do not, over the last thousand or so."""
+        return self._rate
+
+    def succeeded(self, job_id: str, model: str, *, began: int, now_s: float) -> None:
+        """A call was answered: the endpoint serves, or did so when it `began`."""
+        with self._lock:
+            if self._failures:
+                # Answered among them, also where the gate was shut behind it: they failed as by a coin's toss.
+                self._learn(1.0, self._failures)
+                self._failures = 0
+            self._learn(0.0, 1)
+            self._succeeded_s = now_s
+            self._latest_began = max(self._latest_began, began)
+            if self._numbers:
+                self._run.clear()
+                self._numbers.clear()
+            if self._refusals:
+                self._refusals.clear()
+            if self._own:
+                for key in [key for key, (of_model, _) in self._own.items() if of_model == model]:
+                    del self._own[key]
+            if self._suspects:
+                self._suspects.pop(job_id, None)
+
+    def reopened(self) -> None:
+        """A probe opened the gate: what failed before it was the outage's, and says nothing of other times."""
+        with self._lock:
+            self._failures = 0
+            self._run.clear()
+            self._numbers.clear()
+            self._refusals.clear()
+
+    def judge(
+        self,
+        job_id: str,
+        model: str,
+        failure: Failure,
+        *,
+        gate: Gate | None,
+        is_probe: bool,
+        is_proven: bool,
+        is_last: bool,
+        is_only: bool,
+        has_others: Callable[[], bool],
+        number: int,
+        calls: int,
+        order: int,
+        now_s: float,
+        tries: int = 1,
+        waited_s: float = 0.0,
+    ) -> Verdict:
+        """Whose this failure is. `gate` is as it stands now.
+
+        `is_last`: an attempt that is burnt fails the job. `is_only`: its producer asked for no more than one, and so
+        for no patience with the endpoint either. `has_others` tells whether another job could be asked, and is called
+        only where that decides. The job was tried `tries` times, by whichever worker, and has waited at gates for
+        `waited_s`.
+        """
+        if is_trouble(failure):
+            if (
+                is_only or not failure.was_sent
+            ):  # who was not even reached has burnt nothing, and shuts the gate
+                return Verdict(Whose.UNKNOWN)
+            return self._judge_trouble(
+                job_id, gate, is_probe=is_probe, is_last=is_last, number=number, calls=calls, order=order
+            )
+        if is_refusal(failure):
+            with self._lock:
+                verdict = self._judge_refusal(
+                    job_id, model, failure, gate, is_proven=is_proven, order=order, now_s=now_s
+                )
+            if verdict.whose is Whose.UNDECIDED and verdict.asked == 0 and not has_others():
+                return Verdict(Whose.UNKNOWN)
+            if (
+                failure.kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
+                and verdict.whose is Whose.UNKNOWN
+            ):
+                is_known = tries >= _LONE_AFTER and waited_s >= _LONE_AFTER_S
+                if is_known and self._is_lone(job_id, gate, since_s=now_s - waited_s) and not has_others():
+                    return Verdict(Whose.OWN)
+            return verdict
+        return Verdict(Whose.UNKNOWN)
+
+    def _judge_trouble(
+        self,
+        job_id: str,
+        gate: Gate | None,
+        *,
+        is_probe: bool,
+        is_last: bool,
+        number: int,
+        calls: int,
+        order: int,
+    ) -> Verdict:
+        with self._lock:
+            is_outage_known = gate is not None and gate.is_outage
+            suspect, was_served = self._suspect(job_id, order)
+            if is_outage_known:
+                del self._suspects[job_id]
+                self._failures += not is_probe
+                return Verdict(Whose.ENDPOINTS)
+            self._failures += 1
+            suspect.again += was_served
+            if not suspect.again:  # else others were answered between its failures: they may be its own
+                self._run[job_id] = None
+                self._numbers.append(number)
+                del self._numbers[:-_LONGEST_LOOKED_AT]
+            if is_outage(
+                jobs=len(self._run),
+                numbers=self._numbers,
+                calls=calls,
+                failure_rate=self._rate,
+            ):
+                for one in self._run:
+                    self._suspects.pop(one, None)
+                return Verdict(Whose.ENDPOINTS)
+            if is_last and self._run.keys() - {job_id} and suspect.chances < _MOST_LAST_CHANCES:
+                # Its last attempt, and others fail too: it is not spent before it is known whose this is.
+                suspect.chances += 1
+                return Verdict(Whose.UNDECIDED, suspect.chances - 1)
+            return Verdict(Whose.UNKNOWN)
+
+    def _judge_refusal(
+        self,
+        job_id: str,
+        model: str,
+        failure: Failure,
+        gate: Gate | None,
+        *,
+        is_proven: bool,
+        order: int,
+        now_s: float,
+    ) -> Verdict:
+        is_of_a_key = failure.kind is not FailureKind.REJECTED
+        if not is_of_a_key and gate is not None and gate.is_outage and not is_about_the_request(failure):
+            self._suspect(job_id, order)
+            return Verdict(Whose.ENDPOINTS)
+        key = likeness(failure, model)
+        run = self._refusals.setdefault(key, {})
+        if len(self._refusals) > _MOST_KEYS:
+            self._refusals = {key: run}
+        others = len(run) - (job_id in run)
+        suspect, was_served = self._suspect(job_id, order)
+        suspect.again += was_served
+        run[job_id] = None
+        if suspect.again and (not others or suspect.again > 1 or is_of_a_key):
+            # Others were answered since it was refused, and again it is.
+            self._own[key] = (model, now_s)
+            if len(self._own) > _MOST_KEYS:
+                self._own.popitem(last=False)
+            return Verdict(Whose.OWN)
+        is_known_own = key in self._own and now_s - self._own[key][1] < _OWN_FOR_S
+        if is_known_own and not is_of_a_key:
+            return Verdict(Whose.OWN)
+        if len(run) >= several(failure):
+            return Verdict(Whose.ENDPOINTS)
+        if is_of_a_key:
+            return Verdict(Whose.UNDECIDED, suspect.count - 1) if is_known_own else Verdict(Whose.UNKNOWN)
+        if not is_proven or (is_about_the_request(failure) and not others):
+            return Verdict(Whose.UNKNOWN)
+        if suspect.count > _MOST_UNDECIDED:
+            return Verdict(Whose.OWN)
+        return Verdict(Whose.UNDECIDED, suspect.count - 1)
+
+    def _is_lone(self, job_id: str, gate: Gate | None, *, since_s: float) -> bool:
+        """Whether a key that worked a moment before, or since, is refused to this job and to no other."""
+        with self._lock:
+            return self._succeeded_s >= since_s - _A_MOMENT_AGO_S and (
+                gate is None or set(gate.jobs) <= {job_id}
+            )
+
+    def _suspect(self, job_id: str, order: int) -> tuple[_Suspect, bool]:
+        """What is known of the job, now with one failure more; whether others were answered since the last."""
+        suspect = self._suspects.pop(job_id, None)
+        was_served = suspect is not None and self._latest_began > suspect.order
+        if suspect is None:
+            suspect = _Suspect(order)
+            if len(self._suspects) >= _MOST_SUSPECTS:
+                self._suspects.popitem(last=False)
+        suspect.order = order
+        suspect.count += 1
+        self._suspects[job_id] = suspect
+        return suspect, was_served
+
+    def _learn(self, value: float, times: int) -> None:
+        self._answers = min(self._answers + times, KNOWN_FROM)
+        self._rate += (value - self._rate) * min(1.0, times / self._answers)
