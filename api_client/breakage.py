@@ -14,6 +14,7 @@ import urllib3.exceptions as urllib3_errors
 from api_client.config import EndpointConfig
 from api_client.deadline import Cut, Stage
 from schemas.failure import Failure, FailureKind
+from schemas.shortage import describe_shortage, is_local_shortage
 
 # All that requests, urllib3 and the standard library raise for a broken exchange.
 BREAKS = (
@@ -27,8 +28,18 @@ BREAKS = (
 
 def describe_break(exc: BaseException, stage: Stage, config: EndpointConfig) -> Failure:
     """The failure that an exception at this stage means. Quotes nothing that was sent or received."""
-    failure = _describe(exc, stage, config)
-    return replace(failure, was_sent=stage not in (Stage.RESOLVING, Stage.CONNECTING))
+    was_sent = stage not in (Stage.RESOLVING, Stage.CONNECTING)
+    if not was_sent:
+        for cause in _causes(exc):
+            if is_local_shortage(cause):
+                return describe_lack(cause, config)
+    return replace(_describe(exc, stage, config), was_sent=was_sent)
+
+
+def describe_lack(exc: BaseException, config: EndpointConfig) -> Failure:
+    """The failure of a call that this machine lacks something for. Nothing of it was sent."""
+    words = f"no call to {config.host_and_port}: {describe_shortage(exc)}"
+    return Failure(FailureKind.UNREACHABLE, words, was_sent=False, is_local=True)
 
 
 def _describe(exc: BaseException, stage: Stage, config: EndpointConfig) -> Failure:

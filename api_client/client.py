@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from api_client.answers import Answer, decide_completion, decide_models
-from api_client.breakage import describe_cut
+from api_client.breakage import describe_cut, describe_lack
 from api_client.config import Credential, EndpointConfig, HeaderStyle
 from api_client.deadline import Call, CallCut, CallRegister, Cut
 from api_client.errors import ApiError, error_for
@@ -17,6 +17,7 @@ from api_client.transport import Received, Transport
 from schemas.address import CHAT_PATH, MODELS_PATH
 from schemas.chat import ChatRequest, encode_request
 from schemas.failure import Failure, FailureKind
+from schemas.shortage import is_local_shortage
 
 _T = TypeVar("_T", Answer, list[str])
 _Decide = Callable[[Received, float], "_T | Failure"]
@@ -122,15 +123,25 @@ class EndpointClient:
             call = self._register.begin()
         except CallCut:
             raise _error(describe_cut(Cut.SHUTDOWN, self._config), None, 0.0) from None
+        except RuntimeError as exc:
+            raise _error(self._describe_no_thread(exc), None, 0.0) from exc
         latency_s = 0.0
         try:
             outcome = self._transport.exchange(call, method, path, headers, payload)
+        except RuntimeError as exc:
+            outcome = self._describe_no_thread(exc)
         finally:
             latency_s = self._register.end(call)
         verdict = self._judge(call, outcome, decide, latency_s)
         if isinstance(verdict, Failure):
             raise _error(verdict, outcome if isinstance(outcome, Received) else None, latency_s)
         return verdict
+
+    def _describe_no_thread(self, exc: RuntimeError) -> Failure:
+        """The failure of a call whose name could not be looked up, or whose time not be watched. Raises what is not."""
+        if not is_local_shortage(exc):
+            raise exc
+        return describe_lack(exc, self._config)
 
     def _judge(
         self, call: Call, outcome: Received | Failure, decide: _Decide[_T], latency_s: float

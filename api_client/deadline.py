@@ -135,6 +135,8 @@ class CallRegister:
             self._wake.notify_all()
 
     def _watch(self) -> None:
+        # An error that nobody thought of ends this thread alone: the next call starts another, and until then the
+        # read timeouts hold.
         with self._lock:
             while True:
                 due = next((call for call in self._calls if call.cut is None), None)

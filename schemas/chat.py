@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from schemas.bounds import MAX_MODEL_LENGTH, find_unkeepable
+
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 ZERO_TEMPERATURE_RULE = (
@@ -105,6 +107,15 @@ class ChatRequest(BaseModel):
     temperature: StrictFloat | StrictInt | None = None
     stream: Literal[False] | None = None
 
+    @field_validator("model")
+    @classmethod
+    def _model_is_a_name(cls, value: str) -> str:
+        if "\0" in value:  # no database keeps it
+            raise ValueError("must not hold U+0000")
+        if not _is_name(value):
+            raise ValueError(_MODEL_RULE)
+        return value
+
     @field_validator("temperature", mode="before")
     @classmethod
     def _temperature_is_positive(cls, value: Any, info: ValidationInfo) -> Any:
@@ -136,10 +147,18 @@ def parse_request(
     if not isinstance(data, Mapping):
         raise InvalidRequest(["must be a JSON object"])
     data = fill_model(data, default_model)
+    unkeepable = find_unkeepable(data, with_text=False)
+    if unkeepable is not None and "nested" in unkeepable:  # before the models, which recurse
+        raise InvalidRequest([f"request: {unkeepable}"])
     try:
-        return ChatRequest.model_validate(data, context={"allow_zero_temperature": allow_zero_temperature})
+        request = ChatRequest.model_validate(data, context={"allow_zero_temperature": allow_zero_temperature})
     except ValidationError as exc:
         raise InvalidRequest(describe_errors(exc)) from None
+    if not _is_seed(data.get("seed")):
+        raise InvalidRequest([_SEED_RULE])
+    if unkeepable is not None:
+        raise InvalidRequest([f"request: {unkeepable}"])
+    return request
 
 
 def check_request(data: dict[str, Any], *, allow_zero_temperature: bool = False) -> None:
@@ -159,9 +178,12 @@ def fill_model(data: Mapping[str, Any], default_model: str | None) -> Mapping[st
 
 
 def encode_decoded(data: Mapping[str, Any]) -> tuple[str, str]:
-    """The JSON body and its `hash_request`, of a request that was decoded from JSON."""
-    canonical = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
-    return orjson.dumps(data).decode(), hashlib.sha256(canonical).hexdigest()
+    """The JSON body and its `hash_request`, of a request that was decoded from JSON. Raises InvalidRequest."""
+    try:
+        canonical = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
+        return orjson.dumps(data).decode(), hashlib.sha256(canonical).hexdigest()
+    except orjson.JSONEncodeError as exc:  # it reads four times deeper than it writes
+        raise InvalidRequest([f"request: cannot be written as JSON ({exc})"]) from None
 
 
 def encode_request(request: ChatRequest) -> str:
@@ -181,6 +203,8 @@ def hash_request(body: str) -> str:
     return hashlib.sha256(canonical).hexdigest()
 
 
+_SEED_RULE = "seed: must be a whole number of at most 64 bits"
+_MODEL_RULE = f"must be at most {MAX_MODEL_LENGTH} printable characters"
 _TEXT_ROLES = ("user", "system", "assistant", "developer", "function")  # need their content and no more
 _TYPED_KEYS = frozenset({"name", "tool_calls", "tool_call_id"})
 
@@ -196,6 +220,8 @@ def _is_plainly_valid(data: dict[str, Any]) -> bool:
     # Not isinstance: True is an int.
     if type(temperature) not in (float, int) or not 0 < temperature < math.inf:
         return False
+    if not _is_name(model) or not _is_seed(data.get("seed")):
+        return False
     return data.get("stream", False) is False and all(
         type(message) is dict
         and type(message.get("content")) is str
@@ -203,6 +229,17 @@ def _is_plainly_valid(data: dict[str, Any]) -> bool:
         and (len(message) == 2 or _TYPED_KEYS.isdisjoint(message))
         for message in messages
     )
+
+
+def _is_name(model: str) -> bool:
+    return len(model) <= MAX_MODEL_LENGTH and model.isprintable()
+
+
+def _is_seed(seed: Any) -> bool:
+    """False for a whole number that is too large, also where a reader of JSON has made it another one by now."""
+    if type(seed) is int:
+        return -(2**63) <= seed < 2**64
+    return type(seed) is not float or abs(seed) < 2**53
 
 
 def describe_errors(exc: ValidationError) -> list[str]:

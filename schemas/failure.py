@@ -44,6 +44,7 @@ class Failure:
     `was_sent` False means that nothing of the request left: the endpoint was not there at all.
     `http_status` is the answer's, or that of an error inside a 200 which named one of its own.
     `spent` are the tokens that the answer says it cost all the same.
+    `is_local`: this machine had no descriptor, thread or memory for the call; it says nothing of the endpoint.
     `body` holds the raw error body (bytes, cut at 64 KiB) for the batch error file.
     """
 
@@ -56,3 +57,4 @@ class Failure:
     body: bytes | None = None
     was_sent: bool = True
     spent: Spent | None = None
+    is_local: bool = False

@@ -13,20 +13,20 @@ from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar, NamedTuple
 
-import orjson
 import redis as redis_client
 import structlog
 from celery.app import amqp
 from kombu import Connection as KombuConnection
 from kombu.transport import redis, virtual
-from kombu.utils.encoding import bytes_to_str
-from kombu.utils.json import loads
 
 from worker.broker_time import BROKER_CLOCK
 from worker.doorbell import Doorbell
-from worker.hints import hinted_job, is_bulk_queue, is_written_hint, list_keys
-from worker.taking import Taken, Taker
+from worker.foreign import MAX_MESSAGE_BYTES, Message, Unusable, mark_redelivered, read_hint
+from worker.hand import Hand
+from worker.hints import is_bulk_queue, is_written_hint, list_keys
+from worker.taking import Taken, Taker, find_list, read_note, read_taken, write_note
 
+__all__ = ["AMQP", "REFUSES_WRITES", "Channel", "Connection", "Hand", "QoS", "Transport"]
 log = structlog.get_logger(__name__)
 
 _ASK_EVERY_S = 1.0  # as often as kombu's BRPOP comes back; kombu ends a connection that does not answer
@@ -34,7 +34,7 @@ _UNTOLD_POLL_S = 0.05  # how often to ask a broker that pushes no notices
 _RENEWALS_A_LEASE = 6
 _SKEW_S = 30.0  # how far the clocks of machines that are kept in step may be apart
 _MOST_IN_A_ROW = 16  # lone messages between two turns of the hub
-_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError)
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 # A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
 REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
 _RECONNECT_AFTER_S, _RECONNECT_STEP_S, _RECONNECT_AFTER_MAX_S = 1.0, 1.0, 3.0
@@ -48,56 +48,6 @@ class Lists(NamedTuple):
     bulk: list[tuple[str, str]]
 
 
-class Hand:
-    """The bulk messages and the hints that this process has taken and not done with, by delivery tag.
-
-    One for the process, not one for each channel: when the broker's connection breaks, what was taken goes on.
-    Filled by the hub, emptied by any thread.
-    """
-
-    def __init__(
-        self,
-        *,
-        bulk_limit: int,
-        refill_at: int,
-        give_back: Callable[[str], None],
-        on_broker_lost: Callable[[], None],
-    ) -> None:
-        """`refill_at`: bulk is fetched as soon as there is room for so many. `give_back` is told the job of a
-        hint that Celery hands back; `on_broker_lost`, that hints may have been lost on their way."""
-        self.bulk_limit = bulk_limit
-        self.refill_at = refill_at
-        self.give_back = give_back
-        self.on_broker_lost = on_broker_lost
-        self.reader: Channel | None = None  # the channel that takes what there is room for
-        self._bulk: set[str] = set()
-        self._hints: dict[str, str] = {}
-
-    @property
-    def room(self) -> int:
-        """How many more bulk messages may be taken."""
-        return self.bulk_limit - len(self._bulk)
-
-    @property
-    def hinted_jobs(self) -> list[str]:
-        """Ids of the jobs whose hints are in hand."""
-        return list(self._hints.values())
-
-    def take(self, message: Any, delivery_tag: str) -> bool:
-        """Whether the message is a hint, which needs no bookkeeping beyond this."""
-        if is_bulk_queue(message.delivery_info["routing_key"]):
-            self._bulk.add(delivery_tag)
-        job_id = hinted_job(message)
-        if job_id is not None:
-            self._hints[delivery_tag] = job_id
-        return job_id is not None
-
-    def let_go(self, delivery_tag: str) -> str | None:
-        """The job, if that was a hint."""
-        self._bulk.discard(delivery_tag)
-        return self._hints.pop(delivery_tag, None)
-
-
 class QoS(redis.QoS):
     """kombu's, for all messages but the hints of a worker process."""
 
@@ -107,7 +57,13 @@ class QoS(redis.QoS):
         hand = Channel.hand
         if hand is not None and hand.take(message, delivery_tag):
             return
-        if self.channel.is_noted:
+        raw = getattr(message._raw, "raw", None)
+        if raw is not None:
+            queue = message.delivery_info["routing_key"]
+            with self.pipe_or_acquire() as pipe:
+                pipe.zadd(self.unacked_index_key, {delivery_tag: BROKER_CLOCK.now_s()})
+                pipe.hset(self.unacked_key, delivery_tag, write_note(raw, queue)).execute()
+        if self.channel.is_noted or raw is not None:
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
@@ -115,6 +71,27 @@ class QoS(redis.QoS):
     def forget(self, delivery_tag: str) -> None:
         """Has the broker drop its note of a message that was not delivered."""
         self._remove_from_indices(delivery_tag).execute()
+
+    def restore_by_tag(
+        self, tag: Any, client: redis_client.Redis | None = None, leftmost: bool = False
+    ) -> None:
+        """kombu's, but what is put back is not decoded in kombu's way: it may be what ended its worker."""
+        if Channel.hand is None:
+            super().restore_by_tag(tag, client=client, leftmost=leftmost)
+            return
+
+        def put_back(pipe: Any) -> None:
+            note = pipe.hget(self.unacked_key, tag)
+            pipe.multi()
+            self._remove_from_indices(tag, pipe)
+            if note:
+                raw, queue = read_note(note)
+                message = mark_redelivered(raw)
+                key = find_list(message, queue, self.channel._active_queues)
+                (pipe.lpush if leftmost else pipe.rpush)(key, message)
+
+        with self.channel.conn_or_acquire(client) as client:
+            client.transaction(put_back, self.unacked_key)
 
     def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
         """kombu's, by the broker's clock: by one that is ahead, what others hold would be given out again."""
@@ -168,6 +145,7 @@ class Channel(redis.Channel):
     """
 
     QoS = QoS
+    Message = Message
     hand: ClassVar[Hand | None] = None  # set once by the worker process; None: kombu's ways throughout
     is_noted = False  # whether the broker keeps the message that is being delivered until it is acknowledged
     _active_queues: list[str]
@@ -334,24 +312,42 @@ class Channel(redis.Channel):
             if self._lasting_taker is None:
                 if not BROKER_CLOCK.is_known:
                     BROKER_CLOCK.ask(client)
-                self._lasting_taker = Taker(client, notes=self.unacked_key, index=self.unacked_index_key)
+                self._lasting_taker = Taker(
+                    client,
+                    notes=self.unacked_key,
+                    index=self.unacked_index_key,
+                    longest=MAX_MESSAGE_BYTES if Channel.hand is None else Channel.hand.max_message_bytes,
+                )
             return self._lasting_taker
 
-    def _deliver(self, taken: Taken) -> None:
-        message: Any = None
+    def _receive_one(self, c: Any) -> Any:
+        """kombu's, for what is said to all workers: what cannot be read of it must not end this one."""
         try:
-            message = (
-                orjson.loads(taken.raw) if is_written_hint(taken.raw) else loads(bytes_to_str(taken.raw))
-            )
+            return super()._receive_one(c)
+        except _UNREADABLE as exc:
+            log.error("message.unreadable", queue="broadcast", error=type(exc).__name__)
+            raise Empty from None
+
+    def _deliver(self, taken: Taken) -> None:
+        message = read_hint(taken.raw) if not taken.is_noted and is_written_hint(taken.raw) else None
+        try:
+            if message is None:
+                message = read_taken(taken)
             self.is_noted = taken.is_noted
             self.connection._deliver(message, taken.queue)
-        except _UNREADABLE as exc:
+        except Unusable as exc:
             # Something that is no message was put on the list: it is gone, and the worker is not.
-            log.error("message.unreadable", error=type(exc).__name__)
-            if taken.is_noted:
-                self.qos.forget(message["properties"]["delivery_tag"])
+            log.error("message.unreadable", why=exc.why, size_bytes=len(taken.raw), queue=taken.queue)
+            self._forget(taken)
+        except _UNREADABLE as exc:
+            log.error("message.unreadable", error=type(exc).__name__, queue=taken.queue)
+            self._forget(taken)
         finally:
             self.is_noted = False
+
+    def _forget(self, taken: Taken) -> None:
+        if taken.is_noted:
+            self.qos.forget(taken.tag)
 
 
 class Transport(redis.Transport):

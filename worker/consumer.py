@@ -19,6 +19,7 @@ from celery.utils.objects import Bunch
 from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.common import ignore_errors
 
+from schemas.shortage import describe_shortage, is_local_shortage
 from worker.channel import REFUSES_WRITES, Channel
 from worker.events import FLUSH_EVERY_S
 from worker.request import BlankRequest, DefectFilter, as_name
@@ -27,7 +28,7 @@ log = structlog.get_logger(__name__)
 _celery_log = get_logger(__name__)  # kombu's `…_log_error` say a delivery tag on it
 _DEFECTS = DefectFilter()
 _REFUSED_PAUSE_S = 1.0
-_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
+_SHORTAGE_PAUSE_S = 0.5
 
 
 class Consumer(CeleryConsumer):
@@ -77,12 +78,27 @@ class Consumer(CeleryConsumer):
         def on_task_received(message: Any) -> None:
             try:
                 handle(message)
-            except _MALFORMED as exc:
+            except self.connection_errors:
+                raise  # it is not the message, which comes again
+            except Exception as exc:
+                # Whatever it is: here it is one message, further up it is the worker.
                 if message.acknowledged:
-                    raise  # then it is not the message
-                self.on_invalid_task(None, message, exc)
+                    raise
+                if is_local_shortage(exc):
+                    self._outlive_a_shortage(message, exc)
+                elif isinstance(exc, RuntimeError) and not isinstance(exc, RecursionError):
+                    raise  # the pool is shut: the worker ends, and the message comes again
+                else:
+                    self.on_invalid_task(None, message, exc)
 
         return on_task_received
+
+    def _outlive_a_shortage(self, message: Any, exc: Exception) -> None:
+        log.error("worker.shortage", lack=describe_shortage(exc))
+        if isinstance(exc, RuntimeError):
+            return  # no more threads; but the pool has the message by then, for the next one that is free
+        message.reject_log_error(_celery_log, self.connection_errors, requeue=True)
+        time.sleep(_SHORTAGE_PAUSE_S)  # it is the next to be taken
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         log.warning("message.not_a_task", **_facts(message))

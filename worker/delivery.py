@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from kombu.utils import json
 
 from schemas.chat import InvalidRequest
 from schemas.job import JobState
-from worker.hints import is_bulk_queue
-from worker.messages import Asked, build_job, build_refused, read_time_ms
+from worker.execute import Report, Verdict
+from worker.foreign import NOT_BEFORE_HEADER, REFUSED_HEADER
+from worker.hints import HINT_HEADER, is_bulk_queue
+from worker.messages import Asked, build_job, build_refused, make_row_id, read_time_ms
 from worker.settings import Settings
 from worker.storage.intake import NewJob
-from worker.strategy import NOT_BEFORE_HEADER
 
+log = structlog.get_logger(__name__)
 _CALLBACKS = ("callbacks", "errbacks", "chain", "chord")
 _ENVELOPE = (*_CALLBACKS, "group", "group_index", "root_id", "parent_id", "reply_to", "correlation_id")
 
@@ -27,22 +30,30 @@ class Delivery:
     job_id: str
     is_bulk: bool
     adopt: NewJob | None = None
+    is_hint: bool = False  # published by us: it may well find that the job is done
 
 
 def read_delivery(
-    context: Any, request: Any, options: Mapping[str, Any], job_id: str | None, settings: Settings
+    context: Any, request: Any, options: Mapping[str, Any], job_id: Any, settings: Settings
 ) -> Delivery:
     """The delivery of a task's request context and its arguments; a bad one is a job that is refused."""
     is_bulk = is_bulk_queue((context.delivery_info or {}).get("routing_key"))
-    if job_id is not None:
-        return Delivery(job_id, is_bulk)
+    headers = context.headers or {}
+    task_id = str(context.id)
+    problems = [str(problem) for problem in headers.get(REFUSED_HEADER) or ()]
+    if job_id is not None and not problems:
+        if isinstance(job_id, str) and make_row_id(job_id) == job_id:
+            return Delivery(job_id, is_bulk, is_hint=HINT_HEADER in headers)
+        problems = ["job_id: must be the id of a job"]
     try:
+        if problems:
+            raise InvalidRequest(problems)
         asked = _asked(context, request, options)
     except InvalidRequest as exc:
         bare = Asked(request=request)
-        job = build_refused(str(context.id), bare, exc.errors, endpoint=settings.endpoint)
+        job = build_refused(task_id, bare, exc.errors, endpoint=settings.endpoint)
     else:
-        job = adopt(str(context.id), asked, settings)
+        job = adopt(task_id, asked, settings)
     return Delivery(job.id, is_bulk, job)
 
 
@@ -63,11 +74,18 @@ def adopt(task_id: str, asked: Asked, settings: Settings) -> NewJob:
 def adopt_ended(request: Any, *, ended_as: JobState, settings: Settings) -> NewJob | None:
     """The job of a message that was revoked or expired before it ran; None where it names one by its id."""
     kwargs = request.kwargs if isinstance(request.kwargs, Mapping) else {}
-    if "job_id" in kwargs:
+    if kwargs.get("job_id") is not None:
         return None
     args = request.args or ()
     asked = Asked(request=args[0] if args else kwargs.get("request"))
     return build_refused(str(request.id), asked, [], endpoint=settings.endpoint, ended_as=ended_as)
+
+
+def log_delivery(delivery: Delivery, report: Report) -> Report:
+    """The report. What is said of a foreign message that came to no call and is no row of its own, is said here."""
+    if report.verdict is Verdict.NO_CLAIM and not delivery.is_hint:
+        log.info("message.no_claim", task_id=delivery.job_id)
+    return report
 
 
 def take_callbacks_away(context: Any) -> None:
@@ -77,9 +95,15 @@ def take_callbacks_away(context: Any) -> None:
 
 
 def pack_envelope(facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What must outlive an id-only republish, as plain JSON; None where there is nothing."""
+    """What must outlive an id-only republish, as plain JSON; None where there is nothing. Raises InvalidRequest."""
     kept = {name: value for name, value in facts.items() if value not in (None, [], (), {})}
-    return json.loads(json.dumps(kept)) if kept else None
+    if not kept:
+        return None
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(kept))
+    except (TypeError, ValueError, AttributeError, RecursionError):
+        raise InvalidRequest(["callbacks and what goes with them: cannot be written as JSON"]) from None
+    return plain
 
 
 def _asked(context: Any, request: Any, options: Mapping[str, Any]) -> Asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from enum import IntEnum
 
 
@@ -56,3 +57,9 @@ class Refused(AntreanError):
 
 class BrokerAway(Unreachable):
     """The broker does not take messages just now. What was sent may or may not have arrived."""
+
+
+def tell_place(exc: BaseException) -> str:
+    """Where an error was raised, as `file.py:12`. Its text is not told: it may quote anything."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "?"

@@ -28,7 +28,7 @@ from worker.policy.retry import RetryRules
 from worker.slots import Place, Slots, Stopping
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, RunsAlone, WriterStopped
-from worker.storage.intake import NewJob, adopt_jobs
+from worker.storage.intake import NewJob, adopt_jobs, make_bare
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success, Usage
 from worker.suspects import Suspects
 from worker.throttle.gatekeeper import Gatekeeper, Pass
@@ -107,6 +107,7 @@ class Executor:
         self._spool = spool
         self._clock = clock
         self._is_paused = is_paused
+        self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
         self._judge = Judge(
             gatekeeper,
             writer,
@@ -142,6 +143,13 @@ class Executor:
             job = self._writer.claim(job_id, adopt=adopt, is_urgent=not place.is_bulk)
         except RunsAlone:
             return self._attempt_alone(job_id, leave, place)
+        except (Stopping, WriterStopped):
+            raise
+        except Exception as exc:
+            self._gatekeeper.leave(leave)
+            if adopt is None:
+                raise
+            return self._refuse(_bare(adopt, exc))
         if job is None and adopt is not None and adopt.not_before_ms is not None:
             wait_s = max(0.0, (adopt.not_before_ms - self._clock.now_ms()) / 1000)
             self._gatekeeper.leave(leave)
@@ -169,6 +177,14 @@ class Executor:
                 self._writer.call(partial(adopt_jobs, new=[job], now_ms=self._clock.now_ms()))
             except DatabaseAway:
                 self._spool.wait_until_writable()  # a second, or the end of the worker
+                continue
+            except WriterStopped:
+                raise
+            except Exception as exc:
+                if job == make_bare(job):
+                    log.error("message.lost", task_id=job.id, error=type(exc).__name__)
+                    return
+                job = _bare(job, exc)
                 continue
             return
 
@@ -293,6 +309,9 @@ class Executor:
 
     def _set_back(self, job: ClaimedJob, failure: Failure, leave: Pass, *, latency_s: float | None) -> Report:
         now_ms = self._clock.now_ms()
+        if failure.is_local:
+            self._shortages += 1
+            log.warning("call.local_shortage", job_id=job.id, lack=failure.message, count=self._shortages)
         judged = self._judge.judge(job, failure, leave, now_ms=now_ms)
         not_before_ms = judged.not_before_ms
         setback = Setback(
@@ -351,6 +370,12 @@ def _usage_of(tokens: Tokens | Spent | None, job: ClaimedJob, model: str | None 
         cached_tokens=tokens.cached_tokens,
         reasoning_tokens=tokens.reasoning_tokens,
     )
+
+
+def _bare(job: NewJob, exc: Exception) -> NewJob:
+    """The last resort for a message that the database does not take as it is: it must not vanish."""
+    log.error("message.unstorable", task_id=job.id, error=type(exc).__name__)
+    return make_bare(job)
 
 
 def _defect(exc: Exception, job_id: str) -> Failure:

@@ -48,7 +48,7 @@ SHARED_QUEUES = Queues(lone=LONE_QUEUE, bulk=BULK_QUEUE)
 def queues_of(ledger_id: str, endpoint: str) -> Queues:
     """The queues of one ledger's jobs for one endpoint, which only workers that can claim these jobs read."""
     name = hashlib.sha256(f"{ledger_id}\0{endpoint}".encode()).hexdigest()[:16]
-    return Queues(lone=f"antrean.lone.{name}", bulk=f"{BULK_QUEUE}.{name}")
+    return Queues(lone=f"{LONE_QUEUE}.{name}", bulk=f"{BULK_QUEUE}.{name}")
 
 
 def is_bulk_queue(name: object) -> bool:
@@ -69,10 +69,9 @@ def list_keys(queue: str) -> list[str]:
 
 def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:
     """The message as it lies in the broker: Celery's second protocol in kombu's envelope."""
-    body = base64.b64encode(orjson.dumps([[], {"job_id": job_id}, _EMBED])).decode("ascii")
     return orjson.dumps(
         {
-            "body": body,
+            "body": write_body(job_id),
             "content-encoding": "utf-8",
             "content-type": "application/json",
             "headers": {
@@ -108,6 +107,11 @@ def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:
             },
         }
     )
+
+
+def write_body(job_id: str) -> str:
+    """The body of a hint."""
+    return base64.b64encode(orjson.dumps([[], {"job_id": job_id}, _EMBED])).decode("ascii")
 
 
 def is_written_hint(raw: bytes) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from sqlalchemy import Connection
+
 from schemas.chat import InvalidRequest
 from worker.clock import SystemClock
 from worker.hints import Queues, queues_of
@@ -15,7 +17,7 @@ from worker.ids import new_id
 from worker.messages import Asked, build_job
 from worker.publisher import publish
 from worker.settings import Settings, load_settings
-from worker.storage.batches import ensure_open_batches
+from worker.storage.batches import CLOSED_BATCH, ensure_open_batches, fetch_closed
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_identity
 from worker.storage.migrating import prepare_ledger
@@ -42,18 +44,18 @@ def produce(asked: Asked, *, task_id: str | None = None) -> str:
         allow_zero_temperature=settings.allow_zero_temperature,
     )
     if job.batch_id and job.batch_id not in _known_batches:
-        ledger.run(
-            partial(
-                ensure_open_batches,
-                batch_ids=[job.batch_id],
-                endpoint=settings.endpoint,
-                now_ms=SystemClock().now_ms(),
-            )
-        )
+        ledger.run(partial(_open_batch, batch_id=job.batch_id, endpoint=settings.endpoint))
         _known_batches.add(job.batch_id)
     hand_over = partial(publish, queues=queues) if job.not_before_ms is None else None
     submit_one(ledger, job, clock=SystemClock(), publish=hand_over)
     return job.id
+
+
+def _open_batch(connection: Connection, batch_id: str, endpoint: str) -> None:
+    """Raises InvalidRequest where the batch is one of a file or a folder."""
+    ensure_open_batches(connection, [batch_id], endpoint=endpoint, now_ms=SystemClock().now_ms())
+    if fetch_closed(connection, [batch_id]):
+        raise InvalidRequest([CLOSED_BATCH])
 
 
 def _open() -> tuple[Settings, Ledger, Queues]:

@@ -39,6 +39,8 @@ class BlankRequest(Request):
         if job_id is not None:
             # Known without decoding it, twice, as Celery would. Whatever else its body says is not looked at.
             options |= {"body": read_body(job_id), "decoded": True}
+        elif not options.get("decoded") and isinstance(message._decoded_cache, list):
+            options |= {"body": message._decoded_cache, "decoded": True}  # by `worker.foreign`
         super().__init__(message, **options)
         embed = self._payload[2]
         if (

@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     relay_interval_s: Seconds = 0.25
     republish_after_s: Seconds = 120.0
     group_window_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.04
+    max_message_bytes: Annotated[int, Field(ge=64 * 1024)] = Field(
+        default=16 * 1024 * 1024, description="a larger message of another program is refused unread"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # Flower

@@ -7,9 +7,10 @@ from typing import Any
 
 from celery.worker.strategy import default as celery_default
 
+from worker.foreign import NOT_BEFORE_HEADER
 from worker.hints import hinted_job, read_body
 
-NOT_BEFORE_HEADER = "antrean_not_before"
+__all__ = ["NOT_BEFORE_HEADER", "default"]
 
 
 def default(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:

@@ -6,20 +6,38 @@ server does both (docs/adr/0013). A note is kombu's own, so that any kombu resto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import uuid
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
+import orjson
 import redis
 
 from worker.broker_time import BROKER_CLOCK
-from worker.hints import HINT_MARK
+from worker.foreign import MAX_MESSAGE_BYTES, Payload, read_foreign, read_fragments
+from worker.hints import HINT_MARK, LONE_QUEUE, list_key
 
 # KEYS: the notes, their index, then the lists, those to be emptied first first. ARGV: how many, the time, the mark of
-# a hint. Answers one string, two bytes a message (its list; whether it is noted), and the messages. Having popped,
-# it is let write also where memory is short (Redis refuses a script's first write only).
+# a hint, the most bytes of a message, and the beginning of delivery tags that are nobody else's. Answers one string,
+# two bytes a message (its list; whether it is noted, 2 where it is cut as well), then the messages, then the tags of
+# those that are noted. Having popped, it is let write also where memory is short (Redis refuses a script's first
+# write only), and it must not fail: what it has popped is nowhere else.
 _TAKE = """
-local left = tonumber(ARGV[1])
-local codes, taken = {}, {}
+local left, longest = tonumber(ARGV[1]), tonumber(ARGV[4])
+local codes, taken, tags = {}, {}, {}
+local function name(value, other)
+    return cjson.encode(type(value) == 'string' and value or other)
+end
+local function note(tag, text)
+    if type(tag) ~= 'string' or #tag > 255 or not string.find(tag, '^[%w_.:-]+$')
+        or redis.call('HGET', KEYS[1], tag) then
+        tag = ARGV[5] .. ':' .. #taken
+    end
+    redis.call('ZADD', KEYS[2], ARGV[2], tag)
+    redis.call('HSET', KEYS[1], tag, text)
+    tags[#tags + 1] = tag
+end
 for i = 3, #KEYS do
     if left < 1 then break end
     local found = redis.pcall('RPOP', KEYS[i], left)
@@ -30,15 +48,20 @@ for i = 3, #KEYS do
         end
         for _, raw in ipairs(found) do
             local is_noted = 0
-            if not string.find(raw, ARGV[3], 1, true) then
+            if #raw > longest then
+                raw = string.sub(raw, 1, 8192) .. string.sub(raw, -65536)
+                note(nil, raw)
+                is_noted = 2
+            elseif not string.find(raw, ARGV[3], 1, true) then
                 local is_json, message = pcall(cjson.decode, raw)
+                local headers = is_json and type(message) == 'table' and message.headers
                 local properties = is_json and type(message) == 'table' and message.properties
-                local info = type(properties) == 'table' and properties.delivery_info
-                if type(info) == 'table' and type(properties.delivery_tag) == 'string' then
-                    local tag = properties.delivery_tag
-                    redis.call('ZADD', KEYS[2], ARGV[2], tag)
-                    redis.call('HSET', KEYS[1], tag, '[' .. raw .. ',' .. cjson.encode(info.exchange) .. ','
-                        .. cjson.encode(info.routing_key) .. ']')
+                if type(properties) ~= 'table' then properties = {} end
+                local info = type(properties.delivery_info) == 'table' and properties.delivery_info
+                if info or (type(headers) == 'table' and headers.id ~= nil) then
+                    info = info or {}
+                    note(properties.delivery_tag, '[' .. raw .. ',' .. name(info.exchange, '') .. ','
+                        .. name(info.routing_key, '') .. ']')
                     is_noted = 1
                 end
             end
@@ -49,25 +72,44 @@ for i = 3, #KEYS do
     end
 end
 table.insert(taken, 1, table.concat(codes))
+for _, tag in ipairs(tags) do taken[#taken + 1] = tag end
 return taken
 """
+_TOO_LARGE = "the message is larger than ANTREAN_MAX_MESSAGE_BYTES"
+_NOTE = re.compile(rb'\[(.*),("(?:[^"\\]|\\.)*"),("(?:[^"\\]|\\.)*")\]', re.DOTALL)
 
 
-class Taken(NamedTuple):
-    """One message as it lay in the broker. `is_noted`: it is kept there until it is acknowledged."""
-
+class _Lay(NamedTuple):
     queue: str
     is_noted: bool
     raw: bytes
 
 
+class Taken(_Lay):
+    """One message as it lay in the broker. `is_noted`: it is kept there, under `tag`, until it is acknowledged.
+
+    `is_cut`: it was too large, and only its beginning and its end are here.
+    """
+
+    tag: str = ""
+    is_cut: bool = False
+
+
 class Taker:
     """Takes messages for one channel."""
 
-    def __init__(self, client: redis.Redis, *, notes: str, index: str) -> None:
-        """`notes` and `index`: the keys of kombu's hash and sorted set of unacknowledged messages."""
+    def __init__(
+        self, client: redis.Redis, *, notes: str, index: str, longest: int = MAX_MESSAGE_BYTES
+    ) -> None:
+        """`notes` and `index`: the keys of kombu's hash and sorted set of unacknowledged messages.
+
+        `longest`: bytes of the largest message that is taken whole.
+        """
         self._take = client.register_script(_TAKE)
         self._noted_in = (notes, index)
+        self._longest = longest
+        self._tags = uuid.uuid4().hex
+        self._takes = 0
 
     def take(self, lists: Sequence[tuple[str, str]], count: int) -> list[Taken]:
         """At most `count` messages, from the first of the `lists` (queue, key; at most 255) on.
@@ -75,6 +117,65 @@ class Taker:
         Raises redis.RedisError; ReadOnlyError where the server takes no writes.
         """
         keys = [*self._noted_in, *(key for _, key in lists)]
-        found: Any = self._take(keys=keys, args=[count, BROKER_CLOCK.now_s(), HINT_MARK])
-        codes, messages = found[0], found[1:]
-        return [Taken(lists[codes[2 * i]][0], bool(codes[2 * i + 1]), raw) for i, raw in enumerate(messages)]
+        self._takes += 1
+        args: list[Any] = [
+            count,
+            BROKER_CLOCK.now_s(),
+            HINT_MARK,
+            self._longest,
+            f"{self._tags}:{self._takes}",
+        ]
+        found: Any = self._take(keys=keys, args=args)
+        codes = found[0]
+        size = len(codes) // 2
+        messages, tags = found[1 : size + 1], iter(found[size + 1 :])
+        taken = []
+        for i, raw in enumerate(messages):
+            one = Taken(lists[codes[2 * i]][0], bool(codes[2 * i + 1]), raw)
+            if one.is_noted:
+                one.tag = next(tags).decode("ascii")
+                one.is_cut = codes[2 * i + 1] == 2
+            taken.append(one)
+        return taken
+
+
+def read_taken(taken: Taken) -> Payload:
+    """The message, if it is no hint, as kombu is to be handed it. Raises Unusable."""
+    tag = taken.tag if taken.is_noted else str(uuid.uuid4())
+    if taken.is_cut:
+        return read_fragments(taken.raw, _TOO_LARGE, queue=taken.queue, tag=tag)
+    payload = read_foreign(taken.raw, queue=taken.queue, tag=tag)
+    if not taken.is_noted:
+        payload.raw = taken.raw
+    return payload
+
+
+def write_note(raw: bytes, queue: str) -> bytes:
+    """The note of a message that the broker has not made itself."""
+    return b"[" + raw + b',"",' + orjson.dumps(queue) + b"]"
+
+
+def read_note(note: bytes) -> tuple[bytes, str]:
+    """The message of a note as it lay in the broker, and the queue it was for, "" where the note does not say.
+
+    Not decoded: what is in it may be the very thing that ended its worker.
+    """
+    found = _NOTE.fullmatch(note)
+    if found is None:
+        return note, ""  # of a message that was cut
+    try:
+        return found.group(1), str(orjson.loads(found.group(3)))
+    except orjson.JSONDecodeError:
+        return found.group(1), ""
+
+
+def find_list(message: bytes, queue: str, ours: Collection[str]) -> str:
+    """The list to put a message back to that was noted for `queue`, or for one that is not of `ours`.
+
+    kombu asks the exchange that the message names, and gives to nobody what names one that is not there.
+    """
+    try:
+        priority = min(9, max(0, int(orjson.loads(message)["properties"]["priority"])))
+    except (ValueError, TypeError, LookupError, ArithmeticError):
+        priority = 0
+    return list_key(queue if queue in ours else LONE_QUEUE, priority)

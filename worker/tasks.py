@@ -17,8 +17,9 @@ from celery.worker.control import Panel
 from celery.worker.control import revoke as celery_revoke
 
 from schemas.job import JobState
+from worker.capacity import make_room
 from worker.celery import app, serve_queues
-from worker.delivery import adopt_ended, pack_envelope, read_delivery, take_callbacks_away
+from worker.delivery import adopt_ended, log_delivery, pack_envelope, read_delivery, take_callbacks_away
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode
 from worker.execute import Report, Verdict
@@ -92,7 +93,8 @@ def complete_chat(self: ChatTask, *args: Any, job_id: str | None = None, **kwarg
     runtime = _running()
     delivery = read_delivery(self.request, *read_call(args, kwargs), job_id, runtime.settings)
     take_callbacks_away(self.request)
-    return _tell_celery(runtime.execute(delivery.job_id, is_bulk=delivery.is_bulk, adopt=delivery.adopt))
+    report = runtime.execute(delivery.job_id, is_bulk=delivery.is_bulk, adopt=delivery.adopt)
+    return _tell_celery(log_delivery(delivery, report))
 
 
 def _running() -> WorkerRuntime:
@@ -126,6 +128,7 @@ def _prepare(**_: Any) -> None:
     global _runtime, _stack
     settings = _settings_or_exit()
     try:
+        make_room(settings)
         if settings.is_broker_embedded and IN_STACK not in os.environ:
             _stack = Stack.attach(settings.home)
             _stack.ensure_broker()
@@ -155,7 +158,11 @@ def _end_row(request: Any = None, expired: bool = False, **_: Any) -> None:
         return
     ended_as = JobState.EXPIRED if expired else JobState.CANCELLED
     adopted = adopt_ended(request, ended_as=ended_as, settings=_runtime.settings)
-    _runtime.end_job(str(request.id), adopted)
+    # Who revokes names a job. What has expired is this message: the job of its id may be another's, and Celery must
+    # not discard what comes of that for ever.
+    if expired:
+        state.revoked.discard(request.id)
+    _runtime.end_job(None if expired else str(request.id), adopted)
 
 
 @Panel.register(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

@@ -11,11 +11,13 @@ from contextlib import suppress
 from functools import partial
 
 import structlog
+from celery.worker import state
 from celery.worker.state import revoked
 from sqlalchemy import Connection
 
 from api_client.client import EndpointClient
 from api_client.config import EndpointConfig
+from schemas.shortage import describe_shortage
 from worker.broker import BrokerEpoch, broker_address, check_broker, open_client
 from worker.channel import Channel, Hand
 from worker.clock import SystemClock
@@ -33,7 +35,7 @@ from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.identity import fetch_identity
-from worker.storage.intake import NewJob, insert_jobs
+from worker.storage.intake import NewJob, adopt_jobs
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_jobs
 from worker.storage.reading import fetch_states, has_answered
@@ -86,6 +88,7 @@ class WorkerRuntime:
             endpoint=endpoint,
             clock=clock,
             window_s=settings.group_window_s,
+            on_death=lambda exc: self._end_by_force("antrean-writer", exc),
         )
         self._spool = SpoolFile(settings.spool_folder, self.worker_id)
         self._presence = Presence(settings.home / "workers", self.worker_id)
@@ -144,6 +147,7 @@ class WorkerRuntime:
         self._shutdown: threading.Thread | None = None
         self._shutdown_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._exit_code = ExitCode.OK
 
     def start(self) -> None:
         """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
@@ -153,6 +157,7 @@ class WorkerRuntime:
             refill_at=max(1, staged // 2),
             give_back=self._give_hint_back,
             on_broker_lost=self._relay.broker_lost,
+            max_message_bytes=self._settings.max_message_bytes,
         )
         self._presence.begin()
         self._writer.start()
@@ -170,16 +175,20 @@ class WorkerRuntime:
         self._relay.message_taken()
         return self._executor.execute(job_id, is_bulk=is_bulk, adopt=adopt)
 
-    def end_job(self, job_id: str, adopted: NewJob | None) -> None:
-        """Ends the row of a revoked or expired message. Does not wait: Celery's hub calls it."""
+    def end_job(self, job_id: str | None, adopted: NewJob | None) -> None:
+        """Ends the row of a revoked message (`job_id`), and writes down one that ended before it was a row.
+
+        Does not wait: Celery's hub calls it.
+        """
 
         def work(connection: Connection) -> None:
             now_ms = SystemClock().now_ms()
             if adopted is not None:
-                insert_jobs(connection, [adopted], now_ms=now_ms)
-            cancel_jobs(connection, [job_id], now_ms=now_ms)
+                adopt_jobs(connection, [adopted], now_ms=now_ms)
+            if job_id is not None:
+                cancel_jobs(connection, [job_id], now_ms=now_ms)
 
-        self._writer.begin(work)
+        self._begin(work)
 
     def cancel_jobs(self, job_ids: Sequence[str]) -> None:
         """Cancels jobs that somebody revoked, and lets Celery forget it: a retry must not be discarded.
@@ -193,7 +202,11 @@ class WorkerRuntime:
             for job_id in known:
                 revoked.discard(job_id)
 
-        self._writer.begin(work)
+        self._begin(work)
+
+    def _begin(self, work: Callable[[Connection], None]) -> None:
+        with suppress(WriterStopped):  # the worker ends: the message, or whoever revokes, comes again
+            self._writer.begin(work)
 
     def _give_hint_back(self, job_id: str) -> None:
         with suppress(WriterStopped):  # then the end of this worker has said it of all that was in hand
@@ -211,14 +224,31 @@ class WorkerRuntime:
                 return
             # Not a daemon: the interpreter waits for it even when Celery is done first.
             self._shutdown = threading.Thread(target=self._shut_down, name="antrean-shutdown")
+        try:
             self._shutdown.start()
+        except RuntimeError as exc:
+            # No thread for the way out: this one goes it. Celery's hub stands still meanwhile, and what it would have
+            # acknowledged comes again and finds no claim.
+            log.error("worker.stops_in_this_thread", lack=describe_shortage(exc))
+            self._shut_down()
 
     def _shut_down(self) -> None:
+        """The way out. An error that nobody thought of must not leave a process that neither works nor ends."""
+        try:
+            self._end_calls_and_leave()
+        except Exception as exc:
+            log.critical("worker.way_out_failed", error=type(exc).__name__, exc_info=exc)
+            self._leave_now()
+
+    def _end_calls_and_leave(self) -> None:
         grace_s = self._settings.grace_s
         end_s = time.monotonic() + grace_s
         deadline = threading.Timer(grace_s + _AFTER_GRACE_S - 0.2, self._leave_now)
         deadline.daemon = True
-        deadline.start()
+        try:
+            deadline.start()
+        except RuntimeError as exc:  # all waits below have ends of their own, if later ones
+            log.error("worker.stops_without_a_timer", lack=describe_shortage(exc))
         log.info("worker.stopping", calls_in_flight=self._client.calls_in_flight, grace_s=grace_s)
         self._slots.stop()
         self._is_stopping.set()
@@ -232,33 +262,43 @@ class WorkerRuntime:
         self._spool.stop()
         try:
             self._heart.end(Channel.hand.hinted_jobs if Channel.hand else ())
-        except DatabaseAway:
-            log.warning("worker.end_not_recorded")  # its lease will say so
+        except (DatabaseAway, OSError) as exc:
+            log.warning("worker.end_not_recorded", error=type(exc).__name__)  # its lease will say so
         is_flushed = self._writer.stop(timeout_s=0.5)
         log.info("worker.stopped", calls_cut=cut, is_flushed=is_flushed)
         if not is_flushed:
             return  # the timer ends the process
-        threading.main_thread().join(timeout=_FOR_CELERY_S)
-        if threading.main_thread().is_alive():
-            self._leave_now()
-        deadline.cancel()
+        if threading.current_thread() is not threading.main_thread():
+            threading.main_thread().join(timeout=_FOR_CELERY_S)
+            if not threading.main_thread().is_alive():
+                deadline.cancel()
+                return
+        self._leave_now()
 
     def _leave_now(self) -> None:
         # Celery's hub can hang in a stalled broker for minutes after SIGTERM; all that matters is written.
         log.warning("worker.left_without_celery")
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(int(self._exit_code))
+
+    def _end_by_force(self, name: str, exc: BaseException) -> None:
+        """Ends this worker because one of its threads did: within the grace, as a signal would, but not with 0.
+
+        A worker without its heart, its relay or its writer is worse than none, and its supervisor starts another. But
+        its calls are paid for: they end first, and what they bring is recorded, or spooled.
+        """
+        log.critical("worker.thread_died", thread=name, error=type(exc).__name__, exc_info=exc)
+        self._exit_code = ExitCode.INTERNAL
+        state.should_stop = int(ExitCode.INTERNAL)  # Celery's hub takes no more messages
+        self.begin_shutdown()
 
     def _thread(self, name: str, target: Callable[..., None], *args: object) -> None:
         def guarded() -> None:
             try:
                 target(*args)
             except BaseException as exc:
-                # A worker without its heart or its relay is worse than none: it ends, and its supervisor
-                # starts another.
-                log.critical("worker.thread_died", thread=name, error=type(exc).__name__, exc_info=exc)
-                os._exit(int(ExitCode.INTERNAL))
+                self._end_by_force(name, exc)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         self._threads.append(thread)

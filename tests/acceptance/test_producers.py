@@ -107,7 +107,8 @@ print(json.dumps([r.id, s.id, same.id, later.id]))
     assert kept == {"team": "blue"}
     assert fetch_job(plant_ledger, chosen).expires_at_ms is not None
     assert fetch_job(plant_ledger, later).state == "waiting"
-    messages = [raw for key in valkey.keys("celery*") for raw in valkey.lrange(key, 0, -1)]
+    lists = [key for key in valkey.scan_iter() if valkey.type(key) == b"list"]
+    messages = [raw for key in lists for raw in valkey.lrange(key, 0, -1)]
     assert messages
     assert all(b"Say one" not in message for message in messages)
     plant.worker()

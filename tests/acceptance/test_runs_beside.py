@@ -82,7 +82,9 @@ def test_a_run_that_lasts_longer_than_the_age_of_a_prune_has_all_its_lines(
     batch = shop.antrean("batches", "--json").json["batches"][0]["batch_id"]
     ledger = open_ledger(load_settings(home=shop.folder / ".antrean", _env_file=None))
     with ledger.write() as connection:  # as if two of them were old
-        connection.exec_driver_sql("UPDATE jobs SET ended_at_ms = 1 WHERE position IN (2, 5)")
+        connection.exec_driver_sql(
+            "UPDATE jobs SET created_at_ms = 1, ended_at_ms = 2 WHERE position IN (2, 5)"
+        )
     ledger.dispose()
     assert shop.antrean("prune", "--older-than", "1h").out == "2 jobs removed\n"
     left = shop.antrean("results", batch, "-o", "left.jsonl")

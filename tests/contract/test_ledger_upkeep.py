@@ -309,17 +309,18 @@ def test_a_worker_that_ends_says_so(ledger: Ledger, heart: Heart) -> None:
     assert row.end_reason == "stopped"
 
 
-def test_a_spooled_answer_of_another_ledger_is_put_aside_and_not_dropped(
-    ledger: Ledger, heart: Heart, tmp_path: Path
+def test_a_spooled_answer_whose_job_was_pruned_is_put_aside_and_not_dropped(
+    ledger: Ledger, heart: Heart, clock: FakeClock, tmp_path: Path
 ) -> None:
-    """It was paid for: its job was pruned here, or the database was changed."""
+    """It was paid for, and its worker beat in this ledger."""
     from tests.contract.test_ledger_spool import leave  # local: a helper of the neighbouring suite
 
+    add_worker(ledger, "dead", clock)
     job = claim_one(ledger, put_one(ledger))
-    leave(tmp_path / "spool", "dead", replace(success(job), job_id="of-another-ledger"))
+    leave(tmp_path / "spool", "dead", replace(success(job), job_id="pruned"))
     heart.beat()
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["rejected.jsonl"]
-    assert b"of-another-ledger" in (tmp_path / "spool" / "rejected.jsonl").read_bytes()
+    assert b"pruned" in (tmp_path / "spool" / "rejected.jsonl").read_bytes()
 
 
 def test_a_claim_is_let_go_while_its_answer_can_be_neither_stored_nor_put_aside(

@@ -346,7 +346,7 @@ def test_pruning_goes_past_what_it_spares(ledger: Ledger) -> None:
     spared = want(ledger, "b1", *(f"k{i}" for i in range(90)))
     free = put(ledger, *(a_job() for _ in range(90)))
     with ledger.write() as connection:
-        connection.execute(text("UPDATE jobs SET state = 'succeeded', ended_at_ms = 5"))
+        connection.execute(text("UPDATE jobs SET state = 'succeeded', created_at_ms = 4, ended_at_ms = 5"))
     want(ledger, "b1", "open", first=91)
     assert prune(ledger, before_ms=10, with_usage=False) == len(free)
     assert {row.id for row in rows(ledger, "jobs", state="succeeded")} == {job.id for job in spared}

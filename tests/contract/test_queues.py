@@ -31,9 +31,7 @@ def test_each_ledger_and_each_endpoint_has_queues_of_its_own() -> None:
     assert not any("://" in name for queues in named for name in queues.names)
 
 
-@pytest.mark.parametrize(
-    "name", [LONE_QUEUE, "antrean.lone.x", "antrean.bulkhead", "", None, 7, ["antrean.bulk"]]
-)
+@pytest.mark.parametrize("name", [LONE_QUEUE, "celery.x", "antrean.bulkhead", "", None, 7, ["antrean.bulk"]])
 def test_what_is_no_bulk_queue(name: object) -> None:
     assert not is_bulk_queue(name)
 

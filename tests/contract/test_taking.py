@@ -17,6 +17,7 @@ from tests.contract.test_channel import BULK, LONE, UNACKED, UNACKED_INDEX, Read
 from tests.contract.test_doorbell import allow_no_tracking
 from tests.support.proxy import Proxy
 from worker.channel import Channel, Connection, Hand
+from worker.foreign import REFUSED_HEADER
 from worker.hints import BULK_QUEUE, LONE_QUEUE, list_key, list_keys, write_hint
 from worker.taking import Taken, Taker
 
@@ -164,15 +165,21 @@ def test_a_full_broker_notes_what_it_gives_out(
         valkey.config_set("maxmemory", 0)
 
 
-def test_what_cannot_be_delivered_is_not_kept(ours: KombuConnection, valkey: redis.Redis, hand: Hand) -> None:
-    """It would come back every few minutes, for ever."""
+def test_what_cannot_be_decoded_is_delivered_refused_and_kept_until_that_is_written(
+    ours: KombuConnection, valkey: redis.Redis, hand: Hand
+) -> None:
     message = json.loads(write_hint("j-1", queue=LONE_QUEUE, priority=0))
     del message["headers"]["antrean_hint"]
     message["properties"]["body_encoding"] = "of another world"
     valkey.lpush(LONE_QUEUE, json.dumps(message))
     publish(ours, {"n": 2})
-    (read,) = Reader(ours, LONE).read_all()
+    refused, read = Reader(ours, LONE).read_all()
+    assert refused.headers["id"] == "j-1"
+    assert refused.headers[REFUSED_HEADER] == ["the body must be text, as it is or in base64"]
+    assert refused.payload == [[], {}, {}]
     assert read.payload == {"n": 2}
+    assert sorted(notes(valkey)) == sorted([refused.delivery_tag, read.delivery_tag])
+    refused.ack()
     assert list(notes(valkey)) == [read.delivery_tag]
 
 

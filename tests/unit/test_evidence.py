@@ -145,11 +145,8 @@ def test_jobs_that_failed_before_while_others_were_answered_close_no_gate(told: 
 
 
 def test_a_local_failure_is_not_the_endpoints() -> None:
-    class Local(Failure):
-        is_local = True
-
     assert is_trouble(Failure(K.UNREACHABLE, "refused", was_sent=False))
-    assert not is_trouble(Local(K.UNREACHABLE, "Too many open files", was_sent=False))
+    assert not is_trouble(Failure(K.UNREACHABLE, "Too many open files", was_sent=False, is_local=True))
 
 
 def test_an_answer_without_choices_may_be_one_requests_and_closes_no_gate(told: Told) -> None:

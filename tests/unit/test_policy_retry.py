@@ -211,3 +211,14 @@ def test_jobs_that_failed_together_do_not_come_back_together() -> None:
     delays = {round(decide_delay_s(5, base_s=1, cap_s=120, rng=rng), 2) for _ in range(100)}
     assert len(delays) > 80
     assert max(delays) - min(delays) > 12
+
+
+@pytest.mark.parametrize("number", [1, 3, 50])
+def test_what_this_machine_lacks_is_nobodys_attempt_and_no_gates_business(number: int) -> None:
+    failure = Failure(K.UNREACHABLE, "no more open files", was_sent=False, is_local=True)
+    standing = Standing(5, 0, 6, number, None, False)
+    for seed in range(20):
+        found = decide(failure, standing, now_ms=NOW, rules=RetryRules(), rng=random.Random(seed))
+        assert (found.burns, found.is_blocked, found.shuts_gate, found.pause_s) == (False, False, False, None)
+        assert found.not_before_ms is not None
+        assert NOW + 1000 <= found.not_before_ms <= NOW + 18_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ class Run:
         known = put(ledger, *(a_job(custom_id="its own") for _ in range(count)))
         self.ids = [Wanted(job.id, f"line {i}") for i, job in enumerate(known)]
         self.growing = GrowingResults(ledger, self.ids, self.path)
+
+    def grow_to(self, path: Path) -> None:
+        self.path = path
+        self.growing = GrowingResults(self.ledger, self.ids, path)
 
     def answer(self, *numbers: int, fails: bool = False) -> None:
         ids = [self.ids[i] for i in numbers]
@@ -136,14 +141,34 @@ def test_what_is_missing_is_not_counted(run: Run) -> None:
     assert names(run.path) == ["line 0", "line 1", "line 2"]
 
 
-def test_a_file_that_cannot_grow_is_written_at_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_grow_is_written_at_the_end(run: Run) -> None:
+    run.grow_to(run.path.with_name("r" * 252))  # the name with .part behind it is too long for a file
     run.answer(0, 1, 2, 3)
-    part = run.path.with_name("results.jsonl.part")
-    part.mkdir()  # so that it cannot be opened
     run.advance()
     assert run.growing.part is None
     assert run.growing.finish().total == 4
     assert names(run.path) == [f"line {i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "pipe", "folder"])
+def test_what_has_the_name_of_the_growing_file_and_is_not_one_stays_as_it_is(run: Run, kind: str) -> None:
+    part = run.path.with_name("results.jsonl.part")
+    precious = part if kind == "file" else run.path.with_name("precious")
+    precious.write_text("my own download")
+    if kind == "link":
+        part.symlink_to(precious)
+    elif kind == "pipe":
+        os.mkfifo(part)
+    elif kind == "folder":
+        part.mkdir()
+    run.answer(0, 1, 2, 3)
+    run.advance()
+    assert run.growing.finish().total == 4
+    assert names(run.path) == [f"line {i}" for i in range(4)]
+    assert not run.path.is_symlink()
+    assert precious.read_text() == "my own download"
+    assert part.is_symlink() == (kind == "link")
+    assert part.exists()
 
 
 def test_the_mode_and_the_link_of_the_old_file_stay(run: Run, tmp_path: Path) -> None:

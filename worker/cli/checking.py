@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from schemas.address import parse_address
 from worker.broker import broker_address, check_broker, open_client
+from worker.capacity import make_room
 from worker.cli.console import note, out, print_json
 from worker.cli.listing import printable
 from worker.clock import SystemClock
@@ -36,10 +37,11 @@ def register(app: typer.Typer) -> None:
 def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
     """Try all that is needed, and say what to do about each problem.
 
-    Settings, broker, database, endpoint, key and model. The endpoint is asked for its models, and its chat address
-    with a request without messages, which is refused and costs nothing. Says whether jobs wait at a shut gate, and
-    until when; where the endpoint answers, those who wait are tried again at once. Ends with 0 when all is well, else
-    with the code of the worst: 3 settings, 4 something is unreachable, 5 the endpoint refuses the key or the model.
+    Settings, slots, broker, database, endpoint, key and model. The endpoint is asked for its models, and its chat
+    address with a request without messages, which is refused and costs nothing. Says whether jobs wait at a shut
+    gate, and until when; where the endpoint answers, those who wait are tried again at once. Ends with 0 when all is
+    well, else with the code of the worst: 3 settings, 4 something is unreachable, 5 the endpoint refuses the key or
+    the model.
     """
     findings: list[tuple[str, str, AntreanError | None]] = []
 
@@ -60,12 +62,13 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
         findings += [("settings", problem, exc) for problem in exc.problems]
     if settings is not None:
         known = settings
+        attempt("slots", lambda: _check_slots(known))
         attempt("broker", lambda: _check_broker(known))
         attempt("database", lambda: _check_database(known))
         facts: list[EndpointFacts] = []
         if attempt("endpoint and key", lambda: _check_endpoint(known, facts)):
             attempt("model", lambda: _check_model(known.model, facts[0]))
-        text, gate = _look_at_gate(known, has_answered=bool(facts))
+        text, gate = _look_at_gate(known, has_answered=bool(facts) and facts[0].is_up)
         if text is not None:
             findings.append(("gate", text, None))
     odd = unknown_names(dict(os.environ))
@@ -102,6 +105,11 @@ def migrate() -> None:
         out.print(f"the database is at revision {done.after} already")
     else:
         out.print(f"the database went from {done.before or 'nothing'} to revision {done.after}")
+
+
+def _check_slots(settings: Settings) -> str:
+    make_room(settings)
+    return f"{settings.concurrency + settings.lone_slot_count} of them fit in this machine's open files and threads"
 
 
 def _check_broker(settings: Settings) -> str:

@@ -11,7 +11,7 @@ MEANINGS: dict[str, str] = {
     ),
     "stray_spool": (
         "Paid answers lie in the spool of processes that are dead: --repair, or the next worker of this home, "
-        "records them."
+        "records them. What stays after that is of another ledger of this home, for whose worker it waits."
     ),
     "spool_unreadable": (
         "The spool cannot be read, and may hold paid answers; the jobs of a dead worker wait for its file: give this "

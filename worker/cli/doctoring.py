@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
@@ -41,6 +42,7 @@ from worker.storage.identity import fetch_identity
 from worker.storage.migrating import fetch_newer_revision, is_current, migrate
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.records import record_outcomes
+from worker.storage.workers import is_of_this_ledger
 from worker.upkeep.presence import forget, has_died, is_alive
 from worker.upkeep.spool import (
     REJECTED,
@@ -139,7 +141,9 @@ def _mend_once(ledger: Ledger, settings: Settings, found: Examination) -> Examin
     # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it. Then the rows are
     # set right: a rescue needs whole claims, and must not queue a job whose result is there.
     if found.dead or any(one.name == "stray_spool" for one in found.findings):
-        replay_leftovers(settings.spool_folder, partial(_record_spooled, ledger))
+        replay_leftovers(
+            settings.spool_folder, partial(_record_spooled, ledger), is_ours=partial(_is_ours, ledger)
+        )
     mend_defects(ledger, _look(settings), [one.name for one in found.findings])
     folder, now_ms = settings.home / "workers", SystemClock().now_ms()
     for suspect in found.dead:
@@ -213,10 +217,15 @@ def _look_into_broker(ledger: Ledger, settings: Settings, look: Look, found: Exa
         found.findings.append(Finding("crowded_broker", found.messages, ()))
 
 
+def _is_ours(ledger: Ledger, worker_id: str, claims: Iterable[tuple[str, str]]) -> bool:
+    with ledger.read() as connection:
+        return is_of_this_ledger(connection, worker_id, claims)
+
+
 def _record_spooled(ledger: Ledger, success: Success) -> None:
     try:
         [recorded] = ledger.run(partial(record_outcomes, outcomes=[success]))
-    except (SQLAlchemyError, ValueError, TypeError) as exc:
+    except (SQLAlchemyError, ValueError, TypeError, ArithmeticError) as exc:
         raise Unstorable from exc  # as a heart does: one line must not keep the others
     if recorded is Recorded.CLAIM_LOST:
         raise Unstorable  # no such job: pruned, or this spool is of another ledger

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from worker.broker import broker_address, check_broker, open_client
+from worker.capacity import make_room
 from worker.cli.console import complain, err, note, out, print_json
 from worker.cli.progress import Display
 from worker.cli.run_work import (
@@ -94,6 +95,7 @@ def run(
     """
     started_s = time.monotonic()
     settings = load_settings()
+    make_room(settings)  # before anything is written: its worker would be refused
     if not simulate:
         settings.require_lasting_files()
     if is_standard_output(output):
@@ -125,7 +127,7 @@ def run(
                         note(f"{format_count(work.done)} of {format_count(len(work.ids))} were done before")
                     _start_worker(stack, settings)
                     gate = GateWatch(settings)
-                    if not no_check:
+                    if facts.is_up:
                         gate.wake(ledger)  # the endpoint has answered: nobody has to wait out the last pause
                     _follow(ledger, stack, settings, work, progress, growing, gate)
                 # While the batch is not held: what it wants is not pruned.

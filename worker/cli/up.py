@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from worker.broker import broker_address, check_broker, open_client
+from worker.capacity import make_room
 from worker.credentials import Credentials
 from worker.embedded.home import open_lock_file, prepare_home, try_lock
 from worker.errors import Unreachable
@@ -49,6 +50,7 @@ def up(
     settings = load_settings()
     settings.require_lasting_files()
     Credentials(settings)  # a key file that cannot be read
+    make_room(settings)  # the workers inherit the limit
     home = prepare_home(settings.home)
     lock = open_lock_file(home / "up.lock")
     if not try_lock(lock):

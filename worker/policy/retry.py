@@ -70,9 +70,10 @@ def decide(
 ) -> Decision:
     """The decision for one failure. Randomness and time are arguments."""
     kind = failure.kind
-    if is_local(failure):
-        # This machine's own trouble: nobody's attempt, and no reason to keep other machines away.
-        return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=False)
+    if failure.is_local:  # this machine lacks something: nobody's attempt, and no gate's business
+        n = max(1, min(standing.number, 5))
+        delay_s = 1.0 + decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
+        return Decision(now_ms + round(delay_s * 1000), burns=False)
     is_refusal = kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
     if standing.whose is Whose.OWN and (is_refusal or kind is FailureKind.REJECTED):
         return Decision(None, burns=True)
@@ -96,7 +97,7 @@ def decide(
 
 def is_local(failure: Failure) -> bool:
     """Whether this machine could not make the call: no descriptor, no memory, no thread, no port left."""
-    return bool(getattr(failure, "is_local", False))
+    return failure.is_local
 
 
 def _is_misconfiguration(failure: Failure, standing: Standing) -> bool:

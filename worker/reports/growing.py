@@ -14,6 +14,7 @@ from typing import BinaryIO
 from schemas.job import JobState
 from worker.errors import InputError
 from worker.reports.batchlines import (
+    LINE_START,
     Counts,
     count_lines,
     odd_finish_reasons,
@@ -155,20 +156,44 @@ class GrowingResults:
 
 
 def _open_part(target: Path) -> tuple[Path, BinaryIO]:
-    """An empty file beside the target; another run that writes the same file just now keeps its own."""
+    """An empty file beside the target. A file of that name that is not an earlier run's is left as it is."""
     path = target.with_name(f"{target.name}.part")
-    stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Its run may have put it in its place between the two.
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(stream.fileno())):
-            stream.truncate(0)
+    with suppress(
+        BlockingIOError, FileNotFoundError
+    ):  # another run writes it just now, or has put it in its place
+        stream = _open_own(path)
+        if stream is not None:
             return path, stream
-    except BlockingIOError:
-        pass
-    stream.close()
     path = _hidden(target)
     return path, path.open("xb")
+
+
+def _open_own(path: Path) -> BinaryIO | None:
+    """The file, empty and locked; None where it is not what a run left behind."""
+    flags = (
+        os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    )  # a link may lead to anything, and a pipe waits
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        is_new = True
+    except FileExistsError:
+        if not path.is_file() or path.is_symlink():
+            return None
+        descriptor, is_new = os.open(path, flags), False
+    stream = os.fdopen(descriptor, "wb")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        beginning = os.pread(descriptor, len(LINE_START), 0)
+        is_ours = is_new or beginning == LINE_START
+        # Another run may have put it in its place meanwhile.
+        if is_ours and os.path.samestat(path.stat(), os.fstat(descriptor)):
+            stream.truncate(0)
+            return stream
+    except BaseException:
+        stream.close()
+        raise
+    stream.close()
+    return None
 
 
 def _hidden(beside: Path) -> Path:

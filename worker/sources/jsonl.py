@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from schemas.bounds import MAX_DEPTH, find_unkeepable
 from schemas.chat import InvalidRequest, check_request, fill_model
 from worker.sources.problems import MOST_SHOWN, input_error, why
 
@@ -26,7 +27,6 @@ _BUFFER_BYTES = 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 _LINE_KEYS = ("custom_id", "method", "url", "body")
 _BUCKETS = 256
-_SURELY_SHALLOW = 200  # fewer braces and brackets than orjson writes levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +176,7 @@ def _parse_line(
             check_request(body, allow_zero_temperature=allow_zero_temperature)
         except InvalidRequest as exc:
             raise _BadLine(*problems, *exc.errors, custom_id=custom_id) from None
-        if "\0" in body["model"]:  # no database keeps it
-            problems.append("model: must not hold U+0000")
-        if raw.count(b"{") + raw.count(b"[") > _SURELY_SHALLOW:
+        if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:  # else it is surely shallow
             problems += _check_depth(body)
         if not problems:
             return RequestLine(number, custom_id, body["model"], body, body is not given)
@@ -207,7 +205,8 @@ def _check_depth(body: Mapping[str, Any]) -> list[str]:
         orjson.dumps(body)
     except orjson.JSONEncodeError as exc:
         return [f"request: cannot be written as JSON ({exc})"]
-    return []
+    unkeepable = find_unkeepable(body, with_text=False)
+    return [] if unkeepable is None else [f"request: {unkeepable}"]
 
 
 def _check_bare(data: dict[str, Any]) -> list[str]:

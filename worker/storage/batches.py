@@ -15,6 +15,8 @@ from worker.storage.wants import OPEN, bring_home, hand_over
 from worker.storage.window import unmark_published
 
 _SHORTEST_PREFIX = 12
+_OPEN_KIND = "tasks"
+CLOSED_BATCH = "batch: is one that `antrean run` or `antrean submit` made; messages may join their own only"
 _HAS_OPEN_JOBS = exists().where(jobs.c.batch_id == batches.c.id, is_in(*OPEN)).correlate(batches)
 _WANTED_ELSEWHERE = wants.join(jobs, jobs.c.id == wants.c.job_id)
 
@@ -100,7 +102,7 @@ def ensure_open_batches(
         {
             "id": batch_id,
             "idempotency_key": None,
-            "kind": "tasks",
+            "kind": _OPEN_KIND,
             "label": batch_id,
             "endpoint": endpoint,
             "total": 0,
@@ -113,6 +115,15 @@ def ensure_open_batches(
     ]
     if rows:
         connection.execute(insert_or_ignore(connection, batches), rows)
+
+
+def fetch_closed(connection: Connection, batch_ids: Iterable[str]) -> set[str]:
+    """Those of `batch_ids` that were made from a file or a folder: no message may join them."""
+    wanted = sorted(set(batch_ids))
+    if not wanted:
+        return set()
+    closed = select(batches.c.id).where(batches.c.id.in_(wanted), batches.c.kind != _OPEN_KIND)
+    return set(connection.execute(closed).scalars())
 
 
 def hold_batch(connection: Connection, batch_id: str, *, now_ms: int) -> int:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -24,6 +24,7 @@ from worker.storage.errors import DatabaseAway
 from worker.storage.intake import NewJob, adopt_jobs
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded
 from worker.storage.records import record_outcomes
+from worker.storage.reply import Reply
 from worker.storage.tables import MAX_ROWS
 from worker.storage.window import unmark_published, unmark_strays
 
@@ -35,40 +36,6 @@ _COMMITS_A_WINDOW = 4
 _WINDOW_CAP_S = 0.06
 
 
-class Reply(Generic[T]):
-    """What the writer will say to one who waits: a Future without its Condition, which costs ten times as much."""
-
-    __slots__ = ("_exception", "_lock", "_value")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-        self._exception: BaseException | None = None
-        self._value: T | None = None
-
-    def result(self, within_s: float | None = None) -> T:
-        """Blocks until it is said; raises DatabaseAway if that takes longer. For one thread, once."""
-        if not self._lock.acquire(timeout=-1 if within_s is None else within_s):
-            raise DatabaseAway(f"the database has not answered for {within_s:g} s")
-        if self._exception is not None:
-            raise self._exception
-        return cast("T", self._value)
-
-    def set_result(self, value: T) -> None:
-        self._value = value
-        self._say()
-
-    def set_exception(self, exception: BaseException) -> None:
-        self._exception = exception
-        self._say()
-
-    def _say(self) -> None:
-        try:
-            self._lock.release()
-        except RuntimeError:  # said before: a record was abandoned, and now its fate is known after all
-            return
-
-
 @dataclass(slots=True)
 class _Group:
     """What one transaction writes. At most one claim and one outcome a job."""
@@ -78,9 +45,10 @@ class _Group:
     outcomes: dict[str, tuple[Outcome, Reply[Recorded]]] = field(default_factory=dict)
     returned: list[str] = field(default_factory=list)
     works: list[tuple[Callable[[Connection], Any], Reply[Any]]] = field(default_factory=list)
+    owed: list[tuple[Callable[[Connection], Any], Reply[Any]]] = field(default_factory=list)  # of `begin`
 
     def __len__(self) -> int:
-        return len(self.claims) + len(self.outcomes) + len(self.returned) + len(self.works)
+        return len(self.claims) + len(self.outcomes) + len(self.returned) + len(self.works) + len(self.owed)
 
 
 _Item = tuple[str, Any, Any]
@@ -99,14 +67,23 @@ class GroupWriter:
     """The one writer of a worker process. Its methods block the calling slot until the commit is known."""
 
     def __init__(
-        self, ledger: Ledger, *, worker_id: str, endpoint: str, clock: Clock, window_s: float
+        self,
+        ledger: Ledger,
+        *,
+        worker_id: str,
+        endpoint: str,
+        clock: Clock,
+        window_s: float,
+        on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
+        """`on_death` is told, in the writer's thread, of the error that ended it."""
         self.worker_id = worker_id
         self.held: dict[str, str] = {}  # job id to token: what this process knows that it runs
         self._ledger = ledger
         self.endpoint = endpoint
         self._clock = clock
         self._window_s = window_s
+        self._on_death = on_death
         self._alone: set[str] = set()  # jobs whose claimer is alone in this process
         self._pending: deque[_Item] = deque()
         self._writing = _NOTHING  # what the writer has in its hands
@@ -116,7 +93,7 @@ class GroupWriter:
         self._stopping = threading.Event()
         self._groups = 0
         self._has_ended = False
-        self._thread = threading.Thread(target=self._run, name="antrean-writer", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="antrean-writer", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -171,13 +148,19 @@ class GroupWriter:
         self.held.pop(job_id, None)
 
     def give_message_back(self, job_id: str) -> None:
-        """Marks an unclaimed job as not published, so that the relay publishes it again. Does not wait."""
+        """Marks an unclaimed job as not published, so that the relay publishes it again. Does not wait.
+
+        While the database is away it is kept in mind.
+        """
         self._put(("return", job_id, None))
 
     def begin(self, work: Callable[[Connection], object]) -> Reply[Any]:
-        """Has `work` run between the groups without waiting for it: for threads that must not wait."""
+        """Has `work` run between the groups without waiting for it: for threads that must not wait.
+
+        While the database is away it is kept in mind.
+        """
         future: Reply[Any] = Reply()
-        self._put(("work", work, future))
+        self._put(("owed", work, future))
         return future
 
     def call(self, work: Callable[[Connection], T]) -> T:
@@ -196,6 +179,27 @@ class GroupWriter:
             self._hurry.set()
         if is_first:
             self._wake.set()
+
+    def _live(self) -> None:
+        """Runs the writer. An error that nobody thought of ends it, and no caller waits for ever: paid answers are
+        told that the database is away, and go to the spool; claims, that the worker ends."""
+        try:
+            self._run()
+        except BaseException as exc:
+            with self._lock:
+                self._has_ended = True
+                left, self._pending = list(self._pending), deque()
+            self._fail_all_but_claims(self._writing, DatabaseAway("the writer has ended"))
+            for waiting in self._writing.claims.values():
+                waiting.set_exception(WriterStopped())
+            for kind, _, future in left:
+                if future is not None:
+                    future.set_exception(
+                        WriterStopped() if kind == "claim" else DatabaseAway("the writer has ended")
+                    )
+            if self._on_death is None:
+                raise
+            self._on_death(exc)
 
     def _run(self) -> None:
         is_busy = False
@@ -240,6 +244,8 @@ class GroupWriter:
                     group.returned.append(what)
                 elif kind == "work":
                     group.works.append((what, future))
+                elif kind == "owed":
+                    group.owed.append((what, future))
                 else:
                     later.append(item)
             self._pending.extendleft(reversed(later))
@@ -270,9 +276,10 @@ class GroupWriter:
         ) -> tuple[list[Recorded], dict[str, ClaimedJob], set[str], list[Any]]:
             # Before the claims: a beat would take those of its own group, not in `held` yet, for orphans.
             answers = [ask(connection) for ask, _ in group.works]
+            answers += [ask(connection) for ask, _ in group.owed]
             recorded = record_outcomes(connection, [o for o, _ in group.outcomes.values()])
-            if group.returned:
-                unmark_published(connection, group.returned)
+            for start in range(0, len(group.returned), MAX_ROWS):
+                unmark_published(connection, group.returned[start : start + MAX_ROWS])
             # A message that carries its own request becomes a row in the transaction that claims it.
             adopt_jobs(connection, list(group.adopted.values()), now_ms=now_ms)
             wanted = [job_id for job_id in group.claims if job_id not in self.held]
@@ -305,14 +312,15 @@ class GroupWriter:
                 waiting.set_exception(RunsAlone())
             else:
                 waiting.set_result(claimed.get(job_id))
-        for (_, answer), value in zip(group.works, answers, strict=True):
+        for (_, answer), value in zip([*group.works, *group.owed], answers, strict=True):
             answer.set_result(value)
 
     def _wait_out(self, group: _Group, token: str, exc: DatabaseAway) -> None:
         """Tells everyone but the claims, which wait here for the database: nothing may be called meanwhile."""
         log.warning("ledger.away", error=str(exc), claims=len(group.claims), records=len(group.outcomes))
         self._fail_all_but_claims(group, exc)
-        claims = _Group(claims=group.claims, adopted=group.adopted)
+        # What is given back and what is owed has nobody who would say it again.
+        claims = _Group(claims=group.claims, adopted=group.adopted, returned=group.returned, owed=group.owed)
         delay_s = _RETRY_FIRST_S
         while True:
             if self._stopping.wait(delay_s):
@@ -322,6 +330,8 @@ class GroupWriter:
             # Records that arrive meanwhile must not wait for us: they have a spool.
             newer = self._gather()
             self._fail_all_but_claims(newer, exc)
+            claims.returned = sorted({*claims.returned, *newer.returned})
+            claims.owed += newer.owed
             for job_id, future in newer.claims.items():
                 if job_id in claims.claims:
                     future.set_result(None)  # a second delivery of a job that waits here already
@@ -351,11 +361,12 @@ class GroupWriter:
                 *group.claims.values(),
                 *(future for _, future in group.outcomes.values()),
                 *(future for _, future in group.works),
+                *(future for _, future in group.owed),
             ]
             for future in futures:
                 future.set_exception(exc)
-            if not futures:
-                log.error("ledger.return_failed", error=type(exc).__name__)
+            if group.returned or group.owed:
+                log.error("ledger.unwritten", error=type(exc).__name__, is_given_back=bool(group.returned))
             return
         for half in _halves(group):
             self._write(half)
@@ -374,4 +385,7 @@ def _halves(group: _Group) -> list[_Group]:
     start = len(group.claims) + len(group.outcomes) + len(group.returned)
     for i, work in enumerate(group.works, start=start):
         halves[i % 2].works.append(work)
+    start += len(group.works)
+    for i, owe in enumerate(group.owed, start=start):
+        halves[i % 2].owed.append(owe)
     return [half for half in halves if len(half)]

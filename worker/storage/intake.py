@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
-from worker.storage.batches import ensure_open_batches
+from worker.storage.batches import CLOSED_BATCH, ensure_open_batches, fetch_closed
 from worker.storage.bulk import insert_columns
 from worker.storage.cleaning import clean_text
 from worker.storage.tables import AnyRow, details, insert_or_ignore, jobs, requests
 from worker.storage.wants import Want, add_wants
+
+LONGEST_REFUSED_BODY = 16 * 1024  # it is kept for a person to look at, not to be sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +161,49 @@ def describe_request(request_hash: str, endpoint: str) -> str:
 
 
 def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) -> None:
-    """Writes down jobs that came in their messages, and the batches that they name."""
-    insert_jobs(connection, new, now_ms=now_ms)
-    for endpoint in {job.endpoint for job in new}:
-        named = [job.batch_id for job in new if job.batch_id and job.endpoint == endpoint]
+    """Writes down jobs that came in their messages, and the batches that they name.
+
+    Of an id that has a row nothing is written: the row is the job. A job that names a batch of `run` or `submit` is
+    refused, or it would be among the results of somebody else's file.
+    """
+    if not new:
+        return
+    closed = fetch_closed(connection, [job.batch_id for job in new if job.batch_id])
+    sound = [refuse(job, CLOSED_BATCH) if job.batch_id in closed else job for job in new]
+    known = insert_jobs(connection, sound, now_ms=now_ms)
+    for endpoint in {job.endpoint for job in sound}:
+        named = [
+            job.batch_id
+            for job, found in zip(sound, known, strict=True)
+            if job.batch_id and job.endpoint == endpoint and found.is_new
+        ]
         ensure_open_batches(connection, named, endpoint=endpoint, now_ms=now_ms)
+
+
+def refuse(job: NewJob, why: str) -> NewJob:
+    """The row that a message ends as which cannot be adopted: its id, its state and a sentence, and no batch."""
+    return replace(
+        job,
+        body=job.body if len(job.body) <= LONGEST_REFUSED_BODY else "null",
+        batch_id="",
+        not_before_ms=None,
+        ended_as=job.ended_as or JobState.FAILED,
+        failure_message=why,
+    )
+
+
+def make_bare(job: NewJob) -> NewJob:
+    """The last resort, where the database takes no row of `job` as it is: nothing of the message but its id."""
+    return NewJob(
+        id=job.id,
+        body="null",
+        model="unknown",
+        request_hash="",
+        endpoint=job.endpoint,
+        idempotency_key=job.idempotency_key,
+        ended_as=job.ended_as or JobState.FAILED,
+        failure_message="the message holds something that the database does not take",
+    )
 
 
 def find_by_keys(connection: Connection, keys: Sequence[str]) -> dict[str, KnownJob]:

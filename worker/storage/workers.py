@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, select, update
@@ -12,6 +13,7 @@ from schemas.job import JobState
 from worker.storage.claims import SOLO_AFTER_LOSSES
 from worker.storage.tables import MAX_ROWS, attempts, is_in, jobs, upsert, workers
 
+_UNIQUE_ID = re.compile(r"[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}")
 _ORPHAN_COLUMNS = (
     jobs.c.id,
     jobs.c.claims,
@@ -152,11 +154,40 @@ def release_orphans(
     return [row.id for row in locked]
 
 
-def rescue_jobs(connection: Connection, worker_id: str, *, max_solo_losses: int, now_ms: int) -> list[str]:
+def is_of_this_ledger(connection: Connection, worker_id: str, claims: Iterable[tuple[str, str]]) -> bool:
+    """Whether this worker ever beat here, or one of its `claims` (job and token) was made here.
+
+    Its row names a worker's ledger: it is written before the worker takes any job, and never removed. The claims are
+    for a database that was restored from a backup, and for workers of before.
+    """
+    if fetch_endpoint_of(connection, worker_id) is not None:
+        return True
+    is_empty = True  # what nobody can read is nobody else's either
+    for job_id, token in claims:
+        is_empty = False
+        found = connection.execute(select(jobs.c.claim_token).where(jobs.c.id == job_id)).first()
+        # An id that is unlike any other is one job wherever it is; one that somebody chose may be two.
+        if found is not None and (found.claim_token == token or _UNIQUE_ID.fullmatch(job_id)):
+            return True
+        lost = select(attempts.c.job_id).where(attempts.c.job_id == job_id, attempts.c.claim_token == token)
+        if connection.execute(lost).first() is not None:
+            return True
+    return is_empty
+
+
+def rescue_jobs(
+    connection: Connection,
+    worker_id: str,
+    *,
+    max_solo_losses: int,
+    now_ms: int,
+    has_given_back: bool = False,
+) -> list[str]:
     """Ids of at most 500 jobs of a dead worker that were queued again, or failed `worker_lost`.
 
-    Only a loss while it ran alone counts towards `worker_lost`: its neighbours are innocent. Call again
-    until it returns nothing, then mark the worker as lost.
+    Only a loss while it ran alone counts towards `worker_lost`: its neighbours are innocent. `has_given_back`: the
+    worker ended in order while the database was away, and no loss is counted. Call again until it returns nothing,
+    then mark the worker as lost.
     """
     rows = connection.execute(
         select(*_ORPHAN_COLUMNS)
@@ -166,6 +197,9 @@ def rescue_jobs(connection: Connection, worker_id: str, *, max_solo_losses: int,
         .with_for_update(skip_locked=True)
     ).all()
     for row in rows:
+        if has_given_back:
+            _release(connection, row, worker_id, verdict="released", now_ms=now_ms)
+            continue
         was_alone = row.losses >= SOLO_AFTER_LOSSES
         solo_losses = row.solo_losses + (1 if was_alone else 0)
         _release(

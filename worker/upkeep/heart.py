@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +13,15 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from schemas.shortage import describe_shortage, is_local_shortage
 from worker.clock import Clock
-from worker.errors import AntreanError
+from worker.errors import AntreanError, tell_place
 from worker.storage.engine import Ledger
+from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Recorded, Success
+from worker.storage.tables import MAX_ROWS
 from worker.storage.window import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.workers import (
     beat,
@@ -26,6 +29,7 @@ from worker.storage.workers import (
     fetch_beats,
     fetch_endpoint_of,
     is_known,
+    is_of_this_ledger,
     register_worker,
     release_orphans,
     rescue_jobs,
@@ -67,10 +71,15 @@ class Heart:
         self._spool_folder = spool_folder
         self._max_solo_losses = max_solo_losses
         self._watch = LeaseWatch(own_id=writer.worker_id, lease_s=lease_s)
-        self._is_registered = False
+        self._strangers: set[str] = set()  # workers of other ledgers, whose spools lie here
 
     def run(self, is_stopping: threading.Event) -> None:
-        """Beats until told to stop. While the database is away it tries again every second at least."""
+        """Beats until told to stop. While the database is away it tries again every second at least.
+
+        An error that nobody thought of is logged, and the next beat comes all the same: the calls in flight are paid
+        for, and no other worker would do better. What stays safe meanwhile are the leases. A beat raises this worker's
+        own first, so only the spool, rescues and expiry wait; where even that fails, others take over after a lease.
+        """
         while not is_stopping.is_set():
             delay_s = self._beat_s
             try:
@@ -81,6 +90,15 @@ class Heart:
                 self._watch.forget()
                 delay_s = min(1.0, self._beat_s)
                 log.warning("heart.ledger_away", error=str(exc))
+            except Exception as exc:
+                self._watch.forget()
+                delay_s = min(1.0, self._beat_s)
+                log.error(
+                    "heart.beat_failed",
+                    error=type(exc).__name__,
+                    lack=describe_shortage(exc) if is_local_shortage(exc) else None,
+                    where=tell_place(exc),
+                )
             is_stopping.wait(delay_s)
 
     def beat(self) -> None:
@@ -88,7 +106,7 @@ class Heart:
         self._beat_own()
         # What was paid for is recorded before anyone is taken for dead: the dead may have spooled it.
         self._spool.replay(self._record_spooled)
-        replay_leftovers(self._spool_folder, self._record_spooled)
+        replay_leftovers(self._spool_folder, self._record_spooled, is_ours=self._is_ours)
         self._rescue()
         now_ms = self._clock.now_ms()
         while self._ledger.run(lambda connection: expire_jobs(connection, now_ms=now_ms)):
@@ -97,15 +115,20 @@ class Heart:
     def end(self, hinted_jobs: Sequence[str] = ()) -> None:
         """Marks this worker as stopped, and the jobs whose messages it leaves behind as not published.
 
-        Raises DatabaseAway.
+        Raises DatabaseAway. What was given back meanwhile is then said by the lock that stays.
         """
         now_ms = self._clock.now_ms()
 
         def work(connection: Connection) -> None:
-            unmark_published(connection, hinted_jobs)
+            for start in range(0, len(hinted_jobs), MAX_ROWS):
+                unmark_published(connection, hinted_jobs[start : start + MAX_ROWS])
             end_worker(connection, self._writer.worker_id, reason="stopped", now_ms=now_ms)
 
-        self._ledger.run(work)
+        try:
+            self._ledger.run(work)
+        except DatabaseAway:
+            self._presence.say_all_is_given_back()
+            raise
         self._presence.end()
 
     def _beat_own(self) -> None:
@@ -138,10 +161,18 @@ class Heart:
         if orphans:
             log.warning("heart.orphans_released", jobs=len(orphans))
 
+    def _is_ours(self, worker_id: str, claims: Iterable[tuple[str, str]]) -> bool:
+        with self._ledger.read() as connection:
+            is_ours = is_of_this_ledger(connection, worker_id, claims)
+        if not is_ours and worker_id not in self._strangers:
+            self._strangers.add(worker_id)
+            log.warning("spool.of_another_ledger", worker_id=worker_id, folder=str(self._spool_folder))
+        return is_ours
+
     def _record_spooled(self, success: Success) -> None:
         try:
             recorded = self._writer.record(success)
-        except (SQLAlchemyError, ValueError, TypeError) as exc:
+        except (SQLAlchemyError, ValueError, TypeError, ArithmeticError) as exc:
             # One line that no ledger can store must not keep the others, or this worker, from going on.
             log.error("heart.spooled_unstorable", job_id=success.job_id, error=type(exc).__name__)
             self._writer.forget(success.job_id)
@@ -156,7 +187,8 @@ class Heart:
                     continue  # of another ledger of this home: only its own workers can rescue its jobs
             if self._has_to_wait(worker_id):
                 continue
-            rescued = self._rescue_all(worker_id)
+            has_given_back = self._presence.has_given_back(worker_id)
+            rescued = self._rescue_all(worker_id, has_given_back=has_given_back)
             self._presence.forget(worker_id)
             log.warning("heart.worker_died", worker_id=worker_id, jobs_rescued=rescued)
         with self._ledger.read() as connection:
@@ -175,7 +207,7 @@ class Heart:
         log.warning("heart.rescue_waits_for_spool", worker_id=worker_id, folder=str(self._spool_folder))
         return True
 
-    def _rescue_all(self, worker_id: str) -> int:
+    def _rescue_all(self, worker_id: str, *, has_given_back: bool = False) -> int:
         rescued = 0
         while True:
             ids = self._ledger.run(
@@ -184,6 +216,7 @@ class Heart:
                     worker_id=worker_id,
                     max_solo_losses=self._max_solo_losses,
                     now_ms=self._clock.now_ms(),
+                    has_given_back=has_given_back,
                 )
             )
             rescued += len(ids)

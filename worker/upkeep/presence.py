@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -16,6 +17,7 @@ from worker.embedded.home import try_lock
 
 log = structlog.get_logger(__name__)
 _SUFFIX = ".lock"
+_GIVEN_BACK = b"given back\n"
 
 
 class Presence:
@@ -44,6 +46,19 @@ class Presence:
             self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
+
+    def say_all_is_given_back(self) -> None:
+        """At an orderly end that the database could not be told of: whoever rescues the jobs counts no loss."""
+        if self._descriptor is not None:
+            with suppress(OSError):  # then they count as lost with it, twice at most before they run alone
+                os.write(self._descriptor, _GIVEN_BACK)
+
+    def has_given_back(self, worker_id: str) -> bool:
+        """Whether a dead worker of this folder has said so."""
+        try:
+            return (self._folder / f"{worker_id}{_SUFFIX}").read_bytes() == _GIVEN_BACK
+        except OSError:
+            return False
 
     def find_dead(self) -> list[str]:
         """Ids of workers of this folder whose process is gone for certain."""

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import Connection
 
 from worker.clock import Clock
-from worker.errors import AntreanError, BrokerAway
+from worker.errors import AntreanError, BrokerAway, tell_place
 from worker.policy.gates import PROBE_EVERY_S, Admission
 from worker.storage.batches import fetch_held
 from worker.storage.engine import Ledger
@@ -119,7 +119,10 @@ class Relay:
         self._poked.set()
 
     def run(self, is_stopping: threading.Event, *, interval_s: float) -> None:
-        """Ticks until told to stop; broker and database may go away and come back meanwhile."""
+        """Ticks until told to stop; broker and database may go away and come back meanwhile.
+
+        An error that nobody thought of is logged, and counts as a stall: the jobs wait in the ledger.
+        """
         delay_s = interval_s
         while not is_stopping.is_set():
             self._poked.clear()
@@ -128,6 +131,11 @@ class Relay:
             except AntreanError as exc:
                 delay_s = min(delay_s * 2, 5.0)
                 log.warning("relay.stalled", error=type(exc).__name__, retry_in_s=delay_s)
+                is_stopping.wait(delay_s)
+                continue
+            except Exception as exc:
+                delay_s = min(delay_s * 2, 5.0)
+                log.error("relay.tick_failed", error=type(exc).__name__, where=tell_place(exc))
                 is_stopping.wait(delay_s)
                 continue
             delay_s = interval_s

@@ -1,9 +1,10 @@
 """The spool: paid answers wait here, synced to disk, while the database is away (invariant 5).
 
 One file a process, locked for as long as the process lives, so that another process may replay what a dead
-one left, and nothing that a live one still holds. A line is one answer in JSON; a last line that was cut by
-a crash was never promised to anyone and is dropped. A whole line is never dropped: what the ledger cannot take,
-or this version cannot read, goes to `rejected.jsonl`, and its file stays until it is there.
+one left, and nothing that a live one still holds. It is named after its worker, whose row is in its ledger: a worker
+of another ledger in the same home leaves it alone. A line is one answer in JSON; a last line that was cut by a crash
+was never promised to anyone and is dropped, and it costs no line but itself. A whole line is never dropped: what the
+ledger cannot take, or this version cannot read, goes to `rejected.jsonl`, and its file stays until it is there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from worker.storage.outcomes import Success, Usage
 log = structlog.get_logger(__name__)
 SUFFIX = ".spool"
 REJECTED = "rejected.jsonl"
+_BEGINNING = b'{"job_id":'  # of each line
 _RETRY_S = 1.0
 _ROOM_BYTES = 1 << 20  # a long answer
 
@@ -144,11 +146,17 @@ class SpoolFile:
             self._fd = None
 
 
-def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
+def replay_leftovers(
+    folder: Path,
+    record: Callable[[Success], object],
+    *,
+    is_ours: Callable[[str, Iterable[tuple[str, str]]], bool] | None = None,
+) -> int:
     """Number of answers recorded that dead processes left in `folder`. Raises DatabaseAway; the rest stays.
 
     A whole line that cannot be read, or that `record` calls Unstorable, is put aside as it is. A file stays while
-    one of its lines could not be, and where it cannot be opened.
+    one of its lines could not be, and where it cannot be opened; and where `is_ours` says so of its worker and the
+    claims in it (job and token): then it is of another ledger.
     """
     done = 0
     for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -167,12 +175,17 @@ def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
             if not _is_at(path, fd):
                 continue  # replayed and removed since it was opened; the name may be a living one's by now
             with open(fd, "rb", closefd=False) as lines:
+                if is_ours is not None and not is_ours(path.name.removesuffix(SUFFIX), _claims(lines)):
+                    continue
+                lines.seek(0)
                 refused = []
                 for line in lines:
                     if not line.endswith(b"\n"):
                         continue
-                    if _is_recorded(line, record):
+                    answer, torn = _decode_line(line)
+                    if answer is not None and _is_recorded(answer, record):
                         done += 1
+                        refused += [torn] if torn else []
                     else:
                         refused.append(line)
             # Together: of a file that stays, nothing is put aside again with each beat.
@@ -187,10 +200,15 @@ def replay_leftovers(folder: Path, record: Callable[[Success], object]) -> int:
     return done
 
 
-def _is_recorded(line: bytes, record: Callable[[Success], object]) -> bool:
-    success = _decode(line)
-    if success is None:
-        return False
+def _claims(lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
+    """Job and token of each answer."""
+    for line in lines:
+        answer, _ = _decode_line(line)
+        if answer is not None:
+            yield answer.job_id, answer.token
+
+
+def _is_recorded(success: Success, record: Callable[[Success], object]) -> bool:
     try:
         record(success)
     except Unstorable:
@@ -241,7 +259,7 @@ def _put_aside(folder: Path, lines: bytes, *, answers: int) -> bool:
     path = folder / REJECTED
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # of several processes: what is cut off below is one's own
             _append(fd, lines)
@@ -271,15 +289,29 @@ def _texts(success: Success) -> dict[str, str | None]:
     return {name: clean_text(text) for name, text in texts.items()}
 
 
+def _decode_line(line: bytes) -> tuple[Success | None, bytes]:
+    """The answer of a line, and the torn one before it where that has no end of its own."""
+    success = _decode(line)
+    # No text of an answer reads like this: its quotes are escaped.
+    start = -1 if success is not None else line.rfind(_BEGINNING)
+    if start > 0 and (whole := _decode(line[start:])) is not None:
+        return whole, line[:start] + b"\n"
+    return success, b""
+
+
 def _decode(line: bytes) -> Success | None:
     try:
         values = orjson.loads(line)
         values["raw"] = base64.b64decode(values["raw"])
         values["usage"] = Usage(**values["usage"])
-        return Success(**values)
+        success = Success(**values)
     except (ValueError, TypeError, KeyError) as exc:
         log.error("spool.bad_line", error=type(exc).__name__)
         return None
+    if not isinstance(success.job_id, str) or not isinstance(success.token, str):
+        log.error("spool.bad_line", error="no claim")
+        return None
+    return success
 
 
 def _is_at(path: Path, fd: int) -> bool:
@@ -294,6 +326,8 @@ def _is_at(path: Path, fd: int) -> bool:
 
 def _append(fd: int, lines: bytes) -> None:
     start = os.lseek(fd, 0, os.SEEK_END)
+    if start and os.pread(fd, 1, start - 1) != b"\n":
+        lines = b"\n" + lines  # what was cut before this keeps to itself
     try:
         _write_all(fd, lines)
         os.fsync(fd)

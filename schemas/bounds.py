@@ -1,0 +1,58 @@
+"""What the ledger can keep: bounds of the values that a producer hands over. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MAX_DEPTH = 100  # levels of nesting; orjson writes 254, and a schema of tools has about ten
+MAX_ID_LENGTH = 255
+MAX_MODEL_LENGTH = 512
+MAX_ATTEMPTS = 1_000_000  # the column ends at 2³¹
+MAX_TIME_MS = 253_402_300_799_999  # the end of the year 9999, which is where Python's dates end
+MAX_EXTRAS_BYTES = 256 * 1024  # of metadata, and of a Celery message's callbacks
+_LARGEST_INT, _SMALLEST_INT = 2**64 - 1, -(2**63)  # what orjson writes
+_UNKEEPABLE_TEXT = re.compile("[\x00\ud800-\udfff]")
+
+
+def find_unkeepable(value: Any, *, with_text: bool) -> str | None:
+    """What of a decoded JSON value cannot be kept, as words that continue a field's name; None: nothing.
+
+    `with_text`: also of its texts and keys. Without recursion: the value may be nested as deep as it likes.
+    """
+    todo: list[tuple[Any, int]] = [(value, 1)]
+    while todo:
+        one, depth = todo.pop()
+        if isinstance(one, str):
+            if with_text and not is_keepable_text(one):
+                return "must not hold U+0000 or half of a surrogate pair"
+        elif isinstance(one, float):
+            if not math.isfinite(one):
+                return "must not hold NaN or Infinity, which JSON cannot write"
+        elif isinstance(one, bool):
+            continue
+        elif isinstance(one, int):
+            if not _SMALLEST_INT <= one <= _LARGEST_INT:
+                return "must not hold a whole number beyond 64 bits: readers of JSON change it"
+        elif isinstance(one, (Mapping, list, tuple)):
+            if depth > MAX_DEPTH:
+                return f"must not be nested deeper than {MAX_DEPTH} levels"
+            inner: Any = one
+            if isinstance(one, Mapping):
+                inner = one.values()
+                if with_text:
+                    todo += [(key, depth) for key in one]
+            todo += [(each, depth + 1) for each in inner]
+    return None
+
+
+def is_keepable_text(text: str) -> bool:
+    """Whether both databases keep the text as it is."""
+    return _UNKEEPABLE_TEXT.search(text) is None
+
+
+def is_time_ms(value: int) -> bool:
+    """Whether this is a time in UTC milliseconds that a date can say."""
+    return abs(value) <= MAX_TIME_MS

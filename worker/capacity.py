@@ -1,0 +1,87 @@
+"""Whether this machine has room for the slots that were asked for: open files and threads, asked before work begins.
+
+A worker that runs out of either in the middle of it fails calls that nothing is wrong with.
+"""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Callable
+
+from worker.errors import SettingsError
+from worker.settings import Settings
+
+# Beside the calls: sixteen connections to the ledger (three files each where it is SQLite), those to the broker, the
+# log, locks, the spool, name look-ups, and what Python opens for a moment.
+_OTHER_FILES = 100
+_OTHER_THREADS = 8  # heart, relay, writer, deadlines, a look-up, the way out and its timer, one to spare
+
+
+def make_room(settings: Settings) -> None:
+    """Raises this process's limit of open files to what the slots need, as far as it may.
+
+    Raises SettingsError where the slots do not fit, with the number that would.
+    """
+    files = _raise_file_limit(_files_for(settings))
+    if files is not None and files < _files_for(settings):
+        raise _too_many(settings, "open files", files, _files_for, "raise its hard limit (`ulimit -n`)")
+    threads = count_startable_threads(_threads_for(settings))
+    if threads < _threads_for(settings):
+        raise _too_many(settings, "threads", threads, _threads_for, "raise the limit of processes")
+
+
+def _files_for(settings: Settings) -> int:
+    return settings.thread_count + _OTHER_FILES
+
+
+def _threads_for(settings: Settings) -> int:
+    return settings.thread_count + _OTHER_THREADS
+
+
+def _too_many(
+    settings: Settings, of_what: str, allowed: int, need: Callable[[Settings], int], remedy: str
+) -> SettingsError:
+    fitting = settings.concurrency
+    while fitting and need(settings.model_copy(update={"concurrency": fitting})) > allowed:
+        fitting -= 1
+    advice = f"set it to {fitting} at most, or {remedy}" if fitting else remedy
+    return SettingsError(
+        [
+            f"ANTREAN_CONCURRENCY: {settings.concurrency} slots need {need(settings)} {of_what}, and this process"
+            f" may have {allowed}: {advice}"
+        ]
+    )
+
+
+def _raise_file_limit(wanted: int) -> int | None:
+    """How many files this process may have open now; None: as many as it likes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    if soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        except (OSError, ValueError):  # a system that says more than it gives
+            return soft
+        return raised
+    return soft
+
+
+def count_startable_threads(wanted: int) -> int:
+    """How many of `wanted` threads can be there at once beside those that are. Tried: no system says it."""
+    enough = threading.Event()
+    begun: list[threading.Thread] = []
+    try:
+        for _ in range(wanted):
+            thread = threading.Thread(target=enough.wait, daemon=True)
+            thread.start()
+            begun.append(thread)
+    except RuntimeError:
+        pass  # one more cannot begin, which is the answer
+    finally:
+        enough.set()
+        for thread in begun:
+            thread.join()
+    return len(begun)
