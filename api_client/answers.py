@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -11,20 +12,24 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from api_client.completions import NoCompletion, parse_completion
+from api_client.completions import NoCompletion, parse_completion, parse_spent
+from api_client.error_objects import find_error, kind_of_error, status_of_error
 from api_client.retry_hints import parse_retry_after, parse_should_retry
+from api_client.streams import assemble, encode, looks_like_stream
 from api_client.words import clean_words, error_codes, find_words
 from schemas.completion import ChatCompletion
 from schemas.failure import Failure, FailureKind
 
 LONGEST_ERROR_BODY = 64 * 1024
+_CUT_OFF = "an event stream came, although streaming is off, and ended in the middle of its answer"
 _MODEL_LISTS = ("data", "models", "result", "results", "items", "model_list")
 _MODEL_NAMES = ("id", "model", "name", "model_name")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answered, paid-for call. `raw` is the decoded body as it came; `latency_s` spans the whole call.
+    """An answered, paid-for call. `raw` is the decoded body as it came, of an event stream the completion that was
+    put together from it; `latency_s` spans the whole call.
 
     `request_id` is the header `x-request-id`, else the body's `request_id`. `rate_headers` are the
     `x-ratelimit-*` headers, names in lower case.
@@ -50,13 +55,18 @@ def decide_completion(
     """The completion that came, or why none did. Header names in lower case; `secret` is struck out."""
     if not 200 <= status < 300:
         return decide_failure(status, headers, body, wall_now_s=wall_now_s, secret=secret)
-    data = parse_json(body)
+    data, raw, is_whole = _parse_answer(body)
+    error = find_error(data)
+    if error is not None:
+        return _error_inside(status, headers, body, data, error, wall_now_s, secret)
     try:
         completion = parse_completion(data)
     except NoCompletion as exc:
         return _no_use(status, headers, body, data, str(exc), wall_now_s, secret)
+    if not is_whole:
+        return _no_use(status, headers, body, data, _CUT_OFF, wall_now_s, secret)
     rate_headers = {name: value for name, value in headers.items() if name.startswith("x-ratelimit-")}
-    return Answer(completion, body, status, _request_id(headers, data, secret), latency_s, rate_headers)
+    return Answer(completion, raw, status, _request_id(headers, data, secret), latency_s, rate_headers)
 
 
 def decide_models(
@@ -71,6 +81,8 @@ def decide_models(
         return decide_failure(status, headers, body, wall_now_s=wall_now_s, secret=secret)
     data = parse_json(body)
     models = _find_models(data)
+    if not models and (error := find_error(data)) is not None:
+        return _error_inside(status, headers, body, data, error, wall_now_s, secret)
     if models is None:
         return _no_use(status, headers, body, data, "there is no list of models in it", wall_now_s, secret)
     return models
@@ -107,6 +119,8 @@ def decide_failure(
 ) -> Failure:
     """The failure that a status outside 2xx means, with the endpoint's own words where it has any."""
     data = parse_json(body)
+    if data is None and looks_like_stream(body):
+        data = assemble(body).data
     if 300 <= status < 400:
         words = _where_it_points(headers)
     else:
@@ -119,6 +133,7 @@ def decide_failure(
         retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
         should_retry=parse_should_retry(headers),
         body=_kept_body(body, secret),
+        spent=parse_spent(data),
     )
 
 
@@ -136,6 +151,17 @@ def parse_json(body: bytes) -> Any:
         return None
 
 
+def _parse_answer(body: bytes) -> tuple[Any, bytes, bool]:
+    """The decoded answer, its bytes, and whether it is whole. An event stream is put together."""
+    data = parse_json(body)
+    if data is None and looks_like_stream(body):
+        assembled = assemble(body)
+        if assembled.data is not None:
+            with suppress(RecursionError):  # nested so deeply that it cannot be written again
+                return assembled.data, encode(assembled.data), assembled.is_whole
+    return data, body, True
+
+
 def _kind_of(status: int, data: Any) -> FailureKind:
     if status == 401:
         return FailureKind.UNAUTHORIZED
@@ -146,6 +172,32 @@ def _kind_of(status: int, data: Any) -> FailureKind:
     if status in (408, 409) or status >= 500:
         return FailureKind.SERVER_ERROR
     return FailureKind.REJECTED if status >= 300 else FailureKind.BAD_RESPONSE
+
+
+def _error_inside(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    data: Any,
+    error: Any,
+    wall_now_s: float,
+    secret: str | None,
+) -> Failure:
+    """A 2xx with an error object in it: the failure that its own code says, in its own words.
+
+    Where the code is an HTTP status, it is the failure's: that is what the endpoint meant.
+    """
+    words = find_words({"error": error}, "") or "no words with it"
+    return Failure(
+        kind=kind_of_error(error),
+        message=clean_words(f"HTTP {status} with an error in it: {words}", secret=secret),
+        http_status=status_of_error(error) or status,
+        request_id=_request_id(headers, data, secret),
+        retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
+        should_retry=parse_should_retry(headers),
+        body=_kept_body(body, secret),
+        spent=parse_spent(data),
+    )
 
 
 def _no_use(
@@ -161,22 +213,24 @@ def _no_use(
     text = _text(body)
     if not body.strip():
         why = "the body is empty"
-    elif text.lstrip()[:5] == "data:":
-        why = "an event stream came, although streaming is off"
-    elif isinstance(data, dict) and (data.get("error") or ("message" in data and "choices" not in data)):
+    elif why != _CUT_OFF and looks_like_stream(body) and parse_json(body) is None:
+        why = f"an event stream came, although streaming is off, and {why}"
+    elif isinstance(data, dict) and not data.get("choices") and data.keys() & {"message", "msg", "detail"}:
         why = find_words(data, text) or why
     elif data is None and body.strip() != b"null":
         why = find_words(None, text) if text.lstrip()[:1] == "<" else "the body is not JSON, or was cut off"
         encoding = headers.get("content-encoding")
         why += f" (content-encoding: {encoding})" if encoding else ""
+    is_flat_error = isinstance(data, dict) and not data.get("choices")  # {"code": 429, "message": …}
     return Failure(
-        kind=FailureKind.BAD_RESPONSE,
+        kind=kind_of_error(data) if is_flat_error else FailureKind.BAD_RESPONSE,
         message=clean_words(f"HTTP {status} without a usable answer: {why}", secret=secret),
-        http_status=status,
+        http_status=(status_of_error(data) if is_flat_error else None) or status,
         request_id=_request_id(headers, data, secret),
         retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
         should_retry=parse_should_retry(headers),
         body=_kept_body(body, secret),
+        spent=parse_spent(data),
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.chat import describe_errors
-from schemas.completion import ChatCompletion
+from schemas.completion import ChatCompletion, Usage
+from schemas.failure import Spent
 
 _NAMES = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int: "a number"}
 
@@ -35,6 +36,26 @@ def parse_completion(data: Any) -> ChatCompletion:
         raise NoCompletion("; ".join(describe_errors(exc)[:3])) from None
 
 
+def parse_spent(data: Any) -> Spent | None:
+    """The tokens that a body without a usable answer says were spent, None where it says none. Never raises."""
+    usage = data.get("usage") if isinstance(data, dict) else None
+    if not isinstance(usage, dict):
+        return None
+    try:
+        tokens = Usage.model_validate(_fit_usage(usage))
+    except ValidationError:
+        return None
+    spent = Spent(
+        model=_encodable(data["model"]) if isinstance(data.get("model"), str) else None,
+        prompt_tokens=tokens.prompt_tokens,
+        completion_tokens=tokens.completion_tokens,
+        total_tokens=tokens.total_tokens,
+        cached_tokens=tokens.cached_tokens,
+        reasoning_tokens=tokens.reasoning_tokens,
+    )
+    return spent if spent.total_tokens else None
+
+
 def _without_wrong_types(data: dict[str, Any]) -> dict[str, Any]:
     choices = data.get("choices")
     if not isinstance(choices, list):
@@ -55,12 +76,16 @@ def _without_wrong_types(data: dict[str, Any]) -> dict[str, Any]:
     ]
     usage = clean.pop("usage", None)
     if isinstance(usage, dict):
-        usage = _fit(usage)
-        for details in ("prompt_tokens_details", "completion_tokens_details"):
-            value = usage.get(details)
-            usage[details] = _fit(value) if isinstance(value, dict) else None
-        clean["usage"] = usage
+        clean["usage"] = _fit_usage(usage)
     return clean
+
+
+def _fit_usage(usage: dict[str, Any]) -> dict[str, Any]:
+    fit = _fit(usage)
+    for details in ("prompt_tokens_details", "completion_tokens_details"):
+        value = fit.get(details)
+        fit[details] = _fit(value) if isinstance(value, dict) else None
+    return fit
 
 
 def _fit(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from api_client.deadline import Call, CallCut, Stage
+from api_client.framing import FramedResponse
 from api_client.resolver import Address, Resolver
 
 _current = threading.local()
@@ -28,8 +30,11 @@ def serve(call: Call | None, read_timeout_s: float) -> None:
 class _Watched(HTTPConnection):
     """What the plain and the TLS connection have in common."""
 
+    response_class = FramedResponse
     _serves: Call | None = None
     _gathered: list[bytes] | None = None
+    _is_request_sent = False
+    _answer: FramedResponse | None = None
 
     def _new_conn(self) -> socket.socket:
         """A connected socket. The connect timeout bounds name look-up and all addresses together."""
@@ -97,6 +102,7 @@ class _Watched(HTTPConnection):
         call.stage = Stage.SENDING
         # Else a large prompt would have to leave within the connect timeout.
         self.timeout = _current.read_timeout_s
+        self._is_request_sent, self._answer = False, None
         self._gathered = []
         try:
             super().request(
@@ -112,6 +118,7 @@ class _Watched(HTTPConnection):
         finally:
             gathered, self._gathered = b"".join(self._gathered), None
         self.send(gathered)
+        self._is_request_sent = True
         call.stage = Stage.READING
 
     def send(self, data: Any) -> None:
@@ -120,6 +127,41 @@ class _Watched(HTTPConnection):
             self._gathered.append(data)
         else:
             super().send(data)
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3's own
+        """urllib3's response on a head that was read by `FramedResponse`: they cannot disagree on its end."""
+        options = self._response_options
+        if options is None:
+            raise http.client.ResponseNotReady
+        self._response_options = None
+        self.sock.settimeout(self.timeout)
+        answer = cast(FramedResponse, http.client.HTTPConnection.getresponse(self))
+        self._answer = answer
+        return urllib3.HTTPResponse(
+            body=answer,
+            headers=answer.framing,
+            status=answer.status,
+            version=answer.version,
+            reason=answer.reason,
+            preload_content=options.preload_content,
+            decode_content=options.decode_content,
+            original_response=answer,
+            enforce_content_length=options.enforce_content_length,
+            request_method=options.request_method,
+            request_url=options.request_url,
+        )
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the exchange is provably at its end: all was sent, all was read, and nothing is left over."""
+        answer = self._answer
+        return self.sock is not None and self._is_request_sent and answer is not None and answer.is_spent
+
+    @property
+    def is_connected(self) -> bool:
+        """False also where something has come unasked: asked by the pool right before it is used again."""
+        pending = getattr(self.sock, "pending", None)
+        return super().is_connected and not (pending is not None and pending())
 
     def release(self) -> None:
         """Serve no call: a cut that comes late must not hit whoever gets the connection next."""
@@ -155,26 +197,33 @@ class WatchedHTTPSConnection(_Watched, HTTPSConnection):
         return sock
 
 
-class WatchedHTTPPool(urllib3.HTTPConnectionPool):
-    """A pool whose resting connections serve no call."""
+class _Guarded(urllib3.HTTPConnectionPool):
+    """What both pools have in common: only connections at rest are kept, and they serve no call."""
+
+    def _put_conn(self, conn: Any) -> None:
+        if conn is None:
+            super()._put_conn(None)
+            return
+        # Here, and nowhere else, a connection is kept: whatever is in doubt is closed. It is not put back then,
+        # so that the next call finds one that is open.
+        is_at_rest = conn.is_at_rest
+        conn.release()
+        if is_at_rest:
+            super()._put_conn(conn)
+        else:
+            conn.close()
+
+
+class WatchedHTTPPool(_Guarded):
+    """The pool of plain connections."""
 
     ConnectionCls = WatchedHTTPConnection
 
-    def _put_conn(self, conn: Any) -> None:
-        if conn is not None:
-            conn.release()
-        super()._put_conn(conn)
 
-
-class WatchedHTTPSPool(urllib3.HTTPSConnectionPool):
-    """A pool whose resting connections serve no call."""
+class WatchedHTTPSPool(_Guarded, urllib3.HTTPSConnectionPool):
+    """The pool of TLS connections."""
 
     ConnectionCls = WatchedHTTPSConnection
-
-    def _put_conn(self, conn: Any) -> None:
-        if conn is not None:
-            conn.release()
-        super()._put_conn(conn)
 
 
 POOL_CLASSES: dict[str, type[urllib3.HTTPConnectionPool]] = {

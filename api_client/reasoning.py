@@ -34,12 +34,16 @@ def split_reasoning(message: CompletionMessage) -> Reasoned:
     - `</think>` with no `<think>` before it (a template that swallowed the opening tag): all before it is
       reasoning.
 
-    Content in parts is the text of its parts, joined. Reasoning is stripped, an answer only at its beginning.
+    Content in parts is the text of its parts, joined; parts that think are reasoning, before or beside a field's.
+    Reasoning is stripped, an answer only at its beginning.
     """
-    text = _text_of(message.content)
+    text, thought, is_open = _split_parts(message.content)
     field = _reasoning_field(message)
+    if thought is not None:
+        # The same thoughts often come twice, in parts and in a field.
+        field = thought if field is None or field.strip() == thought else f"{field}\n\n{thought}"
     if text is None:
-        return Reasoned(None, field)
+        return Reasoned(None, field, is_open)
     if field is None:
         return _split(text)
     if not text.lstrip().startswith(_OPEN):
@@ -82,17 +86,55 @@ def _end_of_reasoning(body: str) -> int | None:
 
 
 def _reasoning_field(message: CompletionMessage) -> str | None:
-    for value in (message.reasoning_content, (message.model_extra or {}).get("reasoning")):
-        if isinstance(value, str) and value:
-            return value
+    extra = message.model_extra or {}
+    for value in (message.reasoning_content, extra.get("reasoning"), extra.get("thinking")):
+        text = value if isinstance(value, str) else _text_of(value)
+        if text:
+            return text
     return None
 
 
-def _text_of(content: Any) -> str | None:
+def _split_parts(content: Any) -> tuple[str | None, str | None, bool]:
+    """The text of a content, its thoughts, and whether a thought was cut off; None where there is none."""
     if isinstance(content, str):
-        return content
+        return content, None, False
+    if isinstance(content, dict):
+        content = [content]
     if not isinstance(content, list):
+        return None, None, False
+    thoughts = [part for part in content if _is_thought(part)]
+    text = _text_of([part for part in content if not _is_thought(part)])
+    thought = (_text_of(thoughts) or "").strip() or None
+    if thought is not None and text is not None:
+        text = text.lstrip()
+    is_open = bool(thoughts) and text is None and thoughts[-1].get("closed") is False
+    return text, thought, is_open
+
+
+def _is_thought(part: Any) -> bool:
+    """A part of type thinking or reasoning (Mistral, Anthropic, OpenAI), or marked as a thought (Gemini)."""
+    if not isinstance(part, dict):
+        return False
+    kind = part.get("type")
+    is_named = isinstance(kind, str) and any(
+        word in kind.lower() for word in ("thinking", "reasoning", "thought")
+    )
+    return is_named or part.get("thought") is True
+
+
+def _text_of(value: Any, depth: int = 0) -> str | None:
+    """The texts in a part or a list of parts, joined; None where there are none."""
+    if isinstance(value, str):
+        return value
+    if depth > 4:
         return None
-    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
-    found = [text for text in texts if isinstance(text, str)]
-    return "".join(found) if found else None
+    if isinstance(value, list):
+        found = [text for text in (_text_of(one, depth + 1) for one in value) if text is not None]
+        return "".join(found) if found else None
+    if not isinstance(value, dict):
+        return None
+    for name in ("text", "thinking", "reasoning", "content", "summary"):
+        text = _text_of(value.get(name), depth + 1)
+        if text is not None:
+            return text
+    return None

@@ -33,7 +33,8 @@ class Resolver:
         """The host's addresses, in the system's order, at least one.
 
         Raises TimeoutError after `timeout_s`, CallCut when the call is cut meanwhile, socket.gaierror for a
-        name that is not found, UnicodeError for one that cannot be a name.
+        name that is not found, UnicodeError for one that cannot be a name, and RuntimeError where no thread can
+        be started: then the next call tries again.
         """
         if _is_address(host):
             return self._lookup(host, port)
@@ -54,7 +55,13 @@ class Resolver:
             if answer is not None:
                 return answer
             answer = self._under_way[key] = Future()
-        threading.Thread(target=self._run, args=(key, answer), name="antrean-dns", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, args=(key, answer), name="antrean-dns", daemon=True).start()
+        except RuntimeError as exc:
+            # Nobody will end this look-up: whoever comes later must not wait for it.
+            self._forget(key)
+            answer.set_exception(exc)
+            raise
         return answer
 
     def _run(self, key: tuple[int, str, int], answer: Future[list[Address]]) -> None:
@@ -63,7 +70,8 @@ class Resolver:
             addresses = self._lookup(host, port)
             if not addresses:
                 raise socket.gaierror(socket.EAI_NONAME, "no addresses")
-        except (OSError, UnicodeError) as exc:
+        except BaseException as exc:
+            # Whatever it was: it reaches those who wait, and the next call looks up anew.
             self._forget(key)
             answer.set_exception(exc)
         else:

@@ -17,6 +17,8 @@ from api_client.breakage import BREAKS, describe_body_break, describe_break
 from api_client.config import EndpointConfig
 from api_client.connections import POOL_CLASSES, serve
 from api_client.deadline import Call
+from api_client.framing import FramedResponse
+from api_client.streams import LONGEST_END, is_end_of_stream, is_event_stream
 from schemas.failure import Failure, FailureKind
 
 CHUNK_BYTES = 64 * 1024
@@ -71,42 +73,66 @@ class Transport:
         finally:
             serve(None, self._config.read_timeout_s)
         raw: urllib3.HTTPResponse = response.raw
-        received_headers = {name.lower(): value for name, value in raw.headers.items()}
-        if 200 <= raw.status < 300:
-            return self._receive(raw, received_headers)
-        body_read, _, broken = self._read(raw, LONGEST_ERROR_READ)
-        return Received(raw.status, received_headers, body_read, broken)
+        connection, raw._connection = raw._connection, None  # it is ours to give back, or to close
+        is_sound = False
+        try:
+            received = self._receive(raw)
+            is_sound = received.broken is None and call.cut is None and _ends_as_json_does(received.body)
+        finally:
+            if connection is not None:
+                self._adapter.give_back(connection, is_sound=is_sound)
+        return received
 
     def close(self) -> None:
         """Close the connections that rest; those in use close when their call ends."""
         self._adapter.close()
 
-    def _receive(self, raw: urllib3.HTTPResponse, headers: dict[str, str]) -> Received:
+    def _receive(self, raw: urllib3.HTTPResponse) -> Received:
+        headers = cast(FramedResponse, raw._original_response).fields
+        if not 200 <= raw.status < 300:
+            body, _, broken = self._read(raw, LONGEST_ERROR_READ)
+            return Received(raw.status, headers, body, broken)
         most = self._config.max_response_bytes
-        body, is_too_large, broken = self._read(raw, most)
+        body, is_too_large, broken = self._read(raw, most, is_stream=is_event_stream(headers))
         if is_too_large:
             broken = Failure(FailureKind.BAD_RESPONSE, f"the body is larger than {most} bytes")
             body = body[:LONGEST_ERROR_READ]
         return Received(raw.status, headers, body, broken)
 
-    def _read(self, raw: urllib3.HTTPResponse, most: int) -> tuple[bytes, bool, Failure | None]:
+    def _read(
+        self, raw: urllib3.HTTPResponse, most: int, *, is_stream: bool = False
+    ) -> tuple[bytes, bool, Failure | None]:
         """Up to `most` decoded bytes, whether there were more, and how the body broke, None where it did not.
 
-        The connection goes back into the pool only after a whole body.
+        A stream of events ends with its `[DONE]`: some servers leave the connection open after it. It is not
+        waited for what may follow, and the connection is closed.
         """
         chunks: list[bytes] = []
         size = 0
+        tail = b""
         try:
             while chunk := raw.read1(CHUNK_BYTES, decode_content=True):
                 chunks.append(chunk)
+                if not size and chunk[:1] not in (b"{", b"[", b"<"):
+                    is_stream = True  # perhaps: it does not begin as JSON or a page does
                 size += len(chunk)
                 if size > most:
                     raw.close()
                     return b"".join(chunks)[:most], True, None
+                if is_stream:
+                    tail = (tail + chunk)[-LONGEST_END:]
+                    if is_end_of_stream(tail):
+                        raw.close()
+                        break
         except BREAKS as exc:
             raw.close()
             return b"".join(chunks), False, describe_body_break(exc, self._config)
         return b"".join(chunks), False, None
+
+
+def _ends_as_json_does(body: bytes) -> bool:
+    """Whether a body may be whole. One that is cut short has a rest that is still to come."""
+    return body[-64:].rstrip()[-1:] in (b"}", b"]")
 
 
 class _Adapter(HTTPAdapter):
@@ -134,6 +160,12 @@ class _Adapter(HTTPAdapter):
 
     def get_connection_with_tls_context(self, *_: Any, **__: Any) -> Any:
         return self._pool
+
+    def give_back(self, connection: Any, *, is_sound: bool) -> None:
+        """Keep the connection for another call if nothing speaks against it, else close it."""
+        if not is_sound:
+            connection.close()
+        self._pool._put_conn(connection)
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         if not self._is_pool_known:

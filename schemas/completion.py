@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _count_or_zero(value: Any) -> int:
-    """A token count, or 0 where the endpoint sent null or something that is not a count."""
+    """A token count, or 0 where the endpoint sent null or something that is not a count. "12" is one."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return 0
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**53:
         return 0
     return int(value)
@@ -18,7 +23,11 @@ TokenCount = Annotated[int, BeforeValidator(_count_or_zero)]
 
 
 class Usage(BaseModel):
-    """Tokens of one answered call. Absent counts are 0; cached and reasoning are parts of the sums."""
+    """Tokens of one answered call. Absent counts are 0; cached and reasoning are parts of the sums.
+
+    A total that is absent is the sum of its parts. `input_tokens` and `output_tokens` stand for them where an
+    endpoint names them so.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     prompt_tokens: TokenCount = 0
@@ -26,6 +35,16 @@ class Usage(BaseModel):
     total_tokens: TokenCount = 0
     prompt_tokens_details: dict[str, Any] | None = None
     completion_tokens_details: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _fill_in(self) -> Usage:
+        filled = self.__dict__
+        for name, other in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens")):
+            if not filled[name] and self.model_extra:
+                filled[name] = _count_or_zero(self.model_extra.get(other))
+        if not filled["total_tokens"]:
+            filled["total_tokens"] = filled["prompt_tokens"] + filled["completion_tokens"]
+        return self
 
     @property
     def cached_tokens(self) -> int:

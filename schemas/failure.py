@@ -24,12 +24,26 @@ class FailureKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """Tokens that were paid for an answer that is of no use. `model` is as the answer named it."""
+
+    model: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Facts of one failed call; policy draws the conclusions.
 
     `message` is for people: the endpoint's own words where it had any, never a key or a prompt of ours.
     `retry_after_s` is what the endpoint asked for, in seconds; `should_retry` is its `x-should-retry`.
     `was_sent` False means that nothing of the request left: the endpoint was not there at all.
+    `http_status` is the answer's, or that of an error inside a 200 which named one of its own.
+    `spent` are the tokens that the answer says it cost all the same.
     `is_local`: this machine had no descriptor, thread or memory for the call; it says nothing of the endpoint.
     `body` holds the raw error body (bytes, cut at 64 KiB) for the batch error file.
     """
@@ -42,4 +56,5 @@ class Failure:
     should_retry: bool | None = None
     body: bytes | None = None
     was_sent: bool = True
+    spent: Spent | None = None
     is_local: bool = False

@@ -19,6 +19,10 @@ class JobState(StrEnum):
         return self in FINAL_STATES
 
 
+# A result with another one may not be what was asked for: cut off (length), withheld (content_filter) …
+ORDINARY_FINISH_REASONS = frozenset({"stop", "tool_calls", "function_call"})
+
+
 class Move(StrEnum):
     """What moves a job. Each move is made in one place of `worker/storage`."""
 

@@ -135,7 +135,8 @@ class AttemptRow(SQLModel, table=True):
 
 
 class ResultRow(SQLModel, table=True):
-    """The one result of a job. `raw` is the body as it came; `answer` and `reasoning` are split from it."""
+    """The one result of a job. `raw` is the body as it came, of an event stream the completion put together from
+    it; `answer` and `reasoning` are split from it."""
 
     __tablename__ = "results"
     job_id: str = Field(primary_key=True)
@@ -162,7 +163,10 @@ class UsageRow(SQLModel, table=True):
     """Tokens of one answered attempt, used or not: it was paid for either way."""
 
     __tablename__ = "usage"
-    __table_args__ = (Index("ix_usage_batch", "batch_id"),)
+    __table_args__ = (
+        Index("ix_usage_batch", "batch_id"),
+        _partial("ix_usage_odd_end", "batch_id", "odd_finish_reason", where="odd_finish_reason IS NOT NULL"),
+    )
     job_id: str = Field(primary_key=True)
     number: int = Field(primary_key=True)
     batch_id: str = ""
@@ -173,6 +177,9 @@ class UsageRow(SQLModel, table=True):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     is_used: bool = True
+    # Of an answer that was used and did not end in the ordinary way: length, content_filter … Few, so that
+    # counting them by batch is cheap however large it is.
+    odd_finish_reason: str | None = None
     created_at_ms: int = Field(sa_type=BigInteger)
 
 

@@ -17,8 +17,10 @@ from api_client.answers import Answer
 from api_client.client import EndpointClient
 from api_client.config import Credential
 from api_client.errors import ApiError
+from api_client.payload import switch_stream_off
 from api_client.reasoning import split_reasoning
-from schemas.failure import Failure, FailureKind
+from schemas.completion import Usage as Tokens
+from schemas.failure import Failure, FailureKind, Spent
 from worker.clock import Clock
 from worker.credentials import Credentials
 from worker.judge import Judge
@@ -230,7 +232,7 @@ class Executor:
 
     def _call(self, job: ClaimedJob) -> Answer:
         """The answer, trying the other header style and a changed key where the key was refused."""
-        body = job.body.encode()
+        body = switch_stream_off(job.body.encode())
         credential = self._credentials.current()
         tried = {credential}
         while True:
@@ -259,7 +261,6 @@ class Executor:
         completion = answer.completion
         choice = completion.choices[0]
         reasoned = split_reasoning(choice.message)
-        usage = completion.usage
         now_ms = self._clock.now_ms()
         success = Success(
             job_id=job.id,
@@ -277,14 +278,7 @@ class Executor:
             reasoning=reasoned.reasoning,
             is_reasoning_unclosed=reasoned.is_unclosed,
             raw=answer.raw,
-            usage=Usage(
-                model=completion.model or job.model,
-                prompt_tokens=usage.prompt_tokens if usage else 0,
-                completion_tokens=usage.completion_tokens if usage else 0,
-                total_tokens=usage.total_tokens if usage else 0,
-                cached_tokens=usage.cached_tokens if usage else 0,
-                reasoning_tokens=usage.reasoning_tokens if usage else 0,
-            ),
+            usage=_usage_of(completion.usage, job, completion.model) or Usage(completion.model or job.model),
         )
         tokens = success.usage.total_tokens
         summary = f"{tokens} tokens · {choice.finish_reason or 'no finish reason'} · {answer.latency_s:.1f} s"
@@ -333,6 +327,7 @@ class Executor:
             not_before_ms=not_before_ms,
             burns=judged.burns,
             is_blocked=judged.is_blocked,
+            usage=_usage_of(failure.spent, job),
         )
         self._record_or_forget(setback)
         if not_before_ms is None:
@@ -361,6 +356,20 @@ class Executor:
         except (DatabaseAway, WriterStopped):
             # Nothing was paid for: the next beat, or a rescue, finds the claim without a holder.
             self._writer.forget(outcome.job_id)
+
+
+def _usage_of(tokens: Tokens | Spent | None, job: ClaimedJob, model: str | None = None) -> Usage | None:
+    """What an answer cost, as the ledger keeps it; None where it did not say."""
+    if tokens is None:
+        return None
+    return Usage(
+        model=model or getattr(tokens, "model", None) or job.model,
+        prompt_tokens=tokens.prompt_tokens,
+        completion_tokens=tokens.completion_tokens,
+        total_tokens=tokens.total_tokens,
+        cached_tokens=tokens.cached_tokens,
+        reasoning_tokens=tokens.reasoning_tokens,
+    )
 
 
 def _bare(job: NewJob, exc: Exception) -> NewJob:

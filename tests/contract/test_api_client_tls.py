@@ -15,7 +15,7 @@ import pytest
 from api_client.client import EndpointClient
 from api_client.config import EndpointConfig
 from schemas.failure import FailureKind
-from tests.contract.test_api_client_server import BEARER, BODY, COMPLETION, Server, failure_of, reply
+from tests.contract.test_api_client_server import BEARER, BODY, COMPLETION, Server, failure_of, reply, then
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 
@@ -67,6 +67,24 @@ def test_a_trusted_certificate_is_called_over_one_connection(
     for _ in range(3):
         assert client.complete(BODY, credential=BEARER).raw == COMPLETION
     assert server.accepted == 1
+    client.close()
+
+
+@pytest.mark.parametrize("is_in_one_record", [True, False])
+def test_a_second_answer_in_tls_reaches_nobody(
+    server: TlsServer, certificate: Path, monkeypatch: pytest.MonkeyPatch, is_in_one_record: bool
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    stale = reply(COMPLETION.replace(b"resp-1", b"stale!"))
+    said = threading.Event()
+    first = [reply() + stale] if is_in_one_record else [reply(), stale]
+    server.say = then(*first, lambda _: said.set())
+    client = client_of(server)
+    assert client.complete(BODY, credential=BEARER).completion.id == "resp-1"
+    assert said.wait(5)
+    server.say = then(reply(COMPLETION.replace(b"resp-1", b"resp-2")))
+    assert client.complete(BODY, credential=BEARER).completion.id == "resp-2"
+    assert server.accepted == 2
     client.close()
 
 

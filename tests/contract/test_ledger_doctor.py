@@ -181,6 +181,16 @@ def test_usage_of_jobs_that_were_pruned_is_no_defect(ward: Ward) -> None:
     assert ward.names() == []
 
 
+def test_usage_of_a_pruned_job_whose_id_is_used_again_is_no_defect_and_stays_used(ward: Ward) -> None:
+    [row] = rows(ward.ledger, "usage")
+    again = ward.ids["queued"]  # as if this id had been paid for before
+    ward.run(insert(usage).values({**row._mapping, "job_id": again}))
+    assert ward.names() == []
+    ward.run(update(jobs).where(jobs.c.id == again).values(batch_id="batch_other"))
+    mend(ward.ledger, ward.settings, ward.look())
+    assert rows(ward.ledger, "usage", job_id=again)[0].is_used is True
+
+
 @pytest.mark.parametrize("which", ["queued", "waiting"])
 def test_a_job_without_its_request_fails_by_legal_moves(ward: Ward, which: str) -> None:
     assert LEGAL_MOVES[JobState.WAITING, Move.RELAY] is JobState.QUEUED

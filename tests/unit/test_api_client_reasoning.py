@@ -38,6 +38,34 @@ def split(content: Any, **fields: Any) -> Reasoned:
         (["<think>w</think>", {"type": "text", "text": "a"}, {"type": "image_url"}], "a", "w", False),
         ([{"type": "image_url"}], None, None, False),
         (5, None, None, False),
+        ([{"type": "thinking", "thinking": "why"}, {"type": "text", "text": "\n a"}], "a", "why", False),
+        (
+            [
+                {
+                    "type": "thinking",
+                    "thinking": [{"type": "text", "text": "wh"}, {"type": "text", "text": "y"}],
+                },
+                {"type": "text", "text": "a"},
+            ],
+            "a",
+            "why",
+            False,
+        ),
+        ([{"type": "reasoning", "text": "why"}, "a"], "a", "why", False),
+        (
+            [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "why"}]}, "a"],
+            "a",
+            "why",
+            False,
+        ),
+        ([{"type": "reasoning.text", "reasoning": "why"}, {"text": "a"}], "a", "why", False),
+        ([{"text": "why", "thought": True}, {"text": "a", "thought": False}], "a", "why", False),
+        ([{"type": "redacted_thinking", "data": "xx"}, {"type": "text", "text": "a"}], "a", None, False),
+        ([{"type": "text", "text": "a"}, {"type": "thinking", "thinking": "why"}], "a", "why", False),
+        ([{"type": "thinking", "thinking": "cut"}], None, "cut", False),
+        ([{"type": "thinking", "thinking": "cut", "closed": False}], None, "cut", True),
+        ([{"type": "thinking", "thinking": "w"}, "<think>x</think>a"], "a", "w\n\nx", False),
+        ({"type": "text", "text": "a"}, "a", None, False),
     ],
 )
 def test_the_reasoning_at_the_beginning_is_told_from_the_answer(
@@ -54,6 +82,14 @@ def test_a_field_of_its_own_wins(name: str) -> None:
     assert split(None, **{name: "field"}) == Reasoned(None, "field")
     assert split("<think>w</think>a", **{name: ""}) == Reasoned("a", "w")
     assert split("<think>w</think>a", **{name: {"not": "text"}}) == Reasoned("a", "w")
+
+
+def test_the_same_thoughts_in_parts_and_in_a_field_are_told_once() -> None:
+    parts = [{"type": "thinking", "thinking": "why"}, {"type": "text", "text": "a"}]
+    assert split(parts, reasoning_content="why") == Reasoned("a", "why")
+    assert split(parts, reasoning="first") == Reasoned("a", "first\n\nwhy")
+    assert split("a", thinking="why") == Reasoned("a", "why")
+    assert split("a", reasoning_content=[{"type": "text", "text": "why"}]) == Reasoned("a", "why")
 
 
 @given(FREE_TEXT, FREE_TEXT)

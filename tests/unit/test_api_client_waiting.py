@@ -61,6 +61,42 @@ def test_cutting_a_call_ends_its_look_up_and_waiters_share_one() -> None:
     assert ended == [CallCut] * 3 and lookup.asked == 1
 
 
+def test_a_thread_that_cannot_start_ends_one_look_up_and_no_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolver, register = Resolver(lambda host, port: FOUND), new_register()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as shortage:
+        shortage.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            register.begin()  # the watchdog's thread; the register is none the worse for it
+    call = register.begin()
+    with monkeypatch.context() as shortage:
+        shortage.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            resolver.resolve("endpoint.test", 80, timeout_s=1, call=call)
+    assert [resolver.resolve("endpoint.test", 80, timeout_s=1, call=call) for _ in range(2)] == [FOUND] * 2
+    assert len(register) == 1
+
+
+def test_a_look_up_that_fails_in_a_way_nobody_thought_of_reaches_its_waiters_and_is_made_anew() -> None:
+    answers: list[list[Address] | Exception] = [MemoryError(), FOUND]
+
+    def look_up(host: str, port: int) -> list[Address]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    resolver, call = Resolver(look_up), new_register().begin()
+    with pytest.raises(MemoryError):
+        resolver.resolve("endpoint.test", 80, timeout_s=5, call=call)
+    assert resolver.resolve("endpoint.test", 80, timeout_s=5, call=call) == FOUND
+
+
 def test_an_address_is_not_looked_up_elsewhere() -> None:
     lookup = Lookup()
     lookup.may_answer.set()

@@ -13,13 +13,13 @@ from rich.markup import escape
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json
-from worker.cli.listing import complete_batch_id
+from worker.cli.listing import complete_batch_id, printable
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.gate_state import GateWatch, describe_gate, gate_facts
 from worker.reports.batchlines import check_output, is_standard_output, write_lines, write_results
-from worker.reports.summary import format_count
+from worker.reports.summary import describe_finish_reasons, format_count
 from worker.settings import load_settings
 from worker.storage.batches import (
     Batch,
@@ -64,8 +64,9 @@ def status(
 ) -> None:
     """Show where a batch stands, or the whole ledger.
 
-    Of a batch: its status, its jobs by state, its failures by kind, and its tokens. Without a batch: all jobs
-    by state, the latest batches, the workers, what is paused, and until when a shut gate keeps jobs waiting.
+    Of a batch: its status, its jobs by state, its failures by kind, its results that did not end in the ordinary
+    way by finish_reason (length: cut off; content_filter), and its tokens. Without a batch: all jobs by state, the
+    latest batches, the workers, what is paused, and until when a shut gate keeps jobs waiting.
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)
@@ -160,6 +161,8 @@ def results(
         )
     with ledger.read() as connection:
         known = count_states(connection, found.id)
+    if counts.finish_reasons:
+        note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
     if left := sum(count for state, count in known.items() if not state.is_final):
         note(f"{format_count(left, 'job')} have not ended yet: their lines are not there")
     if found.submitted_at_ms is None:
@@ -245,6 +248,8 @@ def _print_batch(found: BatchStatus) -> None:
     out.print(_states_line(found.counts))
     for kind, count in found.failures.items():
         out.print(f"  failed: {format_count(count)} × {kind}")
+    for reason, count in found.finish_reasons.items():
+        out.print(f"  finish reason: {format_count(count)} × {escape(printable(reason))}")
     out.print(
         f"{format_count(found.prompt_tokens)} prompt + {format_count(found.completion_tokens)} completion "
         f"= {format_count(found.total_tokens)} tokens"
@@ -268,6 +273,7 @@ def _facts(found: BatchStatus) -> dict[str, Any]:
         "total": sum(found.counts.values()),
         "jobs": _named(found.counts),
         "failures": dict(found.failures),
+        "finish_reasons": dict(found.finish_reasons),
         "usage": {
             "prompt_tokens": found.prompt_tokens,
             "completion_tokens": found.completion_tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -16,7 +17,16 @@ _MOST_PROBLEMS = 20
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output, for a program to read."""
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+    sys.stdout.write(encode_json(value) + "\n")
+
+
+def encode_json(value: Any) -> str:
+    """JSON that every reader takes, indented: a lone surrogate becomes U+FFFD, whoever wrote it."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    except orjson.JSONEncodeError:
+        text = json.dumps(value, ensure_ascii=False, indent=2)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def note(text: str) -> None:

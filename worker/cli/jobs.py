@@ -15,7 +15,7 @@ from rich.text import Text
 from sqlalchemy import Connection
 
 from schemas.job import JobState
-from worker.cli.console import note, out, print_json
+from worker.cli.console import encode_json, note, out, print_json
 from worker.cli.listing import complete_batch_id, iso, printable
 from worker.clock import SystemClock
 from worker.errors import InputError
@@ -306,7 +306,7 @@ def _parsed(body: str) -> Any:
 
 
 def _pretty(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    return value if isinstance(value, str) else encode_json(value)
 
 
 def _facts(story: Story) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from worker.gate_state import GateWatch
 from worker.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
 from worker.reports.batchlines import Counts, check_output, is_standard_output
 from worker.reports.growing import GrowingResults
-from worker.reports.summary import format_count, format_seconds
+from worker.reports.summary import describe_finish_reasons, format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
 from worker.sources.documents import DocumentSet, find_documents
 from worker.sources.prompt import Prompt
@@ -270,6 +270,7 @@ def _summarise(
         "missing": missing,
         "already_done": work.done,
         "failures": dict(progress.failures),
+        "finish_reasons": dict(counts.finish_reasons),
         "prompt_tokens": progress.prompt_tokens,
         "completion_tokens": progress.completion_tokens,
         "seconds": round(seconds, 3),
@@ -289,6 +290,8 @@ def _summarise(
             f"{format_count(counts.total - succeeded, 'job')} failed{f' ({kinds})' if kinds else ''}; "
             "the same command tries them again"
         )
+    if counts.finish_reasons:
+        note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
     if missing:
         complain(
             f"{format_count(missing)} of {format_count(len(work.ids), 'line')} are missing: their jobs were removed "

@@ -97,9 +97,9 @@ def usage(
     """Add up the tokens of all answered calls.
 
     By model, day, batch or custom_id, with how many calls were answered. Every answer that was paid for
-    counts, also one that was not used: the second answer to a job whose first worker was taken for dead.
-    Calls without an answer cost no tokens and do not count. Cached tokens are part of the prompt's, reasoning
-    tokens of the completion's.
+    counts, also one that was not used: the second answer to a job whose first worker was taken for dead, and
+    one without a completion in it that says what it cost. Calls without an answer cost no tokens and do not
+    count. Cached tokens are part of the prompt's, reasoning tokens of the completion's.
 
     Sorted by tokens, the most first; days in their order. The screen shows the
     first 1,000 groups and the sum of all; --json and --csv hold every group.

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
 from schemas.failure import FailureKind
-from schemas.job import JobState
+from schemas.job import ORDINARY_FINISH_REASONS, JobState
 from worker.errors import InputError
 from worker.storage.reading import JobOutcome
 
@@ -43,6 +44,7 @@ _TYPES = {
     429: "rate_limit_error",
 }
 # str.splitlines() ends a line at these; in JSON they can only stand inside text, where an escape means the same.
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNICODE_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
 
 
@@ -58,20 +60,28 @@ class Counts:
     failed: int = 0
     cancelled: int = 0
     expired: int = 0
+    finish_reasons: Mapping[str, int] = field(default_factory=dict)  # of results, those out of the ordinary
 
     @property
     def total(self) -> int:
         return self.succeeded + self.failed + self.cancelled + self.expired
 
 
-def count_lines(counts: Counter[JobState]) -> Counts:
-    """How many lines there are, from how many jobs ended so."""
+def count_lines(counts: Counter[JobState], finish_reasons: Mapping[str, int]) -> Counts:
+    """How many lines there are, from how many jobs ended so, and how their results ended."""
     return Counts(
         succeeded=counts[JobState.SUCCEEDED],
         failed=counts[JobState.FAILED],
         cancelled=counts[JobState.CANCELLED],
         expired=counts[JobState.EXPIRED],
+        finish_reasons=finish_reasons,
     )
+
+
+def odd_finish_reasons(outcome: JobOutcome) -> list[str]:
+    """The outcome's `finish_reason` if it is out of the ordinary."""
+    reason = outcome.finish_reason
+    return [] if not reason or reason in ORDINARY_FINISH_REASONS else [reason]
 
 
 def output_line(outcome: JobOutcome) -> bytes:
@@ -96,11 +106,13 @@ def output_line(outcome: JobOutcome) -> bytes:
 def write_lines(outcomes: Iterable[JobOutcome], stream: BinaryIO) -> Counts:
     """Writes a line for each outcome, in their order, and says how many. A closed pipe raises BrokenPipeError."""
     states: Counter[JobState] = Counter()
+    finish_reasons: Counter[str] = Counter()
     for outcome in outcomes:
         stream.write(output_line(outcome))
         states[outcome.state] += 1
+        finish_reasons.update(odd_finish_reasons(outcome))
     stream.flush()
-    return count_lines(states)
+    return count_lines(states, finish_reasons)
 
 
 def write_results(outcomes: Iterable[JobOutcome], path: Path | None) -> Counts:
@@ -169,7 +181,7 @@ def _response(outcome: JobOutcome) -> dict[str, Any] | None:
     else:
         if outcome.state is not JobState.FAILED or outcome.failure_kind in _NEVER_ANSWERED:
             return None
-        if outcome.http_status is None:
+        if outcome.http_status is None or 200 <= outcome.http_status < 300:  # it would read as a success
             return None
         status, body = outcome.http_status, _error_body(outcome, outcome.http_status)
     return {"status_code": status, "request_id": _storable(outcome.request_id), "body": body}
@@ -218,8 +230,12 @@ def _embed(raw: bytes) -> Any:
     value = _parse(raw)
     if value is None:  # not JSON in any reading: its text, so that nothing paid for is lost
         value = raw.decode("utf-8", "replace")
-    # ASCII escapes carry lone surrogates, which UTF-8 cannot.
-    return orjson.Fragment(json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")))
+    # Lone surrogates are no text in any encoding: strict readers refuse the whole line, escaped or not.
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except RecursionError:
+        text = json.dumps(raw.decode("utf-8", "replace"), ensure_ascii=False)
+    return orjson.Fragment(_LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text).encode())
 
 
 def _parse(raw: bytes) -> Any:

@@ -17,6 +17,7 @@ from worker.reports.batchlines import (
     LINE_START,
     Counts,
     count_lines,
+    odd_finish_reasons,
     output_line,
     put_in_place,
     write_results,
@@ -39,6 +40,7 @@ class GrowingResults:
         self._ids = ids
         self._path = path
         self._states: list[JobState | None] = []  # of the first of `ids`, as written; None has no line
+        self._finish_reasons: Counter[str] = Counter()  # of those, out of the ordinary
         self._part: Path | None = None
         self._stream: BinaryIO | None = None
         self._is_growing = path is not None and (path.is_file() or not path.exists())
@@ -61,6 +63,7 @@ class GrowingResults:
                 # They are in the ledger. At the end it is tried again, and what is wrong with the file is said.
                 self._is_growing = False
                 self._states.clear()
+                self._finish_reasons.clear()
                 self.close()
 
     def finish(self) -> Counts:
@@ -80,7 +83,8 @@ class GrowingResults:
             raise InputError(f"{self._path} cannot be written ({why}): nothing of it was changed") from exc
         self._part = None
         self.close()
-        return count_lines(Counter(state for state in self._states if state is not None))
+        written = Counter(state for state in self._states if state is not None)
+        return count_lines(written, self._finish_reasons)
 
     def close(self) -> None:
         """Leaves the lines where they are, if there are any and others can know where."""
@@ -100,6 +104,7 @@ class GrowingResults:
         for outcome in self._fetch(ids):
             if outcome is not None:
                 self._stream.write(output_line(outcome))
+                self._finish_reasons.update(odd_finish_reasons(outcome))
             self._states.append(None if outcome is None else outcome.state)
         self._stream.flush()
 
@@ -126,6 +131,7 @@ class GrowingResults:
                         if state is not JobState.SUCCEEDED and (outcome := next(fresh)) is not None:
                             line = output_line(outcome)
                             self._states[i] = outcome.state
+                            self._finish_reasons.update(odd_finish_reasons(outcome))
                         again.write(line)
             except BaseException:
                 again.close()

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def format_count(count: int, noun: str = "", plural: str | None = None) -> str:
     """`1,234 jobs`, `1 job`, `1,234`: thousands separated, the noun in its number."""
     if not noun:
         return f"{count:,}"
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def describe_finish_reasons(counts: Mapping[str, int]) -> str:
+    """`12 × length, 1 × content_filter`: the most first. No character of a foreign text steers the terminal."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(
+        f"{format_count(count)} × {''.join(filter(str.isprintable, reason))}" for reason, count in ordered
+    )
 
 
 def format_seconds(seconds: float) -> str:

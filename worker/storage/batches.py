@@ -43,6 +43,7 @@ class BatchStatus:
     batch: Batch
     counts: Mapping[JobState, int]
     failures: Mapping[str, int]  # failed jobs by kind
+    finish_reasons: Mapping[str, int]  # results by finish_reason, those out of the ordinary only
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -280,10 +281,24 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
         )
     ).all()
     prompt, completion, total = (sum(int(row[i]) for row in tokens) for i in range(3))
+    odd_ends = (
+        select(usage.c.odd_finish_reason, func.count())
+        .where(usage.c.odd_finish_reason.is_not(None))
+        .group_by(usage.c.odd_finish_reason)
+    )
+    finish_reasons: Counter[str] = Counter()
+    for reason, count in connection.execute(
+        union_all(
+            odd_ends.where(usage.c.batch_id == batch.id),
+            odd_ends.where(usage.c.job_id.in_(elsewhere), usage.c.batch_id != batch.id),
+        )
+    ):
+        finish_reasons[str(reason)] += count
     return BatchStatus(
         batch=batch,
         counts=count_states(connection, batch.id),
         failures=dict(failures.most_common()),
+        finish_reasons=dict(finish_reasons.most_common()),
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=total,

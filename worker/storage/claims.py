@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import BindParameter, Connection, Update, bindparam, case, exists, or_, select, update
+from sqlalchemy import BindParameter, Connection, Update, bindparam, case, exists, func, or_, select, update
 
 from worker.policy.patience import waiting_since_ms
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.prepared import Prepared, is_among, pack_ids
-from worker.storage.tables import batches, jobs, requests
+from worker.storage.tables import batches, jobs, requests, usage
 
 SOLO_AFTER_LOSSES = 2
 _ANY_LOSSES = 2**31 - 1
@@ -35,12 +35,18 @@ def _claim(dialect: str) -> Update:
         .order_by(jobs.c.id)
         .with_for_update()
     )
+    # A producer's id may be used again once its job was pruned; what that one cost stays, under its own numbers.
+    paid_before = select(func.max(usage.c.number)).where(usage.c.job_id == jobs.c.id).correlate(jobs)
     return (
         update(jobs)
         .where(jobs.c.id.in_(claimable.scalar_subquery()))
         .values(
             state="running",
-            claims=case((jobs.c.state == "running", jobs.c.claims), else_=jobs.c.claims + 1),
+            claims=case(
+                (jobs.c.state == "running", jobs.c.claims),
+                (jobs.c.claims == 0, func.coalesce(paid_before.scalar_subquery(), 0) + 1),
+                else_=jobs.c.claims + 1,
+            ),
             claimed_at_ms=_now,
             worker_id=bindparam("new_worker_id"),
             claim_token=_token,

@@ -285,7 +285,9 @@ _CHECKS: Mapping[str, _Check] = {
     ),
     "usage_without_result": _Check(
         # Of jobs that are there: usage outlives what was pruned.
-        lambda _: exists().where(usage.c.job_id == jobs.c.id, usage.c.is_used, ~repairs.IS_BEHIND_USAGE),
+        lambda _: exists().where(
+            usage.c.job_id == jobs.c.id, usage.c.is_used, repairs.IS_OF_THIS_JOB, ~repairs.IS_BEHIND_USAGE
+        ),
         repairs.unuse,
         is_plain=False,
     ),

@@ -16,7 +16,7 @@ from schemas.failure import Failure, FailureKind
 from schemas.job import JobState
 from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import Setback
-from worker.storage.records import LARGEST_COUNT, record_outcomes
+from worker.storage.records import LARGEST_COUNT, odd_finish_reason, record_outcomes
 from worker.storage.tables import attempts, is_in, jobs, results, usage
 from worker.storage.wants import settle
 from worker.storage.window import unmark_published
@@ -24,6 +24,8 @@ from worker.storage.window import unmark_published
 Mend = Callable[[Connection, list[str], int], None]  # the jobs' ids, and the time in milliseconds
 _DOCTOR = "doctor"  # in place of a worker's id, where a job has to be claimed to be failed
 
+# An id may be used again after pruning: what its first job cost stays, with numbers before any attempt of this one.
+IS_OF_THIS_JOB = exists().where(attempts.c.job_id == usage.c.job_id, attempts.c.number <= usage.c.number)
 IS_BEHIND_USAGE = exists().where(results.c.job_id == usage.c.job_id, results.c.number == usage.c.number)
 
 
@@ -190,6 +192,7 @@ def count_tokens(connection: Connection, ids: list[str], _: int) -> None:
             results.c.number,
             results.c.raw,
             results.c.created_at_ms,
+            results.c.finish_reason,
             jobs.c.batch_id,
             jobs.c.model,
         )
@@ -223,6 +226,7 @@ def _usage_of(row: Any) -> dict[str, Any]:
         "cached_tokens": min(counts.cached_tokens, LARGEST_COUNT),
         "reasoning_tokens": min(counts.reasoning_tokens, LARGEST_COUNT),
         "is_used": True,
+        "odd_finish_reason": odd_finish_reason(row.finish_reason),
         "created_at_ms": row.created_at_ms,
     }
 
@@ -230,7 +234,9 @@ def _usage_of(row: Any) -> dict[str, Any]:
 def unuse(connection: Connection, ids: list[str], _: int) -> None:
     """Keeps usage that no result stands behind as paid for and not used."""
     connection.execute(
-        update(usage).where(usage.c.job_id.in_(ids), usage.c.is_used, ~IS_BEHIND_USAGE).values(is_used=False)
+        update(usage)
+        .where(usage.c.job_id.in_(ids), usage.c.is_used, IS_OF_THIS_JOB, ~IS_BEHIND_USAGE)
+        .values(is_used=False, odd_finish_reason=None)
     )
 
 

@@ -65,7 +65,8 @@ class Setback:
     """A call or an admission that did not end in a success. Counts only from the holder of the claim.
 
     `not_before_ms` None means the job fails for good. `burns` says whether an attempt is spent.
-    `is_blocked` marks a wait at a shut gate, whose beginning is kept for the job's patience.
+    `is_blocked` marks a wait at a shut gate, whose beginning is kept for the job's patience. `usage` is what an
+    answer of no use cost: it is kept whoever brings it.
     """
 
     job_id: str
@@ -80,6 +81,7 @@ class Setback:
     not_before_ms: int | None
     burns: bool
     is_blocked: bool = False
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class JobOutcome:
     request_id: str | None
     failure_kind: FailureKind | None
     failure_message: str | None
+    finish_reason: str | None = None  # of a success
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ _FACTS = (
     func.coalesce(results.c.request_id, jobs.c.request_id).label("request_id"),
     jobs.c.failure_kind,
     jobs.c.failure_message,
+    results.c.finish_reason,
 )
 _OUTCOME = select(jobs.c.id, jobs.c.custom_id, jobs.c.position, *_FACTS).select_from(
     jobs.outerjoin(*_RESULT).outerjoin(*_FAILURE_BODY)
@@ -209,6 +211,7 @@ def _fetch(ledger: Ledger, page: Select[Any]) -> list[JobOutcome]:
             request_id=row.request_id,
             failure_kind=None if row.failure_kind is None else FailureKind(row.failure_kind),
             failure_message=row.failure_message,
+            finish_reason=row.finish_reason,
         )
         for row in rows
     ]

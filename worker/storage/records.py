@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select, update
 
 from schemas.failure import FailureKind
-from schemas.job import LEGAL_MOVES, JobState, Move
+from schemas.job import LEGAL_MOVES, ORDINARY_FINISH_REASONS, JobState, Move
 from worker.policy.patience import waiting_since_ms
 from worker.storage.cleaning import clean_text
-from worker.storage.outcomes import GiveBack, Outcome, Recorded, Setback, Success
+from worker.storage.outcomes import GiveBack, Outcome, Recorded, Setback, Success, Usage
 from worker.storage.prepared import Prepared, is_among, pack_ids, together
 from worker.storage.tables import AnyRow, attempts, build_upsert, failure_bodies, jobs, results, usage
 
@@ -81,6 +81,11 @@ class _Writes:
     failure_bodies: list[dict[str, Any]] = field(default_factory=list)
 
 
+def odd_finish_reason(reason: str | None) -> str | None:
+    """The reason where it is out of the ordinary: such are counted."""
+    return None if not reason or reason in ORDINARY_FINISH_REASONS else clean_text(reason)
+
+
 def record_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> list[Recorded]:
     """What became of each outcome, in the order given. At most one outcome a job in `outcomes`.
 
@@ -110,6 +115,8 @@ def _decide(row: AnyRow | None, outcome: Outcome, writes: _Writes) -> Recorded:
         return Recorded.CLAIM_LOST
     if isinstance(outcome, Success):
         return _decide_success(row, outcome, writes)
+    if isinstance(outcome, Setback) and outcome.usage is not None:
+        writes.usage.append(_usage(row, outcome, outcome.usage, is_used=False))
     if row.state != JobState.RUNNING or row.claim_token != outcome.token:
         return Recorded.CLAIM_LOST
     if isinstance(outcome, GiveBack):
@@ -128,7 +135,7 @@ def _decide_success(row: AnyRow, outcome: Success, writes: _Writes) -> Recorded:
             return Recorded.REPEATED
         # The first success wins (invariant 3); this one was paid for all the same.
         writes.attempts.append(_attempt(outcome, "unused"))
-        writes.usage.append(_usage(row, outcome, is_used=False))
+        writes.usage.append(_usage(row, outcome, outcome.usage, is_used=False))
         return Recorded.UNUSED
     writes.moves.append(_move(row, Move.SUCCEED, outcome, claim_token=outcome.token))
     writes.results.append(
@@ -146,7 +153,9 @@ def _decide_success(row: AnyRow, outcome: Success, writes: _Writes) -> Recorded:
         }
     )
     writes.attempts.append(_attempt(outcome, "succeeded"))
-    writes.usage.append(_usage(row, outcome, is_used=True))
+    counted = _usage(row, outcome, outcome.usage, is_used=True)
+    counted["odd_finish_reason"] = odd_finish_reason(outcome.finish_reason)
+    writes.usage.append(counted)
     return Recorded.APPLIED
 
 
@@ -240,8 +249,7 @@ def _attempt(outcome: Outcome, verdict: str, **facts: Any) -> dict[str, Any]:
     return values
 
 
-def _usage(row: AnyRow, outcome: Success, *, is_used: bool) -> dict[str, Any]:
-    tokens = outcome.usage
+def _usage(row: AnyRow, outcome: Success | Setback, tokens: Usage, *, is_used: bool) -> dict[str, Any]:
     return {
         "job_id": outcome.job_id,
         "number": outcome.number,
@@ -253,5 +261,6 @@ def _usage(row: AnyRow, outcome: Success, *, is_used: bool) -> dict[str, Any]:
         "cached_tokens": min(tokens.cached_tokens, LARGEST_COUNT),
         "reasoning_tokens": min(tokens.reasoning_tokens, LARGEST_COUNT),
         "is_used": is_used,
+        "odd_finish_reason": None,
         "created_at_ms": outcome.ended_at_ms,
     }

@@ -26,7 +26,8 @@ class UsageBy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UsageSum:
-    """The usage of one group. Unused are answers that were paid for but came second to another one.
+    """The usage of one group. Unused are answers that were paid for and not used: those that came second to
+    another one, and those in which no usable completion was.
 
     `key` is the model, the batch's id, the custom_id or the day's number since the epoch; None stands for jobs
     of no batch, or without a custom_id. `label` is a batch's label.
