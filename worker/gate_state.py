@@ -56,6 +56,7 @@ class GateWatch:
         A pause that the endpoint asked for is kept.
         """
         now_ms = SystemClock().now_ms()
+        self._store.note_accepted()
         gate = self.fetch()
         if gate is not None and gate.needs_probe:
             self._store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)

@@ -96,6 +96,7 @@ class Judge:
             is_last=job.attempts + 1 >= budget,
             is_only=budget == 1,
             has_others=lambda: self._has_other_jobs(job.id),
+            was_accepted=self._gatekeeper.was_key_accepted,
             number=leave.number,
             calls=self._gatekeeper.calls,
             order=self._gatekeeper.next_order(),

@@ -28,7 +28,7 @@ Make = Callable[[], Gatekeeper]
 def store(request: pytest.FixtureRequest) -> GateStore:
     if request.param == "memory":
         return MemoryGateStore()
-    return RedisGateStore(request.getfixturevalue("valkey"), "https://endpoint.test")
+    return RedisGateStore(request.getfixturevalue("valkey"), "https://endpoint.test", goes_by_callers=True)
 
 
 @pytest.fixture
@@ -352,4 +352,22 @@ def test_the_scripts_use_no_more_commands_than_the_page_grants_the_brokers_user(
         name.lower() for path in scripts for name in re.findall(r"redis\.call\('(\w+)'", path.read_text())
     }
     assert len(scripts) == 2
-    assert used == {"get", "set", "del"} <= granted
+    assert used == {"get", "set", "del", "time"} <= granted
+
+
+def test_the_broker_clock_tells_when_the_next_probe_may_begin_whatever_the_workers_say(
+    valkey: redis.Redis,
+) -> None:
+    store = RedisGateStore(valkey, "e")
+    now_ms = 10**12
+    assert store.take_probe(ttl_s=60, token="one", now_ms=now_ms)
+    assert not store.take_probe(ttl_s=60, token="two", now_ms=now_ms + 3_600_000), "a clock an hour ahead"
+    assert not store.take_probe(ttl_s=60, token="two", now_ms=now_ms - 3_600_000), "a clock an hour behind"
+    store.leave_probe("one")
+    assert store.take_probe(ttl_s=60, token="two", now_ms=now_ms)
+
+
+def test_a_key_that_was_taken_is_remembered_by_all_workers(store: GateStore) -> None:
+    assert not store.was_accepted()
+    store.note_accepted()
+    assert store.was_accepted()

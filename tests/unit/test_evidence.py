@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,7 @@ class Told:
         after_s: float = 0.1,
         is_only: bool = False,
         number: int | None = None,
-        **known: float,
+        **known: Any,
     ) -> Verdict:
         def has_others() -> bool:
             self.was_asked_for_others += 1
@@ -96,7 +97,7 @@ class Told:
             calls=self.calls,
             order=self.order,
             now_s=self.now_s,
-            **known,  # type: ignore[arg-type]
+            **known,
         )
 
 
@@ -303,6 +304,16 @@ def test_a_refused_key_with_nobody_else_to_ask_ends_its_job_where_it_worked_a_mo
     assert told.fails("a", DENIED) is Whose.UNKNOWN
     assert told.fails("a", DENIED, gate=gate, after_s=3, tries=2, waited_s=3) is Whose.UNKNOWN
     assert told.fails("a", DENIED, gate=gate, after_s=4, tries=3, waited_s=7) is Whose.OWN
+
+
+def test_a_key_that_a_command_has_just_found_taken_is_known_to_work_in_a_new_process() -> None:
+    told = Told(has_others=False)
+    gate = Gate(K.UNAUTHORIZED, 0, 1, needs_probe=True, jobs=("a",))
+    known: dict[str, Any] = {"tries": 3, "waited_s": 7.0}
+    assert told.verdict("a", DENIED, gate=gate, **known).whose is Whose.UNKNOWN
+    assert told.verdict("a", DENIED, gate=gate, was_accepted=lambda: True, **known).whose is Whose.OWN
+    told.has_others = True
+    assert told.verdict("a", DENIED, gate=gate, was_accepted=lambda: True, **known).whose is not Whose.OWN
 
 
 @pytest.mark.parametrize("what", ["others wait", "others are refused", "never worked"])

@@ -122,13 +122,14 @@ class Evidence:
         now_s: float,
         tries: int = 1,
         waited_s: float = 0.0,
+        was_accepted: Callable[[], bool] = lambda: False,
     ) -> Verdict:
         """Whose this failure is. `gate` is as it stands now.
 
         `is_last`: an attempt that is burnt fails the job. `is_only`: its producer asked for no more than one, and so
         for no patience with the endpoint either. `has_others` tells whether another job could be asked, and is called
-        only where that decides. The job was tried `tries` times, by whichever worker, and has waited at gates for
-        `waited_s`.
+        only where that decides; so is `was_accepted`, which tells whether a command that asked found the key taken.
+        The job was tried `tries` times, by whichever worker, and has waited at gates for `waited_s`.
         """
         if is_trouble(failure):
             if (
@@ -150,7 +151,12 @@ class Evidence:
                 and verdict.whose is Whose.UNKNOWN
             ):
                 is_known = tries >= _LONE_AFTER and waited_s >= _LONE_AFTER_S
-                if is_known and self._is_lone(job_id, gate, since_s=now_s - waited_s) and not has_others():
+                if (
+                    is_known
+                    and (gate is None or set(gate.jobs) <= {job_id})
+                    and (self._has_worked_since(now_s - waited_s) or was_accepted())
+                    and not has_others()
+                ):
                     return Verdict(Whose.OWN)
             return verdict
         return Verdict(Whose.UNKNOWN)
@@ -236,12 +242,10 @@ class Evidence:
             return Verdict(Whose.OWN)
         return Verdict(Whose.UNDECIDED, suspect.count - 1)
 
-    def _is_lone(self, job_id: str, gate: Gate | None, *, since_s: float) -> bool:
-        """Whether a key that worked a moment before, or since, is refused to this job and to no other."""
+    def _has_worked_since(self, since_s: float) -> bool:
+        """Whether the key worked a moment before then, or later."""
         with self._lock:
-            return self._succeeded_s >= since_s - _A_MOMENT_AGO_S and (
-                gate is None or set(gate.jobs) <= {job_id}
-            )
+            return self._succeeded_s >= since_s - _A_MOMENT_AGO_S
 
     def _suspect(self, job_id: str, order: int) -> tuple[_Suspect, bool]:
         """What is known of the job, now with one failure more; whether others were answered since the last."""

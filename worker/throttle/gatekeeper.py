@@ -155,6 +155,10 @@ class Gatekeeper:
             self._change(lambda gate: put_off(gate, now_ms=self._clock.now_ms()))
         self.leave(leave)
 
+    def was_key_accepted(self) -> bool:
+        """Whether the endpoint took the key in the last two minutes, when a command asked it."""
+        return self._store.was_accepted()
+
     def acquit(self, job_id: str) -> None:
         """The refusal was this job's own: a gate that is shut for it alone opens."""
         gate = self.look(closely=True)

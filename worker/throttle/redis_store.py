@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import asdict
 from importlib.resources import files
 
@@ -13,6 +12,7 @@ import structlog
 
 from schemas.failure import FailureKind
 from worker.policy.gates import MOST_PROBES, Gate, next_probe_after_s
+from worker.throttle.store import ACCEPTED_S
 
 log = structlog.get_logger(__name__)
 _KEEP_S = 24 * 3600
@@ -21,13 +21,18 @@ _NEXT_AFTER_MS = tuple(round(next_probe_after_s(live) * 1000) for live in range(
 
 
 class RedisGateStore:
-    """The gate of one endpoint, shared by all workers on one broker."""
+    """The gate of one endpoint, shared by all workers on one broker.
 
-    def __init__(self, client: redis.Redis, endpoint: str) -> None:
+    Places of probes go by the broker's clock: it is the same for all. `goes_by_callers` takes the callers' instead.
+    """
+
+    def __init__(self, client: redis.Redis, endpoint: str, *, goes_by_callers: bool = False) -> None:
         name = hashlib.sha256(endpoint.encode()).hexdigest()[:16]
         self._client = client
+        self._goes_by_callers = goes_by_callers
         self._gate_key = f"antrean:{name}:gate"
         self._probe_key = f"antrean:{name}:gate-probe"
+        self._accepted_key = f"antrean:{name}:key-accepted"
         self._take_probe = client.register_script(_script("take_probe.lua"))
         self._leave_probe = client.register_script(_script("leave_probe.lua"))
         self.failed_open = 0  # times the gate could not be read or kept and counted as open
@@ -62,10 +67,9 @@ class RedisGateStore:
         return True
 
     def take_probe(self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None) -> bool:
-        now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         facts: tuple[str | int, ...] = (
             token,
-            now_ms,
+            now_ms if self._goes_by_callers and now_ms is not None else "",
             max(1, round(ttl_s * 1000)),
             MOST_PROBES,
             *_NEXT_AFTER_MS,
@@ -84,6 +88,19 @@ class RedisGateStore:
                 self._leave(token)
         except redis.RedisError as exc:
             self._count(exc)
+
+    def note_accepted(self) -> None:
+        try:
+            self._client.set(self._accepted_key, b"1", ex=ACCEPTED_S)
+        except redis.RedisError as exc:
+            self._count(exc)
+
+    def was_accepted(self) -> bool:
+        try:
+            return bool(self._client.exists(self._accepted_key))
+        except redis.RedisError as exc:
+            self._count(exc)
+            return False
 
     def _leave(self, token: str) -> bool:
         return bool(self._leave_probe(keys=[self._probe_key], args=[token, _KEEP_PROBE_MS]))

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from worker.policy.gates import MOST_PROBES, Gate, next_probe_after_s
 
+ACCEPTED_S = 120
+
 
 class GateStore(Protocol):
     """The gate of one endpoint. Methods do not raise when the store is away: they fail open, and count it."""
@@ -30,6 +32,12 @@ class GateStore(Protocol):
     def leave_probe(self, token: str | None = None) -> None:
         """Gives the place of that token back, and no other's. None ends all probes."""
 
+    def note_accepted(self) -> None:
+        """The endpoint has just taken the key, as far as a question without a job can tell."""
+
+    def was_accepted(self) -> bool:
+        """Whether that was noted in the last two minutes."""
+
 
 class MemoryGateStore:
     """The gate of one process."""
@@ -38,6 +46,7 @@ class MemoryGateStore:
         self._lock = threading.Lock()
         self._gate: Gate | None = None
         self._probes: dict[str, int] = {}  # token to when it began, ms
+        self._accepted_s = float("-inf")
 
     def fetch(self) -> Gate | None:
         with self._lock:
@@ -73,3 +82,9 @@ class MemoryGateStore:
                 self._probes.clear()
             else:
                 self._probes.pop(token, None)
+
+    def note_accepted(self) -> None:
+        self._accepted_s = time.monotonic()
+
+    def was_accepted(self) -> bool:
+        return time.monotonic() - self._accepted_s < ACCEPTED_S

@@ -1,12 +1,16 @@
 -- Takes the place of a probe, if there is one.
--- KEYS[1]  the probes that have not ended, as JSON: token to when it began (ms of its taker's clock)
--- ARGV     token, now (ms), how long a probe may take (ms), most probes at once,
+-- KEYS[1]  the probes that have not ended, as JSON: token to when it began (ms of this server's clock)
+-- ARGV     token, now (ms; nothing: this server's clock, which is the same for all), how long a probe may take (ms), most probes at once,
 --          then for 1, 2, … live probes: how long after the latest the next may begin (ms)
 -- Answers 1 if the place is the caller's, else 0. Uses no more commands than the ACL in docs/operations.md grants.
 local now, ttl, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+if not now then
+    local time = redis.call('TIME')
+    now = time[1] * 1000 + math.floor(time[2] / 1000)
+end
 local probes, live, latest = {}, 0, 0
 for token, began in pairs(cjson.decode(redis.call('GET', KEYS[1]) or '{}')) do
-    -- Left out: who never came back, and who was let in by a clock that runs ahead.
+    -- Left out: who never came back, and who was let in before the clock was set back.
     if began > now - ttl and began < now + 1000 then
         probes[token] = began
         live = live + 1
