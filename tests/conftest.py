@@ -41,13 +41,16 @@ BACKENDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--storm", action="store_true", help="the faults in full, with hundreds of jobs")
+    parser.addoption("--full", action="store_true", help="also what needs many processes or long waits")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--storm"):
-        for item in items:
-            if item.get_closest_marker("storm"):
-                item.add_marker(pytest.mark.skip(reason="runs with --storm"))
+    is_storm = config.getoption("--storm")
+    for item in items:
+        if item.get_closest_marker("storm") and not is_storm:
+            item.add_marker(pytest.mark.skip(reason="runs with --storm"))
+        elif item.get_closest_marker("full") and not (is_storm or config.getoption("--full")):
+            item.add_marker(pytest.mark.skip(reason="runs with --full"))
 
 
 def _short_folder() -> Path:

@@ -20,7 +20,7 @@ from worker.storage.tables import attempts, jobs
 
 pytestmark = pytest.mark.parametrize(
     "plant",
-    ["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.storm])],
+    ["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.full])],
     indirect=True,
 )
 SETTINGS_CODE, INTERNAL_CODE = 3, 70
@@ -64,6 +64,7 @@ def test_slots_beyond_the_threads_that_can_begin_are_refused(plant: Shop) -> Non
     assert_is_refused(plant, "ANTREAN_CONCURRENCY: 1000 slots need 1132 threads", "at most")
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "1.5")
 def test_the_soft_limit_of_files_is_raised_to_what_the_slots_need(
     plant: Shop, plant_settings: Settings, plant_ledger: Ledger, simulator: SimulatorProcess
@@ -77,6 +78,7 @@ def test_the_soft_limit_of_files_is_raised_to_what_the_slots_need(
     assert "gate.shut" not in log
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.5")
 def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on(
     plant: Shop, plant_settings: Settings, plant_ledger: Ledger, simulator: SimulatorProcess
@@ -126,7 +128,7 @@ threading.Thread(target=_watch, daemon=True).start()
     "name",
     [
         "antrean-writer",
-        *(pytest.param(name, marks=pytest.mark.storm) for name in ("antrean-relay", "antrean-heart")),
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("antrean-relay", "antrean-heart")),
     ],
 )
 @pytest.mark.simulator("--latency", "2")

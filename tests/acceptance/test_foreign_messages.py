@@ -30,7 +30,7 @@ from worker.storage.tables import jobs, requests
 
 pytestmark = pytest.mark.parametrize(
     "plant",
-    ["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.storm])],
+    ["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.full])],
     indirect=True,
 )
 _SECRET = "Zanzibar"  # in every prompt

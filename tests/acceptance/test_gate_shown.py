@@ -81,7 +81,7 @@ def test_a_pause_that_the_endpoint_asked_for_is_shown_and_kept(
     assert (facts["needs_probe"], facts["in_s"] > 0) == (False, True)
 
 
-@pytest.mark.storm
+@pytest.mark.full
 @only_sqlite
 def test_a_worker_goes_on_at_once_when_check_had_an_answer(
     plant: Shop, plant_settings: Settings, plant_ledger: Ledger
@@ -105,6 +105,7 @@ def test_nothing_is_said_of_a_gate_that_is_open(plant: Shop) -> None:
     assert checked["gate"] is None
     assert [one["name"] for one in checked["checks"]] == [
         "settings",
+        "slots",
         "broker",
         "database",
         "endpoint and key",

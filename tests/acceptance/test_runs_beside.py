@@ -12,6 +12,8 @@ from tests.support.processes import Shop, SimulatorProcess, end, processes_under
 from worker.settings import load_settings
 from worker.storage.engine import open_ledger
 
+pytestmark = pytest.mark.full
+
 
 def write_documents(folder: Path, count: int) -> None:
     (folder / "docs" / "sub").mkdir(parents=True)

@@ -66,7 +66,7 @@ def test_a_second_run_with_another_endpoint_and_key_gets_its_work_done_meanwhile
     wait_until(lambda: not processes_under(shop.folder), within_s=10, what="nothing is left running")
 
 
-@pytest.mark.storm
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "3")
 def test_a_second_run_with_another_ledger_gets_its_work_done_meanwhile(
     shop: Shop, simulator: SimulatorProcess
@@ -88,6 +88,7 @@ def test_a_second_run_with_another_ledger_gets_its_work_done_meanwhile(
         assert not any(word in said for word in ("relay.published_again", "heart.worker_died")), said
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.2")
 @pytest.mark.parametrize("plant", ["sqlite"], indirect=True)
 def test_workers_of_two_endpoints_on_one_broker_leave_each_others_hints_alone(

@@ -110,7 +110,7 @@ def test_the_model_of_lines_that_name_none_is_part_of_the_batch(away: Shop) -> N
     assert submit("a")["batch_id"] == submit("b")["batch_id"]
 
 
-@pytest.mark.parametrize("names_model", [pytest.param(True, marks=pytest.mark.storm), False])
+@pytest.mark.parametrize("names_model", [pytest.param(True, marks=pytest.mark.full), False])
 def test_what_an_earlier_version_submitted_is_not_paid_for_again(away: Shop, names_model: bool) -> None:
     line = {**LINE, "body": {**({"model": "a"} if names_model else {}), **LINE["body"]}}  # type: ignore[dict-item]
     raw = json.dumps(line).encode() + b"\n"
@@ -161,7 +161,7 @@ def test_a_file_that_is_still_written_to_is_not_submitted(away: Shop) -> None:
 @pytest.mark.parametrize(
     ("root", "end"),
     [
-        pytest.param("/api/paas/v4", "/api/paas/v4/", marks=pytest.mark.storm),
+        pytest.param("/api/paas/v4", "/api/paas/v4/", marks=pytest.mark.full),
         ("/openai/deployments/m1", "/openai/deployments/m1?api-version=1"),
     ],
 )
@@ -218,7 +218,7 @@ def test_an_address_that_cannot_be_used_is_a_sentence_of_every_command(away: Sho
 
 @pytest.mark.parametrize(
     "models",
-    [(429, {"error": "slow down"}), pytest.param((200, ["models/m1", "other"]), marks=pytest.mark.storm)],
+    [(429, {"error": "slow down"}), pytest.param((200, ["models/m1", "other"]), marks=pytest.mark.full)],
     ids=str,
 )
 def test_an_odd_list_of_models_warns_and_does_not_stop_a_named_model(away: Shop, models: Any) -> None:

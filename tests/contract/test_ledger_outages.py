@@ -105,8 +105,8 @@ def says(*refused: str, reply: Reply) -> Callable[[str], Reply]:
     return lambda text: reply if text in refused else completion(text)
 
 
-def _storm(*reply: Any) -> Any:
-    return pytest.param(reply, marks=pytest.mark.storm)
+def _full(*reply: Any) -> Any:
+    return pytest.param(reply, marks=pytest.mark.full)
 
 
 @pytest.mark.parametrize(
@@ -114,12 +114,12 @@ def _storm(*reply: Any) -> Any:
     [
         (503, {"message": "unavailable"}),
         (403, PAGE),
-        _storm(200, PAGE),
-        _storm(502, b"<html><title>502 Bad Gateway</title></html>"),
-        _storm(529, {"message": "overloaded"}),
-        _storm(504, b"<html>Gateway time-out</html>"),
-        _storm(404, GONE),
-        _storm(405, {"message": "Method Not Allowed"}),
+        _full(200, PAGE),
+        _full(502, b"<html><title>502 Bad Gateway</title></html>"),
+        _full(529, {"message": "overloaded"}),
+        _full(504, b"<html>Gateway time-out</html>"),
+        _full(404, GONE),
+        _full(405, {"message": "Method Not Allowed"}),
     ],
     ids=lambda reply: f"{reply[0]}",
 )
