@@ -118,7 +118,8 @@ def test_runs_over_overlapping_folders_each_end_with_their_own_lines(arena: Aren
         "api_key": "k",
     }
     if arena.postgres is not None:
-        settings["database_url"] = arena.settings.database_url
+        assert arena.settings.database_url is not None
+        settings["database_url"] = arena.settings.database_url.get_secret_value()
     shop = Shop(arena.folder, {**settings, "concurrency": 4, "grace_s": 5})
     names = write_folders(arena.folder, 160)
     commands = [
