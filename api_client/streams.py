@@ -9,9 +9,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
+
+_T = TypeVar("_T")
 
 LONGEST_END = 64  # bytes in which the end of a stream is looked for
 
@@ -172,7 +174,7 @@ def _merge_choice(known: _Choice, choice: dict[str, Any]) -> None:
         if value is None or name in ("index", "delta", "message"):
             continue
         if name == "logprobs" and isinstance(value, dict):
-            _merge_lists(known.rest.setdefault(name, {}), value)
+            _merge_lists(_of_type(known.rest, name, dict), value)
         else:
             known.rest[name] = value
     message = choice.get("message")
@@ -188,15 +190,23 @@ def _merge_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
         if value is None:
             continue
         if name == "tool_calls" and isinstance(value, list):
-            _merge_tool_calls(message.setdefault(name, []), value)
+            _merge_tool_calls(_of_type(message, name, list), value)
         elif name == "function_call" and isinstance(value, dict):
-            _merge_function(message.setdefault(name, {}), value)
+            _merge_function(_of_type(message, name, dict), value)
         elif name in _GROWING:
             message[name] = _grown(message.get(name), value)
         elif isinstance(value, list) and isinstance(message.get(name), list):
             message[name].extend(value)
         else:
             message[name] = value
+
+
+def _of_type(holder: dict[str, Any], name: str, type_: type[_T]) -> _T:
+    """The field, made empty where it is missing or came as something else before."""
+    known = holder.get(name)
+    if not isinstance(known, type_):
+        known = holder[name] = type_()
+    return known
 
 
 class _Pieces(list[str]):
@@ -238,7 +248,7 @@ def _merge_tool_calls(known: list[Any], calls: list[Any]) -> None:
         target = _find_call(known, call)
         for name, value in call.items():
             if name == "function" and isinstance(value, dict):
-                _merge_function(target.setdefault("function", {}), value)
+                _merge_function(_of_type(target, "function", dict), value)
             elif value not in (None, ""):
                 target.setdefault(name, value)
 
@@ -247,9 +257,10 @@ def _find_call(known: list[Any], call: dict[str, Any]) -> dict[str, Any]:
     """The call that a piece belongs to. Some servers number all calls 0: another id is another call."""
     index, id_ = call.get("index"), call.get("id")
     for one in reversed(known):
+        if not isinstance(one, dict):
+            continue
         is_same_place = index is None or one.get("index") == index
         if is_same_place and (not id_ or one.get("id") in (None, id_)):
-            assert isinstance(one, dict)
             return one
     known.append({})
     made: dict[str, Any] = known[-1]

@@ -82,7 +82,7 @@ def adopt_ended(request: Any, *, ended_as: JobState, settings: Settings) -> NewJ
 
 
 def log_delivery(delivery: Delivery, report: Report) -> Report:
-    """The report. What is said of a foreign message that came to no call and is no row of its own, is said here."""
+    """The report; a foreign message that got no claim is logged besides."""
     if report.verdict is Verdict.NO_CLAIM and not delivery.is_hint:
         log.info("message.no_claim", task_id=delivery.job_id)
     return report

@@ -227,7 +227,10 @@ class Executor:
         except Exception as exc:
             # A defect of ours costs this job an attempt, not the worker its thread.
             return self._set_back(job, _defect(exc, job.id), leave, latency_s=None)
-        self._judge.note_success(job, leave)
+        try:
+            self._judge.note_success(job, leave)
+        except Exception as exc:  # a defect there must not cost the answer, which is paid for
+            log.error("gate.not_told", job_id=job.id, error=type(exc).__name__)
         return self._succeed(job, answer, leave)
 
     def _call(self, job: ClaimedJob) -> Answer:
@@ -312,7 +315,11 @@ class Executor:
         if failure.is_local:
             self._shortages += 1
             log.warning("call.local_shortage", job_id=job.id, lack=failure.message, count=self._shortages)
-        judged = self._judge.judge(job, failure, leave, now_ms=now_ms)
+        try:
+            judged = self._judge.judge(job, failure, leave, now_ms=now_ms)
+        except Exception as exc:  # nor must it keep the job in this worker's hands for ever
+            log.error("gate.not_asked", job_id=job.id, error=type(exc).__name__)
+            judged = self._judge.judge_alone(job, failure, now_ms=now_ms)
         not_before_ms = judged.not_before_ms
         setback = Setback(
             job_id=job.id,

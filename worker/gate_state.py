@@ -69,7 +69,7 @@ class GateWatch:
 
 
 def describe_gate(gate: Gate, *, now_ms: int) -> str:
-    """`server_error (HTTP 503): tried again until it answers, next at 14:03:20, in 5 s`, or a pause with its end."""
+    """`server_error (HTTP 503): no job is called until 14:03:20, in 5 s; then one tries again`, or a pause."""
     status = "" if gate.http_status is None else f" (HTTP {gate.http_status})"
     if not gate.needs_probe:
         return f"{gate.kind.value}{status}: the endpoint asked for a pause {describe_until(gate.until_ms, now_ms)}"

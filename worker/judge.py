@@ -65,7 +65,21 @@ class Judge:
         """What follows from the failure, once the gate is closed, paused or left as decided."""
         gate = self._gatekeeper.look(closely=True)
         verdict = self._whose(job, failure, leave, gate, now_ms)
-        standing = Standing(
+        standing = self._standing(job, verdict)
+        if verdict.whose is Whose.OWN:
+            self._gatekeeper.acquit(job.id)
+        decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
+        not_before_ms = self._tell_the_gate(job, failure, decision, leave, gate)
+        return Judgement(not_before_ms, decision.burns, decision.is_blocked)
+
+    def judge_alone(self, job: ClaimedJob, failure: Failure, *, now_ms: int) -> Judgement:
+        """What follows by the table alone, without other jobs' answers and without the gate."""
+        standing = self._standing(job, Verdict(Whose.UNKNOWN))
+        decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
+        return Judgement(decision.not_before_ms, decision.burns, decision.is_blocked)
+
+    def _standing(self, job: ClaimedJob, verdict: Verdict) -> Standing:
+        return Standing(
             attempts=job.attempts,
             bad_responses=job.bad_responses,
             max_attempts=job.max_attempts,
@@ -75,11 +89,6 @@ class Judge:
             whose=verdict.whose,
             undecided=verdict.asked,
         )
-        if verdict.whose is Whose.OWN:
-            self._gatekeeper.acquit(job.id)
-        decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
-        not_before_ms = self._tell_the_gate(job, failure, decision, leave, gate)
-        return Judgement(not_before_ms, decision.burns, decision.is_blocked)
 
     def _whose(
         self, job: ClaimedJob, failure: Failure, leave: Pass, gate: Gate | None, now_ms: int

@@ -122,6 +122,14 @@ def test_a_retry_that_a_clock_ahead_wrote_waits_as_long_as_was_meant(
     assert wait_s <= took_s + 1 and took_s <= wait_s + 6
 
 
+def test_a_retry_that_a_clock_ahead_wrote_is_measured_anew_once(
+    ledger: Ledger, relay: Relay, broker: Broker, clock: FakeClock
+) -> None:
+    """The endpoint asked for more than the longest backoff: it is not called sooner, however often one looks."""
+    a_retry(ledger, clock, wait_s=600.0, ahead_s=24 * HOUR_S)
+    assert 599 <= seconds_until_published(relay, broker, clock, at_most=620) <= 606
+
+
 def test_a_wait_that_nobody_can_have_meant_is_cut_to_the_longest_backoff(
     ledger: Ledger, relay: Relay, broker: Broker, clock: FakeClock
 ) -> None:

@@ -348,3 +348,19 @@ def test_a_run_does_not_wait_for_jobs_that_somebody_has_removed(desk: Desk) -> N
         tracker.look()
         assert tracker.is_done
         assert (progress.succeeded, progress.failures) == (2, {"removed": 1})
+
+
+def test_the_same_path_in_another_home_is_another_run(desk: Desk, tmp_path: Path) -> None:
+    """Two containers with other documents at the same place share a ledger: neither lets go of the other's."""
+    with desk.run() as one:
+        other_home = tmp_path / "elsewhere" / ".antrean"
+        other_home.mkdir(parents=True)
+        here, desk.settings = desk.settings, desk.settings.model_copy(update={"home": other_home})
+        (desk.documents / "sub" / "0.txt").unlink()
+        desk.write("sub/new.txt", "only there")
+        with desk.run() as two:
+            assert two.batch_id != one.batch_id
+            assert desk.states(two) == {"queued": 3}
+        desk.settings = here
+        assert desk.states(one) == {"queued": 3}
+    assert {job_row(desk.ledger, id_).state for id_ in one.ids} == {"queued"}

@@ -262,3 +262,29 @@ def test_a_key_that_is_written_in_escapes_is_not_doubled() -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"', b'{"a": "\\ud800"}'])
 def test_what_is_no_plain_json_object_is_left_as_it_is(body: bytes) -> None:
     assert switch_stream_off(body) == body
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"tool_calls": "none yet"},
+        {"tool_calls": ["odd"]},
+        {"tool_calls": [{"index": 0, "function": "f"}]},
+        {"function_call": "f"},
+    ],
+)
+def test_a_field_that_changes_its_type_in_a_stream_costs_no_answer(first: dict[str, Any]) -> None:
+    name = next(iter(first))
+    function = {"name": "f", "arguments": "{}"}
+    then = {name: function} if name == "function_call" else {name: [{"index": 0, "function": function}]}
+    answer = answer_of(events(chunk({"content": "hi"}), chunk(first), chunk(then), chunk({}, "stop")))
+    assert answer.completion.choices[0].message.content == "hi"
+
+
+def test_log_probabilities_that_change_their_type_cost_no_answer() -> None:
+    odd = chunk({"content": "hi"})
+    odd["choices"][0]["logprobs"] = []
+    then = chunk({})
+    then["choices"][0]["logprobs"] = {"content": [{"token": "hi"}]}
+    answer = answer_of(events(odd, then, chunk({}, "stop")))
+    assert answer.completion.choices[0].message.content == "hi"

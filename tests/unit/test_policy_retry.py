@@ -219,6 +219,6 @@ def test_what_this_machine_lacks_is_nobodys_attempt_and_no_gates_business(number
     standing = Standing(5, 0, 6, number, None, False)
     for seed in range(20):
         found = decide(failure, standing, now_ms=NOW, rules=RetryRules(), rng=random.Random(seed))
-        assert (found.burns, found.is_blocked, found.shuts_gate, found.pause_s) == (False, False, False, None)
+        assert (found.burns, found.is_blocked, found.shuts_gate, found.pause_s) == (False, True, False, None)
         assert found.not_before_ms is not None
         assert NOW + 1000 <= found.not_before_ms <= NOW + 18_000

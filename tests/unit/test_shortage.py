@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import requests
@@ -118,3 +119,31 @@ def test_what_a_pool_has_no_new_thread_for_waits_in_it_for_one_that_is_there(
         go.set()
         first.result(10)
     assert done == [1]
+
+
+def test_a_machine_without_one_family_of_addresses_is_not_short_of_ports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`localhost` has two addresses; where IPv6 is switched off, `::1` cannot be had, and says nothing."""
+
+    class WithoutIpv6(socket.socket):
+        def connect(self, address: Any) -> None:
+            if self.family is socket.AF_INET6:
+                raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+            super().connect(address)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # free from here on: nobody listens
+    stream = socket.SOCK_STREAM
+    both = [
+        (socket.AF_INET, stream, 6, "", ("127.0.0.1", port)),
+        (socket.AF_INET6, stream, 6, "", ("::1", port, 0, 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: both)
+    monkeypatch.setattr(socket, "socket", WithoutIpv6)
+    client = EndpointClient(EndpointConfig(f"http://localhost:{port}"))
+    with pytest.raises(ApiError) as caught:
+        client.complete(b"{}", credential=Credential(None))
+    assert (caught.value.failure.is_local, caught.value.failure.kind) == (False, FailureKind.UNREACHABLE)
+    assert "refused" in caught.value.failure.message
+    client.close()

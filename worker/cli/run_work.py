@@ -25,6 +25,7 @@ from worker.storage.batches import (
     Batch,
     count_open_at_home,
     fetch_unheld_runs,
+    find_batch,
     finish_submission,
     hold_batch,
     is_held,
@@ -91,20 +92,30 @@ def check_documents(documents: Sequence[Document], template: Prompt, model: str,
 
 
 def make_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt, model: str) -> Batch:
-    """The batch of this run: the same input, prompt, model and endpoint are the same batch again."""
-    root = str(source.resolve())
-    return ledger.run(
-        partial(
-            make_batch,
-            batch_id=new_batch_id(),
+    """The batch of this run: the same input, prompt, model and endpoint are the same batch again.
+
+    So is the home: a path means other documents on another machine, or in another container.
+    """
+    home = _home_name(settings)
+    parts = (str(source.resolve()), template.digest, model, settings.endpoint)
+
+    def work(connection: Connection) -> Batch:
+        # An earlier version's key has no home in it; its batch goes on in the home that made it.
+        earlier = find_batch(connection, identify("run", *parts))
+        if earlier is not None and earlier.details.get("home") == home:
+            return earlier
+        return make_batch(
+            connection,
+            new_batch_id(),
             kind="run",
             label=f"{source.name} × {Path(template.label).name}",
             endpoint=settings.endpoint,
-            idempotency_key=identify("run", root, template.digest, model, settings.endpoint),
-            details={"home": _home_name(settings)},
+            idempotency_key=identify("run", home, *parts),
+            details={"home": home},
             now_ms=SystemClock().now_ms(),
         )
-    )
+
+    return ledger.run(work)
 
 
 class RunLock:

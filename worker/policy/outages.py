@@ -15,13 +15,12 @@ from worker.policy.gates import SEVERAL
 from worker.policy.retry import is_local
 
 HEALTHY_RATE = 0.05  # an endpoint that fails more rarely is taken to fail so often
-KNOWN_FROM = (
-    1000  # answers; fewer than are in flight at once would be a wave of failures, or of answers, only
-)
+# Answers from which the rate is learnt: more than are in flight at once, or one burst would set the rate.
+KNOWN_FROM = 1000
 _ACCIDENT = 2e-4
 _LONGEST_RUN = 16
-# Failures come sooner than answers: of hundreds of calls that begin together, the first to come back have all failed.
-# So the run must also be a part of the calls that began with it which this endpoint's usual failures are not.
+# Calls that fail return first. So the failed calls must also be a larger share of the calls that began with them than
+# this endpoint's usual failures explain.
 _PART = 0.25
 _LARGEST_PART = 0.7
 _OF_THE_REQUEST = frozenset({400, 413, 415, 422})
@@ -80,7 +79,7 @@ def is_outage(*, jobs: int, numbers: Sequence[int], calls: int, failure_rate: fl
 
 
 def longest_accident(failure_rate: float) -> int:
-    """The length from which on a run of failures is no accident: 3 for a healthy endpoint, 13 for a coin's toss."""
+    """From how many failures in a row on it is no accident: 3 for a healthy endpoint, 14 if half of its calls fail."""
     # The rate is known from a thousand answers at most: it may be a little higher.
     margin = 2 * math.sqrt(failure_rate * (1 - failure_rate) / KNOWN_FROM)
     rate = min(max(failure_rate + margin if failure_rate > 0.1 else failure_rate, HEALTHY_RATE), 0.99)

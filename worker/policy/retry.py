@@ -71,9 +71,11 @@ def decide(
     """The decision for one failure. Randomness and time are arguments."""
     kind = failure.kind
     if failure.is_local:  # this machine lacks something: nobody's attempt, and no gate's business
+        if _is_patience_spent(standing, now_ms, rules):
+            return Decision(None, burns=False)
         n = max(1, min(standing.number, 5))
         delay_s = 1.0 + decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
-        return Decision(now_ms + round(delay_s * 1000), burns=False)
+        return Decision(now_ms + round(delay_s * 1000), burns=False, is_blocked=True)
     is_refusal = kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
     if standing.whose is Whose.OWN and (is_refusal or kind is FailureKind.REJECTED):
         return Decision(None, burns=True)

@@ -106,7 +106,7 @@ def _read_to_end(file: BinaryIO, name: str) -> Iterator[bytes]:
     while True:
         try:
             chunk = os.read(descriptor, _CHUNK_BYTES)
-        except BlockingIOError:  # some who start us leave their pipes so: an end is something else
+        except BlockingIOError:  # some parents leave their pipes non-blocking: this is not the end
             poll.poll()
             continue
         except OSError as exc:

@@ -319,7 +319,7 @@ class GroupWriter:
         """Tells everyone but the claims, which wait here for the database: nothing may be called meanwhile."""
         log.warning("ledger.away", error=str(exc), claims=len(group.claims), records=len(group.outcomes))
         self._fail_all_but_claims(group, exc)
-        # What is given back and what is owed has nobody who would say it again.
+        # Hints given back and the work of `begin` are asked for only once, so they are kept for the retry.
         claims = _Group(claims=group.claims, adopted=group.adopted, returned=group.returned, owed=group.owed)
         delay_s = _RETRY_FIRST_S
         while True:

@@ -46,6 +46,8 @@ def cap_waits(
     changed = []
     for row in sorted(rows, key=lambda row: row.id):
         meant_ms = None if row.ended_at_ms is None else row.not_before_ms - row.ended_at_ms
+        if meant_ms is not None and meant_ms < 0 and row.not_before_ms <= now_ms + longest_ms:
+            continue  # measured anew before: it is due sooner than that clock said that its attempt ended
         if row.ended_at_ms is not None and row.ended_at_ms > now_ms + SKEW_MS:
             wait_ms = meant_ms if meant_ms is not None and 0 <= meant_ms <= longest_ms else usual_ms
         elif row.not_before_ms > now_ms + longest_ms:

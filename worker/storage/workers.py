@@ -162,7 +162,7 @@ def is_of_this_ledger(connection: Connection, worker_id: str, claims: Iterable[t
     """
     if fetch_endpoint_of(connection, worker_id) is not None:
         return True
-    is_empty = True  # what nobody can read is nobody else's either
+    is_empty = True  # without a readable claim it cannot be another ledger's
     for job_id, token in claims:
         is_empty = False
         found = connection.execute(select(jobs.c.claim_token).where(jobs.c.id == job_id)).first()

@@ -39,7 +39,7 @@ class _Suspect:
     order: int  # of its latest failure, among all that this process saw
     count: int = 0  # failures so far
     again: int = 0  # of them, after others were answered
-    chances: int = 0  # how often its last attempt was not spent
+    chances: int = 0  # how often its last attempt failed and was not counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Evidence:
         """A call was answered: the endpoint serves, or did so when it `began`."""
         with self._lock:
             if self._failures:
-                # Answered among them, also where the gate was shut behind it: they failed as by a coin's toss.
+                # A success among these failures shows that it was no outage: they count towards the usual rate.
                 self._learn(1.0, self._failures)
                 self._failures = 0
             self._learn(0.0, 1)

@@ -32,7 +32,7 @@ _QUIET_S = 10.0  # one that flaps is told of so often
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Leave to call the endpoint. A probe decides for everyone; its place is under its `token`.
+    """Permission to call the endpoint. A probe decides for everyone; its place is under its `token`.
 
     `order` tells which of two things of this process came first, `number` is the call's place among its calls.
     """

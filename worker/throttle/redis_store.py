@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict
 from importlib.resources import files
+from typing import Any
 
 import orjson
 import redis
@@ -123,8 +124,12 @@ def _parse(raw: bytes) -> Gate:
         strikes=int(facts["strikes"]),
         needs_probe=bool(facts["needs_probe"]),
         # Not there where an older worker shut it.
-        wait_ms=facts.get("wait_ms"),
-        struck_ms=facts.get("struck_ms"),
+        wait_ms=_whole(facts.get("wait_ms")),
+        struck_ms=_whole(facts.get("struck_ms")),
         http_status=facts.get("http_status"),
         jobs=tuple(facts.get("jobs") or ()),
     )
+
+
+def _whole(value: Any) -> int | None:
+    return None if value is None else int(value)

@@ -327,7 +327,7 @@ def _is_at(path: Path, fd: int) -> bool:
 def _append(fd: int, lines: bytes) -> None:
     start = os.lseek(fd, 0, os.SEEK_END)
     if start and os.pread(fd, 1, start - 1) != b"\n":
-        lines = b"\n" + lines  # what was cut before this keeps to itself
+        lines = b"\n" + lines  # so that a torn line before cannot spoil this one
     try:
         _write_all(fd, lines)
         os.fsync(fd)
