@@ -49,20 +49,7 @@ class EndpointClient:
         headers = _headers_for(credential)
         if job_id is not None:
             headers["X-Antrean-Job"] = _header_value(job_id)
-        headers["Content-Length"] = str(len(payload))
-        secret = credential.secret
-
-        def decide(received: Received, latency_s: float) -> Answer | Failure:
-            return decide_completion(
-                received.status,
-                received.headers,
-                received.body,
-                wall_now_s=time.time(),
-                latency_s=latency_s,
-                secret=secret,
-            )
-
-        return self._call("POST", CHAT_PATH, headers, payload, decide)
+        return self._post_chat(payload, headers, credential.secret)
 
     def probe_chat(self, model: str | None, *, credential: Credential) -> Answer:
         """Asks the chat address with a request without messages, so that nothing is completed and paid.
@@ -73,8 +60,10 @@ class EndpointClient:
         payload = b"{}" if model is None else json.dumps({"model": model}).encode()
         headers = _headers_for(credential)
         headers["X-Antrean-Check"] = "1"
+        return self._post_chat(payload, headers, credential.secret)
+
+    def _post_chat(self, payload: bytes, headers: dict[str, str], secret: str | None) -> Answer:
         headers["Content-Length"] = str(len(payload))
-        secret = credential.secret
 
         def decide(received: Received, latency_s: float) -> Answer | Failure:
             return decide_completion(

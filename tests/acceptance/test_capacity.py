@@ -9,14 +9,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from tests.acceptance.test_workers import queue
 from tests.support.audit import assert_sound, states
 from tests.support.processes import Shop, SimulatorProcess, wait_until
 from worker.settings import Settings
 from worker.storage.engine import Ledger
-from worker.storage.tables import attempts, jobs
+from worker.storage.tables import attempts, jobs, workers
 
 pytestmark = pytest.mark.parametrize(
     "plant",
@@ -94,7 +94,9 @@ def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on
     wait_until(
         lambda: log.read_text().count("call.local_shortage") >= 10, within_s=30, what="calls are refused"
     )
-    time.sleep(2 * 2.0)  # two leases: long enough to be taken for dead, and to loop
+    beats = count_beats(plant_ledger)
+    # The beats of two leases: long enough to be taken for dead, and to loop.
+    wait_until(lambda: count_beats(plant_ledger) >= beats + 12, within_s=30, what="its heart goes on beating")
     assert worker.poll() is None
     assert simulator.stats()["calls"] > 0, "what there is room for goes on"
     refused = log.read_text().count("call.local_shortage")
@@ -110,6 +112,12 @@ def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on
     assert all("open files" in one.message for one in said)
     assert simulator.stats()["calls"] == 120
     assert_sound(plant_ledger)
+
+
+def count_beats(ledger: Ledger) -> int:
+    """Beats of all workers so far."""
+    with ledger.read() as connection:
+        return int(connection.execute(select(func.sum(workers.c.sequence))).scalar_one())
 
 
 _KILLER = """
