@@ -8,8 +8,8 @@ Source: RFC 9112, sections 4 to 6 and 9.3.
 from __future__ import annotations
 
 import http.client
+import io
 import re
-import ssl
 from typing import Any
 
 from urllib3 import HTTPHeaderDict
@@ -32,6 +32,25 @@ class UnsoundFraming(http.client.HTTPException):
     """Nobody can say where the body ends."""
 
 
+class _Tap(io.RawIOBase):
+    """What a response reads from, until it is shut: then only what is buffered by then can still be read."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        super().__init__()
+        self._raw = raw
+        self.is_shut = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        return None if self.is_shut else self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
 class FramedResponse(http.client.HTTPResponse):
     """http.client's response with a head of our own reading.
 
@@ -43,6 +62,8 @@ class FramedResponse(http.client.HTTPResponse):
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
         self._socket = sock
+        self._tap = _Tap(self.fp.detach())
+        self.fp = io.BufferedReader(self._tap)
         self._is_reusable = False
         self._has_ended = False  # the last chunk and its trailer were read
         self.fields: dict[str, str] = {}
@@ -161,14 +182,13 @@ class FramedResponse(http.client.HTTPResponse):
         super()._close_conn()  # type: ignore[misc]
 
     def _is_silent(self) -> bool:
-        """Nothing is buffered here or in TLS, nothing waits at the socket, and it was not closed."""
-        try:
-            self._socket.settimeout(0)  # urllib3 sets the timeout again before the next request
-            return self.fp.read(1) is None
-        except ssl.SSLWantReadError:
-            return True
-        except (OSError, ValueError):
-            return False
+        """Nothing more has come with the answer: nothing is buffered here or in TLS.
+
+        No system call: what came later is seen by the pool, which asks the socket right before it is used again.
+        """
+        self._tap.is_shut = True
+        pending = getattr(self._socket, "pending", None)
+        return not self.fp.peek(1) and not (pending is not None and pending())
 
 
 def _status(number: int, line: bytes) -> int:

@@ -23,6 +23,7 @@ from worker.delivery import adopt_ended, log_delivery, pack_envelope, read_deliv
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode
 from worker.execute import Report, Verdict
+from worker.heap import settle_heap
 from worker.hints import TASK
 from worker.logs import configure_logs
 from worker.messages import Asked, read_time_ms
@@ -191,6 +192,7 @@ def _take_signals(sender: Any, **_: Any) -> None:
 
     for number in (SIGINT, SIGTERM, SIGQUIT):
         signal(number, stop)
+    settle_heap()
 
 
 @signals.worker_shutting_down.connect
