@@ -137,6 +137,6 @@ def test_an_outage_of_any_kind_fails_no_job_and_is_hardly_called_into(
 @pytest.mark.storm
 @pytest.mark.simulator("--latency", str(LATENCY_S))
 @pytest.mark.timeout(700)
-@pytest.mark.parametrize("how", ["503", "404", "504"])
+@pytest.mark.parametrize("how", ["503", "404", "504", "hanging"])
 def test_an_outage_of_five_minutes_fails_no_job(arena: Arena, how: str) -> None:
     sit_through(arena, how, 300.0)
