@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote
+
 from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError
 
@@ -13,10 +15,12 @@ _ENCODINGS = frozenset({"utf8", "unicode"})  # a prompt may hold any character
 
 
 def read_postgresql_url(url: URL) -> URL:
-    """The address for our driver. Raises ValueError with a sentence that quotes nothing of it but a parameter's name."""
+    """The address for our driver. Raises ValueError, which quotes a parameter's name at most."""
     # Local: ten megabytes that a process on SQLite does without.
     from psycopg.pq import Conninfo
 
+    if "\0" in unquote(url.render_as_string(hide_password=False)):
+        raise ValueError("must not hold U+0000, where libpq would stop to read")
     known = {option.keyword.decode() for option in Conninfo.get_defaults()}
     for name, value in url.query.items():
         if name not in known:

@@ -127,7 +127,7 @@ def test_a_transaction_that_fails_through_a_pooler_leaves_nothing(pooler: Pooler
 def test_options_that_a_pooler_does_not_take_are_told_with_the_way_out(pooler: Pooler) -> None:
     with (
         opened(f"{pooler.url}&options=-c%20work_mem%3D9MB") as ledger,
-        pytest.raises(DatabaseAway, match="PGOPTIONS, or.*ignore_startup_parameters"),
+        pytest.raises(DatabaseAway, match=r"PGOPTIONS, or.*ignore_startup_parameters"),
     ):
         show(ledger, "work_mem")
 
@@ -137,6 +137,6 @@ def test_a_pooler_that_has_no_session_left_is_told_as_one(url: str) -> None:
         settings = load_settings(home=Path("/nonexistent"), database_url=pooler.url, _env_file=None)
         second = open_ledger(settings, answer_within_s=1.0)
         show(first, "lock_timeout")
-        with pytest.raises(DatabaseAway, match="no answer for 1 s.*pool_size"):
+        with pytest.raises(DatabaseAway, match=r"no answer for 1 s.*pool_size"):
             show(second, "lock_timeout")
         second.dispose()

@@ -145,6 +145,7 @@ def test_a_simulation_lives_in_a_house_of_its_own() -> None:
         ("h:99999/db", "port must be"),
         ("h:abc/db", "is not a database address"),
         ("[::1/db", "is not a database address"),
+        ("h/d%00b", "U+0000"),
         ("/db?port=x", "hosts and ports"),
     ],
 )

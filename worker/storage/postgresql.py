@@ -40,7 +40,9 @@ _NO_OPTIONS = (
     "the pooler in between takes no `options` (unsupported startup parameter): leave them out of the address and of "
     "PGOPTIONS, or let PgBouncer have ignore_startup_parameters = options"
 )
-_NO_SESSION = "though it let us in: has a pooler in session mode fewer connections (pool_size) than its clients hold?"
+_NO_SESSION = (
+    "though it let us in: has a pooler in session mode fewer connections (pool_size) than its clients hold?"
+)
 
 
 class PatientConnection(psycopg.Connection[Any]):
