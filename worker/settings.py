@@ -26,6 +26,7 @@ from sqlalchemy.exc import ArgumentError
 from schemas.address import parse_address
 from schemas.chat import put_plainly
 from worker.errors import SettingsError
+from worker.postgresql_url import read_postgresql_url
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
@@ -151,11 +152,11 @@ class Settings(BaseSettings):
             return None
         try:
             url = make_url(value.get_secret_value())
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter of a port that is no number
             raise ValueError("is not a database address") from None
         backend = url.get_backend_name()
         if backend in ("postgresql", "postgres"):
-            url = url.set(drivername="postgresql+psycopg")
+            url = read_postgresql_url(url)
         elif backend != "sqlite":
             raise ValueError("must begin with sqlite:// or postgresql://")
         elif url.database and url.database != ":memory:":

@@ -100,7 +100,7 @@ class WorkerRuntime:
             self.queues = queues_of(fetch_identity(connection), endpoint)
         self._relay = Relay(
             ledger,
-            publish_due or partial(publish, queues=self.queues),
+            publish_due or partial(publish, broker, queues=self.queues),
             BrokerEpoch(broker, endpoint, self.queues),
             gatekeeper,
             clock,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from worker import flowering
 from worker.errors import SettingsError
 from worker.flowering import check_exposure, decide_options, is_loopback, kept_secret
 from worker.settings import load_settings
@@ -88,11 +87,3 @@ def test_settings_switch_the_password_off_by_the_word(monkeypatch: pytest.Monkey
     monkeypatch.setenv("ANTREAN_FLOWER_PORT", "0")
     settings = load_settings(_env_file=None)
     assert (settings.flower_auth, settings.flower_port) == (False, 0)
-
-
-def test_the_app_points_flower_to_our_settings() -> None:
-    import os
-
-    import worker.celery  # noqa: F401
-
-    assert os.environ["FLOWER_CONF"] == str(Path(flowering.__file__).with_name("flowerconfig.py"))

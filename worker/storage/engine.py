@@ -27,7 +27,6 @@ from worker.storage.errors import DatabaseAway, NotMigrated, describe, is_away, 
 T = TypeVar("T")
 _CONFLICT_TRIES = 10
 SQLITE_BUSY_MS = 15_000
-_STATEMENT_MS = 30_000
 _ANSWER_WITHIN_S = 35.0  # the server itself gives up earlier, unless it hangs
 
 
@@ -105,28 +104,10 @@ def open_ledger(
         return Ledger(engine)
     # Who is silent in mid-transaction for a lease keeps others from what it has locked, and from taking it over.
     idle_ms = round(1000 * min(settings.lease_s, 30.0))
-    engine = create_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=8,
-        pool_timeout=30,
-        hide_parameters=True,  # an error's text must not quote a prompt or an answer (invariant 10)
-        connect_args={
-            "connect_timeout": 5,
-            "application_name": "antrean",
-            # A half-open network or a forgotten lock ends in an error that is retried, not in silence.
-            "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout=10000"
-            f" -c idle_in_transaction_session_timeout={idle_ms}",
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 20_000,
-        },
-    )
     # Local: a worker on SQLite does without psycopg's eight megabytes.
-    from worker.storage.patience import limit_waits
+    from worker.storage.postgresql import create_postgresql_engine
 
-    limit_waits(engine, within_s=answer_within_s)
+    engine = create_postgresql_engine(url, pool_size=pool_size, idle_ms=idle_ms, within_s=answer_within_s)
     return Ledger(engine)
 
 
