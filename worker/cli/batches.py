@@ -14,11 +14,13 @@ from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json
 from worker.cli.listing import complete_batch_id, printable
+from worker.cli.outputs import FORCE_HELP, inputs_of_batch, simulation_of
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.gate_state import GateWatch, describe_gate, gate_facts
-from worker.reports.batchlines import check_output, is_standard_output, write_lines, write_results
+from worker.reports.batchlines import is_standard_output, write_lines, write_results
+from worker.reports.outputs import Output
 from worker.reports.summary import describe_finish_reasons, format_count
 from worker.settings import load_settings
 from worker.storage.batches import (
@@ -138,14 +140,17 @@ def results(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The file to write; - for standard output.")
     ] = Path("-"),
+    force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
 ) -> None:
     """Write the results of a batch as OpenAI batch output lines.
 
     In the order of the input, under the names of the input, failed jobs too; also jobs that another batch made.
     While the batch still runs, what has ended by now is written. A file appears whole or not at all. What is
-    missing, because it has not ended or was pruned, is said.
+    missing, because it has not ended or was pruned, is said. A file that is not results, or has some that cannot
+    be written again, is overwritten with --force only; what the batch was made from never.
     """
-    ledger = prepare_ledger(load_settings())
+    settings = load_settings()
+    ledger = prepare_ledger(settings)
     found = _find(ledger, batch)
     if is_standard_output(output):
         import sys  # local: the binary stream under the text one
@@ -153,7 +158,10 @@ def results(
         counts = write_lines(iterate_batch_outcomes(ledger, found.id), sys.stdout.buffer)
         sys.stdout.buffer.flush()
     else:
-        check_output(output)
+        target = Output(output, inputs_of_batch(settings, found.details), is_forced=force)
+        target.check_file()
+        if (remark := target.check_results(ledger, found.id, simulation=simulation_of(settings))) is not None:
+            note(remark)
         counts = write_results(iterate_batch_outcomes(ledger, found.id), output)
         note(
             f"{format_count(counts.succeeded)} results and "
