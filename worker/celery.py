@@ -25,9 +25,9 @@ def build_conf() -> dict[str, Any]:
     """Celery's settings for this process. Ends the process with a sentence if ours cannot be used."""
     try:
         settings = load_settings()
+        address = broker_address(settings)
     except AntreanError as exc:
         raise SystemExit(f"antrean: {exc}") from None
-    address = broker_address(settings)
     return {
         "broker_url": address,
         # kombu would take any certificate otherwise; ssl_ options of the URL win.
