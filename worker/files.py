@@ -13,6 +13,12 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+# What a home holds beside the sockets: an older version, or a person, may have left it open.
+_HOME_FOLDERS = ("logs", "valkey", "valkey.broken", "spool", "workers", "runs", "simulation")
+_HOME_FILES = (
+    *("antrean.db*", "flower.db*", "flower.history.json*", "flower.cookie-secret", "flower.password"),
+    *(f"{name}.lock" for name in ("stack", "start", "broker", "up", "flower")),
+)
 _ROOT = 0
 _OF_OTHERS = 0o077
 
@@ -77,6 +83,16 @@ def close_folder(folder: Path) -> None:
         folder.chmod(mode & ~_OF_OTHERS)
 
 
+def close_home(home: Path) -> None:
+    """Closes what is in `home` to all others, used or not. The home keeps its own mode. Raises OSError."""
+    for name in _HOME_FOLDERS:
+        if (home / name).is_dir():
+            close_folder(home / name)
+    for pattern in _HOME_FILES:
+        for path in home.glob(pattern):
+            close_file(path)
+
+
 def open_private(path: Path, flags: int) -> int:
     """A descriptor of a file that only this user can use, closed at exec; with O_CREAT it is made.
 
@@ -109,7 +125,8 @@ def close_file(path: Path) -> None:
     try:
         path.chmod(mode & ~_OF_OTHERS)
     except OSError as exc:
-        if exc.errno != errno.EROFS:  # whoever made the disk read-only decided on that, too
+        # Gone meanwhile; or whoever made the disk read-only decided on that, too.
+        if exc.errno not in (errno.ENOENT, errno.EROFS):
             raise
 
 

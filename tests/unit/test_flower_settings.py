@@ -30,7 +30,11 @@ def test_memory_and_history_are_bounded() -> None:
     ours = options()
     assert (ours["max_tasks"], ours["max_workers"]) == (10_000, 500)
     assert ours["purge_offline_workers"] > 0
-    assert (ours["persistent"], ours["db"], ours["state_save_interval"]) == (True, "/x/flower.history.json", 30_000)
+    assert (ours["persistent"], ours["db"], ours["state_save_interval"]) == (
+        True,
+        "/x/flower.history.json",
+        30_000,
+    )
 
 
 def test_without_a_password_nobody_is_asked_and_without_a_database_nothing_is_kept() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from worker.errors import AntreanError, SettingsError
-from worker.files import close_folder, find_distrust, make_private_folder, open_private
+from worker.files import close_home, find_distrust, make_private_folder, open_private
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, one of them the closing NUL.
 _SOCKET_PATH_MAX_BYTES = 107 if sys.platform == "linux" else 103
@@ -55,7 +55,7 @@ def broker_url(home: Path) -> str:
 def prepare_home(home: Path) -> Path:
     """The real path of `home`, made with its inner folders where they are missing, private to this user.
 
-    A home that is there already keeps its mode, which says who may look at names; its inner folders are closed.
+    A home that is there already keeps its mode, which says who may look at names; what is in it is closed.
     Raises SettingsError if it cannot be written, or if somebody else could write there.
     """
     real_home = Path(os.path.realpath(home))
@@ -65,7 +65,8 @@ def prepare_home(home: Path) -> Path:
         if distrust is not None:
             raise SettingsError([f"{real_home} {distrust.reason}: choose another folder with ANTREAN_HOME"])
         for name in ("logs", "valkey"):
-            close_folder(real_home / name)
+            make_private_folder(real_home / name)
+        close_home(real_home)
         os.close(open_private(real_home / "stack.lock", os.O_RDWR | os.O_CREAT))
     except OSError as exc:
         reason = exc.strerror or "no reason given"

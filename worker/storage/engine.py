@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from worker.errors import SettingsError
-from worker.files import close_file, make_private_folder, open_private
+from worker.files import close_file, close_home, make_private_folder, open_private
 from worker.settings import Settings
 from worker.storage.errors import DatabaseAway, NotMigrated, describe, is_away, is_conflict, is_missing_table
 
@@ -98,6 +98,7 @@ def open_ledger(
 
     A PostgreSQL that has not answered a statement `answer_within_s` is away; SQLite has a timeout of its own.
     """
+    _close_home(settings.home)
     url = make_url(settings.ledger_url)
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
@@ -134,6 +135,17 @@ def open_ledger(
 
     limit_waits(engine, within_s=answer_within_s)
     return Ledger(engine)
+
+
+def _close_home(home: Path) -> None:
+    try:
+        close_home(home)
+    except OSError as exc:
+        raise SettingsError(
+            [
+                f"{exc.filename or home} cannot be used ({exc.strerror}): choose another folder with ANTREAN_HOME"
+            ]
+        ) from exc
 
 
 def _make_folder(folder: Path) -> None:
