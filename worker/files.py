@@ -78,9 +78,7 @@ def close_folder(folder: Path) -> None:
     distrust = find_distrust(folder)
     if distrust is not None:
         raise PermissionError(errno.EPERM, f"it {distrust.reason}", str(folder))
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    if mode & _OF_OTHERS:
-        folder.chmod(mode & ~_OF_OTHERS)
+    _close(folder, folder.stat().st_mode)
 
 
 def close_home(home: Path) -> None:
@@ -98,7 +96,12 @@ def open_private(path: Path, flags: int) -> int:
 
     An older one is closed to others. Raises OSError, also for a link, and for a file of another user.
     """
-    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link", str(path)) from None
+        raise
     try:
         facts = os.fstat(descriptor)
         if facts.st_uid != os.geteuid():
@@ -119,11 +122,15 @@ def close_file(path: Path) -> None:
         return
     if facts.st_uid != os.geteuid():
         raise PermissionError(errno.EPERM, f"it belongs to {name_user(facts.st_uid)}", str(path))
-    mode = stat.S_IMODE(facts.st_mode)
-    if not stat.S_ISREG(facts.st_mode) or not mode & _OF_OTHERS:
+    if stat.S_ISREG(facts.st_mode):
+        _close(path, facts.st_mode)
+
+
+def _close(path: Path, mode: int) -> None:
+    if not mode & _OF_OTHERS:
         return
     try:
-        path.chmod(mode & ~_OF_OTHERS)
+        path.chmod(stat.S_IMODE(mode) & ~_OF_OTHERS)
     except OSError as exc:
         # Gone meanwhile; or whoever made the disk read-only decided on that, too.
         if exc.errno not in (errno.ENOENT, errno.EROFS):

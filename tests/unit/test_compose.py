@@ -19,7 +19,7 @@ import typer
 import yaml
 
 from worker.cli.main import app
-from worker.settings import Settings, unknown_names
+from worker.settings import Settings, load_settings, unknown_names
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -137,6 +137,7 @@ def test_every_secret_comes_from_a_file_and_is_given_to_those_who_read_it() -> N
     assert not re.search(r"password\s*:\s*\S", text.replace("_password: {file", ""), re.IGNORECASE)
     # What only looks on has neither the key nor the ledger.
     assert set(SERVICES["flower"]["secrets"]) == {"flower_password", "broker_password"}
+    assert SERVICES["migrate"]["secrets"] == ["database_password"]
     assert not [name for name in SERVICES["flower"]["environment"] if "DATABASE" in name or "API_KEY" in name]
     assert not [name for name in environment_file(ROOT / "deploy/systemd/flower.env") if "BROKER" not in name]
 
@@ -145,7 +146,7 @@ def test_no_part_takes_the_whole_machine() -> None:
     for name, service in SERVICES.items():
         assert re.search(r"\d+[mg]", service["mem_limit"]), name
         assert service["pids_limit"] > 0, name
-    largest = Settings(concurrency=4000)
+    largest = load_settings(concurrency=4000, _env_file=None)
     for limit in (SERVICES["worker"]["pids_limit"], int(unit(worker_unit())["TasksMax"][0])):
         assert largest.thread_count + 100 < limit
     # The broker says no before it is ended.
