@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ def build_conf() -> dict[str, Any]:
     """Celery's settings for this process. Ends the process with a sentence if ours cannot be used."""
     try:
         settings = load_settings()
+        address = broker_address(settings)
     except AntreanError as exc:
-        raise SystemExit(f"antrean: {exc}") from None
-    address = broker_address(settings)
+        sys.stderr.write(f"antrean: {exc}\n")
+        raise SystemExit(int(exc.exit_code)) from None
     return {
         "broker_url": address,
         # kombu would take any certificate otherwise; ssl_ options of the URL win.

@@ -13,7 +13,7 @@ from worker.settings import load_settings
 
 
 def options(
-    password: str | None = "p", database: Path | None = Path("/x/flower.db"), **settings: object
+    password: str | None = "p", database: Path | None = Path("/x/flower.history.json"), **settings: object
 ) -> dict:
     chosen = load_settings(_env_file=None, **settings)
     return decide_options(chosen, password=password, cookie_secret="c", database=database)
@@ -29,7 +29,11 @@ def test_memory_and_history_are_bounded() -> None:
     ours = options()
     assert (ours["max_tasks"], ours["max_workers"]) == (10_000, 500)
     assert ours["purge_offline_workers"] > 0
-    assert (ours["persistent"], ours["db"], ours["state_save_interval"]) == (True, "/x/flower.db", 30_000)
+    assert (ours["persistent"], ours["db"], ours["state_save_interval"]) == (
+        True,
+        "/x/flower.history.json",
+        30_000,
+    )
 
 
 def test_without_a_password_nobody_is_asked_and_without_a_database_nothing_is_kept() -> None:

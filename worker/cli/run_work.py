@@ -16,8 +16,9 @@ from sqlalchemy import Connection
 from schemas.job import JobState
 from worker.cli.outputs import name_inputs
 from worker.clock import SystemClock
-from worker.embedded.home import try_lock
-from worker.errors import InputError
+from worker.embedded.home import open_lock_file, try_lock
+from worker.errors import InputError, SettingsError
+from worker.files import close_folder
 from worker.ids import new_batch_id
 from worker.settings import SIMULATION, Settings
 from worker.sources.documents import Document, DocumentSet, source_key
@@ -334,8 +335,13 @@ def _lock_path(settings: Settings, batch_id: str) -> Path:
 
 def _open_lock(settings: Settings, batch_id: str) -> int:
     path = _lock_path(settings, batch_id)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        close_folder(path.parent)
+    except OSError as exc:
+        raise SettingsError(
+            [f"{path.parent} cannot be used ({exc.strerror}): choose another ANTREAN_HOME"]
+        ) from None
+    return open_lock_file(path)
 
 
 def _is_run_by_somebody(path: Path) -> bool:

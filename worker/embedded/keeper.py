@@ -50,6 +50,7 @@ from worker.embedded.home import (
     broker_url,
     control_socket,
     open_lock_file,
+    prepare_home,
     runtime_folder,
     try_lock,
 )
@@ -358,8 +359,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
+        prepare_home(home)
         asyncio.run(Keeper(home).run(socket.socket(fileno=first_client), stack_lock))
-    except OSError as exc:
+    except (OSError, AntreanError) as exc:
         raise SystemExit(f"the keeper of {home} cannot run: {exc}") from None
 
 
