@@ -58,6 +58,7 @@ def build_conf() -> dict[str, Any]:
         "task_publish_retry": False,
         "task_publish_retry_policy": {"max_retries": 3, "interval_max": 1},
         "beat_enable_remote_control": True,
+        "beat_scheduler": "celery.beat:Scheduler",  # the other one runs the pickle that lies in the current folder
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # long outages are survived
         "broker_transport_options": {

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shelve
 import ssl
 from pathlib import Path
 
 import pytest
+from celery.apps.beat import Beat
+from celery.beat import Service
 
-from worker.celery import build_conf
+from worker.celery import app, build_conf
 from worker.errors import ExitCode
 
 
@@ -34,3 +38,20 @@ def test_settings_that_cannot_be_used_end_celery_with_a_sentence_and_its_code(
         build_conf()
     assert ended.value.code == ExitCode.SETTINGS
     assert "ANTREAN_CONCURRENCY" in capsys.readouterr().err
+
+
+class Planted:
+    """Its pickle makes a folder, as the pickle of a stranger would do anything."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("ran",)
+
+
+def test_beat_runs_nothing_that_lies_in_the_current_folder() -> None:
+    with shelve.open("celerybeat-schedule") as planted:
+        planted["entries"] = Planted()
+    beat = Beat(app=app)
+    Service(app, schedule_filename=beat.schedule, scheduler_cls=beat.scheduler_cls).get_scheduler()
+    assert not Path("ran").exists()
+    Service(app, schedule_filename=beat.schedule).get_scheduler()  # the one that Celery would take
+    assert Path("ran").exists()
