@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from celery.loaders.app import AppLoader
 from kombu import Exchange, Queue
 from kombu.utils.objects import cached_property
 
@@ -95,6 +96,13 @@ class AMQP(channel.AMQP):
         return self.Queues(queues)
 
 
+class Loader(AppLoader):
+    """Celery's own, but that nothing comes from the current folder: a `requests.py` there would run beside the key."""
+
+    def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> Any:
+        return (imp or self.import_module)(module, package=package)
+
+
 def serve_queues(queues: Queues) -> None:
     """Has the worker of this process read `queues` beside those that all workers read."""
     app.amqp.queues = _declare(_order(queues))
@@ -125,7 +133,13 @@ def _declare(names: Iterable[str]) -> list[Queue]:
     return [Queue(name, direct, routing_key=name) for name in names]
 
 
-app = Celery("antrean", amqp="worker.celery:AMQP", events="worker.events:Events", include=["worker.tasks"])
+app = Celery(
+    "antrean",
+    loader=Loader,
+    amqp="worker.celery:AMQP",
+    events="worker.events:Events",
+    include=["worker.tasks"],
+)
 app.add_defaults(build_conf)
 # Flower itself reads ./flowerconfig.py, listens on 0.0.0.0 and asks for no password.
 os.environ.setdefault("FLOWER_CONF", str(Path(__file__).with_name("flowerconfig.py")))
