@@ -66,6 +66,7 @@ def build_conf() -> dict[str, Any]:
         "task_publish_retry": False,
         "task_publish_retry_policy": {"max_retries": 3, "interval_max": 1},
         "beat_enable_remote_control": True,
+        "beat_scheduler": "celery.beat:Scheduler",  # the other one runs the pickle that lies in the current folder
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # long outages are survived
         "broker_transport_options": {
@@ -102,6 +103,19 @@ class AMQP(channel.AMQP):
         return self.Queues(queues)
 
 
+class Loader(AppLoader):
+    """Celery's own, but that nothing comes from the current folder: a `requests.py` there would run beside the key.
+
+    Nor from CELERY_CONFIG_MODULE, which is another app's: what it says would win over all of ours.
+    """
+
+    def read_configuration(self, env: str = "CELERY_CONFIG_MODULE") -> dict[str, Any]:
+        return {}
+
+    def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> Any:
+        return (imp or self.import_module)(module, package=package)
+
+
 def serve_queues(queues: Queues) -> None:
     """Has the worker of this process read `queues` beside those that all workers read."""
     app.amqp.queues = _declare(_order(queues))
@@ -130,13 +144,6 @@ def _find_names() -> tuple[str, ...]:
 def _declare(names: Iterable[str]) -> list[Queue]:
     direct = Exchange(LONE_QUEUE, type="direct")
     return [Queue(name, direct, routing_key=name) for name in names]
-
-
-class Loader(AppLoader):
-    """Celery's, but for CELERY_CONFIG_MODULE, which is another app's: what it says would win over all of ours."""
-
-    def read_configuration(self, env: str = "CELERY_CONFIG_MODULE") -> dict[str, Any]:
-        return {}
 
 
 class Logging(CeleryLogging):
