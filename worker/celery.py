@@ -17,6 +17,7 @@ from worker.broker import broker_address
 from worker.errors import AntreanError
 from worker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues, queues_of
 from worker.settings import load_settings
+from worker.starting import end_with
 from worker.storage.engine import open_ledger
 from worker.storage.identity import fetch_identity
 
@@ -26,7 +27,7 @@ def build_conf() -> dict[str, Any]:
     try:
         settings = load_settings()
     except AntreanError as exc:
-        raise SystemExit(f"antrean: {exc}") from None
+        end_with(exc)
     address = broker_address(settings)
     return {
         "broker_url": address,

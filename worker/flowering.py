@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import flower.events
 import flower.urls
@@ -29,10 +29,11 @@ from tornado.options import options
 
 from worker.embedded.home import open_lock_file, prepare_home, try_lock
 from worker.embedded.stack import Stack
-from worker.errors import AntreanError, SettingsError, Unreachable
+from worker.errors import SettingsError, Unreachable
 from worker.logs import configure_logs
 from worker.request import NO_ARGS, NO_KWARGS, as_name
-from worker.settings import IN_STACK, Settings, load_settings
+from worker.settings import IN_STACK, Settings, load_settings, warn_of_unknown_names
+from worker.starting import end_with
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +55,7 @@ def prepare_flower() -> dict[str, Any]:
     its exit code where something is missing.
     """
     try:
+        warn_of_unknown_names()
         settings = load_settings()
         configure_logs(settings.log_level)
         said = _said_to_flower()
@@ -75,8 +77,8 @@ def prepare_flower() -> dict[str, Any]:
             cookie_secret=kept_secret(home / "flower.cookie-secret"),
             database=_history(home),
         )
-    except AntreanError as exc:
-        _exit(exc)
+    except Exception as exc:  # whatever it is: without these options Flower is open to everybody
+        end_with(exc)
     _put_flower_right()
     return {name: value for name, value in ours.items() if name not in said}
 
@@ -208,11 +210,6 @@ def _said_to_flower() -> Mapping[str, Any]:
         for option in options._options.values()
         if option._value is not type(option).UNSET and option.name != "conf"
     }
-
-
-def _exit(exc: AntreanError) -> NoReturn:
-    sys.stderr.write(f"antrean: {exc}\n")
-    raise SystemExit(int(exc.exit_code))
 
 
 # Flower has no setting for these.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
-from signal import SIGINT, SIGQUIT, SIGTERM, signal
+from signal import SIG_IGN, SIGHUP, SIGINT, SIGQUIT, SIGTERM, getsignal, signal
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from celery import Task, signals
 from celery.exceptions import Ignore, Reject, Retry
@@ -28,12 +27,14 @@ from worker.hints import TASK
 from worker.logs import configure_logs
 from worker.messages import Asked, read_time_ms
 from worker.producing import produce, read_call, refuse_misplaced
-from worker.settings import IN_STACK, Settings, load_settings
+from worker.settings import IN_STACK, load_settings, warn_of_unknown_names
+from worker.starting import or_end
 from worker.tracebacks import JobFailed, keep_words_only
 from worker.wiring import WorkerRuntime, build_worker
 
 _runtime: WorkerRuntime | None = None
 _stack: Stack | None = None
+_outlives_terminal = False  # `nohup`: a SIGHUP that was ignored at the start stays ignored
 
 
 _KEPT = ("chain", "chord", "group_id", "group_index", "root_id", "parent_id", "reply_to")
@@ -118,38 +119,42 @@ def _tell_celery(report: Report) -> str:
     raise Ignore(report.summary)
 
 
+def _leave_stack() -> None:
+    if _stack is not None:
+        _stack.leave(wait=False)
+
+
 @signals.setup_logging.connect
+@or_end(_leave_stack)
 def _set_up_logging(loglevel: Any = None, **_: Any) -> None:
-    configure_logs(_settings_or_exit().log_level)
+    configure_logs(load_settings().log_level)
 
 
 @signals.celeryd_init.connect
+@or_end(_leave_stack)
 def _prepare(**_: Any) -> None:
     """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
-    global _runtime, _stack
-    settings = _settings_or_exit()
-    try:
-        make_room(settings)
-        if settings.is_broker_embedded and IN_STACK not in os.environ:
-            _stack = Stack.attach(settings.home)
-            _stack.ensure_broker()
-        _runtime = build_worker(settings)
-        serve_queues(_runtime.queues)
-    except AntreanError as exc:
-        _exit(exc)
+    global _runtime, _stack, _outlives_terminal
+    _outlives_terminal = getsignal(SIGHUP) is SIG_IGN  # Celery has not put its own in place yet
+    warn_of_unknown_names()
+    settings = load_settings()
+    make_room(settings)
+    if settings.is_broker_embedded and IN_STACK not in os.environ:
+        _stack = Stack.attach(settings.home)
+        _stack.ensure_broker()
+    _runtime = build_worker(settings)
+    serve_queues(_runtime.queues)
     keep_words_only()
 
 
 @signals.celeryd_after_setup.connect
+@or_end(_leave_stack)
 def _start(instance: Any, **_: Any) -> None:
     assert _runtime is not None, "celeryd_init comes first"
     pool = instance.pool_cls if isinstance(instance.pool_cls, str) else instance.pool_cls.__module__
     if not pool.endswith("thread"):
-        _exit(AntreanError("the worker runs on Celery's threads pool only: leave --pool out"))
-    try:
-        _runtime.start()
-    except AntreanError as exc:
-        _exit(exc)
+        raise AntreanError("the worker runs on Celery's threads pool only: leave --pool out")
+    _runtime.start()
 
 
 @signals.task_revoked.connect
@@ -176,6 +181,7 @@ def revoke(panel: Any, task_id: Any, terminate: bool = False, **kwargs: Any) -> 
 
 
 @signals.worker_ready.connect
+@or_end(_leave_stack)
 def _take_signals(sender: Any, **_: Any) -> None:
     """The way out is ours: Celery's own second Ctrl-C asks the pool to kill threads, which no pool can."""
     hub = sender.hub
@@ -190,8 +196,9 @@ def _take_signals(sender: Any, **_: Any) -> None:
             _runtime.begin_shutdown(hurry=number == SIGQUIT or (is_again and number == SIGINT))
         os.write(wake_writer, b"1")  # the hub would sleep on for up to a second
 
-    for number in (SIGINT, SIGTERM, SIGQUIT):
-        signal(number, stop)
+    # Celery's own SIGHUP begins the program anew in this process, and calls in flight would be cut.
+    for number in (SIGINT, SIGTERM, SIGQUIT, SIGHUP):
+        signal(number, SIG_IGN if number == SIGHUP and _outlives_terminal else stop)
     settle_heap()
 
 
@@ -199,17 +206,3 @@ def _take_signals(sender: Any, **_: Any) -> None:
 def _begin_shutdown(how: str = "Warm", **_: Any) -> None:
     if _runtime is not None:
         _runtime.begin_shutdown(hurry=how == "Cold")
-
-
-def _settings_or_exit() -> Settings:
-    try:
-        return load_settings()
-    except AntreanError as exc:
-        _exit(exc)
-
-
-def _exit(exc: AntreanError) -> NoReturn:
-    sys.stderr.write(f"antrean: {exc}\n")
-    if _stack is not None:
-        _stack.leave(wait=False)
-    raise SystemExit(int(exc.exit_code))

@@ -107,7 +107,7 @@ class Site:
 
     def elsewhere(self, text: str) -> str:
         """A compose file's value with its variables filled in and its places exchanged."""
-        text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: self.variables.get(found[1], found[2]), text)
+        text = re.sub(r"\$\{(\w+):[-?]([^}]*)\}", lambda found: self.variables.get(found[1], found[2]), text)
         moved = {
             "/run/secrets/": f"{self.folder}/secrets/",
             "valkey-server - ": f"valkey-server - --port {self.ports['valkey']} --bind 127.0.0.1 ",

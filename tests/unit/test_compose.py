@@ -19,7 +19,8 @@ import typer
 import yaml
 
 from worker.cli.main import app
-from worker.settings import Settings, unknown_names
+from worker.setting_sources import unknown_names
+from worker.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -111,12 +112,17 @@ def test_every_health_check_is_a_command_of_antrean() -> None:
 
 def test_every_name_in_an_environment_is_a_setting() -> None:
     for name in OURS:
-        assert unknown_names(SERVICES[name]["environment"]) == []
+        assert unknown_names(SERVICES[name]["environment"], Settings.model_fields) == []
     for path in UNITS:
         pairs = " ".join(unit(path)["Environment"]).split()
-        assert unknown_names(dict(pair.split("=", 1) for pair in pairs)) == []
+        assert unknown_names(dict(pair.split("=", 1) for pair in pairs), Settings.model_fields) == []
     lines = (ROOT / "deploy/systemd/antrean.env").read_text().splitlines()
-    assert unknown_names(dict(line.split("=", 1) for line in lines if line and line[0] != "#")) == []
+    assert (
+        unknown_names(
+            dict(line.split("=", 1) for line in lines if line and line[0] != "#"), Settings.model_fields
+        )
+        == []
+    )
 
 
 def test_every_secret_comes_from_a_file_and_is_given_to_those_who_read_it() -> None:

@@ -10,14 +10,23 @@ import orjson
 from rich.console import Console
 from rich.markup import escape
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Console(Console):
+    """A console that raises where its reader has left: rich itself ends the process with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+out = _Console(highlight=False, soft_wrap=True)
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
 _MOST_PROBLEMS = 20
 
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output, for a program to read."""
-    sys.stdout.write(encode_json(value) + "\n")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(encode_json(value).encode() + b"\n")  # JSON is UTF-8 in any locale
 
 
 def encode_json(value: Any) -> str:

@@ -16,6 +16,7 @@ import typer
 from worker.broker import broker_address, check_broker, open_client
 from worker.capacity import make_room
 from worker.cli.console import complain, err, note, out, print_json
+from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.progress import Display
 from worker.cli.run_work import (
     Work,
@@ -108,6 +109,7 @@ def run(
     with _interruptible(), _attached(settings, simulate) as stack:
         if simulate:
             settings = _simulated(settings, stack, latency=latency, fault_rate=fault_rate)
+        announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
         chosen = choose_model(model or template.front.model or settings.model, facts)
         for doubt in check_models([chosen], facts):
@@ -116,6 +118,7 @@ def run(
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
+        warn_of_left_jobs(ledger, settings)
         batch = make_run(ledger, settings, documents, template, chosen)
         with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings))
@@ -168,12 +171,17 @@ def _mention_left_out(found: DocumentSet) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command like Ctrl-C does: in order."""
+    """SIGTERM and SIGHUP end the command like Ctrl-C does: in order. A SIGHUP that is ignored stays so (`nohup`)."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (
+        [signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        else [signal.SIGTERM, signal.SIGHUP]
+    )
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:

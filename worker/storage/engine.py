@@ -22,7 +22,16 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from worker.errors import SettingsError
 from worker.settings import Settings
-from worker.storage.errors import DatabaseAway, NotMigrated, describe, is_away, is_conflict, is_missing_table
+from worker.storage.errors import (
+    DatabaseAway,
+    NotMigrated,
+    describe,
+    is_away,
+    is_conflict,
+    is_disk_full,
+    is_missing_table,
+    why_unusable,
+)
 
 T = TypeVar("T")
 _CONFLICT_TRIES = 10
@@ -82,6 +91,12 @@ class Ledger:
             raise NotMigrated(
                 "the database has no tables of antrean yet: run `antrean migrate` first"
             ) from exc
+        if is_disk_full(exc):
+            raise DatabaseAway(
+                "the disk of the database is full: make room on it, and nothing of what is written down is lost"
+            ) from exc
+        if (why := why_unusable(exc)) is not None:
+            raise DatabaseAway(f"the database cannot be used: {why}") from exc  # by a worker it is waited for
         if is_away(exc) or is_conflict(exc):
             raise DatabaseAway(f"the database does not answer: {describe(exc)}") from exc
         raise exc
