@@ -37,7 +37,7 @@ def open_client(address: str) -> redis.Redis:
         client = _open(address)
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # reads the options, and connects to nobody
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, redis.RedisError) as exc:
         option = re.search(r"argument '(\w+)'", str(exc))  # nothing else of the text: it may quote a password
         words = (
             f"an option that no broker client knows: {option[1]}" if option else "an option of a wrong value"

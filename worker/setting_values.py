@@ -19,6 +19,17 @@ DATABASE_FILES = frozenset(
 _NO_FILES = frozenset({"system"})  # sslrootcert=system
 
 
+def check_text(value: object) -> None:
+    """Text that has a form in UTF-8: bytes of another encoding come as lone surrogates, which nothing can store."""
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value):
+        raise ValueError("is not UTF-8 text")
+
+
+def shown(path: Path) -> str:
+    """A path as a sentence can quote it, whatever bytes it is made of."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
 def expanded_path(path: Path) -> Path:
     """`path` seen from the current folder, where `~` at its beginning is the home folder of a user."""
     try:

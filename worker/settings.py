@@ -35,7 +35,9 @@ from worker.setting_values import (
     absolute_file,
     absolute_path,
     check_broker_url,
+    check_text,
     expanded_path,
+    shown,
 )
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
@@ -119,6 +121,13 @@ class Settings(BaseModel):
     gate_patience_s: Patience = 3600.0
     max_solo_losses: Count = 3
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_is_text(cls, value: object, info: ValidationInfo) -> object:
+        if info.field_name is not None and not info.field_name.endswith(("_file", "home")):  # paths are bytes
+            check_text(value)
+        return value
+
     @field_validator("base_url")
     @classmethod
     def _base_url_is_an_address(cls, value: str) -> str:
@@ -159,7 +168,11 @@ class Settings(BaseModel):
             url = url.set(drivername="postgresql+psycopg").update_query_dict(files)
         elif backend != "sqlite":
             raise ValueError("must begin with sqlite:// or postgresql://")
-        elif url.database and url.database != ":memory:":
+        elif url.host or not url.database:
+            raise ValueError(
+                "names no file: three slashes and a path, or four and a whole one (sqlite:////srv/a.db)"
+            )
+        elif url.database != ":memory:":
             url = url.set(database=str(absolute_path(Path(url.database))))  # a worker has a folder of its own
         return SecretStr(url.render_as_string(hide_password=False))
 
@@ -255,7 +268,7 @@ class Settings(BaseModel):
         """Raises SettingsError if a file of a secret is a pipe: a child process reads it again, and finds nothing."""
         names = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
         problems = [
-            f"{PREFIX}{name.upper()}: {file} is no file that several processes can read: save it to one"
+            f"{PREFIX}{name.upper()}: {shown(file)} is no file that several processes can read: save it to one"
             for name in names
             if (file := getattr(self, name)) is not None and file.exists() and not file.is_file()
         ]
@@ -279,11 +292,11 @@ def _read_password(file: Path) -> str:
     try:
         password = file.read_text(encoding="utf-8").strip()
     except OSError as exc:
-        raise ValueError(f"its password file {file} cannot be read ({exc.strerror})") from None
+        raise ValueError(f"its password file {shown(file)} cannot be read ({exc.strerror})") from None
     except UnicodeError:
-        raise ValueError(f"its password file {file} holds no text") from None
+        raise ValueError(f"its password file {shown(file)} holds no text") from None
     if not password:
-        raise ValueError(f"its password file {file} is empty")
+        raise ValueError(f"its password file {shown(file)} is empty")
     return password
 
 
