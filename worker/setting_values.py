@@ -7,12 +7,11 @@ is made absolute here, also one inside an address.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from pathlib import Path
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 _BROKER_SCHEMES = ("redis", "rediss", "redis+socket")
-BROKER_FILES = frozenset({"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"})
+_BROKER_FILES = frozenset({"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"})
 DATABASE_FILES = frozenset(
     {"sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir", "passfile", "servicefile"}
 )
@@ -83,13 +82,13 @@ def check_broker_url(url: str) -> str:
     if database and not (database.isascii() and database.isdigit()):
         where = "?virtual_host=0" if parts.scheme == "redis+socket" else "redis://HOST:PORT/0"
         raise ValueError(f"names a database that is no number ({where} is the first)")
-    return with_absolute_files(parts, BROKER_FILES)
+    return _with_absolute_files(url)
 
 
-def with_absolute_files(parts: SplitResult, names: Collection[str]) -> str:
-    """The address, with the paths in these of its options absolute. Nothing else in it is written anew."""
-    options = parse_qsl(parts.query, keep_blank_values=True)
-    if not any(name in names for name, _ in options):
-        return parts.geturl()
-    absolute = [(name, absolute_file(value) if name in names else value) for name, value in options]
-    return parts._replace(query=urlencode(absolute)).geturl()
+def _with_absolute_files(url: str) -> str:
+    address, _, query = url.partition("?")
+    options = parse_qsl(query, keep_blank_values=True)
+    if not any(name in _BROKER_FILES for name, _ in options):
+        return url
+    absolute = [(name, absolute_file(value) if name in _BROKER_FILES else value) for name, value in options]
+    return f"{address}?{urlencode(absolute)}"
