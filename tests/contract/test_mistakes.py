@@ -6,7 +6,6 @@ Every command runs in this process, with settings, proxies and files that nothin
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ CODES = {ExitCode.USAGE, ExitCode.SETTINGS, ExitCode.UNREACHABLE}
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in list(os.environ):
         if name.upper().startswith("ANTREAN_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -36,7 +35,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "requests.jsonl").write_text(LINE)
-    yield tmp_path
+    return tmp_path
 
 
 def assert_is_a_sentence(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +82,11 @@ def test_an_address_of_the_endpoint(
 )
 @pytest.mark.parametrize("command", [*SETTINGS_AND_ENDPOINT, ["models"]], ids=" ".join)
 def test_a_way_to_the_endpoint(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str, value: str, command: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variable: str,
+    value: str,
+    command: list[str],
 ) -> None:
     monkeypatch.setenv(variable, value)
     assert_is_a_sentence(command, capsys)
