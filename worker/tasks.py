@@ -148,7 +148,7 @@ def _prepare(**_: Any) -> None:
 
 
 @signals.celeryd_after_setup.connect
-@or_end(_leave_stack)
+@or_end(_leave_stack, end=os._exit)  # Celery catches SystemExit from here on, and would say 0
 def _start(instance: Any, **_: Any) -> None:
     assert _runtime is not None, "celeryd_init comes first"
     pool = instance.pool_cls if isinstance(instance.pool_cls, str) else instance.pool_cls.__module__
@@ -181,7 +181,7 @@ def revoke(panel: Any, task_id: Any, terminate: bool = False, **kwargs: Any) -> 
 
 
 @signals.worker_ready.connect
-@or_end(_leave_stack)
+@or_end(_leave_stack, end=os._exit)
 def _take_signals(sender: Any, **_: Any) -> None:
     """The way out is ours: Celery's own second Ctrl-C asks the pool to kill threads, which no pool can."""
     hub = sender.hub
