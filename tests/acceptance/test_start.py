@@ -88,6 +88,48 @@ def test_a_worker_whose_start_meets_a_defect_ends_too(shop: Shop, command: list[
     assert "secret" not in ended.err
 
 
+def bound_by_permissions() -> list[str]:
+    """What to put before a command so that file modes bind it, also where the tests run as root."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("permissions do not bind root, and there is no setpriv")
+    without = "-dac_override,-dac_read_search"
+    return ["setpriv", "--bounding-set", without, "--inh-caps", without]
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000], ids=oct)
+def test_a_home_that_may_not_be_written_is_a_sentence(shop: Shop, mode: int) -> None:
+    home = shop.folder / ".antrean"
+    (shop.folder / "r.jsonl").write_text(LINE)
+    write_documents(shop.folder, 1)
+    before = bound_by_permissions()
+    home.mkdir()
+    home.chmod(mode)
+    commands = (
+        ["status"],
+        ["submit", "r.jsonl", "--no-check", "--model", "m"],
+        ["worker"],
+        ["up", "--no-flower"],
+    )
+    try:
+        for command in (*commands, ["run", "documents", "-p", "prompt.md"], ["flower"]):
+            ended = subprocess.run(
+                [*before, sys.executable, "-P", "-m", "worker.cli", *command],
+                cwd=shop.folder,
+                env=environment(shop.settings),
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=60,
+                check=False,
+            )
+            said = ended.stderr.decode()
+            assert ended.returncode in (SETTINGS, UNREACHABLE), (command, said)
+            assert str(home) in said and "Traceback" not in said, (command, said)
+    finally:
+        home.chmod(0o700)
+
+
 @pytest.mark.parametrize("json_too", [[], ["--json"]])
 def test_commands_begin_with_the_address_that_requests_go_to(
     shop: Shop, simulator: SimulatorProcess, json_too: list[str]

@@ -28,6 +28,7 @@ from worker.cli.run_work import (
     worked_on,
 )
 from worker.cli.tracking import Progress, Tracker
+from worker.disk import describe_full_disk
 from worker.embedded.home import last_line
 from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
@@ -241,7 +242,10 @@ def _follow(
     growing: GrowingResults,
     gate: GateWatch,
 ) -> None:
-    tracker = Tracker(ledger, work.open, progress, find_trouble=gate.describe)
+    written = [settings.home, *([ledger.folder] if ledger.folder else [])]
+    tracker = Tracker(
+        ledger, work.open, progress, find_trouble=lambda: describe_full_disk(written) or gate.describe()
+    )
     display = Display()
     deaths = 0
     tended_s = time.monotonic()

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.errors import AntreanError, SettingsError
+from worker.disk import describe_full_disk
+from worker.errors import AntreanError, SettingsError, Unreachable
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, one of them the closing NUL.
 _SOCKET_PATH_MAX_BYTES = 107 if sys.platform == "linux" else 103
@@ -54,7 +55,8 @@ def broker_url(home: Path) -> str:
 def prepare_home(home: Path) -> Path:
     """The real path of `home`, made with its inner folders where they are missing, private to this user.
 
-    A folder that is there already keeps its own mode. Raises SettingsError if it cannot be written.
+    A folder that is there already keeps its own mode. Raises SettingsError if it cannot be written, Unreachable where
+    its disk is full.
     """
     real_home = Path(os.path.realpath(home))
     try:
@@ -67,6 +69,8 @@ def prepare_home(home: Path) -> Path:
         raise SettingsError(
             [f"{real_home} cannot be written ({reason}): choose another folder with ANTREAN_HOME"]
         ) from None
+    if (sentence := describe_full_disk([real_home])) is not None:
+        raise Unreachable(sentence)  # else broker, logs and locks would fail, each in words of its own
     _prepare_runtime_folder(runtime_folder(real_home))
     return real_home
 

@@ -50,12 +50,16 @@ def is_disk_full(exc: BaseException) -> bool:
 
 
 def why_unusable(exc: BaseException) -> str | None:
-    """The rest of a sentence where the database will never serve us as it is, else None."""
+    """The rest of a sentence where waiting alone does not make the database serve us, else None."""
     code = _sqlite_code(exc)
     if code == sqlite3.SQLITE_NOTADB:
         return "its file is no SQLite database: name another one"
     if code == sqlite3.SQLITE_CORRUPT:
         return "its file is damaged: restore it from a backup"
+    if code == sqlite3.SQLITE_READONLY:
+        return "its file, or the folder that it is in, is write-protected: give this user the right to write there"
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return "its file cannot be opened: does its folder exist, and may this user write there?"
     if getattr(getattr(exc, "orig", None), "sqlstate", None) == "42501":
         return f"its user may not do what antrean does ({describe(exc)}): grant it the rights"
     return None
