@@ -84,6 +84,9 @@ def code_of(command: Callable[[], object]) -> int:
         if known is not None:
             complain(str(known))
             return known.exit_code
+        if isinstance(exc, UnicodeEncodeError) and any(map(_is_no_text, sys.argv)):
+            complain("an argument is not UTF-8 text: only the name of a file may be any bytes")
+            return ExitCode.USAGE
         # A defect of ours. The traceback is for us, the sentence for the user.
         if os.environ.get("ANTREAN_LOG_LEVEL") == "debug":
             raise
@@ -93,6 +96,10 @@ def code_of(command: Callable[[], object]) -> int:
         )
         return ExitCode.INTERNAL
     return ExitCode.OK
+
+
+def _is_no_text(argument: str) -> bool:
+    return any("\ud800" <= one <= "\udfff" for one in argument)
 
 
 def _as_text(raw: io.FileIO, stream: TextIO | None) -> io.TextIOWrapper:
