@@ -13,11 +13,12 @@ from rich.markup import escape
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json
-from worker.cli.listing import complete_batch_id, printable
+from worker.cli.listing import complete_batch_id
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.gate_state import GateWatch, describe_gate, gate_facts
+from worker.printable import printable
 from worker.reports.batchlines import check_output, is_standard_output, write_lines, write_results
 from worker.reports.summary import describe_finish_reasons, format_count
 from worker.settings import load_settings

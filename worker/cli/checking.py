@@ -13,12 +13,12 @@ from schemas.address import parse_address
 from worker.broker import broker_address, check_broker, open_client
 from worker.capacity import make_room
 from worker.cli.console import note, out, print_json
-from worker.cli.listing import printable
 from worker.clock import SystemClock
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode, SettingsError, Unreachable
 from worker.gate_state import GateWatch, describe_gate, gate_facts
 from worker.preflight import EndpointFacts, ask_endpoint, check_models, choose_model, list_models
+from worker.printable import printable
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings, unknown_names
 from worker.storage.engine import open_ledger

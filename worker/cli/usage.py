@@ -16,8 +16,9 @@ import orjson
 import typer
 
 from worker.cli.console import note, out
-from worker.cli.listing import complete_batch_id, iso, printable
+from worker.cli.listing import complete_batch_id, iso
 from worker.errors import InputError
+from worker.printable import printable
 from worker.reports.summary import format_count
 from worker.settings import load_settings
 from worker.storage.batches import fetch_batch
