@@ -22,7 +22,7 @@ from worker.printable import printable, printable_text
 
 _OURS = ("antrean", "worker", "api_client", "schemas")
 _PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
-_NAME = re.compile(r"[\w.:@/+*?=&%~-]{1,160}", re.ASCII)
+_NAME = re.compile(r"[\w.:@/+*?=&%~-]{0,160}", re.ASCII)
 _PLAIN_VALUE = re.compile(r"[^\s=\"']+")
 _FIRST = ("timestamp", "level", "event")
 # What Celery itself says beside what it quotes.

@@ -25,6 +25,8 @@ _SPEAKS_FROM = {
     "kombu": logging.WARNING,
     "amqp": logging.WARNING,
     "alembic": logging.WARNING,
+    # It asks workers that are only just starting, too.
+    "flower.inspector": logging.ERROR,
 }
 _log = logging.getLogger("antrean")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from signal import SIGINT, SIGQUIT, SIGTERM, signal
 from types import FrameType
 from typing import Any, NoReturn
 
 from celery import Task, signals
 from celery.exceptions import Ignore, Reject, Retry
+from celery.platforms import SecurityWarning
 from celery.result import AsyncResult
 from celery.utils.functional import maybe_list
 from celery.worker import state
@@ -129,6 +131,9 @@ def _prepare(**_: Any) -> None:
     """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
     global _runtime, _stack
     configure_logs()  # first of all: whatever fails from here on is told without what it quotes
+    warnings.simplefilter(
+        "ignore", SecurityWarning
+    )  # of root, who would run a message's pickle: none is taken
     settings = _settings_or_exit()
     try:
         make_room(settings)
