@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.console import complain, err, out
+from worker.cli.console import complain, err, out, speak_any_encoding
 from worker.cli.lazy import LazyGroup
 from worker.crashes import tell_error, tell_traceback
 from worker.errors import AntreanError, ExitCode, InputError, SettingsError, tell_place
@@ -60,6 +60,7 @@ def _root(
 
 def main() -> None:
     """Runs the command line and ends the process. No traceback for what a user can put right."""
+    speak_any_encoding()
     configure_logs("warning", json=False)
     try:
         app(prog_name="antrean")  # ends with SystemExit, also for bad arguments
