@@ -91,7 +91,8 @@ def test_submit_takes_standard_input_and_again_submits_anew(shop: Shop) -> None:
     assert (anew["new"], anew["batch_id"] != first["batch_id"]) == (4, True)
 
 
-def test_a_submission_that_was_killed_goes_on_and_queues_nothing_twice(shop: Shop) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_submission_that_was_stopped_goes_on_and_queues_nothing_twice(shop: Shop, number: int) -> None:
     write_requests(shop.folder, 60_000)
     assert shop.antrean("migrate").code == 0
     ledger = ledger_of(shop)
@@ -102,9 +103,12 @@ def test_a_submission_that_was_killed_goes_on_and_queues_nothing_twice(shop: Sho
 
     submitting = shop.begin("worker.cli", "submit", "requests.jsonl", log="submit.log")
     wait_until(lambda: count(jobs) > 0, within_s=40, what="its first rows")
-    end(submitting, signal.SIGKILL)
+    end(submitting, number)
     written = count(jobs)
     assert 0 < written < 60_000
+    if number == signal.SIGINT:
+        last_words = (shop.folder / "submit.log").read_text().splitlines()[-1]
+        assert f": {written:,} of 60,000 requests are written down; the same command" in last_words
     again = shop.antrean("submit", "requests.jsonl", "--json").json
     assert (again["total"], again["new"], again["already_known"]) == (60_000, 60_000 - written, written)
     assert (count(jobs), count(requests_table), count(batches)) == (60_000, 60_000, 1)
