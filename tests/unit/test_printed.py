@@ -25,6 +25,7 @@ HOSTILE = "[/nope] [bold]:smile: \x1b]0;owned\x07\x1b[2J \x9b31m \u202eevil \x00
 WRITERS = {
     "worker/cli/console.py",
     "worker/cli/usage.py",
+    "api_client/simulator/serve.py",
     "worker/celery.py",
     "worker/flowering.py",
     "worker/log_sink.py",
