@@ -6,7 +6,6 @@ The environment wins over `.env`, which wins over `antrean.toml`; both files are
 from __future__ import annotations
 
 import os
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,6 +38,7 @@ from worker.setting_values import (
     expanded_path,
     shown,
 )
+from worker.starting import say
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
@@ -342,4 +342,4 @@ def load_settings(*, _env_file: str | None = ENV_FILE, **overrides: Any) -> Sett
 def warn_of_unknown_names() -> None:
     """Says on standard error, once a process, which variables look like settings of antrean and are none."""
     for name in unknown_names(os.environ, Settings.model_fields):
-        sys.stderr.write(f"antrean: warning: {describe_unknown(name, Settings.model_fields)}\n")
+        say(f"warning: {describe_unknown(name, Settings.model_fields)}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from typing import Any, NoReturn
 
+from worker.crashes import tell_error, tell_traceback
 from worker.errors import AntreanError, ExitCode, explain_os_error, tell_place
+from worker.printable import printable
 
 
 def or_end(
@@ -42,16 +43,24 @@ def end_with(exc: Exception) -> NoReturn:
     raise SystemExit(_tell(exc))
 
 
+def say(sentence: str) -> None:
+    """A line on standard error, before there is a console or a log."""
+    with suppress(OSError):  # nobody reads it
+        sys.stderr.write(f"antrean: {printable(sentence)}\n")
+        sys.stderr.flush()
+
+
 def _tell(exc: Exception) -> int:
     """The exit code of a process that ends with `exc`, once its sentence is said."""
     known = (
         explain_os_error(exc) if isinstance(exc, OSError) else exc if isinstance(exc, AntreanError) else None
     )
-    # What nobody thought of is told by its kind and place alone: its text may quote an address with a password.
-    unknown = f"this process cannot start: {type(exc).__name__} in {tell_place(exc)}. Please report it"
-    with suppress(OSError):  # nobody reads it
-        if known is None and os.environ.get("ANTREAN_LOG_LEVEL") == "debug":
-            sys.stderr.write("".join(traceback.format_tb(exc.__traceback__)))
-        sys.stderr.write(f"antrean: {unknown if known is None else known}\n")
-        sys.stderr.flush()
-    return int(ExitCode.INTERNAL if known is None else known.exit_code)
+    if known is not None:
+        say(str(known))
+        return int(known.exit_code)
+    if os.environ.get("ANTREAN_LOG_LEVEL") == "debug":
+        for line in tell_traceback(exc).split("\n"):
+            say(line)
+    # Of what nobody thought of no text is told that may quote an address with a password.
+    say(f"this process cannot start: {tell_error(exc)}, at {tell_place(exc)}. Please report it")
+    return int(ExitCode.INTERNAL)

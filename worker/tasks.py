@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from signal import SIG_IGN, SIGHUP, SIGINT, SIGQUIT, SIGTERM, getsignal, signal
 from types import FrameType
 from typing import Any
 
 from celery import Task, signals
 from celery.exceptions import Ignore, Reject, Retry
+from celery.platforms import SecurityWarning
 from celery.result import AsyncResult
 from celery.utils.functional import maybe_list
 from celery.worker import state
@@ -135,6 +137,10 @@ def _set_up_logging(loglevel: Any = None, **_: Any) -> None:
 def _prepare(**_: Any) -> None:
     """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
     global _runtime, _stack, _outlives_terminal
+    configure_logs()  # first of all: whatever fails from here on is told without what it quotes
+    warnings.simplefilter(
+        "ignore", SecurityWarning
+    )  # of root, who would run a message's pickle: none is taken
     _outlives_terminal = getsignal(SIGHUP) is SIG_IGN  # Celery has not put its own in place yet
     warn_of_unknown_names()
     settings = load_settings()

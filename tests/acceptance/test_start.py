@@ -84,7 +84,7 @@ def test_a_worker_whose_start_meets_a_defect_ends_too(shop: Shop, command: list[
     path = f"{shop.folder}{os.pathsep}{environment({})['PYTHONPATH']}"
     ended = started_with(shop, command, {"PYTHONPATH": path})
     assert ended.code == 70, ended.err
-    assert "this process cannot start: KeyError in sitecustomize.py:6" in ended.err
+    assert "this process cannot start: KeyError, at sitecustomize.py:6" in ended.err
     assert "secret" not in ended.err
 
 

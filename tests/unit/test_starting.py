@@ -37,7 +37,7 @@ def end_of(exc: Exception, left: list[str]) -> int:
             ExitCode.UNREACHABLE,
             "/srv/x cannot be used",
         ),
-        (ValueError("redis://:secret@h"), ExitCode.INTERNAL, "ValueError in test_starting.py"),
+        (ValueError("redis://:secret@h"), ExitCode.INTERNAL, "ValueError, at test_starting.py"),
         (KeyError("secret"), ExitCode.INTERNAL, "KeyError"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from schemas.address import parse_address
 from worker.cli.console import note
-from worker.cli.listing import printable
 from worker.clock import SystemClock
 from worker.errors import AntreanError
 from worker.reports.summary import format_count
@@ -15,7 +14,7 @@ from worker.storage.engine import Ledger
 
 def announce_endpoint(settings: Settings) -> None:
     """One line on standard error: where requests go, and whether somebody chose that."""
-    chat_url = printable(parse_address(settings.base_url).chat_url)
+    chat_url = parse_address(settings.base_url).chat_url
     chosen = "" if "base_url" in settings.model_fields_set else ", the default: ANTREAN_BASE_URL is not set"
     note(f"requests go to {chat_url}{chosen}")
 
@@ -30,6 +29,6 @@ def warn_of_left_jobs(ledger: Ledger, settings: Settings) -> None:
     for endpoint, count in left.items():
         jobs = f"{'at least ' * (count >= MOST_COUNTED)}{format_count(count, 'job')}"
         note(
-            f"warning: {jobs} in this ledger {'waits' if count == 1 else 'wait'} for {printable(endpoint)}, which no "
+            f"warning: {jobs} in this ledger {'waits' if count == 1 else 'wait'} for {endpoint}, which no "
             "worker calls: is ANTREAN_BASE_URL right?"
         )

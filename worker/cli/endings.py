@@ -10,8 +10,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
-from worker.cli.console import complain
-from worker.errors import AntreanError, ExitCode, InputError, SettingsError, explain_os_error
+from worker.cli.console import complain, err, speak_any_encoding
+from worker.crashes import tell_error, tell_traceback
+from worker.errors import (
+    AntreanError,
+    ExitCode,
+    InputError,
+    SettingsError,
+    explain_os_error,
+    tell_place,
+)
 
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell says of any command whose reader has left (`| head`)
 
@@ -54,6 +62,7 @@ def run_to_its_end(command: Callable[[], object]) -> int:
     raw = _Output(1, "w", closefd=False)
     sys.stdout = stdout = _as_text(raw, sys.stdout)
     sys.stderr = _as_text(_Remarks(2, "w", closefd=False), sys.stderr)
+    speak_any_encoding()
     code = code_of(command)
     if not raw.is_lost and not raw.is_left:
         code = code_of(stdout.flush) or code
@@ -87,11 +96,12 @@ def code_of(command: Callable[[], object]) -> int:
         if isinstance(exc, UnicodeEncodeError) and any(map(_is_no_text, sys.argv)):
             complain("an argument is not UTF-8 text: only the name of a file may be any bytes")
             return ExitCode.USAGE
-        # A defect of ours. The traceback is for us, the sentence for the user.
+        # A defect of ours. The places are for us, the sentence for the user; neither quotes what was worked on.
         if os.environ.get("ANTREAN_LOG_LEVEL") == "debug":
-            raise
+            for line in tell_traceback(exc).split("\n"):
+                err.say(line)
         complain(
-            f"this should not have happened: {type(exc).__name__}: {exc}. "
+            f"this should not have happened: {tell_error(exc)}, at {tell_place(exc)}. "
             "Please report it, with what ANTREAN_LOG_LEVEL=debug shows."
         )
         return ExitCode.INTERNAL
@@ -107,7 +117,6 @@ def _as_text(raw: io.FileIO, stream: TextIO | None) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=stream.encoding if stream is not None else "utf-8",
-        errors="backslashreplace",  # what its encoding has no sign for is no reason to end
         line_buffering=stream is None or getattr(stream, "line_buffering", True),
     )
 

@@ -53,7 +53,6 @@ def _root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    configure_logs("warning", json=False)
     from worker.settings import warn_of_unknown_names  # local: `--help` and `--version` need no settings
 
     warn_of_unknown_names()
@@ -61,4 +60,9 @@ def _root(
 
 def main() -> None:
     """Runs the command line and ends the process."""
-    sys.exit(run_to_its_end(lambda: app(prog_name="antrean")))
+    sys.exit(run_to_its_end(_run))
+
+
+def _run() -> None:
+    configure_logs("warning", json=False)
+    app(prog_name="antrean")  # ends with SystemExit, also for bad arguments
