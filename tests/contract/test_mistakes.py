@@ -168,3 +168,27 @@ def test_a_database_that_is_damaged(folder: Path, capsys: pytest.CaptureFixture[
     for command in LEDGER:
         assert_is_a_sentence(command, capsys)
     assert_is_a_sentence(["doctor"], capsys)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["worker", "--name", "a b"],
+        ["worker", "--name", "a%q"],
+        ["worker", "--name", "a\x1b[2J"],
+        ["simulate", "--port", "99999"],
+        ["simulate", "--latency", "nan"],
+        ["simulate", "--host", "nobody.invalid", "--port", "0"],
+        ["usage", "--since", "yesterday"],
+        ["results", "batch_\udcff"],
+    ],
+    ids=ascii,
+)
+def test_an_argument(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert_is_a_sentence(command, capsys)
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://h:99999", "ftp://h", "http://127.0.0.1:1"])
+def test_an_address_of_a_health_check(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    assert code_of(lambda: app(["health", "--url", url], prog_name="antrean")) == 1
+    assert url in capsys.readouterr().err

@@ -125,6 +125,14 @@ def test_every_name_in_an_environment_is_a_setting() -> None:
     )
 
 
+def test_no_container_and_no_unit_goes_to_an_address_that_nobody_chose() -> None:
+    for service in SERVICES.values():
+        address = service.get("environment", {}).get("ANTREAN_BASE_URL")
+        assert address is None or address.startswith("${ANTREAN_BASE_URL:?"), "compose ends with these words"
+    lines = (ROOT / "deploy/systemd/antrean.env").read_text().splitlines()
+    assert "ANTREAN_BASE_URL=" in lines, "empty: the worker ends with a sentence"
+
+
 def test_every_secret_comes_from_a_file_and_is_given_to_those_who_read_it() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     assert all(list(secret) == ["file"] for secret in COMPOSE["secrets"].values())

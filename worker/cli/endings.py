@@ -117,7 +117,10 @@ def _as_text(raw: io.FileIO, stream: TextIO | None) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=stream.encoding if stream is not None else "utf-8",
-        line_buffering=stream is None or getattr(stream, "line_buffering", True),
+        # As it was; of an unbuffered one (PYTHONUNBUFFERED) each line leaves at once.
+        line_buffering=not isinstance(stream, io.TextIOWrapper)
+        or stream.line_buffering
+        or stream.write_through,
     )
 
 
