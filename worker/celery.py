@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from worker.errors import AntreanError
 from worker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues, queues_of
 from worker.logs import configure_logs
 from worker.settings import load_settings
+from worker.starting import end_with
 from worker.storage.engine import open_ledger
 from worker.storage.identity import fetch_identity
 
@@ -36,8 +36,7 @@ def build_conf() -> dict[str, Any]:
         settings = load_settings()
         address = broker_address(settings)
     except AntreanError as exc:
-        sys.stderr.write(f"antrean: {exc}\n")
-        raise SystemExit(int(exc.exit_code)) from None
+        end_with(exc)
     return {
         "broker_url": address,
         # kombu would take any certificate otherwise; ssl_ options of the URL win.
@@ -151,7 +150,10 @@ class Logging(CeleryLogging):
 
     def setup_logging_subsystem(self, *_: Any, **__: Any) -> bool:
         CeleryLogging._setup = True
-        configure_logs(load_settings().log_level)
+        try:
+            configure_logs(load_settings().log_level)
+        except AntreanError as exc:
+            end_with(exc)
         return True  # Celery sets up nothing more
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from worker.cli.console import complain, out
+from worker.cli.console import out
+from worker.cli.endings import run_to_its_end
 from worker.cli.lazy import LazyGroup
-from worker.errors import AntreanError, ExitCode, InputError, SettingsError
 from worker.logs import configure_logs
 
 app = typer.Typer(
@@ -54,25 +53,16 @@ def _root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    configure_logs("warning", json=False)
+    from worker.settings import warn_of_unknown_names  # local: `--help` and `--version` need no settings
+
+    warn_of_unknown_names()
 
 
 def main() -> None:
-    """Runs the command line and ends the process. No traceback for what a user can put right."""
-    try:
-        app(prog_name="antrean")  # ends with SystemExit, also for bad arguments
-    except SettingsError as exc:
-        complain("these settings cannot be used:", exc.problems)
-        sys.exit(exc.exit_code)
-    except AntreanError as exc:
-        complain(str(exc), exc.problems if isinstance(exc, InputError) else None)
-        sys.exit(exc.exit_code)
-    except Exception as exc:
-        # A defect of ours. The traceback is for us, the sentence for the user.
-        if os.environ.get("ANTREAN_LOG_LEVEL") == "debug":
-            raise
-        complain(
-            f"this should not have happened: {type(exc).__name__}: {exc}. "
-            "Please report it, with what ANTREAN_LOG_LEVEL=debug shows."
-        )
-        sys.exit(ExitCode.INTERNAL)
+    """Runs the command line and ends the process."""
+    sys.exit(run_to_its_end(_run))
+
+
+def _run() -> None:
+    configure_logs("warning", json=False)
+    app(prog_name="antrean")  # ends with SystemExit, also for bad arguments

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from schemas.job import JobState
 from worker.cli.console import err, out
-from worker.cli.listing import printable
+from worker.printable import printable
 from worker.reports.summary import format_bytes, format_count
 from worker.storage.batches import fetch_batch
 from worker.storage.engine import Ledger

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from worker.cli.console import note, out, print_json
-from worker.cli.listing import complete_batch_id, printable
+from worker.cli.listing import complete_batch_id
 from worker.cli.prune_words import print_survey, survey_facts
 from worker.cli.run_work import is_of_home, kept_from_running
 from worker.clock import SystemClock
 from worker.errors import ExitCode, InputError
+from worker.printable import printable
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.storage.batches import Batch, count_states, fetch_batch

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 
+from worker.printable import printable
 from worker.supervisor.broker import EmbeddedBroker
 from worker.supervisor.figures import Figures, describe_health, parse_figures
 from worker.supervisor.lines import make_prefix, make_readable
@@ -44,8 +45,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop_requested.set)
+        loop.add_signal_handler(signal.SIGTERM, self._stop_requested.set)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup`: it stays ignored
+            loop.add_signal_handler(signal.SIGHUP, self._stop_requested.set)
         if self._broker is not None:
             self._broker.watch(self._say)
         for part in self._all_parts():
@@ -96,7 +98,7 @@ class Supervisor:
         return show
 
     def _say(self, sentence: str) -> None:
-        self._screen.line(self._own_prefix + sentence)
+        self._screen.line(self._own_prefix + printable(sentence))
 
     def _take_figures(self, line: str) -> None:
         figures = parse_figures(line)
