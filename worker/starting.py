@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from typing import Any, NoReturn
 
-from worker.crashes import tell_error, tell_traceback
+import structlog
+
+from worker.crashes import tell_error
 from worker.errors import AntreanError, ExitCode, explain_os_error, tell_place
 from worker.printable import printable
+
+log = structlog.get_logger(__name__)
 
 
 def or_end(
@@ -20,7 +23,8 @@ def or_end(
     """Decorates a receiver of Celery's signals without which no worker works: whatever it raises ends the process.
 
     Celery logs what a receiver raises, with its arguments' values, and goes on: with a worker that is ready, does
-    nothing and never ends. `leave` lets go of what the process holds, and `end` gets the exit code.
+    nothing and never ends. `leave` lets go of what the process holds, and `end` gets the exit code. For a
+    process whose logs are configured: they tell where a defect was met.
     """
 
     def decorate(receiver: Callable[..., None]) -> Callable[..., None]:
@@ -29,6 +33,8 @@ def or_end(
             try:
                 receiver(**given)
             except Exception as exc:
+                if _known(exc) is None:
+                    log.critical("process.cannot_start", error=type(exc).__name__, exc_info=exc)
                 code = _tell(exc)
                 leave()
                 end(code)
@@ -52,15 +58,16 @@ def say(sentence: str) -> None:
 
 def _tell(exc: Exception) -> int:
     """The exit code of a process that ends with `exc`, once its sentence is said."""
-    known = (
-        explain_os_error(exc) if isinstance(exc, OSError) else exc if isinstance(exc, AntreanError) else None
-    )
+    known = _known(exc)
     if known is not None:
         say(str(known))
         return int(known.exit_code)
-    if os.environ.get("ANTREAN_LOG_LEVEL") == "debug":
-        for line in tell_traceback(exc).split("\n"):
-            say(line)
     # Of what nobody thought of no text is told that may quote an address with a password.
     say(f"this process cannot start: {tell_error(exc)}, at {tell_place(exc)}. Please report it")
     return int(ExitCode.INTERNAL)
+
+
+def _known(exc: Exception) -> AntreanError | None:
+    return (
+        explain_os_error(exc) if isinstance(exc, OSError) else exc if isinstance(exc, AntreanError) else None
+    )
