@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from api_client.config import Credential, HeaderStyle
 from worker.errors import SettingsError
 from worker.settings import AuthStyle, Settings, check_api_key
+from worker.starting import say
 
 
 class Credentials:
@@ -82,7 +82,7 @@ def _read_key(settings: Settings) -> str | None:
 @cache
 def _say_once(sentence: str) -> None:
     """A folder may come from anywhere, with an address of somebody's choice in it."""
-    sys.stderr.write(f"antrean: {sentence}\n")
+    say(sentence)
 
 
 def _other(style: HeaderStyle) -> HeaderStyle:
