@@ -264,7 +264,7 @@ class Arena:
 
         def by_job(query: Select[tuple[str, int]]) -> Counter[str]:
             with self.ledger.read() as connection:
-                return Counter(dict(row.tuple() for row in connection.execute(query)))
+                return Counter({row[0]: row[1] for row in connection.execute(query)})
 
         kept = by_job(select(usage.c.job_id, func.count()).group_by(usage.c.job_id))
         late = by_job(
