@@ -165,8 +165,9 @@ def test_a_run_that_goes_on_is_not_pruned_whatever_is_said(shop: Shop, simulator
     for i in range(8):
         (shop.folder / "docs" / f"{i}.txt").write_text(f"Words {i}.")
     (shop.folder / "p.md").write_text("Sum up: {{ text }}")
-    running = shop.begin("worker.cli", "run", "docs", "-p", "p.md", concurrency=1)
+    running = shop.begin("worker.cli", "run", "docs", "-p", "p.md", concurrency=1, grace_s=1)
     wait_until(lambda: simulator.stats()["paid"] >= 1, within_s=30, what="a document is done")
+    simulator.set_faults(rate_hang=1.0)  # so that it does not end by itself
     batch = shop.antrean("batches", "--json").json["batches"][0]["batch_id"]
     refused = shop.antrean("prune", batch, "--even-unfinished", "--yes")
     assert (refused.code, f"{batch} is run just now" in refused.err) == (int(ExitCode.USAGE), True)
