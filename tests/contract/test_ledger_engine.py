@@ -161,7 +161,7 @@ def test_a_connection_opened_while_the_file_was_read_only_is_not_used_again(sqli
         return sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
 
     sqlite_ledger.dispose()
-    with pytest.raises(DatabaseAway, match="readonly"):
+    with pytest.raises(DatabaseAway, match="write-protected"):
         put_one(sqlite_ledger)
     is_read_only = False
     put_one(sqlite_ledger)
