@@ -150,6 +150,19 @@ def test_a_locked_sqlite_file_is_a_database_away(sqlite_ledger: Ledger) -> None:
     put_one(sqlite_ledger)
 
 
+def test_a_user_without_rights_is_told_so(ledger: Ledger) -> None:
+    if not ledger.is_postgresql:
+        pytest.skip("SQLite has no users")
+
+    def work(connection: Connection) -> None:
+        connection.exec_driver_sql("CREATE ROLE stranger")  # for this transaction, which fails
+        connection.exec_driver_sql("SET LOCAL ROLE stranger")
+        connection.exec_driver_sql("SELECT id FROM jobs")
+
+    with pytest.raises(DatabaseAway, match=r"its user may not do what antrean does .*permission denied"):
+        ledger.run(work)
+
+
 def test_a_connection_opened_while_the_file_was_read_only_is_not_used_again(sqlite_ledger: Ledger) -> None:
     path = sqlite_ledger.engine.url.database
     is_read_only = True
