@@ -152,6 +152,19 @@ def test_a_locked_sqlite_file_is_a_database_away(sqlite_ledger: Ledger) -> None:
     put_one(sqlite_ledger)
 
 
+def test_a_user_without_rights_is_told_so(ledger: Ledger) -> None:
+    if not ledger.is_postgresql:
+        pytest.skip("SQLite has no users")
+
+    def work(connection: Connection) -> None:
+        connection.exec_driver_sql("CREATE ROLE stranger")  # for this transaction, which fails
+        connection.exec_driver_sql("SET LOCAL ROLE stranger")
+        connection.exec_driver_sql("SELECT id FROM jobs")
+
+    with pytest.raises(DatabaseAway, match=r"its user may not do what antrean does .*permission denied"):
+        ledger.run(work)
+
+
 def test_a_connection_opened_while_the_file_was_read_only_is_not_used_again(sqlite_ledger: Ledger) -> None:
     path = sqlite_ledger.engine.url.database
     is_read_only = True
@@ -163,7 +176,7 @@ def test_a_connection_opened_while_the_file_was_read_only_is_not_used_again(sqli
         return sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
 
     sqlite_ledger.dispose()
-    with pytest.raises(DatabaseAway, match="readonly"):
+    with pytest.raises(DatabaseAway, match="write-protected"):
         put_one(sqlite_ledger)
     is_read_only = False
     put_one(sqlite_ledger)
