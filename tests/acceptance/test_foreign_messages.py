@@ -261,7 +261,7 @@ def has_to_be_a_row(raw: bytes) -> str | None:
 
 
 def storm(plant: Shop, ledger: Ledger, valkey: Any, *, seed: int, count: int) -> None:
-    worker = plant.worker(concurrency=8)
+    worker = plant.worker(concurrency=8, log_level="debug")
     serve_a_good_one(plant, ledger, valkey, "first")
     process = psutil.Process(worker.pid)
     memory: list[int] = []
