@@ -291,7 +291,7 @@ def told_apart(sent: Iterable[bytes]) -> tuple[set[str], int]:
 
 
 def storm(plant: Shop, ledger: Ledger, valkey: Any, *, seed: int, count: int) -> None:
-    worker = plant.worker(concurrency=8)
+    worker = plant.worker(concurrency=8, log_level="debug")
     serve_a_good_one(plant, ledger, valkey, "first")
     process = psutil.Process(worker.pid)
     memory: list[int] = []
