@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json
+from worker.cli.job_names import parse_kinds
 from worker.cli.listing import complete_batch_id, printable
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
@@ -32,10 +32,11 @@ from worker.storage.batches import (
 )
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
+from worker.storage.job_list import count_open_lone
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import retry_batch
 from worker.storage.pauses import fetch_pauses
-from worker.storage.reading import fetch_trouble, iterate_batch_outcomes
+from worker.storage.reading import fetch_trouble, iterate_batch_outcomes, iterate_lone_outcomes
 from worker.storage.tables import MAX_ROWS
 from worker.storage.workers import fetch_workers
 
@@ -134,7 +135,11 @@ def status(
 
 
 def results(
-    batch: Annotated[str, typer.Argument(help="The batch's id.", autocompletion=complete_batch_id)],
+    batch: Annotated[
+        str | None,
+        typer.Argument(help="The batch's id.", show_default=False, autocompletion=complete_batch_id),
+    ] = None,
+    lone: Annotated[bool, typer.Option("--lone", help="Those of the jobs of no batch.")] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The file to write; - for standard output.")
     ] = Path("-"),
@@ -144,32 +149,50 @@ def results(
     In the order of the input, under the names of the input, failed jobs too; also jobs that another batch made.
     While the batch still runs, what has ended by now is written. A file appears whole or not at all. What is
     missing, because it has not ended or was pruned, is said.
+
+    With --lone, those of the jobs of no batch, the oldest first; one that has no
+    custom_id is named by its id.
     """
+    if (batch is None) != lone:
+        raise InputError("say whose results: a batch's id, or --lone for the jobs of no batch")
     ledger = prepare_ledger(load_settings())
-    found = _find(ledger, batch)
+    found = None if batch is None else _find(ledger, batch)
+    outcomes = iterate_lone_outcomes(ledger) if found is None else iterate_batch_outcomes(ledger, found.id)
     if is_standard_output(output):
         import sys  # local: the binary stream under the text one
 
-        counts = write_lines(iterate_batch_outcomes(ledger, found.id), sys.stdout.buffer)
+        counts = write_lines(outcomes, sys.stdout.buffer)
         sys.stdout.buffer.flush()
     else:
         check_output(output)
-        counts = write_results(iterate_batch_outcomes(ledger, found.id), output)
+        counts = write_results(outcomes, output)
         note(
             f"{format_count(counts.succeeded)} results and "
             f"{format_count(counts.total - counts.succeeded)} failures in {output}"
         )
-    with ledger.read() as connection:
-        known = count_states(connection, found.id)
     if counts.finish_reasons:
         note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
-    if left := sum(count for state, count in known.items() if not state.is_final):
+    _mention_missing(ledger, found)
+
+
+def _mention_missing(ledger: Ledger, batch: Batch | None) -> None:
+    """Says which lines are not there: of a batch, or of the lone jobs."""
+    with ledger.read() as connection:
+        if batch is None:
+            left, removed = count_open_lone(connection), 0
+        else:
+            known = count_states(connection, batch.id)
+            left = sum(count for state, count in known.items() if not state.is_final)
+            removed = batch.total - sum(known.values())
+    if left:
         note(f"{format_count(left, 'job')} have not ended yet: their lines are not there")
-    if found.submitted_at_ms is None:
+    if batch is None:
+        return
+    if batch.submitted_at_ms is None:
         note("not all of the batch is written down: submit the same input again to complete it")
-    elif (removed := found.total - sum(known.values())) > 0:
+    elif removed > 0:
         note(
-            f"{format_count(removed)} of {format_count(found.total, 'line')} are missing: their jobs were pruned"
+            f"{format_count(removed)} of {format_count(batch.total, 'line')} are missing: their jobs were pruned"
         )
 
 
@@ -199,11 +222,7 @@ def retry(
     ]
     if not chosen:
         raise InputError("say which jobs to try again: --failed, --cancelled or --expired")
-    kinds = kind or []
-    unknown = sorted(set(kinds) - {one.value for one in FailureKind})
-    if unknown:
-        known = ", ".join(sorted(one.value for one in FailureKind if one is not FailureKind.INTERRUPTED))
-        raise InputError(f"{', '.join(unknown)} is no kind of failure; the kinds are: {known}")
+    kinds = [one.value for one in parse_kinds(kind or [])]
     ledger = prepare_ledger(load_settings())
     found = _find(ledger, batch)
     with ledger.read() as connection:

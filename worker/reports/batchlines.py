@@ -48,8 +48,8 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNICODE_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
 
 
-_LINE_ID = "batch_req_"
-LINE_START = f'{{"id":"{_LINE_ID}'.encode()  # what each output line begins with
+LINE_ID = "batch_req_"  # what the id of each output line begins with
+LINE_START = f'{{"id":"{LINE_ID}'.encode()  # what each output line begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def output_line(outcome: JobOutcome) -> bytes:
         error = _error(outcome)
     line = orjson.dumps(
         {
-            "id": _LINE_ID + outcome.id.replace("-", ""),
+            "id": LINE_ID + outcome.id.replace("-", ""),
             "custom_id": _storable(outcome.source_key if outcome.custom_id is None else outcome.custom_id),
             "response": response,
             "error": error,
