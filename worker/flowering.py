@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dbm
 import ipaddress
-import logging
 import os
 import secrets
 import sys
@@ -31,6 +30,7 @@ from worker.embedded.home import open_lock_file, prepare_home, try_lock
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, SettingsError, Unreachable
 from worker.logs import configure_logs
+from worker.printable import printable
 from worker.request import NO_ARGS, NO_KWARGS, as_name
 from worker.settings import IN_STACK, Settings, load_settings
 
@@ -53,6 +53,7 @@ def prepare_flower() -> dict[str, Any]:
     Attaches to the embedded stack where there is no broker of one's own. Ends the process with a sentence and
     its exit code where something is missing.
     """
+    configure_logs()  # first of all: whatever fails from here on is told without what it quotes
     try:
         settings = load_settings()
         configure_logs(settings.log_level)
@@ -211,7 +212,7 @@ def _said_to_flower() -> Mapping[str, Any]:
 
 
 def _exit(exc: AntreanError) -> NoReturn:
-    sys.stderr.write(f"antrean: {exc}\n")
+    sys.stderr.write(f"antrean: {printable(str(exc))}\n")
     raise SystemExit(int(exc.exit_code))
 
 
@@ -252,5 +253,3 @@ def _put_flower_right() -> None:
         (handler[0], GuardedMetrics) if isinstance(handler, tuple) and handler[1] is Metrics else handler
         for handler in flower.urls.handlers
     ]
-    # Its debug level prints all settings, the cookie secret among them.
-    logging.getLogger("flower.command").addFilter(lambda record: record.msg != "Settings: %s")

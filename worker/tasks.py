@@ -27,6 +27,7 @@ from worker.heap import settle_heap
 from worker.hints import TASK
 from worker.logs import configure_logs
 from worker.messages import Asked, read_time_ms
+from worker.printable import printable
 from worker.producing import produce, read_call, refuse_misplaced
 from worker.settings import IN_STACK, Settings, load_settings
 from worker.tracebacks import JobFailed, keep_words_only
@@ -127,6 +128,7 @@ def _set_up_logging(loglevel: Any = None, **_: Any) -> None:
 def _prepare(**_: Any) -> None:
     """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
     global _runtime, _stack
+    configure_logs()  # first of all: whatever fails from here on is told without what it quotes
     settings = _settings_or_exit()
     try:
         make_room(settings)
@@ -209,7 +211,7 @@ def _settings_or_exit() -> Settings:
 
 
 def _exit(exc: AntreanError) -> NoReturn:
-    sys.stderr.write(f"antrean: {exc}\n")
+    sys.stderr.write(f"antrean: {printable(str(exc))}\n")
     if _stack is not None:
         _stack.leave(wait=False)
     raise SystemExit(int(exc.exit_code))

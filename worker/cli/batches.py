@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json
 from worker.cli.job_names import parse_kinds
-from worker.cli.listing import complete_batch_id, printable
+from worker.cli.listing import complete_batch_id
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
@@ -115,9 +114,9 @@ def status(
         for one in latest:
             done, failed, open_ = _sums(one)
             # The id stands alone on its line: nothing cuts it, however narrow the terminal.
-            out.print(f"[bold]{one.batch.id}[/] {one.status}{_held(one)}")
-            out.print(
-                f"  {escape(one.batch.label)} · {format_count(done)} done · {format_count(failed)} failed · "
+            out.say((one.batch.id, "bold"), f" {one.status}{_held(one)}")
+            out.say(
+                f"  {one.batch.label} · {format_count(done)} done · {format_count(failed)} failed · "
                 f"{format_count(open_)} open · {format_count(one.total_tokens)} tokens"
             )
     for one_worker in workers:
@@ -127,11 +126,11 @@ def status(
             f" · last beat {age_s:.0f} s ago"
         )
     for one_pause in pauses:
-        out.print(f"[yellow]{escape(describe_pause(one_pause))}[/]: `antrean resume` goes on")
+        out.say((describe_pause(one_pause), "yellow"), ": `antrean resume` goes on")
     if gate is not None:
-        out.print(f"[yellow]gate[/] {escape(describe_gate(gate, now_ms=now_ms))}")
+        out.say(("gate", "yellow"), f" {describe_gate(gate, now_ms=now_ms)}")
     if trouble is not None and not pauses:
-        out.print(f"[yellow]waiting[/] {escape(trouble)}")
+        out.say(("waiting", "yellow"), f" {trouble}")
 
 
 def results(
@@ -256,9 +255,9 @@ def _find(ledger: Ledger, batch_id: str) -> Batch:
 
 def _print_batch(found: BatchStatus) -> None:
     batch = found.batch
-    out.print(
-        f"[bold]{batch.id}[/] {found.status}{_held(found)} · {batch.kind} of {escape(batch.label)} · "
-        f"{_iso(batch.created_at_ms)}"
+    out.say(
+        (batch.id, "bold"),
+        f" {found.status}{_held(found)} · {batch.kind} of {batch.label} · {_iso(batch.created_at_ms)}",
     )
     if _held(found):
         note("held since its run was stopped: the same `antrean run` goes on with it")
@@ -268,7 +267,7 @@ def _print_batch(found: BatchStatus) -> None:
     for kind, count in found.failures.items():
         out.print(f"  failed: {format_count(count)} × {kind}")
     for reason, count in found.finish_reasons.items():
-        out.print(f"  finish reason: {format_count(count)} × {escape(printable(reason))}")
+        out.print(f"  finish reason: {format_count(count)} × {reason}")
     out.print(
         f"{format_count(found.prompt_tokens)} prompt + {format_count(found.completion_tokens)} completion "
         f"= {format_count(found.total_tokens)} tokens"

@@ -1,18 +1,57 @@
-"""Where the commands print: results on standard output, everything else on standard error."""
+"""Where the commands print: results on standard output, everything else on standard error.
+
+Whatever is printed here is only text: it is never read as markup, and no character of it steers the terminal. So a
+command need not ask of a name where it came from.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+from worker.printable import printable, printable_json, printable_text
+
 _MOST_PROBLEMS = 20
+Part = str | tuple[str, str]
+"""Some text; with a style, such as `("4 failed", "bold red")`."""
+
+
+class PlainConsole(Console):
+    """rich's console, but a string is one line of text: no markup, and nothing in it that steers the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def say(self, *parts: Part, end: str = "\n") -> None:
+        """One line, of parts with a style of their own or without. A line break in a part is spelled out."""
+        told = ((part, "") if isinstance(part, str) else part for part in parts)
+        super().print(Text.assemble(*((printable(text), style) for text, style in told)), end=end)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's; a string is one line."""
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich's; the last word on what reaches the terminal, also of a live display or a table."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n\t"))
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
+
+
+def print_text(text: str) -> None:
+    """Text of several lines on standard output, as it is: nothing is wrapped, tabs stay tabs."""
+    shown = printable_text(text)
+    sys.stdout.write(shown if shown.endswith("\n") else f"{shown}\n")
 
 
 def print_json(value: Any) -> None:
@@ -21,24 +60,28 @@ def print_json(value: Any) -> None:
 
 
 def encode_json(value: Any) -> str:
-    """JSON that every reader takes, indented: a lone surrogate becomes U+FFFD, whoever wrote it."""
+    """JSON that every reader takes, indented: a lone surrogate becomes U+FFFD, whoever wrote it.
+
+    What would steer a terminal is escaped in it; the value stays the same.
+    """
     try:
-        return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+        encoded = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONEncodeError:
         text = json.dumps(value, ensure_ascii=False, indent=2)
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        encoded = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return printable_json(encoded)
 
 
 def note(text: str) -> None:
     """A remark for the person at the keyboard."""
-    err.print(escape(text), style="dim")
+    err.say((text, "dim"))
 
 
 def complain(sentence: str, problems: list[str] | None = None) -> None:
     """The one sentence that says what to do, and what it is about, a line each."""
-    err.print(f"[bold red]antrean:[/] {escape(sentence)}")
+    err.say(("antrean:", "bold red"), f" {sentence}")
     shown = (problems or [])[:_MOST_PROBLEMS]
     for problem in shown:
-        err.print(f"  {escape(problem)}")
+        err.say(f"  {problem}")
     if problems and len(problems) > len(shown):
-        err.print(f"  … and {len(problems) - len(shown)} more")
+        err.say(f"  … and {len(problems) - len(shown)} more")

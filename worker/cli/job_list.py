@@ -9,14 +9,14 @@ from itertools import islice
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from schemas.job import JobState
-from worker.cli.console import note, out
+from worker.cli.console import note, out, print_text
 from worker.cli.job_names import find_batch_id, parse_kinds
-from worker.cli.listing import complete_batch_id, printable
+from worker.cli.listing import complete_batch_id
 from worker.clock import SystemClock, describe_until
 from worker.errors import InputError
+from worker.printable import printable, printable_text
 from worker.reports.joblines import spell_texts, write_csv, write_json
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
@@ -118,14 +118,12 @@ def _print_jobs(
     shown = 0
     for job in islice(jobs_, limit):
         shown += 1
-        out.print(Text(f"{printable(job.id)}  {job.state.value}"))
-        out.print(Text(f"  {printable(_describe(job, is_of_batch=is_of_batch))}"))
+        out.print(f"{job.id}  {job.state.value}")
+        out.print(f"  {_describe(job, is_of_batch=is_of_batch)}")
         for label, text in spell_texts(job, texts):
-            if text is None:
-                continue
-            out.print(Text(f"  {label}:", style="dim"))
-            for line in printable(text, keep="\n\t").split("\n"):
-                out.print(Text(textwrap.indent(line, "    ")))
+            if text is not None:
+                out.say((f"  {label}:", "dim"))
+                print_text(textwrap.indent(printable_text(text), "    "))
     if not shown:
         note("no job fits")
     elif next(jobs_, None) is not None:

@@ -8,8 +8,8 @@ from itertools import islice
 from uuid import UUID
 
 from schemas.failure import FailureKind
-from worker.cli.listing import printable
 from worker.errors import InputError
+from worker.printable import printable
 from worker.reports.batchlines import LINE_ID
 from worker.storage.batches import fetch_batch
 from worker.storage.cleaning import clean_text

@@ -15,9 +15,10 @@ from sqlalchemy import Connection
 from schemas.job import JobState
 from worker.cli.console import encode_json, note, out, print_json
 from worker.cli.job_names import find_batch_id, find_job_id, find_named_job_id, names_of
-from worker.cli.listing import complete_batch_id, iso, printable
+from worker.cli.listing import complete_batch_id, iso
 from worker.clock import SystemClock
 from worker.errors import InputError
+from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch, count_asked, fetch_batch

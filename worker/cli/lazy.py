@@ -5,12 +5,17 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, cast
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_group
+
+from worker.printable import printable
+
+_UsageError: Any = typer.BadParameter.__base__  # typer has it in public by its children only
 
 HOMES = {
     "run": "running",
@@ -82,3 +87,21 @@ class LazyGroup(TyperGroup):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = cast(Any, _Commands())  # nothing is ever added to them
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _printable_words():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable_words():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_words() -> Iterator[None]:
+    """What is wrong with the arguments quotes them, and a shell may have taken them from a folder: `submit *`."""
+    try:
+        yield
+    except _UsageError as exc:
+        exc.message = printable(exc.message)
+        raise

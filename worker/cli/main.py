@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.console import complain, out
+from worker.cli.console import complain, err, out
 from worker.cli.lazy import LazyGroup
-from worker.errors import AntreanError, ExitCode, InputError, SettingsError
+from worker.crashes import tell_error, tell_traceback
+from worker.errors import AntreanError, ExitCode, InputError, SettingsError, tell_place
 from worker.logs import configure_logs
 
 app = typer.Typer(
@@ -54,11 +55,12 @@ def _root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    configure_logs("warning", json=False)
+    pass
 
 
 def main() -> None:
     """Runs the command line and ends the process. No traceback for what a user can put right."""
+    configure_logs("warning", json=False)
     try:
         app(prog_name="antrean")  # ends with SystemExit, also for bad arguments
     except SettingsError as exc:
@@ -68,11 +70,12 @@ def main() -> None:
         complain(str(exc), exc.problems if isinstance(exc, InputError) else None)
         sys.exit(exc.exit_code)
     except Exception as exc:
-        # A defect of ours. The traceback is for us, the sentence for the user.
+        # A defect of ours. The places are for us, the sentence for the user; neither quotes what was worked on.
         if os.environ.get("ANTREAN_LOG_LEVEL") == "debug":
-            raise
+            for line in tell_traceback(exc).split("\n"):
+                err.say(line)
         complain(
-            f"this should not have happened: {type(exc).__name__}: {exc}. "
+            f"this should not have happened: {tell_error(exc)}, at {tell_place(exc)}. "
             "Please report it, with what ANTREAN_LOG_LEVEL=debug shows."
         )
         sys.exit(ExitCode.INTERNAL)

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
 from worker.cli.console import err
 from worker.cli.tracking import Progress
+from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 
 _PLAIN_EVERY_S = 5.0
@@ -80,10 +80,10 @@ class Display:
         elif not err.is_terminal and time.monotonic() - self._plain_at_s >= _PLAIN_EVERY_S:
             self._plain_at_s = time.monotonic()
             trouble = f" · waiting: {progress.trouble}" if progress.trouble else ""
-            err.print(escape(f"{describe(progress)}{trouble}"))
+            err.say(f"{describe(progress)}{trouble}")
 
     def _render(self, trouble: str | None) -> Group:
         lines: list[Text | Bar] = [self._bar]
         if trouble:
-            lines.append(Text(f"waiting: {trouble}", style="yellow"))
+            lines.append(Text(printable(f"waiting: {trouble}"), style="yellow"))
         return Group(*lines)

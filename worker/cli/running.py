@@ -281,8 +281,8 @@ def _summarise(
         return
     tokens = f"{format_count(progress.prompt_tokens)} prompt + {format_count(progress.completion_tokens)} completion"
     # Results on standard output leave standard error for everything else.
-    say = err.print if str(output) == "-" else out.print
-    say(f"[bold]{format_count(succeeded)}[/] of {format_count(len(work.ids))} jobs succeeded", end="")
+    say = err.say if str(output) == "-" else out.say
+    say((format_count(succeeded), "bold"), f" of {format_count(len(work.ids))} jobs succeeded", end="")
     say(f" ({format_count(work.done)} were done before)" if work.done else "")
     if counts.total > succeeded:
         kinds = ", ".join(f"{kind} {count}" for kind, count in progress.failures.most_common())

@@ -112,7 +112,7 @@ def submit(
             }
         )
         return
-    out.print(f"[bold]{batch.id}[/]: {format_count(submitted.new)} requests queued", end="")
+    out.say((batch.id, "bold"), f": {format_count(submitted.new)} requests queued", end="")
     out.print(f", {format_count(submitted.known)} were there before" if submitted.known else "")
     note(f"follow it with `antrean status {batch.id}`; work on it with `antrean worker`")
 

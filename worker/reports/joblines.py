@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from worker.clock import iso_ms
+from worker.printable import csv_cell, printable_json
 from worker.storage.job_list import ListedJob, Texts
 
 _FACTS = (
@@ -32,7 +33,6 @@ _FACTS = (
     "not_before",
     "ended_at",
 )
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def write_json(
@@ -59,12 +59,11 @@ def write_csv(found: Iterable[ListedJob], stream: BinaryIO, *, texts: frozenset[
     for text in Texts:
         if text in texts:
             header += ["error", "error_body"] if text is Texts.ERROR else [text.value]
-    # The writer quotes what its line end is made of: a lone carriage return in a text would end its row otherwise.
-    rows = csv.writer(_Utf8Lines(stream), lineterminator="\r\n")
+    rows = csv.writer(_Utf8Lines(stream), lineterminator="\n")
     rows.writerow(header)
     for job in found:
         told = _facts(job) | dict(spell_texts(job, texts))
-        rows.writerow([_cell(told.get(name)) for name in header])
+        rows.writerow([csv_cell(told.get(name)) for name in header])
     stream.flush()
 
 
@@ -109,19 +108,13 @@ def _moment(at_ms: int | None) -> str | None:
 
 
 class _Utf8Lines:
-    """A stream of bytes as the CSV writer wants it; rows end with a line feed alone, texts are left as they are."""
+    """A stream of bytes as the CSV writer wants it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
     def write(self, line: str) -> None:
-        self._stream.write(_as_utf8(line.removesuffix("\r\n") + "\n"))
-
-
-def _cell(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula: text that begins like one has an apostrophe before it."""
-    is_formula = isinstance(value, str) and value.startswith(_FORMULA_STARTS)
-    return f"'{value}" if is_formula else value
+        self._stream.write(line.encode())  # no cell has a lone surrogate in it
 
 
 def _messages(request: str | None) -> Any:
@@ -160,14 +153,8 @@ def _decoded(raw: bytes | None) -> str | None:
 
 def _encode(facts: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(facts)
-    except orjson.JSONEncodeError:  # a lone surrogate, or a number beyond its range
-        return _as_utf8(json.dumps(facts, ensure_ascii=False))
-
-
-def _as_utf8(text: str) -> bytes:
-    """Lone surrogates, which are no text in any encoding, become U+FFFD."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        encoded = orjson.dumps(facts).decode()
+    except orjson.JSONEncodeError:  # a lone surrogate, which is no text in any encoding, becomes U+FFFD
+        text = json.dumps(facts, ensure_ascii=False)
+        encoded = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return printable_json(encoded).encode()
