@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from signal import SIGINT, SIGQUIT, SIGTERM, signal
 from types import FrameType
 from typing import Any, NoReturn
@@ -125,7 +126,7 @@ def _set_up_logging(loglevel: Any = None, **_: Any) -> None:
 
 
 @signals.celeryd_init.connect
-def _prepare(**_: Any) -> None:
+def _prepare(options: Mapping[str, Any] | None = None, **_: Any) -> None:
     """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
     global _runtime, _stack
     configure_logs()  # first of all: whatever fails from here on is told without what it quotes
@@ -135,7 +136,7 @@ def _prepare(**_: Any) -> None:
         if settings.is_broker_embedded and IN_STACK not in os.environ:
             _stack = Stack.attach(settings.home)
             _stack.ensure_broker()
-        _runtime = build_worker(settings)
+        _runtime = build_worker(settings, drains=bool((options or {}).get("drain")))
         serve_queues(_runtime.queues)
     except AntreanError as exc:
         _exit(exc)
@@ -187,7 +188,7 @@ def _take_signals(sender: Any, **_: Any) -> None:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         is_again = state.should_stop is not None
-        state.should_stop = int(ExitCode.OK)
+        state.should_stop = int(ExitCode.OK if _runtime is None else _runtime.exit_code)
         if _runtime is not None:
             _runtime.begin_shutdown(hurry=number == SIGQUIT or (is_again and number == SIGINT))
         os.write(wake_writer, b"1")  # the hub would sleep on for up to a second
@@ -195,6 +196,8 @@ def _take_signals(sender: Any, **_: Any) -> None:
     for number in (SIGINT, SIGTERM, SIGQUIT):
         signal(number, stop)
     settle_heap()
+    if _runtime is not None:
+        _runtime.ready()
 
 
 @signals.worker_shutting_down.connect
