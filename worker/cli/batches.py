@@ -13,6 +13,7 @@ from schemas.job import JobState
 from worker.cli.console import note, out, print_json
 from worker.cli.job_names import parse_kinds
 from worker.cli.listing import complete_batch_id
+from worker.cli.nobody import why_nobody_works
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
@@ -222,7 +223,8 @@ def retry(
     if not chosen:
         raise InputError("say which jobs to try again: --failed, --cancelled or --expired")
     kinds = [one.value for one in parse_kinds(kind or [])]
-    ledger = prepare_ledger(load_settings())
+    settings = load_settings()
+    ledger = prepare_ledger(settings)
     found = _find(ledger, batch)
     with ledger.read() as connection:
         was_idle = not any(not state.is_final for state in count_states(connection, found.id))
@@ -237,12 +239,15 @@ def retry(
         # It is held because its run has ended, not because somebody left it.
         while ledger.run(lambda connection: resume_batch(connection, found.id)) >= MAX_ROWS:
             pass
+    why_nobody = why_nobody_works(ledger, settings, found.endpoint)
     if as_json:
-        print_json({"batch_id": found.id, "queued": queued})
+        print_json({"batch_id": found.id, "queued": queued, "is_worked_on": why_nobody is None})
         return
     out.print(f"{format_count(queued)} jobs queued again")
     if queued and found.held_at_ms is not None and not was_idle:
         note("the batch is held since its run was stopped: the same `antrean run` goes on with it")
+    elif queued and why_nobody is not None:
+        note(why_nobody)
 
 
 def _find(ledger: Ledger, batch_id: str) -> Batch:
