@@ -22,6 +22,7 @@ class JobRow(SQLModel, table=True):
     __table_args__ = (
         # One for each question that is asked all the time; a backlog of a million costs what ten cost.
         _partial("ix_jobs_ready", "endpoint", "batch_id", "priority", "id", where=_READY),
+        _partial("ix_jobs_ready_lone", "endpoint", "priority", "id", where=f"{_READY} AND NOT is_bulk"),
         _partial("ix_jobs_published", "endpoint", "published_at_ms", where=_PUBLISHED),
         _partial("ix_jobs_due", "endpoint", "not_before_ms", where="state = 'waiting'"),
         _partial("ix_jobs_due_lone", "endpoint", "not_before_ms", where="state = 'waiting' AND NOT is_bulk"),

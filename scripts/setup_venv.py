@@ -31,6 +31,7 @@ _MISLEADING = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER
 
 def main() -> int:
     root, venv, lock_file = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    os.umask(os.umask(0o022) | 0o022)  # what runs as this user is not for others to write
     try:
         venv.mkdir(parents=True, exist_ok=True)
         if any(venv.iterdir()) and not any((venv / name).exists() for name in ("pyvenv.cfg", LOCK)):

@@ -10,7 +10,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.embedded.home import broker_url
+from worker.embedded.home import broker_url, check_runtime_folder
 from worker.errors import BrokerAway
 from worker.hints import SHARED_QUEUES, Queues, list_keys
 from worker.settings import Settings
@@ -21,9 +21,13 @@ _ONCE_MORE = Retry(NoBackoff(), 1)
 
 
 def broker_address(settings: Settings) -> str:
-    """The broker's URL as kombu reads it: as configured, or the embedded one's socket."""
+    """The broker's URL as kombu reads it: as configured, or the embedded one's socket.
+
+    Raises AntreanError where that socket's folder is another user's.
+    """
     if settings.broker_url is not None:
         return settings.broker_url.get_secret_value()
+    check_runtime_folder(settings.home)
     return broker_url(settings.home)
 
 

@@ -1,14 +1,22 @@
-"""The Celery app: `celery -A worker worker|beat|flower` find it here. Its reasons are in docs/celery.md."""
+"""The Celery app: `celery -A worker worker|beat|flower` find it here. Its reasons are in docs/celery.md.
+
+Whoever imports it, to call `complete_chat.delay`, may be a program with a Celery app of its own: this one never becomes
+the current app there, reads nothing that was said to the other, and changes nothing of the process (docs/adr/0023).
+"""
 
 from __future__ import annotations
 
 import os
 import ssl
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+import click
+from celery import Celery, signals
+from celery.app.log import Logging as CeleryLogging
+from celery.loaders.app import AppLoader
 from kombu import Exchange, Queue
 from kombu.utils.objects import cached_property
 
@@ -16,6 +24,7 @@ from worker import channel
 from worker.broker import broker_address
 from worker.errors import AntreanError
 from worker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues, queues_of
+from worker.logs import configure_logs
 from worker.printable import printable
 from worker.settings import load_settings
 from worker.storage.engine import open_ledger
@@ -26,9 +35,10 @@ def build_conf() -> dict[str, Any]:
     """Celery's settings for this process. Ends the process with a sentence if ours cannot be used."""
     try:
         settings = load_settings()
+        address = broker_address(settings)
     except AntreanError as exc:
-        raise SystemExit(f"antrean: {printable(str(exc))}") from None
-    address = broker_address(settings)
+        sys.stderr.write(f"antrean: {printable(str(exc))}\n")
+        raise SystemExit(int(exc.exit_code)) from None
     return {
         "broker_url": address,
         # kombu would take any certificate otherwise; ssl_ options of the URL win.
@@ -123,7 +133,57 @@ def _declare(names: Iterable[str]) -> list[Queue]:
     return [Queue(name, direct, routing_key=name) for name in names]
 
 
-app = Celery("antrean", amqp="worker.celery:AMQP", events="worker.events:Events", include=["worker.tasks"])
+class Loader(AppLoader):
+    """Celery's, but for CELERY_CONFIG_MODULE, which is another app's: what it says would win over all of ours."""
+
+    def read_configuration(self, env: str = "CELERY_CONFIG_MODULE") -> dict[str, Any]:
+        return {}
+
+
+class Logging(CeleryLogging):
+    """Our logs for whatever runs this app. A receiver of Celery's signal would be one for all apps of a process."""
+
+    def setup_logging_subsystem(self, *_: Any, **__: Any) -> bool:
+        CeleryLogging._setup = True
+        configure_logs(load_settings().log_level)
+        return True  # Celery sets up nothing more
+
+
+class App(Celery):
+    """Celery, but for CELERY_BROKER_URL and its like, which are another app's, and would win over our settings."""
+
+    backend_cls = "worker.results:LedgerOnly"
+
+    def connection(self, hostname: str | None = None, *args: Any, **options: Any) -> Any:
+        return super().connection(hostname or self.conf["broker_url"], *args, **options)
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
+        return super().connection_for_read(url or self.conf["broker_url"], **options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        return super().connection_for_write(url or self.conf["broker_url"], **options)
+
+
+app = App(
+    "antrean",
+    set_as_current=False,
+    amqp="worker.celery:AMQP",
+    events="worker.events:Events",
+    log="worker.celery:Logging",
+    loader="worker.celery:Loader",
+    fixups=[],  # Django's belongs to the app of a Django project
+    include=["worker.tasks"],
+)
 app.add_defaults(build_conf)
-# Flower itself reads ./flowerconfig.py, listens on 0.0.0.0 and asks for no password.
-os.environ.setdefault("FLOWER_CONF", str(Path(__file__).with_name("flowerconfig.py")))
+# Celery's command line tells each command by this that it runs our app, before the command begins.
+app.user_options["preload"].add(click.Option(["--of-antrean"], default="yes", hidden=True))
+app.user_options["worker"].add(
+    click.Option(["--drain"], is_flag=True, help="End when nothing is left to do for the endpoint.")
+)
+
+
+@signals.user_preload_options.connect
+def _point_flower_to_us(app: Any = None, **_: Any) -> None:
+    # Flower itself reads ./flowerconfig.py, listens on 0.0.0.0 and asks for no password.
+    if isinstance(app, App):
+        os.environ.setdefault("FLOWER_CONF", str(Path(__file__).with_name("flowerconfig.py")))

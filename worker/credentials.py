@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 from api_client.config import Credential, HeaderStyle
@@ -20,6 +22,10 @@ class Credentials:
         self._key = _read_key(settings)
         self._style = HeaderStyle.API_KEY if settings.auth_style == "api-key" else HeaderStyle.BEARER
         self._is_style_proven = settings.auth_style != "auto"
+        if settings.address_file is not None and self._key is not None:
+            _say_once(
+                f"your key, from the environment, goes to {settings.base_url}, which {settings.address_file} says"
+            )
 
     def current(self) -> Credential:
         """What to send now."""
@@ -71,6 +77,12 @@ def _read_key(settings: Settings) -> str | None:
     if settings.api_key_file is not None:
         return read_key_file(settings.api_key_file)
     return None if settings.api_key is None else settings.api_key.get_secret_value()
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    """A folder may come from anywhere, with an address of somebody's choice in it."""
+    sys.stderr.write(f"antrean: {sentence}\n")
 
 
 def _other(style: HeaderStyle) -> HeaderStyle:

@@ -7,18 +7,18 @@ its FLOWER_ variables wins over what is decided here.
 from __future__ import annotations
 
 import contextlib
-import dbm
-import ipaddress
 import os
 import secrets
 import sys
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+import flower.app
+import flower.command
 import flower.events
 import flower.urls
+import flower.views
 import structlog
 from celery.events import EventReceiver
 from flower.views.monitor import Metrics
@@ -29,6 +29,9 @@ from tornado.options import options
 from worker.embedded.home import open_lock_file, prepare_home, try_lock
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, SettingsError, Unreachable
+from worker.files import open_private
+from worker.flower_guard import GuardedFlower, get_current_user, is_loopback
+from worker.flower_history import KeptEvents
 from worker.logs import configure_logs
 from worker.printable import printable
 from worker.request import NO_ARGS, NO_KWARGS, as_name
@@ -116,22 +119,12 @@ def check_exposure(address: str, *, is_open: bool, unix_socket: bool = False) ->
         )
 
 
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches `address`. A name other than `localhost` may be anything."""
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
 def kept_secret(path: Path) -> str:
     """The secret in the file at `path`, made once, readable by its owner alone. Raises SettingsError."""
     try:
         _make_once(path)
-        path.chmod(0o600)
-        secret = path.read_text().strip()
+        with open(open_private(path, os.O_RDONLY)) as file:
+            secret = file.read().strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError([f"{path} cannot be used ({exc}): remove it, and another is made"]) from None
     if not secret.isascii() or not secret.isprintable() or not secret:
@@ -143,8 +136,7 @@ def _make_once(path: Path) -> None:
     if path.exists():
         return
     draft = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w") as file:
+    with open(open_private(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
         file.write(secrets.token_urlsafe(18) + "\n")
     # A link, unlike a rename, leaves alone what another process made meanwhile.
     with contextlib.suppress(FileExistsError):
@@ -166,28 +158,14 @@ def _password(settings: Settings, home: Path) -> str:
 
 
 def _history(home: Path) -> Path | None:
-    """Where Flower keeps its tasks over a restart; None while another Flower of this home does.
-
-    What another version left is set aside: it would load, and then fail at every event.
-    """
+    """Where Flower keeps its tasks over a restart; None while another Flower of this home does."""
     lock = open_lock_file(home / "flower.lock")
     if not try_lock(lock):
         os.close(lock)
         log.warning("flower.history_in_use", home=str(home))
         return None
     _held.append(lock)
-    # The kind that every Python has; ndbm, the default on some, takes no value of more than a few KB.
-    dbm._names = ["dbm.dumb"]  # type: ignore[attr-defined]
-    database, stamp = home / "flower.db", home / "flower.db.made-by"
-    made_by = f"flower {version('flower')}, celery {version('celery')}, python {sys.version_info.major}\n"
-    if not stamp.exists() or stamp.read_text(errors="replace") != made_by:
-        for suffix in ("", ".dat", ".dir", ".bak", ".db"):
-            old = Path(f"{database}{suffix}")
-            if old.exists():
-                log.warning("flower.history_set_aside", file=old.name)
-                old.replace(f"{old}.old")
-        stamp.write_text(made_by)
-    return database
+    return home / "flower.history.json"
 
 
 def _check_port(address: str, port: int) -> None:
@@ -249,6 +227,9 @@ def _say_broker_away(exc: BaseException, wait_s: float) -> None:
 
 def _put_flower_right() -> None:
     flower.events.EventReceiver = BlankReceiver
+    flower.app.Events = KeptEvents
+    flower.command.Flower = GuardedFlower
+    flower.views.BaseHandler.get_current_user = get_current_user
     flower.urls.handlers[:] = [
         (handler[0], GuardedMetrics) if isinstance(handler, tuple) and handler[1] is Metrics else handler
         for handler in flower.urls.handlers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from worker.storage.intake import LONGEST_REFUSED_BODY, NewJob
 from worker.submit import make_job
 
 _OPTIONS = ("custom_id", "batch", "max_attempts", "metadata")
+_BATCH_ID = re.compile(r"batch_[0-9a-fA-F]{32}")
 _MOST_PROBLEMS = 20
 _LONGEST_NAME_SHOWN = 60
 _LONGEST_MESSAGE = 4000
@@ -137,6 +139,10 @@ def _asked_problems(asked: Asked) -> list[str]:
             problems.append(f"{name}: must be text of 1 to 512 characters")
         elif not is_keepable_text(value):
             problems.append(f"{name}: must not hold U+0000 or half of a surrogate pair")
+        elif name == "batch" and _BATCH_ID.fullmatch(value):
+            problems.append(
+                "batch: has the form of an id that `antrean run` and `antrean submit` make: choose a name"
+            )
     attempts = options.get("max_attempts")
     if attempts is not None and (type(attempts) is not int or not 1 <= attempts <= MAX_ATTEMPTS):
         problems.append(f"max_attempts: must be a whole number of 1 to {MAX_ATTEMPTS}")

@@ -6,14 +6,21 @@ The environment wins over `.env`, which wins over `antrean.toml`; both files are
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,6 +33,15 @@ from sqlalchemy.exc import ArgumentError
 from schemas.address import parse_address
 from schemas.chat import put_plainly
 from worker.errors import SettingsError
+from worker.postgresql_url import read_postgresql_url
+from worker.provenance import (
+    DOTENV,
+    TOML,
+    find_address_file,
+    find_problems_of_home,
+    find_problems_of_owners,
+    read_toml,
+)
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
@@ -42,9 +58,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX,
-        env_file=".env",
+        env_file=DOTENV,
         env_file_encoding="utf-8",
-        toml_file="antrean.toml",
+        toml_file=TOML,
         frozen=True,
         extra="ignore",
         env_ignore_empty=True,
@@ -113,6 +129,8 @@ class Settings(BaseSettings):
     gate_patience_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3600.0
     max_solo_losses: Annotated[int, Field(ge=1)] = 3
 
+    _address_file: str | None = PrivateAttr(default=None)
+
     @field_validator("base_url")
     @classmethod
     def _base_url_is_an_address(cls, value: str) -> str:
@@ -151,11 +169,11 @@ class Settings(BaseSettings):
             return None
         try:
             url = make_url(value.get_secret_value())
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter of a port that is no number
             raise ValueError("is not a database address") from None
         backend = url.get_backend_name()
         if backend in ("postgresql", "postgres"):
-            url = url.set(drivername="postgresql+psycopg")
+            url = read_postgresql_url(url)
         elif backend != "sqlite":
             raise ValueError("must begin with sqlite:// or postgresql://")
         elif url.database and url.database != ":memory:":
@@ -208,6 +226,11 @@ class Settings(BaseSettings):
         return self.endpoint_name or parse_address(self.base_url).name
 
     @property
+    def address_file(self) -> str | None:
+        """The file of this folder that says where a key of the environment goes; None where they are of one source."""
+        return self._address_file
+
+    @property
     def beat_interval_s(self) -> float:
         return self.lease_s / 6 if self.beat_s is None else self.beat_s
 
@@ -247,7 +270,7 @@ class Settings(BaseSettings):
 
     def for_simulation(self, base_url: str, api_key: str) -> Settings:
         """These settings turned to the simulator, with a home (and so a ledger and a broker) of its own."""
-        return self.model_copy(
+        simulated = self.model_copy(
             update={
                 "base_url": base_url,
                 "endpoint_name": SIMULATION,
@@ -261,6 +284,8 @@ class Settings(BaseSettings):
                 "broker_url": None,
             }
         )
+        simulated._address_file = None
+        return simulated
 
     def require_lasting_files(self) -> None:
         """Raises SettingsError if a file of a secret is a pipe: a child process reads it again, and finds nothing."""
@@ -317,9 +342,15 @@ def check_api_key(key: str) -> None:
 
 def load_settings(**overrides: Any) -> Settings:
     """The settings of this process. Raises SettingsError that names every problem at once."""
-    problems = _problems_of_files() if overrides.get("_env_file", "") is not None else []
+    reads_files = overrides.get("_env_file", "") is not None
+    if reads_files and (problems := find_problems_of_owners()):
+        raise SettingsError(problems)  # nothing in them is used, not even for a sentence
+    problems = _problems_of_files() if reads_files else []
     try:
         settings = Settings(**overrides)
+        problems += find_problems_of_home(settings.home)
+        if reads_files and "base_url" not in overrides:
+            settings._address_file = find_address_file()
     except ValidationError as exc:
         for error in exc.errors(include_url=False, include_input=False, include_context=False):
             name = "".join(f"{_PREFIX}{part}".upper() for part in error["loc"][:1])
@@ -336,11 +367,8 @@ def _problems_of_files() -> list[str]:
     """What is wrong with `antrean.toml` and `.env` themselves: a typing error there must not pass for a default."""
     problems = []
     try:
-        named = tomllib.loads(Path("antrean.toml").read_text(encoding="utf-8"))
-        odd = sorted(name for name in named if name not in Settings.model_fields)
+        odd = sorted(name for name in read_toml() if name not in Settings.model_fields)
         problems += [f"antrean.toml: {name} is no setting" for name in odd]
-    except FileNotFoundError:
-        pass
     except (OSError, ValueError) as exc:
         problems.append(f"antrean.toml cannot be read: {exc}")
     try:

@@ -16,6 +16,7 @@ from schemas.chat import ChatRequest, InvalidRequest, encode_request, hash_reque
 from worker.clock import Clock
 from worker.errors import BrokerAway, InputError
 from worker.ids import new_id
+from worker.storage.batches import CLOSED_BATCH, ensure_open_batches, fetch_closed
 from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob, describe_request, insert_jobs
 from worker.storage.window import Due, unmark_published
@@ -91,8 +92,9 @@ def submit_one(
     """The job, written down and published at once; a job that is known already is left as it is.
 
     With `publish` None, or a broker that is away (BrokerAway), the relay publishes it. Raises InvalidRequest, and
-    writes and publishes nothing, where the id or the idempotency key is that of a job for another request, or where
-    the custom_id names another request in the same batch. Raises DatabaseAway.
+    writes and publishes nothing, where the id or the idempotency key is that of a job for another request, where
+    the custom_id names another request in the same batch, or where the batch is one of a file or a folder. Raises
+    DatabaseAway.
     """
     now_ms = clock.now_ms()
     published_at_ms = None if publish is None else now_ms
@@ -108,6 +110,11 @@ def submit_one(
         return insert([job])[0]
 
     def checked(connection: Connection) -> KnownJob:
+        if job.batch_id:
+            # Each time: a batch that this process has seen may have been pruned since.
+            ensure_open_batches(connection, [job.batch_id], endpoint=job.endpoint, now_ms=now_ms)
+            if fetch_closed(connection, [job.batch_id]):
+                raise InvalidRequest([CLOSED_BATCH])
         known = work(connection)
         if known.taken_for is not None:
             raise InvalidRequest([_describe_taken(job, known)])

@@ -17,19 +17,20 @@ from celery.worker import state
 from celery.worker.control import Panel
 from celery.worker.control import revoke as celery_revoke
 
+from schemas.chat import InvalidRequest
 from schemas.job import JobState
 from worker.capacity import make_room
 from worker.celery import app, serve_queues
 from worker.delivery import adopt_ended, log_delivery, pack_envelope, read_delivery, take_callbacks_away
 from worker.embedded.stack import Stack
-from worker.errors import AntreanError, ExitCode
+from worker.errors import AntreanError
 from worker.execute import Report, Verdict
 from worker.heap import settle_heap
 from worker.hints import TASK
 from worker.logs import configure_logs
 from worker.messages import Asked, read_time_ms
 from worker.printable import printable
-from worker.producing import produce, read_call, refuse_misplaced
+from worker.producing import check_options, produce, read_call
 from worker.settings import IN_STACK, Settings, load_settings
 from worker.tracebacks import JobFailed, keep_words_only
 from worker.wiring import WorkerRuntime, build_worker
@@ -38,7 +39,7 @@ _runtime: WorkerRuntime | None = None
 _stack: Stack | None = None
 
 
-_KEPT = ("chain", "chord", "group_id", "group_index", "root_id", "parent_id", "reply_to")
+_KEPT = ("group_id", "group_index", "root_id", "parent_id", "reply_to")
 
 
 class ChatTask(Task):
@@ -60,22 +61,19 @@ class ChatTask(Task):
         shadow: str | None = None,
         **options: Any,
     ) -> AsyncResult:
-        """The result handle of the job; `get` is not served: results are in the ledger.
+        """The handle of the job; of its result and its state it only says where they are: in the ledger.
 
         Takes `priority`, `expires`, `countdown`, `eta` and `task_id` as Celery does; and, as arguments beside
         the request, `custom_id`, `batch`, `max_attempts` and `metadata`. The same `task_id` with the same request
         is the same job, and nothing is done twice. A `custom_id` alone makes no double of anything: it names a
-        request for its reader. Raises InvalidRequest, also for a `task_id` that another request has, and for a
-        `custom_id` that names another request in the same `batch`.
+        request for its reader. Raises InvalidRequest, also for a `task_id` that another request has, for a
+        `custom_id` that names another request in the same `batch`, and for all that Celery knows and that is not
+        served here: callbacks, chains, chords, queues and other options.
         """
-        refuse_misplaced(options)
+        check_options({"link": link, "link_error": link_error, "shadow": shadow, **options})
         request, extras = read_call(args, kwargs)
         wait = options.get("eta") if options.get("countdown") is None else options["countdown"]
-        callbacks = {
-            "callbacks": link and maybe_list(link),
-            "errbacks": link_error and maybe_list(link_error),
-        }
-        envelope = pack_envelope({**callbacks, **{name: options.get(name) for name in _KEPT}})
+        envelope = pack_envelope({name: options.get(name) for name in _KEPT})
         asked = Asked(
             request=request,
             options=extras,
@@ -85,6 +83,16 @@ class ChatTask(Task):
             envelope=envelope,
         )
         return self.AsyncResult(produce(asked, task_id=task_id))
+
+    def map(self, it: Any) -> NoReturn:
+        """Raises InvalidRequest, as `starmap` and `chunks`: Celery would send a task of its own, and nobody runs it."""
+        raise InvalidRequest(["map, starmap and chunks: are not served: call delay for each request"])
+
+    def starmap(self, it: Any) -> NoReturn:
+        self.map(it)
+
+    def chunks(self, it: Any, n: int) -> NoReturn:
+        self.map(it)
 
 
 @app.task(name=TASK, base=ChatTask, bind=True, throws=(JobFailed,))
@@ -120,15 +128,12 @@ def _tell_celery(report: Report) -> str:
     raise Ignore(report.summary)
 
 
-@signals.setup_logging.connect
-def _set_up_logging(loglevel: Any = None, **_: Any) -> None:
-    configure_logs(_settings_or_exit().log_level)
-
-
 @signals.celeryd_init.connect
-def _prepare(options: Mapping[str, Any] | None = None, **_: Any) -> None:
+def _prepare(instance: Any, options: Mapping[str, Any] | None = None, **_: Any) -> None:
     """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
     global _runtime, _stack
+    if instance.app is not app:
+        return  # the worker of another app, which only imports our task
     configure_logs()  # first of all: whatever fails from here on is told without what it quotes
     settings = _settings_or_exit()
     try:
@@ -145,6 +150,8 @@ def _prepare(options: Mapping[str, Any] | None = None, **_: Any) -> None:
 
 @signals.celeryd_after_setup.connect
 def _start(instance: Any, **_: Any) -> None:
+    if instance.app is not app:
+        return
     assert _runtime is not None, "celeryd_init comes first"
     pool = instance.pool_cls if isinstance(instance.pool_cls, str) else instance.pool_cls.__module__
     if not pool.endswith("thread"):
@@ -172,32 +179,33 @@ def _end_row(request: Any = None, expired: bool = False, **_: Any) -> None:
 @Panel.register(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
 def revoke(panel: Any, task_id: Any, terminate: bool = False, **kwargs: Any) -> Any:
     """Revoke by task id: the jobs are cancelled in the ledger, also those that are not in the broker now."""
+    if _runtime is None:  # the worker of another app
+        return celery_revoke(panel, task_id, terminate=terminate, **kwargs)
     answer = celery_revoke(panel, task_id, terminate=False, **kwargs)
-    if _runtime is not None:
-        _runtime.cancel_jobs([str(one) for one in maybe_list(task_id) or []])
+    _runtime.cancel_jobs([str(one) for one in maybe_list(task_id) or []])
     return answer
 
 
 @signals.worker_ready.connect
 def _take_signals(sender: Any, **_: Any) -> None:
     """The way out is ours: Celery's own second Ctrl-C asks the pool to kill threads, which no pool can."""
-    hub = sender.hub
+    if _runtime is None:
+        return
+    runtime, hub = _runtime, sender.hub
     wake_reader, wake_writer = os.pipe()
     os.set_blocking(wake_reader, False)
     hub.add_reader(wake_reader, os.read, wake_reader, 1)
 
     def stop(number: int, _frame: FrameType | None) -> None:
         is_again = state.should_stop is not None
-        state.should_stop = int(ExitCode.OK if _runtime is None else _runtime.exit_code)
-        if _runtime is not None:
-            _runtime.begin_shutdown(hurry=number == SIGQUIT or (is_again and number == SIGINT))
+        state.should_stop = int(runtime.exit_code)
+        runtime.begin_shutdown(hurry=number == SIGQUIT or (is_again and number == SIGINT))
         os.write(wake_writer, b"1")  # the hub would sleep on for up to a second
 
     for number in (SIGINT, SIGTERM, SIGQUIT):
         signal(number, stop)
     settle_heap()
-    if _runtime is not None:
-        _runtime.ready()
+    runtime.ready()
 
 
 @signals.worker_shutting_down.connect

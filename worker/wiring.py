@@ -115,7 +115,7 @@ class WorkerRuntime:
         )
         self._relay = Relay(
             ledger,
-            publish_due or partial(publish, queues=self.queues),
+            publish_due or partial(publish, broker, queues=self.queues),
             BrokerEpoch(broker, endpoint, self.queues),
             gatekeeper,
             clock,

@@ -313,18 +313,3 @@ def test_the_page_on_commands_names_every_option(command: str) -> None:
     assert named <= options, f"antrean {command} has no {' '.join(sorted(named - options))}"
     assert "```sh\n" in section
     assert "Exit codes:" in section
-
-
-def test_what_ended_is_pruned_and_what_waits_stays(plant: Shop) -> None:
-    done, waiting = submit(plant, 6), submit(plant, 3, "later.jsonl")
-    plant.antrean("cancel", done)
-    young = plant.antrean("prune", "--older-than", "1h", "--json")
-    assert (young.code, young.json["jobs"]) == (0, 0)
-    assert "6 jobs ended" in plant.antrean("prune", "--older-than", "0m", "--dry-run").out
-    assert status(plant, done)["jobs"]["cancelled"] == 6
-    assert plant.antrean("prune", "--older-than", "0m").out.startswith("6 jobs removed")
-    assert plant.antrean("status", done).code == int(ExitCode.USAGE), "the batch went with its jobs"
-    assert status(plant, waiting)["jobs"]["queued"] == 3
-    wrong = plant.antrean("prune", "--older-than", "soon")
-    assert wrong.code == int(ExitCode.USAGE)
-    assert "such as 90m" in wrong.err

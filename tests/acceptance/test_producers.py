@@ -148,6 +148,64 @@ print(json.dumps(complete_chat.delay({REQUEST!r}).id))
     wait_until(lambda: states(plant_ledger)["succeeded"] == 1, within_s=20, what="the relay publishes it")
 
 
+@pytest.mark.parametrize("how", ["hangs", "is gone"])
+def test_a_broker_that_is_away_costs_a_producer_a_fifth_of_a_second_once(
+    plant: Shop, plant_ledger: Ledger, how: str
+) -> None:
+    script = f"""
+import json, time
+from worker.producing import _open
+from worker.tasks import complete_chat
+_open()
+took = []
+for i in range(20):
+    started = time.monotonic()
+    complete_chat.delay({REQUEST!r}, batch="nightly")
+    took.append(time.monotonic() - started)
+print(json.dumps(took))
+"""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # connections wait for ever to be accepted
+        port = silent.getsockname()[1] if how == "hangs" else 1
+        plant.settings["broker_url"] = f"redis://127.0.0.1:{port}/0"
+        took = python(plant, script)
+    assert sum(took) < 2.0, took
+    assert sum(one > 0.15 for one in took) <= 1, took
+    assert states(plant_ledger) == {"queued": 20}
+    with plant_ledger.read() as connection:
+        assert not any(connection.execute(select(jobs.c.published_at_ms)).scalars())
+
+
+def test_the_worker_of_another_app_that_imports_our_task_stays_its_own(
+    plant: Shop, plant_ledger: Ledger, simulator: SimulatorProcess
+) -> None:
+    """Its pool, its logs and its way out are as they would be without us."""
+    (plant.folder / "theirs.py").write_text(
+        "import celery\n"
+        "from worker.tasks import complete_chat\n"
+        f"app = celery.Celery('theirs', broker={plant.settings['broker_url']!r})\n"
+        "app.conf.task_default_queue = 'theirs'\n"
+        "@app.task\n"
+        "def ask(request):\n"
+        "    complete_chat.delay(request)\n"
+        "    print('asked by ' + celery.current_app.main)\n"
+    )
+    command = ("celery", "-A", "theirs", "worker", "--pool", "solo", "-l", "info")
+    process = plant.begin(*command, log="theirs.log", python_path=plant.folder)
+    log = plant.folder / "theirs.log"
+    wait_until(lambda: "ready." in log.read_text(), within_s=30, what="their worker is ready")
+    plant.worker()
+    theirs = Celery("theirs", broker=str(plant.settings["broker_url"]), set_as_current=False)
+    theirs.send_task("theirs.ask", args=[REQUEST], queue="theirs")
+    wait_until(lambda: states(plant_ledger)["succeeded"] == 1, within_s=20, what="its request is answered")
+    wait_until(lambda: "asked by theirs" in log.read_text(), within_s=10, what="their task ends")
+    assert "INFO/MainProcess] celery@" in log.read_text(), "Celery's own log lines"
+    process.terminate()
+    assert process.wait(20) == 0
+    assert "Warm shutdown" in log.read_text(), "and its own way out"
+
+
 def test_five_hundred_messages_of_a_foreign_app_become_rows_with_results(
     plant: Shop, plant_ledger: Ledger, simulator: SimulatorProcess, send: Callable[..., str]
 ) -> None:
@@ -272,7 +330,7 @@ from sqlalchemy import select
 from worker.producing import _open
 from worker.storage.tables import jobs
 from worker.tasks import complete_chat
-ledger = _open()[1]
+ledger = _open().ledger
 beyond = []
 for i in range(205):
     started = time.time()

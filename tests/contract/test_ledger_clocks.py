@@ -25,7 +25,8 @@ from worker.cli.tracking import Progress, Tracker
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter
 from worker.storage.moves import expire_jobs
-from worker.storage.pruning import count_ended, prune
+from worker.storage.prune_survey import survey
+from worker.storage.pruning import OfAge, prune
 from worker.storage.window import unmark_published_before
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
@@ -257,10 +258,9 @@ def test_nothing_is_pruned_because_a_clock_was_behind(ledger: Ledger, clock: Fak
     id_ = put(ledger, a_job(), now_ms=clock.now_ms())[0].id
     record(ledger, success(claim_one(ledger, id_), ended_at_ms=60_000))  # an hour into 1970
     before_ms = clock.now_ms() - HOUR_MS
-    with ledger.read() as connection:
-        assert count_ended(connection, before_ms=before_ms) == 0
-    assert prune(ledger, before_ms=before_ms, with_usage=False) == 0
-    assert prune(ledger, before_ms=clock.now_ms() + 1, with_usage=False) == 1
+    assert survey(ledger, OfAge(before_ms)).total.total == 0
+    assert prune(ledger, OfAge(before_ms), with_usage=False).removed == 0
+    assert prune(ledger, OfAge(clock.now_ms() + 1), with_usage=False).removed == 1
 
 
 def test_who_follows_jobs_is_not_carried_off_by_one_that_ended_in_the_future(ledger: Ledger) -> None:

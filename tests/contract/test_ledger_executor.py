@@ -160,6 +160,35 @@ def test_a_duplicate_delivery_makes_no_call(build: Callable[..., House]) -> None
     assert house.simulator.stats()["calls"] == 1
 
 
+def _break(*_: Any, **__: Any) -> Any:
+    raise KeyError("a defect of the gate")
+
+
+def test_a_defect_of_the_gate_costs_no_answer_that_is_paid_for(
+    build: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build()
+    monkeypatch.setattr(house.gatekeeper, "succeeded", _break)
+    id_ = house.put()
+    assert house.execute(id_) is Verdict.SUCCEEDED
+    assert job_row(house.ledger, id_).state == "succeeded"
+    assert house.simulator.calls()[id_]["paid"] == 1
+    assert not house.writer.held
+
+
+def test_a_defect_of_the_gate_keeps_no_job_in_the_hands_of_a_worker(
+    build: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build(simulated={"outage_status": 500})
+    id_ = house.put()
+    monkeypatch.setattr(house.executor._judge, "_whose", _break)
+    assert house.execute(id_) is Verdict.WAITING
+    row = job_row(house.ledger, id_)
+    assert (row.state, row.attempts) == ("waiting", 1)
+    assert row.not_before_ms > NOW
+    assert not house.writer.held
+
+
 @pytest.mark.parametrize("header", ["bearer", "api-key"])
 def test_the_header_style_is_found_out_and_remembered(build: Callable[..., House], header: str) -> None:
     house = build(simulated={"auth_header": header})

@@ -114,6 +114,22 @@ def test_lone_retries_that_come_again_and_again_do_not_keep_new_lone_jobs_out(le
     assert len(due) == 16
 
 
+def test_a_lone_job_that_names_a_batch_is_published_again_as_a_lone_one(ledger: Ledger) -> None:
+    """Beside a window that bulk fills: its hint was lost, its worker died, or a gate was shut when it came."""
+    for name in "abcdefgh":
+        put_ready(ledger, name, 100)
+    named = put_one(ledger, batch_id="nightly")
+    due = ledger.run(lambda c: take_lone_due(c, ENDPOINT, window=16, now_ms=NOW))
+    assert due == [Due(named, 0, is_bulk=False)]
+    assert named not in take(ledger, 500)[0], "and once only"
+
+
+def test_a_bulk_job_that_its_batch_let_go_of_takes_no_room_of_lone_jobs(ledger: Ledger) -> None:
+    homeless = put_ready(ledger, "", 5)
+    assert ledger.run(lambda c: take_lone_due(c, ENDPOINT, window=16, now_ms=NOW)) == []
+    assert set(take(ledger, 16)[0]) == set(homeless)
+
+
 def test_a_small_room_goes_from_batch_to_batch_whether_they_are_retries_or_not(ledger: Ledger) -> None:
     batch_of = dict.fromkeys(put_refused(ledger, "a", 3), "a")
     batch_of |= dict.fromkeys(put_ready(ledger, "b", 3), "b")

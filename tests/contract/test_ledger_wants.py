@@ -24,7 +24,8 @@ from worker.storage.batches import (
 from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob
 from worker.storage.moves import cancel_batch, retry_batch, retry_jobs
-from worker.storage.pruning import count_ended, count_spared, prune
+from worker.storage.prune_survey import survey
+from worker.storage.pruning import OfAge, prune
 from worker.storage.reading import _mixed_page_of, iterate_batch_outcomes, iterate_outcomes
 from worker.storage.story import fetch_story
 from worker.storage.tables import batches, jobs, wants
@@ -323,13 +324,10 @@ def test_pruning_spares_what_an_unfinished_batch_wants(ledger: Ledger, why: str)
     ledger.run(partial(resume_batch, batch_id="done"))
     record(ledger, *(success(job) for job in claim(ledger, *ids).values()))
     ledger.run(partial(hold_batch, batch_id="done", now_ms=NOW))
-    with ledger.read() as connection:
-        assert (count_ended(connection, before_ms=NOW * 2), count_spared(connection, before_ms=NOW * 2)) == (
-            0,
-            3,
-        )
+    found = survey(ledger, OfAge(NOW * 2))
+    assert (found.total.total, found.spared) == (0, 3)
 
-    assert prune(ledger, before_ms=NOW * 2, with_usage=False) == 0
+    assert prune(ledger, OfAge(NOW * 2), with_usage=False).removed == 0
 
     assert {row.id for row in rows(ledger, "jobs", state="succeeded")} == set(ids)
     ledger.run(partial(finish_submission, batch_id="b1", now_ms=NOW))
@@ -337,7 +335,7 @@ def test_pruning_spares_what_an_unfinished_batch_wants(ledger: Ledger, why: str)
     for batch in ("b1", "other"):
         while any(ledger.run(partial(_cancel, batch_id=batch))):
             pass
-    assert prune(ledger, before_ms=NOW * 2, with_usage=False) >= 3
+    assert prune(ledger, OfAge(NOW * 2), with_usage=False).removed >= 3
     assert not set(ids) & {row.id for row in rows(ledger, "jobs")}
 
 
@@ -348,7 +346,7 @@ def test_pruning_goes_past_what_it_spares(ledger: Ledger) -> None:
     with ledger.write() as connection:
         connection.execute(text("UPDATE jobs SET state = 'succeeded', created_at_ms = 4, ended_at_ms = 5"))
     want(ledger, "b1", "open", first=91)
-    assert prune(ledger, before_ms=10, with_usage=False) == len(free)
+    assert prune(ledger, OfAge(10), with_usage=False).removed == len(free)
     assert {row.id for row in rows(ledger, "jobs", state="succeeded")} == {job.id for job in spared}
 
 
@@ -356,7 +354,7 @@ def test_an_open_batch_of_producers_is_never_done_and_spares_nothing(ledger: Led
     a_batch(ledger, "b1", kind="tasks")
     [job, _] = want(ledger, "b1", "x", "open")
     record(ledger, success(claim(ledger, job.id)[job.id]))
-    assert prune(ledger, before_ms=NOW * 2, with_usage=False) == 1
+    assert prune(ledger, OfAge(NOW * 2), with_usage=False).removed == 1
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,7 @@ def crowded(ledger: Ledger, analyze: Callable[[Ledger], None]) -> Ledger:
         ("ix_jobs_due", lambda c: take_due(c, ENDPOINT, room=5, after_batch="b", now_ms=NOW)),
         ("ix_jobs_due_batch", lambda c: take_due(c, ENDPOINT, room=5, after_batch="b", now_ms=NOW)),
         ("ix_jobs_due_lone", lambda c: take_lone_due(c, ENDPOINT, window=5, now_ms=NOW)),
+        ("ix_jobs_ready_lone", lambda c: take_lone_due(c, ENDPOINT, window=5, now_ms=NOW)),
         ("ix_jobs_retries", lambda c: cap_waits(c, ENDPOINT, now_ms=NOW, usual_ms=1, longest_ms=2)),
         ("ix_jobs_published", lambda c: count_published(c, ENDPOINT)),
         ("ix_jobs_published", lambda c: unmark_published_before(c, ENDPOINT, NOW)),

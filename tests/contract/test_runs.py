@@ -14,11 +14,12 @@ from tests.support.ledger import NOW, claim, claim_one, job_row, record, rows, s
 from worker.cli import run_work
 from worker.cli.tracking import Progress, Tracker
 from worker.clock import SystemClock
+from worker.errors import InputError
 from worker.sources.documents import find_documents
-from worker.storage.batches import fetch_batch, fetch_status, hold_batch
+from worker.storage.batches import Batch, fetch_batch, fetch_status, finish_submission, hold_batch
 from worker.storage.engine import Ledger
 from worker.storage.moves import cancel_batch, retry_batch
-from worker.storage.pruning import prune
+from worker.storage.pruning import OfAge, OfBatch, Pruned, prune
 
 
 @pytest.fixture
@@ -332,10 +333,53 @@ def test_pruning_spares_what_a_living_run_wants_and_nothing_of_one_that_has_ende
         with desk.run("sub"):
             pass
         later_ms = SystemClock().now_ms() + 60_000
-        assert prune(desk.ledger, before_ms=later_ms, with_usage=False) == 0
+        assert prune(desk.ledger, OfAge(later_ms), with_usage=False).removed == 0
         assert desk.results(whole) == ["sub/0.txt", "sub/1.txt", "sub/2.txt"]
-    assert prune(desk.ledger, before_ms=later_ms, with_usage=False) == 3
+    assert prune(desk.ledger, OfAge(later_ms), with_usage=False).removed == 3
     assert rows(desk.ledger, "wants") == []
+
+
+def test_a_batch_that_a_living_run_shares_is_pruned_down_to_what_the_run_wants(desk: Desk) -> None:
+    with desk.run() as whole:
+        desk.answer(*whole.ids)
+    desk.write("other.txt", "more")
+    with desk.run("sub") as part:
+        assert prune(desk.ledger, OfBatch(whole.batch_id), with_usage=False) == Pruned(0, spared=3)
+        assert desk.names(part) == desk.results(part) == ["0.txt", "1.txt", "2.txt"]
+        assert desk.results(whole) == []
+    assert [row.id for row in rows(desk.ledger, "batches")] == [part.batch_id]
+
+
+def test_only_runs_that_nobody_runs_are_kept_from_running(desk: Desk) -> None:
+    with desk.run() as held:
+        pass
+    with desk.run("sub") as living:
+        killed = run_work.make_run(desk.ledger, desk.settings, desk.documents / "sub/0.txt", desk.prompt, "m")
+        batches = [_fetch(desk.ledger, id_) for id_ in (held.batch_id, living.batch_id)]
+        with run_work.kept_from_running(desk.ledger, desk.settings) as idle:
+            assert idle == {killed.id}
+        for batch, also in zip(batches, ({held.batch_id}, set()), strict=True):
+            with run_work.kept_from_running(desk.ledger, desk.settings, batch) as idle:
+                assert idle == {killed.id, *also}
+
+
+def test_a_run_whose_batch_was_pruned_while_it_waited_writes_nothing_down(desk: Desk) -> None:
+    batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
+    prune(desk.ledger, OfBatch(batch.id), with_usage=False)
+    with (
+        pytest.raises(InputError, match="was pruned just now: type the command again"),
+        run_work.worked_on(desk.ledger, desk.settings, batch),
+    ):
+        pytest.fail("it went on")
+    with pytest.raises(InputError, match="was pruned while it was written down"):
+        desk.ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=NOW))
+
+
+def _fetch(ledger: Ledger, batch_id: str) -> Batch:
+    with ledger.read() as connection:
+        batch = fetch_batch(connection, batch_id)
+    assert batch is not None
+    return batch
 
 
 def test_a_run_does_not_wait_for_jobs_that_somebody_has_removed(desk: Desk) -> None:

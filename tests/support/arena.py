@@ -264,7 +264,7 @@ class Arena:
 
         def by_job(query: Select[tuple[str, int]]) -> Counter[str]:
             with self.ledger.read() as connection:
-                return Counter(dict(row.tuple() for row in connection.execute(query)))
+                return Counter(dict(connection.execute(query).all()))
 
         kept = by_job(select(usage.c.job_id, func.count()).group_by(usage.c.job_id))
         late = by_job(
@@ -273,6 +273,9 @@ class Arena:
             .group_by(attempts.c.job_id)
         )
         paid = Counter({job_id: call["paid"] for job_id, call in self.simulator.calls().items()})
+        unheard = paid.total() - kept.total()
+        if unheard:
+            print(f"{unheard} answers came to calls that had timed out")
         return {
             job_id: (paid[job_id], kept[job_id], late[job_id])
             for job_id in {*paid, *kept}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from worker.celery import build_conf
+from worker.errors import ExitCode
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,11 @@ def test_a_plain_broker_speaks_no_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not build_conf()["broker_use_ssl"]
 
 
-def test_settings_that_cannot_be_used_end_celery_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_cannot_be_used_end_celery_with_a_sentence_and_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("ANTREAN_CONCURRENCY", "0")
-    with pytest.raises(SystemExit, match="ANTREAN_CONCURRENCY"):
+    with pytest.raises(SystemExit) as ended:
         build_conf()
+    assert ended.value.code == ExitCode.SETTINGS
+    assert "ANTREAN_CONCURRENCY" in capsys.readouterr().err

@@ -19,7 +19,7 @@ import typer
 import yaml
 
 from worker.cli.main import app
-from worker.settings import Settings, unknown_names
+from worker.settings import Settings, load_settings, unknown_names
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -54,6 +54,11 @@ def unit(path: Path) -> dict[str, list[str]]:
         if equals and not line.startswith("#"):
             values.setdefault(name, []).append(value)
     return values
+
+
+def environment_file(path: Path) -> dict[str, str]:
+    lines = [line for line in path.read_text().splitlines() if line and line[0] != "#"]
+    return dict(line.split("=", 1) for line in lines)
 
 
 def instructions(name: str) -> list[str]:
@@ -115,8 +120,8 @@ def test_every_name_in_an_environment_is_a_setting() -> None:
     for path in UNITS:
         pairs = " ".join(unit(path)["Environment"]).split()
         assert unknown_names(dict(pair.split("=", 1) for pair in pairs)) == []
-    lines = (ROOT / "deploy/systemd/antrean.env").read_text().splitlines()
-    assert unknown_names(dict(line.split("=", 1) for line in lines if line and line[0] != "#")) == []
+    for path in (ROOT / "deploy/systemd").glob("*.env"):
+        assert unknown_names(environment_file(path)) == []
 
 
 def test_every_secret_comes_from_a_file_and_is_given_to_those_who_read_it() -> None:
@@ -130,8 +135,27 @@ def test_every_secret_comes_from_a_file_and_is_given_to_those_who_read_it() -> N
         read = set(re.findall(r"/run/secrets/(\w+)", told))
         assert read == set(service["secrets"]), name
     assert not re.search(r"password\s*:\s*\S", text.replace("_password: {file", ""), re.IGNORECASE)
-    # What only looks on has no key.
-    assert "api_key" not in SERVICES["flower"]["secrets"]
+    # What only looks on has neither the key nor the ledger.
+    assert set(SERVICES["flower"]["secrets"]) == {"flower_password", "broker_password"}
+    assert SERVICES["migrate"]["secrets"] == ["database_password"]
+    assert not [name for name in SERVICES["flower"]["environment"] if "DATABASE" in name or "API_KEY" in name]
+    assert not [name for name in environment_file(ROOT / "deploy/systemd/flower.env") if "BROKER" not in name]
+
+
+def test_no_part_takes_the_whole_machine() -> None:
+    for name, service in SERVICES.items():
+        assert re.search(r"\d+[mg]", service["mem_limit"]), name
+        assert service["pids_limit"] > 0, name
+    largest = load_settings(concurrency=4000, _env_file=None)
+    for limit in (SERVICES["worker"]["pids_limit"], int(unit(worker_unit())["TasksMax"][0])):
+        assert largest.thread_count + 100 < limit
+    # The broker says no before it is ended.
+    (maxmemory,) = re.findall(r"--maxmemory (\d+)mb", SERVICES["valkey"]["command"][-1])
+    assert int(maxmemory) * 2 <= int(SERVICES["valkey"]["mem_limit"].removesuffix("m"))
+
+
+def worker_unit() -> Path:
+    return next(path for path in UNITS if "worker" in path.name)
 
 
 def test_the_broker_keeps_what_it_has_and_evicts_nothing() -> None:
@@ -196,9 +220,27 @@ def test_a_unit_runs_a_command_of_antrean_and_is_always_started_again(path: Path
     argv = shlex.split(service["ExecStart"].replace("%%", "%"))
     assert argv[1:4] == ["-P", "-m", "worker.cli"]
     assert_understood(argv[4:])
-    assert (service["Restart"], service["KillSignal"], service["User"]) == ("always", "SIGTERM", "antrean")
+    user = "antrean-flower" if "flower" in path.name else "antrean"
+    assert (service["Restart"], service["KillSignal"], service["User"]) == ("always", "SIGTERM", user)
+    assert service["StateDirectory"] == user, "each in a home of its own"
+    assert service["LimitCORE"] == "0", "a core holds the key and the prompts"
+    assert {"TasksMax", "MemoryMax"} <= set(service)
     assert service["NoNewPrivileges"] == "yes"
     assert parser["Unit"]["StartLimitIntervalSec"] == "0", "systemd must not give up"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_systemd_finds_little_left_to_close(path: Path) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "Unknown" in done.stderr or "unrecognized option" in done.stderr:
+        pytest.skip("this systemd cannot look at a file")
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")

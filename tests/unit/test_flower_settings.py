@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from worker import flowering
 from worker.errors import SettingsError
 from worker.flowering import check_exposure, decide_options, is_loopback, kept_secret
 from worker.settings import load_settings
 
 
 def options(
-    password: str | None = "p", database: Path | None = Path("/x/flower.db"), **settings: object
+    password: str | None = "p", database: Path | None = Path("/x/flower.history.json"), **settings: object
 ) -> dict:
     chosen = load_settings(_env_file=None, **settings)
     return decide_options(chosen, password=password, cookie_secret="c", database=database)
@@ -30,7 +29,11 @@ def test_memory_and_history_are_bounded() -> None:
     ours = options()
     assert (ours["max_tasks"], ours["max_workers"]) == (10_000, 500)
     assert ours["purge_offline_workers"] > 0
-    assert (ours["persistent"], ours["db"], ours["state_save_interval"]) == (True, "/x/flower.db", 30_000)
+    assert (ours["persistent"], ours["db"], ours["state_save_interval"]) == (
+        True,
+        "/x/flower.history.json",
+        30_000,
+    )
 
 
 def test_without_a_password_nobody_is_asked_and_without_a_database_nothing_is_kept() -> None:
@@ -88,11 +91,3 @@ def test_settings_switch_the_password_off_by_the_word(monkeypatch: pytest.Monkey
     monkeypatch.setenv("ANTREAN_FLOWER_PORT", "0")
     settings = load_settings(_env_file=None)
     assert (settings.flower_auth, settings.flower_port) == (False, 0)
-
-
-def test_the_app_points_flower_to_our_settings() -> None:
-    import os
-
-    import worker.celery  # noqa: F401
-
-    assert os.environ["FLOWER_CONF"] == str(Path(flowering.__file__).with_name("flowerconfig.py"))

@@ -129,3 +129,36 @@ def test_a_simulation_lives_in_a_house_of_its_own() -> None:
     assert told.home == real.home / "simulation"
     assert (told.is_broker_embedded, told.endpoint) == (True, "simulation")
     assert "sk-real" not in str(told.as_environment())
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("h/db?pgbouncer=true", "pgbouncer is no parameter"),
+        ("h/db?schema=public", "schema is no parameter"),
+        ("h/db?connection_limit=5&sslmode=require", "connection_limit is no parameter"),
+        ("h/db?prepare_threshold=0", "prepare_threshold is no parameter"),
+        ("h/db?%1B%5B31m=1", "what stands behind `?` is no parameter"),
+        ("h/db?connect_timeout=soon", "connect_timeout must be a whole number"),
+        ("h/db?options=a&options=b", "options stands there twice"),
+        ("h/db?client_encoding=latin1", "client_encoding must be utf8"),
+        ("h:99999/db", "port must be"),
+        ("h:abc/db", "is not a database address"),
+        ("[::1/db", "is not a database address"),
+        ("h/d%00b", "U+0000"),
+        ("/db?port=x", "hosts and ports"),
+    ],
+)
+def test_a_database_address_with_what_no_postgresql_takes_is_told_before_anybody_connects(
+    said: str, words: str
+) -> None:
+    (problem,) = problems(database_url=f"postgresql://{said}")
+    assert problem.startswith("ANTREAN_DATABASE_URL: ")
+    assert words in problem
+
+
+def test_an_address_keeps_the_parameters_that_postgresql_has() -> None:
+    said = "sslmode=require&options=-c work_mem=9MB&application_name=mine&connect_timeout=3"
+    url = load_settings(database_url=f"postgresql://u@h/db?{said}").ledger_url
+    assert url.startswith("postgresql+psycopg://u@h/db?")
+    assert "application_name=mine" in url

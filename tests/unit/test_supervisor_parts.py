@@ -58,6 +58,8 @@ def test_no_secret_is_in_an_argument_and_no_key_goes_to_those_who_only_look_on()
         assert "secret" not in f"{recipe.argv} {recipe!r}"
     assert "sk-secret" in made.workers[0].env.values()
     assert "sk-secret" not in {*made.flower.env.values(), *made.figures.env.values()}
+    assert "pw-secret" in f"{made.figures.env}", "it counts jobs"
+    assert "pw-secret" not in f"{made.flower.env}"
 
 
 def test_a_worker_is_given_more_than_its_grace_to_end() -> None:

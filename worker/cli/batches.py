@@ -14,11 +14,13 @@ from worker.cli.console import note, out, print_json
 from worker.cli.job_names import parse_kinds
 from worker.cli.listing import complete_batch_id
 from worker.cli.nobody import why_nobody_works
+from worker.cli.outputs import FORCE_HELP, inputs_of_batch, simulation_of
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.gate_state import GateWatch, describe_gate, gate_facts
-from worker.reports.batchlines import check_output, is_standard_output, write_lines, write_results
+from worker.reports.batchlines import is_standard_output, write_lines, write_results
+from worker.reports.outputs import Output
 from worker.reports.summary import describe_finish_reasons, format_count
 from worker.settings import load_settings
 from worker.storage.batches import (
@@ -143,19 +145,22 @@ def results(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The file to write; - for standard output.")
     ] = Path("-"),
+    force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
 ) -> None:
     """Write the results of a batch as OpenAI batch output lines.
 
     In the order of the input, under the names of the input, failed jobs too; also jobs that another batch made.
     While the batch still runs, what has ended by now is written. A file appears whole or not at all. What is
-    missing, because it has not ended or was pruned, is said.
+    missing, because it has not ended or was pruned, is said. A file that is not results, or has some that cannot
+    be written again, is overwritten with --force only; what the batch was made from never.
 
     With --lone, those of the jobs of no batch, the oldest first; one that has no
     custom_id is named by its id.
     """
     if (batch is None) != lone:
         raise InputError("say whose results: a batch's id, or --lone for the jobs of no batch")
-    ledger = prepare_ledger(load_settings())
+    settings = load_settings()
+    ledger = prepare_ledger(settings)
     found = None if batch is None else _find(ledger, batch)
     outcomes = iterate_lone_outcomes(ledger) if found is None else iterate_batch_outcomes(ledger, found.id)
     if is_standard_output(output):
@@ -164,7 +169,11 @@ def results(
         counts = write_lines(outcomes, sys.stdout.buffer)
         sys.stdout.buffer.flush()
     else:
-        check_output(output)
+        batch_id, details = (None, {}) if found is None else (found.id, found.details)
+        target = Output(output, inputs_of_batch(settings, details), is_forced=force)
+        target.check_file()
+        if (remark := target.check_results(ledger, batch_id, simulation=simulation_of(settings))) is not None:
+            note(remark)
         counts = write_results(outcomes, output)
         note(
             f"{format_count(counts.succeeded)} results and "

@@ -1,80 +1,230 @@
-"""`antrean prune`: what ended long ago leaves the ledger."""
+"""`antrean prune`: what ended leaves the ledger, once somebody who has seen what it is says so."""
 
 from __future__ import annotations
 
 import re
+import sys
 from typing import Annotated
 
 import typer
 
 from worker.cli.console import note, out, print_json
-from worker.cli.run_work import hold_abandoned
+from worker.cli.listing import complete_batch_id
+from worker.cli.prune_words import print_survey, survey_facts
+from worker.cli.run_work import is_of_home, kept_from_running
 from worker.clock import SystemClock
-from worker.errors import InputError
+from worker.errors import ExitCode, InputError
+from worker.printable import printable
 from worker.reports.summary import format_count
-from worker.settings import load_settings
+from worker.settings import Settings, load_settings
+from worker.storage.batches import Batch, count_states, fetch_batch
+from worker.storage.cleaning import clean_text
+from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
-from worker.storage.pruning import count_ended, count_spared, prune
+from worker.storage.prune_survey import Survey, survey
+from worker.storage.pruning import OfAge, OfBatch, Pruned, prune
 
 _AGE = re.compile(r"(\d{1,6})\s*([mhdw])")
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
+_EVEN_UNFINISHED = "--even-unfinished removes what has ended of it"
 
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
     app.command(
         "prune",
-        epilog="Example: antrean prune --older-than 30d --dry-run\n\nExample: antrean prune --older-than 12w",
+        epilog="Example: antrean prune --older-than 30d --dry-run\n\n"
+        "Example: antrean prune --older-than 12w --yes\n\nExample: antrean prune batch_0193…",
     )(prune_ledger)
 
 
 def prune_ledger(
+    batch: Annotated[
+        str | None,
+        typer.Argument(
+            help="A batch's id: its jobs, whatever their age, and no others.",
+            autocompletion=complete_batch_id,
+            show_default=False,
+        ),
+    ] = None,
     older_than: Annotated[
-        str, typer.Option("--older-than", help="An age such as 90m, 36h, 30d or 12w.", show_default=False)
-    ],
+        str | None,
+        typer.Option("--older-than", help="An age such as 90m, 36h, 30d or 12w.", show_default=False),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All that has ended, a moment ago too: an age of zero.")
+    ] = False,
+    even_unfinished: Annotated[
+        bool,
+        typer.Option(
+            "--even-unfinished",
+            help="Also what has ended of batches that have not; never of a run that goes on.",
+        ),
+    ] = False,
     with_usage: Annotated[
         bool, typer.Option("--with-usage", help="Remove the token counts as well; `usage` forgets them.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how many jobs it would be.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it without asking.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Remove jobs that ended long ago, with their requests, results and attempts.
+    """Remove jobs that have ended, with their requests, results and attempts.
 
-    For all endpoints of this ledger. Jobs that a run which goes on, or a batch that is not done, wants are
-    spared, however old; `antrean cancel` ends a batch that nobody will finish. Token counts stay unless
-    --with-usage, so that `antrean usage` goes on to say what was paid. Works in small steps beside running
-    workers; stopped half way, it goes on when it is called again.
+    Those of an age (--older-than), of one batch, or --all: for all endpoints of this ledger. It shows how many
+    they are, by batch and state, their size and what was paid for them, and asks. A program says --yes.
 
-    A job that is removed is forgotten: the same file submitted again is called, and paid for, again. Fetch
-    results first. The database's file keeps its size; the room is used again.
+    By age, jobs that a run which goes on, or a batch that is not done, wants are spared, however old. Of one
+    batch, those that another batch wants too stay with that one. `antrean cancel` ends a batch that nobody will
+    finish. What has not ended is never removed.
+
+    Token counts stay unless --with-usage, so that `antrean usage` goes on to say what was paid. Works in small
+    steps beside running workers; stopped half way, it goes on when it is called again.
+
+    A job that is removed is forgotten: the same input is called, and paid for, again. Fetch results first. The
+    database's file keeps its size; the room is used again.
     """
-    now_ms = SystemClock().now_ms()
-    before_ms = now_ms - read_age_ms(older_than)
+    age_ms = _read_what(batch, older_than, everything)
+    if not (yes or dry_run or _can_ask()):
+        raise InputError(
+            "nobody can be asked here: --yes removes without a question, --dry-run shows what it would be"
+        )
+    before_ms = SystemClock().now_ms() - age_ms
     settings = load_settings()
     ledger = prepare_ledger(settings)
-    hold_abandoned(ledger, settings)  # a run that was killed is no living one
-    if dry_run:
-        with ledger.read() as connection:
-            count = count_ended(connection, before_ms=before_ms)
-    else:
-        count = prune(ledger, before_ms=before_ms, with_usage=with_usage)
-    with ledger.read() as connection:
-        spared = count_spared(connection, before_ms=before_ms)
+    chosen = None if batch is None else _find(ledger, batch)
+    facts: dict[str, object] = {"before_ms": before_ms} if chosen is None else {"batch_id": chosen.id}
+    if not yes or dry_run:
+        found = _survey(ledger, settings, chosen, before_ms, even_unfinished)
+        if as_json:
+            facts |= survey_facts(ledger, found)
+        if dry_run and as_json:
+            print_json(facts | {"removed": False})
+            return
+        print_survey(ledger, found, is_question=not dry_run, with_usage=with_usage)
+        if dry_run:
+            out.print("nothing was removed")
+            return
+        if found.total.total and not _is_confirmed():
+            note("nothing was removed")
+            raise typer.Exit(ExitCode.INTERRUPTED)
+    done = _prune(ledger, settings, chosen, before_ms, even_unfinished, with_usage)
+    facts |= {"jobs": done.removed, "spared": done.spared, "open": done.open}
     if as_json:
-        print_json({"jobs": count, "spared": spared, "removed": not dry_run, "before_ms": before_ms})
-    elif dry_run:
-        out.print(f"{format_count(count)} jobs ended more than {older_than} ago; nothing was removed")
-    else:
-        out.print(f"{format_count(count)} jobs removed")
-    if spared and not as_json:
-        note(
-            f"{format_count(spared, 'job')} spared: a run that goes on or a batch that is not done wants them"
-        )
+        print_json(facts | {"removed": True})
+        return
+    out.print(f"{format_count(done.removed, 'job')} removed")
+    _say_what_stays(done, is_batch=chosen is not None)
 
 
 def read_age_ms(text: str) -> int:
     """Milliseconds of an age such as `30d`. Raises InputError."""
     found = _AGE.fullmatch(text.strip().lower())
     if found is None:
-        raise InputError(f"--older-than {text!r}: give a number and a unit, such as 90m, 36h, 30d or 12w")
+        raise InputError(
+            f"--older-than {printable(text)!r}: give a number and a unit, such as 90m, 36h, 30d or 12w"
+        )
     return int(found[1]) * _UNIT_MS[found[2]]
+
+
+def _read_what(batch: str | None, older_than: str | None, everything: bool) -> int:
+    """The age, in milliseconds. Raises InputError where it is not said what may go, or said twice."""
+    if batch is not None:
+        if older_than is not None or everything:
+            raise InputError("a batch is pruned whatever its age: leave --older-than and --all out")
+        return 0
+    if older_than is None:
+        if not everything:
+            raise InputError(
+                "say what may go: --older-than 30d, the id of a batch, or --all for all that has ended"
+            )
+        return 0
+    age_ms = read_age_ms(older_than)
+    if age_ms and everything:
+        raise InputError("--older-than and --all do not go together: choose one")
+    if not age_ms and not everything:
+        raise InputError(
+            f"--older-than {older_than} is all that has ended, a moment ago too: say --all if you mean it"
+        )
+    return age_ms
+
+
+def _find(ledger: Ledger, batch_id: str) -> Batch:
+    wanted = clean_text(batch_id) or ""
+    with ledger.read() as connection:
+        batch = fetch_batch(connection, wanted)
+    if batch is None or batch.id != wanted:  # the beginning of an id is enough to look, not to remove
+        raise InputError(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
+    return batch
+
+
+def _survey(
+    ledger: Ledger, settings: Settings, batch: Batch | None, before_ms: int, even_unfinished: bool
+) -> Survey:
+    with kept_from_running(ledger, settings, batch) as idle_runs:
+        if batch is None:
+            return survey(ledger, OfAge(before_ms, even_unfinished, idle_runs))
+        _check_batch(ledger, settings, batch, idle_runs, even_unfinished)
+        return survey(ledger, OfBatch(batch.id))
+
+
+def _prune(
+    ledger: Ledger,
+    settings: Settings,
+    batch: Batch | None,
+    before_ms: int,
+    even_unfinished: bool,
+    with_usage: bool,
+) -> Pruned:
+    # A run that begins meanwhile waits: it would find its jobs, and lose them.
+    with kept_from_running(ledger, settings, batch) as idle_runs:
+        if batch is None:
+            return prune(ledger, OfAge(before_ms, even_unfinished, idle_runs), with_usage=with_usage)
+        _check_batch(ledger, settings, batch, idle_runs, even_unfinished)
+        return prune(ledger, OfBatch(batch.id), with_usage=with_usage)
+
+
+def _check_batch(
+    ledger: Ledger, settings: Settings, batch: Batch, idle_runs: frozenset[str], even_unfinished: bool
+) -> None:
+    """Raises InputError if the batch is run just now, or is not done and nobody said `even_unfinished`."""
+    if is_of_home(batch, settings) and batch.id not in idle_runs:
+        raise InputError(f"{batch.id} is run just now: wait for its end, or stop it")
+    if even_unfinished:
+        return
+    with ledger.read() as connection:
+        counts = count_states(connection, batch.id)
+    left = sum(count for state, count in counts.items() if not state.is_final)
+    if left:
+        raise InputError(
+            f"{batch.id} has {format_count(left, 'job')} not ended: `antrean cancel {batch.id}` ends them; "
+            f"{_EVEN_UNFINISHED}"
+        )
+    if batch.submitted_at_ms is None:
+        raise InputError(f"not all of {batch.id} is written down yet: {_EVEN_UNFINISHED}")
+    if batch.kind == "run" and batch.held_at_ms is None and not is_of_home(batch, settings):
+        raise InputError(
+            f"{batch.id} is a run of {batch.details.get('home')}, and may be going on there: {_EVEN_UNFINISHED}"
+        )
+
+
+def _can_ask() -> bool:
+    # The question goes to standard error: whoever has it in a file would wait for nothing.
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _is_confirmed() -> bool:
+    try:
+        return typer.confirm("Remove them?", err=True)
+    except typer.Abort:
+        return False
+
+
+def _say_what_stays(done: Pruned, *, is_batch: bool) -> None:
+    if done.spared and is_batch:
+        note(f"{format_count(done.spared, 'job')} stay: another batch wants them too")
+    elif done.spared:
+        note(
+            f"{format_count(done.spared, 'job')} spared: a run that goes on or a batch that is not done wants them"
+        )
+    if done.open:
+        note(f"{format_count(done.open, 'job')} stay: they have not ended")

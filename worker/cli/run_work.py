@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,11 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from schemas.job import JobState
+from worker.cli.outputs import name_inputs
 from worker.clock import SystemClock
-from worker.embedded.home import try_lock
-from worker.errors import InputError
+from worker.embedded.home import open_lock_file, try_lock
+from worker.errors import InputError, SettingsError
+from worker.files import close_folder
 from worker.ids import new_batch_id
 from worker.settings import SIMULATION, Settings
 from worker.sources.documents import Document, DocumentSet, source_key
@@ -24,6 +26,7 @@ from worker.sources.prompt import Prompt
 from worker.storage.batches import (
     Batch,
     count_open_at_home,
+    fetch_batch,
     fetch_unheld_runs,
     find_batch,
     finish_submission,
@@ -92,31 +95,39 @@ def check_documents(documents: Sequence[Document], template: Prompt, model: str,
         raise InputError("some documents do not make a request; nothing was queued:", problems)
 
 
-def make_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt, model: str) -> Batch:
-    """The batch of this run: the same input, prompt, model and endpoint are the same batch again.
+def find_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt, model: str) -> Batch | None:
+    """The batch of this run, if it was made before: the same input, prompt, model and endpoint are the same batch.
 
     So is the home: a path means other documents on another machine, or in another container.
     """
-    home = _home_name(settings)
-    parts = (str(source.resolve()), template.digest, model, settings.endpoint)
-
-    def work(connection: Connection) -> Batch:
+    home, parts = _home_name(settings), _identity(settings, source, template, model)
+    with ledger.read() as connection:
         # An earlier version's key has no home in it; its batch goes on in the home that made it.
         earlier = find_batch(connection, identify("run", *parts))
         if earlier is not None and earlier.details.get("home") == home:
             return earlier
-        return make_batch(
-            connection,
-            new_batch_id(),
+        return find_batch(connection, identify("run", home, *parts))
+
+
+def make_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt, model: str) -> Batch:
+    """The batch of this run: the one that `find_run` finds, or a new one."""
+    home, parts = _home_name(settings), _identity(settings, source, template, model)
+    return find_run(ledger, settings, source, template, model) or ledger.run(
+        partial(
+            make_batch,
+            batch_id=new_batch_id(),
             kind="run",
             label=f"{source.name} × {Path(template.label).name}",
             endpoint=settings.endpoint,
             idempotency_key=identify("run", home, *parts),
-            details={"home": home},
+            details={"home": home, **name_inputs(source=source, prompt=Path(template.label))},
             now_ms=SystemClock().now_ms(),
         )
+    )
 
-    return ledger.run(work)
+
+def _identity(settings: Settings, source: Path, template: Prompt, model: str) -> tuple[str, ...]:
+    return str(source.resolve()), template.digest, model, settings.endpoint
 
 
 class RunLock:
@@ -227,6 +238,7 @@ def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunL
     try:
         # Waits while somebody holds the batch because its last run was killed; then it goes on.
         fcntl.flock(descriptor, fcntl.LOCK_SH)
+        _require(ledger, batch)
         _resume(ledger, batch.id)
         try:
             yield RunLock(descriptor)
@@ -235,6 +247,12 @@ def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunL
                 _hold(ledger, batch.id)
     finally:
         os.close(descriptor)
+
+
+def _require(ledger: Ledger, batch: Batch) -> None:
+    with ledger.read() as connection:
+        if fetch_batch(connection, batch.id) is None:
+            raise InputError(f"{batch.id} was pruned just now: type the command again")
 
 
 def tend(ledger: Ledger, batch_id: str) -> None:
@@ -276,6 +294,31 @@ def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]
     return [(batch, count) for batch, count in counts if count]
 
 
+@contextmanager
+def kept_from_running(
+    ledger: Ledger, settings: Settings, batch: Batch | None = None
+) -> Iterator[frozenset[str]]:
+    """Ids of this home's runs that nobody runs, though they are not held; and `batch`, if it is one that nobody runs.
+
+    While inside, nobody begins to run them: whoever tries waits.
+    """
+    with ledger.read() as connection:
+        runs = [*fetch_unheld_runs(connection, home=_home_name(settings)), *([batch] if batch else [])]
+    with ExitStack() as locks:
+        idle: set[str] = set()
+        for run_id in sorted({one.id for one in runs if is_of_home(one, settings)}):
+            descriptor = _open_lock(settings, run_id)
+            locks.callback(os.close, descriptor)
+            if try_lock(descriptor):
+                idle.add(run_id)
+        yield frozenset(idle)
+
+
+def is_of_home(batch: Batch, settings: Settings) -> bool:
+    """Whether a run is one of this home, whose locks tell if it lives."""
+    return batch.kind == "run" and batch.details.get("home") == _home_name(settings)
+
+
 def _hold(ledger: Ledger, batch_id: str) -> None:
     now_ms = SystemClock().now_ms()
     if ledger.run(partial(hold_batch, batch_id=batch_id, now_ms=now_ms)) >= MAX_ROWS:
@@ -293,8 +336,13 @@ def _lock_path(settings: Settings, batch_id: str) -> Path:
 
 def _open_lock(settings: Settings, batch_id: str) -> int:
     path = _lock_path(settings, batch_id)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        close_folder(path.parent)
+    except OSError as exc:
+        raise SettingsError(
+            [f"{path.parent} cannot be used ({exc.strerror}): choose another ANTREAN_HOME"]
+        ) from None
+    return open_lock_file(path)
 
 
 def _is_run_by_somebody(path: Path) -> bool:

@@ -16,10 +16,12 @@ import typer
 from worker.broker import broker_address, check_broker, open_client
 from worker.capacity import make_room
 from worker.cli.console import complain, err, note, out, print_json
+from worker.cli.outputs import FORCE_HELP, inputs_of_run, simulation_of
 from worker.cli.progress import Display
 from worker.cli.run_work import (
     Work,
     check_documents,
+    find_run,
     hold_abandoned,
     make_run,
     submit_run,
@@ -32,9 +34,10 @@ from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
 from worker.gate_state import GateWatch
 from worker.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
-from worker.reports.batchlines import Counts, check_output, is_standard_output
+from worker.reports.batchlines import Counts, is_standard_output
 from worker.reports.calls import call_facts, describe_failed_calls, describe_latencies
 from worker.reports.growing import GrowingResults
+from worker.reports.outputs import Output
 from worker.reports.summary import describe_finish_reasons, format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
 from worker.sources.documents import DocumentSet, find_documents
@@ -48,6 +51,7 @@ _LOOK_S = 0.25
 _TEND_S = 3.0
 _MOST_DEATHS = 3
 _SIMULATION_KEY = "simulated"
+_DEFAULT_OUTPUT = "results.jsonl"
 
 
 def register(app: typer.Typer) -> None:
@@ -65,8 +69,15 @@ def run(
         Path, typer.Option("--prompt", "-p", help="The prompt: a Jinja2 template with {{ text }}.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the results go: OpenAI batch output lines.")
-    ] = Path("results.jsonl"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where the results go: OpenAI batch output lines.",
+            show_default=_DEFAULT_OUTPUT,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
     model: Annotated[
         str | None, typer.Option(help="The model; may be left out where the endpoint runs just one.")
     ] = None,
@@ -94,18 +105,23 @@ def run(
     Runs may share documents, at the same time too: each document is called once, and each run has its results
     under its own names. While a run goes on, its results are in the output's name with .part, in order, up to
     the first one that is not done.
+
+    An input is never overwritten, nor a file that is not results (--force), nor, under the name that is taken
+    where --output names none, the results of another batch.
     """
     started_s = time.monotonic()
     settings = load_settings()
     make_room(settings)  # before anything is written: its worker would be refused
     if not simulate:
         settings.require_lasting_files()
-    if is_standard_output(output):
-        output = Path("-")
+    path = Path(_DEFAULT_OUTPUT) if output is None else output
     template = Prompt.load(prompt)
     found = find_documents(documents)
-    if str(output) != "-":
-        check_output(output)
+    target: Output | None = None
+    if not is_standard_output(path):
+        inputs = inputs_of_run(settings, documents, prompt, found, path)
+        target = Output(path, inputs, is_named=output is not None, is_forced=force)
+        target.check_file()
     _mention_left_out(found)
     with _interruptible(), _attached(settings, simulate) as stack:
         if simulate:
@@ -118,12 +134,14 @@ def run(
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
+        if target is not None:
+            _check_results(target, ledger, settings, find_run(ledger, settings, documents, template, chosen))
         batch = make_run(ledger, settings, documents, template, chosen)
         with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings))
             work = submit_run(ledger, settings, batch, found, template, chosen, lock)
             progress = Progress(total=len(work.ids), succeeded=work.done)
-            with _growing(ledger, work, output) as growing:
+            with _growing(ledger, work, target) as growing:
                 if work.open:
                     if work.done:
                         note(f"{format_count(work.done)} of {format_count(len(work.ids))} were done before")
@@ -136,15 +154,26 @@ def run(
                 counts = growing.finish()
         ledger.dispose()
     seconds = time.monotonic() - started_s
-    _summarise(work, progress, counts, output=output, seconds=seconds, as_json=as_json)
+    shown = Path("-") if target is None else path
+    _summarise(work, progress, counts, output=shown, seconds=seconds, as_json=as_json)
     if counts.succeeded < len(work.ids):
         raise typer.Exit(ExitCode.FAILED_JOBS)
 
 
+def _check_results(target: Output, ledger: Ledger, settings: Settings, batch: Batch | None) -> None:
+    remark = target.check_results(
+        ledger, None if batch is None else batch.id, simulation=simulation_of(settings)
+    )
+    if remark is not None:
+        note(remark)
+
+
 @contextmanager
-def _growing(ledger: Ledger, work: Work, output: Path) -> Iterator[GrowingResults]:
+def _growing(ledger: Ledger, work: Work, target: Output | None) -> Iterator[GrowingResults]:
     """The results of the run; one that ends early says where those are that it has."""
-    growing = GrowingResults(ledger, work.ids, None if str(output) == "-" else output)
+    if target is not None:
+        target.belong_to(work.batch_id)
+    growing = GrowingResults(ledger, work.ids, None if target is None else target.path, output=target)
     try:
         yield growing
     finally:

@@ -45,11 +45,9 @@ def worker(
     settings = load_settings()
     # Local: Celery takes a third of a second that other commands need not pay.
     from celery.bin.celery import celery
-    from click import Option
 
     from worker.celery import app
 
-    app.user_options["worker"].add(Option(["--drain"], is_flag=True))
     # Beside other processes, twenty lines of banner are noise.
     quiet = ["--quiet"] if IN_STACK in os.environ else []
     argv = [*quiet, "worker", "--loglevel", settings.log_level.upper()]

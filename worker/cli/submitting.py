@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from schemas.chat import encode_decoded
 from worker.cli.console import note, out, print_json
 from worker.cli.nobody import why_nobody_works
+from worker.cli.outputs import name_inputs
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.ids import new_batch_id, new_ids
@@ -91,7 +92,7 @@ def submit(
                 f"{source.name} changed while it was read: submit it when it is written to its end"
             )
         ledger = prepare_ledger(settings)
-        batch = _make_batch(ledger, settings, source.label, digest, summary)
+        batch = _make_batch(ledger, settings, source.label, digest, summary, name_inputs(source=file))
         submitted = _submit(ledger, settings, batch, source, default)
         total = ledger.run(
             lambda connection: finish_submission(connection, batch.id, now_ms=SystemClock().now_ms())
@@ -132,7 +133,14 @@ def _default_model(wanted: str | None, facts: EndpointFacts) -> str | None:
     return None  # then each line must name its own
 
 
-def _make_batch(ledger: Ledger, settings: Settings, label: str, digest: str, summary: JsonlSummary) -> Batch:
+def _make_batch(
+    ledger: Ledger,
+    settings: Settings,
+    label: str,
+    digest: str,
+    summary: JsonlSummary,
+    details: Mapping[str, str],
+) -> Batch:
     """The batch of this content: a new one, or the one that an earlier command made of all the same requests.
 
     The content, the endpoint, and the default model where a line has it, make the requests.
@@ -155,6 +163,7 @@ def _make_batch(ledger: Ledger, settings: Settings, label: str, digest: str, sum
             label=label,
             endpoint=settings.endpoint,
             idempotency_key=key,
+            details=details,
             now_ms=SystemClock().now_ms(),
         )
 

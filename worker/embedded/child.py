@@ -30,14 +30,14 @@ class Child:
         *,
         env: Mapping[str, str],
         cwd: Path,
-        log: Path,
+        log: Path | int,
         pipe_stdout: bool = False,
         pass_fds: Sequence[int] = (),
         is_guarded: bool = not _HAS_DEATH_SIGNAL,
     ) -> None:
         """Starts it. Raises AntreanError if it cannot.
 
-        Output goes to `log`, but with `pipe_stdout` its stdout to `self.process.stdout`.
+        Output goes to `log`, a file or a descriptor; but with `pipe_stdout` its stdout to `self.process.stdout`.
         Must be called from the main thread of a process without others: that thread's end is what
         the kernel reports to the child, and the code between fork and exec takes no locks.
         """
@@ -45,7 +45,7 @@ class Child:
         self.status: int | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         try:
-            with open_log(log) as output:
+            with open_log(log) if isinstance(log, Path) else os.fdopen(os.dup(log), "wb") as output:
                 self.process = subprocess.Popen(
                     argv,
                     env=env,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from worker.errors import AntreanError, SettingsError
+from worker.files import close_home, find_distrust, make_private_folder, open_private
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, one of them the closing NUL.
 _SOCKET_PATH_MAX_BYTES = 107 if sys.platform == "linux" else 103
@@ -54,26 +55,45 @@ def broker_url(home: Path) -> str:
 def prepare_home(home: Path) -> Path:
     """The real path of `home`, made with its inner folders where they are missing, private to this user.
 
-    A folder that is there already keeps its own mode. Raises SettingsError if it cannot be written.
+    A home that is there already keeps its mode, which says who may look at names; what is in it is closed.
+    Raises SettingsError if it cannot be written, or if somebody else could write there.
     """
     real_home = Path(os.path.realpath(home))
     try:
-        _make_private(real_home)
+        make_private_folder(real_home)
+        distrust = find_distrust(real_home)
+        if distrust is not None:
+            raise SettingsError([f"{real_home} {distrust.reason}: choose another folder with ANTREAN_HOME"])
         for name in ("logs", "valkey"):
-            (real_home / name).mkdir(mode=0o700, exist_ok=True)
-        os.close(open_lock_file(real_home / "stack.lock"))
+            make_private_folder(real_home / name)
+        close_home(real_home)
+        os.close(open_private(real_home / "stack.lock", os.O_RDWR | os.O_CREAT))
     except OSError as exc:
         reason = exc.strerror or "no reason given"
         raise SettingsError(
-            [f"{real_home} cannot be written ({reason}): choose another folder with ANTREAN_HOME"]
+            [
+                f"{exc.filename or real_home} cannot be written ({reason}): choose another folder with ANTREAN_HOME"
+            ]
         ) from None
     _prepare_runtime_folder(runtime_folder(real_home))
     return real_home
 
 
+def check_runtime_folder(home: Path) -> None:
+    """Raises AntreanError if the sockets of this home are a stranger's: its folder may be one in /tmp."""
+    distrust = find_distrust(runtime_folder(home))
+    if distrust is not None:
+        raise _not_yours(runtime_folder(home))
+
+
 def open_lock_file(path: Path) -> int:
-    """A descriptor of the lock file at `path`, made if it is missing. It holds no lock yet."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """A descriptor of the lock file at `path`, made if it is missing. It holds no lock yet. Raises SettingsError."""
+    try:
+        return open_private(path, os.O_RDWR | os.O_CREAT)
+    except OSError as exc:
+        raise SettingsError(
+            [f"{path} cannot be used ({exc.strerror}): remove it, or choose another ANTREAN_HOME"]
+        ) from None
 
 
 def try_lock(descriptor: int) -> bool:
@@ -89,7 +109,7 @@ def open_log(path: Path) -> BinaryIO:
     """A log file to append to. One that grew past 10 MB is moved to `<path>.1` first."""
     if path.exists() and path.stat().st_size > _LOG_MAX_BYTES:
         path.replace(path.with_name(path.name + ".1"))
-    return path.open("ab")
+    return os.fdopen(open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
 
 def last_line(log: Path) -> str:
@@ -101,13 +121,6 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
-
-
-def _make_private(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    _make_private(folder.parent)
-    folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _prepare_runtime_folder(folder: Path) -> None:
@@ -123,4 +136,8 @@ def _prepare_runtime_folder(folder: Path) -> None:
     except OSError as exc:
         reason = exc.strerror or "no reason given"
         raise SettingsError([f"{folder} cannot be made ({reason}): choose another ANTREAN_HOME"]) from None
-    raise AntreanError(f"{folder} is not a folder of yours: remove it, or choose another ANTREAN_HOME")
+    raise _not_yours(folder)
+
+
+def _not_yours(folder: Path) -> AntreanError:
+    return AntreanError(f"{folder} is not a folder of yours: remove it, or choose another ANTREAN_HOME")

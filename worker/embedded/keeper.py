@@ -50,6 +50,7 @@ from worker.embedded.home import (
     broker_url,
     control_socket,
     open_lock_file,
+    prepare_home,
     runtime_folder,
     try_lock,
 )
@@ -360,8 +361,9 @@ def main() -> None:
     tell_crashes()
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
+        prepare_home(home)
         asyncio.run(Keeper(home).run(socket.socket(fileno=first_client), stack_lock))
-    except OSError as exc:
+    except (OSError, AntreanError) as exc:
         raise SystemExit(f"the keeper of {home} cannot run: {exc}") from None
 
 

@@ -22,6 +22,7 @@ from worker.reports.batchlines import (
     put_in_place,
     write_results,
 )
+from worker.reports.outputs import Output
 from worker.storage.engine import Ledger
 from worker.storage.reading import JobOutcome, iterate_outcomes
 
@@ -35,8 +36,11 @@ class GrowingResults:
     stops or kills the run finds them there, and nobody takes that file for all of them.
     """
 
-    def __init__(self, ledger: Ledger, ids: Sequence[str], path: Path | None) -> None:
+    def __init__(
+        self, ledger: Ledger, ids: Sequence[str], path: Path | None, *, output: Output | None = None
+    ) -> None:
         self._ledger = ledger
+        self._output = output
         self._ids = ids
         self._path = path
         self._states: list[JobState | None] = []  # of the first of `ids`, as written; None has no line
@@ -47,8 +51,11 @@ class GrowingResults:
 
     @property
     def part(self) -> Path | None:
-        """Where the lines are by now, if there are any."""
-        return self._part if any(self._states) else None
+        """Where the lines are by now, if there are any and others can know where."""
+        return self._part if self._part is not None and self._is_to_stay() else None
+
+    def _is_to_stay(self) -> bool:
+        return any(self._states) and self._part is not None and not self._part.name.startswith(".")
 
     def advance(self, is_open: Callable[[str], bool]) -> None:
         """Writes the lines of the jobs that have ended, up to the first one that has not."""
@@ -67,8 +74,12 @@ class GrowingResults:
                 self.close()
 
     def finish(self) -> Counts:
-        """Writes what is left, puts the file in its place, and says how many lines it has. Raises InputError."""
+        """Writes what is left, puts the file in its place, and says how many lines it has.
+
+        Raises InputError if that cannot be done, or would replace what must not be.
+        """
         if not self._is_growing or self._path is None:
+            self._check_again()
             return write_results(iterate_outcomes(self._ledger, self._ids), self._path)
         try:
             for start in range(len(self._states), len(self._ids), _PAGE):
@@ -77,6 +88,7 @@ class GrowingResults:
                 self._look_again()
             assert self._stream is not None
             assert self._part is not None
+            self._check_again()
             put_in_place(self._stream, self._part, self._path)
         except OSError as exc:
             why = exc.strerror or type(exc).__name__
@@ -93,14 +105,19 @@ class GrowingResults:
         with suppress(OSError):
             self._stream.close()
         self._stream = None
-        if self._part is not None and (not any(self._states) or self._part.name.startswith(".")):
+        if self._part is not None and not self._is_to_stay():
             self._part.unlink(missing_ok=True)
             self._part = None
+
+    def _check_again(self) -> None:
+        if self._output is not None:
+            self._output.check_again()
 
     def _append(self, ids: Sequence[str]) -> None:
         if self._stream is None:
             assert self._path is not None
-            self._part, self._stream = _open_part(Path(os.path.realpath(self._path)))  # a link stays a link
+            target = Path(os.path.realpath(self._path))  # a link stays a link
+            self._part, self._stream = _open_part(target, self._output)
         for outcome in self._fetch(ids):
             if outcome is not None:
                 self._stream.write(output_line(outcome))
@@ -155,15 +172,15 @@ class GrowingResults:
         return found
 
 
-def _open_part(target: Path) -> tuple[Path, BinaryIO]:
+def _open_part(target: Path, output: Output | None) -> tuple[Path, BinaryIO]:
     """An empty file beside the target. A file of that name that is not an earlier run's is left as it is."""
     path = target.with_name(f"{target.name}.part")
-    with suppress(
-        BlockingIOError, FileNotFoundError
-    ):  # another run writes it just now, or has put it in its place
-        stream = _open_own(path)
-        if stream is not None:
-            return path, stream
+    if output is None or output.may_grow_in(path):
+        # Unless another run writes it just now, or has put it in its place.
+        with suppress(BlockingIOError, FileNotFoundError):
+            stream = _open_own(path)
+            if stream is not None:
+                return path, stream
     path = _hidden(target)
     return path, path.open("xb")
 

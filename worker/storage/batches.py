@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, exists, func, select, union_all, update
 
 from schemas.job import JobState, derive_batch_status
+from worker.errors import InputError
 from worker.storage.tables import batches, insert_or_ignore, is_in, is_published, jobs, usage, wants
 from worker.storage.wants import OPEN, bring_home, hand_over
 from worker.storage.window import unmark_published
@@ -199,13 +200,15 @@ def count_asked(connection: Connection, batch_id: str) -> int:
 
 
 def finish_submission(connection: Connection, batch_id: str, *, now_ms: int) -> int:
-    """The batch's number of jobs, now that all its rows are written down."""
+    """The batch's number of jobs, now that all its rows are written down. Raises InputError if it was pruned."""
     at_home = select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id)
     elsewhere = select(func.count()).select_from(wants).where(wants.c.batch_id == batch_id)
     total = sum(int(connection.execute(count).scalar_one()) for count in (at_home, elsewhere))
-    connection.execute(
+    finished = connection.execute(
         update(batches).where(batches.c.id == batch_id).values(total=total, submitted_at_ms=now_ms)
     )
+    if not finished.rowcount:
+        raise InputError(f"{batch_id} was pruned while it was written down: submit it again")
     return total
 
 

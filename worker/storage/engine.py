@@ -7,11 +7,13 @@ power cut may take the last commits back, and their calls would be made, and pai
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,13 +23,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from worker.errors import SettingsError
+from worker.files import close_file, close_home, make_private_folder, open_private
 from worker.settings import Settings
 from worker.storage.errors import DatabaseAway, NotMigrated, describe, is_away, is_conflict, is_missing_table
 
 T = TypeVar("T")
 _CONFLICT_TRIES = 10
 SQLITE_BUSY_MS = 15_000
-_STATEMENT_MS = 30_000
+_making = threading.Lock()  # nobody of this process connects to a file before its maker has closed it
 _ANSWER_WITHIN_S = 35.0  # the server itself gives up earlier, unless it hangs
 
 
@@ -94,6 +97,7 @@ def open_ledger(
 
     A PostgreSQL that has not answered a statement `answer_within_s` is away; SQLite has a timeout of its own.
     """
+    _close_home(settings.home)
     url = make_url(settings.ledger_url)
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
@@ -101,42 +105,62 @@ def open_ledger(
         engine = create_engine(
             url, pool_size=pool_size, max_overflow=8, pool_timeout=30, hide_parameters=True
         )
+        if url.database and url.database != ":memory:":
+            _keep_private(engine, Path(url.database))
         _prepare_sqlite(engine, synchronous=settings.sqlite_synchronous)
         return Ledger(engine)
     # Who is silent in mid-transaction for a lease keeps others from what it has locked, and from taking it over.
     idle_ms = round(1000 * min(settings.lease_s, 30.0))
-    engine = create_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=8,
-        pool_timeout=30,
-        hide_parameters=True,  # an error's text must not quote a prompt or an answer (invariant 10)
-        connect_args={
-            "connect_timeout": 5,
-            "application_name": "antrean",
-            # A half-open network or a forgotten lock ends in an error that is retried, not in silence.
-            "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout=10000"
-            f" -c idle_in_transaction_session_timeout={idle_ms}",
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 20_000,
-        },
-    )
     # Local: a worker on SQLite does without psycopg's eight megabytes.
-    from worker.storage.patience import limit_waits
+    from worker.storage.postgresql import create_postgresql_engine
 
-    limit_waits(engine, within_s=answer_within_s)
+    engine = create_postgresql_engine(url, pool_size=pool_size, idle_ms=idle_ms, within_s=answer_within_s)
     return Ledger(engine)
+
+
+def _close_home(home: Path) -> None:
+    try:
+        close_home(home)
+    except OSError as exc:
+        raise SettingsError(
+            [
+                f"{exc.filename or home} cannot be used ({exc.strerror}): choose another folder with ANTREAN_HOME"
+            ]
+        ) from exc
 
 
 def _make_folder(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(folder)
     except OSError as exc:
         raise SettingsError(
             [f"{folder} cannot be written ({exc.strerror}): choose another folder with ANTREAN_HOME"]
         ) from exc
+
+
+def _keep_private(engine: Engine, path: Path) -> None:
+    """Has the database and what SQLite lays beside it closed to others, whatever the umask, before each connection."""
+
+    @event.listens_for(engine, "do_connect")
+    def _on_do_connect(*_: object) -> None:
+        real = Path(os.path.realpath(path))  # SQLite follows a link, too, and works beside what it leads to
+        try:
+            with _making:
+                if not real.exists():
+                    _make_file(real)
+            # SQLite gives its other files the mode of the database; these are of older versions, or somebody else's.
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                close_file(real.with_name(real.name + suffix))
+        except OSError as exc:
+            raise SettingsError(
+                [f"{exc.filename or real} cannot be used as a ledger ({exc.strerror}): choose another one"]
+            ) from exc
+
+
+def _make_file(path: Path) -> None:
+    # Only where it is missing: to close a file lets go the locks that SQLite holds on it in this process.
+    with suppress(OSError):  # another process was quicker, or SQLite says what is wrong
+        os.close(open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

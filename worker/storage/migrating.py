@@ -12,7 +12,7 @@ from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import NotMigrated
 
 SCRIPTS = Path(__file__).parent / "migrations"
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")  # those of SCRIPTS, oldest first
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")  # those of SCRIPTS, oldest first
 HEAD = REVISIONS[-1]  # which this version of antrean works with
 _ADVISORY_LOCK = 0x616E7472  # "antr": any number that no one else uses
 

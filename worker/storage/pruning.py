@@ -1,7 +1,8 @@
-"""Pruning: what ended long ago leaves the ledger, in steps so small that others get in.
+"""Pruning: what ended leaves the ledger, in steps so small that others get in.
 
-Spared, whatever their age, are jobs that a living run or an unfinished batch wants: its results are still to be
-written. A batch of producers is open for ever, and spares none.
+By age, whatever batch it is of: spared are jobs that a living run or an unfinished batch wants, since its results are
+still to be written. A batch of producers is open for ever, and spares none. Or one batch, whatever its age: what
+others want too stays theirs.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
-    func,
     or_,
     select,
     tuple_,
 )
 
+from schemas.job import JobState
 from worker.storage.engine import Ledger
 from worker.storage.tables import (
     MAX_ROWS,
@@ -41,36 +42,25 @@ from worker.storage.tables import (
     usage,
     wants,
 )
-from worker.storage.wants import OPEN
+from worker.storage.unwanted import let_go
+from worker.storage.wants import OPEN, fetch_places
 
 _STEP_S = 0.02  # a step's transaction stays under about this long
 _SMALLEST_STEP = 20
-
-
-def _has_ended_before(before_ms: Any) -> ColumnElement[bool]:
-    # What was made later cannot have ended earlier: the clock of its worker was behind.
-    return and_(jobs.c.ended_at_ms < before_ms, jobs.c.created_at_ms < before_ms)
-
+START = (-1, "")
 
 _place = tuple_(jobs.c.ended_at_ms, jobs.c.id)
 _ENDED = (
     select(jobs.c.id, jobs.c.batch_id, jobs.c.ended_at_ms)
     .where(
-        _has_ended_before(bindparam("before_ms")),
+        jobs.c.ended_at_ms < bindparam("before_ms"),
+        # What was made later cannot have ended earlier: the clock of its worker was behind.
+        jobs.c.created_at_ms < bindparam("before_ms"),
         # From where the step before came to: what it spared is not looked at again by every step.
         _place > tuple_(bindparam("after_ms", -1, BigInteger), bindparam("after_id", "")),
     )
     .order_by(jobs.c.ended_at_ms, jobs.c.id)
     .limit(bindparam("at_most"))
-    .with_for_update(skip_locked=True)
-)
-_IS_UNFINISHED = (batches.c.kind != "tasks") & or_(
-    batches.c.submitted_at_ms.is_(None),
-    (batches.c.kind == "run") & batches.c.held_at_ms.is_(None),
-    exists().where(jobs.c.batch_id == batches.c.id, is_in(*OPEN)).correlate(batches),
-    exists()
-    .where(wants.c.batch_id == batches.c.id, jobs.c.id == wants.c.job_id, is_in(*OPEN))
-    .correlate(batches),
 )
 _ids: BindParameter[Sequence[str]] = bindparam("ids", expanding=True)
 _BELONGINGS = [
@@ -79,88 +69,198 @@ _BELONGINGS = [
 ]
 _USAGE = delete(usage).where(usage.c.job_id.in_(_ids))
 _JOBS = delete(jobs).where(jobs.c.id.in_(_ids))
-_EMPTY_BATCHES = delete(batches).where(
-    batches.c.created_at_ms < bindparam("before_ms"),
-    batches.c.submitted_at_ms.is_not(None),
-    or_(batches.c.kind != "run", batches.c.held_at_ms.is_not(None)),
+_IS_EMPTY = and_(
     ~exists().where(jobs.c.batch_id == batches.c.id),
     ~exists().where(wants.c.batch_id == batches.c.id),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
-    """How many jobs were met and removed, and where the next step goes on."""
+class OfAge:
+    """Jobs that ended before then, of any batch or none.
+
+    With `even_unfinished` only those are spared that a run wants which may be living. A run may, unless it is held,
+    or is among `ended_runs`, which nobody works on.
+    """
+
+    before_ms: int
+    even_unfinished: bool = False
+    ended_runs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class OfBatch:
+    """The ended jobs that a batch wants and no other does, whatever their age.
+
+    Those that others want stay, and are the others' alone; those that have not ended stay too.
+    """
+
+    batch_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a step met, and where the next one goes on."""
 
     met: int
-    removed: int
+    ids: Sequence[str]  # to be removed
     after: tuple[int, str]
+    spared: int = 0
+    open: int = 0
+    places: Sequence[tuple[int, str]] = ()  # of the batch, whose jobs others want
 
 
-def count_ended(connection: Connection, *, before_ms: int) -> int:
-    """Jobs that ended before then, without those that are spared."""
-    ended = select(func.count()).where(_has_ended_before(before_ms))
-    return int(connection.execute(ended).scalar_one()) - count_spared(connection, before_ms=before_ms)
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Jobs that were removed, and those that stay: `spared`, because others want them, and `open` ones."""
 
-
-def count_spared(connection: Connection, *, before_ms: int) -> int:
-    """Jobs that ended before then and are spared, because a living run or an unfinished batch wants them."""
-    unfinished = select(batches.c.id).where(_IS_UNFINISHED)
-    is_wanted_elsewhere = exists().where(wants.c.job_id == jobs.c.id, wants.c.batch_id.in_(unfinished))
-    spared = select(func.count()).where(
-        _has_ended_before(before_ms), or_(jobs.c.batch_id.in_(unfinished), is_wanted_elsewhere)
-    )
-    return int(connection.execute(spared).scalar_one())
+    removed: int = 0
+    spared: int = 0
+    open: int = 0
 
 
 def prune(
-    ledger: Ledger, *, before_ms: int, with_usage: bool, on_step: Callable[[int], None] | None = None
-) -> int:
-    """Number of jobs removed: those that ended before `before_ms` and are not spared, with all that belongs to them.
+    ledger: Ledger,
+    what: OfAge | OfBatch,
+    *,
+    with_usage: bool,
+    on_step: Callable[[int], None] | None = None,
+) -> Pruned:
+    """Removes jobs with all that belongs to them, and batches without jobs.
 
-    Usage stays unless `with_usage`: it says what was paid. Batches without jobs go as well. `on_step` is told the
-    number after each step; what was removed stays removed if it is stopped. Raises DatabaseAway.
+    Usage stays unless `with_usage`: it says what was paid. `on_step` is told the number after each step; what was
+    removed stays removed if it is stopped. Raises DatabaseAway.
     """
-    removed, size, after = 0, _SMALLEST_STEP, (-1, "")
+    done, size, after = Pruned(), _SMALLEST_STEP, START
     while True:
         began_s = time.perf_counter()
-        step = ledger.run(
-            partial(_prune_some, before_ms=before_ms, after=after, at_most=size, with_usage=with_usage)
-        )
+        page = ledger.run(partial(_prune_some, what=what, after=after, at_most=size, with_usage=with_usage))
         took_s = time.perf_counter() - began_s
-        removed += step.removed
-        after = step.after
+        done = Pruned(done.removed + len(page.ids), done.spared + page.spared, done.open + page.open)
+        after = page.after
         if on_step is not None:
-            on_step(removed)
-        if step.met < size:
-            ledger.run(lambda connection: connection.execute(_EMPTY_BATCHES, {"before_ms": before_ms}))
-            return removed
-        size = min(MAX_ROWS, max(_SMALLEST_STEP, round(step.met * _STEP_S / max(took_s, 1e-6))))
+            on_step(done.removed)
+        if page.met < size:
+            ledger.run(lambda connection: connection.execute(delete(batches).where(_is_done_with(what))))
+            return done
+        size = min(MAX_ROWS, max(_SMALLEST_STEP, round(page.met * _STEP_S / max(took_s, 1e-6))))
+
+
+def look(
+    connection: Connection,
+    what: OfAge | OfBatch,
+    *,
+    after: tuple[int, str],
+    at_most: int,
+    is_to_write: bool = False,
+) -> Page:
+    """The next jobs that a prune meets, at most 500, in the order of their ends, or of their places in the batch."""
+    if isinstance(what, OfBatch):
+        return _look_at_batch(connection, what, after=after, at_most=at_most, is_to_write=is_to_write)
+    query = {"before_ms": what.before_ms, "after_ms": after[0], "after_id": after[1], "at_most": at_most}
+    ended = _ENDED.with_for_update(skip_locked=True) if is_to_write else _ENDED
+    met = connection.execute(ended, query).all()
+    if not met:
+        return Page(0, (), after)
+    spared = _find_spared(connection, {row.id: row.batch_id for row in met}, what)
+    ids = sorted(row.id for row in met if row.id not in spared)
+    return Page(len(met), ids, (met[-1].ended_at_ms, met[-1].id), spared=len(spared))
+
+
+def _look_at_batch(
+    connection: Connection, what: OfBatch, *, after: tuple[int, str], at_most: int, is_to_write: bool
+) -> Page:
+    places = fetch_places(connection, what.batch_id, after=after, limit=at_most)
+    if not places:
+        return Page(0, (), after)
+    wanted = select(jobs.c.id, jobs.c.state, jobs.c.batch_id, jobs.c.position)
+    wanted = wanted.where(jobs.c.id.in_(sorted({id_ for _, id_ in places}))).order_by(jobs.c.id)
+    rows = connection.execute(wanted.with_for_update() if is_to_write else wanted).all()
+    # A job that is wanted at two places is met at its home.
+    here = set(places)
+    met = [row for row in rows if row.batch_id != what.batch_id or (row.position, row.id) in here]
+    ended = {row.id: row.batch_id for row in met if JobState(row.state) not in OPEN}
+    # Whoever wants one of them from now on waits for the row, and finds it gone.
+    others = select(wants.c.job_id).where(
+        wants.c.job_id.in_(sorted(ended)), wants.c.batch_id != what.batch_id
+    )
+    shared = {*connection.execute(others).scalars()}
+    shared |= {id_ for id_, home in ended.items() if home not in ("", what.batch_id)}
+    return Page(
+        met=len(places),
+        ids=sorted(ended.keys() - shared),
+        after=places[-1],
+        spared=len(shared),
+        open=len(met) - len(ended),
+        places=_places_of(connection, what.batch_id, shared, places) if is_to_write else (),
+    )
+
+
+def _places_of(
+    connection: Connection, batch_id: str, ids: set[str], at_hand: Sequence[tuple[int, str]]
+) -> list[tuple[int, str]]:
+    """All places at which the batch wants one of `ids` (at most 500): those at hand, and further ones."""
+    further = select(wants.c.position, wants.c.job_id).where(
+        wants.c.batch_id == batch_id, wants.c.job_id.in_(sorted(ids))
+    )
+    found = {(row.position, row.job_id) for row in connection.execute(further)}
+    return sorted(found | {place for place in at_hand if place[1] in ids})
 
 
 def _prune_some(
-    connection: Connection, *, before_ms: int, after: tuple[int, str], at_most: int, with_usage: bool
-) -> _Step:
-    query = {"before_ms": before_ms, "after_ms": after[0], "after_id": after[1], "at_most": at_most}
-    met = connection.execute(_ENDED, query).all()
-    if not met:
-        return _Step(0, 0, after)
-    spared = _find_spared(connection, {row.id: row.batch_id for row in met})
-    ids = sorted(row.id for row in met if row.id not in spared)
-    if ids:
+    connection: Connection,
+    *,
+    what: OfAge | OfBatch,
+    after: tuple[int, str],
+    at_most: int,
+    with_usage: bool,
+) -> Page:
+    page = look(connection, what, after=after, at_most=at_most, is_to_write=True)
+    if page.places and isinstance(what, OfBatch):
+        let_go(connection, what.batch_id, page.places, now_ms=0)  # they have ended: none is cancelled
+    if page.ids:
         for statement in [*_BELONGINGS, *([_USAGE] if with_usage else []), _JOBS]:
-            connection.execute(statement, {"ids": ids})
-    return _Step(len(met), len(ids), (met[-1].ended_at_ms, met[-1].id))
+            connection.execute(statement, {"ids": page.ids})
+    return page
 
 
-def _find_spared(connection: Connection, homes: Mapping[str, str]) -> set[str]:
-    """Those of these jobs (at most 500, each with its home) that a living run or an unfinished batch wants."""
+def _find_spared(connection: Connection, homes: Mapping[str, str], what: OfAge) -> set[str]:
+    """Those of these jobs (at most 500, each with its home) that somebody still waits for."""
     elsewhere = connection.execute(
         select(wants.c.job_id, wants.c.batch_id).where(wants.c.job_id.in_(sorted(homes)))
     )
     pairs = {*homes.items(), *((row.job_id, row.batch_id) for row in elsewhere)}
     named = sorted({batch_id for _, batch_id in pairs if batch_id})
+    awaited = _may_live(what) if what.even_unfinished else _is_unfinished(what)
     unfinished = set(
-        connection.execute(select(batches.c.id).where(batches.c.id.in_(named), _IS_UNFINISHED)).scalars()
+        connection.execute(select(batches.c.id).where(batches.c.id.in_(named), awaited)).scalars()
     )
     return {job_id for job_id, batch_id in pairs if batch_id in unfinished}
+
+
+def _may_live(what: OfAge) -> ColumnElement[bool]:
+    return and_(
+        batches.c.kind == "run", batches.c.held_at_ms.is_(None), batches.c.id.not_in(sorted(what.ended_runs))
+    )
+
+
+def _is_unfinished(what: OfAge) -> ColumnElement[bool]:
+    return (batches.c.kind != "tasks") & or_(
+        batches.c.submitted_at_ms.is_(None),
+        _may_live(what),
+        exists().where(jobs.c.batch_id == batches.c.id, is_in(*OPEN)).correlate(batches),
+        exists()
+        .where(wants.c.batch_id == batches.c.id, jobs.c.id == wants.c.job_id, is_in(*OPEN))
+        .correlate(batches),
+    )
+
+
+def _is_done_with(what: OfAge | OfBatch) -> Any:
+    if isinstance(what, OfBatch):
+        return and_(batches.c.id == what.batch_id, _IS_EMPTY)
+    return and_(
+        batches.c.created_at_ms < what.before_ms,
+        batches.c.submitted_at_ms.is_not(None),
+        ~_may_live(what),
+        _IS_EMPTY,
+    )

@@ -228,23 +228,25 @@ def keep_going(connection: Connection, ids: Sequence[str]) -> None:
     )
 
 
-def fetch_places(connection: Connection, batch_id: str, *, after: tuple[int, str]) -> list[tuple[int, str]]:
-    """The next places of a batch behind a position and an id, each with the job wanted there; at most 500."""
+def fetch_places(
+    connection: Connection, batch_id: str, *, after: tuple[int, str], limit: int = MAX_ROWS
+) -> list[tuple[int, str]]:
+    """The next places of a batch behind a position and an id, each with the job wanted there; at most `limit`."""
     at_home = (
         select(jobs.c.position, jobs.c.id)
         .where(jobs.c.batch_id == batch_id, tuple_(jobs.c.position, jobs.c.id) > after)
         .order_by(jobs.c.position, jobs.c.id)
-        .limit(MAX_ROWS)
+        .limit(limit)
         .subquery()
     )
     elsewhere = (
         select(wants.c.position, wants.c.job_id.label("id"))
         .where(wants.c.batch_id == batch_id, tuple_(wants.c.position, wants.c.job_id) > after)
         .order_by(wants.c.position, wants.c.job_id)
-        .limit(MAX_ROWS)
+        .limit(limit)
         .subquery()
     )
-    both = union_all(select(at_home), select(elsewhere)).order_by("position", "id").limit(MAX_ROWS)
+    both = union_all(select(at_home), select(elsewhere)).order_by("position", "id").limit(limit)
     return [(row.position, row.id) for row in connection.execute(both)]
 
 

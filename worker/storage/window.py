@@ -57,6 +57,13 @@ _WAITING_DUE = (
 )
 _DUE_OF_BATCH = _WAITING_DUE.where(jobs.c.batch_id == bindparam("of_batch"))
 _LONE_DUE = _WAITING_DUE.where(_IS_LONE, _IS_UNHELD)
+# Whatever batch they name: behind its turn, a lone job that is published again would wait for all bulk before it.
+_LONE_READY = (
+    _DUE.where(is_ready(), _IS_LONE, _IS_UNHELD)
+    .order_by(jobs.c.priority, jobs.c.id)
+    .limit(bindparam("at_most"))
+    .with_for_update(skip_locked=True)
+)
 _ids: BindParameter[Sequence[str]] = bindparam("ids", expanding=True)
 # Guarded by state: a row that moved on since it was selected (SQLite has no row locks) stays as it is.
 _MARK_PUBLISHED = (
@@ -121,8 +128,11 @@ def take_lone_due(
     room = min(window, MAX_ROWS) - connection.execute(_COUNT_PUBLISHED_LONE, query).scalar_one()
     if room <= 0:
         return []
-    retries = [Due(*row) for row in connection.execute(_LONE_DUE, {**query, "at_most": room})]
-    due = _mix(retries, _ready_of(connection, endpoint, "", room), room)
+    query["at_most"] = room
+    retries, ready = (
+        [Due(*row) for row in connection.execute(some, query)] for some in (_LONE_DUE, _LONE_READY)
+    )
+    due = _mix(retries, ready, room)
     mark_published(connection, [job.id for job in due], now_ms)
     return due
 

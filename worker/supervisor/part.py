@@ -126,13 +126,13 @@ class Part:
             )
             try:
                 self.started_at_s = time.time()
-                # A Child writes into a file; by this name the file is our pipe. It holds the reading end, too:
-                # when we are killed, its last words go nowhere, instead of failing and with them its way out.
+                # It holds the reading end, too: when we are killed, its last words go nowhere, instead of failing
+                # and with them its way out.
                 self.child = Child(
                     self.recipe.argv,
                     env=self.recipe.env,
                     cwd=self.recipe.cwd,
-                    log=Path(f"/dev/fd/{theirs}"),
+                    log=theirs,
                     pass_fds=[ours],
                 )
             finally:

@@ -58,7 +58,11 @@ def make_plan(
     if flower_port is not None:
         address = settings.flower_address
         argv = (*_PYTHON, "worker.cli", "flower", "--port", str(flower_port), "--address", address)
-        flower = Recipe("flower", argv, keyless, settings.home, _FLOWER_STOP_S)
+        # Nor does Flower need the ledger: what it shows comes from events.
+        broker_only = {
+            name: value for name, value in keyless.items() if not name.startswith("ANTREAN_DATABASE_")
+        }
+        flower = Recipe("flower", argv, broker_only, settings.home, _FLOWER_STOP_S)
     return Plan(
         workers=tuple(
             Recipe(

@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from worker.embedded.home import try_lock
+from worker.files import close_folder, open_private
 
 log = structlog.get_logger(__name__)
 _SUFFIX = ".lock"
@@ -33,8 +34,8 @@ class Presence:
         # Locked before it has its name: who looks at a lock holds it for that moment, and would keep it from us.
         unnamed = self._path.with_suffix(".new")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            close_folder(self._folder)
+            self._descriptor = open_private(unnamed, os.O_RDWR | os.O_CREAT)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unnamed.rename(self._path)
         except OSError as exc:

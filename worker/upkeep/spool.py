@@ -21,6 +21,7 @@ from pathlib import Path
 import orjson
 import structlog
 
+from worker.files import close_folder, open_private
 from worker.slots import Stopping
 from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import Success, Usage
@@ -116,8 +117,8 @@ class SpoolFile:
 
     def _open(self) -> int:
         if self._fd is None:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            close_folder(self._folder)
+            fd = open_private(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not _is_at(self._path, fd):  # another process took it for a leftover before it was locked
@@ -161,7 +162,7 @@ def replay_leftovers(
     done = 0
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = open_private(path, os.O_RDWR)
         except FileNotFoundError:
             continue  # another process was quicker
         except OSError as exc:
@@ -258,8 +259,8 @@ def _put_aside(folder: Path, lines: bytes, *, answers: int) -> bool:
     """Whether all of the lines are now in `rejected.jsonl`, synced; else none of them is."""
     path = folder / REJECTED
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        close_folder(folder)
+        fd = open_private(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # of several processes: what is cut off below is one's own
             _append(fd, lines)

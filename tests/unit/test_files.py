@@ -1,0 +1,129 @@
+"""What antrean writes for itself is its user's alone, whatever the umask and whatever was there before."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from worker.files import close_file, close_folder, find_distrust, make_private_folder, open_private
+
+STRANGER = 54321
+AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o777], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+def test_files_and_folders_are_private_under_any_umask(tmp_path: Path) -> None:
+    inner = tmp_path / "a" / "b"
+    make_private_folder(inner)
+    os.close(open_private(inner / "file", os.O_WRONLY | os.O_CREAT))
+    assert [mode(path) for path in (tmp_path / "a", inner, inner / "file")] == [0o700, 0o700, 0o600]
+
+
+def test_what_was_there_before_is_closed_when_it_is_used(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    folder.chmod(0o755)
+    for name in ("opened", "closed", "read-only"):
+        (folder / name).write_text("old\n")
+        (folder / name).chmod(0o444 if name == "read-only" else 0o666)
+    close_folder(folder)
+    os.close(open_private(folder / "opened", os.O_RDWR))
+    close_file(folder / "closed")
+    close_file(folder / "read-only")
+    close_file(folder / "missing")
+    assert mode(folder) == 0o700
+    assert [mode(folder / name) for name in ("opened", "closed", "read-only")] == [0o600, 0o600, 0o400]
+    assert (folder / "opened").read_text() == "old\n"
+
+
+def test_a_folder_that_others_could_write_in_is_not_closed_over_what_they_left(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(PermissionError, match="can be written by everybody"):
+        close_folder(folder)
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "worker.log").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="it is a link"):
+        open_private(tmp_path / "worker.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@AS_ROOT
+def test_a_file_of_another_user_is_neither_opened_nor_closed(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("x")
+    os.chown(tmp_path / "theirs", STRANGER, STRANGER)
+    with pytest.raises(PermissionError, match=f"belongs to the user {STRANGER}"):
+        open_private(tmp_path / "theirs", os.O_RDWR)
+    with pytest.raises(PermissionError, match=f"belongs to the user {STRANGER}"):
+        close_file(tmp_path / "theirs")
+
+
+def test_what_only_we_can_write_is_trusted(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    assert find_distrust(tmp_path) is None
+    assert find_distrust(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize("bits", [0o777, 0o702])
+def test_what_everybody_can_write_is_not(tmp_path: Path, bits: int) -> None:
+    tmp_path.chmod(bits)
+    distrust = find_distrust(tmp_path)
+    assert distrust is not None
+    assert (distrust.reason, distrust.is_ended_by_chmod) == ("can be written by everybody", True)
+
+
+@AS_ROOT
+def test_a_group_that_nobody_knows_counts(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    os.chown(tmp_path, -1, STRANGER)
+    distrust = find_distrust(tmp_path)
+    assert distrust is not None
+    assert distrust.reason == f"can be written by the group {STRANGER}"
+
+
+@pytest.mark.skipif(
+    [user.pw_uid for user in pwd.getpwall() if user.pw_gid == os.getgid()] != [os.getuid()]
+    or not set(grp.getgrgid(os.getgid()).gr_mem) <= {pwd.getpwuid(os.getuid()).pw_name},
+    reason="others are in this user's group",
+)
+def test_a_group_without_another_member_is_this_user(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    os.chown(tmp_path, -1, os.getgid())
+    assert find_distrust(tmp_path) is None
+
+
+@AS_ROOT
+@pytest.mark.parametrize("is_root_trusted", [True, False])
+def test_what_belongs_to_another_user_is_not_trusted_nor_is_a_link_of_theirs(
+    tmp_path: Path, is_root_trusted: bool
+) -> None:
+    theirs, link = tmp_path / "theirs", tmp_path / "link"
+    theirs.touch()
+    os.chown(theirs, STRANGER, STRANGER)
+    link.symlink_to(tmp_path)
+    os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
+    for path in (theirs, link):
+        distrust = find_distrust(path, root_is_trusted=is_root_trusted)
+        assert distrust is not None
+        assert (distrust.reason, distrust.is_ended_by_chmod) == (f"belongs to the user {STRANGER}", False)

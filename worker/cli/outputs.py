@@ -1,0 +1,100 @@
+"""`--output` and `--force`: what a command reads and keeps, and so never writes results over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import make_url
+
+from worker.reports.outputs import Inputs
+from worker.settings import SIMULATION, Settings
+from worker.sources.documents import SUFFIXES, DocumentSet
+from worker.storage.engine import Ledger
+from worker.storage.migrating import prepare_ledger
+
+FORCE_HELP = "Overwrite a file that is not results, or results that cannot be written again; never an input."
+
+
+def inputs_of_run(settings: Settings, source: Path, prompt: Path, found: DocumentSet, output: Path) -> Inputs:
+    """What a run that writes `output` reads."""
+    is_folder = source.is_dir()
+    return Inputs(
+        files=[
+            (prompt, "the prompt"),
+            *_own_files(settings),
+            *([] if is_folder else [(source, "the document")]),
+        ],
+        # Each is looked at only where there is a file that it could be.
+        documents=[one.path for one in found.documents] if is_folder and output.exists() else [],
+        folders=[source] if is_folder else [],
+        is_document=_is_document,
+        home=settings.home,
+    )
+
+
+def inputs_of_batch(settings: Settings, details: Mapping[str, Any]) -> Inputs:
+    """What a batch was made from, as `name_inputs` wrote it down."""
+    named = {name: Path(details[name]) for name in ("source", "prompt") if name in details}
+    folders = [path for path in [named.get("source")] if path is not None and path.is_dir()]
+    files = [
+        (path, f"an input of this batch ({name})") for name, path in named.items() if path not in folders
+    ]
+    return Inputs(
+        files=[*files, *_own_files(settings)],
+        folders=folders,
+        is_document=_is_document,
+        home=settings.home,
+    )
+
+
+def name_inputs(*, source: Path, prompt: Path | None = None) -> dict[str, str]:
+    """Where a batch's inputs are, for its details: only what lasts, and a file or a folder."""
+    named = {"source": source, "prompt": prompt}
+    return {
+        name: str(path.resolve())
+        for name, path in named.items()
+        if path is not None and (path.is_file() or path.is_dir()) and _is_text(path)
+    }
+
+
+def simulation_of(settings: Settings) -> Callable[[], Ledger | None]:
+    """Opens the ledger of this home's simulated runs, whose results cost nothing, if there is one."""
+
+    @cache
+    def opened() -> Ledger | None:
+        if settings.endpoint == SIMULATION or not (settings.home / SIMULATION / "antrean.db").is_file():
+            return None
+        return prepare_ledger(settings.for_simulation("http://127.0.0.1", SIMULATION))
+
+    return opened
+
+
+def _own_files(settings: Settings) -> list[tuple[Path, str]]:
+    secrets = [
+        settings.api_key_file,
+        settings.database_password_file,
+        settings.broker_password_file,
+        settings.flower_password_file,
+    ]
+    url = make_url(settings.ledger_url)
+    ledger = url.database if url.get_backend_name() == "sqlite" else None
+    return [
+        *((Path(name), "a file of settings") for name in (".env", "antrean.toml")),
+        *((path, "a file of a password or a key") for path in secrets if path is not None),
+        *([(Path(ledger), "the ledger")] if ledger else []),
+    ]
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path.resolve()).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_document(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES

@@ -1,0 +1,163 @@
+"""Files that antrean writes for itself: nobody else reads them, and what somebody else wrote is not used.
+
+Results go where the person says, under the person's umask; they are not opened here.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+# What a home holds beside the sockets: an older version, or a person, may have left it open.
+_HOME_FOLDERS = ("logs", "valkey", "valkey.broken", "spool", "workers", "runs", "simulation")
+_HOME_FILES = (
+    *("antrean.db*", "flower.db*", "flower.history.json*", "flower.cookie-secret", "flower.password"),
+    *(f"{name}.lock" for name in ("stack", "start", "broker", "up", "flower")),
+)
+_ROOT = 0
+_OF_OTHERS = 0o077
+
+
+@dataclass(frozen=True, slots=True)
+class Distrust:
+    """Why what is at a path is not used: `reason` is the end of a sentence that begins with the path."""
+
+    reason: str
+    is_ended_by_chmod: bool = False  # it is ours, but others can write there
+
+
+def find_distrust(path: Path, *, root_is_trusted: bool = False) -> Distrust | None:
+    """Why somebody else may have written what is at `path`; None if nobody can have, or nothing is there.
+
+    A link counts as well as what it leads to. A group that has no other member than this user is no other: many
+    systems let it write everything. What cannot even be looked at is not trusted.
+    """
+    trusted = {os.geteuid(), _ROOT} if root_is_trusted else {os.geteuid()}
+    try:
+        link, facts = path.lstat(), path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None  # whoever makes it says what stands in the way
+    except OSError as exc:
+        return Distrust(f"cannot be looked at ({exc.strerror})")
+    if link.st_uid not in trusted | {_ROOT}:
+        return Distrust(f"belongs to {name_user(link.st_uid)}")
+    if facts.st_uid not in trusted:
+        return Distrust(f"belongs to {name_user(facts.st_uid)}")
+    if facts.st_mode & stat.S_IWOTH:
+        return Distrust("can be written by everybody", is_ended_by_chmod=True)
+    if facts.st_mode & stat.S_IWGRP and not _is_private_group(facts.st_gid):
+        return Distrust(f"can be written by the group {_name_group(facts.st_gid)}", is_ended_by_chmod=True)
+    return None
+
+
+def make_private_folder(folder: Path) -> None:
+    """Makes `folder`, and those above it that are missing, for this user alone whatever the umask.
+
+    One that is there keeps its mode. Raises OSError.
+    """
+    if folder.is_dir():
+        return
+    make_private_folder(folder.parent)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    else:
+        folder.chmod(0o700)  # a umask may take more than the others' rights
+
+
+def close_folder(folder: Path) -> None:
+    """As `make_private_folder`; one that is there is closed to all others. Raises OSError if they could write there."""
+    make_private_folder(folder)
+    distrust = find_distrust(folder)
+    if distrust is not None:
+        raise PermissionError(errno.EPERM, f"it {distrust.reason}", str(folder))
+    _close(folder, folder.stat().st_mode)
+
+
+def close_home(home: Path) -> None:
+    """Closes what is in `home` to all others, used or not. The home keeps its own mode. Raises OSError."""
+    for name in _HOME_FOLDERS:
+        if (home / name).is_dir():
+            close_folder(home / name)
+    for pattern in _HOME_FILES:
+        for path in home.glob(pattern):
+            close_file(path)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """A descriptor of a file that only this user can use, closed at exec; with O_CREAT it is made.
+
+    An older one is closed to others. Raises OSError, also for a link, and for a file of another user.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link", str(path)) from None
+        raise
+    try:
+        facts = os.fstat(descriptor)
+        if facts.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"it belongs to {name_user(facts.st_uid)}", str(path))
+        if stat.S_IMODE(facts.st_mode) != 0o600:
+            os.fchmod(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def close_file(path: Path) -> None:
+    """Closes a file to all others without opening it; a missing one is none. Raises OSError if it is another user's."""
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        return
+    if facts.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, f"it belongs to {name_user(facts.st_uid)}", str(path))
+    if stat.S_ISREG(facts.st_mode):
+        _close(path, facts.st_mode)
+
+
+def _close(path: Path, mode: int) -> None:
+    if not mode & _OF_OTHERS:
+        return
+    try:
+        path.chmod(stat.S_IMODE(mode) & ~_OF_OTHERS)
+    except OSError as exc:
+        # Gone meanwhile; or whoever made the disk read-only decided on that, too.
+        if exc.errno not in (errno.ENOENT, errno.EROFS):
+            raise
+
+
+def name_user(uid: int) -> str:
+    """The user's name, or `the user 1000` where it has none here."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"the user {uid}"
+
+
+def _name_group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _is_private_group(gid: int) -> bool:
+    """Whether this user is the only member. A group that nobody knows may be anybody's."""
+    me = os.geteuid()
+    try:
+        group, name = grp.getgrgid(gid), pwd.getpwuid(me).pw_name
+    except KeyError:
+        return False
+    members = {user.pw_uid for user in pwd.getpwall() if user.pw_gid == gid}
+    return members == {me} and set(group.gr_mem) <= {name}

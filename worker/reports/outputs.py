@@ -1,0 +1,317 @@
+"""What a command may overwrite: results that it can write again, and nothing else that cost money or work."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+from uuid import UUID
+
+import orjson
+
+from worker.errors import InputError
+from worker.reports.batchlines import LINE_START, check_output
+from worker.reports.summary import format_count
+from worker.storage.batches import fetch_batch
+from worker.storage.engine import Ledger
+from worker.storage.line_owners import LineOwner, fetch_owners, fetch_undashed
+
+_PAGE = 500
+_TEXT = rb'((?:[^"\\]|\\.)*)"'
+_LINE = re.compile(
+    rb'\{"id":"batch_req_'
+    + _TEXT
+    + rb',"custom_id":(?:null|"'
+    + _TEXT
+    + rb'),"response":(?:null|\{"status_code":(\d+))'
+)
+_HEX = re.compile(r"[0-9a-f]{32}")
+_ANOTHER = "name another file with -o"
+_OR_FORCE = f"{_ANOTHER}, or overwrite it with --force"
+_Fingerprint = tuple[int, int, int, int]
+
+
+def _no_simulation() -> Ledger | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a command reads, and its own files: nothing that it may ever overwrite.
+
+    `files` has each with what a sentence calls it. `documents` are those of a run, found already; `folders` hold
+    them: a file in one is an input if `is_document` says so of it, and it is not an earlier run's results.
+    """
+
+    files: Sequence[tuple[Path, str]] = ()
+    documents: Sequence[Path] = ()
+    folders: Sequence[Path] = ()
+    is_document: Callable[[Path], bool] = lambda _: True
+    home: Path | None = None
+
+
+@dataclass(slots=True)
+class Holding:
+    """The lines of a file of results by whose they are.
+
+    `lost` are results that the ledger cannot write again: their jobs were removed, or are another ledger's.
+    """
+
+    own: int = 0
+    others: Counter[str] = field(default_factory=Counter)  # by the batch that wants them
+    unwanted: int = 0  # no batch wants them any more: a document was edited or removed
+    simulated: int = 0
+    lost: int = 0
+    is_foreign: bool = False  # a line is not ours
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    id: str  # without dashes, as the line has it
+    custom_id: str | None
+    is_result: bool
+
+
+class Output:
+    """A file that results go to, and what of it may be replaced.
+
+    An input never. With `is_forced` only: a file that holds no results, and results that cannot be written again.
+    Results of another batch that can be are replaced where the file `is_named`: not where its name is the default.
+    """
+
+    def __init__(self, path: Path, inputs: Inputs, *, is_named: bool = True, is_forced: bool = False) -> None:
+        self.path = path
+        self._inputs = inputs
+        self._is_named = is_named
+        self._is_forced = is_forced
+        self._seen: _Fingerprint | None = None
+        self._ledger: Ledger | None = None
+        self._batch_id: str | None = None
+        self._simulation: Callable[[], Ledger | None] = _no_simulation
+
+    def check_file(self) -> None:
+        """Raises InputError if results must not or cannot be written there, whoever wrote what is there."""
+        check_output(self.path)
+        facts = _stat(self.path)
+        if facts is None:
+            return
+        if stat.S_ISBLK(facts.st_mode):
+            raise InputError(f"{self.path} is a disk: {_ANOTHER}")
+        if not stat.S_ISREG(facts.st_mode):
+            self._check_files(facts)
+            return
+        self._check_files(facts)
+        if not _begins_as_results(self.path):
+            self._check_own(facts)
+            if facts.st_size and not self._is_forced:
+                raise InputError(f"{self.path} is not a file of results: {_OR_FORCE}")
+
+    def check_results(
+        self,
+        ledger: Ledger,
+        batch_id: str | None,
+        *,
+        simulation: Callable[[], Ledger | None] = _no_simulation,
+    ) -> str | None:
+        """What is to be said of results there that will be replaced. Raises InputError where they must not be.
+
+        `batch_id` is whose results are to be written, None for a batch that is not made yet. Results of `simulation`,
+        a ledger that is opened when it is needed, cost nothing.
+        """
+        self._ledger, self._batch_id, self._simulation = ledger, batch_id, simulation
+        self._seen = _fingerprint(self.path)
+        return self._judge()
+
+    def belong_to(self, batch_id: str) -> None:
+        """Says whose results these are, once their batch is made."""
+        self._batch_id = batch_id
+
+    def check_again(self) -> None:
+        """Just before the file is replaced: somebody may have put another in its place. Raises InputError."""
+        if _fingerprint(self.path) == self._seen:
+            return
+        try:
+            self.check_file()
+            self._judge()
+        except InputError as exc:
+            raise InputError(
+                f"while the results were made, this has come about: {exc}; `antrean results {self._batch_id} -o FILE` "
+                "writes them elsewhere"
+            ) from None
+
+    def may_grow_in(self, part: Path) -> bool:
+        """Whether `part` may be emptied: it holds nothing but lines of this batch that can be written again."""
+        beside = Output(part, self._inputs, is_named=False)
+        try:
+            beside.check_file()
+            if self._ledger is not None:
+                beside.check_results(self._ledger, self._batch_id)
+        except InputError:
+            return False
+        return True
+
+    def _check_files(self, facts: os.stat_result) -> None:
+        for file, what in self._inputs.files:
+            if _is_same(file, facts):
+                raise InputError(f"{self.path} is {what}, which is never overwritten: {_ANOTHER}")
+
+    def _check_own(self, facts: os.stat_result) -> None:
+        real = Path(os.path.realpath(self.path))
+        if self._inputs.home is not None and real.is_relative_to(os.path.realpath(self._inputs.home)):
+            raise InputError(f"{self.path} is one of antrean's own files: {_ANOTHER}")
+        if not facts.st_size:
+            return
+        is_inside = self._inputs.is_document(real) and any(
+            real.is_relative_to(os.path.realpath(folder)) for folder in self._inputs.folders
+        )
+        if is_inside or any(_is_same(document, facts) for document in self._inputs.documents):
+            raise InputError(f"{self.path} is one of the documents, which are never overwritten: {_ANOTHER}")
+
+    def _judge(self) -> str | None:
+        ledger = self._ledger
+        if self._is_forced or ledger is None or not self.path.is_file():
+            return None
+        holding = weigh(ledger, self.path, self._batch_id, simulation=self._simulation)
+        if holding.is_foreign:
+            raise InputError(f"{self.path} holds more than results: {_OR_FORCE}")
+        if holding.lost:
+            raise InputError(
+                f"{self.path} holds {format_count(holding.lost, 'result')} that this ledger does not have (pruned, or "
+                f"made by another ledger): {_OR_FORCE}"
+            )
+        if holding.others:
+            whose, others = _describe(ledger, holding.others)
+            if not self._is_named:
+                raise InputError(f"{self.path} holds the results of {whose}: {_OR_FORCE}")
+            return f"{self.path} held the results of {whose}: `antrean results {others}` writes them again"
+        return f"{self.path} held the results of a simulation" if holding.simulated else None
+
+
+def weigh(
+    ledger: Ledger,
+    path: Path,
+    batch_id: str | None,
+    *,
+    simulation: Callable[[], Ledger | None] = _no_simulation,
+) -> Holding:
+    """Whose the lines of a file of results are, for somebody who writes those of `batch_id`; memory stays flat.
+
+    Raises InputError if the file cannot be read, DatabaseAway.
+    """
+    holding = Holding()
+    undashed: dict[str, str] | None = None
+    try:
+        with path.open("rb") as file:
+            lines = _read_lines(file, holding)
+            while page := list(islice(lines, _PAGE)):
+                if undashed is None and batch_id and not all(_HEX.fullmatch(line.id) for line in page):
+                    with ledger.read() as connection:
+                        undashed = fetch_undashed(connection, batch_id)
+                _weigh_page(ledger, page, batch_id, undashed or {}, simulation, holding)
+    except OSError as exc:
+        why = exc.strerror or type(exc).__name__
+        raise InputError(f"{path} cannot be read ({why}), so it is not overwritten: {_OR_FORCE}") from None
+    return holding
+
+
+def _weigh_page(
+    ledger: Ledger,
+    page: Sequence[_Line],
+    batch_id: str | None,
+    undashed: dict[str, str],
+    simulation: Callable[[], Ledger | None],
+    holding: Holding,
+) -> None:
+    ids = [_job_id(line, undashed) for line in page]
+    owners = _fetch(ledger, ids)
+    unknown = [id_ for id_, line in zip(ids, page, strict=True) if line.is_result and id_ not in owners]
+    simulated: dict[str, LineOwner] = {}
+    if unknown and (simulated_in := simulation()) is not None:
+        simulated = _fetch(simulated_in, unknown)
+    for id_, line in zip(ids, page, strict=True):
+        owner = owners.get(id_)
+        if owner is None or (line.is_result and not owner.is_succeeded):
+            if line.is_result and id_ in simulated:
+                holding.simulated += 1
+            elif line.is_result:
+                holding.lost += 1
+            continue
+        wanting = [batch for batch, name in owner.names if _storable(name) == line.custom_id]
+        if batch_id in wanting:
+            holding.own += 1
+        elif wanting:
+            holding.others[wanting[0]] += 1
+        else:
+            holding.unwanted += 1
+
+
+def _fetch(ledger: Ledger, ids: Sequence[str]) -> dict[str, LineOwner]:
+    with ledger.read() as connection:
+        return fetch_owners(connection, ids)
+
+
+def _job_id(line: _Line, undashed: dict[str, str]) -> str:
+    if _HEX.fullmatch(line.id):
+        return str(UUID(line.id))
+    return undashed.get(line.id, line.id)
+
+
+def _read_lines(file: BinaryIO, holding: Holding) -> Iterator[_Line]:
+    """The lines that are ours; `holding` learns of others. A last line that was cut off is as good as none."""
+    for raw in file:
+        found = _LINE.match(raw)
+        if found is not None:
+            id_, name, status = found.groups()
+            yield _Line(
+                id=str(orjson.loads(b'"' + id_ + b'"')),
+                custom_id=None if name is None else str(orjson.loads(b'"' + name + b'"')),
+                is_result=status is not None and status.startswith(b"2"),
+            )
+        elif raw.strip() and (raw.endswith(b"\n") or not raw.startswith(LINE_START)):
+            holding.is_foreign = True
+            return
+
+
+def _describe(ledger: Ledger, others: Counter[str]) -> tuple[str, str]:
+    [(batch_id, _)] = others.most_common(1)
+    with ledger.read() as connection:
+        batch = fetch_batch(connection, batch_id)
+    label = "" if batch is None else f" ({batch.label})"
+    more = f" and {format_count(len(others) - 1, 'other')}" if len(others) > 1 else ""
+    return f"{batch_id}{label}{more}", batch_id
+
+
+def _begins_as_results(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LINE_START)) == LINE_START
+    except OSError:
+        return False
+
+
+def _is_same(file: Path, facts: os.stat_result) -> bool:
+    other = _stat(file)
+    return other is not None and os.path.samestat(other, facts)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except (OSError, ValueError):
+        return None
+
+
+def _fingerprint(path: Path) -> _Fingerprint | None:
+    facts = _stat(path)
+    return None if facts is None else (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+def _storable(name: str | None) -> str | None:
+    """The name as an output line has it."""
+    return None if name is None else name.encode("utf-8", "replace").decode()

@@ -1,0 +1,29 @@
+"""What Celery is told of results: they are in the ledger, and nobody waits for them at the broker."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from celery.backends.base import DisabledBackend
+
+
+class ResultsInLedger(NotImplementedError):
+    """Somebody asked Celery for the result, or the state, of a job."""
+
+
+class LedgerOnly(DisabledBackend):
+    """A result backend without results: whoever asks it is told where they are."""
+
+    def _tell(self, task_id: Any = None, *_: Any, **__: Any) -> NoReturn:
+        name = task_id if isinstance(task_id, str) else "JOB"
+        raise ResultsInLedger(
+            f"Celery keeps no result or state of antrean's jobs, the ledger does: `antrean show {name}` tells what "
+            f"became of a job, `antrean results BATCH -o FILE` writes the results of a batch"
+        )
+
+    get_task_meta = get_task_meta_for = wait_for = get_many = _tell
+    get_state = get_status = get_result = get_traceback = get_children = _tell
+    forget = _tell
+
+    def ensure_chords_allowed(self) -> NoReturn:
+        self._tell()

@@ -1,0 +1,54 @@
+"""Whose the lines of a file of results are: the jobs of the lines, and who wants those under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, func, select
+
+from schemas.job import JobState
+from worker.storage.tables import jobs, wants
+
+_UUID_LENGTH = 36
+
+
+@dataclass(frozen=True, slots=True)
+class LineOwner:
+    """The job of an output line. `names` are those of the batches that want it, each with its name for it."""
+
+    is_succeeded: bool
+    names: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+def fetch_owners(connection: Connection, ids: Sequence[str]) -> dict[str, LineOwner]:
+    """Those of `ids` (at most 500) that the ledger has, by id."""
+    wanted = sorted(set(ids))
+    found: dict[str, LineOwner] = {}
+    own_names: dict[str, str | None] = {}
+    for row in connection.execute(
+        select(jobs.c.id, jobs.c.state, jobs.c.batch_id, jobs.c.custom_id, jobs.c.source_key).where(
+            jobs.c.id.in_(wanted)
+        )
+    ):
+        owner = found[row.id] = LineOwner(row.state == JobState.SUCCEEDED.value)
+        own_names[row.id] = row.source_key
+        if row.batch_id:
+            owner.names.append((row.batch_id, row.source_key if row.custom_id is None else row.custom_id))
+    elsewhere = select(wants.c.job_id, wants.c.batch_id, wants.c.custom_id)
+    for want in connection.execute(elsewhere.where(wants.c.job_id.in_(wanted))):
+        if want.job_id in found:
+            name = own_names[want.job_id] if want.custom_id is None else want.custom_id
+            found[want.job_id].names.append((want.batch_id, name))
+    return found
+
+
+def fetch_undashed(connection: Connection, batch_id: str) -> dict[str, str]:
+    """The ids of a batch's jobs that producers made up with dashes in them, by the same without dashes.
+
+    An output line has no dashes in its id. Those of a UUID can be put back; these cannot.
+    """
+    odd = select(jobs.c.id).where(
+        jobs.c.batch_id == batch_id, jobs.c.id.contains("-"), func.length(jobs.c.id) != _UUID_LENGTH
+    )
+    return {id_.replace("-", ""): id_ for id_ in connection.execute(odd).scalars()}

@@ -1,0 +1,123 @@
+"""PostgreSQL's engine: connections that do not wait for ever, directly or through a pooler.
+
+The server's own timeouts and TCP's tell of a server that works, or is gone. One that is there and stands still (its
+disk hangs, its machine is suspended behind a proxy) would hold whoever asked it until somebody cut the connection.
+What an address or PGOPTIONS says itself is left alone (docs/adr/0023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.errors import _WaitTimeout
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+
+T = TypeVar("T")
+# What the address does not say itself. `fallback_…`: a name in PGAPPNAME counts as well.
+_DEFAULTS: Mapping[str, Any] = {
+    "connect_timeout": 5,
+    "client_encoding": "utf8",  # whatever PGCLIENTENCODING says: a prompt may hold any character
+    "fallback_application_name": "antrean",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+# A half-open network or a forgotten lock ends in an error that is retried, not in silence.
+_STATEMENT_MS = 30_000
+_LOCK_MS = 10_000
+# Sent by the address or by PGOPTIONS (`client`): it is meant.
+_SET_UNSAID = """
+SELECT set_config(wanted.name, wanted.value, false)
+FROM unnest(%s::text[], %s::text[]) AS wanted(name, value) JOIN pg_settings USING (name)
+WHERE pg_settings.source <> 'client'
+"""
+# Sentences for who set a pooler up.
+_NO_OPTIONS = (
+    "the pooler in between takes no `options` (unsupported startup parameter): leave them out of the address and of "
+    "PGOPTIONS, or let PgBouncer have ignore_startup_parameters = options"
+)
+_NO_SESSION = (
+    "though it let us in: has a pooler in session mode fewer connections (pool_size) than its clients hold?"
+)
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """psycopg's connection; whatever it waits for comes `within_s`, or the connection is closed."""
+
+    within_s = 35.0
+    is_pooled = False  # a pooler is in between: the session on the server may be another's a moment later
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """psycopg's. Raises psycopg.OperationalError; what was asked may or may not have been done."""
+        if timeout is not None:
+            return super().wait(gen, interval, timeout)
+        try:
+            return super().wait(gen, interval, self.within_s)
+        except _WaitTimeout:
+            self.pgconn.finish()  # half way through an answer: it cannot be used again
+            raise psycopg.OperationalError(f"no answer for {self.within_s:g} s") from None
+
+
+def create_postgresql_engine(url: URL, *, pool_size: int, idle_ms: int, within_s: float) -> Engine:
+    """An engine whose connections wait `within_s` for each answer, and hold locks in silence for `idle_ms`.
+
+    Through a pooler (PgBouncer) it needs nothing of a session: it works in session and in transaction mode.
+    """
+    limits = {
+        "statement_timeout": _STATEMENT_MS,
+        "lock_timeout": _LOCK_MS,
+        "idle_in_transaction_session_timeout": idle_ms,
+    }
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=8,
+        pool_timeout=30,
+        hide_parameters=True,  # an error's text must not quote a prompt or an answer (invariant 10)
+        connect_args={name: value for name, value in _DEFAULTS.items() if name not in url.query},
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _on_connect(_dialect: Any, _record: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _connect(args, kwargs, limits, within_s=within_s)
+
+    begin = "; ".join(["BEGIN", *(f"SET LOCAL {name} = {value}" for name, value in limits.items())])
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        if getattr(connection.connection.driver_connection, "is_pooled", False):
+            connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _connect(args: Any, kwargs: Any, limits: Mapping[str, int], *, within_s: float) -> PatientConnection:
+    """Connected, with the limits set for the session, if that is ours; else each transaction sets them for itself."""
+    try:
+        connection = PatientConnection.connect(*args, **kwargs)
+    except psycopg.OperationalError as exc:
+        if "unsupported startup parameter" in str(exc):
+            raise psycopg.OperationalError(_NO_OPTIONS) from exc
+        raise
+    connection.within_s = within_s
+    try:
+        connection.autocommit = True
+        found = connection.execute("SELECT pg_backend_pid()").fetchone()
+        # A pooler cannot know, when it is connected to, which of the server's processes will answer.
+        connection.is_pooled = found is None or found[0] != connection.pgconn.backend_pid
+        if connection.is_pooled:
+            connection.prepare_threshold = None  # else a statement is prepared in somebody else's session
+        else:
+            connection.execute(_SET_UNSAID, [list(limits), [str(value) for value in limits.values()]])
+            connection.autocommit = False
+    except psycopg.Error as exc:
+        is_silent = connection.closed and isinstance(exc, psycopg.OperationalError)
+        connection.close()
+        if is_silent:
+            raise psycopg.OperationalError(f"{exc}, {_NO_SESSION}") from exc
+        raise
+    return connection
