@@ -24,9 +24,11 @@ _DASHES = (8, 12, 16, 20)  # digits of a job's id before each of its dashes
 def names_of(wanted: str) -> list[str]:
     """The ids that a job may have which somebody calls so: its own, or that of its output line."""
     digits = wanted.removeprefix(LINE_ID)
-    if digits == wanted or re.fullmatch("[0-9a-f]{32}", digits) is None:
+    if digits == wanted or not digits:
         return [wanted]
-    return [wanted, str(UUID(digits))]
+    if re.fullmatch("[0-9a-f]{32}", digits) is None:
+        return [wanted, digits]
+    return [wanted, digits, str(UUID(digits))]  # a producer may have made its id without dashes
 
 
 def find_batch_id(ledger: Ledger, wanted: str) -> str:
