@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,6 +18,7 @@ from api_client.connections import POOL_CLASSES, serve
 from api_client.deadline import Call
 from api_client.framing import FramedResponse
 from api_client.streams import LONGEST_END, is_end_of_stream, is_event_stream
+from api_client.surroundings import read_surroundings
 from schemas.failure import Failure, FailureKind
 
 CHUNK_BYTES = 64 * 1024
@@ -39,7 +39,8 @@ class Transport:
     """A pool of connections to one endpoint. The environment (proxies, CA bundles) is read once, here.
 
     There is no `Session`: all it would add is cookies, .netrc, redirects and a second look at the environment
-    for every call, none of which we want. Raises requests' InvalidURL (a ValueError) for an impossible URL.
+    for every call, none of which we want. Raises ValueError with a sentence for an impossible URL, and for a proxy or
+    a CA bundle that no call can use.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -47,14 +48,8 @@ class Transport:
         probe = requests.Request("GET", config.address.at("/")).prepare().url or ""
         root, _, query = probe.partition("?")
         self._root, self._query = root.rstrip("/"), query and f"?{query}"
-        with requests.Session() as session:
-            settings = session.merge_environment_settings(probe, {}, None, None, None)
-        verify: bool | str = settings["verify"] or True
-        if verify is True:
-            verify = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR") or True
-        if isinstance(verify, str) and not os.path.exists(verify):
-            raise ValueError("the CA bundle that REQUESTS_CA_BUNDLE or a kin of it names does not exist")
-        self._adapter = _Adapter(probe, verify, dict(settings["proxies"]), config.pool_size)
+        around = read_surroundings(probe)
+        self._adapter = _Adapter(probe, around.verify, around.proxies, config.pool_size)
         self._timeout = Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
 
     def exchange(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -11,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker.embedded.home import broker_url, check_runtime_folder
-from worker.errors import BrokerAway
+from worker.errors import BrokerAway, SettingsError
 from worker.hints import SHARED_QUEUES, Queues, list_keys
 from worker.settings import Settings
 
@@ -32,7 +33,24 @@ def broker_address(settings: Settings) -> str:
 
 
 def open_client(address: str) -> redis.Redis:
-    """A client for the broker at `address`. Connects lazily; every wait of it ends within seconds."""
+    """A client for the broker at `address`. Connects lazily; every wait of it ends within seconds.
+
+    Raises SettingsError for an option in the address that nobody knows.
+    """
+    try:
+        client = _open(address)
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # reads the options, and connects to nobody
+    except (TypeError, ValueError, redis.RedisError) as exc:
+        option = re.search(r"argument '(\w+)'", str(exc))  # nothing else of the text: it may quote a password
+        words = (
+            f"an option that no broker client knows: {option[1]}" if option else "an option of a wrong value"
+        )
+        raise SettingsError([f"ANTREAN_BROKER_URL: has {words}"]) from None
+    return client
+
+
+def _open(address: str) -> redis.Redis:
     parts = urlsplit(address)
     if parts.scheme == "redis+socket":
         database = parse_qs(parts.query).get("virtual_host", ["0"])[0].lstrip("/") or "0"

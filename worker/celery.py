@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from worker.broker import broker_address
 from worker.errors import AntreanError
 from worker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues, queues_of
 from worker.logs import configure_logs
-from worker.printable import printable
 from worker.settings import load_settings
+from worker.starting import end_with
 from worker.storage.engine import open_ledger
 from worker.storage.identity import fetch_identity
 
@@ -37,8 +36,7 @@ def build_conf() -> dict[str, Any]:
         settings = load_settings()
         address = broker_address(settings)
     except AntreanError as exc:
-        sys.stderr.write(f"antrean: {printable(str(exc))}\n")
-        raise SystemExit(int(exc.exit_code)) from None
+        end_with(exc)
     return {
         "broker_url": address,
         # kombu would take any certificate otherwise; ssl_ options of the URL win.
@@ -67,6 +65,7 @@ def build_conf() -> dict[str, Any]:
         "task_publish_retry": False,
         "task_publish_retry_policy": {"max_retries": 3, "interval_max": 1},
         "beat_enable_remote_control": True,
+        "beat_scheduler": "celery.beat:Scheduler",  # the other one runs the pickle that lies in the current folder
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # long outages are survived
         "broker_transport_options": {
@@ -103,6 +102,19 @@ class AMQP(channel.AMQP):
         return self.Queues(queues)
 
 
+class Loader(AppLoader):
+    """Celery's own, but that nothing comes from the current folder: a `requests.py` there would run beside the key.
+
+    Nor from CELERY_CONFIG_MODULE, which is another app's: what it says would win over all of ours.
+    """
+
+    def read_configuration(self, env: str = "CELERY_CONFIG_MODULE") -> dict[str, Any]:
+        return {}
+
+    def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> Any:
+        return (imp or self.import_module)(module, package=package)
+
+
 def serve_queues(queues: Queues) -> None:
     """Has the worker of this process read `queues` beside those that all workers read."""
     app.amqp.queues = _declare(_order(queues))
@@ -133,19 +145,15 @@ def _declare(names: Iterable[str]) -> list[Queue]:
     return [Queue(name, direct, routing_key=name) for name in names]
 
 
-class Loader(AppLoader):
-    """Celery's, but for CELERY_CONFIG_MODULE, which is another app's: what it says would win over all of ours."""
-
-    def read_configuration(self, env: str = "CELERY_CONFIG_MODULE") -> dict[str, Any]:
-        return {}
-
-
 class Logging(CeleryLogging):
     """Our logs for whatever runs this app. A receiver of Celery's signal would be one for all apps of a process."""
 
     def setup_logging_subsystem(self, *_: Any, **__: Any) -> bool:
         CeleryLogging._setup = True
-        configure_logs(load_settings().log_level)
+        try:
+            configure_logs(load_settings().log_level)
+        except AntreanError as exc:
+            end_with(exc)
         return True  # Celery sets up nothing more
 
 

@@ -19,9 +19,10 @@ from celery.app import amqp
 from kombu import Connection as KombuConnection
 from kombu.transport import redis, virtual
 
+from worker.aside import Aside
 from worker.broker_time import BROKER_CLOCK
 from worker.doorbell import Doorbell
-from worker.foreign import MAX_MESSAGE_BYTES, Message, Unusable, mark_redelivered, read_hint
+from worker.foreign import MAX_MESSAGE_BYTES, Message, OfAnother, Unusable, mark_redelivered, read_hint
 from worker.hand import Hand
 from worker.hints import is_bulk_queue, is_written_hint, list_keys
 from worker.taking import Taken, Taker, find_list, read_note, read_taken, write_note
@@ -29,6 +30,7 @@ from worker.taking import Taken, Taker, find_list, read_note, read_taken, write_
 __all__ = ["AMQP", "REFUSES_WRITES", "Channel", "Connection", "Hand", "QoS", "Transport"]
 log = structlog.get_logger(__name__)
 
+_aside = Aside()
 _ASK_EVERY_S = 1.0  # as often as kombu's BRPOP comes back; kombu ends a connection that does not answer
 _UNTOLD_POLL_S = 0.05  # how often to ask a broker that pushes no notices
 _RENEWALS_A_LEASE = 6
@@ -329,12 +331,16 @@ class Channel(redis.Channel):
             raise Empty from None
 
     def _deliver(self, taken: Taken) -> None:
+        if taken.is_aside:
+            return self._set_aside(taken)
         message = read_hint(taken.raw) if not taken.is_noted and is_written_hint(taken.raw) else None
         try:
             if message is None:
                 message = read_taken(taken)
             self.is_noted = taken.is_noted
             self.connection._deliver(message, taken.queue)
+        except OfAnother as exc:
+            self._set_aside(taken, exc.task)
         except Unusable as exc:
             # Something that is no message was put on the list: it is gone, and the worker is not.
             log.error("message.unreadable", why=exc.why, size_bytes=len(taken.raw), queue=taken.queue)
@@ -344,6 +350,10 @@ class Channel(redis.Channel):
             self._forget(taken)
         finally:
             self.is_noted = False
+
+    def _set_aside(self, taken: Taken, task: str | None = None) -> None:
+        with self.conn_or_acquire() as client:
+            _aside.put(client, taken, task, self.qos._remove_from_indices)
 
     def _forget(self, taken: Taken) -> None:
         if taken.is_noted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from enum import IntEnum
 
@@ -57,6 +58,37 @@ class Refused(AntreanError):
 
 class BrokerAway(Unreachable):
     """The broker does not take messages just now. What was sent may or may not have arrived."""
+
+
+_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_ADVICE = {
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "end something else: all of this machine's files are open",
+    errno.ENOMEM: "end something else: all of this machine's memory is in use",
+}
+
+
+def is_disk_full(exc: BaseException) -> bool:
+    """Whether there is no room left where something was to be written."""
+    return isinstance(exc, OSError) and exc.errno in _IS_FULL
+
+
+def explain_os_error(exc: OSError) -> AntreanError | None:
+    """The sentence about something that this machine lacks or forbids; None for what only a defect of ours explains."""
+    if exc.errno is None or exc.errno in (errno.EBADF, errno.EINVAL):
+        return None
+    file = exc.filename if isinstance(exc.filename, (str, bytes)) else ""
+    name = file.decode(errors="replace") if isinstance(file, bytes) else file
+    if is_disk_full(exc):
+        return Unreachable(
+            f"the disk is full{f', {name} cannot be written' if name else ''}: make room on it"
+        )
+    words = exc.strerror or type(exc).__name__
+    if exc.errno in _ADVICE:
+        return Unreachable(f"{words}: {_ADVICE[exc.errno]}")
+    if name:
+        return Unreachable(f"{name} cannot be used ({words})")
+    return None
 
 
 def tell_place(exc: BaseException) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import flower.app
 import flower.command
@@ -28,14 +27,14 @@ from tornado.options import options
 
 from worker.embedded.home import open_lock_file, prepare_home, try_lock
 from worker.embedded.stack import Stack
-from worker.errors import AntreanError, SettingsError, Unreachable
+from worker.errors import SettingsError, Unreachable
 from worker.files import open_private
 from worker.flower_guard import GuardedFlower, get_current_user, is_loopback
 from worker.flower_history import KeptEvents
 from worker.logs import configure_logs
-from worker.printable import printable
 from worker.request import NO_ARGS, NO_KWARGS, as_name
-from worker.settings import IN_STACK, Settings, load_settings
+from worker.settings import IN_STACK, Settings, load_settings, warn_of_unknown_names
+from worker.starting import end_with
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +57,7 @@ def prepare_flower() -> dict[str, Any]:
     """
     configure_logs()  # first of all: whatever fails from here on is told without what it quotes
     try:
+        warn_of_unknown_names()
         settings = load_settings()
         configure_logs(settings.log_level)
         said = _said_to_flower()
@@ -79,8 +79,8 @@ def prepare_flower() -> dict[str, Any]:
             cookie_secret=kept_secret(home / "flower.cookie-secret"),
             database=_history(home),
         )
-    except AntreanError as exc:
-        _exit(exc)
+    except Exception as exc:  # whatever it is: without these options Flower is open to everybody
+        end_with(exc)
     _put_flower_right()
     return {name: value for name, value in ours.items() if name not in said}
 
@@ -123,7 +123,7 @@ def kept_secret(path: Path) -> str:
     """The secret in the file at `path`, made once, readable by its owner alone. Raises SettingsError."""
     try:
         _make_once(path)
-        with open(open_private(path, os.O_RDONLY)) as file:
+        with open(open_private(path, os.O_RDONLY), encoding="utf-8") as file:
             secret = file.read().strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError([f"{path} cannot be used ({exc}): remove it, and another is made"]) from None
@@ -136,7 +136,7 @@ def _make_once(path: Path) -> None:
     if path.exists():
         return
     draft = path.with_name(f"{path.name}.{os.getpid()}")
-    with open(open_private(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w") as file:
+    with open(open_private(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as file:
         file.write(secrets.token_urlsafe(18) + "\n")
     # A link, unlike a rename, leaves alone what another process made meanwhile.
     with contextlib.suppress(FileExistsError):
@@ -187,11 +187,6 @@ def _said_to_flower() -> Mapping[str, Any]:
         for option in options._options.values()
         if option._value is not type(option).UNSET and option.name != "conf"
     }
-
-
-def _exit(exc: AntreanError) -> NoReturn:
-    sys.stderr.write(f"antrean: {printable(str(exc))}\n")
-    raise SystemExit(int(exc.exit_code))
 
 
 # Flower has no setting for these.

@@ -4,6 +4,7 @@ Anybody may put anything on a queue. kombu and Celery take much of a message on 
 worker, comes back and ends the next one. So what they are handed here is of their own second protocol, in types that
 they expect, its body decoded. A message of ours that cannot be used goes on all the same, refused: it ends as a row
 that says why, and is acknowledged once that is written. What has no usable id is dropped with a line in the log.
+What is a message of another app is nobody's to drop: whoever reads it here sets it aside.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _LONGEST_TIME = 64  # characters
 # Far from both ends of Python's calendar, where it cannot change the time zone.
 _FIRST_EXPIRY_MS, _LAST_EXPIRY_MS = 0, MAX_TIME_MS - 366 * 86_400_000
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
+_NAME = re.compile(r"[\w.:@/+-]{1,160}", re.ASCII)
 _ID = re.compile(rb'"id"\s*:\s*"([ !#-\[\]-~]{1,255})"')
 _OURS = re.compile(rb'"task"\s*:\s*"' + re.escape(TASK.encode()) + rb'"')
 
@@ -45,8 +47,7 @@ _OURS = re.compile(rb'"task"\s*:\s*"' + re.escape(TASK.encode()) + rb'"')
 class Payload(dict[str, Any]):
     """A message as kombu's JSON would say it, with its body decoded: arguments, named arguments, what is embedded.
 
-    `decoded` None: it is no task of ours, and whoever looks at its body decodes it. `raw` is the message as it lay in
-    the broker, where nobody has noted it yet.
+    `raw` is the message as it lay in the broker, where nobody has noted it yet.
     """
 
     decoded: list[Any] | None = None
@@ -71,6 +72,19 @@ class Unusable(Exception):
         self.why = why
 
 
+class OfAnother(Unusable):
+    """A message of another app that shares the queue. `task`: the name of its task, if it reads as a name."""
+
+    def __init__(self, task: object = None) -> None:
+        super().__init__("it is another app's")
+        self.task = as_name(task)
+
+
+def as_name(value: object) -> str | None:
+    """`value` if it reads as a name or an id, as a prompt does not; else None."""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else None
+
+
 def read_hint(raw: bytes) -> dict[str, Any] | None:
     """A hint as we write it, or None where it only looks like one."""
     try:
@@ -92,7 +106,7 @@ def read_hint(raw: bytes) -> dict[str, Any] | None:
 
 
 def read_foreign(raw: bytes, *, queue: str, tag: str) -> Payload:
-    """The message that lay on `queue`, to be delivered under `tag`. Raises Unusable, and nothing else."""
+    """The message of ours that lay on `queue`, to be delivered under `tag`. Raises Unusable, OfAnother among it."""
     try:
         message = _load(raw)
     except _UNREADABLE as exc:
@@ -114,7 +128,7 @@ def read_foreign(raw: bytes, *, queue: str, tag: str) -> Payload:
         body = _from_first_protocol(body)
     task = headers.get("task")
     if task != TASK:
-        return _of_another(message, headers, properties, queue=queue, tag=tag)
+        raise OfAnother(task)
     task_id = headers.get("id")
     if isinstance(task_id, int) and not isinstance(task_id, bool) and abs(task_id) < 2**63:
         task_id = str(task_id)
@@ -132,7 +146,10 @@ def read_foreign(raw: bytes, *, queue: str, tag: str) -> Payload:
 
 def read_fragments(raw: bytes, why: str, *, queue: str, tag: str) -> Payload:
     """A refused message, of one that cannot be read as a whole or is cut: its id is looked for. Raises Unusable."""
-    found = _ID.search(raw) if _OURS.search(raw) else None
+    is_ours = _OURS.search(raw) is not None
+    if not is_ours and raw.lstrip()[:1] == b"{":
+        raise OfAnother
+    found = _ID.search(raw) if is_ours else None
     if found is None:
         raise Unusable(why)
     task_id = make_row_id(found.group(1).decode("ascii"))
@@ -292,48 +309,6 @@ def _make(
     )
     payload.decoded = decoded
     return payload
-
-
-def _of_another(
-    message: Mapping[str, Any],
-    headers: Mapping[str, Any],
-    properties: Mapping[str, Any],
-    *,
-    queue: str,
-    tag: str,
-) -> Payload:
-    """A message of no task of ours: Celery's consumer says so, by its headers."""
-    task = headers.get("task")
-    kept = {name: value for name, value in headers.items() if name not in ("compression", HINT_HEADER)}
-    if "task" in kept and not isinstance(task, str):
-        kept["task"] = ""
-    body = message.get("body")
-    encoding = properties.get("body_encoding")
-    return Payload(
-        {
-            "body": body if isinstance(body, str) and _is_decodable(body, encoding) else "",
-            "content-encoding": _text(message.get("content-encoding")),
-            "content-type": _text(message.get("content-type")),
-            "headers": kept,
-            "properties": {
-                **properties,
-                "body_encoding": encoding if encoding == "base64" else None,
-                "delivery_info": _where(properties, queue),
-                "delivery_tag": tag,
-            },
-        }
-    )
-
-
-def _is_decodable(body: str, encoding: Any) -> bool:
-    try:
-        return encoding in (None, "utf-8") or (encoding == "base64" and base64.b64decode(body) is not None)
-    except ValueError:
-        return False
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _priority(properties: Mapping[str, Any]) -> Any:

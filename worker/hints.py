@@ -20,6 +20,7 @@ BULK_QUEUE = "antrean.bulk"  # where older versions put the hints of all endpoin
 UNACKED_KEY = (
     "antrean.unacked"  # kombu's hash of foreign messages in hand, and the beginning of its other keys
 )
+ASIDE_PREFIX = "antrean.set-aside:"  # before a list's key: the list of what lay there and is another app's
 HINT_HEADER = "antrean_hint"
 
 _PRIORITY_STEPS = (9, 6, 3, 0)  # kombu's lists of a queue; 0 is the highest and has no suffix

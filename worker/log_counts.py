@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 MOST = 10
-SPAN_S = 10.0
+SPAN_S = 60.0
 _KIND = ("event", "level", "kind", "error", "logger")
 Facts = Mapping[str, Any]
 

@@ -22,7 +22,7 @@ from worker.printable import printable, printable_text
 
 _OURS = ("antrean", "worker", "api_client", "schemas")
 _PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
-_NAME = re.compile(r"[\w.:@/+*?=&%~-]{1,160}", re.ASCII)
+_NAME = re.compile(r"[\w.:@/+*?=&%~-]{0,160}", re.ASCII)
 _PLAIN_VALUE = re.compile(r"[^\s=\"']+")
 _FIRST = ("timestamp", "level", "event")
 # What Celery itself says beside what it quotes.
@@ -61,7 +61,7 @@ def read_record(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def is_ours(logger: str) -> bool:
-    """Whether a logger of this name is antrean's: it says nothing that may not be said."""
+    """Whether a logger of this name is antrean's: what it is given may be said."""
     return logger.split(".", 1)[0] in _OURS
 
 
@@ -105,8 +105,12 @@ def _tell_argument(value: object, is_plain: bool) -> object:
 
 
 def _own_message(record: logging.LogRecord) -> str:
-    try:
+    """Our own words with all of their arguments, but of an exception no more than is told elsewhere."""
+    if not isinstance(record.args, tuple):
         return record.getMessage()
+    told = (_Said(tell_error(one)) if isinstance(one, BaseException) else one for one in record.args)
+    try:
+        return str(record.msg) % tuple(told) if record.args else str(record.msg)
     except (TypeError, ValueError):
         return str(record.msg)
 

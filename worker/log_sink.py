@@ -25,6 +25,8 @@ _SPEAKS_FROM = {
     "kombu": logging.WARNING,
     "amqp": logging.WARNING,
     "alembic": logging.WARNING,
+    # It asks workers that are only just starting, too.
+    "flower.inspector": logging.ERROR,
 }
 _log = logging.getLogger("antrean")
 
@@ -75,7 +77,7 @@ class _Sink:
     def take_event(self, level: str, facts: Mapping[str, Any]) -> None:
         number = getattr(logging, level.upper(), logging.INFO)
         if number >= self._level and self._admits({**facts, "level": level}):
-            self._write({"timestamp": _now(), "level": level, **facts})
+            self._write({"timestamp": _now(), "level": level, "event": facts["event"], **facts})
 
     def take_record(self, record: logging.LogRecord) -> None:
         facts = read_record(record)

@@ -10,13 +10,14 @@ from typing import TypeVar
 
 from api_client.answers import parse_json
 from api_client.client import EndpointClient
-from api_client.config import Credential, EndpointConfig
+from api_client.config import Credential
 from api_client.errors import ApiError
 from api_client.words import clean_words, error_codes
 from schemas.address import CHAT_PATH, Address, other_addresses, parse_address
 from schemas.failure import Failure, FailureKind
 from worker.credentials import Credentials
-from worker.errors import InputError, Refused, SettingsError, Unreachable
+from worker.endpoint import open_endpoint
+from worker.errors import InputError, Refused, Unreachable
 from worker.settings import DEFAULT_BASE_URL, Settings
 
 _T = TypeVar("_T")
@@ -233,19 +234,7 @@ class _Question:
         )
 
     def _client(self, within_s: float, address: Address) -> EndpointClient:
-        settings = self._settings
-        try:
-            return EndpointClient(
-                EndpointConfig(
-                    base_url=address.base_url,
-                    connect_timeout_s=min(settings.connect_timeout_s, within_s),
-                    read_timeout_s=min(settings.read_timeout_s, within_s),
-                    deadline_s=within_s,
-                    pool_size=1,
-                )
-            )
-        except ValueError as exc:
-            raise SettingsError([f"ANTREAN_BASE_URL or a proxy on the way to it: {exc}"]) from None
+        return open_endpoint(self._settings, base_url=address.base_url, within_s=within_s, pool_size=1)
 
     def _unreachable(self, failure: Failure) -> Unreachable:
         return Unreachable(

@@ -14,6 +14,8 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
+_NOT_ASCII = re.compile("[^\x00-\x7e]")
+_SIGNS = {"·": "-", "–": "-", "×": "x", "…": "...", "→": "->", "≤": "<=", "≥": ">="}
 # Besides the ASCII signs, the wide ones that a spreadsheet may take for them.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
@@ -35,11 +37,14 @@ def printable_text(text: str) -> str:
     return printable(text.replace("\r\n", "\n"), keep="\n\t")
 
 
-def printable_json(encoded: str) -> str:
-    """The same JSON value in characters that steer nothing: an unprintable one is written as JSON escapes it."""
+def printable_json(encoded: str, *, is_ascii: bool = False) -> str:
+    """The same JSON value in characters that steer nothing: an unprintable one is written as JSON escapes it.
+
+    With `is_ascii` every one beyond ASCII is, for a reader of another encoding.
+    """
     if encoded.isascii() and "\x7f" not in encoded:
         return encoded  # what is below U+0020, JSON escapes anyway
-    return _UNPRINTABLE.sub(_escape_in_json, encoded)
+    return (_NOT_ASCII if is_ascii else _UNPRINTABLE).sub(_escape_in_json, encoded)
 
 
 def csv_cell(value: object) -> object:
@@ -53,9 +58,18 @@ def csv_cell(value: object) -> object:
     return f"'{text}" if value.lstrip(" ").startswith(_FORMULA) else text
 
 
+def in_ascii(text: str) -> str:
+    """`text` in ASCII, as near as it gets: signs of ours by their ASCII forms, other characters by their numbers."""
+    return _NOT_ASCII.sub(lambda found: _SIGNS.get(found[0]) or _number(found[0]), text)
+
+
+def _number(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+
+
 def _escape_in_json(found: re.Match[str]) -> str:
     character = found[0]
     if character < " ":
         return character  # outside of strings only: the line breaks of an indented value
-    units = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+    return _number(character)

@@ -5,24 +5,16 @@ A folder may come from anywhere: a download, a neighbour, /tmp.
 
 from __future__ import annotations
 
-import os
-import tomllib
 from pathlib import Path
-from typing import Any
-
-from dotenv import dotenv_values
 
 from worker.files import find_distrust
-
-DOTENV = ".env"
-TOML = "antrean.toml"
-_PREFIX = "ANTREAN_"
+from worker.setting_files import ENV_FILE, TOML_FILE
 
 
 def find_problems_of_owners() -> list[str]:
     """Why `.env` and `antrean.toml` of this folder are not read: they say where the key goes."""
     problems = []
-    for name in (DOTENV, TOML):
+    for name in (ENV_FILE, TOML_FILE):
         distrust = find_distrust(Path(name), root_is_trusted=True)
         if distrust is not None:
             way_out = (
@@ -40,28 +32,4 @@ def find_problems_of_home(home: Path) -> list[str]:
     if distrust is None:
         return []
     way_out = f"`chmod go-w {home}` if you trust what is in it, or " if distrust.is_ended_by_chmod else ""
-    return [f"{_PREFIX}HOME: {home} {distrust.reason}: {way_out}choose a folder of your own"]
-
-
-def find_address_file() -> str | None:
-    """The file of this folder that has the base URL, where the key is in the environment; None otherwise.
-
-    Raises OSError or ValueError where a file cannot be read.
-    """
-    environ = {name.upper(): value for name, value in os.environ.items()}
-    has_key = environ.get(f"{_PREFIX}API_KEY") or environ.get(f"{_PREFIX}API_KEY_FILE")
-    if not has_key or environ.get(f"{_PREFIX}BASE_URL"):
-        return None
-    if Path(DOTENV).is_file():
-        named = {name.upper(): value for name, value in dotenv_values(DOTENV, encoding="utf-8").items()}
-        if named.get(f"{_PREFIX}BASE_URL"):
-            return DOTENV
-    return TOML if "base_url" in read_toml() else None
-
-
-def read_toml() -> dict[str, Any]:
-    """What `antrean.toml` says; nothing where there is none. Raises OSError or ValueError."""
-    try:
-        return tomllib.loads(Path(TOML).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+    return [f"ANTREAN_HOME: {home} {distrust.reason}: {way_out}choose a folder of your own"]

@@ -6,23 +6,17 @@ about a message is therefore its id, its task's name and what reads as a name or
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from celery.exceptions import InvalidTaskError, TaskPredicate
 from celery.worker import state
 from celery.worker.request import ExceptionWithTraceback, Request
 
+from worker.foreign import as_name as as_name
 from worker.hints import hinted_job, read_body
 
 NO_ARGS = "()"
 NO_KWARGS = "{}"
-_NAME = re.compile(r"[\w.:@/+-]{1,160}", re.ASCII)
-
-
-def as_name(value: object) -> str | None:
-    """`value` if it reads as a name or an id, as a prompt does not; else None."""
-    return value if isinstance(value, str) and _NAME.fullmatch(value) else None
 
 
 class BlankRequest(Request):

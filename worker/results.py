@@ -14,6 +14,10 @@ class ResultsInLedger(NotImplementedError):
 class LedgerOnly(DisabledBackend):
     """A result backend without results: whoever asks it is told where they are."""
 
+    supports_autoexpire = (
+        True  # else Celery's beat has a task clean it up every night, which no worker here runs
+    )
+
     def _tell(self, task_id: Any = None, *_: Any, **__: Any) -> NoReturn:
         name = task_id if isinstance(task_id, str) else "JOB"
         raise ResultsInLedger(

@@ -6,13 +6,14 @@ The environment wins over `.env`, which wins over `antrean.toml`; both files are
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from dotenv import dotenv_values
 from pydantic import (
+    BaseModel,
+    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -21,12 +22,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -34,38 +29,39 @@ from schemas.address import parse_address
 from schemas.chat import put_plainly
 from worker.errors import SettingsError
 from worker.postgresql_url import read_postgresql_url
-from worker.provenance import (
-    DOTENV,
-    TOML,
-    find_address_file,
-    find_problems_of_home,
-    find_problems_of_owners,
-    read_toml,
+from worker.provenance import find_problems_of_home, find_problems_of_owners
+from worker.setting_files import ENV_FILE
+from worker.setting_sources import PREFIX, describe_unknown, read_sources, unknown_names
+from worker.setting_values import (
+    DATABASE_FILES,
+    absolute_file,
+    absolute_path,
+    check_broker_url,
+    check_text,
+    expanded_path,
+    shown,
 )
+from worker.starting import say
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
 IN_STACK = "ANTREAN_IN_STACK"  # set for children of an embedded stack: they must not attach to it
-_PREFIX = "ANTREAN_"
-_NOT_SETTINGS = frozenset({IN_STACK, "ANTREAN_PYTHON", "ANTREAN_VENV", "ANTREAN_SIMULATOR_KEY"})
 
 AuthStyle = Literal["bearer", "api-key", "auto"]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# No number may be so large that a timer, a socket or a column cannot hold it.
+_LONGEST_S = 10 * 365 * 86_400
+Seconds = Annotated[float, Field(gt=0, le=_LONGEST_S, allow_inf_nan=False)]
+Patience = Annotated[float, Field(ge=0, le=_LONGEST_S, allow_inf_nan=False)]
+Timeout = Annotated[
+    float, Field(gt=0, le=1_000_000, allow_inf_nan=False)
+]  # poll() counts milliseconds in 32 bits
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What one process of antrean was told. Durations are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
-        env_file=DOTENV,
-        env_file_encoding="utf-8",
-        toml_file=TOML,
-        frozen=True,
-        extra="ignore",
-        env_ignore_empty=True,
-        hide_input_in_errors=True,
-    )
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, validate_default=True)
 
     # The endpoint
     base_url: str = DEFAULT_BASE_URL
@@ -77,12 +73,12 @@ class Settings(BaseSettings):
     auth_style: AuthStyle = "auto"
     model: str | None = None
     allow_zero_temperature: bool = False
-    connect_timeout_s: Seconds = 10.0
-    read_timeout_s: Seconds = 300.0
-    total_timeout_s: Seconds | None = Field(
+    connect_timeout_s: Timeout = 10.0
+    read_timeout_s: Timeout = 300.0
+    total_timeout_s: Timeout | None = Field(
         default=None, description="whole-call deadline; read_timeout_s + 60 unless set"
     )
-    max_response_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
+    max_response_bytes: Annotated[int, Field(ge=1024, le=1 << 40)] = 32 * 1024 * 1024
 
     # Where things are kept
     home: Path = Path(".antrean")
@@ -98,13 +94,13 @@ class Settings(BaseSettings):
     lone_slots: Annotated[int, Field(ge=0, le=100)] | None = Field(
         default=None, description="slots kept for lone jobs, beside concurrency"
     )
-    grace_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    grace_s: Patience = 30.0
     lease_s: Seconds = 30.0
     beat_s: Seconds | None = Field(default=None, description="lease_s / 6 unless set")
     relay_interval_s: Seconds = 0.25
     republish_after_s: Seconds = 120.0
     group_window_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.04
-    max_message_bytes: Annotated[int, Field(ge=64 * 1024)] = Field(
+    max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=1 << 40)] = Field(
         default=16 * 1024 * 1024, description="a larger message of another program is refused unread"
     )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -116,18 +112,24 @@ class Settings(BaseSettings):
     flower_password_file: Path | None = Field(default=None, description="the password for Flower's page")
     flower_password: SecretStr | None = Field(
         default=None,
-        validate_default=True,
         description="made once and kept in the home folder unless set",
     )
 
     # Retry
-    max_attempts: Annotated[int, Field(ge=1)] = 6
-    bad_response_max_attempts: Annotated[int, Field(ge=1)] = 4
+    max_attempts: Count = 6
+    bad_response_max_attempts: Count = 4
     backoff_base_s: Seconds = 1.0
     backoff_cap_s: Seconds = 120.0
     retry_after_cap_s: Seconds = 3600.0
-    gate_patience_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3600.0
-    max_solo_losses: Annotated[int, Field(ge=1)] = 3
+    gate_patience_s: Patience = 3600.0
+    max_solo_losses: Count = 3
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_is_text(cls, value: object, info: ValidationInfo) -> object:
+        if info.field_name is not None and not info.field_name.endswith(("_file", "home")):  # paths are bytes
+            check_text(value)
+        return value
 
     _address_file: str | None = PrivateAttr(default=None)
 
@@ -154,13 +156,7 @@ class Settings(BaseSettings):
     @field_validator("broker_url")
     @classmethod
     def _broker_url_is_redis(cls, value: SecretStr | None) -> SecretStr | None:
-        known = ("redis", "rediss", "redis+socket")
-        if value is not None and urlsplit(value.get_secret_value()).scheme not in known:
-            raise ValueError(
-                "must begin with redis://, rediss:// or redis+socket:// (Valkey answers to redis://; "
-                "Sentinels are not asked: name the server, or a proxy that follows them)"
-            )
-        return value
+        return None if value is None else SecretStr(check_broker_url(value.get_secret_value()))
 
     @field_validator("database_url")
     @classmethod
@@ -169,15 +165,20 @@ class Settings(BaseSettings):
             return None
         try:
             url = make_url(value.get_secret_value())
-        except (ArgumentError, ValueError):  # the latter of a port that is no number
+        except (ArgumentError, ValueError):  # the latter for a port that is no number
             raise ValueError("is not a database address") from None
         backend = url.get_backend_name()
         if backend in ("postgresql", "postgres"):
-            url = read_postgresql_url(url)
+            files = {n: absolute_file(str(v)) for n, v in url.query.items() if n in DATABASE_FILES}
+            url = read_postgresql_url(url).update_query_dict(files)
         elif backend != "sqlite":
             raise ValueError("must begin with sqlite:// or postgresql://")
-        elif url.database and url.database != ":memory:":
-            url = url.set(database=os.path.abspath(url.database))  # a worker has a folder of its own
+        elif url.host or not url.database:
+            raise ValueError(
+                "names no file: three slashes and a path, or four and a whole one (sqlite:////srv/a.db)"
+            )
+        elif url.database != ":memory:":
+            url = url.set(database=str(absolute_path(Path(url.database))))  # a worker has a folder of its own
         return SecretStr(url.render_as_string(hide_password=False))
 
     @field_validator("api_key")
@@ -192,7 +193,7 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _path_is_absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else Path(os.path.abspath(value.expanduser()))
+        return None if value is None else expanded_path(value)
 
     @model_validator(mode="after")
     def _values_fit_each_other(self) -> Settings:
@@ -200,25 +201,13 @@ class Settings(BaseSettings):
             raise ValueError("ANTREAN_API_KEY and ANTREAN_API_KEY_FILE are both set: keep one")
         for name in ("database", "broker"):
             if getattr(self, f"{name}_password_file") and not getattr(self, f"{name}_url"):
-                setting = _PREFIX + name.upper()
+                setting = PREFIX + name.upper()
                 raise ValueError(f"{setting}_PASSWORD_FILE is of use with {setting}_URL only")
         if self.beat_interval_s * 2 > self.lease_s:
             raise ValueError("ANTREAN_BEAT_S must be at most half of ANTREAN_LEASE_S")
         if self.backoff_cap_s < self.backoff_base_s:
             raise ValueError("ANTREAN_BACKOFF_CAP_S must not be below ANTREAN_BACKOFF_BASE_S")
         return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls)
-        return init_settings, env_settings, dotenv_settings, toml
 
     @property
     def endpoint(self) -> str:
@@ -291,7 +280,7 @@ class Settings(BaseSettings):
         """Raises SettingsError if a file of a secret is a pipe: a child process reads it again, and finds nothing."""
         names = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
         problems = [
-            f"{_PREFIX}{name.upper()}: {file} is no file that several processes can read: save it to one"
+            f"{PREFIX}{name.upper()}: {shown(file)} is no file that several processes can read: save it to one"
             for name in names
             if (file := getattr(self, name)) is not None and file.exists() and not file.is_file()
         ]
@@ -306,7 +295,7 @@ class Settings(BaseSettings):
             if isinstance(value, SecretStr):
                 value = value.get_secret_value()
             if value is not None:
-                env[_PREFIX + name.upper()] = str(value)
+                env[PREFIX + name.upper()] = str(value)
         return env
 
 
@@ -315,11 +304,11 @@ def _read_password(file: Path) -> str:
     try:
         password = file.read_text(encoding="utf-8").strip()
     except OSError as exc:
-        raise ValueError(f"its password file {file} cannot be read ({exc.strerror})") from None
+        raise ValueError(f"its password file {shown(file)} cannot be read ({exc.strerror})") from None
     except UnicodeError:
-        raise ValueError(f"its password file {file} holds no text") from None
+        raise ValueError(f"its password file {shown(file)} holds no text") from None
     if not password:
-        raise ValueError(f"its password file {file} is empty")
+        raise ValueError(f"its password file {shown(file)} is empty")
     return password
 
 
@@ -340,47 +329,34 @@ def check_api_key(key: str) -> None:
         )
 
 
-def load_settings(**overrides: Any) -> Settings:
-    """The settings of this process. Raises SettingsError that names every problem at once."""
-    reads_files = overrides.get("_env_file", "") is not None
-    if reads_files and (problems := find_problems_of_owners()):
+def load_settings(*, _env_file: str | None = ENV_FILE, **overrides: Any) -> Settings:
+    """The settings of this process. Raises SettingsError that names every problem at once.
+
+    `overrides` win over the environment. Without an `_env_file` neither file of the folder is read.
+    """
+    if _env_file is not None and (problems := find_problems_of_owners()):
         raise SettingsError(problems)  # nothing in them is used, not even for a sentence
-    problems = _problems_of_files() if reads_files else []
+    sources = read_sources(Settings.model_fields, os.environ, env_file=_env_file)
+    problems = list(sources.problems)
     try:
-        settings = Settings(**overrides)
+        settings = Settings(**(sources.values | overrides))
         problems += find_problems_of_home(settings.home)
-        if reads_files and "base_url" not in overrides:
-            settings._address_file = find_address_file()
+        if not overrides.keys() & {"base_url", "api_key", "api_key_file"}:
+            settings._address_file = sources.find_address_file()
     except ValidationError as exc:
         for error in exc.errors(include_url=False, include_input=False, include_context=False):
-            name = "".join(f"{_PREFIX}{part}".upper() for part in error["loc"][:1])
+            name = str(error["loc"][0]) if error["loc"] else ""
             sentence = put_plainly(error["msg"])
-            problems.append(f"{name}: {sentence}" if name else sentence)
-    except (OSError, ValueError) as exc:  # a file that cannot be read or parsed
-        problems = problems or [f"antrean.toml or .env cannot be read: {exc}"]
+            problems.append(
+                f"{PREFIX}{name.upper()}: {sentence}{sources.say_where(name)}" if name else sentence
+            )
     if problems:
         raise SettingsError(problems) from None
     return settings
 
 
-def _problems_of_files() -> list[str]:
-    """What is wrong with `antrean.toml` and `.env` themselves: a typing error there must not pass for a default."""
-    problems = []
-    try:
-        odd = sorted(name for name in read_toml() if name not in Settings.model_fields)
-        problems += [f"antrean.toml: {name} is no setting" for name in odd]
-    except (OSError, ValueError) as exc:
-        problems.append(f"antrean.toml cannot be read: {exc}")
-    try:
-        if Path(".env").is_file():
-            known = dotenv_values(".env", encoding="utf-8")
-            problems += [f".env: {name} is no setting" for name in unknown_names(known)]
-    except (OSError, ValueError) as exc:
-        problems.append(f".env cannot be read: {exc}")
-    return problems
-
-
-def unknown_names(environ: Iterable[str]) -> list[str]:
-    """Names in `environ` that look like settings of antrean but are none, sorted."""
-    known = {_PREFIX + name.upper() for name in Settings.model_fields} | _NOT_SETTINGS
-    return sorted(name for name in environ if name.startswith(_PREFIX) and name not in known)
+@cache
+def warn_of_unknown_names() -> None:
+    """Says on standard error, once a process, which variables look like settings of antrean and are none."""
+    for name in unknown_names(os.environ, Settings.model_fields):
+        say(f"warning: {describe_unknown(name, Settings.model_fields)}")

@@ -16,13 +16,14 @@ import redis
 
 from worker.broker_time import BROKER_CLOCK
 from worker.foreign import MAX_MESSAGE_BYTES, Payload, read_foreign, read_fragments
-from worker.hints import HINT_MARK, LONE_QUEUE, list_key
+from worker.hints import ASIDE_PREFIX, HINT_MARK, LONE_QUEUE, TASK, list_key
 
 # KEYS: the notes, their index, then the lists, those to be emptied first first. ARGV: how many, the time, the mark of
-# a hint, the most bytes of a message, and the beginning of delivery tags that are nobody else's. Answers one string,
-# two bytes a message (its list; whether it is noted, 2 where it is cut as well), then the messages, then the tags of
-# those that are noted. Having popped, it is let write also where memory is short (Redis refuses a script's first
-# write only), and it must not fail: what it has popped is nowhere else.
+# a hint, the most bytes of a message, the beginning of delivery tags that are nobody else's, a pattern of what is ours,
+# and the beginning of the keys of lists of what is not. Answers one string, two bytes a message (its list; whether it
+# is noted, 2 where it is cut as well, 3 where it is not ours, too large to be read, and set aside whole), then the
+# messages, then the tags of those that are noted. Having popped, it is let write also where memory is short (Redis
+# refuses a script's first write only), and it must not fail: what it has popped is nowhere else.
 _TAKE = """
 local left, longest = tonumber(ARGV[1]), tonumber(ARGV[4])
 local codes, taken, tags = {}, {}, {}
@@ -48,7 +49,11 @@ for i = 3, #KEYS do
         end
         for _, raw in ipairs(found) do
             local is_noted = 0
-            if #raw > longest then
+            if #raw > longest and string.find(raw, '^%s*{') and not string.find(raw, ARGV[6]) then
+                redis.call('LPUSH', ARGV[7] .. KEYS[i], raw)
+                raw = ''
+                is_noted = 3
+            elseif #raw > longest then
                 raw = string.sub(raw, 1, 8192) .. string.sub(raw, -65536)
                 note(nil, raw)
                 is_noted = 2
@@ -75,6 +80,7 @@ table.insert(taken, 1, table.concat(codes))
 for _, tag in ipairs(tags) do taken[#taken + 1] = tag end
 return taken
 """
+_OURS = r'"task"%s*:%s*"' + TASK.replace(".", "%.") + '"'  # as Lua writes patterns
 _TOO_LARGE = "the message is larger than ANTREAN_MAX_MESSAGE_BYTES"
 _NOTE = re.compile(rb'\[(.*),("(?:[^"\\]|\\.)*"),("(?:[^"\\]|\\.)*")\]', re.DOTALL)
 
@@ -88,11 +94,14 @@ class _Lay(NamedTuple):
 class Taken(_Lay):
     """One message as it lay in the broker. `is_noted`: it is kept there, under `tag`, until it is acknowledged.
 
-    `is_cut`: it was too large, and only its beginning and its end are here.
+    `key` is the list that it lay on. `is_cut`: it was too large, and only its beginning and its end are here.
+    `is_aside`: it was too large, is not ours, and lies in the list of such as it is.
     """
 
+    key: str = ""
     tag: str = ""
     is_cut: bool = False
+    is_aside: bool = False
 
 
 class Taker:
@@ -124,6 +133,8 @@ class Taker:
             HINT_MARK,
             self._longest,
             f"{self._tags}:{self._takes}",
+            _OURS,
+            ASIDE_PREFIX,
         ]
         found: Any = self._take(keys=keys, args=args)
         codes = found[0]
@@ -131,7 +142,10 @@ class Taker:
         messages, tags = found[1 : size + 1], iter(found[size + 1 :])
         taken = []
         for i, raw in enumerate(messages):
-            one = Taken(lists[codes[2 * i]][0], bool(codes[2 * i + 1]), raw)
+            queue, key = lists[codes[2 * i]]
+            one = Taken(queue, codes[2 * i + 1] in (1, 2), raw)
+            one.key = key
+            one.is_aside = codes[2 * i + 1] == 3
             if one.is_noted:
                 one.tag = next(tags).decode("ascii")
                 one.is_cut = codes[2 * i + 1] == 2

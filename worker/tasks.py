@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
+import warnings
 from collections.abc import Mapping
-from signal import SIGINT, SIGQUIT, SIGTERM, signal
+from signal import SIG_IGN, SIGHUP, SIGINT, SIGQUIT, SIGTERM, getsignal, signal
 from types import FrameType
 from typing import Any, NoReturn
 
 from celery import Task, signals
 from celery.exceptions import Ignore, Reject, Retry
+from celery.platforms import SecurityWarning
 from celery.result import AsyncResult
 from celery.utils.functional import maybe_list
 from celery.worker import state
@@ -29,14 +30,15 @@ from worker.heap import settle_heap
 from worker.hints import TASK
 from worker.logs import configure_logs
 from worker.messages import Asked, read_time_ms
-from worker.printable import printable
 from worker.producing import check_options, produce, read_call
-from worker.settings import IN_STACK, Settings, load_settings
+from worker.settings import IN_STACK, load_settings, warn_of_unknown_names
+from worker.starting import or_end
 from worker.tracebacks import JobFailed, keep_words_only
 from worker.wiring import WorkerRuntime, build_worker
 
 _runtime: WorkerRuntime | None = None
 _stack: Stack | None = None
+_outlives_terminal = False  # `nohup`: a SIGHUP that was ignored at the start stays ignored
 
 
 _KEPT = ("group_id", "group_index", "root_id", "parent_id", "reply_to")
@@ -128,38 +130,44 @@ def _tell_celery(report: Report) -> str:
     raise Ignore(report.summary)
 
 
+def _leave_stack() -> None:
+    if _stack is not None:
+        _stack.leave(wait=False)
+
+
 @signals.celeryd_init.connect
+@or_end(_leave_stack)
 def _prepare(instance: Any, options: Mapping[str, Any] | None = None, **_: Any) -> None:
     """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
-    global _runtime, _stack
+    global _runtime, _stack, _outlives_terminal
     if instance.app is not app:
         return  # the worker of another app, which only imports our task
     configure_logs()  # first of all: whatever fails from here on is told without what it quotes
-    settings = _settings_or_exit()
-    try:
-        make_room(settings)
-        if settings.is_broker_embedded and IN_STACK not in os.environ:
-            _stack = Stack.attach(settings.home)
-            _stack.ensure_broker()
-        _runtime = build_worker(settings, drains=bool((options or {}).get("drain")))
-        serve_queues(_runtime.queues)
-    except AntreanError as exc:
-        _exit(exc)
+    warnings.simplefilter(
+        "ignore", SecurityWarning
+    )  # of root, who would run a message's pickle: none is taken
+    _outlives_terminal = getsignal(SIGHUP) is SIG_IGN  # Celery has not put its own in place yet
+    warn_of_unknown_names()
+    settings = load_settings()
+    make_room(settings)
+    if settings.is_broker_embedded and IN_STACK not in os.environ:
+        _stack = Stack.attach(settings.home)
+        _stack.ensure_broker()
+    _runtime = build_worker(settings, drains=bool((options or {}).get("drain")))
+    serve_queues(_runtime.queues)
     keep_words_only()
 
 
 @signals.celeryd_after_setup.connect
+@or_end(_leave_stack, end=os._exit)  # Celery catches SystemExit from here on, and would say 0
 def _start(instance: Any, **_: Any) -> None:
     if instance.app is not app:
         return
     assert _runtime is not None, "celeryd_init comes first"
     pool = instance.pool_cls if isinstance(instance.pool_cls, str) else instance.pool_cls.__module__
     if not pool.endswith("thread"):
-        _exit(AntreanError("the worker runs on Celery's threads pool only: leave --pool out"))
-    try:
-        _runtime.start()
-    except AntreanError as exc:
-        _exit(exc)
+        raise AntreanError("the worker runs on Celery's threads pool only: leave --pool out")
+    _runtime.start()
 
 
 @signals.task_revoked.connect
@@ -187,6 +195,7 @@ def revoke(panel: Any, task_id: Any, terminate: bool = False, **kwargs: Any) -> 
 
 
 @signals.worker_ready.connect
+@or_end(_leave_stack, end=os._exit)
 def _take_signals(sender: Any, **_: Any) -> None:
     """The way out is ours: Celery's own second Ctrl-C asks the pool to kill threads, which no pool can."""
     if _runtime is None:
@@ -202,8 +211,9 @@ def _take_signals(sender: Any, **_: Any) -> None:
         runtime.begin_shutdown(hurry=number == SIGQUIT or (is_again and number == SIGINT))
         os.write(wake_writer, b"1")  # the hub would sleep on for up to a second
 
-    for number in (SIGINT, SIGTERM, SIGQUIT):
-        signal(number, stop)
+    # Celery's own SIGHUP begins the program anew in this process, and calls in flight would be cut.
+    for number in (SIGINT, SIGTERM, SIGQUIT, SIGHUP):
+        signal(number, SIG_IGN if number == SIGHUP and _outlives_terminal else stop)
     settle_heap()
     runtime.ready()
 
@@ -212,17 +222,3 @@ def _take_signals(sender: Any, **_: Any) -> None:
 def _begin_shutdown(how: str = "Warm", **_: Any) -> None:
     if _runtime is not None:
         _runtime.begin_shutdown(hurry=how == "Cold")
-
-
-def _settings_or_exit() -> Settings:
-    try:
-        return load_settings()
-    except AntreanError as exc:
-        _exit(exc)
-
-
-def _exit(exc: AntreanError) -> NoReturn:
-    sys.stderr.write(f"antrean: {printable(str(exc))}\n")
-    if _stack is not None:
-        _stack.leave(wait=False)
-    raise SystemExit(int(exc.exit_code))

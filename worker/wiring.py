@@ -15,13 +15,12 @@ from celery.worker import state
 from celery.worker.state import revoked
 from sqlalchemy import Connection
 
-from api_client.client import EndpointClient
-from api_client.config import EndpointConfig
 from schemas.shortage import describe_shortage
 from worker.broker import BrokerEpoch, broker_address, check_broker, count_messages, open_client
 from worker.channel import Channel, Hand
 from worker.clock import SystemClock
 from worker.credentials import Credentials
+from worker.endpoint import open_endpoint
 from worker.errors import ExitCode
 from worker.execute import Executor, Report
 from worker.hints import SHARED_QUEUES, queues_of
@@ -54,18 +53,6 @@ _AFTER_GRACE_S = 2.0  # what remains for giving back, flushing and leaving
 _FOR_CELERY_S = 1.0  # how long Celery may take to leave once all is written; it can hang in a stalled broker
 
 
-def endpoint_config(settings: Settings, *, pool_size: int | None = None) -> EndpointConfig:
-    """The endpoint's client configuration of these settings."""
-    return EndpointConfig(
-        base_url=settings.base_url,
-        connect_timeout_s=settings.connect_timeout_s,
-        read_timeout_s=settings.read_timeout_s,
-        deadline_s=settings.deadline_s,
-        max_response_bytes=settings.max_response_bytes,
-        pool_size=settings.thread_count if pool_size is None else pool_size,
-    )
-
-
 class WorkerRuntime:
     """What a worker process runs beside Celery. `start` once, `begin_shutdown` once or more."""
 
@@ -85,7 +72,7 @@ class WorkerRuntime:
         broker = open_client(broker_address(settings))
         endpoint = settings.endpoint
         self._slots = Slots(settings.concurrency, settings.lone_slot_count)
-        self._client = EndpointClient(endpoint_config(settings))
+        self._client = open_endpoint(settings)
         self._writer = GroupWriter(
             ledger,
             worker_id=self.worker_id,

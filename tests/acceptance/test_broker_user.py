@@ -48,7 +48,12 @@ def test_the_brokers_user_needs_no_more_than_the_page_says(
     wait_until(ended, within_s=30, what="all jobs ended")
     ledger.dispose()
     assert shop.antrean("doctor").code == 0
+    with Celery("foreign", broker=as_documented, set_as_current=False) as foreign:
+        foreign.send_task("their.task", ignore_result=True)
+    is_aside: Callable[[], bool] = lambda: valkey.exists("antrean.set-aside:celery") == 1  # noqa: E731
+    wait_until(is_aside, within_s=10, what="another app's message is set aside")
     assert end(worker)[0] == 0
+    assert shop.antrean("give-back").code == 0
     log = (shop.folder / "worker.log").read_text()
     assert "broker.tells_nothing" not in log
     assert valkey.acl_log() == []

@@ -6,19 +6,15 @@ modules in a folder of their own, and other hosts, ports and paths.
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -31,6 +27,7 @@ import yaml
 from sqlalchemy.engine import make_url
 
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
+from tests.support.tls import TlsFront, make_certificate
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -107,7 +104,7 @@ class Site:
 
     def elsewhere(self, text: str) -> str:
         """A compose file's value with its variables filled in and its places exchanged."""
-        text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: self.variables.get(found[1], found[2]), text)
+        text = re.sub(r"\$\{(\w+):[-?]([^}]*)\}", lambda found: self.variables.get(found[1], found[2]), text)
         moved = {
             "/run/secrets/": f"{self.folder}/secrets/",
             "valkey-server - ": f"valkey-server - --port {self.ports['valkey']} --bind 127.0.0.1 ",
@@ -261,59 +258,6 @@ def test_a_worker_that_hangs_or_has_no_broker_is_not_healthy(site: Site) -> None
     wait_until(lambda: site.health("worker") == 0, within_s=20, what="it beats again")
     end(valkey)
     assert site.health("worker") == 1
-
-
-class TlsFront:
-    """TLS on `port` in front of a unix socket; the Valkey of the tests has none."""
-
-    def __init__(self, certificate: Path, target: str) -> None:
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(certificate)
-        self._target = target
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._server: asyncio.Server = asyncio.run_coroutine_threadsafe(self._open(), self._loop).result(10)
-        self.port = int(self._server.sockets[0].getsockname()[1])
-
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-    async def _open(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
-
-    async def _end(self) -> None:
-        self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_unix_connection(self._target)
-        ways = [self._copy(reader, far_writer), self._copy(far_reader, writer)]
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            await asyncio.gather(*ways)
-
-    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65536):
-                target.write(data)
-                await target.drain()
-        finally:
-            target.close()
-
-
-def make_certificate(path: Path) -> Path:
-    """A file with a key and a certificate of its own signature for 127.0.0.1."""
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    command = ["openssl", *words.split(), "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run([*command, "-keyout", str(path), "-out", f"{path}.crt"], check=True, capture_output=True)
-    path.write_bytes(path.read_bytes() + Path(f"{path}.crt").read_bytes())
-    return path
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")

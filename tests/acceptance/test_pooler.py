@@ -17,7 +17,7 @@ from tests.support.processes import Shop, SimulatorProcess, wait_until
 from worker.settings import load_settings
 from worker.storage.engine import open_ledger
 
-pytestmark = pytest.mark.postgresql
+pytestmark = [pytest.mark.postgresql, pytest.mark.full]
 _JOBS = 300
 
 

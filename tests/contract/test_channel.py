@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from kombu.exceptions import OperationalError
 from kombu.message import Message
 
 from worker.channel import Channel, Connection, Hand
-from worker.hints import BULK_QUEUE, LONE_QUEUE, list_key, list_keys, write_hint
+from worker.hints import BULK_QUEUE, LONE_QUEUE, TASK, list_key, list_keys, write_hint
 
 DIRECT = Exchange(LONE_QUEUE, type="direct")
 LONE = Queue(LONE_QUEUE, DIRECT, routing_key=LONE_QUEUE)
@@ -98,10 +99,16 @@ class Reader:
                 return self.messages
 
 
-def publish(connection: KombuConnection, body: Any, *, queue: Queue = LONE, priority: int = 0) -> None:
+def publish(connection: KombuConnection, named: Any, *, queue: Queue = LONE, priority: int = 0) -> None:
+    """As a foreign app does that calls our task with these `named` arguments."""
     with connection.Producer(serializer="json") as producer:
         producer.publish(
-            body, exchange=DIRECT, routing_key=queue.routing_key, declare=[queue], priority=priority
+            [[], named, {}],
+            exchange=DIRECT,
+            routing_key=queue.routing_key,
+            declare=[queue],
+            priority=priority,
+            headers={"task": TASK, "id": uuid.uuid4().hex},
         )
 
 
@@ -135,7 +142,7 @@ def test_a_message_that_is_handed_back_comes_again(connection: KombuConnection, 
     reader = Reader(connection)
     reader.read(1)[0].requeue()
     first, second, third = reader.read(3)
-    assert [first.payload["n"], second.payload["n"], third.payload["n"]] == [1, 2, 1]
+    assert [first.payload[1]["n"], second.payload[1]["n"], third.payload[1]["n"]] == [1, 2, 1]
     second.reject()
     assert valkey.hlen(UNACKED) == 1, "the one that is in hand"
     third.ack()
@@ -179,7 +186,7 @@ def test_a_foreign_message_in_the_bulk_queue_is_kept_as_well(
 def test_lower_numbers_come_first(connection: KombuConnection) -> None:
     for priority in (9, 3, 0, 6):
         publish(connection, {"n": priority}, priority=priority)
-    assert [message.payload["n"] for message in Reader(connection).read(4)] == [0, 3, 6, 9]
+    assert [message.payload[1]["n"] for message in Reader(connection).read(4)] == [0, 3, 6, 9]
 
 
 def test_each_message_may_be_acknowledged_from_another_thread(
@@ -292,7 +299,7 @@ def test_a_lone_message_is_read_while_the_hand_is_full_of_bulk(
     reader = Reader(ours)
     reader.read(2)
     publish(ours, {"n": 1})
-    assert reader.read(3)[2].payload == {"n": 1}
+    assert reader.read(3)[2].payload[1] == {"n": 1}
     assert valkey.llen(list_key(BULK_QUEUE, 9)) == 4
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -227,3 +229,58 @@ def test_a_ledger_on_sqlite_does_without_the_driver_of_the_other(tmp_path: Path)
         f"open_ledger(load_settings(home={str(tmp_path)!r}, _env_file=None)); sys.exit('psycopg' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_ledger_of_sqlite_is_closed_to_others_with_all_that_lies_beside_it(tmp_path: Path) -> None:
+    """Also one that was open before, and under any umask."""
+    path = tmp_path / "ledger.db"
+    path.touch(mode=0o644)
+    path.chmod(0o644)
+    before = os.umask(0)
+    try:
+        for database in (path, tmp_path / "made" / "ledger.db"):
+            url = f"sqlite:///{database}"
+            ledger = open_ledger(load_settings(home=tmp_path / "home", database_url=url, _env_file=None))
+            migrate(ledger)
+            with ledger.read() as connection:
+                connection.execute(text("SELECT count(*) FROM jobs"))
+                files = sorted(database.parent.glob("ledger.db*"))
+                assert len(files) == 3
+                assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+            ledger.dispose()
+        assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_a_second_connection_leaves_the_locks_of_the_first_alone(sqlite_ledger: Ledger) -> None:
+    """To open and close the file would let them go in the whole process, and another would take the log away."""
+    path = str(sqlite_ledger.engine.url.database)
+    # The bytes that SQLite locks for as long as a connection is open in WAL mode.
+    script = (
+        "import fcntl, sys; file = open(sys.argv[1], 'r+b')\n"
+        "try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)\n"
+        "except OSError: sys.exit(7)"
+    )
+
+    def is_held() -> bool:
+        return subprocess.run([sys.executable, "-c", script, path], check=False).returncode == 7
+
+    with sqlite_ledger.read() as first, sqlite_ledger.read() as second:
+        for connection in (first, second):
+            connection.execute(text("SELECT count(*) FROM jobs"))
+        assert is_held()
+    sqlite_ledger.dispose()
+    assert not is_held()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("name", ["ledger.db", "ledger.db-wal"])
+def test_a_ledger_that_another_user_laid_there_is_not_used(tmp_path: Path, name: str) -> None:
+    """Nor a log beside it, which SQLite would take over."""
+    (tmp_path / name).touch()
+    os.chown(tmp_path / name, 54321, 54321)
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    ledger = open_ledger(load_settings(home=tmp_path / "home", database_url=url, _env_file=None))
+    with pytest.raises(SettingsError, match=r"cannot be used as a ledger \(it belongs to the user 54321\)"):
+        migrate(ledger)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.arena import Arena, Figures, close_arena, make_arena
 from tests.support.outage import assert_nobody_was_lost, come_back, spooled, stay_away
-from tests.support.processes import SimulatorProcess
+from tests.support.processes import Shop, SimulatorProcess
 
 _DISK_MB = 64
 
@@ -111,6 +111,21 @@ def test_the_disk_is_full(disk: Path, where: str, is_full: bool, report: Callabl
     finally:
         close_arena(arena)
         simulator.close()
+
+
+def test_a_full_disk_is_called_one_by_each_command(disk: Path) -> None:
+    (disk / "docs").mkdir()
+    (disk / "docs" / "a.txt").write_text("text")
+    (disk / "p.md").write_text("{{ text }}")
+    shop = Shop(disk, {"home": disk / ".antrean", "base_url": "http://127.0.0.1:1"})
+    assert shop.antrean("status").code == 0
+    fill(disk)
+    (disk / ".antrean" / "antrean.db-wal").unlink(missing_ok=True)
+    run = ["run", "docs", "-p", "p.md", "--simulate"]
+    for command in (["pause"], ["worker"], ["up", "--no-flower"], ["flower"], run):
+        done = shop.antrean(*command)
+        assert (done.code, "is full: make room on it" in done.err) == (4, True), (command, done.err)
+        assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("arena", ["sqlite"], indirect=True)

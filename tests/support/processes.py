@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextmanager
+def ignoring(number: signal.Signals) -> Iterator[None]:
+    """Whatever is started inside begins with the signal ignored, as under `nohup`. For the main thread."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def wait_until(is_so: Callable[[], Any], *, within_s: float, what: str) -> Any:

@@ -19,7 +19,8 @@ import typer
 import yaml
 
 from worker.cli.main import app
-from worker.settings import Settings, load_settings, unknown_names
+from worker.setting_sources import unknown_names
+from worker.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -116,12 +117,21 @@ def test_every_health_check_is_a_command_of_antrean() -> None:
 
 def test_every_name_in_an_environment_is_a_setting() -> None:
     for name in OURS:
-        assert unknown_names(SERVICES[name]["environment"]) == []
+        assert unknown_names(SERVICES[name]["environment"], Settings.model_fields) == []
     for path in UNITS:
         pairs = " ".join(unit(path)["Environment"]).split()
-        assert unknown_names(dict(pair.split("=", 1) for pair in pairs)) == []
+        assert unknown_names(dict(pair.split("=", 1) for pair in pairs), Settings.model_fields) == []
     for path in (ROOT / "deploy/systemd").glob("*.env"):
-        assert unknown_names(environment_file(path)) == []
+        assert unknown_names(environment_file(path), Settings.model_fields) == []
+
+
+def test_no_container_and_no_unit_goes_to_an_address_that_nobody_chose() -> None:
+    for service in SERVICES.values():
+        address = service.get("environment", {}).get("ANTREAN_BASE_URL")
+        assert address is None or address.startswith("${ANTREAN_BASE_URL:?"), "compose ends with these words"
+    assert environment_file(ROOT / "deploy/systemd/antrean.env")["ANTREAN_BASE_URL"] == "", (
+        "empty: the worker ends with a sentence"
+    )
 
 
 def test_every_secret_comes_from_a_file_and_is_given_to_those_who_read_it() -> None:

@@ -16,6 +16,7 @@ from worker.delivery import read_delivery
 from worker.foreign import (
     NOT_BEFORE_HEADER,
     REFUSED_HEADER,
+    OfAnother,
     Payload,
     Unusable,
     read_foreign,
@@ -86,13 +87,27 @@ def test_the_first_protocol_is_read_as_the_second(told: Settings) -> None:
     assert json.loads(job.body) == REQUEST
 
 
-def test_what_another_app_sent_keeps_its_body_and_its_headers() -> None:
-    made = message("b-1")
-    made["headers"] = {"task": "their.task", "id": "b-1", "compression": "zlib", "theirs": [1]}
-    payload = read(made)
-    assert payload.decoded is None
-    assert payload["body"] == made["body"]
-    assert payload["headers"] == {"task": "their.task", "id": "b-1", "theirs": [1]}
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("their.task", "their.task"), (None, None), (5, None), ("two words", None), (..., None)],
+)
+def test_what_another_app_sent_is_another_apps_and_told_by_its_name_only(task: Any, name: str | None) -> None:
+    with pytest.raises(OfAnother) as caught:
+        read(change("headers", "task", value=task))
+    assert caught.value.task == name
+
+
+def test_so_is_what_it_sent_in_the_first_protocol_as_pickle_or_nested_deep() -> None:
+    old = first_protocol("b-1")
+    old["body"] = encode({"task": "their.task", "id": "b-1", "args": [], "kwargs": {}})
+    pickled = message("b-2") | {
+        "headers": {"task": "their.task", "id": "b-2"},
+        "content-type": "application/x-python-serialize",
+    }
+    deep = b'{"headers": {"task": "their.task", "x": ' + nested(5000) + b"}}"
+    for made in (old, pickled, deep):
+        with pytest.raises(OfAnother):
+            read(made)
 
 
 def change(*path: str, value: Any) -> dict[str, Any]:
@@ -252,8 +267,7 @@ def assert_harmless(raw: bytes, told: Settings) -> None:
         payload = read_foreign(raw, queue=LONE_QUEUE, tag="t")
     except Unusable:
         return
-    if payload.decoded is None:
-        return
+    assert payload.decoded is not None
     headers, properties = payload["headers"], payload["properties"]
     json.dumps(payload)
     assert isinstance(headers["id"], str) and 0 < len(headers["id"]) <= 255 and headers["id"].isprintable()

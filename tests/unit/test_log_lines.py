@@ -241,8 +241,12 @@ def test_a_log_that_is_told_another_level_keeps_to_it(capfd: pytest.CaptureFixtu
     assert [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines()] == ["is.told"]
 
 
-def test_a_record_is_rendered_once_for_all() -> None:
+def test_our_own_records_are_told_with_their_arguments() -> None:
     record = logging.LogRecord(
         "antrean.keeper", logging.INFO, "", 1, "service.started service=%s", ("worker",), None
     )
     assert read_record(record)["event"] == "service.started service=worker"
+    record = logging.LogRecord(
+        "worker.x", logging.INFO, "", 1, "not rejected: %r", (ValueError(SECRET),), None
+    )
+    assert read_record(record)["event"] == "not rejected: ValueError", "kombu speaks through a logger of ours"

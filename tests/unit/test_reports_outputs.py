@@ -287,3 +287,19 @@ def test_a_part_of_another_batch_or_an_input_is_not_grown_in(path: Path, sqlite_
     one = output(path)
     one.check_results(sqlite_ledger, "b1")
     assert one.may_grow_in(part)
+
+
+def test_a_run_does_not_begin_under_the_default_name_that_another_batch_writes_just_now(
+    path: Path, sqlite_ledger: Ledger
+) -> None:
+    a_batch(sqlite_ledger, "b1", "a")
+    a_batch(sqlite_ledger, "b2", "b")
+    ids = [row.id for row in rows(sqlite_ledger, "jobs", batch_id="b1")]
+    growing = GrowingResults(sqlite_ledger, ids, path)
+    growing.advance(lambda _: False)
+    with pytest.raises(InputError, match=r"is being written by a run of b1 .*: name another file with -o"):
+        output(path, is_named=False).check_results(sqlite_ledger, None)
+    assert output(path, is_named=False).check_results(sqlite_ledger, "b1") is None, "the same command twice"
+    assert output(path).check_results(sqlite_ledger, "b2") is None
+    growing.close()
+    assert output(path, is_named=False).check_results(sqlite_ledger, None) is None, "it was stopped"

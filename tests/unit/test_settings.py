@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from worker.errors import SettingsError
-from worker.settings import Settings, load_settings, unknown_names
+from worker.setting_sources import unknown_names
+from worker.settings import Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,7 @@ def test_times_follow_from_each_other() -> None:
 
 def test_a_name_that_is_no_setting_is_noticed() -> None:
     environ = {"ANTREAN_MODEL": "", "ANTREAN_MODLE": "", "OTHER": "", "ANTREAN_IN_STACK": "1"}
-    assert unknown_names(environ) == ["ANTREAN_MODLE"]
+    assert unknown_names(environ, Settings.model_fields) == ["ANTREAN_MODLE"]
 
 
 def test_settings_travel_to_a_child_through_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:

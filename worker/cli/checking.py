@@ -12,13 +12,15 @@ from schemas.address import parse_address
 from worker.broker import broker_address, check_broker, open_client
 from worker.capacity import make_room
 from worker.cli.console import note, out, print_json
+from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.clock import SystemClock
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode, SettingsError, Unreachable
 from worker.gate_state import GateWatch, describe_gate, gate_facts
 from worker.preflight import EndpointFacts, ask_endpoint, check_models, choose_model, list_models
 from worker.reports.summary import format_count
-from worker.settings import Settings, load_settings, unknown_names
+from worker.setting_sources import unknown_names
+from worker.settings import Settings, load_settings
 from worker.storage.engine import open_ledger
 from worker.storage.errors import NotMigrated
 from worker.storage.migrating import is_current
@@ -55,6 +57,7 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
     gate: dict[str, Any] | None = None
     try:
         settings = load_settings()
+        announce_endpoint(settings)
         findings.append(("settings", f"home {settings.home}, endpoint {settings.endpoint}", None))
     except SettingsError as exc:
         findings += [("settings", problem, exc) for problem in exc.problems]
@@ -69,7 +72,7 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
         text, gate = _look_at_gate(known, has_answered=bool(facts) and facts[0].is_up)
         if text is not None:
             findings.append(("gate", text, None))
-    odd = unknown_names(dict(os.environ))
+    odd = unknown_names(os.environ, Settings.model_fields)
     _print_findings(findings, odd, gate, as_json=as_json)
     worst = max((exc.exit_code for _, _, exc in findings if exc is not None), default=ExitCode.OK)
     if worst:
@@ -124,6 +127,7 @@ def _check_database(settings: Settings) -> str:
         migrate_ledger(ledger)
     elif not is_current(ledger):
         raise NotMigrated(f"{kind} answers, but has not this version's schema: run `antrean migrate`")
+    warn_of_left_jobs(ledger, settings)
     return f"{kind}, schema up to date"
 
 
@@ -179,5 +183,3 @@ def _print_findings(
         return
     for name, text, exc in findings:
         out.say(("ok", "green") if exc is None else ("no", "bold red"), f"  {name}: {text}")
-    if odd:
-        note(f"not settings of antrean (a typing error?): {', '.join(odd)}")

@@ -6,6 +6,8 @@ command need not ask of a name where it came from.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
 from collections.abc import Iterable
@@ -16,9 +18,10 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from worker.printable import printable, printable_json, printable_text
+from worker.printable import in_ascii, printable, printable_json, printable_text
 
 _MOST_PROBLEMS = 20
+_ERRORS = "antrean.in_ascii"
 Part = str | tuple[str, str]
 """Some text; with a style, such as `("4 failed", "bold red")`."""
 
@@ -38,6 +41,9 @@ class PlainConsole(Console):
         """As rich's; a string is one line."""
         super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
 
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich itself ends the process with 1, as of jobs that failed
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As rich's; the last word on what reaches the terminal, also of a live display or a table."""
         for segment in super().render(renderable, options):
@@ -56,20 +62,36 @@ def print_text(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output, for a program to read."""
-    sys.stdout.write(encode_json(value) + "\n")
+    sys.stdout.write(json_for_output(encode_json(value)) + "\n")
+
+
+def json_for_output(encoded: str) -> str:
+    """JSON as standard output may have it: nothing of it steers a terminal, or is lost in another encoding."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    return printable_json(encoded, is_ascii=not encoding.startswith("utf"))
+
+
+def speak_any_encoding() -> None:
+    """Has what a stream's encoding lacks written in ASCII: a locale without UTF-8 must end no command."""
+    codecs.register_error(_ERRORS, _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ERRORS)
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return in_ascii(error.object[error.start : error.end]), error.end
 
 
 def encode_json(value: Any) -> str:
-    """JSON that every reader takes, indented: a lone surrogate becomes U+FFFD, whoever wrote it.
-
-    What would steer a terminal is escaped in it; the value stays the same.
-    """
+    """JSON that every reader takes, indented: a lone surrogate becomes U+FFFD, whoever wrote it."""
     try:
-        encoded = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONEncodeError:
         text = json.dumps(value, ensure_ascii=False, indent=2)
-        encoded = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return printable_json(encoded)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def note(text: str) -> None:

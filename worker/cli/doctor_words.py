@@ -97,6 +97,11 @@ MEANINGS: dict[str, str] = {
         "The broker has lost our mark, and so its hints: a live worker publishes them again within seconds; if "
         "this stays, look at its log."
     ),
+    "set_aside": (
+        "Tasks of another app on this broker lay on a queue that antrean's workers read; they are kept, beside their "
+        "queue: give antrean a broker or a database number of its own (or the other app a queue), then "
+        "`antrean give-back` puts them back."
+    ),
     "crowded_broker": (
         "Far more messages lie in the broker than jobs are published: workers do not take them, or messages of "
         "other producers wait; look whether workers run."

@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
+from worker.aside import count_aside, name_aside
 from worker.broker import BrokerEpoch, broker_address, count_messages, open_client
 from worker.cli.console import note, out, print_json
 from worker.cli.doctor_words import MEANINGS
@@ -204,13 +205,19 @@ def _look_into_broker(ledger: Ledger, settings: Settings, look: Look, found: Exa
     client = open_client(broker_address(settings))
     try:
         own = [name for endpoint in endpoints for name in queues_of(ledger_id, endpoint).names]
-        found.messages = count_messages(client, (*SHARED_QUEUES.names, *own))
+        queues = (*SHARED_QUEUES.names, *own)
+        found.messages = count_messages(client, queues)
+        aside = count_aside(client, queues)
+        tasks = [name_aside(client, key) for key in aside]
         forgot = [endpoint for endpoint in served if not BrokerEpoch(client, endpoint).is_present()]
     except BrokerAway:
         found.findings.append(Finding("broker_away", 1, ()))
         return
     finally:
         client.close()
+    if aside:
+        names = sorted({name for name in tasks if name is not None})
+        found.findings.append(Finding("set_aside", sum(aside.values()), tuple(names[:MOST_EXAMPLES])))
     if forgot and found.published:
         found.findings.append(Finding("broker_forgot", len(forgot), tuple(forgot[:MOST_EXAMPLES])))
     if found.messages > 2 * found.published + _CROWD_FLOOR:

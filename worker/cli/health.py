@@ -15,7 +15,8 @@ from worker.supervisor.health import check_address, check_worker
 def register(app: typer.Typer) -> None:
     """Adds the command."""
     app.command(
-        "health", hidden=True, epilog="Example: antrean health --url http://127.0.0.1:5555/healthcheck"
+        "health",
+        epilog="Example: antrean health\n\nExample: antrean health --url http://127.0.0.1:5555/healthcheck",
     )(health)
 
 
@@ -24,7 +25,12 @@ def health(
         str | None, typer.Option(help="Ask this address instead of looking for this host's worker.")
     ] = None,
 ) -> None:
-    """Say whether this host's worker beats and its broker answers: 0 if so, 1 if not."""
+    """Say whether this host's worker beats and its broker answers: for the health checks of containers.
+
+    Looks in the ledger for a worker of this host name that has beaten within its lease, and asks the broker. Also no
+    while the database is away. Let it raise an alarm and steer upgrades, and do not let it kill: a worker that waits
+    for its database holds paid answers, and goes on by itself. Ends with 0 if all is well and with 1 if not.
+    """
     try:
         out.print(check_worker(load_settings()) if url is None else check_address(url))
     except AntreanError as exc:

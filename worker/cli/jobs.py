@@ -7,13 +7,13 @@ import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
-import orjson
 import typer
 from rich.text import Text
 from sqlalchemy import Connection
 
 from schemas.job import JobState
-from worker.cli.console import encode_json, note, out, print_json
+from worker.cli.console import note, out, print_json, print_text
+from worker.cli.content import content_texts, parse_request
 from worker.cli.job_names import find_batch_id, find_job_id, find_named_job_id, names_of
 from worker.cli.listing import complete_batch_id, iso
 from worker.clock import SystemClock
@@ -27,7 +27,7 @@ from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_batch, cancel_jobs
 from worker.storage.reading import fetch_states
-from worker.storage.story import Attempt, Content, Result, Story, fetch_story
+from worker.storage.story import Attempt, Result, Story, fetch_story
 
 _TELL_EVERY_S = 5.0
 _LABEL = 13
@@ -185,7 +185,9 @@ def show(
     if story.result is not None:
         _print_result(story.result)
     if story.content is not None:
-        _print_content(story.content)
+        for label, text in content_texts(story.content):
+            _head(label)
+            print_text(text)
 
 
 def _print_job(story: Story) -> None:
@@ -255,14 +257,6 @@ def _print_result(result: Result) -> None:
         _line("reasoning", "began and did not end: the answer is empty or part of it")
 
 
-def _print_content(content: Content) -> None:
-    _text("metadata", None if content.user_metadata is None else _pretty(dict(content.user_metadata)))
-    _text("request", _pretty(_parsed(content.request)))
-    _text("reasoning", content.reasoning)
-    _text("answer", content.answer)
-    _text("error body", None if content.error is None else content.error.decode("utf-8", "replace"))
-
-
 def _head(*parts: str) -> None:
     out.print(Text("\n" + " · ".join(map(printable, parts)), style="bold"))
 
@@ -279,12 +273,6 @@ def _line(label: str, value: str | None) -> None:
     )
     for i, line in enumerate(lines):
         out.print(Text(f"  {'' if i else label:<{_LABEL}} {line}"))
-
-
-def _text(label: str, value: str | None) -> None:
-    if value is not None:
-        _head(label)
-        out.print(Text(printable(value, keep="\n\t")))
 
 
 def _moment(at_ms: int | None) -> str:
@@ -304,17 +292,6 @@ def _tokens(prompt: int, completion: int) -> str:
     return f"{format_count(prompt)} prompt + {format_count(completion)} completion"
 
 
-def _parsed(body: str) -> Any:
-    try:
-        return orjson.loads(body)
-    except ValueError:  # a lone surrogate, say: shown as it was sent
-        return body
-
-
-def _pretty(value: Any) -> str:
-    return value if isinstance(value, str) else encode_json(value)
-
-
 def _facts(story: Story) -> dict[str, Any]:
     """The story as JSON: times as ISO 8601 in UTC, texts only when they were asked for."""
     facts = _with_times(asdict(story))
@@ -326,7 +303,7 @@ def _facts(story: Story) -> dict[str, Any]:
     else:
         error = story.content.error
         facts["content"] = {
-            "request": _parsed(story.content.request),
+            "request": parse_request(story.content.request),
             "answer": story.content.answer,
             "reasoning": story.content.reasoning,
             "error": None if error is None else error.decode("utf-8", "replace"),

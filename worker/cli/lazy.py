@@ -36,6 +36,7 @@ HOMES = {
     "models": "checking",
     "migrate": "checking",
     "doctor": "doctoring",
+    "give-back": "giving_back",
     "worker": "serving",
     "simulate": "serving",
     "flower": "flower",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from worker.cli.console import complain, err, out
+from worker.cli.console import out
+from worker.cli.endings import run_to_its_end
 from worker.cli.lazy import LazyGroup
-from worker.crashes import tell_error, tell_traceback
-from worker.errors import AntreanError, ExitCode, InputError, SettingsError, tell_place
 from worker.logs import configure_logs
 
 app = typer.Typer(
@@ -55,27 +53,16 @@ def _root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    pass
+    from worker.settings import warn_of_unknown_names  # local: `--help` and `--version` need no settings
+
+    warn_of_unknown_names()
 
 
 def main() -> None:
-    """Runs the command line and ends the process. No traceback for what a user can put right."""
+    """Runs the command line and ends the process."""
+    sys.exit(run_to_its_end(_run))
+
+
+def _run() -> None:
     configure_logs("warning", json=False)
-    try:
-        app(prog_name="antrean")  # ends with SystemExit, also for bad arguments
-    except SettingsError as exc:
-        complain("these settings cannot be used:", exc.problems)
-        sys.exit(exc.exit_code)
-    except AntreanError as exc:
-        complain(str(exc), exc.problems if isinstance(exc, InputError) else None)
-        sys.exit(exc.exit_code)
-    except Exception as exc:
-        # A defect of ours. The places are for us, the sentence for the user; neither quotes what was worked on.
-        if os.environ.get("ANTREAN_LOG_LEVEL") == "debug":
-            for line in tell_traceback(exc).split("\n"):
-                err.say(line)
-        complain(
-            f"this should not have happened: {tell_error(exc)}, at {tell_place(exc)}. "
-            "Please report it, with what ANTREAN_LOG_LEVEL=debug shows."
-        )
-        sys.exit(ExitCode.INTERNAL)
+    app(prog_name="antrean")  # ends with SystemExit, also for bad arguments

@@ -16,6 +16,8 @@ import typer
 from worker.broker import broker_address, check_broker, open_client
 from worker.capacity import make_room
 from worker.cli.console import complain, err, note, out, print_json
+from worker.cli.destination import announce_endpoint, warn_of_left_jobs
+from worker.cli.last_words import LastWords
 from worker.cli.outputs import FORCE_HELP, inputs_of_run, simulation_of
 from worker.cli.progress import Display
 from worker.cli.run_work import (
@@ -29,6 +31,7 @@ from worker.cli.run_work import (
     worked_on,
 )
 from worker.cli.tracking import Progress, Tracker
+from worker.disk import describe_full_disk
 from worker.embedded.home import last_line
 from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
@@ -123,9 +126,11 @@ def run(
         target = Output(path, inputs, is_named=output is not None, is_forced=force)
         target.check_file()
     _mention_left_out(found)
-    with _interruptible(), _attached(settings, simulate) as stack:
+    last_words = LastWords()
+    with _interruptible(), _attached(settings, simulate, last_words) as stack:
         if simulate:
             settings = _simulated(settings, stack, latency=latency, fault_rate=fault_rate)
+        announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
         chosen = choose_model(model or template.front.model or settings.model, facts)
         for doubt in check_models([chosen], facts):
@@ -134,11 +139,13 @@ def run(
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
+        warn_of_left_jobs(ledger, settings)
         if target is not None:
             _check_results(target, ledger, settings, find_run(ledger, settings, documents, template, chosen))
         batch = make_run(ledger, settings, documents, template, chosen)
         with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings))
+            last_words.are_of(ledger, batch.id)
             work = submit_run(ledger, settings, batch, found, template, chosen, lock)
             progress = Progress(total=len(work.ids), succeeded=work.done)
             with _growing(ledger, work, target) as growing:
@@ -199,12 +206,17 @@ def _mention_left_out(found: DocumentSet) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command like Ctrl-C does: in order."""
+    """SIGTERM and SIGHUP end the command like Ctrl-C does: in order. A SIGHUP that is ignored stays so (`nohup`)."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (
+        [signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        else [signal.SIGTERM, signal.SIGHUP]
+    )
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
@@ -213,7 +225,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _attached(settings: Settings, simulate: bool) -> Iterator[Stack]:
+def _attached(settings: Settings, simulate: bool, last_words: LastWords) -> Iterator[Stack]:
     """The stack that this run uses; at the end it stops with its last user."""
     stack = Stack.attach(settings.home / SIMULATION if simulate else settings.home)
     try:
@@ -223,7 +235,7 @@ def _attached(settings: Settings, simulate: bool) -> Iterator[Stack]:
             f"stopping: calls in flight have up to {format_seconds(settings.grace_s)} to end; Ctrl-C again cuts them"
         )
         _leave(stack)
-        note("nothing is lost: the same command goes on from here")
+        last_words.say()
         raise
     finally:
         _leave(stack)
@@ -264,7 +276,10 @@ def _follow(
     growing: GrowingResults,
     gate: GateWatch,
 ) -> None:
-    tracker = Tracker(ledger, work.open, progress, find_trouble=gate.describe)
+    written = [settings.home, *([ledger.folder] if ledger.folder else [])]
+    tracker = Tracker(
+        ledger, work.open, progress, find_trouble=lambda: describe_full_disk(written) or gate.describe()
+    )
     display = Display()
     deaths = 0
     tended_s = time.monotonic()

@@ -52,12 +52,26 @@ def worker(
     quiet = ["--quiet"] if IN_STACK in os.environ else []
     argv = [*quiet, "worker", "--loglevel", settings.log_level.upper()]
     if name:
+        _check_node_name(name)
         argv += ["--hostname", name]
     if drain:
         argv.append("--drain")
     # `app.worker_main` does the same and drops the exit code.
     celery.params[0].default = app
     raise typer.Exit(celery.main(args=argv, standalone_mode=False) or 0)
+
+
+def _check_node_name(name: str) -> None:
+    from celery.utils.nodenames import default_nodename, host_format  # local: as above
+
+    try:
+        known = host_format(default_nodename(name))
+    except ValueError:  # a % and a letter that Celery fills nothing in for
+        known = ""
+    if not known.isprintable() or not known or " " in known:
+        raise InputError(
+            "--name: must be printable, without spaces, and of the forms with % only %h (host), %n, %d and %%"
+        )
 
 
 def simulate(

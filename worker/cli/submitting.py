@@ -13,6 +13,8 @@ from sqlalchemy import Connection
 
 from schemas.chat import encode_decoded
 from worker.cli.console import note, out, print_json
+from worker.cli.destination import announce_endpoint, warn_of_left_jobs
+from worker.cli.last_words import said_of_submission
 from worker.cli.nobody import why_nobody_works
 from worker.cli.outputs import name_inputs
 from worker.clock import SystemClock
@@ -75,6 +77,7 @@ def submit(
         raise InputError(f"{file} is a folder: submit takes a file; for a folder there is `antrean run`")
     with as_file(file) as path:
         source = _Source(path, name_input(file), str(file) if path == file else name_input(file))
+        announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
         default = _default_model(model or settings.model, facts)
         seen = _look(path)
@@ -92,8 +95,10 @@ def submit(
                 f"{source.name} changed while it was read: submit it when it is written to its end"
             )
         ledger = prepare_ledger(settings)
+        warn_of_left_jobs(ledger, settings)
         batch = _make_batch(ledger, settings, source.label, digest, summary, name_inputs(source=file))
-        submitted = _submit(ledger, settings, batch, source, default)
+        with said_of_submission(ledger, batch.id, summary.count):
+            submitted = _submit(ledger, settings, batch, source, default)
         total = ledger.run(
             lambda connection: finish_submission(connection, batch.id, now_ms=SystemClock().now_ms())
         )

@@ -15,10 +15,10 @@ from typing import Annotated, Any, TextIO, cast
 import orjson
 import typer
 
-from worker.cli.console import note, out
+from worker.cli.console import json_for_output, note, out
 from worker.cli.listing import complete_batch_id, iso
 from worker.errors import InputError
-from worker.printable import csv_cell, printable, printable_json
+from worker.printable import csv_cell, printable
 from worker.reports.summary import format_count
 from worker.settings import load_settings
 from worker.storage.batches import fetch_batch
@@ -171,10 +171,10 @@ def _write_json(
     """One object, written group by group: there may be a million."""
     head = {"by": by.value, "since": None if since_ms is None else iso(since_ms), "batch_id": batch_id}
     total = _Total()
-    file.write(printable_json(orjson.dumps(head).decode())[:-1] + ',"groups":[')
+    file.write(json_for_output(orjson.dumps(head).decode())[:-1] + ',"groups":[')
     for i, one in enumerate(found):
         total.add(one)
-        file.write((",\n" if i else "\n") + printable_json(orjson.dumps(_facts(by, one)).decode()))
+        file.write((",\n" if i else "\n") + json_for_output(orjson.dumps(_facts(by, one)).decode()))
     sums = {name: getattr(total, name) for name in _FIGURES}
     file.write('\n],"total":' + orjson.dumps(sums).decode() + "}\n")
 

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.errors import AntreanError, SettingsError
+from worker.disk import describe_full_disk
+from worker.errors import AntreanError, SettingsError, Unreachable
 from worker.files import close_home, find_distrust, make_private_folder, open_private
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, one of them the closing NUL.
@@ -56,7 +57,8 @@ def prepare_home(home: Path) -> Path:
     """The real path of `home`, made with its inner folders where they are missing, private to this user.
 
     A home that is there already keeps its mode, which says who may look at names; what is in it is closed.
-    Raises SettingsError if it cannot be written, or if somebody else could write there.
+    Raises SettingsError if it cannot be written, or if somebody else could write there; Unreachable where its disk
+    is full.
     """
     real_home = Path(os.path.realpath(home))
     try:
@@ -75,6 +77,8 @@ def prepare_home(home: Path) -> Path:
                 f"{exc.filename or real_home} cannot be written ({reason}): choose another folder with ANTREAN_HOME"
             ]
         ) from None
+    if (sentence := describe_full_disk([real_home])) is not None:
+        raise Unreachable(sentence)  # else broker, logs and locks would fail, each in words of its own
     _prepare_runtime_folder(runtime_folder(real_home))
     return real_home
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from worker.embedded.environment import inherited_environment
 from worker.embedded.home import (
     control_socket,
     last_line,
@@ -26,8 +27,6 @@ from worker.embedded.home import (
 from worker.errors import AntreanError, Unreachable
 
 _PROTOCOL = 1
-_PROJECT_FOLDER = Path(__file__).resolve().parents[2]
-_PREFIX = "ANTREAN_"
 _DEFAULT_GRACE_S = 30.0
 _LOCK_LIMIT_S = 10.0
 _LOCK_POLL_S = 0.02
@@ -103,7 +102,7 @@ class Stack:
                 starter = subprocess.Popen(
                     # -P: the person's folder may hold a `worker.py` of its own.
                     [sys.executable, "-P", "-m", "worker.embedded.keeper", *arguments],
-                    env=_base_environment(),
+                    env=inherited_environment(os.environ),
                     cwd=home,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -231,7 +230,7 @@ class Stack:
             "service": service,
             "argv": list(argv),
             "env": dict(env),
-            "base_env": _base_environment(),
+            "base_env": inherited_environment(os.environ),
             "cwd": str(self._home if cwd is None else cwd),
         }
 
@@ -288,16 +287,6 @@ class Stack:
 
     def _lost(self) -> StackLost:
         return StackLost(f"the embedded stack of {self._home} is gone: run the command again")
-
-
-def _base_environment() -> dict[str, str]:
-    """This process's environment without settings of ours (they hold secrets), and with our modules found."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
-    inherited = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
-    env["PYTHONPATH"] = os.pathsep.join(
-        [str(_PROJECT_FOLDER), *(str(Path(path).absolute()) for path in inherited)]
-    )
-    return env
 
 
 def _take_stack_lock(home: Path) -> int:

@@ -22,7 +22,7 @@ from worker.reports.batchlines import (
     put_in_place,
     write_results,
 )
-from worker.reports.outputs import Output
+from worker.reports.outputs import Output, part_of
 from worker.storage.engine import Ledger
 from worker.storage.reading import JobOutcome, iterate_outcomes
 
@@ -174,7 +174,7 @@ class GrowingResults:
 
 def _open_part(target: Path, output: Output | None) -> tuple[Path, BinaryIO]:
     """An empty file beside the target. A file of that name that is not an earlier run's is left as it is."""
-    path = target.with_name(f"{target.name}.part")
+    path = part_of(target)
     if output is None or output.may_grow_in(path):
         # Unless another run writes it just now, or has put it in its place.
         with suppress(BlockingIOError, FileNotFoundError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
@@ -126,6 +127,8 @@ class Output:
         """
         self._ledger, self._batch_id, self._simulation = ledger, batch_id, simulation
         self._seen = _fingerprint(self.path)
+        if not self._is_named and not self._is_forced:
+            self._check_growing(ledger)
         return self._judge()
 
     def belong_to(self, batch_id: str) -> None:
@@ -173,6 +176,16 @@ class Output:
         if is_inside or any(_is_same(document, facts) for document in self._inputs.documents):
             raise InputError(f"{self.path} is one of the documents, which are never overwritten: {_ANOTHER}")
 
+    def _check_growing(self, ledger: Ledger) -> None:
+        """Two runs of one default name would both be paid for before the second is told."""
+        part = part_of(self.path)
+        if not _is_being_written(part):
+            return
+        others = weigh(ledger, part, self._batch_id).others
+        if others:
+            whose, _ = _describe(ledger, others)
+            raise InputError(f"{self.path} is being written by a run of {whose}: {_ANOTHER}")
+
     def _judge(self) -> str | None:
         ledger = self._ledger
         if self._is_forced or ledger is None or not self.path.is_file():
@@ -191,6 +204,12 @@ class Output:
                 raise InputError(f"{self.path} holds the results of {whose}: {_OR_FORCE}")
             return f"{self.path} held the results of {whose}: `antrean results {others}` writes them again"
         return f"{self.path} held the results of a simulation" if holding.simulated else None
+
+
+def part_of(path: Path) -> Path:
+    """Where the results of a run grow until they take the name `path`, or that of the file that it is a link to."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(f"{target.name}.part")
 
 
 def weigh(
@@ -285,6 +304,20 @@ def _describe(ledger: Ledger, others: Counter[str]) -> tuple[str, str]:
     label = "" if batch is None else f" ({batch.label})"
     more = f" and {format_count(len(others) - 1, 'other')}" if len(others) > 1 else ""
     return f"{batch_id}{label}{more}", batch_id
+
+
+def _is_being_written(part: Path) -> bool:
+    try:
+        descriptor = os.open(part, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _begins_as_results(path: Path) -> bool:

@@ -22,10 +22,20 @@ from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from worker.disk import describe_full_disk
 from worker.errors import SettingsError
 from worker.files import close_file, close_home, make_private_folder, open_private
 from worker.settings import Settings
-from worker.storage.errors import DatabaseAway, NotMigrated, describe, is_away, is_conflict, is_missing_table
+from worker.storage.errors import (
+    DatabaseAway,
+    NotMigrated,
+    describe,
+    is_away,
+    is_conflict,
+    is_disk_full,
+    is_missing_table,
+    why_unusable,
+)
 
 T = TypeVar("T")
 _CONFLICT_TRIES = 10
@@ -42,6 +52,12 @@ class Ledger:
         self.is_postgresql = engine.dialect.name == "postgresql"
         self._rng = rng or random.Random()
         self._writer = engine.execution_options(antrean_begin="IMMEDIATE")
+
+    @property
+    def folder(self) -> Path | None:
+        """Where this machine keeps the database's file; None of a database that has a server."""
+        file = None if self.is_postgresql else self.engine.url.database
+        return Path(file).parent if file else None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -85,6 +101,13 @@ class Ledger:
             raise NotMigrated(
                 "the database has no tables of antrean yet: run `antrean migrate` first"
             ) from exc
+        if is_disk_full(exc) or (self.folder and is_away(exc) and describe_full_disk([self.folder])):
+            # SQLite calls it an I/O error where it cannot make a file beside its own.
+            where = f"the disk of {self.folder}" if self.folder else "the database's disk"
+            raise DatabaseAway(f"{where} is full: make room on it. What is written down is kept") from exc
+        if (why := why_unusable(exc)) is not None:
+            name = self.engine.url.database if self.folder else "the database"
+            raise DatabaseAway(f"{name} cannot be used: {why}") from exc  # by a worker it is waited for
         if is_away(exc) or is_conflict(exc):
             raise DatabaseAway(f"the database does not answer: {describe(exc)}") from exc
         raise exc

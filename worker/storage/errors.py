@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -37,6 +39,34 @@ def is_away(exc: BaseException) -> bool:
     if exc.connection_invalidated or isinstance(exc, (OperationalError, InterfaceError)):
         return True
     return state[:2] in ("08", "53", "57", "25")  # connection, resources, operator, read-only
+
+
+def is_disk_full(exc: BaseException) -> bool:
+    """Whether the database's disk has no room left."""
+    orig = getattr(exc, "orig", None)
+    if _sqlite_code(exc) == sqlite3.SQLITE_FULL:
+        return True
+    return getattr(orig, "sqlstate", None) == "53100"
+
+
+def why_unusable(exc: BaseException) -> str | None:
+    """The rest of a sentence where waiting alone does not make the database serve us, else None."""
+    code = _sqlite_code(exc)
+    if code == sqlite3.SQLITE_NOTADB:
+        return "its file is no SQLite database: name another one"
+    if code == sqlite3.SQLITE_CORRUPT:
+        return "its file is damaged: restore it from a backup"
+    if code == sqlite3.SQLITE_READONLY:
+        return "its file, or the folder that it is in, is write-protected: give this user the right to write there"
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return "its file cannot be opened: does its folder exist, and may this user write there?"
+    if getattr(getattr(exc, "orig", None), "sqlstate", None) == "42501":
+        return f"its user may not do what antrean does ({describe(exc)}): grant it the rights"
+    return None
+
+
+def _sqlite_code(exc: BaseException) -> int:
+    return int(getattr(getattr(exc, "orig", None), "sqlite_errorcode", 0)) & 0xFF
 
 
 def is_missing_table(exc: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import time
 import urllib.error
@@ -48,5 +49,8 @@ def check_address(url: str) -> str:
     except urllib.error.HTTPError as exc:
         exc.close()
         raise Unreachable(f"{url} answers {exc.code}") from None
-    except OSError as exc:
-        raise Unreachable(f"{url} does not answer: {getattr(exc, 'reason', exc)}") from None
+    except (OSError, http.client.HTTPException) as exc:
+        why = getattr(exc, "reason", None) or str(exc) or type(exc).__name__
+        raise Unreachable(f"{url} does not answer: {why}") from None
+    except ValueError:
+        raise Unreachable(f"{url} is no address: a host is a name or in [ ], a port a number") from None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from worker.embedded.environment import inherited_environment
 from worker.reports.summary import format_count
 from worker.settings import IN_STACK, Settings
 from worker.supervisor.part import Recipe
 
-_PROJECT_FOLDER = Path(__file__).resolve().parents[2]
 _PYTHON = (sys.executable, "-P", "-m")  # -P: the person's folder may hold a `worker.py` of its own
 # A worker ends by itself within its grace and 2 s; on a machine out of breath it gets a little more.
 _WORKER_MARGIN_S = 5.0
@@ -105,8 +103,6 @@ def _describe_login(settings: Settings) -> str:
 
 def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """What the parts inherit: this process's environment, the settings as they were read, our modules."""
-    env = {name: value for name, value in environ.items() if not name.startswith("ANTREAN_")}
-    inherited = [os.path.abspath(path) for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
-    env["PYTHONPATH"] = os.pathsep.join([str(_PROJECT_FOLDER), *inherited])
+    env = inherited_environment(environ)
     env["PYTHONUNBUFFERED"] = "1"  # lines are shown when they are written
     return {**env, **settings.as_environment(), IN_STACK: "1"}

@@ -45,8 +45,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop_requested.set)
+        loop.add_signal_handler(signal.SIGTERM, self._stop_requested.set)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup`: it stays ignored
+            loop.add_signal_handler(signal.SIGHUP, self._stop_requested.set)
         if self._broker is not None:
             self._broker.watch(self._say)
         for part in self._all_parts():

@@ -1,0 +1,40 @@
+"""Jobs of other endpoints in the same ledger that nobody works on: whoever changed the address may have left them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, literal_column, select
+
+from schemas.job import JobState
+from worker.storage.doctor import Look, fetch_live_endpoints
+from worker.storage.tables import is_in, is_published, is_ready, jobs
+
+MOST_COUNTED = 10_000
+_MOST_ENDPOINTS = 20
+
+
+def fetch_left_elsewhere(connection: Connection, endpoint: str, *, now_ms: int) -> dict[str, int]:
+    """Open jobs by endpoint, of endpoints other than `endpoint` that no live worker serves; by name, at most 20.
+
+    Counted up to `MOST_COUNTED`: what a look costs does not grow with the backlog.
+    """
+    served = {endpoint, *fetch_live_endpoints(connection, Look(now_ms, published_before_ms=0))}
+    found: dict[str, int] = {}
+    # One for each partial index, with the endpoint in front.
+    for is_open in (is_ready(), is_published(), is_in(JobState.WAITING)):
+        name = ""
+        for _ in range(_MOST_ENDPOINTS + len(served)):
+            following = (
+                select(jobs.c.endpoint).where(is_open, jobs.c.endpoint > name).order_by(jobs.c.endpoint)
+            )
+            name = connection.execute(following.limit(1)).scalar() or ""
+            if not name:
+                break
+            if name not in served:
+                some: Select[Any] = (
+                    select(literal_column("1")).where(is_open, jobs.c.endpoint == name).limit(MOST_COUNTED)
+                )
+                count = connection.execute(select(func.count()).select_from(some.subquery())).scalar_one()
+                found[name] = min(MOST_COUNTED, found.get(name, 0) + count)
+    return dict(sorted(found.items())[:_MOST_ENDPOINTS])
