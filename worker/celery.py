@@ -185,6 +185,9 @@ app = App(
 app.add_defaults(build_conf)
 # Celery's command line tells each command by this that it runs our app, before the command begins.
 app.user_options["preload"].add(click.Option(["--of-antrean"], default="yes", hidden=True))
+app.user_options["worker"].add(
+    click.Option(["--drain"], is_flag=True, help="End when nothing is left to do for the endpoint.")
+)
 
 
 @signals.user_preload_options.connect

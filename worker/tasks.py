@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from signal import SIG_IGN, SIGHUP, SIGINT, SIGQUIT, SIGTERM, getsignal, signal
 from types import FrameType
 from typing import Any, NoReturn
@@ -23,7 +24,7 @@ from worker.capacity import make_room
 from worker.celery import app, serve_queues
 from worker.delivery import adopt_ended, log_delivery, pack_envelope, read_delivery, take_callbacks_away
 from worker.embedded.stack import Stack
-from worker.errors import AntreanError, ExitCode
+from worker.errors import AntreanError
 from worker.execute import Report, Verdict
 from worker.heap import settle_heap
 from worker.hints import TASK
@@ -136,7 +137,7 @@ def _leave_stack() -> None:
 
 @signals.celeryd_init.connect
 @or_end(_leave_stack)
-def _prepare(instance: Any, **_: Any) -> None:
+def _prepare(instance: Any, options: Mapping[str, Any] | None = None, **_: Any) -> None:
     """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
     global _runtime, _stack, _outlives_terminal
     if instance.app is not app:
@@ -152,7 +153,7 @@ def _prepare(instance: Any, **_: Any) -> None:
     if settings.is_broker_embedded and IN_STACK not in os.environ:
         _stack = Stack.attach(settings.home)
         _stack.ensure_broker()
-    _runtime = build_worker(settings)
+    _runtime = build_worker(settings, drains=bool((options or {}).get("drain")))
     serve_queues(_runtime.queues)
     keep_words_only()
 
@@ -206,7 +207,7 @@ def _take_signals(sender: Any, **_: Any) -> None:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         is_again = state.should_stop is not None
-        state.should_stop = int(ExitCode.OK)
+        state.should_stop = int(runtime.exit_code)
         runtime.begin_shutdown(hurry=number == SIGQUIT or (is_again and number == SIGINT))
         os.write(wake_writer, b"1")  # the hub would sleep on for up to a second
 
@@ -214,6 +215,7 @@ def _take_signals(sender: Any, **_: Any) -> None:
     for number in (SIGINT, SIGTERM, SIGQUIT, SIGHUP):
         signal(number, SIG_IGN if number == SIGHUP and _outlives_terminal else stop)
     settle_heap()
+    runtime.ready()
 
 
 @signals.worker_shutting_down.connect

@@ -16,14 +16,14 @@ from celery.worker.state import revoked
 from sqlalchemy import Connection
 
 from schemas.shortage import describe_shortage
-from worker.broker import BrokerEpoch, broker_address, check_broker, open_client
+from worker.broker import BrokerEpoch, broker_address, check_broker, count_messages, open_client
 from worker.channel import Channel, Hand
 from worker.clock import SystemClock
 from worker.credentials import Credentials
 from worker.endpoint import open_endpoint
 from worker.errors import ExitCode
 from worker.execute import Executor, Report
-from worker.hints import queues_of
+from worker.hints import SHARED_QUEUES, queues_of
 from worker.ids import new_id
 from worker.log_sink import flush_logs
 from worker.policy.gates import PROBE_CAP_S
@@ -42,6 +42,7 @@ from worker.storage.reading import fetch_states, has_answered
 from worker.storage.window import Due
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.redis_store import RedisGateStore
+from worker.upkeep.drain import Drain
 from worker.upkeep.heart import Heart
 from worker.upkeep.presence import Presence
 from worker.upkeep.relay import Relay
@@ -61,7 +62,9 @@ class WorkerRuntime:
         ledger: Ledger,
         *,
         publish_due: Callable[[Sequence[Due]], None] | None = None,
+        drains: bool = False,
     ) -> None:
+        """`drains`: the worker ends when nothing is left to do."""
         clock = SystemClock()
         self.worker_id = new_id()
         self._settings = settings
@@ -86,6 +89,17 @@ class WorkerRuntime:
         with ledger.read() as connection:
             is_proven = has_answered(connection, endpoint)
             self.queues = queues_of(fetch_identity(connection), endpoint)
+        self._drain = (
+            Drain(
+                ledger,
+                clock,
+                endpoint=endpoint,
+                has_messages=lambda: count_messages(broker, (*self.queues.names, *SHARED_QUEUES.names)) > 0,
+                is_busy=lambda: bool(state.reserved_requests) or self._slots.active > 0,
+            )
+            if drains
+            else None
+        )
         self._relay = Relay(
             ledger,
             publish_due or partial(publish, broker, queues=self.queues),
@@ -135,7 +149,8 @@ class WorkerRuntime:
         self._shutdown: threading.Thread | None = None
         self._shutdown_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
-        self._exit_code = ExitCode.OK
+        # Who is told to end before all is done was interrupted; a worker that has no end of its own was not.
+        self._exit_code = ExitCode.INTERRUPTED if drains else ExitCode.OK
 
     def start(self) -> None:
         """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
@@ -154,9 +169,19 @@ class WorkerRuntime:
         interval_s = self._settings.relay_interval_s
         self._thread("antrean-relay", lambda: self._relay.run(self._is_stopping, interval_s=interval_s))
 
+    def ready(self) -> None:
+        """Celery takes messages from now on: a worker that drains begins to look for its end."""
+        if self._drain is not None:
+            self._thread("antrean-drain", self._end_when_drained, self._drain)
+
     @property
     def settings(self) -> Settings:
         return self._settings
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What this worker ends with, were it to end now."""
+        return self._exit_code
 
     def execute(self, job_id: str, *, is_bulk: bool, adopt: NewJob | None = None) -> Report:
         """One delivery of a job, in the calling thread. `adopt`: the message carries its own request."""
@@ -282,6 +307,15 @@ class WorkerRuntime:
         state.should_stop = int(ExitCode.INTERNAL)  # Celery's hub takes no more messages
         self.begin_shutdown()
 
+    def _end_when_drained(self, drain: Drain) -> None:
+        failed = drain.run(self._is_stopping)
+        if failed is None:
+            return
+        log.info("worker.drained", failed_jobs=failed)
+        self._exit_code = ExitCode.FAILED_JOBS if failed else ExitCode.OK
+        state.should_stop = int(self._exit_code)
+        self.begin_shutdown()
+
     def _thread(self, name: str, target: Callable[..., None], *args: object) -> None:
         def guarded() -> None:
             try:
@@ -294,8 +328,8 @@ class WorkerRuntime:
         thread.start()
 
 
-def build_worker(settings: Settings) -> WorkerRuntime:
+def build_worker(settings: Settings, *, drains: bool = False) -> WorkerRuntime:
     """A worker of these settings whose database and broker answer. Raises AntreanError with a sentence."""
     ledger = prepare_ledger(settings)
     check_broker(open_client(broker_address(settings)))
-    return WorkerRuntime(settings, ledger)
+    return WorkerRuntime(settings, ledger, drains=drains)

@@ -72,6 +72,9 @@ def test_a_simulated_run_with_faults_ends_every_job_and_a_second_one_calls_nothi
             select(requests.c.body, results.c.raw).join(results, results.c.job_id == requests.c.job_id)
         ).all()
     assert made > 1100, "a fifth of the calls failed"
+    assert 0.05 <= first.json["latency_s"]["p50"] <= first.json["latency_s"]["p99"]
+    assert sum(first.json["failed_calls"].values()) == made - 1000
+    assert first.json["retried_calls"] == first.json["failed_calls"], "no job failed"
     counted = 0
     for body, raw in pairs:
         counted += sum(count_tokens(message["content"]) for message in json.loads(body)["messages"])
@@ -80,6 +83,7 @@ def test_a_simulated_run_with_faults_ends_every_job_and_a_second_one_calls_nothi
 
     second = shop.antrean(*command, "--json")
     assert (second.code, second.json["already_done"], second.json["seconds"] < 15) == (0, 1000, True)
+    assert (second.json["latency_s"], second.json["failed_calls"]) == (None, {})
     with ledger.read() as connection:
         assert connection.execute(select(func.count()).select_from(attempts)).scalar_one() == made
     assert result_lines(shop.folder / "results.jsonl") == lines

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json
+from worker.cli.job_names import parse_kinds
 from worker.cli.listing import complete_batch_id
+from worker.cli.nobody import why_nobody_works
 from worker.cli.outputs import FORCE_HELP, inputs_of_batch, simulation_of
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
@@ -33,10 +34,11 @@ from worker.storage.batches import (
 )
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
+from worker.storage.job_list import count_open_lone
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import retry_batch
 from worker.storage.pauses import fetch_pauses
-from worker.storage.reading import fetch_trouble, iterate_batch_outcomes
+from worker.storage.reading import fetch_trouble, iterate_batch_outcomes, iterate_lone_outcomes
 from worker.storage.tables import MAX_ROWS
 from worker.storage.workers import fetch_workers
 
@@ -135,7 +137,11 @@ def status(
 
 
 def results(
-    batch: Annotated[str, typer.Argument(help="The batch's id.", autocompletion=complete_batch_id)],
+    batch: Annotated[
+        str | None,
+        typer.Argument(help="The batch's id.", show_default=False, autocompletion=complete_batch_id),
+    ] = None,
+    lone: Annotated[bool, typer.Option("--lone", help="Those of the jobs of no batch.")] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The file to write; - for standard output.")
     ] = Path("-"),
@@ -147,36 +153,55 @@ def results(
     While the batch still runs, what has ended by now is written. A file appears whole or not at all. What is
     missing, because it has not ended or was pruned, is said. A file that is not results, or has some that cannot
     be written again, is overwritten with --force only; what the batch was made from never.
+
+    With --lone, those of the jobs of no batch, the oldest first; one that has no
+    custom_id is named by its id.
     """
+    if (batch is None) != lone:
+        raise InputError("say whose results: a batch's id, or --lone for the jobs of no batch")
     settings = load_settings()
     ledger = prepare_ledger(settings)
-    found = _find(ledger, batch)
+    found = None if batch is None else _find(ledger, batch)
+    outcomes = iterate_lone_outcomes(ledger) if found is None else iterate_batch_outcomes(ledger, found.id)
     if is_standard_output(output):
         import sys  # local: the binary stream under the text one
 
-        counts = write_lines(iterate_batch_outcomes(ledger, found.id), sys.stdout.buffer)
+        counts = write_lines(outcomes, sys.stdout.buffer)
         sys.stdout.buffer.flush()
     else:
-        target = Output(output, inputs_of_batch(settings, found.details), is_forced=force)
+        batch_id, details = (None, {}) if found is None else (found.id, found.details)
+        target = Output(output, inputs_of_batch(settings, details), is_forced=force)
         target.check_file()
-        if (remark := target.check_results(ledger, found.id, simulation=simulation_of(settings))) is not None:
+        if (remark := target.check_results(ledger, batch_id, simulation=simulation_of(settings))) is not None:
             note(remark)
-        counts = write_results(iterate_batch_outcomes(ledger, found.id), output)
+        counts = write_results(outcomes, output)
         note(
             f"{format_count(counts.succeeded)} results and "
             f"{format_count(counts.total - counts.succeeded)} failures in {output}"
         )
-    with ledger.read() as connection:
-        known = count_states(connection, found.id)
     if counts.finish_reasons:
         note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
-    if left := sum(count for state, count in known.items() if not state.is_final):
+    _mention_missing(ledger, found)
+
+
+def _mention_missing(ledger: Ledger, batch: Batch | None) -> None:
+    """Says which lines are not there: of a batch, or of the lone jobs."""
+    with ledger.read() as connection:
+        if batch is None:
+            left, removed = count_open_lone(connection), 0
+        else:
+            known = count_states(connection, batch.id)
+            left = sum(count for state, count in known.items() if not state.is_final)
+            removed = batch.total - sum(known.values())
+    if left:
         note(f"{format_count(left, 'job')} have not ended yet: their lines are not there")
-    if found.submitted_at_ms is None:
+    if batch is None:
+        return
+    if batch.submitted_at_ms is None:
         note("not all of the batch is written down: submit the same input again to complete it")
-    elif (removed := found.total - sum(known.values())) > 0:
+    elif removed > 0:
         note(
-            f"{format_count(removed)} of {format_count(found.total, 'line')} are missing: their jobs were pruned"
+            f"{format_count(removed)} of {format_count(batch.total, 'line')} are missing: their jobs were pruned"
         )
 
 
@@ -206,12 +231,9 @@ def retry(
     ]
     if not chosen:
         raise InputError("say which jobs to try again: --failed, --cancelled or --expired")
-    kinds = kind or []
-    unknown = sorted(set(kinds) - {one.value for one in FailureKind})
-    if unknown:
-        known = ", ".join(sorted(one.value for one in FailureKind if one is not FailureKind.INTERRUPTED))
-        raise InputError(f"{', '.join(unknown)} is no kind of failure; the kinds are: {known}")
-    ledger = prepare_ledger(load_settings())
+    kinds = [one.value for one in parse_kinds(kind or [])]
+    settings = load_settings()
+    ledger = prepare_ledger(settings)
     found = _find(ledger, batch)
     with ledger.read() as connection:
         was_idle = not any(not state.is_final for state in count_states(connection, found.id))
@@ -226,12 +248,15 @@ def retry(
         # It is held because its run has ended, not because somebody left it.
         while ledger.run(lambda connection: resume_batch(connection, found.id)) >= MAX_ROWS:
             pass
+    why_nobody = why_nobody_works(ledger, settings, found.endpoint)
     if as_json:
-        print_json({"batch_id": found.id, "queued": queued})
+        print_json({"batch_id": found.id, "queued": queued, "is_worked_on": why_nobody is None})
         return
     out.print(f"{format_count(queued)} jobs queued again")
     if queued and found.held_at_ms is not None and not was_idle:
         note("the batch is held since its run was stopped: the same `antrean run` goes on with it")
+    elif queued and why_nobody is not None:
+        note(why_nobody)
 
 
 def _find(ledger: Ledger, batch_id: str) -> Batch:

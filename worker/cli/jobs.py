@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 import time
 from dataclasses import asdict
 from typing import Annotated, Any
-from uuid import UUID
 
 import typer
 from rich.text import Text
@@ -16,6 +14,7 @@ from sqlalchemy import Connection
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json, print_text
 from worker.cli.content import content_texts, parse_request
+from worker.cli.job_names import find_batch_id, find_job_id, find_named_job_id, names_of
 from worker.cli.listing import complete_batch_id, iso
 from worker.clock import SystemClock
 from worker.errors import InputError
@@ -40,7 +39,9 @@ def register(app: typer.Typer) -> None:
         "cancel", epilog="Example: antrean cancel batch_0193…\n\nExample: antrean cancel 0193f0a1-… --json"
     )(cancel)
     app.command(
-        "show", epilog="Example: antrean show 0193f0a1-…\n\nExample: antrean show 0193f0a1-… --content --json"
+        "show",
+        epilog="Example: antrean show 0193f0a1-… --content\n\n"
+        "Example: antrean show --custom-id notes/a.txt --batch batch_0193…",
     )(show)
 
 
@@ -65,7 +66,7 @@ def cancel(
     """
     ledger = prepare_ledger(load_settings())
     wanted = clean_text(id_) or ""
-    names = _names(wanted)
+    names = names_of(wanted)
     with ledger.read() as connection:
         batch = fetch_batch(connection, wanted)
         if batch is not None and batch.id != wanted:
@@ -134,7 +135,14 @@ def _cancel_job(ledger: Ledger, job_id: str, *, as_json: bool) -> None:
 
 
 def show(
-    job: Annotated[str, typer.Argument(help="The job's id.")],
+    job: Annotated[
+        str | None, typer.Argument(help="The job's id, or the beginning of it.", show_default=False)
+    ] = None,
+    custom_id: Annotated[str | None, typer.Option(help="The job's name, instead of its id.")] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="With --custom-id: the batch that calls it so.", autocompletion=complete_batch_id),
+    ] = None,
     content: Annotated[
         bool, typer.Option("--content", help="Also the request, the answer and the reasoning.")
     ] = False,
@@ -146,19 +154,24 @@ def show(
     HTTP status, the endpoint's request id and message, the waits between them,
     and what the result cost. Texts are shown only with --content.
 
-    The `id` of an output line (batch_req_…) names its job as well, also to
-    `antrean cancel`.
+    The beginning of an id is enough where no other id begins so; where several
+    do, or have the same custom_id, they are listed. The `id` of an output line
+    (batch_req_…) names its job as well, also to `antrean cancel`.
     """
+    if (job is None) == (custom_id is None):
+        raise InputError("say which job: by its id, or by its name with --custom-id")
+    if batch is not None and custom_id is None:
+        raise InputError("--batch goes with --custom-id: an id is enough by itself")
     ledger = prepare_ledger(load_settings())
-    wanted = clean_text(job) or ""
+    if custom_id is not None:
+        batch_id = None if batch is None else find_batch_id(ledger, batch)
+        found = find_named_job_id(ledger, custom_id, batch_id)
+    else:
+        found = find_job_id(ledger, job or "")
     with ledger.read() as connection:
-        stories = (fetch_story(connection, name, with_content=content) for name in _names(wanted))
-        story = next((found for found in stories if found is not None), None)
-        is_batch = story is None and fetch_batch(connection, wanted) is not None
-    if is_batch:
-        raise InputError(f"{wanted} is a batch: `antrean status {wanted}` shows it")
+        story = fetch_story(connection, found, with_content=content)
     if story is None:
-        raise InputError(f"there is no job {printable(wanted)}: ids are taken as a whole, not by their start")
+        raise InputError(f"the job {printable(found)} was removed just now")
     if as_json:
         print_json(_facts(story))
         return
@@ -175,14 +188,6 @@ def show(
         for label, text in content_texts(story.content):
             _head(label)
             print_text(text)
-
-
-def _names(wanted: str) -> list[str]:
-    """The ids that a job may have which somebody calls so: its own, or that of its output line."""
-    digits = wanted.removeprefix("batch_req_")
-    if digits == wanted or re.fullmatch("[0-9a-f]{32}", digits) is None:
-        return [wanted]
-    return [wanted, str(UUID(digits))]
 
 
 def _print_job(story: Story) -> None:

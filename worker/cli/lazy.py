@@ -25,6 +25,7 @@ HOMES = {
     "retry": "batches",
     "batches": "listing",
     "workers": "listing",
+    "jobs": "job_list",
     "cancel": "jobs",
     "show": "jobs",
     "usage": "usage",

@@ -8,8 +8,9 @@ import typer
 from rich.text import Text
 from sqlalchemy import Connection
 
-from worker.cli.console import out, print_json
+from worker.cli.console import note, out, print_json
 from worker.cli.listing import iso
+from worker.cli.nobody import why_nobody_works
 from worker.clock import SystemClock
 from worker.printable import printable
 from worker.settings import load_settings
@@ -82,6 +83,8 @@ def resume(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSO
         out.print(
             Text(f"{printable(endpoint)} goes on; it was paused since {iso(ended.paused_at_ms)}{_why(ended)}")
         )
+        if why_nobody := why_nobody_works(ledger, settings, endpoint):
+            note(why_nobody)
 
 
 def describe_pause(found: Pause) -> str:

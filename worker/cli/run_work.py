@@ -65,6 +65,7 @@ class Work:
     new: int = 0
     again: list[str] = field(default_factory=list)
     open: list[str] = field(default_factory=list)
+    began_at_ms: int = field(default_factory=lambda: SystemClock().now_ms())
 
     def add(self, known: Sequence[KnownJob]) -> None:
         for job in known:

@@ -38,6 +38,7 @@ from worker.errors import ExitCode, Unreachable
 from worker.gate_state import GateWatch
 from worker.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
 from worker.reports.batchlines import Counts, is_standard_output
+from worker.reports.calls import call_facts, describe_failed_calls, describe_latencies
 from worker.reports.growing import GrowingResults
 from worker.reports.outputs import Output
 from worker.reports.summary import describe_finish_reasons, format_count, format_seconds
@@ -45,6 +46,7 @@ from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
 from worker.sources.documents import DocumentSet, find_documents
 from worker.sources.prompt import Prompt
 from worker.storage.batches import Batch
+from worker.storage.calls import sum_calls
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 
@@ -286,6 +288,7 @@ def _follow(
             display.update(tracker.look())
             growing.advance(tracker.is_open)
             if tracker.is_done:
+                progress.calls = sum_calls(ledger, work.open, since_ms=work.began_at_ms)
                 return
             if time.monotonic() - tended_s >= _TEND_S:
                 tend(ledger, work.batch_id)
@@ -317,6 +320,7 @@ def _summarise(
         "finish_reasons": dict(counts.finish_reasons),
         "prompt_tokens": progress.prompt_tokens,
         "completion_tokens": progress.completion_tokens,
+        **call_facts(progress.calls),
         "seconds": round(seconds, 3),
         "output": str(output),
     }
@@ -341,5 +345,9 @@ def _summarise(
             f"{format_count(missing)} of {format_count(len(work.ids), 'line')} are missing: their jobs were removed "
             "or are being tried again by another run; the same command completes them"
         )
+    if failed_calls := describe_failed_calls(progress.calls):
+        note(failed_calls)
+    if latencies := describe_latencies(progress.calls):
+        say(f"latency {latencies}")
     where = "above" if str(output) == "-" else f"in {output}"
     say(f"{tokens} tokens · {format_seconds(seconds)} · results {where} · {work.batch_id}")

@@ -16,7 +16,8 @@ def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command(
         "worker",
-        epilog="Example: ANTREAN_CONCURRENCY=64 antrean worker\n\nExample: antrean worker --name bulk@%h",
+        epilog="Example: ANTREAN_CONCURRENCY=64 antrean worker\n\n"
+        "Example: antrean submit requests.jsonl && antrean worker --drain",
     )(worker)
     app.command("simulate", epilog="Example: antrean simulate --port 8080 --latency 2 --fault-rate 0.1")(
         simulate
@@ -27,15 +28,25 @@ def worker(
     name: Annotated[
         str | None, typer.Option("--name", "-n", help="Celery's node name, such as bulk@%h.")
     ] = None,
+    drain: Annotated[
+        bool, typer.Option("--drain", help="End when nothing is left to do for the endpoint.")
+    ] = False,
 ) -> None:
     """Work on queued jobs until stopped.
 
     The same as `celery -A worker worker`. ANTREAN_CONCURRENCY says how many calls it makes at once.
 
     SIGTERM or Ctrl-C lets calls in flight end within ANTREAN_GRACE_S and gives the others back unburnt.
+
+    With --drain it ends by itself when no job of the endpoint is queued, waiting or running, here or at another worker:
+    with 0, with 1 when jobs failed meanwhile, with 130 when it was stopped before. It waits out retries, shut gates and
+    pauses; jobs of a run that was stopped are left to that run.
     """
     settings = load_settings()
-    from worker.celery import app  # local: Celery takes a third of a second that other commands need not pay
+    # Local: Celery takes a third of a second that other commands need not pay.
+    from celery.bin.celery import celery
+
+    from worker.celery import app
 
     # Beside other processes, twenty lines of banner are noise.
     quiet = ["--quiet"] if IN_STACK in os.environ else []
@@ -43,7 +54,11 @@ def worker(
     if name:
         _check_node_name(name)
         argv += ["--hostname", name]
-    app.worker_main(argv)
+    if drain:
+        argv.append("--drain")
+    # `app.worker_main` does the same and drops the exit code.
+    celery.params[0].default = app
+    raise typer.Exit(celery.main(args=argv, standalone_mode=False) or 0)
 
 
 def _check_node_name(name: str) -> None:

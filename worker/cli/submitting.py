@@ -15,6 +15,7 @@ from schemas.chat import encode_decoded
 from worker.cli.console import note, out, print_json
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.last_words import said_of_submission
+from worker.cli.nobody import why_nobody_works
 from worker.cli.outputs import name_inputs
 from worker.clock import SystemClock
 from worker.errors import InputError
@@ -24,7 +25,7 @@ from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.sources.jsonl import JsonlSummary, RequestLine, check_requests, read_requests
 from worker.sources.pipes import as_file, name_input
-from worker.storage.batches import Batch, find_batch, finish_submission, make_batch
+from worker.storage.batches import Batch, count_states, find_batch, finish_submission, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import NewJob, find_by_keys
 from worker.storage.migrating import prepare_ledger
@@ -106,6 +107,9 @@ def submit(
                 f"{source.name} changed while it was submitted: {summary.count:,} requests were checked and "
                 f"{submitted.new + submitted.known:,} written down, in {batch.id}"
             )
+        with ledger.read() as connection:
+            is_open = any(not state.is_final for state in count_states(connection, batch.id))
+        why_nobody = why_nobody_works(ledger, settings, batch.endpoint) if is_open else None
     if as_json:
         print_json(
             {
@@ -115,12 +119,15 @@ def submit(
                 "already_known": submitted.known,
                 "models": summary.models,
                 "endpoint": settings.endpoint,
+                "is_worked_on": is_open and why_nobody is None,
             }
         )
         return
     out.say((batch.id, "bold"), f": {format_count(submitted.new)} requests queued", end="")
     out.print(f", {format_count(submitted.known)} were there before" if submitted.known else "")
-    note(f"follow it with `antrean status {batch.id}`; work on it with `antrean worker`")
+    note(f"follow it with `antrean status {batch.id}`")
+    if why_nobody is not None:
+        note(why_nobody)
 
 
 def _default_model(wanted: str | None, facts: EndpointFacts) -> str | None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from schemas.job import JobState
+from worker.reports.summary import format_seconds
+from worker.storage.calls import CallSums, fetch_oldest_call
 from worker.storage.engine import Ledger
 from worker.storage.reading import (
     Ending,
@@ -22,6 +24,8 @@ _PAGE = 500
 _OVERLAP_MS = 5_000  # workers' clocks differ a little; what was seen already is ignored
 _RECONCILE_S = 10.0
 _RATE_WINDOW_S = 10.0
+_LAST_CALLS = 20
+_SLOW_S = 5  # a call that is older is named when it is among the last
 
 
 @dataclass(slots=True)
@@ -37,7 +41,8 @@ class Progress:
     tokens_per_s: float = 0.0
     jobs_per_s: float = 0.0
     failures: Counter[str] = field(default_factory=Counter)
-    trouble: str | None = None  # what waiting jobs wait for, when it is not their own backoff
+    trouble: str | None = None  # what is waited for, when it is not a backoff: a gate, or the last slow calls
+    calls: CallSums = field(default_factory=CallSums)  # once all has ended
 
     @property
     def done(self) -> int:
@@ -93,7 +98,25 @@ class Tracker:
             self._looked_through_s = now_s
             endings += self._look_through()
         self._count(endings, now_s)
+        if self.progress.trouble is None and 0 < len(self._open) <= _LAST_CALLS:
+            self.progress.trouble = self._describe_last_calls()
         return self.progress
+
+    def _describe_last_calls(self) -> str | None:
+        """Which call the end waits for, and since when, where nothing is left but slow calls."""
+        with self._ledger.read() as connection:
+            oldest = fetch_oldest_call(connection, list(self._open))
+        if oldest is None:
+            return None
+        age_s = (time.time_ns() // 1_000_000 - oldest[1]) // 1000
+        if age_s < _SLOW_S:
+            return None
+        called = next(id_ for id_ in self._open if id_ == oldest[0])
+        name = getattr(called, "custom_id", None) or called
+        age = f"{age_s} s" if age_s < 60 else format_seconds(age_s)
+        if len(self._open) == 1:
+            return f"the last call, for {age}: {name}"
+        return f"the last {len(self._open)} calls, the oldest for {age}: {name}"
 
     def _look_through(self) -> list[Ending]:
         ids = list(self._open)

@@ -47,8 +47,8 @@ _TYPES = {
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-_LINE_ID = "batch_req_"
-LINE_START = f'{{"id":"{_LINE_ID}'.encode()  # what each output line begins with
+LINE_ID = "batch_req_"  # what the id of each output line begins with
+LINE_START = f'{{"id":"{LINE_ID}'.encode()  # what each output line begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def output_line(outcome: JobOutcome) -> bytes:
         error = _error(outcome)
     line = orjson.dumps(
         {
-            "id": _LINE_ID + outcome.id.replace("-", ""),
+            "id": LINE_ID + outcome.id.replace("-", ""),
             "custom_id": _storable(outcome.source_key if outcome.custom_id is None else outcome.custom_id),
             "response": response,
             "error": error,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, select, tuple_, union_all
+from sqlalchemy import Connection, Row, Select, func, not_, select, tuple_, union_all
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
@@ -84,6 +84,19 @@ def iterate_batch_outcomes(ledger: Ledger, batch_id: str) -> Iterator[JobOutcome
         page = _mixed_page_of if is_mixed else _page_of
         found = _fetch(ledger, page(batch_id, after))
         yield from found
+        if len(found) < _PAGE:
+            return
+        after = (found[-1].position, found[-1].id)
+
+
+def iterate_lone_outcomes(ledger: Ledger) -> Iterator[JobOutcome]:
+    """The ended jobs of no batch, in the order of their ids; one without a name is named by its id."""
+    after = (-1, "")
+    while True:
+        # What a batch has let go of is of no batch either, but nobody sent it alone.
+        found = _fetch(ledger, _page_of("", after).where(not_(jobs.c.is_bulk)))
+        for one in found:
+            yield one if one.custom_id is not None else replace(one, custom_id=one.source_key or one.id)
         if len(found) < _PAGE:
             return
         after = (found[-1].position, found[-1].id)

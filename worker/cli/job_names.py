@@ -1,0 +1,116 @@
+"""What people call jobs and batches at the command line: an id, the beginning of one, an output line's id, a name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import islice
+from uuid import UUID
+
+from schemas.failure import FailureKind
+from worker.errors import InputError
+from worker.printable import printable
+from worker.reports.batchlines import LINE_ID
+from worker.storage.batches import fetch_batch
+from worker.storage.cleaning import clean_text
+from worker.storage.engine import Ledger
+from worker.storage.job_list import Choice, ListedJob, find_ids, iterate_jobs
+from worker.storage.reading import fetch_states
+
+_MOST_SHOWN = 20
+_DASHES = (8, 12, 16, 20)  # digits of a job's id before each of its dashes
+
+
+def names_of(wanted: str) -> list[str]:
+    """The ids that a job may have which somebody calls so: its own, or that of its output line."""
+    digits = wanted.removeprefix(LINE_ID)
+    if digits == wanted or not digits:
+        return [wanted]
+    if re.fullmatch("[0-9a-f]{32}", digits) is None:
+        return [wanted, digits]
+    return [wanted, digits, str(UUID(digits))]  # a producer may have made its id without dashes
+
+
+def find_batch_id(ledger: Ledger, wanted: str) -> str:
+    """The id of the batch that is called so, by its id or the beginning of it. Raises InputError."""
+    with ledger.read() as connection:
+        batch = fetch_batch(connection, clean_text(wanted) or "")
+    if batch is None:
+        raise InputError(f"there is no batch {printable(wanted)}: `antrean batches` lists them")
+    return batch.id
+
+
+def find_job_id(ledger: Ledger, called: str) -> str:
+    """The id of the job that is called so: by its id, the beginning of it, or its output line's id.
+
+    Raises InputError where there is none, and where there are several, which it lists.
+    """
+    wanted = clean_text(called) or ""
+    names = names_of(wanted)
+    with ledger.read() as connection:
+        states = fetch_states(connection, names)
+        for name in names:
+            if name in states:
+                return name
+        batch = fetch_batch(connection, wanted)
+        if batch is not None:
+            raise InputError(f"{printable(wanted)} is a batch: `antrean status {printable(wanted)}` shows it")
+        begun = find_ids(connection, _beginning(wanted), limit=_MOST_SHOWN + 1) if wanted else []
+        states = fetch_states(connection, begun)
+    if not begun:
+        raise InputError(f"there is no job {printable(wanted)}: `antrean jobs` lists them")
+    if len(begun) > 1:
+        raise _several(f"ids that begin with {printable(wanted)}", [f"{id_}  {states[id_]}" for id_ in begun])
+    return begun[0]
+
+
+def find_named_job_id(ledger: Ledger, custom_id: str, batch_id: str | None) -> str:
+    """The id of the one job with this custom_id, of a batch or of all the ledger.
+
+    Raises InputError where there is none, and where there are several, which it lists.
+    """
+    choice = Choice(batch_id=batch_id, custom_ids=(clean_text(custom_id) or "",))
+    found = list(islice(iterate_jobs(ledger, choice, is_newest_first=True), _MOST_SHOWN + 1))
+    ids = {job.id for job in found}  # one job may be wanted at two places
+    if not ids:
+        where = "" if batch_id is None else f" in {printable(batch_id)}"
+        raise InputError(
+            f"no job has the custom_id {printable(custom_id)}{where}: it is taken as a whole; "
+            "`antrean jobs` lists the jobs with their names"
+        )
+    if len(ids) > 1:
+        raise _several(f"jobs named {printable(custom_id)}", list(map(_describe, found)))
+    return found[0].id
+
+
+def parse_kinds(names: list[str]) -> tuple[FailureKind, ...]:
+    """The kinds of failure of these names. Raises InputError that lists the kinds."""
+    stored = [kind for kind in FailureKind if kind is not FailureKind.INTERRUPTED]
+    known = {kind.value: kind for kind in stored}
+    unknown = sorted(set(names) - known.keys())
+    if unknown:
+        raise InputError(
+            f"{printable(', '.join(unknown))} is no kind of failure; the kinds are: {', '.join(sorted(known))}"
+        )
+    return tuple(known[name] for name in names)
+
+
+def _beginning(wanted: str) -> str:
+    """The beginning of a job's own id, of that of its output line."""
+    digits = wanted.removeprefix(LINE_ID)
+    if digits == wanted or not digits or re.fullmatch("[0-9a-f]{1,32}", digits) is None:
+        return wanted
+    starts = (0, *_DASHES)
+    ends = (*_DASHES, 32)
+    return "-".join(part for start, end in zip(starts, ends, strict=True) if (part := digits[start:end]))
+
+
+def _several(of_what: str, lines: Sequence[str]) -> InputError:
+    if len(lines) > _MOST_SHOWN:
+        lines = [*lines[: _MOST_SHOWN - 1], "… and more"]
+        return InputError(f"there are many {of_what}; say which:", list(lines))
+    return InputError(f"there are {len(lines)} {of_what}; say which:", list(lines))
+
+
+def _describe(job: ListedJob) -> str:
+    return f"{printable(job.id)}  {job.state}  {printable(job.batch_id or 'lone')}"

@@ -1,0 +1,302 @@
+"""Lists of jobs: those of a batch, the lone ones, or all, chosen by what they are, in flat memory however many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    func,
+    not_,
+    or_,
+    select,
+    true,
+    tuple_,
+    union_all,
+)
+
+from schemas.failure import FailureKind
+from schemas.job import JobState
+from worker.storage.engine import Ledger
+from worker.storage.tables import (
+    AnyRow,
+    attempts,
+    failure_bodies,
+    is_in,
+    jobs,
+    requests,
+    results,
+    usage,
+    wants,
+)
+from worker.storage.wants import OPEN
+
+_LOOKED_AT = 5_000  # rows of one page, whether they are chosen or not
+_LOOKED_AT_WITH_TEXTS = 250
+
+
+class Texts(StrEnum):
+    """What is only read for those who ask for it."""
+
+    PROMPT = "prompt"
+    ANSWER = "answer"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which jobs: of a batch, of none (`is_lone`), or of all the ledger; where the others are empty, any."""
+
+    batch_id: str | None = None
+    is_lone: bool = False
+    states: tuple[JobState, ...] = ()
+    kinds: tuple[FailureKind, ...] = ()  # of the last failure: also of a job that waits to be tried again
+    custom_ids: tuple[str, ...] = ()  # under any name that it is wanted by; of a batch, under the batch's own
+
+
+@dataclass(frozen=True, slots=True)
+class ListedJob:
+    """A job in a list. Texts are None unless they were asked for and are there."""
+
+    id: str
+    batch_id: str | None
+    position: int  # in the batch
+    custom_id: str | None
+    state: JobState
+    failure_kind: str | None
+    http_status: int | None
+    request_id: str | None
+    model: str
+    endpoint: str
+    claims: int
+    finish_reason: str | None  # of a success, as are latency and tokens
+    latency_ms: int | None
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    created_at_ms: int
+    not_before_ms: int | None  # of a job that waits
+    ended_at_ms: int | None
+    request: str | None  # the body that is sent
+    answer: str | None
+    error: str | None  # the last failure's message
+    error_body: bytes | None  # what the endpoint sent with it, of a job that failed
+
+
+def iterate_jobs(
+    ledger: Ledger,
+    choice: Choice,
+    *,
+    texts: frozenset[Texts] = frozenset(),
+    is_newest_first: bool = False,
+    looked_at: int | None = None,
+) -> Iterator[ListedJob]:
+    """The chosen jobs. Those of a batch come in the order of its input, under its names; others by id, which rises
+    with the time that it was made at, or falling where `is_newest_first`.
+
+    Each page is a transaction of its own, which looks at `looked_at` rows: a reader that pauses holds nothing open,
+    and a choice that fits few of a million jobs keeps no transaction long.
+    """
+    if looked_at is None:
+        looked_at = _LOOKED_AT_WITH_TEXTS if texts else _LOOKED_AT
+    after: tuple[int, str] | None = None
+    while True:
+        with ledger.read() as connection:
+            order = _order_of(connection, choice, is_falling=is_newest_first and choice.batch_id is None)
+            last = connection.execute(order.find_last(after, looked_at)).first()
+            through = None if last is None else (last.position, last.id)
+            rows = connection.execute(_page(choice, texts, order, after, through)).all()
+        yield from (_listed(row, choice) for row in rows)
+        if through is None:
+            return
+        after = through
+
+
+def find_ids(connection: Connection, beginning: str, *, limit: int) -> list[str]:
+    """Ids of jobs that begin so, in their order, at most `limit`."""
+    # Not LIKE: SQLite's takes capitals for small letters. The index of the ids is read through: 0.1 s for a million.
+    chosen = func.substr(jobs.c.id, 1, len(beginning)) == beginning
+    return list(
+        connection.execute(select(jobs.c.id).where(chosen).order_by(jobs.c.id).limit(limit)).scalars()
+    )
+
+
+def count_open_lone(connection: Connection) -> int:
+    """Lone jobs that have not ended."""
+    statement = select(func.count()).select_from(jobs).where(_IS_LONE, is_in(*OPEN))
+    return int(connection.execute(statement).scalar_one())
+
+
+_IS_LONE = (jobs.c.batch_id == "") & not_(jobs.c.is_bulk)
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Places in their order: `id`, `position` and `custom_id` of each, as the reader knows them."""
+
+    sources: tuple[Select[Any], ...]
+    is_by_id: bool  # else by position and id
+    is_falling: bool
+
+    def between(self, after: tuple[int, str] | None, through: tuple[int, str] | None) -> FromClause:
+        """The places behind one and up to another; None is the end."""
+        ranged = [
+            source.where(*self._bounds(tuple(source.selected_columns)[:2], after, through))
+            for source in self.sources
+        ]
+        return (ranged[0] if len(ranged) == 1 else union_all(*ranged)).subquery("place")
+
+    def find_last(self, after: tuple[int, str] | None, count: int) -> Select[Any]:
+        """The last of the next `count` places; none where there are fewer."""
+        ranged = []
+        for source in self.sources:
+            columns = tuple(source.selected_columns)[:2]
+            some = source.where(*self._bounds(columns, after, None)).order_by(*self._sorted(*columns))
+            if len(self.sources) == 1:
+                return some.offset(count - 1).limit(1)
+            ranged.append(some.limit(count).subquery())
+        place = union_all(*(select(one.c.id, one.c.position) for one in ranged)).subquery()
+        return (
+            select(place.c.id, place.c.position)
+            .order_by(*self._sorted(place.c.id, place.c.position))
+            .offset(count - 1)
+            .limit(1)
+        )
+
+    def sort(self, place: FromClause) -> list[ColumnElement[Any]]:
+        return self._sorted(place.c.id, place.c.position)
+
+    def _sorted(self, id_: ColumnElement[Any], position: ColumnElement[Any]) -> list[ColumnElement[Any]]:
+        key = [id_] if self.is_by_id else [position, id_]
+        return [column.desc() for column in key] if self.is_falling else key
+
+    def _bounds(
+        self,
+        columns: tuple[Any, ...],
+        after: tuple[int, str] | None,
+        through: tuple[int, str] | None,
+    ) -> list[ColumnElement[bool]]:
+        id_, position = columns
+        key: Any = id_ if self.is_by_id else tuple_(position, id_)
+        bounds = []
+        if after is not None:
+            start: Any = after[1] if self.is_by_id else after
+            bounds.append(key < start if self.is_falling else key > start)
+        if through is not None:
+            end: Any = through[1] if self.is_by_id else through
+            bounds.append(key >= end if self.is_falling else key <= end)
+        return bounds
+
+
+def _order_of(connection: Connection, choice: Choice, *, is_falling: bool) -> _Order:
+    at_home = select(jobs.c.id, jobs.c.position, jobs.c.custom_id)
+    if choice.is_lone:
+        return _Order((at_home.where(_IS_LONE),), is_by_id=False, is_falling=is_falling)
+    if choice.batch_id is None:
+        return _Order((at_home,), is_by_id=True, is_falling=is_falling)
+    home = at_home.where(jobs.c.batch_id == choice.batch_id)
+    elsewhere = select(wants.c.job_id.label("id"), wants.c.position, wants.c.custom_id).where(
+        wants.c.batch_id == choice.batch_id
+    )
+    is_mixed = connection.execute(elsewhere.limit(1)).first() is not None
+    return _Order((home, elsewhere) if is_mixed else (home,), is_by_id=False, is_falling=is_falling)
+
+
+def _page(
+    choice: Choice,
+    texts: frozenset[Texts],
+    order: _Order,
+    after: tuple[int, str] | None,
+    through: tuple[int, str] | None,
+) -> Select[Any]:
+    place = order.between(after, through)
+    source = (
+        place.join(jobs, jobs.c.id == place.c.id)
+        .outerjoin(results, (results.c.job_id == jobs.c.id) & (jobs.c.state == "succeeded"))
+        .outerjoin(usage, (usage.c.job_id == results.c.job_id) & (usage.c.number == results.c.number))
+        .outerjoin(
+            attempts, (attempts.c.job_id == results.c.job_id) & (attempts.c.number == results.c.number)
+        )
+    )
+    columns: list[Any] = [
+        place.c.id,
+        place.c.position,
+        place.c.custom_id,
+        jobs.c.batch_id,
+        jobs.c.state,
+        jobs.c.failure_kind,
+        func.coalesce(results.c.http_status, jobs.c.http_status).label("http_status"),
+        func.coalesce(results.c.request_id, jobs.c.request_id).label("request_id"),
+        jobs.c.model,
+        jobs.c.endpoint,
+        jobs.c.claims,
+        results.c.finish_reason,
+        attempts.c.latency_ms,
+        usage.c.prompt_tokens,
+        usage.c.completion_tokens,
+        jobs.c.created_at_ms,
+        jobs.c.not_before_ms,
+        jobs.c.ended_at_ms,
+    ]
+    if Texts.PROMPT in texts:
+        source = source.outerjoin(requests, requests.c.job_id == jobs.c.id)
+        columns.append(requests.c.body.label("request"))
+    if Texts.ANSWER in texts:
+        columns.append(results.c.answer)
+    if Texts.ERROR in texts:
+        source = source.outerjoin(
+            failure_bodies, (failure_bodies.c.job_id == jobs.c.id) & (jobs.c.state == "failed")
+        )
+        columns += [jobs.c.failure_message.label("error"), failure_bodies.c.raw.label("error_body")]
+    return (
+        select(*columns).select_from(source).where(*_conditions(choice, place)).order_by(*order.sort(place))
+    )
+
+
+def _conditions(choice: Choice, place: FromClause) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [true()]
+    if choice.states:
+        # Written so that no index serves it: the pages are read by their order, and none is sorted.
+        state = jobs.c.state.concat("")
+        conditions.append(state.in_([state.value for state in choice.states]))
+    if choice.kinds:
+        conditions.append(jobs.c.failure_kind.in_([kind.value for kind in choice.kinds]))
+    if choice.custom_ids:
+        is_so_named: ColumnElement[bool] = place.c.custom_id.in_(choice.custom_ids)
+        if choice.batch_id is None:
+            others = select(wants.c.job_id).where(wants.c.custom_id.in_(choice.custom_ids))
+            is_so_named = or_(is_so_named, jobs.c.id.in_(others))
+        conditions.append(is_so_named)
+    return conditions
+
+
+def _listed(row: AnyRow, choice: Choice) -> ListedJob:
+    return ListedJob(
+        id=row.id,
+        batch_id=choice.batch_id or row.batch_id or None,
+        position=row.position,
+        custom_id=row.custom_id,
+        state=JobState(row.state),
+        failure_kind=row.failure_kind,
+        http_status=row.http_status,
+        request_id=row.request_id,
+        model=row.model,
+        endpoint=row.endpoint,
+        claims=row.claims,
+        finish_reason=row.finish_reason,
+        latency_ms=row.latency_ms,
+        prompt_tokens=row.prompt_tokens,
+        completion_tokens=row.completion_tokens,
+        created_at_ms=row.created_at_ms,
+        not_before_ms=row.not_before_ms if row.state == JobState.WAITING else None,
+        ended_at_ms=row.ended_at_ms,
+        request=getattr(row, "request", None),
+        answer=getattr(row, "answer", None),
+        error=getattr(row, "error", None),
+        error_body=getattr(row, "error_body", None),
+    )

@@ -1,0 +1,39 @@
+"""What is left to do for an endpoint, for a worker that ends when nothing is."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, func, select
+
+from schemas.job import JobState
+from worker.storage.batches import fetch_held
+from worker.storage.tables import is_in, is_published, is_ready, jobs
+
+
+def has_work(connection: Connection, endpoint: str) -> bool:
+    """Whether a job of this endpoint is to be done, or is being done, whoever does it.
+
+    Jobs of a run that was stopped are held for that run, and do not count.
+    """
+    of_endpoint = select(jobs.c.id).where(jobs.c.endpoint == endpoint).limit(1)
+    if connection.execute(of_endpoint.where(is_in(JobState.RUNNING))).first() is not None:
+        return True
+    is_unheld = jobs.c.batch_id.not_in(fetch_held(connection, endpoint))
+    # One by one: each has an index of its own.
+    return any(
+        connection.execute(of_endpoint.where(is_so, is_unheld)).first() is not None
+        for is_so in (is_in(JobState.WAITING), is_published(), is_ready())
+    )
+
+
+def count_failed_since(connection: Connection, endpoint: str, *, since_ms: int) -> int:
+    """Jobs of this endpoint that have failed or expired since then, and were not queued again."""
+    statement = (
+        select(func.count())
+        .select_from(jobs)
+        .where(
+            jobs.c.ended_at_ms >= since_ms,
+            jobs.c.endpoint == endpoint,
+            is_in(JobState.FAILED, JobState.EXPIRED),
+        )
+    )
+    return int(connection.execute(statement).scalar_one())
