@@ -20,8 +20,6 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from schemas.address import parse_address
 from schemas.chat import put_plainly
@@ -149,6 +147,10 @@ class Settings(BaseSettings):
     def _database_url_is_known(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
             return None
+        # Local: what asks no database, such as a command's help, does without SQLAlchemy's tenth of a second.
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
         try:
             url = make_url(value.get_secret_value())
         except ArgumentError:

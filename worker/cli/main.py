@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -12,6 +11,7 @@ import typer
 from worker.cli.console import complain, out
 from worker.cli.lazy import LazyGroup
 from worker.errors import AntreanError, ExitCode, InputError, SettingsError
+from worker.heap import keep_loaded
 from worker.logs import configure_logs
 
 app = typer.Typer(
@@ -41,6 +41,8 @@ def _print_version(value: bool) -> None:
 
 def version() -> str:
     """This version of antrean."""
+    from importlib import metadata  # local: it is only asked for by those who report something
+
     try:
         return metadata.version("antrean")
     except metadata.PackageNotFoundError:  # run from a checkout, by scripts/antrean
@@ -54,6 +56,7 @@ def _root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
+    keep_loaded()  # here the command is loaded, and has not begun
     configure_logs("warning", json=False)
 
 
