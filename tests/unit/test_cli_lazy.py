@@ -34,7 +34,7 @@ def test_the_help_lists_each_command_with_its_own_first_line() -> None:
 
 def test_the_help_groups_the_commands_and_names_no_type_of_a_flag(tmp_path: Path) -> None:
     told = run_cli(tmp_path, "--help").stdout
-    titles = [title for title in re.findall(r"^╭─ ([A-Z][a-z ]+) ─", told, re.MULTILINE)]
+    titles = re.findall(r"^╭─ ([A-Z][a-z ]+) ─", told, re.MULTILINE)
     assert titles == ["Options", *GROUPS]
     for group in GROUPS.values():
         for name, one in group.items():

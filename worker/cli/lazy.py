@@ -32,7 +32,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "cancel": Listed("jobs", "Cancel a batch or one job."),
     },
     "Look": {
-        "status": Listed("batches", "Show where a batch stands, or the whole ledger."),
+        "status": Listed("status", "Show where a batch stands, or the whole ledger."),
         "batches": Listed("listing", "List the batches, the newest first."),
         "show": Listed("jobs", "Tell a job's whole story."),
         "usage": Listed("usage", "Add up the tokens of all answered calls."),
@@ -52,9 +52,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "prune": Listed(
             "pruning", "Remove jobs that ended long ago, with their requests, results and attempts."
         ),
-        "doctor": Listed(
-            "doctoring", "Look for what is wrong with the ledger, and say what to do about it."
-        ),
+        "doctor": Listed("doctoring", "Look for what is wrong with the ledger, and say what to do about it."),
         "health": Listed(
             "health",
             "Say whether this host's worker beats and its broker answers: 0 if so, 1 if not.",
@@ -143,9 +141,7 @@ class LazyGroup(TyperGroup):
         for title, group in GROUPS.items():
             if cmd_name in group:
                 one = group[cmd_name]
-                return TyperCommand(
-                    cmd_name, help=one.summary, hidden=one.is_hidden, rich_help_panel=title
-                )
+                return TyperCommand(cmd_name, help=one.summary, hidden=one.is_hidden, rich_help_panel=title)
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
