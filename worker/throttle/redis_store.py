@@ -113,7 +113,7 @@ class RedisGateStore:
 
 
 def _script(name: str) -> str:
-    return files("worker.throttle").joinpath(name).read_text()
+    return files("worker.throttle").joinpath(name).read_text(encoding="utf-8")
 
 
 def _parse(raw: bytes) -> Gate:
