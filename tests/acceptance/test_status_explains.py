@@ -53,3 +53,9 @@ def test_status_says_when_the_next_try_is_due(plant: Shop) -> None:
     told = plant.antrean("status", batch).out
     pattern = r"waiting 1 job for the next try after server_error: the first at \d\d:\d\d:\d\d, in [\d,]+ s"
     assert re.search(pattern, told), told
+
+
+def test_a_healthy_check_without_a_worker_has_nothing_to_say_but_that_all_is_well(shop: Shop) -> None:
+    done = shop.antrean("check")
+    assert (done.code, done.err) == (0, "")
+    assert "gate" not in done.out
