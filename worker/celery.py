@@ -16,6 +16,7 @@ from worker import channel
 from worker.broker import broker_address
 from worker.errors import AntreanError
 from worker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues, queues_of
+from worker.printable import printable
 from worker.settings import load_settings
 from worker.storage.engine import open_ledger
 from worker.storage.identity import fetch_identity
@@ -26,7 +27,7 @@ def build_conf() -> dict[str, Any]:
     try:
         settings = load_settings()
     except AntreanError as exc:
-        raise SystemExit(f"antrean: {exc}") from None
+        raise SystemExit(f"antrean: {printable(str(exc))}") from None
     address = broker_address(settings)
     return {
         "broker_url": address,

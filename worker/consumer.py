@@ -6,7 +6,6 @@ its facts, never by its content (Celery would print the whole body), and dropped
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,11 +21,10 @@ from kombu.common import ignore_errors
 from schemas.shortage import describe_shortage, is_local_shortage
 from worker.channel import REFUSES_WRITES, Channel
 from worker.events import FLUSH_EVERY_S
-from worker.request import BlankRequest, DefectFilter, as_name
+from worker.request import BlankRequest, as_name
 
 log = structlog.get_logger(__name__)
 _celery_log = get_logger(__name__)  # kombu's `…_log_error` say a delivery tag on it
-_DEFECTS = DefectFilter()
 _REFUSED_PAUSE_S = 1.0
 _SHORTAGE_PAUSE_S = 0.5
 
@@ -38,7 +36,6 @@ class Consumer(CeleryConsumer):
         # Only command-line flags could do this otherwise. Mingle alone costs a second at every start.
         options = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(*args, worker_options=options, **kwargs)
-        logging.getLogger("celery.app.trace").addFilter(_DEFECTS)
 
     def update_strategies(self) -> None:
         """A blank request for every task. Celery's own tasks are not run: they return what they are given."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dbm
 import ipaddress
-import logging
 import os
 import secrets
 import sys
@@ -31,6 +30,7 @@ from worker.embedded.home import open_lock_file, prepare_home, try_lock
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, SettingsError, Unreachable
 from worker.logs import configure_logs
+from worker.printable import printable
 from worker.request import NO_ARGS, NO_KWARGS, as_name
 from worker.settings import IN_STACK, Settings, load_settings
 
@@ -54,6 +54,7 @@ def prepare_flower() -> dict[str, Any]:
     Attaches to the embedded stack where there is no broker of one's own. Ends the process with a sentence and
     its exit code where something is missing.
     """
+    configure_logs()  # first of all: whatever fails from here on is told without what it quotes
     try:
         settings = load_settings()
         configure_logs(settings.log_level)
@@ -131,7 +132,7 @@ def kept_secret(path: Path) -> str:
     try:
         _make_once(path)
         path.chmod(0o600)
-        secret = path.read_text().strip()
+        secret = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise SettingsError([f"{path} cannot be used ({exc}): remove it, and another is made"]) from None
     if not secret.isascii() or not secret.isprintable() or not secret:
@@ -144,7 +145,7 @@ def _make_once(path: Path) -> None:
         return
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w") as file:
+    with open(descriptor, "w", encoding="utf-8") as file:
         file.write(secrets.token_urlsafe(18) + "\n")
     # A link, unlike a rename, leaves alone what another process made meanwhile.
     with contextlib.suppress(FileExistsError):
@@ -180,13 +181,13 @@ def _history(home: Path) -> Path | None:
     dbm._names = ["dbm.dumb"]  # type: ignore[attr-defined]
     database, stamp = home / "flower.db", home / "flower.db.made-by"
     made_by = f"flower {version('flower')}, celery {version('celery')}, python {sys.version_info.major}\n"
-    if not stamp.exists() or stamp.read_text(errors="replace") != made_by:
+    if not stamp.exists() or stamp.read_text(encoding="utf-8", errors="replace") != made_by:
         for suffix in ("", ".dat", ".dir", ".bak", ".db"):
             old = Path(f"{database}{suffix}")
             if old.exists():
                 log.warning("flower.history_set_aside", file=old.name)
                 old.replace(f"{old}.old")
-        stamp.write_text(made_by)
+        stamp.write_text(made_by, encoding="utf-8")
     return database
 
 
@@ -212,7 +213,7 @@ def _said_to_flower() -> Mapping[str, Any]:
 
 
 def _exit(exc: AntreanError) -> NoReturn:
-    sys.stderr.write(f"antrean: {exc}\n")
+    sys.stderr.write(f"antrean: {printable(str(exc))}\n")
     raise SystemExit(int(exc.exit_code))
 
 
@@ -253,5 +254,3 @@ def _put_flower_right() -> None:
         (handler[0], GuardedMetrics) if isinstance(handler, tuple) and handler[1] is Metrics else handler
         for handler in flower.urls.handlers
     ]
-    # Its debug level prints all settings, the cookie secret among them.
-    logging.getLogger("flower.command").addFilter(lambda record: record.msg != "Settings: %s")

@@ -54,7 +54,9 @@ class GateWatch:
         A pause that the endpoint asked for is kept.
         """
         now_ms = SystemClock().now_ms()
-        if self._has_broker():  # an embedded one is away while nobody works: there is no gate, and nothing amiss
+        if (
+            self._has_broker()
+        ):  # an embedded one is away while nobody works: there is no gate, and nothing amiss
             self._store.note_accepted()
             gate = self.fetch()
             if gate is not None and gate.needs_probe:

@@ -6,7 +6,6 @@ about a message is therefore its id, its task's name and what reads as a name or
 
 from __future__ import annotations
 
-import logging
 import re
 from typing import Any
 
@@ -21,7 +20,6 @@ NO_KWARGS = "{}"
 RETRIES = "antrean_retries"  # in the delivery_info of this process alone: how often the job was tried before
 _ENDS_OF_A_TRY = frozenset({"task-retried", "task-succeeded", "task-failed"})
 _NAME = re.compile(r"[\w.:@/+-]{1,160}", re.ASCII)
-_PLACE = re.compile(r'^  File "[^"]*?([^"/]+/[^"/]+", line \d+, in \w+)$', re.MULTILINE)
 
 
 def as_name(value: object) -> str | None:
@@ -114,17 +112,3 @@ class BlankRequest(Request):
 
 def _bare(exc: BaseException) -> Any:
     return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
-
-
-class DefectFilter(logging.Filter):
-    """For the log of Celery's tracer: a defect is told by its type and its place, without its words."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        facts = record.args
-        if record.levelno >= logging.ERROR and isinstance(facts, dict) and "exc" in facts:
-            kind = record.exc_info[0] if record.exc_info else None
-            places = _PLACE.findall(str(facts.get("traceback")))[-3:]
-            said = f"{kind.__name__ if kind else 'an exception'} at {' < '.join(reversed(places)) or '?'}"
-            record.args = {**facts, "exc": said, "traceback": ""}
-            record.exc_info = None
-        return True

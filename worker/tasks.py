@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from signal import SIGINT, SIGQUIT, SIGTERM, signal
 from types import FrameType
 from typing import Any, NoReturn
 
 from celery import Task, signals
 from celery.exceptions import Ignore, Reject, Retry
+from celery.platforms import SecurityWarning
 from celery.result import AsyncResult
 from celery.utils.functional import maybe_list
 from celery.worker import state
@@ -34,6 +36,7 @@ from worker.heap import settle_heap
 from worker.hints import TASK
 from worker.logs import configure_logs
 from worker.messages import Asked, read_time_ms
+from worker.printable import printable
 from worker.producing import produce, read_call, refuse_misplaced
 from worker.settings import IN_STACK, Settings, load_settings
 from worker.tracebacks import JobFailed, keep_words_only
@@ -135,6 +138,10 @@ def _set_up_logging(loglevel: Any = None, **_: Any) -> None:
 def _prepare(**_: Any) -> None:
     """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
     global _runtime, _stack
+    configure_logs()  # first of all: whatever fails from here on is told without what it quotes
+    warnings.simplefilter(
+        "ignore", SecurityWarning
+    )  # of root, who would run a message's pickle: none is taken
     settings = _settings_or_exit()
     try:
         make_room(settings)
@@ -217,7 +224,7 @@ def _settings_or_exit() -> Settings:
 
 
 def _exit(exc: AntreanError) -> NoReturn:
-    sys.stderr.write(f"antrean: {exc}\n")
+    sys.stderr.write(f"antrean: {printable(str(exc))}\n")
     if _stack is not None:
         _stack.leave(wait=False)
     raise SystemExit(int(exc.exit_code))

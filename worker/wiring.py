@@ -26,6 +26,7 @@ from worker.errors import ExitCode
 from worker.execute import Executor, Report
 from worker.hints import queues_of
 from worker.ids import new_id
+from worker.log_sink import flush_logs
 from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
 from worker.publisher import publish
@@ -278,6 +279,7 @@ class WorkerRuntime:
     def _leave_now(self) -> None:
         # Celery's hub can hang in a stalled broker for minutes after SIGTERM; all that matters is written.
         log.warning("worker.left_without_celery")
+        flush_logs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(int(self._exit_code))

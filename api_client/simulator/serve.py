@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from api_client.simulator.config import SimulatorConfig
 from api_client.simulator.loop import new_event_loop
@@ -29,10 +31,19 @@ async def _serve(config: SimulatorConfig, on_ready: Callable[[str], None]) -> No
     stopped = asyncio.Event()
     for wanted in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(wanted, stopped.set)
+    loop.set_exception_handler(tell_defect)
     simulator = Simulator(config)
     on_ready(await simulator.start())
     await stopped.wait()
     await simulator.stop()
+
+
+def tell_defect(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """Tells a defect by its type and places: an exception's text, and what asyncio says of it, may quote a prompt."""
+    exc = context.get("exception")
+    frames = traceback.extract_tb(exc.__traceback__) if isinstance(exc, BaseException) else []
+    places = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
+    sys.stderr.write(f"the simulator has a defect: {type(exc).__name__} at {places or '?'}\n")
 
 
 def _raise_file_limit() -> None:

@@ -91,7 +91,8 @@ def test_submit_takes_standard_input_and_again_submits_anew(shop: Shop) -> None:
     assert (anew["new"], anew["batch_id"] != first["batch_id"]) == (4, True)
 
 
-def test_a_submission_that_was_killed_goes_on_and_queues_nothing_twice(shop: Shop) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_submission_that_was_stopped_goes_on_and_queues_nothing_twice(shop: Shop, number: int) -> None:
     write_requests(shop.folder, 60_000)
     assert shop.antrean("migrate").code == 0
     ledger = ledger_of(shop)
@@ -102,9 +103,12 @@ def test_a_submission_that_was_killed_goes_on_and_queues_nothing_twice(shop: Sho
 
     submitting = shop.begin("worker.cli", "submit", "requests.jsonl", log="submit.log")
     wait_until(lambda: count(jobs) > 0, within_s=40, what="its first rows")
-    end(submitting, signal.SIGKILL)
+    end(submitting, number)
     written = count(jobs)
     assert 0 < written < 60_000
+    if number == signal.SIGINT:
+        last_words = (shop.folder / "submit.log").read_text().splitlines()[-1]
+        assert f": {written:,} of 60,000 requests are written down; the same command" in last_words
     again = shop.antrean("submit", "requests.jsonl", "--json").json
     assert (again["total"], again["new"], again["already_known"]) == (60_000, 60_000 - written, written)
     assert (count(jobs), count(requests_table), count(batches)) == (60_000, 60_000, 1)
@@ -190,3 +194,27 @@ def test_settings_come_from_files_in_the_current_folder_too(shop: Shop) -> None:
 def test_the_changelog_and_the_licence_are_there() -> None:
     assert "Unreleased" in (ROOT / "CHANGELOG.md").read_text()
     assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def test_a_locale_without_utf_8_ends_no_command(shop: Shop) -> None:
+    (shop.folder / "documents").mkdir()
+    (shop.folder / "documents" / "one.txt").write_text("Na\u00efve \u2014 \u65e5\u672c.", encoding="utf-8")
+    (shop.folder / "prompt.md").write_text("R\u00e9sum\u00e9: {{ text }}", encoding="utf-8")
+    env = environment(shop.settings) | {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+
+    def antrean(*args: str) -> str:
+        command = [sys.executable, "-P", "-m", "worker.cli", *args]
+        done = subprocess.run(command, cwd=shop.folder, env=env, capture_output=True, timeout=90, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode("ascii")
+
+    antrean("run", "documents", "--prompt", "prompt.md")
+    [batch] = json.loads(antrean("batches", "--json"))["batches"]
+    assert "one.txt" in (shop.folder / "results.jsonl").read_text(encoding="utf-8")
+    for command in ("batches", "status", "usage", "check", "doctor", "--help", "run --help"):
+        assert antrean(*command.split())
+    line = json.loads((shop.folder / "results.jsonl").read_text(encoding="utf-8"))
+    assert "R\\u00e9sum\\u00e9: Na\\u00efve \\u2014 " in antrean("show", line["id"], "--content")
+    shown = json.loads(antrean("show", line["id"], "--content", "--json"))
+    assert shown["content"]["request"]["messages"][0]["content"].startswith("R\u00e9sum\u00e9: Na\u00efve")
+    assert " - " in antrean("status", batch["batch_id"]), "signs of ours have a form in ASCII"

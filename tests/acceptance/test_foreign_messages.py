@@ -151,7 +151,7 @@ def assert_nothing_is_left(valkey: Any) -> None:
 
 def test_odd_messages_end_as_rows_and_end_no_worker(plant: Shop, plant_ledger: Ledger, valkey: Any) -> None:
     odd = odd_messages()
-    worker = plant.worker(concurrency=4)
+    worker = plant.worker(concurrency=4, log_level="debug")  # where each line counts
     for raw in (*NO_MESSAGES, *OF_OTHERS, *odd.values()):
         valkey.lpush(LONE_QUEUE, raw)
         valkey.publish("/0.celery.pidbox", raw)  # what is said to all workers

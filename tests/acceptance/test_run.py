@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -132,6 +133,10 @@ def test_ctrl_c_leaves_nothing_running_and_nothing_lost_and_the_next_call_goes_o
     after = states(ledger)
     assert after["running"] == 0
     assert after["succeeded"] == simulator.stats()["paid"] >= 16, "calls in flight ended and were kept"
+    last_words = (shop.folder / "command.log").read_text().splitlines()[-1]
+    told = re.match(r"(batch_\w+): (\d+) of 60 jobs done, 0 failed, (\d+) left; nothing is lost", last_words)
+    assert told, last_words
+    assert (int(told[2]), int(told[3])) == (after["succeeded"], 60 - after["succeeded"])
     done = shop.antrean(*command[1:], "--json", concurrency=32)
     assert (done.code, done.json["succeeded"]) == (0, 60)
     assert simulator.stats()["paid"] == 60

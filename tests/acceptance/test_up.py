@@ -81,6 +81,10 @@ def test_the_whole_stack_runs_until_it_is_told_to_stop(shop: Shop, simulator: Si
     wait_until(lambda: states(shop) == {"succeeded": 60}, within_s=30, what="all jobs end")
     assert simulator.stats()["calls"] == 60
     up.wait_for("2 workers · 0 in flight · 0 queued · 0 failed · ")
+    alarming = re.compile("warning|error|critical|traceback|not recommended", re.IGNORECASE)
+    assert [line for line in up.lines() if alarming.search(line)] == [], (
+        "nothing is wrong, and nothing says so"
+    )
 
     psutil.Process(up.pid_of("w1@%h")).kill()
     up.wait_for("worker1 died (signal 9, SIGKILL); it is started again in 0.5 s")

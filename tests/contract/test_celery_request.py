@@ -26,7 +26,8 @@ from worker import strategy
 from worker.celery import build_conf
 from worker.delivery import tell_retries
 from worker.execute import Report, Verdict
-from worker.request import BlankRequest, DefectFilter, as_name
+from worker.log_lines import read_record, render
+from worker.request import BlankRequest, as_name
 from worker.tracebacks import BriefInfo, JobFailed, keep_words_only
 
 SECRET = "A planted sentence. Nobody reads it."
@@ -262,14 +263,21 @@ def test_a_defect_keeps_its_traceback(app: Celery, monkeypatch: pytest.MonkeyPat
 
 def test_the_tracers_log_says_where_a_defect_is_and_not_its_words() -> None:
     info = failure(ValueError(SECRET))
-    facts = {"name": "a.task", "exc": repr(info.exception), "traceback": info.traceback}
+    facts = {
+        "name": "a.task",
+        "id": "1-2",
+        "description": "raised unexpected",
+        "exc": repr(info.exception),
+        "traceback": info.traceback,
+    }
     record = logging.LogRecord(
-        "celery.app.trace", logging.ERROR, "", 1, "%(name)s: %(exc)s", (facts,), info.exc_info
+        "celery.app.trace", logging.ERROR, "", 1, trace.LOG_FAILURE, (facts,), info.exc_info
     )
-    assert DefectFilter().filter(record)
-    text = logging.Formatter().format(record)
-    assert "planted" not in text
-    assert text.startswith("a.task: ValueError at contract/test_celery_request.py")
+    for as_json in (False, True):
+        line = render(read_record(record), as_json=as_json)
+        assert "planted" not in line
+        assert "Task a.task[1-2] raised unexpected: " in line
+        assert "test_celery_request.py" in line and "ValueError" in line
 
 
 @pytest.mark.parametrize(

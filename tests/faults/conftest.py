@@ -78,7 +78,8 @@ def arena(
         simulator,
         is_full=is_full,
         report=report,
-        **(settings.kwargs if settings else {}),
+        # At other levels what is many is a number, and these tests count lines.
+        **({"log_level": "debug"} | (settings.kwargs if settings else {})),
     )
     try:
         yield arena

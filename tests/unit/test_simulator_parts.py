@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections import Counter
 from random import Random
 from typing import Any
@@ -12,6 +14,7 @@ from api_client.simulator import SimulatorConfig, count_tokens, expected_usage
 from api_client.simulator.completion import compose_completion, compose_content
 from api_client.simulator.faults import FaultDraw
 from api_client.simulator.rate_window import RateWindow
+from api_client.simulator.serve import tell_defect
 from api_client.simulator.tokens import cut_tokens, text_of
 
 
@@ -117,3 +120,20 @@ def test_a_senseless_option_is_refused_with_a_sentence(options: dict[str, Any], 
 
 def test_the_key_is_not_in_the_text_of_the_configuration() -> None:
     assert "sk-secret" not in repr(SimulatorConfig(key="sk-secret"))
+
+
+def test_a_defect_of_the_simulator_is_told_by_its_place_and_not_by_its_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def fail() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(tell_defect)
+        loop.call_soon({}.__getitem__, "a prompt")
+        loop.call_soon(json.loads, "a prompt, too")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    asyncio.run(fail())
+    told = capsys.readouterr().err
+    assert "KeyError at " in told and "JSONDecodeError at " in told and "decoder.py:" in told
+    assert "prompt" not in told

@@ -34,7 +34,8 @@ def test_other_lines_pass_as_they_are() -> None:
 
 
 def test_no_escape_sequence_of_a_part_reaches_the_terminal() -> None:
-    assert make_readable("\x1b[31mred\x1b[0m \x1b]0;title\x07\x07beep\x08") == ["red beep"]
+    assert make_readable("\x1b[31mred\x1b[0m \x1b]0;title\x07") == ["red "]
+    assert make_readable("a\x07beep\x08 \u202eleft") == ["a\\x07beep\\x08 \\u202eleft"], "spelled out"
     (row,) = make_readable(log_line(words="\x1b[2Jgone"))
     assert row.endswith("words=gone")
 

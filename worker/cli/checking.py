@@ -7,13 +7,11 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from schemas.address import parse_address
 from worker.broker import broker_address, check_broker, open_client
 from worker.capacity import make_room
 from worker.cli.console import note, out, print_json
-from worker.cli.listing import printable
 from worker.clock import SystemClock
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode, SettingsError, Unreachable
@@ -90,7 +88,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print them as J
         print_json({"models": facts.models})
         return
     for model in facts.models or ():
-        out.print(escape(printable(model)))
+        out.say(model)
 
 
 def migrate() -> None:
@@ -142,7 +140,7 @@ def _check_endpoint(settings: Settings, facts: list[EndpointFacts]) -> str:
 
 def _check_model(wanted: str | None, facts: EndpointFacts) -> str:
     chosen = choose_model(wanted, facts)
-    return "; ".join([printable(chosen), *check_models([chosen], facts)])
+    return "; ".join([chosen, *check_models([chosen], facts)])
 
 
 def _look_at_gate(settings: Settings, *, has_answered: bool) -> tuple[str | None, dict[str, Any] | None]:
@@ -180,7 +178,6 @@ def _print_findings(
         )
         return
     for name, text, exc in findings:
-        mark = "[green]ok[/]  " if exc is None else "[bold red]no[/]  "
-        out.print(f"{mark}{name}: {escape(text)}")
+        out.say(("ok", "green") if exc is None else ("no", "bold red"), f"  {name}: {text}")
     if odd:
         note(f"not settings of antrean (a typing error?): {', '.join(odd)}")

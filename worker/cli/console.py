@@ -1,23 +1,85 @@
-"""Where the commands print: results on standard output, everything else on standard error."""
+"""Where the commands print: results on standard output, everything else on standard error.
+
+Whatever is printed here is only text: it is never read as markup, and no character of it steers the terminal. So a
+command need not ask of a name where it came from.
+"""
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+from worker.printable import in_ascii, printable, printable_json, printable_text
+
 _MOST_PROBLEMS = 20
+_ERRORS = "antrean.in_ascii"
+Part = str | tuple[str, str]
+"""Some text; with a style, such as `("4 failed", "bold red")`."""
+
+
+class PlainConsole(Console):
+    """rich's console, but a string is one line of text: no markup, and nothing in it that steers the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def say(self, *parts: Part, end: str = "\n") -> None:
+        """One line, of parts with a style of their own or without. A line break in a part is spelled out."""
+        told = ((part, "") if isinstance(part, str) else part for part in parts)
+        super().print(Text.assemble(*((printable(text), style) for text, style in told)), end=end)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's; a string is one line."""
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich's; the last word on what reaches the terminal, also of a live display or a table."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n\t"))
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
+
+
+def print_text(text: str) -> None:
+    """Text of several lines on standard output, as it is: nothing is wrapped, tabs stay tabs."""
+    shown = printable_text(text)
+    sys.stdout.write(shown if shown.endswith("\n") else f"{shown}\n")
 
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output, for a program to read."""
-    sys.stdout.write(encode_json(value) + "\n")
+    sys.stdout.write(json_for_output(encode_json(value)) + "\n")
+
+
+def json_for_output(encoded: str) -> str:
+    """JSON as standard output may have it: nothing of it steers a terminal, or is lost in another encoding."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    return printable_json(encoded, is_ascii=not encoding.startswith("utf"))
+
+
+def speak_any_encoding() -> None:
+    """Has what a stream's encoding lacks written in ASCII: a locale without UTF-8 must end no command."""
+    codecs.register_error(_ERRORS, _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ERRORS)
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return in_ascii(error.object[error.start : error.end]), error.end
 
 
 def encode_json(value: Any) -> str:
@@ -31,14 +93,14 @@ def encode_json(value: Any) -> str:
 
 def note(text: str) -> None:
     """A remark for the person at the keyboard."""
-    err.print(escape(text), style="dim")
+    err.say((text, "dim"))
 
 
 def complain(sentence: str, problems: list[str] | None = None) -> None:
     """The one sentence that says what to do, and what it is about, a line each."""
-    err.print(f"[bold red]antrean:[/] {escape(sentence)}")
+    err.say(("antrean:", "bold red"), f" {sentence}")
     shown = (problems or [])[:_MOST_PROBLEMS]
     for problem in shown:
-        err.print(f"  {escape(problem)}")
+        err.say(f"  {problem}")
     if problems and len(problems) > len(shown):
-        err.print(f"  … and {len(problems) - len(shown)} more")
+        err.say(f"  … and {len(problems) - len(shown)} more")

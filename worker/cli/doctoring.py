@@ -15,11 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.broker import BrokerEpoch, broker_address, count_messages, open_client
 from worker.cli.console import note, out, print_json
 from worker.cli.doctor_words import MEANINGS
-from worker.cli.listing import printable
 from worker.clock import SystemClock
 from worker.embedded.home import broker_socket
 from worker.errors import BrokerAway, ExitCode
 from worker.hints import SHARED_QUEUES, queues_of
+from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import Settings, load_settings
 from worker.storage.doctor import (

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
+
+from worker.settings import IN_STACK
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +32,8 @@ def flower(
     """
     from worker.celery import app  # local: Celery takes a third of a second that other commands need not pay
 
-    argv = ["flower"]
+    # Beside other processes its banner, with all of Celery's own tasks, is noise.
+    argv = [*(["--quiet"] if IN_STACK in os.environ else []), "flower"]
     if port is not None:
         argv.append(f"--port={port}")
     if address is not None:

@@ -9,16 +9,17 @@ from dataclasses import asdict
 from typing import Annotated, Any
 from uuid import UUID
 
-import orjson
 import typer
 from rich.text import Text
 from sqlalchemy import Connection
 
 from schemas.job import JobState
-from worker.cli.console import encode_json, note, out, print_json
-from worker.cli.listing import complete_batch_id, iso, printable
+from worker.cli.console import note, out, print_json, print_text
+from worker.cli.content import content_texts, parse_request
+from worker.cli.listing import complete_batch_id, iso
 from worker.clock import SystemClock
 from worker.errors import InputError
+from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch, count_asked, fetch_batch
@@ -27,7 +28,7 @@ from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_batch, cancel_jobs
 from worker.storage.reading import fetch_states
-from worker.storage.story import Attempt, Content, Result, Story, fetch_story
+from worker.storage.story import Attempt, Result, Story, fetch_story
 
 _TELL_EVERY_S = 5.0
 _LABEL = 13
@@ -171,7 +172,9 @@ def show(
     if story.result is not None:
         _print_result(story.result)
     if story.content is not None:
-        _print_content(story.content)
+        for label, text in content_texts(story.content):
+            _head(label)
+            print_text(text)
 
 
 def _names(wanted: str) -> list[str]:
@@ -249,14 +252,6 @@ def _print_result(result: Result) -> None:
         _line("reasoning", "began and did not end: the answer is empty or part of it")
 
 
-def _print_content(content: Content) -> None:
-    _text("metadata", None if content.user_metadata is None else _pretty(dict(content.user_metadata)))
-    _text("request", _pretty(_parsed(content.request)))
-    _text("reasoning", content.reasoning)
-    _text("answer", content.answer)
-    _text("error body", None if content.error is None else content.error.decode("utf-8", "replace"))
-
-
 def _head(*parts: str) -> None:
     out.print(Text("\n" + " · ".join(map(printable, parts)), style="bold"))
 
@@ -273,12 +268,6 @@ def _line(label: str, value: str | None) -> None:
     )
     for i, line in enumerate(lines):
         out.print(Text(f"  {'' if i else label:<{_LABEL}} {line}"))
-
-
-def _text(label: str, value: str | None) -> None:
-    if value is not None:
-        _head(label)
-        out.print(Text(printable(value, keep="\n\t")))
 
 
 def _moment(at_ms: int | None) -> str:
@@ -298,17 +287,6 @@ def _tokens(prompt: int, completion: int) -> str:
     return f"{format_count(prompt)} prompt + {format_count(completion)} completion"
 
 
-def _parsed(body: str) -> Any:
-    try:
-        return orjson.loads(body)
-    except ValueError:  # a lone surrogate, say: shown as it was sent
-        return body
-
-
-def _pretty(value: Any) -> str:
-    return value if isinstance(value, str) else encode_json(value)
-
-
 def _facts(story: Story) -> dict[str, Any]:
     """The story as JSON: times as ISO 8601 in UTC, texts only when they were asked for."""
     facts = _with_times(asdict(story))
@@ -320,7 +298,7 @@ def _facts(story: Story) -> dict[str, Any]:
     else:
         error = story.content.error
         facts["content"] = {
-            "request": _parsed(story.content.request),
+            "request": parse_request(story.content.request),
             "answer": story.content.answer,
             "reasoning": story.content.reasoning,
             "error": None if error is None else error.decode("utf-8", "replace"),

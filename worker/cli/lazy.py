@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, cast
@@ -12,6 +13,10 @@ from typing import Any, cast
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_group
+
+from worker.printable import printable
+
+_UsageError: Any = typer.BadParameter.__base__  # typer has it in public by its children only
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +157,21 @@ class LazyGroup(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _show_flags_plainly(self.get_params(ctx))
         super().format_help(ctx, formatter)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _printable_words():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _printable_words():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_words() -> Iterator[None]:
+    """What is wrong with the arguments quotes them, and a shell may have taken them from a folder: `submit *`."""
+    try:
+        yield
+    except _UsageError as exc:
+        exc.message = printable(exc.message)
+        raise

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from schemas.job import JobState, derive_batch_status
 from worker.cli.console import note, out, print_json
+from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch, count_states, fetch_batches
@@ -21,8 +22,6 @@ from worker.storage.engine import open_ledger
 from worker.storage.migrating import prepare_ledger
 from worker.storage.workers import WorkerFacts, fetch_workers
 
-# Control characters could steer the terminal, and marks of direction could reorder what it shows.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _PLAIN_ID = re.compile("[A-Za-z0-9_.-]+")  # a producer may name a batch as it likes; a shell must not run it
 _COMPLETED = 200
 _PATIENCE_S = 1.0
@@ -103,13 +102,6 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print them as 
 def iso(at_ms: int, timespec: str = "seconds") -> str:
     """A stored time in UTC, such as 2026-03-01T12:00:00+00:00."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec=timespec)
-
-
-def printable(text: str, *, keep: str = "") -> str:
-    """Foreign text as a terminal may show it: control characters but those in `keep` are spelled out."""
-    return _UNPRINTABLE.sub(
-        lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode(), text
-    )
 
 
 def complete_batch_id(incomplete: str) -> list[tuple[str, str]]:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.console import complain, out
+from worker.cli.console import complain, err, out, speak_any_encoding
 from worker.cli.lazy import LazyGroup
-from worker.errors import AntreanError, ExitCode, InputError, SettingsError
+from worker.crashes import tell_error, tell_traceback
+from worker.errors import AntreanError, ExitCode, InputError, SettingsError, tell_place
 from worker.heap import keep_loaded
 from worker.logs import configure_logs
 
@@ -57,11 +58,12 @@ def _root(
     ] = False,
 ) -> None:
     keep_loaded()  # here the command is loaded, and has not begun
-    configure_logs("warning", json=False)
 
 
 def main() -> None:
     """Runs the command line and ends the process. No traceback for what a user can put right."""
+    speak_any_encoding()
+    configure_logs("warning", json=False)
     try:
         app(prog_name="antrean")  # ends with SystemExit, also for bad arguments
     except SettingsError as exc:
@@ -71,11 +73,12 @@ def main() -> None:
         complain(str(exc), exc.problems if isinstance(exc, InputError) else None)
         sys.exit(exc.exit_code)
     except Exception as exc:
-        # A defect of ours. The traceback is for us, the sentence for the user.
+        # A defect of ours. The places are for us, the sentence for the user; neither quotes what was worked on.
         if os.environ.get("ANTREAN_LOG_LEVEL") == "debug":
-            raise
+            for line in tell_traceback(exc).split("\n"):
+                err.say(line)
         complain(
-            f"this should not have happened: {type(exc).__name__}: {exc}. "
+            f"this should not have happened: {tell_error(exc)}, at {tell_place(exc)}. "
             "Please report it, with what ANTREAN_LOG_LEVEL=debug shows."
         )
         sys.exit(ExitCode.INTERNAL)

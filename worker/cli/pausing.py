@@ -9,8 +9,9 @@ from rich.text import Text
 from sqlalchemy import Connection
 
 from worker.cli.console import out, print_json
-from worker.cli.listing import iso, printable
+from worker.cli.listing import iso
 from worker.clock import SystemClock
+from worker.printable import printable
 from worker.settings import load_settings
 from worker.storage import pauses
 from worker.storage.migrating import prepare_ledger

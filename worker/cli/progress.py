@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.markup import escape
 from rich.text import Text
 
 from worker.cli.console import err
 from worker.cli.live_lines import LiveLines
 from worker.cli.tracking import Progress
+from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 
 _PLAIN_EVERY_S = 5.0
@@ -47,7 +47,7 @@ def draw(progress: Progress, width: int, *, is_ascii: bool = False) -> list[Text
     lines = [Text(" ").join(part for part in parts if part)]
     lines += Text(f"     {_now(progress)}", style="dim").wrap(err, max(1, limit))
     if progress.trouble:
-        lines += Text(f"waiting: {progress.trouble}", style="yellow").wrap(err, max(1, limit))
+        lines += Text(printable(f"waiting: {progress.trouble}"), style="yellow").wrap(err, max(1, limit))
     return lines
 
 
@@ -105,4 +105,4 @@ class Display:
         elif time.monotonic() - self._plain_at_s >= _PLAIN_EVERY_S:
             self._plain_at_s = time.monotonic()
             trouble = f" · waiting: {progress.trouble}" if progress.trouble else ""
-            err.print(escape(f"{describe(progress)}{trouble}"))
+            err.say(f"{describe(progress)}{trouble}")

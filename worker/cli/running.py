@@ -16,6 +16,7 @@ import typer
 from worker.broker import broker_address, check_broker, open_client
 from worker.capacity import make_room
 from worker.cli.console import complain, err, note, out, print_json
+from worker.cli.last_words import LastWords
 from worker.cli.progress import Display
 from worker.cli.run_work import (
     Work,
@@ -105,7 +106,8 @@ def run(
     if str(output) != "-":
         check_output(output)
     _mention_left_out(found)
-    with _interruptible(), _attached(settings, simulate) as stack:
+    last_words = LastWords()
+    with _interruptible(), _attached(settings, simulate, last_words) as stack:
         if simulate:
             settings = _simulated(settings, stack, latency=latency, fault_rate=fault_rate)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
@@ -119,6 +121,7 @@ def run(
         batch = make_run(ledger, settings, documents, template, chosen)
         with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings))
+            last_words.are_of(ledger, batch.id)
             work = submit_run(ledger, settings, batch, found, template, chosen, lock)
             progress = Progress(total=len(work.ids), succeeded=work.done)
             with _growing(ledger, work, output) as growing:
@@ -182,7 +185,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _attached(settings: Settings, simulate: bool) -> Iterator[Stack]:
+def _attached(settings: Settings, simulate: bool, last_words: LastWords) -> Iterator[Stack]:
     """The stack that this run uses; at the end it stops with its last user."""
     stack = Stack.attach(settings.home / SIMULATION if simulate else settings.home)
     try:
@@ -192,7 +195,7 @@ def _attached(settings: Settings, simulate: bool) -> Iterator[Stack]:
             f"stopping: calls in flight have up to {format_seconds(settings.grace_s)} to end; Ctrl-C again cuts them"
         )
         _leave(stack)
-        note("nothing is lost: the same command goes on from here")
+        last_words.say()
         raise
     finally:
         _leave(stack)
@@ -281,8 +284,8 @@ def _summarise(
         return
     tokens = f"{format_count(progress.prompt_tokens)} prompt + {format_count(progress.completion_tokens)} completion"
     # Results on standard output leave standard error for everything else.
-    say = err.print if str(output) == "-" else out.print
-    say(f"[bold]{format_count(succeeded)}[/] of {format_count(len(work.ids))} jobs succeeded", end="")
+    say = err.say if str(output) == "-" else out.say
+    say((format_count(succeeded), "bold"), f" of {format_count(len(work.ids))} jobs succeeded", end="")
     say(f" ({format_count(work.done)} were done before)" if work.done else "")
     if counts.total > succeeded:
         kinds = ", ".join(f"{kind} {count}" for kind, count in progress.failures.most_common())

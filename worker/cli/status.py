@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from schemas.job import JobState
 from worker.cli.batches import find_named
 from worker.cli.console import note, out, print_json
-from worker.cli.listing import complete_batch_id, iso, printable, worker_facts
+from worker.cli.listing import complete_batch_id, iso, worker_facts
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
 from worker.gate_state import GateWatch, describe_gate, gate_facts
@@ -119,63 +118,54 @@ def status(
 
 
 def _print_ledger(counts: Mapping[JobState, int], latest: Sequence[BatchStatus], look: _Look) -> None:
-    out.print(Text(f"ledger {printable(look.place)}", style="dim"))
+    out.say((f"ledger {look.place}", "dim"))
     if not counts:
         note("the ledger is empty: `antrean run` or `antrean submit` fills it")
-    out.print(Text(_states_line(counts)))
+    out.say(_states_line(counts))
     for one in latest:
         done, failed, open_ = _sums(one)
         # The id stands alone on its line: nothing cuts it, however narrow the terminal.
-        out.print(Text.assemble((printable(one.batch.id), "bold"), f" {one.status}{_held(one)}"))
-        out.print(
-            Text(
-                f"  {printable(one.batch.label)} · {format_count(done)} done · {format_count(failed)} failed · "
-                f"{format_count(open_)} open · {format_count(one.total_tokens)} tokens"
-            )
+        out.say((one.batch.id, "bold"), f" {one.status}{_held(one)}")
+        out.say(
+            f"  {one.batch.label} · {format_count(done)} done · {format_count(failed)} failed · "
+            f"{format_count(open_)} open · {format_count(one.total_tokens)} tokens"
         )
     for worker in look.workers:
         age_s = max(0, look.now_ms - worker.beat_at_ms) / 1000
-        out.print(
-            Text(
-                f"worker {printable(worker.hostname)}:{worker.pid} · {worker.running} of {worker.slots} slots"
-                f" · last beat {format_seconds(age_s)} ago"
-            )
+        out.say(
+            f"worker {worker.hostname}:{worker.pid} · {worker.running} of {worker.slots} slots"
+            f" · last beat {format_seconds(age_s)} ago"
         )
         if worker.is_silent(look.now_ms):
-            out.print(Text("  silent for longer than its lease: it counts as dead", style="yellow"))
+            out.say(("  silent for longer than its lease: it counts as dead", "yellow"))
     for pause in look.pauses:
-        out.print(Text.assemble((describe_pause(pause), "yellow"), ": `antrean resume` goes on"))
+        out.say((describe_pause(pause), "yellow"), ": `antrean resume` goes on")
     if look.gate is not None:
         _print_reason("gate", describe_gate(look.gate, now_ms=look.now_ms))
     if look.trouble is not None and not look.pauses:
-        _print_reason("waiting", printable(look.trouble))
+        _print_reason("waiting", look.trouble)
     _print_open(look)
 
 
 def _print_batch(found: BatchStatus, look: _Look) -> None:
     batch = found.batch
-    out.print(Text(f"ledger {printable(look.place)}", style="dim"))
-    out.print(
-        Text.assemble(
-            (printable(batch.id), "bold"),
-            f" {found.status}{_held(found)} · {batch.kind} of {printable(batch.label)} · "
-            f"{iso(batch.created_at_ms)}",
-        )
+    out.say((f"ledger {look.place}", "dim"))
+    out.say(
+        (batch.id, "bold"),
+        f" {found.status}{_held(found)} · {batch.kind} of {batch.label} · {iso(batch.created_at_ms)}",
     )
     if _held(found):
         note("held since its run was stopped: the same `antrean run` goes on with it")
     if batch.submitted_at_ms is None:
         note("not all of it is written down: submit the same input again to complete it")
-    out.print(Text(_states_line(found.counts)))
+    out.say(_states_line(found.counts))
     for kind, count in found.failures.items():
-        out.print(Text(f"  failed: {format_count(count)} × {printable(kind)}"))
+        out.say(f"  failed: {format_count(count)} × {kind}")
     for reason, count in found.finish_reasons.items():
-        out.print(Text(f"  finish reason: {format_count(count)} × {printable(reason)}"))
-    out.print(
-        Text(
-            f"{format_count(found.prompt_tokens)} prompt + {format_count(found.completion_tokens)} completion "
-            f"= {format_count(found.total_tokens)} tokens"
-        )
+        out.say(f"  finish reason: {format_count(count)} × {reason}")
+    out.say(
+        f"{format_count(found.prompt_tokens)} prompt + {format_count(found.completion_tokens)} completion "
+        f"= {format_count(found.total_tokens)} tokens"
     )
     if look.gate is not None:
         _print_reason("gate", describe_gate(look.gate, now_ms=look.now_ms))
@@ -184,13 +174,13 @@ def _print_batch(found: BatchStatus, look: _Look) -> None:
 
 def _print_open(look: _Look) -> None:
     for one in look.reasons:
-        _print_reason("waiting", printable(one.sentence))
+        _print_reason("waiting", one.sentence)
     if look.standing.oldest_call is not None:
-        out.print(Text(printable(describe_oldest_call(look.standing.oldest_call, now_ms=look.now_ms))))
+        out.say(describe_oldest_call(look.standing.oldest_call, now_ms=look.now_ms))
 
 
 def _print_reason(word: str, sentence: str) -> None:
-    out.print(Text.assemble((word, "yellow"), f" {sentence}"))
+    out.say((word, "yellow"), f" {sentence}")
 
 
 def _ledger_facts(

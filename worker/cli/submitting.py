@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from schemas.chat import encode_decoded
 from worker.cli.console import note, out, print_json
+from worker.cli.last_words import said_of_submission
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.ids import new_batch_id, new_ids
@@ -91,7 +92,8 @@ def submit(
             )
         ledger = prepare_ledger(settings)
         batch = _make_batch(ledger, settings, source.label, digest, summary)
-        submitted = _submit(ledger, settings, batch, source, default)
+        with said_of_submission(ledger, batch.id, summary.count):
+            submitted = _submit(ledger, settings, batch, source, default)
         total = ledger.run(
             lambda connection: finish_submission(connection, batch.id, now_ms=SystemClock().now_ms())
         )
@@ -112,7 +114,7 @@ def submit(
             }
         )
         return
-    out.print(f"[bold]{batch.id}[/]: {format_count(submitted.new)} requests queued", end="")
+    out.say((batch.id, "bold"), f": {format_count(submitted.new)} requests queued", end="")
     out.print(f", {format_count(submitted.known)} were there before" if submitted.known else "")
     note(f"follow it with `antrean status {batch.id}`; work on it with `antrean worker`")
 

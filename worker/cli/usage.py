@@ -15,9 +15,10 @@ from typing import Annotated, Any, TextIO, cast
 import orjson
 import typer
 
-from worker.cli.console import note, out
-from worker.cli.listing import complete_batch_id, iso, printable
+from worker.cli.console import json_for_output, note, out
+from worker.cli.listing import complete_batch_id, iso
 from worker.errors import InputError
+from worker.printable import csv_cell, printable
 from worker.reports.summary import format_count
 from worker.settings import load_settings
 from worker.storage.batches import fetch_batch
@@ -102,7 +103,8 @@ def usage(
     count. Cached tokens are part of the prompt's, reasoning tokens of the completion's.
 
     Sorted by tokens, the most first; days in their order. The screen shows the
-    first 1,000 groups and the sum of all; --json and --csv hold every group.
+    first 1,000 groups and the sum of all; --json and --csv hold every group. In
+    CSV, text that a spreadsheet would run as a formula begins with a quote.
     """
     if as_json and as_csv:
         raise InputError("--json and --csv do not go together: choose one")
@@ -160,7 +162,7 @@ def _write_csv(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
     writer = csv.DictWriter(file, header, lineterminator="\n")
     writer.writeheader()
     for one in found:
-        writer.writerow(_facts(by, one))
+        writer.writerow({name: csv_cell(value) for name, value in _facts(by, one).items()})
 
 
 def _write_json(
@@ -169,10 +171,10 @@ def _write_json(
     """One object, written group by group: there may be a million."""
     head = {"by": by.value, "since": None if since_ms is None else iso(since_ms), "batch_id": batch_id}
     total = _Total()
-    file.write(orjson.dumps(head).decode()[:-1] + ',"groups":[')
+    file.write(json_for_output(orjson.dumps(head).decode())[:-1] + ',"groups":[')
     for i, one in enumerate(found):
         total.add(one)
-        file.write((",\n" if i else "\n") + orjson.dumps(_facts(by, one)).decode())
+        file.write((",\n" if i else "\n") + json_for_output(orjson.dumps(_facts(by, one)).decode()))
     sums = {name: getattr(total, name) for name in _FIGURES}
     file.write('\n],"total":' + orjson.dumps(sums).decode() + "}\n")
 

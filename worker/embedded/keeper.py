@@ -56,6 +56,7 @@ from worker.embedded.home import (
 from worker.embedded.service import Launch, Service
 from worker.embedded.simulator import SimulatorProcess
 from worker.errors import AntreanError, Unreachable
+from worker.log_sink import take_over, tell_crashes
 
 PROTOCOL = 1
 LINE_MAX_BYTES = 8 * 1024 * 1024
@@ -355,7 +356,8 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for descriptor in (stack_lock, first_client):
         os.set_inheritable(descriptor, False)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    take_over(logging.INFO, as_json=False)
+    tell_crashes()
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
         asyncio.run(Keeper(home).run(socket.socket(fileno=first_client), stack_lock))

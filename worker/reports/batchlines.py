@@ -21,6 +21,7 @@ import orjson
 from schemas.failure import FailureKind
 from schemas.job import ORDINARY_FINISH_REASONS, JobState
 from worker.errors import InputError
+from worker.printable import printable_json
 from worker.storage.reading import JobOutcome
 
 _ENDED_BY_STATE = {
@@ -43,9 +44,7 @@ _TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-# str.splitlines() ends a line at these; in JSON they can only stand inside text, where an escape means the same.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_UNICODE_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
 
 
 _LINE_ID = "batch_req_"
@@ -97,9 +96,9 @@ def output_line(outcome: JobOutcome) -> bytes:
             "error": error,
         }
     )
-    for raw, escaped in _UNICODE_LINE_ENDS:
-        if raw in line:
-            line = line.replace(raw, escaped)
+    if not line.isascii() or b"\x7f" in line:
+        # str.splitlines() ends a line at U+0085, U+2028 and U+2029; others steer the terminal of who looks at it.
+        line = printable_json(line.decode()).encode()
     return line + b"\n"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from worker.printable import printable
+
 
 def format_count(count: int, noun: str = "", plural: str | None = None) -> str:
     """`1,234 jobs`, `1 job`, `1,234`: thousands separated, the noun in its number."""
@@ -13,11 +15,9 @@ def format_count(count: int, noun: str = "", plural: str | None = None) -> str:
 
 
 def describe_finish_reasons(counts: Mapping[str, int]) -> str:
-    """`12 × length, 1 × content_filter`: the most first. No character of a foreign text steers the terminal."""
+    """`12 × length, 1 × content_filter`: the most first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(
-        f"{format_count(count)} × {''.join(filter(str.isprintable, reason))}" for reason, count in ordered
-    )
+    return ", ".join(f"{format_count(count)} × {printable(reason)}" for reason, count in ordered)
 
 
 def format_seconds(seconds: float) -> str:

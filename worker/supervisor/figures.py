@@ -131,6 +131,7 @@ class Lookout:
 
 def main() -> None:
     """Argument: seconds between two counts. Ends by a signal, or when nobody reads any more."""
+    configure_logs()
     settings = load_settings()
     configure_logs(settings.log_level)
     lookout = Lookout(settings, float(sys.argv[1]))

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from worker.printable import printable
+
 _LINE_MAX_BYTES = 16 * 1024
-# Escape sequences and control characters of a child must not reach the person's terminal.
+# A child's colours and cursor movements would mean nothing beside its neighbours' lines.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PLAIN_VALUE = re.compile(r"[^\s=\"']+")
 
 _RESET = "\x1b[0m"
@@ -89,4 +90,4 @@ def _format_value(value: object) -> str:
 
 
 def _clean(text: str) -> str:
-    return _CONTROLS.sub("", _ESCAPES.sub("", text))
+    return printable(_ESCAPES.sub("", text), keep="\n\t")

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 
+from worker.printable import printable
 from worker.supervisor.broker import EmbeddedBroker
 from worker.supervisor.figures import Figures, describe_health, parse_figures
 from worker.supervisor.lines import make_prefix, make_readable
@@ -96,7 +97,7 @@ class Supervisor:
         return show
 
     def _say(self, sentence: str) -> None:
-        self._screen.line(self._own_prefix + sentence)
+        self._screen.line(self._own_prefix + printable(sentence))
 
     def _take_figures(self, line: str) -> None:
         figures = parse_figures(line)

@@ -244,13 +244,14 @@ class Relay:
         has_lost = self._may_have_lost_hints
         if not is_known or has_lost:
             self._may_have_lost_hints = False
-            log.warning("relay.published_anew", broker_forgot=not is_known)
             try:
-                self._unmark_all(now_ms)
+                jobs = self._unmark_all(now_ms)
             except AntreanError:
                 self._may_have_lost_hints = has_lost
                 raise
             self._epoch.set()
+            if jobs:  # a new broker of a ledger that was idle has lost nothing
+                log.warning("relay.published_anew", jobs=jobs, broker_forgot=not is_known)
             return
         age_ms = self._age_of_the_lost()
         if age_ms is None:
@@ -267,12 +268,14 @@ class Relay:
         if again:
             log.warning("relay.published_again", jobs=again)
 
-    def _unmark_all(self, now_ms: int) -> None:
+    def _unmark_all(self, now_ms: int) -> int:
         with self._ledger.read() as connection:
             before_ms = fetch_mark_bound(connection, self._endpoint, now_ms=now_ms)
         unmark = partial(unmark_published_before, endpoint=self._endpoint, before_ms=before_ms)
-        while self._ledger.run(unmark):
-            pass
+        jobs = 0
+        while some := self._ledger.run(unmark):
+            jobs += some
+        return jobs
 
     def _age_of_the_lost(self) -> int | None:
         """How old a mark is, in milliseconds, whose message is to be published again; None: it is not time to look."""
