@@ -6,14 +6,17 @@ import re
 from functools import partial
 
 from schemas.failure import FailureKind
+from schemas.job import JobState
 from tests.contract.test_ledger_wants import a_batch, want
 from tests.contract.test_ledger_window import _plans as plans_of
 from tests.contract.test_ledger_workers import register
 from tests.support.ledger import ENDPOINT, NOW, a_job, claim, put, put_one, record, setback
 from worker.settings import Settings
+from worker.storage.batches import fetch_batch
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
-from worker.storage.standing import OldestCall, Standing, Waits, fetch_standing
+from worker.storage.standing import _IS_HELD, OldestCall, Standing, Waits, _count, fetch_standing
+from worker.storage.tables import is_in
 from worker.storage.workers import fetch_workers
 
 OTHER = "https://other.test"
@@ -21,7 +24,7 @@ OTHER = "https://other.test"
 
 def look(ledger: Ledger, batch_id: str | None = None) -> Standing:
     with ledger.read() as connection:
-        return fetch_standing(connection, batch_id)
+        return fetch_standing(connection, None if batch_id is None else fetch_batch(connection, batch_id))
 
 
 def wait_after(ledger: Ledger, id_: str, kind: FailureKind, due_ms: int, *, is_blocked: bool = False) -> None:
@@ -31,13 +34,17 @@ def wait_after(ledger: Ledger, id_: str, kind: FailureKind, due_ms: int, *, is_b
 
 def test_an_empty_ledger_has_nothing_open(ledger: Ledger) -> None:
     assert look(ledger) == Standing(queued={}, waits=[], held={}, oldest_call=None)
-    assert look(ledger, "no such batch") == Standing(queued={}, waits=[], held={}, oldest_call=None)
+    batch = a_batch(ledger, "b")
+    assert look(ledger, batch) == Standing(queued={}, waits=[], held={}, oldest_call=None)
 
 
 def test_queued_jobs_are_counted_by_endpoint_handed_out_or_not(ledger: Ledger) -> None:
     put(ledger, a_job(), a_job(), published_at_ms=NOW)
     put(ledger, a_job(), a_job(endpoint=OTHER))
     assert look(ledger).queued == {ENDPOINT: 3, OTHER: 1}
+    open_ = a_batch(ledger, "joined by messages", kind="tasks")
+    put(ledger, a_job(batch_id=open_), a_job(batch_id=open_, endpoint=OTHER))
+    assert look(ledger, open_).queued == {ENDPOINT: 1, OTHER: 1}, "each message has an endpoint of its own"
 
 
 def test_waiting_jobs_are_told_apart_by_what_they_wait_for(ledger: Ledger) -> None:
@@ -107,7 +114,12 @@ def test_the_place_of_a_ledger_is_its_file_or_its_server_without_a_password(
 
 
 def test_a_look_walks_no_table_of_jobs_as_a_whole(sqlite_ledger: Ledger) -> None:
-    for asked in (None, a_batch(sqlite_ledger, "b")):
-        plan = plans_of(sqlite_ledger, partial(fetch_standing, batch_id=asked))
+    a_batch(sqlite_ledger, "b")
+    with sqlite_ledger.read() as connection:
+        batch = fetch_batch(connection, "b")
+    for asked in (None, batch):
+        plan = plans_of(sqlite_ledger, partial(fetch_standing, batch=asked))
         assert re.search(r"(SCAN|SEARCH) jobs USING (COVERING )?INDEX", plan)
         assert not re.search(r"SCAN jobs(?! USING)", plan), plan
+    counted = plans_of(sqlite_ledger, lambda c: _count(c, batch, is_in(JobState.QUEUED) & ~_IS_HELD))
+    assert "SEARCH jobs USING COVERING INDEX ix_jobs_batch (batch_id=? AND state=?)" in counted

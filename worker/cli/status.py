@@ -100,7 +100,7 @@ def status(
         counts = count_states(connection) if named is None else found[0].counts
         look = _Look(
             place=fetch_place(connection),
-            standing=fetch_standing(connection, None if named is None else named.id),
+            standing=fetch_standing(connection, named),
             workers=fetch_workers(connection),
             pauses=fetch_pauses(connection),
             trouble=fetch_trouble(connection, now_ms=now_ms),
