@@ -25,11 +25,16 @@ class SystemClock:
 
 def describe_until(until_ms: int, now_ms: int) -> str:
     """`until 14:03:20, in 45 s`, by this machine's clock and time zone; `until now` where it is over."""
-    if until_ms <= now_ms:
-        return "until now"
-    at = datetime.fromtimestamp(until_ms / 1000, UTC).astimezone()
-    day = "" if until_ms - now_ms < 12 * 3_600_000 else f"{at:%Y-%m-%d} "
-    return f"until {day}{at:%H:%M:%S}, in {-(-(until_ms - now_ms) // 1000):,} s"
+    return f"until {describe_moment(until_ms, now_ms).removeprefix('at ')}"
+
+
+def describe_moment(at_ms: int, now_ms: int) -> str:
+    """`at 14:03:20, in 45 s`, by this machine's clock and time zone; `now` where it is over."""
+    if at_ms <= now_ms:
+        return "now"
+    at = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone()
+    day = "" if at_ms - now_ms < 12 * 3_600_000 else f"{at:%Y-%m-%d} "
+    return f"at {day}{at:%H:%M:%S}, in {-(-(at_ms - now_ms) // 1000):,} s"
 
 
 def iso_ms(at_ms: int) -> str:

@@ -15,6 +15,7 @@ from worker.execute import Report, Verdict
 from worker.foreign import NOT_BEFORE_HEADER, REFUSED_HEADER
 from worker.hints import HINT_HEADER, is_bulk_queue
 from worker.messages import Asked, build_job, build_refused, make_row_id, read_time_ms
+from worker.request import RETRIES
 from worker.settings import Settings
 from worker.storage.intake import NewJob
 
@@ -92,6 +93,12 @@ def take_callbacks_away(context: Any) -> None:
     """Celery must not send them itself: a queue of another app would fail the finished task."""
     for name in _CALLBACKS:
         setattr(context, name, None)
+
+
+def tell_retries(context: Any, report: Report) -> None:
+    """The events of this delivery say how often its job was tried before: its message, new for each try, cannot."""
+    if report.retries is not None:
+        context.delivery_info[RETRIES] = report.retries
 
 
 def pack_envelope(facts: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -32,6 +32,10 @@ class Dispatcher(EventDispatcher):
         if not is_buffered or (self.groups and "task" not in self.groups):
             super().send(type, *args, **fields)
         elif self.enabled:
+            if type == "task-received":
+                fields.pop(
+                    "retries", None
+                )  # 0, as the message says, which is new for each try: see BlankRequest
             waiting = self._group_buffer["task"]
             waiting.append(
                 {

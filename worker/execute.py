@@ -55,6 +55,7 @@ class Report:
     summary: str
     retry_in_s: float | None = None
     failure: FailureKind | None = None
+    retries: int | None = None  # tries before the one that this delivery made, or is to be waited for
 
 
 _RECORD_WITHIN_S = (
@@ -295,7 +296,7 @@ class Executor:
             return self._set_back(job, _defect(exc, job.id), leave, latency_s=answer.latency_s)
         if recorded is Recorded.UNUSED:
             summary += " · came second, kept as usage only"
-        return Report(Verdict.SUCCEEDED, summary)
+        return Report(Verdict.SUCCEEDED, summary, retries=job.number - 1)
 
     def _record_success(self, success: Success, *, is_urgent: bool) -> Recorded:
         """Recorded, or spooled: either way the answer outlives this process (invariant 5)."""
@@ -339,10 +340,15 @@ class Executor:
         self._record_or_forget(setback)
         if not_before_ms is None:
             log.info("job.failed", job_id=job.id, kind=failure.kind.value, http_status=failure.http_status)
-            return Report(Verdict.FAILED, f"failed: {failure.kind.value}", failure=failure.kind)
+            return Report(
+                Verdict.FAILED,
+                f"failed: {failure.kind.value}",
+                failure=failure.kind,
+                retries=job.number - 1,
+            )
         wait_s = max(0.0, (not_before_ms - now_ms) / 1000)
         log.info("job.waiting", job_id=job.id, kind=failure.kind.value, retry_in_s=round(wait_s, 3))
-        return Report(Verdict.WAITING, f"waits: {failure.kind.value}", wait_s, failure.kind)
+        return Report(Verdict.WAITING, f"waits: {failure.kind.value}", wait_s, failure.kind, job.number)
 
     def _give_back(self, job: ClaimedJob) -> Report:
         give_back = GiveBack(

@@ -43,7 +43,8 @@ MAX_TASKS = 10_000  # about 6 KB each
 MAX_WORKERS = 500
 SAVE_INTERVAL_MS = 30_000
 PURGE_OFFLINE_AFTER_S = 3600
-_COLUMNS = "name,uuid,state,result,exception,received,runtime,worker"
+# What fits a window of 1,280 pixels: every task has the same name, and its result ends with its runtime.
+_COLUMNS = "uuid,state,retries,result,exception,received,worker"
 _BLANK = {"args": NO_ARGS, "kwargs": NO_KWARGS}
 _TOLD = ("type", "uuid", "hostname", "result", "exception")  # by our workers, in words of their own
 _held: list[object] = []  # what this process holds until it ends: the stack, and the lock on its history

@@ -32,9 +32,7 @@ class GateWatch:
 
     def fetch(self) -> Gate | None:
         """The gate, where it keeps jobs waiting now. A broker that does not answer counts as an open one."""
-        try:
-            self._client.ping()
-        except (redis.RedisError, OSError):
+        if not self._has_broker():
             return None
         gate = self._store.fetch()
         is_over = gate is not None and not gate.needs_probe and gate.until_ms <= SystemClock().now_ms()
@@ -56,16 +54,25 @@ class GateWatch:
         A pause that the endpoint asked for is kept.
         """
         now_ms = SystemClock().now_ms()
-        self._store.note_accepted()
-        gate = self.fetch()
-        if gate is not None and gate.needs_probe:
-            self._store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
+        if (
+            self._has_broker()
+        ):  # an embedded one is away while nobody works: there is no gate, and nothing amiss
+            self._store.note_accepted()
+            gate = self.fetch()
+            if gate is not None and gate.needs_probe:
+                self._store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
         woken, step = 0, MAX_ROWS
         while step == MAX_ROWS:
             due_ms = now_ms + woken // MAX_ROWS * SPREAD_MS
             step = ledger.run(partial(wake_blocked, endpoint=self._endpoint, now_ms=due_ms))
             woken += step
         return woken
+
+    def _has_broker(self) -> bool:
+        try:
+            return bool(self._client.ping())
+        except (redis.RedisError, OSError):
+            return False
 
 
 def describe_gate(gate: Gate, *, now_ms: int) -> str:

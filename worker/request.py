@@ -17,6 +17,8 @@ from worker.hints import hinted_job, read_body
 
 NO_ARGS = "()"
 NO_KWARGS = "{}"
+RETRIES = "antrean_retries"  # in the delivery_info of this process alone: how often the job was tried before
+_ENDS_OF_A_TRY = frozenset({"task-retried", "task-succeeded", "task-failed"})
 
 
 class BlankRequest(Request):
@@ -71,6 +73,15 @@ class BlankRequest(Request):
                 "redelivered": bool(delivery["redelivered"]),
             },
         }
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """As Celery's; the end of a try counts those before it, and a success takes back why an earlier one waited."""
+        retries = self._delivery_info.get(RETRIES)
+        if retries is not None and type in _ENDS_OF_A_TRY:
+            fields["retries"] = retries
+            if retries and type == "task-succeeded":
+                fields["exception"] = None
+        super().send_event(type, **fields)
 
     def on_retry(self, exc_info: Any) -> None:
         """Says why the job waits, where Celery would say `None` and give a traceback."""

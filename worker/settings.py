@@ -22,8 +22,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from schemas.address import parse_address
 from schemas.chat import put_plainly
@@ -163,6 +161,10 @@ class Settings(BaseModel):
     def _database_url_is_known(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
             return None
+        # Local: what asks no database, such as a command's help, does without SQLAlchemy's tenth of a second.
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
         try:
             url = make_url(value.get_secret_value())
         except (ArgumentError, ValueError):  # the latter for a port that is no number

@@ -22,7 +22,14 @@ from schemas.chat import InvalidRequest
 from schemas.job import JobState
 from worker.capacity import make_room
 from worker.celery import app, serve_queues
-from worker.delivery import adopt_ended, log_delivery, pack_envelope, read_delivery, take_callbacks_away
+from worker.delivery import (
+    adopt_ended,
+    log_delivery,
+    pack_envelope,
+    read_delivery,
+    take_callbacks_away,
+    tell_retries,
+)
 from worker.embedded.stack import Stack
 from worker.errors import AntreanError
 from worker.execute import Report, Verdict
@@ -107,6 +114,7 @@ def complete_chat(self: ChatTask, *args: Any, job_id: str | None = None, **kwarg
     delivery = read_delivery(self.request, *read_call(args, kwargs), job_id, runtime.settings)
     take_callbacks_away(self.request)
     report = runtime.execute(delivery.job_id, is_bulk=delivery.is_bulk, adopt=delivery.adopt)
+    tell_retries(self.request, report)
     return _tell_celery(log_delivery(delivery, report))
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.app import trace
+from celery.app.task import Context
+from celery.events.state import State
 from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.strategy import default
@@ -22,6 +24,8 @@ from kombu.message import Message
 
 from worker import strategy
 from worker.celery import build_conf
+from worker.delivery import tell_retries
+from worker.execute import Report, Verdict
 from worker.log_lines import read_record, render
 from worker.request import BlankRequest, as_name
 from worker.tracebacks import BriefInfo, JobFailed, keep_words_only
@@ -162,6 +166,38 @@ def test_a_waiting_job_says_why_and_is_acknowledged_afterwards(app: Celery) -> N
     request.on_failure(failure(Retry("waits: rate_limited", when=3)), return_ok=True)
     assert eventer.sent == [("task-retried", {"uuid": request.id, "exception": "waits: rate_limited"})]
     assert acks == [1]
+
+
+def test_the_end_of_a_try_counts_those_before_it_and_a_success_takes_back_why_one_waited(app: Celery) -> None:
+    eventer = Eventer()
+
+    def ended(retries: int | None) -> BlankRequest:
+        request = request_of(app, eventer)
+        request._on_ack = lambda *_: None
+        # What the task itself sees is this very mapping: Celery's promise on threads, on which this stands.
+        context = Context(request.request_dict)
+        tell_retries(context, Report(Verdict.WAITING, "", retries=retries))
+        assert "antrean" not in repr(request.info())
+        return request
+
+    ended(1).on_failure(failure(Retry("waits: timeout", when=3)), return_ok=True)
+    ended(2).on_failure(failure(JobFailed("rejected")), return_ok=True)
+    ended(2).on_success((False, "'7 tokens'", 0.1))
+    ended(0).on_success((False, "'7 tokens'", 0.1))
+    ended(None).on_success((False, "'7 tokens'", 0.1))
+    assert [(kind, fields.get("retries")) for kind, fields in eventer.sent] == [
+        ("task-retried", 1),
+        ("task-failed", 2),
+        ("task-succeeded", 2),
+        ("task-succeeded", 0),
+        ("task-succeeded", None),
+    ]
+    seen = State()
+    for clock, (kind, fields) in enumerate(eventer.sent[:3], start=1):
+        facts = {"type": kind, "hostname": "w", "timestamp": clock, "clock": clock, "local_received": clock}
+        seen.event(facts | fields | {"uuid": "j"})
+    task = seen.tasks["j"]
+    assert (task.state, task.exception, task.retries) == ("SUCCESS", None, 2)
 
 
 def test_a_failed_job_says_its_kind_and_a_defect_only_its_type(app: Celery) -> None:

@@ -1,64 +1,112 @@
-"""Each command's module is imported when it is asked for: all of them together cost half of a short command's time."""
+"""Each command's module is imported when the command is called: the list of all commands needs none of them."""
 
 from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_group
 
 from worker.printable import printable
 
 _UsageError: Any = typer.BadParameter.__base__  # typer has it in public by its children only
 
-HOMES = {
-    "run": "running",
-    "submit": "submitting",
-    "status": "batches",
-    "results": "batches",
-    "retry": "batches",
-    "batches": "listing",
-    "workers": "listing",
-    "jobs": "job_list",
-    "cancel": "jobs",
-    "show": "jobs",
-    "usage": "usage",
-    "pause": "pausing",
-    "resume": "pausing",
-    "prune": "pruning",
-    "check": "checking",
-    "models": "checking",
-    "migrate": "checking",
-    "doctor": "doctoring",
-    "give-back": "giving_back",
-    "worker": "serving",
-    "simulate": "serving",
-    "flower": "flower",
-    "up": "up",
-    "health": "health",
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A command as the list of all commands shows it, and the module in `worker.cli` that has it."""
+
+    home: str
+    summary: str  # the first line of its help
+
+
+GROUPS: Mapping[str, Mapping[str, Listed]] = {
+    "Work": {
+        "run": Listed("running", "Queue a job for each document, and write their results."),
+        "submit": Listed("submitting", "Write a batch of requests down, for workers to do."),
+        "results": Listed("batches", "Write the results of a batch as OpenAI batch output lines."),
+        "retry": Listed("batches", "Queue failed, cancelled or expired jobs of a batch again."),
+        "cancel": Listed("jobs", "Cancel a batch or one job."),
+    },
+    "Look": {
+        "status": Listed("status", "Show where a batch stands, or the whole ledger."),
+        "batches": Listed("listing", "List the batches, the newest first."),
+        "jobs": Listed("job_list", "List jobs, one by one."),
+        "show": Listed("jobs", "Tell a job's whole story."),
+        "usage": Listed("usage", "Add up the tokens of all answered calls."),
+        "workers": Listed("listing", "List the workers that have not ended, the oldest first."),
+        "flower": Listed(
+            "flower", "Watch workers and tasks in a browser: the same as `celery -A worker flower`."
+        ),
+    },
+    "Operate": {
+        "worker": Listed("serving", "Work on queued jobs until stopped."),
+        "up": Listed(
+            "up",
+            "Run the whole stack in the foreground: database, broker, workers and Flower, until stopped.",
+        ),
+        "pause": Listed("pausing", "Claim no more jobs of the endpoint until `antrean resume`."),
+        "resume": Listed("pausing", "End a pause: jobs of the endpoint are claimed again."),
+        "prune": Listed("pruning", "Remove jobs that have ended, with their requests, results and attempts."),
+        "give-back": Listed(
+            "giving_back", "Give the messages back that workers read and that are another app's."
+        ),
+        "doctor": Listed("doctoring", "Look for what is wrong with the ledger, and say what to do about it."),
+        "health": Listed(
+            "health",
+            "Say whether this host's worker beats and its broker answers: for the health checks of containers.",
+        ),
+    },
+    "Set up": {
+        "check": Listed("checking", "Try all that is needed, and say what to do about each problem."),
+        "models": Listed("checking", "List the models that the endpoint runs now."),
+        "migrate": Listed("checking", "Bring the database to this version's schema."),
+        "simulate": Listed("serving", "Serve a simulated endpoint, with faults on demand."),
+    },
 }
+"""All commands in the order of the help, by what one wants to do."""
+
+HOMES = {name: one.home for group in GROUPS.values() for name, one in group.items()}
 """The module in `worker.cli` of each command, in the order of the help."""
 
 
 def load_commands(home: str) -> dict[str, Any]:
     """The commands that a module of `worker.cli` registers, by name."""
     app = typer.Typer(rich_markup_mode="rich")
-    gc.disable()  # what is imported stays: looking through it for garbage, again and again, is a tenth of the time
+    was_enabled = gc.isenabled()
+    gc.disable()  # what is imported stays: looking through it for garbage, again and again, is a third of the time
     try:
         import_module(f"worker.cli.{home}").register(app)
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
     for command in app.registered_commands:
+        command.cls = _Command
         # A line for each paragraph: a terminal of any width wraps it well.
         paragraphs = inspect.getdoc(command.callback) or ""
         command.help = "\n\n".join(" ".join(one.split()) for one in paragraphs.split("\n\n"))
     return dict(get_group(app).commands)
+
+
+def _show_flags_plainly(params: Iterable[Any]) -> None:
+    for param in params:
+        if isinstance(param, TyperOption) and param.is_flag:
+            param.metavar = ""  # a flag takes no value: Typer would name its type
+
+
+class _Command(TyperCommand):
+    """Typer's command, in whose help a flag is its name alone."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _show_flags_plainly(self.get_params(ctx))
+        super().format_help(ctx, formatter)
 
 
 class _Commands(Mapping[str, Any]):
@@ -83,11 +131,32 @@ class _Commands(Mapping[str, Any]):
 
 
 class LazyGroup(TyperGroup):
-    """Typer's group over all of our commands."""
+    """Typer's group over all of our commands: it loads the one that is called, and lists all without loading any."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.commands = cast(Any, _Commands())  # nothing is ever added to them
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all commands, in the order of the help."""
+        return list(HOMES)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """What the help and the shell's completion list of a command."""
+        for title, group in GROUPS.items():
+            if cmd_name in group:
+                one = group[cmd_name]
+                return TyperCommand(cmd_name, help=one.summary, rich_help_panel=title)
+        return None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that is called, itself."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, None if listed is None or name is None else self.commands[name], rest
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _show_flags_plainly(self.get_params(ctx))
+        super().format_help(ctx, formatter)
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _printable_words():

@@ -20,7 +20,7 @@ from worker.settings import load_settings
 from worker.storage.batches import Batch, count_states, fetch_batches
 from worker.storage.engine import open_ledger
 from worker.storage.migrating import prepare_ledger
-from worker.storage.workers import WorkerFacts, fetch_beats, fetch_workers
+from worker.storage.workers import WorkerFacts, fetch_workers
 
 _PLAIN_ID = re.compile("[A-Za-z0-9_.-]+")  # a producer may name a batch as it likes; a shell must not run it
 _COMPLETED = 200
@@ -74,15 +74,14 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print them as 
     ledger = prepare_ledger(load_settings())
     with ledger.read() as connection:
         found = fetch_workers(connection)
-        leases = {beat.worker_id: beat.lease_ms / 1000 for beat in fetch_beats(connection)}
     now_ms = time.time_ns() // 1_000_000
     if as_json:
-        print_json({"workers": [_worker_facts(one, leases.get(one.id), now_ms) for one in found]})
+        print_json({"workers": [worker_facts(one, now_ms) for one in found]})
         return
     if not found:
         note("no worker is running: `antrean worker` starts one")
     for one in found:
-        age_s, lease_s = max(0, now_ms - one.beat_at_ms) / 1000, leases.get(one.id)
+        age_s = max(0, now_ms - one.beat_at_ms) / 1000
         out.print(
             Text(
                 f"{printable(one.hostname)}:{one.pid}  {one.running} of {one.slots} slots in use"
@@ -90,10 +89,11 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print them as 
             )
         )
         out.print(Text(f"  id {one.id}\n  since {iso(one.started_at_ms)}, for {printable(one.endpoint)}"))
-        if lease_s is not None and age_s > lease_s:
+        if one.is_silent(now_ms):
+            lease = f"its lease of {one.lease_ms / 1000:g} s"
             out.print(
                 Text(
-                    f"  silent for longer than its lease of {lease_s:g} s: other workers take its jobs over",
+                    f"  silent for longer than {lease}: other workers take its jobs over",
                     style="yellow",
                 )
             )
@@ -148,8 +148,8 @@ def _batch_facts(batch: Batch, counts: Mapping[JobState, int]) -> dict[str, obje
     }
 
 
-def _worker_facts(one: WorkerFacts, lease_s: float | None, now_ms: int) -> dict[str, object]:
-    age_s = max(0, now_ms - one.beat_at_ms) / 1000
+def worker_facts(one: WorkerFacts, now_ms: int) -> dict[str, object]:
+    """A worker for `--json`."""
     return {
         "id": one.id,
         "endpoint": one.endpoint,
@@ -159,7 +159,7 @@ def _worker_facts(one: WorkerFacts, lease_s: float | None, now_ms: int) -> dict[
         "running": one.running,
         "started_at": iso(one.started_at_ms),
         "beat_at": iso(one.beat_at_ms),
-        "beat_age_s": age_s,
-        "lease_s": lease_s,
-        "is_silent": lease_s is not None and age_s > lease_s,
+        "beat_age_s": max(0, now_ms - one.beat_at_ms) / 1000,
+        "lease_s": one.lease_ms / 1000,
+        "is_silent": one.is_silent(now_ms),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ import typer
 from worker.cli.console import out
 from worker.cli.endings import run_to_its_end
 from worker.cli.lazy import LazyGroup
+from worker.heap import keep_loaded
 from worker.logs import configure_logs
 
 app = typer.Typer(
@@ -40,6 +40,8 @@ def _print_version(value: bool) -> None:
 
 def version() -> str:
     """This version of antrean."""
+    from importlib import metadata  # local: it is only asked for by those who report something
+
     try:
         return metadata.version("antrean")
     except metadata.PackageNotFoundError:  # run from a checkout, by scripts/antrean
@@ -55,6 +57,7 @@ def _root(
 ) -> None:
     from worker.settings import warn_of_unknown_names  # local: `--help` and `--version` need no settings
 
+    keep_loaded()  # here the command is loaded, and has not begun
     warn_of_unknown_names()
 
 

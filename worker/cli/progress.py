@@ -7,83 +7,102 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Group
-from rich.live import Live
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
-from rich.progress import Progress as Bar
 from rich.text import Text
 
 from worker.cli.console import err
+from worker.cli.live_lines import LiveLines
 from worker.cli.tracking import Progress
 from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 
 _PLAIN_EVERY_S = 5.0
-
-
-class _Figures(ProgressColumn):
-    """Done, failed, in flight, tokens a second and time left."""
-
-    def render(self, task: Task) -> Text:
-        progress: Progress | None = task.fields.get("figures")
-        return Text("") if progress is None else Text(describe(progress))
-
-
-_NARROW = 100  # columns
+_NARROWEST = (
+    60  # columns: down to there no line ever breaks, however the terminal is resized while it is drawn
+)
+_SPARE = 3  # columns: a terminal puts a ^C behind the line
+_LONGEST_BAR = 24
 
 
 def describe(progress: Progress) -> str:
-    """One line of figures."""
-    # Whole seconds: a line that changes its length with each look is hard to read.
-    left = "–" if progress.left_s is None else _in_whole_seconds(math.ceil(progress.left_s))
-    rate = round(progress.tokens_per_s)
+    """All figures in one line."""
+    return " · ".join((_done(progress), _failed(progress), _now(progress), _left(progress)))
+
+
+def draw(progress: Progress, width: int, *, is_ascii: bool = False) -> list[Text]:
+    """Share, bar and what became of the jobs, in one line; below it what goes on now, and what is waited for.
+
+    No line is longer than `width` columns, nor than 60: what is not drawn cannot be left over.
+    """
+    limit = min(width, _NARROWEST) - _SPARE
+    share = progress.done / progress.total if progress.total else 0.0
+    percent = f"{100 if share == 1 else min(99, round(100 * share)):>3}%"
+    figures = ""
+    done, ended = _done(progress), f"{_failed(progress)} · {_left(progress)}"
+    for one in (f"{done} · {ended}", f"{done.removesuffix(' done')} · {ended}", done.removesuffix(" done")):
+        if len(percent) + 1 + len(one) <= limit:
+            figures = one
+            break
+    columns = min(_LONGEST_BAR, limit - len(f"{percent}  {figures}"))
+    parts = (Text(percent), _bar(share, columns, sign="-" if is_ascii else "━"), Text(figures))
+    lines = [Text(" ").join(part for part in parts if part)]
+    lines += Text(f"     {_now(progress)}", style="dim").wrap(err, max(1, limit))
+    if progress.trouble:
+        lines += Text(printable(f"waiting: {progress.trouble}"), style="yellow").wrap(err, max(1, limit))
+    return lines
+
+
+def _done(progress: Progress) -> str:
+    return f"{format_count(progress.succeeded)}/{format_count(progress.total)} done"
+
+
+def _failed(progress: Progress) -> str:
+    return f"{format_count(progress.failed)} failed"
+
+
+def _now(progress: Progress) -> str:
     return (
-        f"{format_count(progress.succeeded)}/{format_count(progress.total)} done · {progress.failed} failed · "
-        f"{progress.in_flight} in flight · {format_count(rate)} tok/s · {left} left"
+        f"{format_count(progress.in_flight)} in flight · {format_count(round(progress.tokens_per_s))} tok/s"
     )
 
 
-def _in_whole_seconds(seconds: int) -> str:
-    return f"{seconds} s" if seconds < 60 else format_seconds(seconds)
+def _left(progress: Progress) -> str:
+    if progress.left_s is None:
+        return "– left"
+    # Whole seconds: a line that changes its length with each look is hard to read.
+    seconds = math.ceil(progress.left_s)
+    return f"{seconds} s left" if seconds < 60 else f"{format_seconds(seconds)} left"
+
+
+def _bar(share: float, columns: int, *, sign: str) -> Text:
+    columns = max(0, columns)
+    full = int(share * columns)
+    # Where there are no colours, what is to come is left blank.
+    rest = sign if err.color_system else " "
+    return Text.assemble((sign * full, "bar.complete"), (rest * (columns - full), "bar.back"))
 
 
 class Display:
     """Shows progress as it comes."""
 
     def __init__(self) -> None:
-        self._bar = Bar(
-            TextColumn("{task.percentage:>3.0f}%"),
-            BarColumn(bar_width=8 if err.width < _NARROW else 24),
-            _Figures(),
-            console=err,
-        )
-        self._task = self._bar.add_task("jobs", total=None, figures=None)
-        self._live: Live | None = None
+        self._live = LiveLines(err)
+        self._is_live = err.is_terminal and not err.is_dumb_terminal
         self._plain_at_s = float("-inf")
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         """On the screen while inside."""
-        if not err.is_terminal:
+        if not self._is_live:
             yield
             return
-        with Live(self._render(None), console=err, refresh_per_second=8, transient=True) as live:
-            self._live = live
+        with self._live.shown():
             yield
-            self._live = None
 
     def update(self, progress: Progress) -> None:
         """Shows `progress` now."""
-        self._bar.update(self._task, total=progress.total, completed=progress.done, figures=progress)
-        if self._live is not None:
-            self._live.update(self._render(progress.trouble))
-        elif not err.is_terminal and time.monotonic() - self._plain_at_s >= _PLAIN_EVERY_S:
+        if self._is_live:
+            self._live.draw(draw(progress, err.width, is_ascii=err.options.ascii_only))
+        elif time.monotonic() - self._plain_at_s >= _PLAIN_EVERY_S:
             self._plain_at_s = time.monotonic()
             trouble = f" · waiting: {progress.trouble}" if progress.trouble else ""
             err.say(f"{describe(progress)}{trouble}")
-
-    def _render(self, trouble: str | None) -> Group:
-        lines: list[Text | Bar] = [self._bar]
-        if trouble:
-            lines.append(Text(printable(f"waiting: {trouble}"), style="yellow"))
-        return Group(*lines)

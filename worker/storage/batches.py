@@ -36,6 +36,11 @@ class Batch:
     held_at_ms: int | None
     details: Mapping[str, Any]
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was made from a file or a folder: no message joins it, and its jobs have its endpoint."""
+        return self.kind != _OPEN_KIND
+
 
 @dataclass(frozen=True, slots=True)
 class BatchStatus:

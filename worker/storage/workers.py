@@ -46,7 +46,12 @@ class WorkerFacts:
     slots: int
     started_at_ms: int
     beat_at_ms: int
+    lease_ms: int
     running: int
+
+    def is_silent(self, now_ms: int) -> bool:
+        """Whether its last beat is older than its lease: for people, by two clocks; rescue decides by none."""
+        return now_ms - self.beat_at_ms > self.lease_ms
 
 
 def register_worker(
@@ -232,6 +237,7 @@ def fetch_workers(connection: Connection) -> list[WorkerFacts]:
             workers.c.slots,
             workers.c.started_at_ms,
             workers.c.beat_at_ms,
+            workers.c.lease_ms,
             running,
         )
         .where(workers.c.ended_at_ms.is_(None))

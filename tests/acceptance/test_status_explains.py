@@ -1,0 +1,61 @@
+"""`antrean status` says why jobs wait, who could work on them, how old the oldest call is, and which ledger it is."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.acceptance.test_commands_more import submit
+from tests.support.processes import Shop, end, wait_until
+
+only_sqlite = pytest.mark.parametrize("plant", ["sqlite"], indirect=True)
+
+
+@only_sqlite
+@pytest.mark.simulator("--latency", "30")
+def test_status_says_why_jobs_wait_from_the_first_to_the_last(plant: Shop) -> None:
+    batch, endpoint = submit(plant, 3), plant.settings["endpoint_name"]
+    place = str(plant.folder / "plant.db")
+    for asked in ((), (batch,)):
+        told = plant.antrean("status", *asked).out
+        assert told.startswith(f"ledger {place}\n")
+        assert f"waiting 3 jobs: no worker lives for {endpoint}; `antrean worker`" in told
+        facts = plant.antrean("status", *asked, "--json").json
+        assert (facts["ledger"], facts["workers"], facts["oldest_call"]) == (place, [], None)
+        assert [(one["why"], one["jobs"]) for one in facts["waiting"]] == [("no_worker", 3)]
+
+    worker = plant.worker(concurrency=1, lone_slots=0, grace_s=0)
+    wait_until(
+        lambda: plant.antrean("status", batch, "--json").json["oldest_call"] is not None,
+        within_s=20,
+        what="a call is made",
+    )
+    told = plant.antrean("status", batch).out
+    assert re.search(rf"waiting \d jobs? for a free slot: the slot of {endpoint} in use", told), told
+    assert re.search(rf"oldest call: [\d.]+ s, job \S+, by \S+:{worker.pid}\n", told), told
+    plant.antrean("pause", "moved")
+    told = plant.antrean("status", batch).out
+    assert re.search(rf"waiting \d jobs? for {endpoint}, which is paused: `antrean resume` goes on", told)
+    end(worker)
+
+
+@only_sqlite
+@pytest.mark.simulator("--latency", "0.01", "--rate-500", "1")
+def test_status_says_when_the_next_try_is_due(plant: Shop) -> None:
+    batch = submit(plant, 1)
+    plant.worker(backoff_base_s=300, backoff_cap_s=600)
+    wait_until(
+        lambda: plant.antrean("status", batch, "--json").json["waiting"],
+        within_s=20,
+        what="the first try has failed",
+    )
+    told = plant.antrean("status", batch).out
+    pattern = r"waiting 1 job for the next try after server_error: the first at \d\d:\d\d:\d\d, in [\d,]+ s"
+    assert re.search(pattern, told), told
+
+
+def test_a_healthy_check_without_a_worker_has_nothing_to_say_but_that_all_is_well(shop: Shop) -> None:
+    done = shop.antrean("check")
+    assert (done.code, done.err) == (0, "")
+    assert "gate" not in done.out

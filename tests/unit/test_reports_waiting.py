@@ -1,0 +1,156 @@
+"""Why open jobs are not called: one reason for each job, the one that somebody can do something about."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from schemas.failure import FailureKind
+from worker.policy.gates import Gate
+from worker.reports.waiting import (
+    Why,
+    describe_oldest_call,
+    explain_waiting,
+    oldest_call_facts,
+    reason_facts,
+)
+from worker.storage.pauses import Pause
+from worker.storage.standing import OldestCall, Standing, Waits
+from worker.storage.workers import WorkerFacts
+
+NOW = 1_760_000_000_000
+E = "https://endpoint.test"
+
+
+def a_worker(**facts: Any) -> WorkerFacts:
+    values = {
+        "id": "w",
+        "endpoint": E,
+        "hostname": "box",
+        "pid": 4711,
+        "slots": 4,
+        "started_at_ms": NOW - 60_000,
+        "beat_at_ms": NOW - 1000,
+        "lease_ms": 30_000,
+        "running": 0,
+    }
+    return WorkerFacts(**(values | facts))
+
+
+def explain(
+    *,
+    queued: dict[str, int] | None = None,
+    waits: list[Waits] | None = None,
+    held: dict[str, int] | None = None,
+    workers: list[WorkerFacts] | None = None,
+    pauses: list[Pause] | None = None,
+    gates: dict[str, Gate] | None = None,
+) -> list[tuple[Why, int, str]]:
+    standing = Standing(queued or {}, waits or [], held or {}, None)
+    reasons = explain_waiting(
+        standing,
+        workers=[a_worker()] if workers is None else workers,
+        pauses=pauses or [],
+        gates=gates or {},
+        now_ms=NOW,
+    )
+    return [(one.why, one.jobs, one.sentence) for one in reasons]
+
+
+def test_jobs_that_are_about_to_be_called_need_no_reason() -> None:
+    assert explain(queued={E: 100}) == []
+    assert explain() == []
+
+
+def test_jobs_without_a_worker_say_how_to_get_one() -> None:
+    [(why, jobs, said)] = explain(queued={E: 1200}, workers=[a_worker(endpoint="another")])
+    assert (why, jobs) == (Why.NO_WORKER, 1200)
+    assert said == f"1,200 jobs: no worker lives for {E}; `antrean worker` with its settings starts one"
+
+
+def test_a_worker_that_fell_silent_is_no_worker_and_was_heard_some_time_ago() -> None:
+    silent = [a_worker(beat_at_ms=NOW - 90_000), a_worker(beat_at_ms=NOW - 600_000)]
+    [(why, jobs, said)] = explain(queued={E: 1}, waits=[Waits(E, "timeout", False, 2, NOW)], workers=silent)
+    assert (why, jobs) == (Why.NO_WORKER, 3)
+    assert said == f"3 jobs: no worker lives for {E}; the last was heard 1 min 30 s ago"
+    assert explain(queued={E: 1}, workers=[*silent, a_worker()]) == []
+
+
+def test_a_pause_is_the_reason_whatever_else_there_is() -> None:
+    found = explain(
+        queued={E: 5, "another": 1},
+        waits=[Waits(E, "timeout", False, 2, NOW + 9000)],
+        workers=[a_worker(endpoint="another")],
+        pauses=[Pause(E, "moved", NOW)],
+    )
+    assert [(why, jobs) for why, jobs, _ in found] == [(Why.PAUSED, 7)]
+
+
+def test_a_shut_gate_is_the_reason_of_its_own_endpoint_only() -> None:
+    gate = Gate(FailureKind.QUOTA, NOW + 45_000, 3, True, wait_ms=45_000, struck_ms=NOW, http_status=402)
+    both = [a_worker(), a_worker(endpoint="another")]
+    found = explain(queued={E: 5, "another": 5}, workers=both, gates={E: gate})
+    assert found == [(Why.GATE, 5, f"5 jobs behind the shut gate of {E} (quota)")]
+
+
+def test_jobs_wait_for_a_slot_when_all_are_in_use() -> None:
+    busy = [a_worker(running=4), a_worker(slots=2, running=3), a_worker(endpoint="another")]
+    assert explain(queued={E: 9}, workers=busy) == [
+        (Why.SLOT, 9, f"9 jobs for a free slot: all 6 slots of {E} in use")
+    ]
+    assert explain(queued={E: 9}, workers=[a_worker(running=3)]) == []
+    [(_, _, said)] = explain(queued={E: 1}, workers=[a_worker(slots=1, running=1)])
+    assert said == f"1 job for a free slot: the slot of {E} in use"
+
+
+def test_waiting_jobs_say_after_what_and_when_the_first_goes_on() -> None:
+    found = explain(
+        waits=[
+            Waits(E, "timeout", False, 3, NOW + 45_000),
+            Waits(E, "server_error", True, 1, NOW - 1),
+            Waits(E, None, False, 2, NOW + 172_800_000),
+        ]
+    )
+    at = r"at [-0-9 ]*\d\d:\d\d:\d\d, in"
+    patterns = [
+        (Why.RETRY, 3, rf"3 jobs for the next try after timeout: the first {at} 45 s"),
+        (Why.GATE, 1, r"1 job at the gate after server_error: the first now"),
+        (Why.LATER, 2, rf"2 jobs for the time that was asked for: the first {at} 172,800 s"),
+    ]
+    for (why, jobs, said), (expected, count, pattern) in zip(found, patterns, strict=True):
+        assert (why, jobs) == (expected, count)
+        assert re.fullmatch(pattern, said), said
+
+
+def test_held_jobs_are_told_beside_the_others() -> None:
+    found = explain(queued={E: 1}, held={E: 7}, workers=[])
+    assert [(why, jobs) for why, jobs, _ in found] == [(Why.HELD, 7), (Why.NO_WORKER, 1)]
+    assert found[0][2] == "7 jobs held since their run was stopped: the same `antrean run` goes on"
+
+
+def test_the_oldest_call_is_told_with_its_age() -> None:
+    call = OldestCall("job-1", E, NOW - 245_000, "box", 4711)
+    assert describe_oldest_call(call, now_ms=NOW) == "oldest call: 4 min 05 s, job job-1, by box:4711"
+    assert oldest_call_facts(call, now_ms=NOW) == {
+        "job_id": "job-1",
+        "endpoint": E,
+        "started_at": "2025-10-09T08:49:15.000+00:00",
+        "age_s": 245.0,
+        "hostname": "box",
+        "pid": 4711,
+    }
+    ahead = OldestCall("job-1", E, NOW + 5000, None, None)  # the worker's clock is ahead of ours
+    assert describe_oldest_call(ahead, now_ms=NOW) == "oldest call: 0.00 s, job job-1"
+    assert oldest_call_facts(None, now_ms=NOW) is None
+
+
+def test_a_program_is_told_the_reason_by_name_and_the_time() -> None:
+    standing = Standing({}, [Waits(E, "timeout", False, 3, NOW + 1500)], {}, None)
+    [one] = explain_waiting(standing, workers=[a_worker()], pauses=[], gates={}, now_ms=NOW)
+    assert reason_facts(one) == {
+        "why": "retry",
+        "endpoint": E,
+        "jobs": 3,
+        "kind": "timeout",
+        "next_at": "2025-10-09T08:53:21.500+00:00",
+    }

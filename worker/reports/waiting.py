@@ -1,0 +1,157 @@
+"""Why open jobs are not called just now, and whose turn it is to do something about it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from worker.clock import describe_moment, iso_ms
+from worker.policy.gates import Gate
+from worker.reports.summary import format_count, format_seconds
+from worker.storage.pauses import Pause
+from worker.storage.standing import OldestCall, Standing, Waits
+from worker.storage.workers import WorkerFacts
+
+
+class Why(StrEnum):
+    """What jobs wait for."""
+
+    PAUSED = "paused"  # somebody says `antrean resume`
+    HELD = "held"  # their run goes on
+    NO_WORKER = "no_worker"  # a worker of their endpoint starts
+    GATE = "gate"  # the endpoint answers again
+    SLOT = "slot"  # a call ends
+    RETRY = "retry"  # their next try is due
+    LATER = "later"  # the time that their producer asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Jobs of one endpoint that wait for one thing."""
+
+    why: Why
+    endpoint: str
+    jobs: int
+    sentence: str
+    kind: str | None = None  # of the failure that they wait after
+    next_ms: int | None = None  # when the first of them may go on, where that is known
+
+
+def explain_waiting(
+    standing: Standing,
+    *,
+    workers: Sequence[WorkerFacts],
+    pauses: Sequence[Pause],
+    gates: Mapping[str, Gate],
+    now_ms: int,
+) -> list[Reason]:
+    """Why the queued and waiting jobs wait, endpoint by endpoint; empty where each is about to be called.
+
+    A job has one reason: the one that would keep it waiting if the others were gone. `gates`: those that are shut,
+    by endpoint, as far as they are known.
+    """
+    reasons: list[Reason] = []
+    paused = {one.endpoint for one in pauses}
+    endpoints = {*standing.queued, *standing.held, *(one.endpoint for one in standing.waits)}
+    for endpoint in sorted(endpoints):
+        queued = standing.queued.get(endpoint, 0)
+        waits = [one for one in standing.waits if one.endpoint == endpoint]
+        due = queued + sum(one.jobs for one in waits)
+        of_it = [one for one in workers if one.endpoint == endpoint]
+        living = [one for one in of_it if not one.is_silent(now_ms)]
+        if endpoint in standing.held:
+            reasons.append(_held(endpoint, standing.held[endpoint]))
+        if not due:
+            continue
+        if endpoint in paused:
+            reasons.append(_paused(endpoint, due))
+        elif not living:
+            reasons.append(_no_worker(endpoint, due, of_it, now_ms))
+        else:
+            reasons += _queued(endpoint, queued, living, gates.get(endpoint))
+            reasons += (_waiting(one, now_ms) for one in waits)
+    return reasons
+
+
+def describe_oldest_call(call: OldestCall, *, now_ms: int) -> str:
+    """`oldest call: 4 min 05 s, job 0193…, by host:4711`, by this machine's clock and the worker's."""
+    by = "" if call.hostname is None else f", by {call.hostname}:{call.pid}"
+    return f"oldest call: {format_seconds(_age_s(call.started_at_ms, now_ms))}, job {call.job_id}{by}"
+
+
+def reason_facts(one: Reason) -> dict[str, Any]:
+    """The same for `--json`."""
+    return {
+        "why": one.why.value,
+        "endpoint": one.endpoint,
+        "jobs": one.jobs,
+        "kind": one.kind,
+        "next_at": None if one.next_ms is None else iso_ms(one.next_ms),
+    }
+
+
+def oldest_call_facts(call: OldestCall | None, *, now_ms: int) -> dict[str, Any] | None:
+    """The same for `--json`; None where nothing is called."""
+    if call is None:
+        return None
+    return {
+        "job_id": call.job_id,
+        "endpoint": call.endpoint,
+        "started_at": iso_ms(call.started_at_ms),
+        "age_s": round(_age_s(call.started_at_ms, now_ms), 1),
+        "hostname": call.hostname,
+        "pid": call.pid,
+    }
+
+
+def _held(endpoint: str, count: int) -> Reason:
+    said = f"{format_count(count, 'job')} held since their run was stopped: the same `antrean run` goes on"
+    return Reason(Why.HELD, endpoint, count, said)
+
+
+def _paused(endpoint: str, count: int) -> Reason:
+    said = f"{format_count(count, 'job')} for {endpoint}, which is paused: `antrean resume` goes on"
+    return Reason(Why.PAUSED, endpoint, count, said)
+
+
+def _no_worker(endpoint: str, count: int, silent: Sequence[WorkerFacts], now_ms: int) -> Reason:
+    heard_ms = max((one.beat_at_ms for one in silent), default=None)
+    if heard_ms is None:
+        ending = "`antrean worker` with its settings starts one"
+    else:
+        ending = f"the last was heard {format_seconds(_age_s(heard_ms, now_ms))} ago"
+    said = f"{format_count(count, 'job')}: no worker lives for {endpoint}; {ending}"
+    return Reason(Why.NO_WORKER, endpoint, count, said)
+
+
+def _queued(endpoint: str, count: int, living: Sequence[WorkerFacts], gate: Gate | None) -> Iterator[Reason]:
+    if not count:
+        return
+    slots = sum(one.slots for one in living)
+    if gate is not None:
+        said = f"{format_count(count, 'job')} behind the shut gate of {endpoint} ({gate.kind.value})"
+        yield Reason(Why.GATE, endpoint, count, said, gate.kind.value, gate.until_ms)
+    elif sum(one.running for one in living) >= slots:
+        said = f"{format_count(count, 'job')} for a free slot: {_all(slots)} of {endpoint} in use"
+        yield Reason(Why.SLOT, endpoint, count, said)
+
+
+def _waiting(one: Waits, now_ms: int) -> Reason:
+    number, first = format_count(one.jobs, "job"), f"the first {describe_moment(one.next_ms, now_ms)}"
+    if one.is_at_gate:
+        said, why = f"{number} at the gate after {one.kind}: {first}", Why.GATE
+    elif one.kind is not None:
+        said, why = f"{number} for the next try after {one.kind}: {first}", Why.RETRY
+    else:
+        said, why = f"{number} for the time that was asked for: {first}", Why.LATER
+    return Reason(why, one.endpoint, one.jobs, said, one.kind, one.next_ms)
+
+
+def _all(slots: int) -> str:
+    return "the slot" if slots == 1 else f"all {format_count(slots)} slots"
+
+
+def _age_s(at_ms: int, now_ms: int) -> float:
+    return max(0, now_ms - at_ms) / 1000

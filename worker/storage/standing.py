@@ -1,0 +1,125 @@
+"""Where the open jobs stand, for people: what they wait for as far as rows tell, and the oldest call."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, func, literal, select, union_all
+
+from schemas.job import JobState
+from worker.storage.batches import Batch
+from worker.storage.tables import batches, is_in, is_published, is_ready, jobs, wants, workers
+from worker.storage.wants import OPEN
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Waiting jobs of one endpoint that wait for the same."""
+
+    endpoint: str
+    kind: str | None  # of the failure that they wait after; None where a producer asked for a later time
+    is_at_gate: bool
+    jobs: int
+    next_ms: int  # when the first of them is due
+
+
+@dataclass(frozen=True, slots=True)
+class OldestCall:
+    """The running job that was claimed first."""
+
+    job_id: str
+    endpoint: str
+    started_at_ms: int
+    hostname: str | None
+    pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The open jobs of a ledger or of a batch. Those of held batches are `held`, and nothing else."""
+
+    queued: Mapping[str, int]  # by endpoint
+    waits: Sequence[Waits]  # by endpoint, those that are due first come first
+    held: Mapping[str, int]  # by endpoint: nobody calls them until their run goes on
+    oldest_call: OldestCall | None
+
+
+def fetch_standing(connection: Connection, batch: Batch | None = None) -> Standing:
+    """Of the whole ledger, or of what one batch wants, whichever the home of its jobs is."""
+    # Each kind from an index alone, of the ledger from the partial ones: a backlog of a million is looked up by none.
+    if batch is not None and batch.is_closed:
+        queued = _count(connection, batch, is_in(JobState.QUEUED) & ~_IS_HELD)
+    else:
+        queued = _count(connection, batch, is_ready() & ~_IS_HELD, is_published() & ~_IS_HELD)
+    held: dict[str, int] = {}
+    if connection.execute(_HELD_HOMES.limit(1)).first() is not None:
+        held = _count(connection, batch, is_in(JobState.QUEUED, JobState.WAITING) & _IS_HELD)
+    return Standing(
+        queued=queued,
+        waits=_fetch_waits(connection, batch),
+        held=held,
+        oldest_call=_fetch_oldest_call(connection, batch),
+    )
+
+
+_HELD_HOMES = select(batches.c.id).where(
+    batches.c.held_at_ms.is_not(None),
+    select(jobs.c.id).where(jobs.c.batch_id == batches.c.id, is_in(*OPEN)).correlate(batches).exists(),
+)
+_IS_HELD = jobs.c.batch_id.in_(_HELD_HOMES)
+
+
+def _of(batch: Batch | None, statement: Select[Any]) -> list[Select[Any]]:
+    """`statement` over the jobs in question: a part for those at home, and one for those elsewhere."""
+    if batch is None:
+        return [statement]
+    elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch.id)
+    return [
+        statement.where(jobs.c.batch_id == batch.id),
+        statement.where(jobs.c.id.in_(elsewhere), jobs.c.batch_id != batch.id),
+    ]
+
+
+def _count(connection: Connection, batch: Batch | None, *kinds: ColumnElement[bool]) -> dict[str, int]:
+    """The jobs of any of these kinds, by endpoint."""
+    by_endpoint: Any  # a SELECT of an endpoint and a count
+    if batch is not None and batch.is_closed:
+        by_endpoint = select(literal(batch.endpoint), func.count())  # in no index beside the batch
+    else:
+        by_endpoint = select(jobs.c.endpoint, func.count()).group_by(jobs.c.endpoint)
+    parts = [part for kind in kinds for part in _of(batch, by_endpoint.where(kind))]
+    found: Counter[str] = Counter()
+    for endpoint, count in connection.execute(union_all(*parts)):
+        found[endpoint] += count
+    return dict(+found)  # a sum over no rows is 0
+
+
+def _fetch_waits(connection: Connection, batch: Batch | None) -> list[Waits]:
+    is_at_gate = jobs.c.blocked_since_ms.is_not(None).label("is_at_gate")
+    grouped = (
+        select(jobs.c.endpoint, jobs.c.failure_kind, is_at_gate, func.count(), func.min(jobs.c.not_before_ms))
+        .where(is_in(JobState.WAITING), ~_IS_HELD)
+        .group_by(jobs.c.endpoint, jobs.c.failure_kind, is_at_gate)
+    )
+    found: dict[tuple[str, str | None, bool], Waits] = {}
+    for endpoint, kind, gate, count, next_ms in connection.execute(union_all(*_of(batch, grouped))):
+        key = (endpoint, kind, bool(gate))
+        known = found.get(key, Waits(*key, jobs=0, next_ms=next_ms))
+        found[key] = Waits(*key, jobs=known.jobs + count, next_ms=min(known.next_ms, next_ms))
+    return sorted(found.values(), key=lambda one: (one.endpoint, one.next_ms))
+
+
+def _fetch_oldest_call(connection: Connection, batch: Batch | None) -> OldestCall | None:
+    columns = select(jobs.c.id, jobs.c.endpoint, jobs.c.claimed_at_ms, jobs.c.worker_id)
+    is_called = is_in(JobState.RUNNING) & jobs.c.claimed_at_ms.is_not(None)
+    running = union_all(*_of(batch, columns.where(is_called))).subquery()
+    row = connection.execute(
+        select(running, workers.c.hostname, workers.c.pid)
+        .select_from(running.outerjoin(workers, workers.c.id == running.c.worker_id))
+        .order_by(running.c.claimed_at_ms, running.c.id)
+        .limit(1)
+    ).first()
+    return None if row is None else OldestCall(row.id, row.endpoint, row.claimed_at_ms, row.hostname, row.pid)
