@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from sqlalchemy import URL
-from sqlalchemy.exc import ArgumentError
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 _NUMBERS = frozenset(
     {"connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"}
@@ -18,6 +19,7 @@ def read_postgresql_url(url: URL) -> URL:
     """The address for our driver. Raises ValueError, which quotes a parameter's name at most."""
     # Local: ten megabytes that a process on SQLite does without.
     from psycopg.pq import Conninfo
+    from sqlalchemy.exc import ArgumentError
 
     if "\0" in unquote(url.render_as_string(hide_password=False)):
         raise ValueError("must not hold U+0000, where libpq would stop to read")

@@ -147,4 +147,5 @@ def test_a_pause_is_waited_out_and_told_once(ledger: Ledger, capsys: pytest.Capt
             return super().__call__()
 
     assert drain(ledger, messages=Resumes()).run(Event()) == 0
-    assert capsys.readouterr().out.count("drain.waits_for_resume") == 1
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("drain.waits_for_resume") == 1

@@ -35,7 +35,7 @@ from worker.reports.batchlines import output_line, write_lines
 from worker.storage.batches import fetch_batch, fetch_status, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.outcomes import Recorded, Usage
-from worker.storage.pruning import prune
+from worker.storage.pruning import OfAge, prune
 from worker.storage.reading import iterate_batch_outcomes, iterate_outcomes
 from worker.storage.usage_sums import UsageBy, iterate_usage
 from worker.storage.window import take_due
@@ -211,7 +211,7 @@ def test_usage_of_an_id_that_is_used_again_after_pruning_is_kept(ledger: Ledger)
             job = claim_one(ledger, "report", token=f"t{n}-again")
         assert record(ledger, success(job)) == [Recorded.APPLIED]
         assert len(rows(ledger, "attempts")) == (2 if n == 1 else 1)
-        prune(ledger, before_ms=NOW + 10_000, with_usage=False)
+        prune(ledger, OfAge(NOW + 10_000), with_usage=False)
     assert [row.number for row in rows(ledger, "usage")] == [1, 3, 4]
     assert totals(ledger) == [(3, 0, 21, 0)]
 

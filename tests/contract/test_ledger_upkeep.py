@@ -169,7 +169,7 @@ def test_what_was_published_long_ago_is_published_again(
 def test_invariant_9_the_broker_stays_shallow(
     ledger: Ledger, relay: Relay, broker: Broker, clock: FakeClock
 ) -> None:
-    put(ledger, *[a_job(batch_id="b") for _ in range(300)])
+    put(ledger, *[a_job(batch_id="b", is_bulk=True) for _ in range(300)])
     assert relay.tick() == WINDOW_FLOOR
     assert relay.tick() == 0
     add_worker(ledger, "w1", clock, slots=50)

@@ -19,7 +19,7 @@ STRANGER = 54321
 AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
 GROUP: Any = typer.main.get_command(app)
 ASK_NOBODY = {"simulate"}  # it reads no settings, and writes nothing
-MORE = {"retry": ["--failed"], "prune": ["--all", "--dry-run"]}
+MORE = {"retry": ["--failed"], "prune": ["--all", "--dry-run"], "results": ["--lone"], "show": ["x"]}
 GIVEN = {"documents": "documents", "prompt": "prompt.md", "file": "requests.jsonl", "older_than": "30d"}
 
 

@@ -25,13 +25,12 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import DatabaseError
 
 from schemas.job import FINAL_STATES, OPEN_STATES, JobState
 from worker.storage import doctor_repairs as repairs
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
-from worker.storage.errors import describe
+from worker.storage.errors import DatabaseAway, describe, is_damaged
 from worker.storage.tables import (
     MAX_ROWS,
     attempts,
@@ -105,8 +104,10 @@ def check_file(ledger: Ledger) -> Finding | None:
     try:
         with ledger.read() as connection:
             words = list(connection.execute(text(f"PRAGMA quick_check({MOST_EXAMPLES})")).scalars())
-    except DatabaseError as exc:
-        words = [describe(exc)]
+    except DatabaseAway as exc:
+        if not is_damaged(exc.__cause__):
+            raise
+        words = [describe(exc.__cause__ or exc)]
     if words == ["ok"]:
         return None
     return Finding("damaged_file", len(words), tuple(clean_text(word) or "" for word in words))

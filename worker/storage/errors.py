@@ -49,6 +49,11 @@ def is_disk_full(exc: BaseException) -> bool:
     return getattr(orig, "sqlstate", None) == "53100"
 
 
+def is_damaged(exc: BaseException | None) -> bool:
+    """Whether the driver says that the file itself is broken, or is no database."""
+    return exc is not None and _sqlite_code(exc) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+
+
 def why_unusable(exc: BaseException) -> str | None:
     """The rest of a sentence where waiting alone does not make the database serve us, else None."""
     code = _sqlite_code(exc)
