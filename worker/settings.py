@@ -20,11 +20,12 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from schemas.address import parse_address
 from schemas.chat import put_plainly
+from schemas.sqlite_address import format_sqlite_address, is_sqlite_address, parse_sqlite_path
 from worker.errors import SettingsError
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
@@ -149,17 +150,19 @@ class Settings(BaseSettings):
     def _database_url_is_known(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
             return None
+        address = value.get_secret_value()
+        if is_sqlite_address(address):
+            # Absolute: a worker has a folder of its own.
+            return SecretStr(format_sqlite_address(os.path.abspath(parse_sqlite_path(address))))
         try:
-            url = make_url(value.get_secret_value())
+            url = make_url(address)
         except ArgumentError:
             raise ValueError("is not a database address") from None
         backend = url.get_backend_name()
         if backend in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
-        elif backend != "sqlite":
-            raise ValueError("must begin with sqlite:// or postgresql://")
-        elif url.database and url.database != ":memory:":
-            url = url.set(database=os.path.abspath(url.database))  # a worker has a folder of its own
+        else:
+            raise ValueError("must begin with sqlite:/// or postgresql://")
         return SecretStr(url.render_as_string(hide_password=False))
 
     @field_validator("api_key")
@@ -174,7 +177,8 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _path_is_absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else Path(os.path.abspath(value.expanduser()))
+        # A `~name` of nobody is a name like any other, as in a shell: Path's own way would raise.
+        return None if value is None else Path(os.path.abspath(os.path.expanduser(value)))  # noqa: PTH111
 
     @model_validator(mode="after")
     def _values_fit_each_other(self) -> Settings:
@@ -235,11 +239,17 @@ class Settings(BaseSettings):
         return self.broker_url is None
 
     @property
-    def ledger_url(self) -> str:
-        """The database's SQLAlchemy address: PostgreSQL as configured, else SQLite in the home folder."""
-        if self.database_url is not None:
-            return self.database_url.get_secret_value()
-        return f"sqlite:///{self.home / 'antrean.db'}"
+    def ledger_url(self) -> URL:
+        """The database's SQLAlchemy address: as configured, else SQLite in the home folder.
+
+        A path goes into it as it is: in an address that is parsed, `%41` would be another file.
+        """
+        if self.database_url is None:
+            return URL.create("sqlite", database=str(self.home / "antrean.db"))
+        address = self.database_url.get_secret_value()
+        if is_sqlite_address(address):
+            return URL.create("sqlite", database=parse_sqlite_path(address))
+        return make_url(address)
 
     @property
     def spool_folder(self) -> Path:
