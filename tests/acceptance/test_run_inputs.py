@@ -93,8 +93,8 @@ def test_a_run_in_the_folder_itself_sends_the_document_and_nothing_of_its_own(
     assert in_shell(shop, "antrean run . -p prompt.md -v -o - >> out.txt 2>> run.log").code == 0
     assert (docs / "run.log").read_text().splitlines()[-3] == (
         "7 left out, of this run or of antrean itself: key.txt (the file of a key or password), other.json (earlier "
-        "results), out.txt (where stdout goes), prompt.md (the prompt), results.json (earlier results), run.log "
-        "(where stderr goes), state/ (the home of antrean)"
+        "results), out.txt (where standard output goes), prompt.md (the prompt), results.json (earlier results), run.log "
+        "(where standard error goes), state/ (the home of antrean)"
     )
     assert simulator.stats()["paid"] == 1
 

@@ -102,7 +102,7 @@ def test_the_file_that_the_command_itself_prints_to_is_no_document(
         log.flush()
         monkeypatch.setattr("sys.stderr", log)
         own = own_files()
-    assert look(own)[0] == ["a.txt"]
+    assert look(own) == (["a.txt"], {"run.log": "where standard error goes"})
 
 
 def test_results_that_are_named_themselves_are_meant(folder: Path) -> None:

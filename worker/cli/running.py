@@ -117,6 +117,7 @@ def run(
     if str(output) != "-":
         check_output(output)
     with (
+        _interruptible(),
         open_input(
             documents,
             prompt,
@@ -125,7 +126,6 @@ def run(
             skips_unreadable=skip_unreadable,
             names_all=verbose,
         ) as given,
-        _interruptible(),
         _attached(settings, simulate) as stack,
     ):
         if simulate:

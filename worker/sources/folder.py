@@ -37,8 +37,7 @@ class _Walk:
 
     def steps(self) -> Iterator[str | LeftOut]:
         while self._folders or self._linked:
-            is_linked = not self._folders
-            folder = (self._linked if is_linked else self._folders).pop()
+            folder = (self._folders or self._linked).pop()
             try:
                 facts = (self._root / folder).stat()
                 if (facts.st_dev, facts.st_ino) in self._seen:

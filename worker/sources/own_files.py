@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +15,7 @@ from worker.settings import Settings
 
 _SETTINGS = (".env", "antrean.toml")
 _SECRETS = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
-# Any of them: each is in a home from its first command on, and in no folder of documents.
+# Either is in a home from its first command on, and in no folder of documents.
 _MARKS_OF_A_HOME = ("stack.lock", "antrean.db")
 
 
@@ -33,11 +34,9 @@ class OwnFiles:
         for path, words in _list_own(settings, prompt, output):
             own.add(path, words)
         # `run … > run.log` in the folder: from the second time on it would be sent.
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                own._add(os.fstat(stream.fileno()), f"where {stream.name.strip('<>')} goes")
-            except (OSError, ValueError, AttributeError):
-                continue  # closed, or none at all
+        for stream, words in ((sys.stdout, "standard output"), (sys.stderr, "standard error")):
+            with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+                own._add(os.fstat(stream.fileno()), f"where {words} goes")
         return own
 
     def add(self, path: Path, words: str) -> None:
