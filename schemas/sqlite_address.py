@@ -23,6 +23,8 @@ def parse_sqlite_path(address: str) -> str:
     if found is None:
         raise ValueError(f"must be {_PREFIX} and the path of a file: three slashes, no host and no password")
     path = found[1]
+    if "\0" in path:
+        raise ValueError("must not hold U+0000, which no path can")
     if path in ("", ":memory:"):
         raise ValueError(f"a ledger in memory is gone with its process: name a file, {_PREFIX}path")
     return path

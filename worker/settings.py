@@ -177,6 +177,8 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _path_is_absolute(cls, value: Path | None) -> Path | None:
+        if "\0" in str(value):
+            raise ValueError("must not hold U+0000, which no path can")
         # A `~name` of nobody is a name like any other, as in a shell: Path's own way would raise.
         return None if value is None else Path(os.path.abspath(os.path.expanduser(value)))  # noqa: PTH111
 

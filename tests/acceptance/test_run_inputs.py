@@ -97,6 +97,8 @@ def test_a_run_in_the_folder_itself_sends_the_document_and_nothing_of_its_own(
         "(where standard error goes), state/ (the home of antrean)"
     )
     assert simulator.stats()["paid"] == 1
+    (batch,) = shop.antrean("batches", "--json").json["batches"]
+    assert batch["label"] == "docs × prompt.md"
 
 
 def test_an_edited_document_has_one_line_in_the_results_and_a_deleted_one_none(
@@ -172,6 +174,8 @@ def test_requests_from_a_pipe_are_named_by_no_temporary_path(shop: Shop, command
         ("antrean run docs", "docs: documents need a prompt, --prompt FILE; without one"),
         ("antrean run docs/a.txt", "docs/a.txt: documents need a prompt"),
         ("antrean run no.jsonl", "No such file: no.jsonl"),
+        (f"antrean run {'x' * 300}", f"{'x' * 300}: cannot be read (File name too long)"),
+        (f"antrean submit {'x' * 300} --no-check", f"{'x' * 300}: cannot be read (File name too long)"),
         ("antrean run - -p p.md < docs/a.txt", "- has no name that its document could be known by: save it"),
         ("antrean run docs -p docs/a.txt", "holds no documents"),
         ("antrean run p.md -p p.md", "p.md is the prompt: name a document"),

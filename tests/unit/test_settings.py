@@ -111,12 +111,27 @@ def test_a_path_is_the_file_of_that_name_and_no_other(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite://user:pw@/a.db", "sqlite:a.db"]
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite://user:pw@/a.db",
+        "sqlite:a.db",
+        "sqlite:///a\0b",
+    ],
 )
 def test_an_address_of_no_sqlite_file_is_a_sentence(url: str) -> None:
     (problem,) = problems(database_url=url)
     assert problem.startswith("ANTREAN_DATABASE_URL: ")
     assert "pw" not in problem
+
+
+def test_a_path_that_the_system_cannot_have_is_a_sentence() -> None:
+    Path("antrean.toml").write_text('home = "a\\u0000b"\napi_key_file = "a\\u0000b"\n')
+    assert problems() == [
+        f"ANTREAN_{name}: must not hold U+0000, which no path can" for name in ("API_KEY_FILE", "HOME")
+    ]
 
 
 @pytest.mark.parametrize("url", ["https://h/v1", "https://h/v1/", "https://h"])

@@ -19,7 +19,7 @@ from worker.ids import new_batch_id, new_ids
 from worker.preflight import EndpointFacts, choose_model
 from worker.settings import Settings
 from worker.sources.jsonl import JsonlSummary, RequestLine, check_requests, read_requests
-from worker.sources.pipes import as_file, name_input
+from worker.sources.pipes import as_file, is_folder, name_input
 from worker.storage.batches import Batch, find_batch, finish_submission, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob, find_by_keys
@@ -66,7 +66,7 @@ class CheckedRequests:
 @contextmanager
 def open_requests(file: Path) -> Iterator[RequestFile]:
     """The file, or the pipe, of requests at `file`. Raises InputError for a folder, and as `as_file` does."""
-    if file.is_dir():
+    if is_folder(file):
         raise InputError(f"{file} is a folder: submit takes a file; for a folder there is `antrean run`")
     with as_file(file) as path:
         yield RequestFile(path, name_input(file), str(file) if path == file else name_input(file))

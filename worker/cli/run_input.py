@@ -34,7 +34,8 @@ from worker.settings import Settings
 from worker.sources.documents import DocumentSet, UnreadableDocuments, find_documents
 from worker.sources.folder import SUFFIXES
 from worker.sources.own_files import OwnFiles
-from worker.sources.pipes import is_stream
+from worker.sources.pipes import is_folder, is_stream
+from worker.sources.problems import why
 from worker.sources.prompt import Prompt
 from worker.storage.batches import Batch
 from worker.storage.engine import Ledger
@@ -74,19 +75,18 @@ def open_input(
         try:
             found = find_documents(documents, own=own, skips_unreadable=skips_unreadable)
         except UnreadableDocuments as exc:
-            if skips_unreadable or not documents.is_dir():
+            if skips_unreadable or not is_folder(documents):
                 raise
             raise InputError(f"{exc} (--skip-unreadable goes on without)", exc.problems) from None
         name_left_out(found.left_out, names_all=names_all)
         yield _Documents(documents, template, found)
         return
-    if documents.is_dir() or documents.suffix.lower() in SUFFIXES:
+    if is_folder(documents) or documents.suffix.lower() in SUFFIXES:
         raise InputError(
             f"{documents}: documents need a prompt, --prompt FILE; without one, requests are taken, one a line, "
             "from a .jsonl file or a pipe"
         )
-    if not documents.exists() and not is_stream(documents):
-        raise InputError(f"No such file: {documents}")
+    _check_is_there(documents)
     with open_requests(documents) as requests:
         yield _Requests(requests)
 
@@ -142,6 +142,18 @@ class _CheckedRequests:
         submit_requests(ledger, settings, batch, self.requests, on_chunk=work.add)
         take_up(ledger, work)
         return work
+
+
+def _check_is_there(file: Path) -> None:
+    """Raises InputError if nothing can be opened there: before anything is started, and the endpoint is asked."""
+    if is_stream(file):
+        return
+    try:
+        file.stat()
+    except FileNotFoundError:
+        raise InputError(f"No such file: {file}") from None
+    except OSError as exc:
+        raise InputError(f"{file}: cannot be read ({why(exc)})") from None
 
 
 def _say_doubts(models: list[str], facts: EndpointFacts) -> None:
