@@ -19,7 +19,8 @@ from worker.ids import new_batch_id, new_ids
 from worker.preflight import EndpointFacts, choose_model
 from worker.settings import Settings
 from worker.sources.jsonl import JsonlSummary, RequestLine, check_requests, read_requests
-from worker.sources.pipes import as_file, is_folder, name_input
+from worker.sources.pipes import as_file, is_folder, is_stream, name_input
+from worker.sources.problems import why
 from worker.storage.batches import Batch, find_batch, finish_submission, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob, find_by_keys
@@ -68,8 +69,21 @@ def open_requests(file: Path) -> Iterator[RequestFile]:
     """The file, or the pipe, of requests at `file`. Raises InputError for a folder, and as `as_file` does."""
     if is_folder(file):
         raise InputError(f"{file} is a folder: submit takes a file; for a folder there is `antrean run`")
+    _check_is_there(file)
     with as_file(file) as path:
         yield RequestFile(path, name_input(file), str(file) if path == file else name_input(file))
+
+
+def _check_is_there(file: Path) -> None:
+    """Raises InputError if nothing can be opened there: before anything is started, and the endpoint is asked."""
+    if is_stream(file):
+        return
+    try:
+        file.stat()
+    except FileNotFoundError:
+        raise InputError(f"No such file: {file}") from None
+    except OSError as exc:
+        raise InputError(f"{file}: cannot be read ({why(exc)})") from None
 
 
 def choose_default_model(wanted: str | None, facts: EndpointFacts) -> str | None:

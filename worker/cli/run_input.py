@@ -34,8 +34,7 @@ from worker.settings import Settings
 from worker.sources.documents import DocumentSet, UnreadableDocuments, find_documents
 from worker.sources.folder import SUFFIXES
 from worker.sources.own_files import OwnFiles
-from worker.sources.pipes import is_folder, is_stream
-from worker.sources.problems import why
+from worker.sources.pipes import is_folder
 from worker.sources.prompt import Prompt
 from worker.storage.batches import Batch
 from worker.storage.engine import Ledger
@@ -86,7 +85,6 @@ def open_input(
             f"{documents}: documents need a prompt, --prompt FILE; without one, requests are taken, one a line, "
             "from a .jsonl file or a pipe"
         )
-    _check_is_there(documents)
     with open_requests(documents) as requests:
         yield _Requests(requests)
 
@@ -142,18 +140,6 @@ class _CheckedRequests:
         submit_requests(ledger, settings, batch, self.requests, on_chunk=work.add)
         take_up(ledger, work)
         return work
-
-
-def _check_is_there(file: Path) -> None:
-    """Raises InputError if nothing can be opened there: before anything is started, and the endpoint is asked."""
-    if is_stream(file):
-        return
-    try:
-        file.stat()
-    except FileNotFoundError:
-        raise InputError(f"No such file: {file}") from None
-    except OSError as exc:
-        raise InputError(f"{file}: cannot be read ({why(exc)})") from None
 
 
 def _say_doubts(models: list[str], facts: EndpointFacts) -> None:

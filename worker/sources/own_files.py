@@ -51,11 +51,11 @@ class OwnFiles:
         """What the file or folder at `path` is, if it is one of antrean's own."""
         try:
             facts = path.stat()
+            known = self._words.get((facts.st_dev, facts.st_ino))
+            if known is None and stat.S_ISDIR(facts.st_mode) and _is_home(path):
+                return "a home of antrean"
         except OSError:
-            return None
-        known = self._words.get((facts.st_dev, facts.st_ino))
-        if known is None and stat.S_ISDIR(facts.st_mode) and _is_home(path):
-            return "a home of antrean"
+            return None  # whoever reads it says why it cannot
         return known
 
     def describe_text(self, raw: bytes) -> str | None:
