@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 from pydantic import (
@@ -25,6 +25,7 @@ from pydantic import (
 
 from schemas.address import parse_address
 from schemas.chat import put_plainly
+from schemas.sqlite_address import format_sqlite_address, is_sqlite_address, parse_sqlite_path
 from worker.errors import SettingsError
 from worker.postgresql_url import read_postgresql_url
 from worker.provenance import find_problems_of_home, find_problems_of_owners
@@ -40,6 +41,9 @@ from worker.setting_values import (
     shown,
 )
 from worker.starting import say
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
@@ -161,26 +165,22 @@ class Settings(BaseModel):
     def _database_url_is_known(cls, value: SecretStr | None) -> SecretStr | None:
         if value is None:
             return None
+        address = value.get_secret_value()
+        if is_sqlite_address(address):
+            # Absolute: a worker has a folder of its own.
+            return SecretStr(format_sqlite_address(str(absolute_path(Path(parse_sqlite_path(address))))))
         # Local: what asks no database, such as a command's help, does without SQLAlchemy's tenth of a second.
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import ArgumentError
 
         try:
-            url = make_url(value.get_secret_value())
+            url = make_url(address)
         except (ArgumentError, ValueError):  # the latter for a port that is no number
             raise ValueError("is not a database address") from None
-        backend = url.get_backend_name()
-        if backend in ("postgresql", "postgres"):
-            files = {n: absolute_file(str(v)) for n, v in url.query.items() if n in DATABASE_FILES}
-            url = read_postgresql_url(url).update_query_dict(files)
-        elif backend != "sqlite":
-            raise ValueError("must begin with sqlite:// or postgresql://")
-        elif url.host or not url.database:
-            raise ValueError(
-                "names no file: three slashes and a path, or four and a whole one (sqlite:////srv/a.db)"
-            )
-        elif url.database != ":memory:":
-            url = url.set(database=str(absolute_path(Path(url.database))))  # a worker has a folder of its own
+        if url.get_backend_name() not in ("postgresql", "postgres"):
+            raise ValueError("must begin with sqlite:/// or postgresql://")
+        files = {n: absolute_file(str(v)) for n, v in url.query.items() if n in DATABASE_FILES}
+        url = read_postgresql_url(url).update_query_dict(files)
         return SecretStr(url.render_as_string(hide_password=False))
 
     @field_validator("api_key")
@@ -249,11 +249,19 @@ class Settings(BaseModel):
         return self.broker_url is None
 
     @property
-    def ledger_url(self) -> str:
-        """The database's SQLAlchemy address: PostgreSQL as configured, else SQLite in the home folder."""
-        if self.database_url is not None:
-            return self.database_url.get_secret_value()
-        return f"sqlite:///{self.home / 'antrean.db'}"
+    def ledger_url(self) -> URL:
+        """The database's SQLAlchemy address: as configured, else SQLite in the home folder.
+
+        A path goes into it as it is: in an address that is parsed, `%41` would be another file.
+        """
+        from sqlalchemy.engine import URL, make_url  # local: as above
+
+        if self.database_url is None:
+            return URL.create("sqlite", database=str(self.home / "antrean.db"))
+        address = self.database_url.get_secret_value()
+        if is_sqlite_address(address):
+            return URL.create("sqlite", database=parse_sqlite_path(address))
+        return make_url(address)
 
     @property
     def spool_folder(self) -> Path:

@@ -48,7 +48,7 @@ def test_the_licence_is_the_apache_licence_word_for_word() -> None:
 def test_the_example_prompt_reads_every_example_document() -> None:
     prompt = Prompt.load(ROOT / "examples/summarise.md")
     found = find_documents(ROOT / "examples/documents")
-    assert (len(found.documents), found.skipped, found.empty) == (12, 0, 0)
+    assert (len(found.documents), found.left_out) == (12, [])
     assert any("/" in document.relative for document in found.documents)
     for document in found.documents:
         assert 80 <= len(document.read().split()) <= 400, document.relative

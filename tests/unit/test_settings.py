@@ -29,7 +29,8 @@ def problems(**overrides: Any) -> list[str]:
 
 def test_without_being_told_anything_it_works_at_home() -> None:
     settings = load_settings()
-    assert settings.ledger_url == f"sqlite:///{Path.cwd() / '.antrean' / 'antrean.db'}"
+    assert settings.ledger_url.get_backend_name() == "sqlite"
+    assert settings.ledger_url.database == str(Path.cwd() / ".antrean" / "antrean.db")
     assert settings.is_broker_embedded
     assert settings.endpoint == settings.base_url
 
@@ -78,7 +79,60 @@ def test_secrets_are_in_no_text(tmp_path: Path) -> None:
 
 def test_postgresql_is_spoken_through_psycopg_whatever_it_was_called() -> None:
     for url in ("postgresql://u:p%40@h/d", "postgresql+psycopg2://u:p%40@h/d"):
-        assert load_settings(database_url=url).ledger_url == "postgresql+psycopg://u:p%40@h/d"
+        found = load_settings(database_url=url).ledger_url
+        assert found.render_as_string(hide_password=False) == "postgresql+psycopg://u:p%40@h/d"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a%41b",
+        "a?b",
+        "a?b=c",
+        "a#b",
+        "a b",
+        " a ",
+        ":memory:",
+        "file:a?mode=memory&uri=true",
+        "é",
+        "'\"",
+        "a\nb",
+        "~nosuchperson",
+        "\udce9",
+    ],
+)
+def test_a_path_is_the_file_of_that_name_and_no_other(name: str) -> None:
+    """Whatever its characters mean in an address, and however often the settings are handed on."""
+    home = load_settings(home=name)
+    assert home.ledger_url.database == str(Path.cwd() / name / "antrean.db")
+    ledger = load_settings(database_url=f"sqlite:///./{name}")
+    assert ledger.ledger_url.database == str(Path.cwd() / name)
+    child = load_settings(database_url=ledger.as_environment()["ANTREAN_DATABASE_URL"])
+    assert (child.ledger_url.database, child.ledger_url.query) == (str(Path.cwd() / name), {})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite://user:pw@/a.db",
+        "sqlite:a.db",
+        "sqlite:///a\0b",
+    ],
+)
+def test_an_address_of_no_sqlite_file_is_a_sentence(url: str) -> None:
+    (problem,) = problems(database_url=url)
+    assert problem.startswith("ANTREAN_DATABASE_URL: ")
+    assert "pw" not in problem
+
+
+def test_a_path_that_the_system_cannot_have_is_a_sentence() -> None:
+    Path("antrean.toml").write_text('home = "a\\u0000b"\napi_key_file = "a\\u0000b"\n')
+    assert problems() == [
+        f"ANTREAN_{name}: must not hold U+0000, which no path can" for name in ("API_KEY_FILE", "HOME")
+    ]
 
 
 @pytest.mark.parametrize("url", ["https://h/v1", "https://h/v1/", "https://h"])
@@ -126,7 +180,7 @@ def test_settings_travel_to_a_child_through_its_environment(monkeypatch: pytest.
 def test_a_simulation_lives_in_a_house_of_its_own() -> None:
     real = load_settings(api_key="sk-real", database_url="postgresql://h/d", broker_url="redis://h")
     told: Settings = real.for_simulation("http://127.0.0.1:1", "sk-sim")
-    assert told.ledger_url.startswith("sqlite:")
+    assert told.ledger_url.get_backend_name() == "sqlite"
     assert told.home == real.home / "simulation"
     assert (told.is_broker_embedded, told.endpoint) == (True, "simulation")
     assert "sk-real" not in str(told.as_environment())

@@ -9,7 +9,8 @@ import pytest
 
 from worker.errors import InputError
 from worker.sources import documents
-from worker.sources.documents import Document, find_documents, source_key
+from worker.sources.documents import Document, UnreadableDocuments, find_documents, source_key
+from worker.sources.left_out import Reason
 
 
 def write(folder: Path, *names: str, content: bytes = b"some words\n") -> None:
@@ -20,6 +21,10 @@ def write(folder: Path, *names: str, content: bytes = b"some words\n") -> None:
 
 def names(path: Path) -> list[str]:
     return [document.relative for document in find_documents(path).documents]
+
+
+def left_out(path: Path) -> list[tuple[str, str]]:
+    return [(one.name, str(one.reason)) for one in find_documents(path).left_out]
 
 
 def complaints(path: Path) -> list[str]:
@@ -35,14 +40,14 @@ def test_a_folder_is_walked_and_sorted_by_relative_path(tmp_path: Path) -> None:
 
 def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     write(tmp_path, "a.txt", ".hidden.txt", ".git/b.txt")
-    found = find_documents(tmp_path)
-    assert (len(found.documents), found.skipped, found.empty) == (1, 0, 0)
+    assert left_out(tmp_path) == [(".git/", "hidden"), (".hidden.txt", "hidden")]
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_files_of_other_kinds_are_skipped_and_counted(tmp_path: Path) -> None:
     write(tmp_path, "a.txt", "b.png", "Makefile", "c.jsonl")
     found = find_documents(tmp_path)
-    assert (len(found.documents), found.skipped) == (1, 3)
+    assert (len(found.documents), found.count_left_out(Reason.OTHER_KIND)) == (1, 3)
 
 
 def test_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -50,7 +55,7 @@ def test_empty_documents_are_left_out_and_counted(tmp_path: Path) -> None:
     write(tmp_path, "b.txt", content=b"")
     write(tmp_path, "c.txt", content=b"\xef\xbb\xbf \n\t")
     found = find_documents(tmp_path)
-    assert (len(found.documents), found.empty) == (1, 2)
+    assert (len(found.documents), found.count_left_out(Reason.EMPTY)) == (1, 2)
 
 
 def test_a_file_that_is_named_itself_may_have_any_suffix(tmp_path: Path) -> None:
@@ -107,18 +112,64 @@ def test_a_link_that_leads_back_ends(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a/b/c.txt", "self.txt"]
 
 
-def test_a_linked_folder_elsewhere_is_walked(tmp_path: Path) -> None:
-    write(tmp_path, "elsewhere/x.txt", "in/a.txt")
-    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
-    assert names(tmp_path / "in") == ["a.txt", "link/x.txt"]
+def test_a_link_leads_to_what_is_in_the_folder_and_not_out_of_it(tmp_path: Path) -> None:
+    write(tmp_path, "elsewhere/x.txt", "in/b/a.txt", "in/.kept/c.txt", "inside/x.txt")
+    for name, target in {
+        "out": "elsewhere",
+        "out.txt": "elsewhere/x.txt",
+        "beside.txt": "inside/x.txt",  # whose path begins like the folder's
+        "gone.txt": "nowhere.txt",
+        "c.txt": "in/.kept/c.txt",
+        "a": "in/b",
+        "kept": "in/.kept",
+    }.items():
+        (tmp_path / "in" / name).symlink_to(tmp_path / target)
+    (tmp_path / "in/relative.txt").symlink_to("../elsewhere/x.txt")
+    (tmp_path / "way").symlink_to("in")
+    for way in ("in", "way"):
+        assert names(tmp_path / way) == ["b/a.txt", "c.txt", "kept/c.txt"]
+        assert left_out(tmp_path / way) == [
+            (".kept/", "hidden"),
+            ("a/", "a link to a folder whose documents are there already"),
+            *((name, "a link that leads out of the folder") for name in ("beside.txt", "gone.txt")),
+            *((name, "a link that leads out of the folder") for name in ("out", "out.txt", "relative.txt")),
+        ]
+
+
+def test_a_file_that_is_named_itself_may_be_a_link(tmp_path: Path) -> None:
+    write(tmp_path, "elsewhere/x.txt")
+    (tmp_path / "link.txt").symlink_to("elsewhere/x.txt")
+    assert names(tmp_path / "link.txt") == ["link.txt"]
 
 
 def test_a_pipe_is_neither_waited_for_nor_sent(tmp_path: Path) -> None:
     write(tmp_path, "a.txt")
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "link.txt").symlink_to(tmp_path / "pipe.txt")
-    assert find_documents(tmp_path).skipped == 2
+    assert find_documents(tmp_path).count_left_out(Reason.OTHER_KIND) == 2
     assert complaints(tmp_path / "pipe.txt") == [f"{tmp_path / 'pipe.txt'} is neither a file nor a folder"]
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin", "/dev/fd/0"])
+def test_standard_input_has_no_name_to_be_known_by(name: str) -> None:
+    """Behind it may be a temporary file, and the job would be called after that."""
+    (problem,) = complaints(Path(name))
+    assert problem.startswith(f"{name} has no name that its document could be known by: save it to a file")
+
+
+def test_unreadable_documents_are_passed_over_where_that_is_wanted(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt")
+    write(tmp_path, "latin.txt", content=b"caf\xe9")
+    with pytest.raises(UnreadableDocuments):
+        find_documents(tmp_path)
+    found = find_documents(tmp_path, skips_unreadable=True)
+    assert [document.relative for document in found.documents] == ["a.txt"]
+    (one,) = found.left_out
+    assert (one.name, one.reason) == ("latin.txt", Reason.UNREADABLE)
+    assert one.details == "is not UTF-8 text (byte 3); save it as UTF-8"
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(UnreadableDocuments):
+        find_documents(tmp_path, skips_unreadable=True)
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:

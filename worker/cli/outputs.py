@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.engine import make_url
-
 from worker.reports.outputs import Inputs
 from worker.settings import SIMULATION, Settings
-from worker.sources.documents import SUFFIXES, DocumentSet
+from worker.sources.folder import SUFFIXES
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 
 FORCE_HELP = "Overwrite a file that is not results, or results that cannot be written again; never an input."
 
 
-def inputs_of_run(settings: Settings, source: Path, prompt: Path, found: DocumentSet, output: Path) -> Inputs:
-    """What a run that writes `output` reads."""
+def inputs_of_run(
+    settings: Settings,
+    source: Path,
+    output: Path,
+    *,
+    prompt: Path | None = None,
+    documents: Sequence[Path] = (),
+) -> Inputs:
+    """What a run that writes `output` reads: documents and a prompt, or a file of requests."""
     is_folder = source.is_dir()
+    name = "the file of requests" if prompt is None else "the document"
     return Inputs(
         files=[
-            (prompt, "the prompt"),
+            *([] if prompt is None else [(prompt, "the prompt")]),
             *_own_files(settings),
-            *([] if is_folder else [(source, "the document")]),
+            *([] if is_folder else [(source, name)]),
         ],
         # Each is looked at only where there is a file that it could be.
-        documents=[one.path for one in found.documents] if is_folder and output.exists() else [],
+        documents=documents if is_folder and output.exists() else [],
         folders=[source] if is_folder else [],
         is_document=_is_document,
         home=settings.home,
@@ -79,7 +85,7 @@ def _own_files(settings: Settings) -> list[tuple[Path, str]]:
         settings.broker_password_file,
         settings.flower_password_file,
     ]
-    url = make_url(settings.ledger_url)
+    url = settings.ledger_url
     ledger = url.database if url.get_backend_name() == "sqlite" else None
     return [
         *((Path(name), "a file of settings") for name in (".env", "antrean.toml")),

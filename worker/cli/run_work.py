@@ -30,6 +30,7 @@ from worker.storage.batches import (
     fetch_unheld_runs,
     find_batch,
     finish_submission,
+    free_batch,
     hold_batch,
     is_held,
     make_batch,
@@ -59,7 +60,7 @@ class Work:
     """
 
     batch_id: str
-    names: Sequence[str] = ()  # of the documents, in their order
+    names: Sequence[str] = ()  # of the documents, in their order; requests have names of their own
     ids: list[str] = field(default_factory=list)
     done: int = 0
     new: int = 0
@@ -69,7 +70,7 @@ class Work:
 
     def add(self, known: Sequence[KnownJob]) -> None:
         for job in known:
-            id_ = Wanted(job.id, self.names[len(self.ids)])
+            id_ = Wanted(job.id, self.names[len(self.ids)]) if self.names else job.id
             self.ids.append(id_)
             self.new += job.is_new
             if job.state is JobState.SUCCEEDED:
@@ -100,7 +101,7 @@ def find_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt,
 
     So is the home: a path means other documents on another machine, or in another container.
     """
-    home, parts = _home_name(settings), _identity(settings, source, template, model)
+    home, parts = home_name(settings), _identity(settings, source, template, model)
     with ledger.read() as connection:
         # An earlier version's key has no home in it; its batch goes on in the home that made it.
         earlier = find_batch(connection, identify("run", *parts))
@@ -111,13 +112,13 @@ def find_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt,
 
 def make_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt, model: str) -> Batch:
     """The batch of this run: the one that `find_run` finds, or a new one."""
-    home, parts = _home_name(settings), _identity(settings, source, template, model)
+    home, parts = home_name(settings), _identity(settings, source, template, model)
     return find_run(ledger, settings, source, template, model) or ledger.run(
         partial(
             make_batch,
             batch_id=new_batch_id(),
             kind="run",
-            label=f"{source.name} × {Path(template.label).name}",
+            label=f"{Path(os.path.abspath(source)).name} × {Path(template.label).name}",
             endpoint=settings.endpoint,
             idempotency_key=identify("run", home, *parts),
             details={"home": home, **name_inputs(source=source, prompt=Path(template.label))},
@@ -183,13 +184,7 @@ def submit_run(
 
     work = Work(batch.id, names=[document.relative for document in found.documents])
     submit_many(ledger, jobs(), clock=clock, on_chunk=work.add)
-    if len(work.open) > work.new:
-        # Another run may have made them, and somebody may have asked them to stop: this one needs them now.
-        for some in _pages(work.open):
-            ledger.run(partial(keep_going, ids=some))
-    for some in _pages(work.again):
-        ledger.run(partial(retry_jobs, ids=some, now_ms=clock.now_ms()))
-    _repeat(ledger, partial(bring_home, batch_id=batch.id))
+    take_up(ledger, work)
     total = ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
     if total > len(work.ids):
         with nullcontext(True) if lock is None else lock.alone() as is_alone:
@@ -197,6 +192,17 @@ def submit_run(
                 _let_go_of_others(ledger, work, now_ms=clock.now_ms())
         ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
     return work
+
+
+def take_up(ledger: Ledger, work: Work) -> None:
+    """Sees to it that all jobs of a run are tried that have not succeeded, whatever became of them before."""
+    if len(work.open) > work.new:
+        # Another run may have made them, and somebody may have asked them to stop: this one needs them now.
+        for some in _pages(work.open):
+            ledger.run(partial(keep_going, ids=some))
+    for some in _pages(work.again):
+        ledger.run(partial(retry_jobs, ids=some, now_ms=SystemClock().now_ms()))
+    _repeat(ledger, partial(bring_home, batch_id=work.batch_id))
 
 
 def _let_go_of_others(ledger: Ledger, work: Work, *, now_ms: int) -> None:
@@ -276,7 +282,7 @@ def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]
     Jobs that a living run wants too are not left: they go on with it.
     """
     with ledger.read() as connection:
-        runs = fetch_unheld_runs(connection, home=_home_name(settings))
+        runs = fetch_unheld_runs(connection, home=home_name(settings))
     held = []
     for batch in runs:
         # A look first, which keeps nobody waiting; then under the lock, so that a run that begins waits for us.
@@ -303,7 +309,7 @@ def kept_from_running(
     While inside, nobody begins to run them: whoever tries waits.
     """
     with ledger.read() as connection:
-        runs = [*fetch_unheld_runs(connection, home=_home_name(settings)), *([batch] if batch else [])]
+        runs = [*fetch_unheld_runs(connection, home=home_name(settings)), *([batch] if batch else [])]
     with ExitStack() as locks:
         idle: set[str] = set()
         for run_id in sorted({one.id for one in runs if is_of_home(one, settings)}):
@@ -316,7 +322,13 @@ def kept_from_running(
 
 def is_of_home(batch: Batch, settings: Settings) -> bool:
     """Whether a run is one of this home, whose locks tell if it lives."""
-    return batch.kind == "run" and batch.details.get("home") == _home_name(settings)
+    return batch.kind == "run" and batch.details.get("home") == home_name(settings)
+
+
+def keep_from_runs(ledger: Ledger, batch: Batch) -> None:
+    """Lets a batch go on whichever run of it ends: somebody has submitted it for any worker to do."""
+    if batch.kind == "run" and ledger.run(partial(free_batch, batch_id=batch.id)) >= MAX_ROWS:
+        _repeat(ledger, partial(bring_home, batch_id=batch.id))
 
 
 def _hold(ledger: Ledger, batch_id: str) -> None:
@@ -356,6 +368,6 @@ def _is_run_by_somebody(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _home_name(settings: Settings) -> str:
+def home_name(settings: Settings) -> str:
     """This home among those that may share a database."""
     return f"{socket.gethostname()}:{settings.home}"

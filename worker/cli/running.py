@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -18,33 +18,23 @@ from worker.capacity import make_room
 from worker.cli.console import complain, err, note, out, print_json
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.last_words import LastWords
-from worker.cli.outputs import FORCE_HELP, inputs_of_run, simulation_of
+from worker.cli.outputs import FORCE_HELP, simulation_of
 from worker.cli.progress import Display
-from worker.cli.run_work import (
-    Work,
-    check_documents,
-    find_run,
-    hold_abandoned,
-    make_run,
-    submit_run,
-    tend,
-    worked_on,
-)
+from worker.cli.run_input import open_input
+from worker.cli.run_work import Work, hold_abandoned, tend, worked_on
 from worker.cli.tracking import Progress, Tracker
 from worker.disk import describe_full_disk
 from worker.embedded.home import last_line
 from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
 from worker.gate_state import GateWatch
-from worker.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
+from worker.preflight import NOT_ASKED, ask_endpoint
 from worker.reports.batchlines import Counts, is_standard_output
 from worker.reports.calls import call_facts, describe_failed_calls, describe_latencies
 from worker.reports.growing import GrowingResults
 from worker.reports.outputs import Output
 from worker.reports.summary import describe_finish_reasons, format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
-from worker.sources.documents import DocumentSet, find_documents
-from worker.sources.prompt import Prompt
 from worker.storage.batches import Batch
 from worker.storage.calls import sum_calls
 from worker.storage.engine import Ledger
@@ -62,15 +52,25 @@ def register(app: typer.Typer) -> None:
     app.command(
         "run",
         epilog="Example: antrean run documents --prompt summarise.md -o results.jsonl\n\n"
-        "Example: antrean run documents -p summarise.md --simulate --fault-rate 0.2",
+        "Example: antrean run documents -p summarise.md --simulate --fault-rate 0.2\n\n"
+        "Example: antrean run requests.jsonl -o results.jsonl",
     )(run)
 
 
 def run(
-    documents: Annotated[Path, typer.Argument(help="A document, or a folder of them.", show_default=False)],
-    prompt: Annotated[
-        Path, typer.Option("--prompt", "-p", help="The prompt: a Jinja2 template with {{ text }}.")
+    documents: Annotated[
+        Path,
+        typer.Argument(
+            help="A document, or a folder of them; without --prompt a file of requests, a pipe, or -.",
+            show_default=False,
+        ),
     ],
+    prompt: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompt", "-p", help="The prompt: a Jinja2 template with {{ text }}.", show_default=False
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -93,9 +93,22 @@ def run(
         bool,
         typer.Option("--no-check", help="Ask the endpoint nothing before the first job; name the model."),
     ] = False,
+    skip_unreadable: Annotated[
+        bool, typer.Option("--skip-unreadable", help="Leave out documents that cannot be read.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Name every file of the folder that is left out.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Queue a job for each document, and write their results.
+
+    Without --prompt the input is a file of requests, as `antrean submit` takes it: OpenAI batch lines, or bare
+    bodies. The same content is the same batch, whichever of the two commands comes first.
+
+    Of a folder are left out, and named: hidden files, those that are no documents by their names, links that lead
+    out of it, and what is antrean's own (the prompt, the output, earlier results, a home, the files of keys). A
+    document that cannot be read stops the command, unless it is to be skipped.
 
     Brings up what it needs (a broker, a worker), shows how far it is, and stops what it started.
 
@@ -118,35 +131,42 @@ def run(
     if not simulate:
         settings.require_lasting_files()
     path = Path(_DEFAULT_OUTPUT) if output is None else output
-    template = Prompt.load(prompt)
-    found = find_documents(documents)
-    target: Output | None = None
-    if not is_standard_output(path):
-        inputs = inputs_of_run(settings, documents, prompt, found, path)
-        target = Output(path, inputs, is_named=output is not None, is_forced=force)
-        target.check_file()
-    _mention_left_out(found)
+    is_printed = is_standard_output(path)
     last_words = LastWords()
-    with _interruptible(), _attached(settings, simulate, last_words) as stack:
+    with ExitStack() as begun:
+        begun.enter_context(_interruptible())
+        given = begun.enter_context(
+            open_input(
+                documents,
+                prompt,
+                output=Path("-") if is_printed else path,
+                settings=settings,
+                skips_unreadable=skip_unreadable,
+                names_all=verbose,
+            )
+        )
+        target: Output | None = None
+        if not is_printed:
+            inputs = given.find_inputs(settings, path)
+            target = Output(path, inputs, is_named=output is not None, is_forced=force)
+            target.check_file()
+        stack = begun.enter_context(_attached(settings, simulate, last_words))
         if simulate:
             settings = _simulated(settings, stack, latency=latency, fault_rate=fault_rate)
         announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
-        chosen = choose_model(model or template.front.model or settings.model, facts)
-        for doubt in check_models([chosen], facts):
-            note(doubt)
-        check_documents(found.documents, template, chosen, settings)
+        checked = given.check(settings, model, facts)
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
         warn_of_left_jobs(ledger, settings)
         if target is not None:
-            _check_results(target, ledger, settings, find_run(ledger, settings, documents, template, chosen))
-        batch = make_run(ledger, settings, documents, template, chosen)
+            _check_results(target, ledger, settings, checked.find_batch(ledger, settings))
+        batch = checked.make_batch(ledger, settings)
         with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings))
             last_words.are_of(ledger, batch.id)
-            work = submit_run(ledger, settings, batch, found, template, chosen, lock)
+            work = checked.write_down(ledger, settings, batch, lock)
             progress = Progress(total=len(work.ids), succeeded=work.done)
             with _growing(ledger, work, target) as growing:
                 if work.open:
@@ -195,13 +215,6 @@ def _mention_held(held: list[tuple[Batch, int]]) -> None:
             f"{format_count(count, 'job')} of {batch.label} are left from an earlier run: the same command goes on "
             f"with them, `antrean cancel {batch.id}` drops them"
         )
-
-
-def _mention_left_out(found: DocumentSet) -> None:
-    if found.skipped:
-        note(f"{format_count(found.skipped, 'file')} left out: not a document by its name")
-    if found.empty:
-        note(f"{format_count(found.empty, 'document')} left out: empty")
 
 
 @contextmanager

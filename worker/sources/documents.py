@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from worker.errors import InputError
+from worker.sources.folder import SUFFIXES, walk
+from worker.sources.left_out import LeftOut, Reason
+from worker.sources.own_files import OwnFiles
+from worker.sources.pipes import is_stream
 from worker.sources.problems import input_error, why
 
-# What counts as a document in a folder. A file that is named itself may have any suffix.
-SUFFIXES = (
-    *(".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex", ".html", ".htm", ".xml"),
-    *(".csv", ".tsv", ".json", ".yaml", ".yml", ".log", ".eml", ".srt", ".vtt"),
-)
 LARGEST_BYTES = 32 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 
@@ -50,27 +47,37 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class DocumentSet:
-    """Documents in the order of their relative paths, and how many files were left out.
-
-    `skipped` files are of other kinds; `empty` ones hold nothing to send.
-    """
+    """Documents in the order of their relative paths, and the files that were left out, in the order of theirs."""
 
     root: Path
     documents: list[Document]
-    skipped: int = 0
-    empty: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def count_left_out(self, reason: Reason) -> int:
+        """How many were left out for this reason."""
+        return sum(one.reason is reason for one in self.left_out)
+
+
+class UnreadableDocuments(InputError):
+    """Documents that cannot be read: whoever wants the others all the same may pass over them."""
 
 
 class _Unusable(Exception):
     """A file that cannot be a document; its text is the rest of a sentence."""
 
 
-def find_documents(path: Path) -> DocumentSet:
+def find_documents(path: Path, *, own: OwnFiles | None = None, skips_unreadable: bool = False) -> DocumentSet:
     """The documents of a folder and the folders in it, or the one file at `path`.
 
-    Reads each file once, one at a time, to check it. Hidden files and folders (`.git`) are left out; links
-    are followed, each folder once. Raises InputError that names every problem at once.
+    Reads each file once, one at a time, to check it. Left out are hidden files, those of other kinds, antrean's own,
+    and links that lead out of the folder. A link to a document in it is a document of its own; a folder comes once.
+    Raises InputError; UnreadableDocuments, which names all of them at once, unless they are to be skipped.
     """
+    if is_stream(path):
+        raise InputError(
+            f"{path} has no name that its document could be known by: save it to a file (requests, one a line, "
+            "are read from a pipe: leave out --prompt)"
+        )
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -80,23 +87,29 @@ def find_documents(path: Path) -> DocumentSet:
     if kind not in (stat.S_IFDIR, stat.S_IFREG):
         # It is read twice, once to check it: a pipe is empty by then. And its path is what its job is known by.
         raise InputError(f"{path} is neither a file nor a folder")
-    problems: list[str] = []
+    own = own or OwnFiles()
+    if (words := own.describe(path)) is not None:
+        raise InputError(f"{path} is {words}: name a document, or a folder of documents alone")
+    left_out: list[LeftOut] = []
     if kind == stat.S_IFDIR:
-        root, skipped = path.absolute(), 0
-        found: list[str] = []
-        for name, is_document in _walk(root, "", set(), problems):
-            if is_document:
-                found.append(name)
+        root, candidates = path.absolute(), []
+        for found in walk(root, own):
+            if isinstance(found, LeftOut):
+                left_out.append(found)
             else:
-                skipped += 1
+                candidates.append(found)
     else:
-        root, found, skipped = path.absolute().parent, [path.name], 0
-    documents, empty = _check([Document(root, name) for name in sorted(found)], problems)
-    if problems:
-        raise input_error(str(path), problems)
+        root, candidates = path.absolute().parent, [path.name]
+        own = OwnFiles()  # earlier results that are named are meant
+    documents = _check([Document(root, name) for name in sorted(candidates)], own, left_out)
+    left_out.sort(key=lambda one: one.name)
+    unreadable = [one for one in left_out if one.reason is Reason.UNREADABLE]
+    if unreadable and not (skips_unreadable and documents):
+        raise _unreadable(path, unreadable)
+    result = DocumentSet(root, documents, left_out)
     if not documents:
-        raise _nothing(path, skipped=skipped, empty=empty)
-    return DocumentSet(root, documents, skipped, empty)
+        raise _nothing(path, result)
+    return result
 
 
 def source_key(document: Document, base: Path) -> str:
@@ -106,56 +119,26 @@ def source_key(document: Document, base: Path) -> str:
     return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
 
 
-def _walk(
-    root: Path, within: str, seen: set[tuple[int, int]], problems: list[str]
-) -> Iterator[tuple[str, bool]]:
-    """Relative paths of the files below `root`, and whether each counts as a document, in no order."""
-    folders = [within]
-    while folders:
-        folder = folders.pop()
-        try:
-            facts = (root / folder).stat()
-            if (facts.st_dev, facts.st_ino) in seen:
-                continue  # a link that leads back
-            seen.add((facts.st_dev, facts.st_ino))
-            with os.scandir(root / folder) as scan:
-                entries = sorted(scan, key=lambda entry: (entry.is_symlink(), entry.name), reverse=True)
-        except OSError as exc:
-            problems.append(f"{folder or root}: the folder cannot be read ({why(exc)})")
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            relative = f"{folder}/{entry.name}" if folder else entry.name
-            try:
-                if entry.is_dir():
-                    folders.append(relative)
-                    continue
-                # A link that dangles is named as a problem; a pipe would never end.
-                is_file = entry.is_file() or not Path(entry.path).exists()
-            except OSError as exc:
-                problems.append(f"{_shown(relative)}: cannot be read ({why(exc)})")
-                continue
-            yield relative, is_file and Path(entry.name).suffix.lower() in SUFFIXES
-
-
-def _check(candidates: list[Document], problems: list[str]) -> tuple[list[Document], int]:
-    """Those that can be sent, and the number of empty ones; adds what is wrong to `problems`."""
+def _check(candidates: list[Document], own: OwnFiles, left_out: list[LeftOut]) -> list[Document]:
+    """Those that can be sent; adds the others to `left_out`."""
     usable: list[Document] = []
-    empty = 0
     for document in candidates:
         try:
             if not _is_utf8(document.relative):
                 raise _Unusable("its name is not UTF-8; rename it")
-            text = _decode(_read(document.path))
+            raw = _read(document.path)
+            if (words := own.describe_text(raw)) is not None:
+                left_out.append(LeftOut(document.relative, Reason.OWN, words))
+                continue
+            text = _decode(raw)
         except _Unusable as exc:
-            problems.append(f"{_shown(document.relative)}: {exc}")
+            left_out.append(LeftOut(document.relative, Reason.UNREADABLE, str(exc)))
             continue
         if text.strip():
             usable.append(document)
         else:
-            empty += 1
-    return usable, empty
+            left_out.append(LeftOut(document.relative, Reason.EMPTY))
+    return usable
 
 
 def _read(path: Path) -> bytes:
@@ -177,7 +160,14 @@ def _decode(raw: bytes) -> str:
         raise _Unusable(f"is not UTF-8 text (byte {offset:,}); save it as UTF-8") from None
 
 
-def _nothing(path: Path, *, skipped: int, empty: int) -> InputError:
+def _unreadable(path: Path, unreadable: list[LeftOut]) -> UnreadableDocuments:
+    problems = [f"{printable_name(one.name)}: {one.details}" for one in unreadable]
+    error = input_error(str(path), problems)
+    return UnreadableDocuments(str(error), error.problems)
+
+
+def _nothing(path: Path, found: DocumentSet) -> InputError:
+    empty, skipped = (found.count_left_out(one) for one in (Reason.EMPTY, Reason.OTHER_KIND))
     if empty:
         problem = f"{path} holds no documents: {empty:,} found, and all are empty"
     else:
@@ -185,6 +175,11 @@ def _nothing(path: Path, *, skipped: int, empty: int) -> InputError:
         problem = f"{path} holds no documents (looked for {looked_for})"
         if skipped:
             problem += f"; files of other kinds: {skipped:,}"
+        problem += "".join(
+            f"; {reason}: {count:,}"
+            for reason in (Reason.OUTSIDE, Reason.OWN)
+            if (count := found.count_left_out(reason))
+        )
     return InputError(problem)
 
 
@@ -196,6 +191,6 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _shown(name: str) -> str:
+def printable_name(name: str) -> str:
     """A file's name that any terminal can print."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -37,6 +37,19 @@ def name_input(path: Path) -> str:
     return path.name
 
 
+def is_stream(path: Path) -> bool:
+    """Whether the path stands for what this process has open: it is no name that anything could be known by."""
+    return str(path) in _STANDARD_INPUT or _DESCRIPTOR.fullmatch(str(path)) is not None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether the path is a folder; what cannot be looked at is none, and whoever opens it says why."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 @contextmanager
 def as_file(path: Path) -> Iterator[Path]:
     """A file that can be read again and again: what can be read only once is copied, and gone at the end.

@@ -42,7 +42,8 @@ class Prompt:
     @classmethod
     def load(cls, path: Path) -> Self:
         """The prompt of this file. Raises InputError that names every problem of it at once."""
-        return cls.parse(_read(path), label=str(path) if path.name == name_input(path) else name_input(path))
+        label = str(path) if path.name == name_input(path) else name_input(path)
+        return cls.parse(_read(path, label), label=label)
 
     @classmethod
     def parse(cls, source: str, *, label: str) -> Self:
@@ -172,15 +173,15 @@ def _template_line(traceback: TracebackType | None) -> int:
     return line
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, label: str) -> str:
     try:
         raw = read_input(path)
     except FileNotFoundError:
         raise InputError(f"No such prompt: {path}") from None
     except OSError as exc:
-        raise input_error(str(path), [f"{path}: cannot be read ({why(exc)})"]) from None
+        raise input_error(label, [f"{label}: cannot be read ({why(exc)})"]) from None
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
-        problem = f"{path}: is not UTF-8 text (byte {exc.start:,}); save it as UTF-8"
-        raise input_error(str(path), [problem]) from None
+        problem = f"{label}: is not UTF-8 text (byte {exc.start:,}); save it as UTF-8"
+        raise input_error(label, [problem]) from None

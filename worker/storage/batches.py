@@ -17,6 +17,7 @@ from worker.storage.window import unmark_published
 
 _SHORTEST_PREFIX = 12
 _OPEN_KIND = "tasks"
+_RUN_KIND, _SUBMIT_KIND = "run", "submit"
 CLOSED_BATCH = "batch: is one that `antrean run` or `antrean submit` made; messages may join their own only"
 _HAS_OPEN_JOBS = exists().where(jobs.c.batch_id == batches.c.id, is_in(*OPEN)).correlate(batches)
 _WANTED_ELSEWHERE = wants.join(jobs, jobs.c.id == wants.c.job_id)
@@ -133,14 +134,14 @@ def fetch_closed(connection: Connection, batch_ids: Iterable[str]) -> set[str]:
 
 
 def hold_batch(connection: Connection, batch_id: str, *, now_ms: int) -> int:
-    """Keeps the batch's jobs from being relayed and claimed; calls in flight end and are kept.
+    """Keeps the jobs of a run from being relayed and claimed; calls in flight end and are kept.
 
-    What another batch wants too, which is not held, goes on with that one: at most 500 jobs here, and how many it
-    were; `hand_over` does the rest.
+    A batch that somebody has submitted is not held: see `free_batch`. What another batch wants too, which is not
+    held, goes on with that one: at most 500 jobs here, and how many it were; `hand_over` does the rest.
     """
     connection.execute(
         update(batches)
-        .where(batches.c.id == batch_id, batches.c.held_at_ms.is_(None))
+        .where(batches.c.id == batch_id, batches.c.kind == _RUN_KIND, batches.c.held_at_ms.is_(None))
         .values(held_at_ms=now_ms)
     )
     return hand_over(connection, batch_id)
@@ -161,6 +162,17 @@ def resume_batch(connection: Connection, batch_id: str) -> int:
         published = select(jobs.c.id).where(is_published(), jobs.c.batch_id == batch_id)
         unmark_published(connection, sorted(connection.execute(published).scalars()))
     return bring_home(connection, batch_id)
+
+
+def free_batch(connection: Connection, batch_id: str) -> int:
+    """Makes the batch of a run one that is to be done whoever runs: it goes on, and no run's end holds it.
+
+    Returns what `resume_batch` does.
+    """
+    connection.execute(
+        update(batches).where(batches.c.id == batch_id, batches.c.kind == _RUN_KIND).values(kind=_SUBMIT_KIND)
+    )
+    return resume_batch(connection, batch_id)
 
 
 def is_held(connection: Connection, batch_id: str) -> bool:
@@ -184,7 +196,7 @@ def fetch_unheld_runs(connection: Connection, *, home: str) -> list[Batch]:
     """The runs of this home that are not held, oldest first: each lives, or was killed."""
     rows = connection.execute(
         select(batches)
-        .where(batches.c.kind == "run", batches.c.held_at_ms.is_(None))
+        .where(batches.c.kind == _RUN_KIND, batches.c.held_at_ms.is_(None))
         .order_by(batches.c.created_at_ms)
     )
     return [batch for batch in map(_batch, rows) if batch.details.get("home") == home]

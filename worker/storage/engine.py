@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -121,10 +121,9 @@ def open_ledger(
     A PostgreSQL that has not answered a statement `answer_within_s` is away; SQLite has a timeout of its own.
     """
     _close_home(settings.home)
-    url = make_url(settings.ledger_url)
+    url = settings.ledger_url
     if url.get_backend_name() == "sqlite":
-        if url.database and url.database != ":memory:":
-            _make_folder(Path(url.database).parent)
+        _make_folder(Path(url.database or "").parent)
         engine = create_engine(
             url, pool_size=pool_size, max_overflow=8, pool_timeout=30, hide_parameters=True
         )

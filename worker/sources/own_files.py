@@ -1,0 +1,86 @@
+"""Files of antrean and of the run itself, which are no documents wherever they lie."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from schemas.sqlite_address import is_sqlite_address, parse_sqlite_path
+from worker.settings import Settings
+
+_SETTINGS = (".env", "antrean.toml")
+_SECRETS = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
+# Either is in a home from its first command on, and in no folder of documents.
+_MARKS_OF_A_HOME = ("stack.lock", "antrean.db")
+
+
+class OwnFiles:
+    """What each of them is, by the file itself, so that a link or a second name of one is known as well."""
+
+    def __init__(self, *, output_start: bytes = b"") -> None:
+        """`output_start`: what the first line of a file of results begins with."""
+        self._output_start = output_start
+        self._words: dict[tuple[int, int], str] = {}
+
+    @classmethod
+    def of_run(cls, settings: Settings, *, prompt: Path, output: Path, output_start: bytes) -> Self:
+        """Those of a run with these settings, as far as they are there."""
+        own = cls(output_start=output_start)
+        for path, words in _list_own(settings, prompt, output):
+            own.add(path, words)
+        # `run … > run.log` in the folder: from the second time on it would be sent.
+        for stream, words in ((sys.stdout, "standard output"), (sys.stderr, "standard error")):
+            with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+                own._add(os.fstat(stream.fileno()), f"where {words} goes")
+        return own
+
+    def add(self, path: Path, words: str) -> None:
+        """Knows the file or folder at `path` as `words`, unless there is none."""
+        try:
+            facts = path.stat()
+        except OSError:
+            return
+        self._add(facts, words)
+
+    def describe(self, path: Path) -> str | None:
+        """What the file or folder at `path` is, if it is one of antrean's own."""
+        try:
+            facts = path.stat()
+            known = self._words.get((facts.st_dev, facts.st_ino))
+            if known is None and stat.S_ISDIR(facts.st_mode) and _is_home(path):
+                return "a home of antrean"
+        except OSError:
+            return None  # whoever reads it says why it cannot
+        return known
+
+    def describe_text(self, raw: bytes) -> str | None:
+        """What a file with these bytes is, if that makes it one of antrean's own."""
+        return "earlier results" if self._output_start and raw.startswith(self._output_start) else None
+
+    def _add(self, facts: os.stat_result, words: str) -> None:
+        if stat.S_ISREG(facts.st_mode) or stat.S_ISDIR(facts.st_mode):
+            self._words.setdefault((facts.st_dev, facts.st_ino), words)
+
+
+def _list_own(settings: Settings, prompt: Path, output: Path) -> Iterator[tuple[Path, str]]:
+    for name in _SECRETS:
+        if (secret := getattr(settings, name)) is not None:
+            yield secret, "the file of a key or password"
+    yield from ((Path(name), "settings") for name in _SETTINGS)
+    yield prompt, "the prompt"
+    if not output.is_dir():
+        yield output, "the output"
+    yield settings.home, "the home of antrean"
+    if settings.database_url is not None:
+        address = settings.database_url.get_secret_value()
+        if is_sqlite_address(address):
+            yield Path(parse_sqlite_path(address)), "the ledger"
+
+
+def _is_home(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _MARKS_OF_A_HOME)
