@@ -106,7 +106,8 @@ def open_private(path: Path, flags: int) -> int:
         facts = os.fstat(descriptor)
         if facts.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, f"it belongs to {name_user(facts.st_uid)}", str(path))
-        if stat.S_IMODE(facts.st_mode) != 0o600:
+        # A device is the machine's: nobody else could use /dev/null any more.
+        if stat.S_ISREG(facts.st_mode) and stat.S_IMODE(facts.st_mode) != 0o600:
             os.fchmod(descriptor, 0o600)
     except BaseException:
         os.close(descriptor)

@@ -129,7 +129,8 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _text_is_text(cls, value: object, info: ValidationInfo) -> object:
-        if info.field_name is not None and not info.field_name.endswith(("_file", "home")):  # paths are bytes
+        is_path = info.field_name is None or info.field_name.endswith(("_file", "home"))
+        if not is_path and not is_sqlite_address(str(value)):  # paths are bytes
             check_text(value)
         return value
 

@@ -48,7 +48,7 @@ WORKERS = [["worker.cli", "worker"], ["celery", "-A", "worker", "worker"]]
         ({}, {"base_url": "http://127.0.0.1:99999"}, SETTINGS, "ANTREAN_BASE_URL"),
         ({}, {"broker_url": "redis://:secret@127.0.0.1:1/0?foo=bar"}, SETTINGS, "ANTREAN_BROKER_URL"),
         ({}, {"broker_url": "redis://:secret@127.0.0.1:1/0"}, UNREACHABLE, "ANTREAN_BROKER_URL"),
-        ({}, {"database_url": "sqlite:////etc/passwd"}, UNREACHABLE, "no SQLite database"),
+        ({}, {"database_url": "sqlite:///letters.txt"}, UNREACHABLE, "no SQLite database"),
         ({}, {"home": "/proc/nowhere"}, SETTINGS, "ANTREAN_HOME"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
@@ -61,6 +61,7 @@ def test_a_worker_that_cannot_start_ends_with_a_sentence_and_its_exit_code(
     code: int,
     words: str,
 ) -> None:
+    (shop.folder / "letters.txt").write_text("This is no database. " * 100)
     ended = started_with(shop, command, {"NO_PROXY": "", **variables}, **settings)
     assert ended.code == code, ended.err
     assert words in ended.err

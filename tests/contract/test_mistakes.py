@@ -128,7 +128,6 @@ def test_an_address_of_the_broker(
         "sqlite:///",
         "sqlite://h/x",
         "sqlite:////etc",
-        "sqlite:////etc/passwd",
         "sqlite:////dev/null/x.db",
         "sqlite:////proc/x.db",
         "postgresql://h:port/d",
@@ -145,9 +144,21 @@ def test_an_address_of_the_database(
     assert_is_a_sentence(command, capsys)
 
 
-@pytest.mark.parametrize(
-    "value", ["/etc/passwd", "/etc/passwd/x", "/proc/x", "~nobody-of-this-name/x", "/" + "a" * 300]
-)
+def test_a_file_that_is_no_database_is_left_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A slip of the pen may name any file, also one that everybody on this machine reads."""
+    file = folder / "names.txt"
+    file.write_text("root:x:0:0::/root:/bin/sh\n" * 50)
+    file.chmod(0o644)
+    monkeypatch.setenv("ANTREAN_DATABASE_URL", f"sqlite:///{file}")
+    for command in LEDGER:
+        assert_is_a_sentence(command, capsys)
+    assert (file.stat().st_mode & 0o777, file.read_text()) == (0o644, "root:x:0:0::/root:/bin/sh\n" * 50)
+    assert list(folder.glob("names.txt-*")) == []
+
+
+@pytest.mark.parametrize("value", ["/dev/null", "/dev/null/x", "/proc/x", "/" + "a" * 300])
 @pytest.mark.parametrize("command", LEDGER, ids=" ".join)
 def test_a_home(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str, command: list[str]
@@ -167,7 +178,8 @@ def test_a_database_that_is_damaged(folder: Path, capsys: pytest.CaptureFixture[
     (folder / ".antrean" / "antrean.db").write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
     for command in LEDGER:
         assert_is_a_sentence(command, capsys)
-    assert_is_a_sentence(["doctor"], capsys)
+    assert code_of(lambda: app(["doctor"], prog_name="antrean")) == ExitCode.FAILED_JOBS
+    assert "damaged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

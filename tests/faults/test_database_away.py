@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from sqlalchemy import func, make_url, select
+from sqlalchemy import func, select
 
 from tests.support.arena import LEASE_S, Arena
 from tests.support.outage import (
@@ -130,7 +130,7 @@ def proxy(arena: Arena) -> Iterator[Proxy]:
 
 def through_the_proxy(arena: Arena) -> str:
     """The address of the arena's database by way of its proxy."""
-    address = make_url(arena.settings.ledger_url).update_query_dict({"host": str(arena.folder / "px")})
+    address = arena.settings.ledger_url.update_query_dict({"host": str(arena.folder / "px")})
     return address.render_as_string(hide_password=False)
 
 

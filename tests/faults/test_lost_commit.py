@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import make_url, select
+from sqlalchemy import select
 
 from tests.support.arena import Arena
 from tests.support.outage import assert_nobody_was_lost
@@ -36,7 +36,7 @@ def proxy(arena: Arena) -> Iterator[Proxy]:
 
 def start_worker(arena: Arena, slots: int) -> bytes:
     """The id of a worker behind the proxy."""
-    address = make_url(arena.settings.ledger_url).update_query_dict({"host": str(arena.folder / "px")})
+    address = arena.settings.ledger_url.update_query_dict({"host": str(arena.folder / "px")})
     arena.worker(concurrency=slots, database_url=address.render_as_string(hide_password=False))
     with arena.ledger.read() as connection:
         [worker_id] = connection.execute(select(workers.c.id)).scalars()

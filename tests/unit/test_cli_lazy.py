@@ -74,7 +74,7 @@ HEAVY = {"celery", "sqlalchemy", "alembic", "requests", "redis", "jinja2"}
         (["batches"], {"sqlalchemy", "alembic"}),  # alembic once: it makes the ledger
         (["status"], {"sqlalchemy", "redis"}),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else " ".join(value),
 )
 def test_a_command_imports_only_what_it_needs(
     arguments: list[str], needed: set[str], tmp_path_factory: pytest.TempPathFactory

@@ -127,3 +127,13 @@ def test_what_belongs_to_another_user_is_not_trusted_nor_is_a_link_of_theirs(
         distrust = find_distrust(path, root_is_trusted=is_root_trusted)
         assert distrust is not None
         assert (distrust.reason, distrust.is_ended_by_chmod) == (f"belongs to the user {STRANGER}", False)
+
+
+def test_what_is_no_plain_file_keeps_its_mode(tmp_path: Path) -> None:
+    """/dev/null was closed to everybody else on the machine."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    pipe.chmod(0o666)
+    os.close(open_private(pipe, os.O_RDWR))
+    close_file(pipe)
+    assert pipe.stat().st_mode & 0o777 == 0o666

@@ -87,18 +87,18 @@ def test_files_that_an_address_names_are_absolute(tmp_path: Path, monkeypatch: p
     )
     assert settings.broker_url is not None
     assert f"ssl_ca_certs={tmp_path}/ca.pem" in settings.broker_url.get_secret_value().replace("%2F", "/")
-    ledger_url = settings.ledger_url.replace("%2F", "/")
+    ledger_url = settings.ledger_url.render_as_string(hide_password=False).replace("%2F", "/")
     assert f"sslrootcert={tmp_path}/ca.pem" in ledger_url
     assert "sslcert=/etc/c.pem" in ledger_url
     assert (
-        "sslrootcert=system" in load_settings(database_url="postgresql://h/d?sslrootcert=system").ledger_url
+        load_settings(database_url="postgresql://h/d?sslrootcert=system").ledger_url.query["sslrootcert"]
+        == "system"
     )
 
 
 @pytest.mark.parametrize(
     ("given", "name"),
     [
-        ({"home": "~nobody-of-this-name/x"}, "ANTREAN_HOME"),
         ({"home": "a\0b"}, "ANTREAN_HOME"),
         ({"model": "m\udcff"}, "ANTREAN_MODEL"),
         ({"base_url": "http://h/v1\udcff"}, "ANTREAN_BASE_URL"),

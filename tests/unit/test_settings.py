@@ -131,7 +131,8 @@ def test_an_address_of_no_sqlite_file_is_a_sentence(url: str) -> None:
 def test_a_path_that_the_system_cannot_have_is_a_sentence() -> None:
     Path("antrean.toml").write_text('home = "a\\u0000b"\napi_key_file = "a\\u0000b"\n')
     assert problems() == [
-        f"ANTREAN_{name}: must not hold U+0000, which no path can" for name in ("API_KEY_FILE", "HOME")
+        f"ANTREAN_{name}: must not hold U+0000 (it stands in antrean.toml)"
+        for name in ("API_KEY_FILE", "HOME")
     ]
 
 
@@ -214,6 +215,6 @@ def test_a_database_address_with_what_no_postgresql_takes_is_told_before_anybody
 
 def test_an_address_keeps_the_parameters_that_postgresql_has() -> None:
     said = "sslmode=require&options=-c work_mem=9MB&application_name=mine&connect_timeout=3"
-    url = load_settings(database_url=f"postgresql://u@h/db?{said}").ledger_url
+    url = str(load_settings(database_url=f"postgresql://u@h/db?{said}").ledger_url)
     assert url.startswith("postgresql+psycopg://u@h/db?")
     assert "application_name=mine" in url

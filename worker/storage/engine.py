@@ -127,9 +127,10 @@ def open_ledger(
         engine = create_engine(
             url, pool_size=pool_size, max_overflow=8, pool_timeout=30, hide_parameters=True
         )
-        if url.database and url.database != ":memory:":
-            _keep_private(engine, Path(url.database))
+        path = Path(url.database or "")
+        _make_private(engine, path)
         _prepare_sqlite(engine, synchronous=settings.sqlite_synchronous)
+        _close_to_others(engine, path)
         return Ledger(engine)
     # Who is silent in mid-transaction for a lease keeps others from what it has locked, and from taking it over.
     idle_ms = round(1000 * min(settings.lease_s, 30.0))
@@ -160,16 +161,27 @@ def _make_folder(folder: Path) -> None:
         ) from exc
 
 
-def _keep_private(engine: Engine, path: Path) -> None:
-    """Has the database and what SQLite lays beside it closed to others, whatever the umask, before each connection."""
+def _make_private(engine: Engine, path: Path) -> None:
+    """Has a database that is not there yet made closed to others, whatever the umask."""
 
     @event.listens_for(engine, "do_connect")
     def _on_do_connect(*_: object) -> None:
         real = Path(os.path.realpath(path))  # SQLite follows a link, too, and works beside what it leads to
+        with _making:
+            if not real.exists():
+                _make_file(real)
+
+
+def _close_to_others(engine: Engine, path: Path) -> None:
+    """Has the database and what SQLite lays beside it closed to others.
+
+    To be listened for last: by then SQLite has taken it for a database. A slip of the pen may name any file.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(*_: object) -> None:
+        real = Path(os.path.realpath(path))
         try:
-            with _making:
-                if not real.exists():
-                    _make_file(real)
             # SQLite gives its other files the mode of the database; these are of older versions, or somebody else's.
             for suffix in ("", "-wal", "-shm", "-journal"):
                 close_file(real.with_name(real.name + suffix))
