@@ -15,6 +15,7 @@ from schemas.failure import FailureKind
 from tests.support.clock import FakeClock
 from tests.support.ledger import at_once
 from tests.support.processes import ROOT
+from worker.log_sink import flush_logs
 from worker.policy.gates import Gate
 from worker.throttle.gatekeeper import Gatekeeper, Pass
 from worker.throttle.redis_store import RedisGateStore
@@ -331,6 +332,8 @@ def test_a_gate_that_flaps_is_told_of_once_in_a_while(
     make: Make, clock: FakeClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keeper = make()
+    flush_logs()  # of the tests before
+    capsys.readouterr()
     for _ in range(50):
         keeper.shut(K.SERVER_ERROR, asked_s=None, http_status=503)
         clock.advance(1.0)
