@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty
 from time import monotonic
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import redis as redis_client
 import structlog
@@ -24,7 +24,7 @@ from worker.broker_time import BROKER_CLOCK
 from worker.doorbell import Doorbell
 from worker.foreign import MAX_MESSAGE_BYTES, Message, OfAnother, Unusable, mark_redelivered, read_hint
 from worker.hand import Hand
-from worker.hints import is_bulk_queue, is_written_hint, list_keys
+from worker.hints import Lists, is_bulk_queue, is_written_hint
 from worker.taking import Taken, Taker, find_list, read_note, read_taken, write_note
 
 __all__ = ["AMQP", "REFUSES_WRITES", "Channel", "Connection", "Hand", "QoS", "Transport"]
@@ -40,14 +40,6 @@ _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticErr
 # A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
 REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
 _RECONNECT_AFTER_S, _RECONNECT_STEP_S, _RECONNECT_AFTER_MAX_S = 1.0, 1.0, 3.0
-
-
-class Lists(NamedTuple):
-    """Queue and key of all lists that are read, by priority and then as declared; those of lone jobs, and of bulk."""
-
-    every: list[tuple[str, str]]
-    lone: list[tuple[str, str]]
-    bulk: list[tuple[str, str]]
 
 
 class QoS(redis.QoS):
@@ -260,11 +252,7 @@ class Channel(redis.Channel):
     def _lists(self) -> Lists:
         names = tuple(self._active_queues)
         if names != self._known_queues:
-            queues = [name for name in names if name not in self.active_fanout_queues]
-            lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
-            every = [one for step in zip(*lists, strict=True) for one in step]
-            lone = [one for one in every if not is_bulk_queue(one[0])]
-            self._known_lists = Lists(every, lone, [one for one in every if is_bulk_queue(one[0])])
+            self._known_lists = Lists.of(name for name in names if name not in self.active_fanout_queues)
             self._known_queues = names
         return self._known_lists
 

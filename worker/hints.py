@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -66,6 +67,21 @@ def list_key(queue: str, priority: int) -> str:
 def list_keys(queue: str) -> list[str]:
     """All lists of `queue`, those to be emptied first first."""
     return [list_key(queue, step) for step in reversed(_PRIORITY_STEPS)]
+
+
+class Lists(NamedTuple):
+    """Queue and key of all lists that are read, by priority and then as declared; those of lone jobs, and of bulk."""
+
+    every: list[tuple[str, str]]
+    lone: list[tuple[str, str]]
+    bulk: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, queues: Iterable[str]) -> Lists:
+        lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
+        every = [one for step in zip(*lists, strict=True) for one in step]
+        bulk = [one for one in every if is_bulk_queue(one[0])]
+        return cls(every, [one for one in every if not is_bulk_queue(one[0])], bulk)
 
 
 def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:
