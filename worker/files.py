@@ -16,9 +16,12 @@ from pathlib import Path
 # What a home holds beside the sockets: an older version, or a person, may have left it open.
 _HOME_FOLDERS = ("logs", "valkey", "valkey.broken", "spool", "workers", "runs", "simulation")
 _HOME_FILES = (
-    *("antrean.db*", "flower.db*", "flower.history.json*", "flower.cookie-secret", "flower.password"),
+    *(f"antrean.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal")),
+    *(f"flower.db{suffix}" for suffix in ("", ".dat", ".dir", ".bak", ".db")),
+    *("flower.history.json", "flower.cookie-secret", "flower.password"),
     *(f"{name}.lock" for name in ("stack", "start", "broker", "up", "flower")),
 )
+_MARKS_OF_A_HOME = ("stack.lock", "antrean.db")  # one is in each home from its first command on
 _ROOT = 0
 _OF_OTHERS = 0o077
 
@@ -82,13 +85,17 @@ def close_folder(folder: Path) -> None:
 
 
 def close_home(home: Path) -> None:
-    """Closes what is in `home` to all others, used or not. The home keeps its own mode. Raises OSError."""
-    for name in _HOME_FOLDERS:
-        if (home / name).is_dir():
-            close_folder(home / name)
-    for pattern in _HOME_FILES:
-        for path in home.glob(pattern):
-            close_file(path)
+    """Closes what antrean keeps in `home` to all others, used or not. The home keeps its own mode. Raises OSError.
+
+    A folder that is no home yet is left alone: its `logs` are somebody else's, and so is what a link leads to.
+    """
+    if not any((home / name).is_file() for name in _MARKS_OF_A_HOME):
+        return
+    for folder in (home / name for name in _HOME_FOLDERS):
+        if folder.is_dir() and not folder.is_symlink():
+            close_folder(folder)
+    for name in _HOME_FILES:
+        close_file(home / name)
 
 
 def open_private(path: Path, flags: int) -> int:

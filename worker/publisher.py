@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 import redis
+import structlog
 
-from worker.errors import BrokerAway
+from worker.errors import BrokerAway, tell_place
 from worker.hints import Queues, list_key, write_hint
 from worker.storage.window import Due
+
+log = structlog.get_logger(__name__)
 
 _ASK_AGAIN_S = 1.0  # how often a broker that was away is asked whether it is back
 
@@ -107,6 +110,9 @@ class PromptPublisher:
                 self._publish(letter.due)
             except BrokerAway as exc:
                 failure = exc
+            except Exception as exc:  # whoever waits is told, and the next letter is taken
+                log.error("publisher.failed", error=type(exc).__name__, where=tell_place(exc))
+                failure = BrokerAway(f"the broker was not reached: {type(exc).__name__}")
             with self._lock:
                 self._is_away = failure is not None
                 if failure is not None:

@@ -82,7 +82,7 @@ def results(
         target.check_file()
         if (remark := target.check_results(ledger, batch_id, simulation=simulation_of(settings))) is not None:
             note(remark)
-        counts = write_results(outcomes, output)
+        counts = write_results(outcomes, output, check_again=target.check_again)
         note(
             f"{format_count(counts.succeeded)} results and "
             f"{format_count(counts.total - counts.succeeded)} failures in {output}"

@@ -11,7 +11,7 @@ import typer
 from worker.cli.console import note, out, print_json
 from worker.cli.listing import complete_batch_id
 from worker.cli.prune_words import print_survey, survey_facts
-from worker.cli.run_work import is_of_home, kept_from_running
+from worker.cli.run_work import RunsOfHome, is_of_home, kept_from_running
 from worker.clock import SystemClock
 from worker.errors import ExitCode, InputError
 from worker.printable import printable
@@ -160,10 +160,10 @@ def _find(ledger: Ledger, batch_id: str) -> Batch:
 def _survey(
     ledger: Ledger, settings: Settings, batch: Batch | None, before_ms: int, even_unfinished: bool
 ) -> Survey:
-    with kept_from_running(ledger, settings, batch) as idle_runs:
+    with kept_from_running(ledger, settings, batch) as runs:
         if batch is None:
-            return survey(ledger, OfAge(before_ms, even_unfinished, idle_runs))
-        _check_batch(ledger, settings, batch, idle_runs, even_unfinished)
+            return survey(ledger, OfAge(before_ms, even_unfinished, runs.idle, runs.living))
+        _check_batch(ledger, settings, batch, runs, even_unfinished)
         return survey(ledger, OfBatch(batch.id))
 
 
@@ -176,18 +176,20 @@ def _prune(
     with_usage: bool,
 ) -> Pruned:
     # A run that begins meanwhile waits: it would find its jobs, and lose them.
-    with kept_from_running(ledger, settings, batch) as idle_runs:
+    with kept_from_running(ledger, settings, batch) as runs:
         if batch is None:
-            return prune(ledger, OfAge(before_ms, even_unfinished, idle_runs), with_usage=with_usage)
-        _check_batch(ledger, settings, batch, idle_runs, even_unfinished)
+            return prune(
+                ledger, OfAge(before_ms, even_unfinished, runs.idle, runs.living), with_usage=with_usage
+            )
+        _check_batch(ledger, settings, batch, runs, even_unfinished)
         return prune(ledger, OfBatch(batch.id), with_usage=with_usage)
 
 
 def _check_batch(
-    ledger: Ledger, settings: Settings, batch: Batch, idle_runs: frozenset[str], even_unfinished: bool
+    ledger: Ledger, settings: Settings, batch: Batch, runs: RunsOfHome, even_unfinished: bool
 ) -> None:
     """Raises InputError if the batch is run just now, or is not done and nobody said `even_unfinished`."""
-    if is_of_home(batch, settings) and batch.id not in idle_runs:
+    if batch.id in runs.living:
         raise InputError(f"{batch.id} is run just now: wait for its end, or stop it")
     if even_unfinished:
         return

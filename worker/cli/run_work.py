@@ -34,6 +34,7 @@ from worker.storage.batches import (
     hold_batch,
     is_held,
     make_batch,
+    move_run,
     resume_batch,
 )
 from worker.storage.engine import Ledger
@@ -246,6 +247,9 @@ def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunL
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         _require(ledger, batch)
         _resume(ledger, batch.id)
+        if batch.kind == "run" and batch.details.get("home") != home_name(settings):
+            # Whoever prunes, or looks for runs that were left, asks the locks of this home from now on.
+            ledger.run(partial(move_run, batch_id=batch.id, home=home_name(settings)))
         try:
             yield RunLock(descriptor)
         finally:
@@ -300,24 +304,37 @@ def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]
     return [(batch, count) for batch, count in counts if count]
 
 
-@contextmanager
-def kept_from_running(
-    ledger: Ledger, settings: Settings, batch: Batch | None = None
-) -> Iterator[frozenset[str]]:
-    """Ids of this home's runs that nobody runs, though they are not held; and `batch`, if it is one that nobody runs.
+@dataclass(frozen=True, slots=True)
+class RunsOfHome:
+    """Ids of batches: `idle` ones that nobody of this home runs, and `living` ones that somebody does."""
 
-    While inside, nobody begins to run them: whoever tries waits.
+    idle: frozenset[str]
+    living: frozenset[str]
+
+
+@contextmanager
+def kept_from_running(ledger: Ledger, settings: Settings, batch: Batch | None = None) -> Iterator[RunsOfHome]:
+    """Which batches are run in this home, and which are not though they are not held; `batch` is one of either.
+
+    While inside, nobody begins to run the idle ones: whoever tries waits.
     """
     with ledger.read() as connection:
-        runs = [*fetch_unheld_runs(connection, home=home_name(settings)), *([batch] if batch else [])]
+        runs = fetch_unheld_runs(connection, home=home_name(settings))
+    candidates = {one.id for one in runs if is_of_home(one, settings)} | ({batch.id} if batch else set())
+    # A run of requests may be of a batch that `submit` made, or another home: its lock tells.
+    living = {
+        path.stem for path in _lock_path(settings, "").parent.glob("*.lock") if _is_run_by_somebody(path)
+    }
     with ExitStack() as locks:
         idle: set[str] = set()
-        for run_id in sorted({one.id for one in runs if is_of_home(one, settings)}):
+        for run_id in sorted(candidates):
             descriptor = _open_lock(settings, run_id)
             locks.callback(os.close, descriptor)
             if try_lock(descriptor):
                 idle.add(run_id)
-        yield frozenset(idle)
+            else:
+                living.add(run_id)
+        yield RunsOfHome(frozenset(idle), frozenset(living - idle))
 
 
 def is_of_home(batch: Batch, settings: Settings) -> bool:

@@ -10,7 +10,7 @@ import secrets
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,11 +114,13 @@ def write_lines(outcomes: Iterable[JobOutcome], stream: BinaryIO) -> Counts:
     return count_lines(states, finish_reasons)
 
 
-def write_results(outcomes: Iterable[JobOutcome], path: Path | None) -> Counts:
+def write_results(
+    outcomes: Iterable[JobOutcome], path: Path | None, *, check_again: Callable[[], None] | None = None
+) -> Counts:
     """Writes the lines to the file, or to standard output where `path` is None, and says how many.
 
-    The file appears whole or not at all: a full disk or a reader that is interrupted leaves the old one.
-    Raises InputError if it cannot be written.
+    The file appears whole or not at all: a full disk or a reader that is interrupted leaves the old one. Right
+    before it does, `check_again` may raise. Raises InputError if it cannot be written.
     """
     if path is None:
         return write_lines(outcomes, sys.stdout.buffer)
@@ -133,6 +135,8 @@ def write_results(outcomes: Iterable[JobOutcome], path: Path | None) -> Counts:
             stream = part.open("xb")
         with stream, _sentences(path):
             counts = write_lines(outcomes, stream)
+            if check_again is not None:
+                check_again()
             put_in_place(stream, part, path)
     finally:
         with suppress(OSError):

@@ -192,6 +192,13 @@ def fetch_held(connection: Connection, endpoint: str) -> list[str]:
     )
 
 
+def move_run(connection: Connection, batch_id: str, home: str) -> None:
+    """A run goes on in this home: its lock is there."""
+    of_batch = batches.c.id == batch_id
+    found = connection.execute(select(batches.c.details).where(of_batch).with_for_update()).scalar_one()
+    connection.execute(update(batches).where(of_batch).values(details={**found, "home": home}))
+
+
 def fetch_unheld_runs(connection: Connection, *, home: str) -> list[Batch]:
     """The runs of this home that are not held, oldest first: each lives, or was killed."""
     rows = connection.execute(

@@ -40,6 +40,11 @@ from worker.storage.errors import (
 T = TypeVar("T")
 _CONFLICT_TRIES = 10
 SQLITE_BUSY_MS = 15_000
+_IS_OURS = "antrean_is_ours"
+_IS_LEDGER_OR_EMPTY = """
+SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'alembic_version')
+    OR NOT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table')
+"""
 _making = threading.Lock()  # nobody of this process connects to a file before its maker has closed it
 _ANSWER_WITHIN_S = 35.0  # the server itself gives up earlier, unless it hangs
 
@@ -175,11 +180,13 @@ def _make_private(engine: Engine, path: Path) -> None:
 def _close_to_others(engine: Engine, path: Path) -> None:
     """Has the database and what SQLite lays beside it closed to others.
 
-    To be listened for last: by then SQLite has taken it for a database. A slip of the pen may name any file.
+    To be listened for last: by then it is known for a ledger. A slip of the pen may name any file.
     """
 
     @event.listens_for(engine, "connect")
-    def _on_connect(*_: object) -> None:
+    def _on_connect(_connection: object, entry: ConnectionPoolEntry) -> None:
+        if not entry.info[_IS_OURS]:
+            return
         real = Path(os.path.realpath(path))
         try:
             # SQLite gives its other files the mode of the database; these are of older versions, or somebody else's.
@@ -197,26 +204,29 @@ def _make_file(path: Path) -> None:
         os.close(open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
+def _use_wal(connection: sqlite3.Connection) -> bool:
+    """Has a ledger, or an empty file, write ahead to a log; False of another app's database, which stays as it is."""
     # Two who open a new file at once: the second is told "locked" at once, whatever its timeout.
     end_s = time.monotonic() + SQLITE_BUSY_MS / 1000
     while True:
         try:
+            if not all(connection.execute(_IS_LEDGER_OR_EMPTY).fetchone()):
+                return False
             connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as exc:
             if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end_s:
                 raise
             time.sleep(0.01)
         else:
-            return
+            return True
 
 
 def _prepare_sqlite(engine: Engine, *, synchronous: str) -> None:
     @event.listens_for(engine, "connect")
-    def _on_connect(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    def _on_connect(connection: sqlite3.Connection, entry: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # SQLAlchemy's begin event below says BEGIN
         connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
-        _use_wal(connection)
+        entry.info[_IS_OURS] = _use_wal(connection)
         connection.execute(f"PRAGMA synchronous = {synchronous.upper()}")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA cache_size = -4000")

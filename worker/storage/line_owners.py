@@ -18,6 +18,7 @@ class LineOwner:
     """The job of an output line. `names` are those of the batches that want it, each with its name for it."""
 
     is_succeeded: bool
+    is_lone: bool = False
     names: list[tuple[str, str | None]] = field(default_factory=list)
 
 
@@ -27,11 +28,13 @@ def fetch_owners(connection: Connection, ids: Sequence[str]) -> dict[str, LineOw
     found: dict[str, LineOwner] = {}
     own_names: dict[str, str | None] = {}
     for row in connection.execute(
-        select(jobs.c.id, jobs.c.state, jobs.c.batch_id, jobs.c.custom_id, jobs.c.source_key).where(
-            jobs.c.id.in_(wanted)
-        )
+        select(
+            jobs.c.id, jobs.c.state, jobs.c.batch_id, jobs.c.custom_id, jobs.c.source_key, jobs.c.is_bulk
+        ).where(jobs.c.id.in_(wanted))
     ):
-        owner = found[row.id] = LineOwner(row.state == JobState.SUCCEEDED.value)
+        owner = found[row.id] = LineOwner(
+            row.state == JobState.SUCCEEDED.value, is_lone=not row.batch_id and not row.is_bulk
+        )
         own_names[row.id] = row.source_key
         if row.batch_id:
             owner.names.append((row.batch_id, row.source_key if row.custom_id is None else row.custom_id))

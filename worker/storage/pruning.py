@@ -80,12 +80,13 @@ class OfAge:
     """Jobs that ended before then, of any batch or none.
 
     With `even_unfinished` only those are spared that a run wants which may be living. A run may, unless it is held,
-    or is among `ended_runs`, which nobody works on.
+    or is among `ended_runs`, which nobody works on. `living` are batches of any kind that somebody runs.
     """
 
     before_ms: int
     even_unfinished: bool = False
     ended_runs: frozenset[str] = frozenset()
+    living: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +240,13 @@ def _find_spared(connection: Connection, homes: Mapping[str, str], what: OfAge) 
 
 
 def _may_live(what: OfAge) -> ColumnElement[bool]:
-    return and_(
-        batches.c.kind == "run", batches.c.held_at_ms.is_(None), batches.c.id.not_in(sorted(what.ended_runs))
+    return or_(
+        batches.c.id.in_(sorted(what.living)),
+        and_(
+            batches.c.kind == "run",
+            batches.c.held_at_ms.is_(None),
+            batches.c.id.not_in(sorted(what.ended_runs)),
+        ),
     )
 
 
