@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from threading import Barrier
 
@@ -17,7 +18,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import Connection, event, make_url, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
@@ -29,6 +30,7 @@ from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import DatabaseAway, NotMigrated
 from worker.storage.intake import insert_jobs
 from worker.storage.migrating import HEAD, SCRIPTS, is_current, migrate
+from worker.storage.tables import jobs
 from worker.storage.window import count_published
 
 
@@ -297,3 +299,18 @@ def test_a_ledger_that_another_user_laid_there_is_not_used(tmp_path: Path, name:
     ledger = open_ledger(load_settings(home=tmp_path / "home", database_url=url, _env_file=None))
     with pytest.raises(SettingsError, match=r"cannot be used as a ledger \(it belongs to the user 54321\)"):
         migrate(ledger)
+
+
+def test_a_database_of_another_app_is_left_as_it_is(tmp_path: Path) -> None:
+    """Named by a slip of the pen: neither its mode nor the way it is written changes for those who use it."""
+    path = tmp_path / "other.db"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE theirs (a)")
+        other.commit()
+    path.chmod(0o664)
+    before = path.read_bytes()
+    ledger = open_ledger(Settings(home=tmp_path / "home", database_url=f"sqlite:///{path}"))
+    with pytest.raises(NotMigrated), ledger.read() as connection:
+        connection.execute(select(jobs.c.id)).all()
+    ledger.dispose()
+    assert (path.stat().st_mode & 0o777, path.read_bytes()) == (0o664, before)

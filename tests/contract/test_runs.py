@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support.desk import Desk
-from tests.support.ledger import NOW, claim, claim_one, job_row, record, rows, setback, state, success
+from tests.support.ledger import (
+    NOW,
+    a_job,
+    claim,
+    claim_one,
+    job_row,
+    put,
+    record,
+    rows,
+    setback,
+    state,
+    success,
+)
 from worker.cli import run_work
 from worker.cli.tracking import Progress, Tracker
 from worker.clock import SystemClock
 from worker.errors import InputError
+from worker.ids import new_batch_id
 from worker.sources.documents import find_documents
-from worker.storage.batches import Batch, fetch_batch, fetch_status, finish_submission, hold_batch
+from worker.storage.batches import Batch, fetch_batch, fetch_status, finish_submission, hold_batch, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.moves import cancel_batch, retry_batch
 from worker.storage.pruning import OfAge, OfBatch, Pruned, prune
@@ -356,11 +369,40 @@ def test_only_runs_that_nobody_runs_are_kept_from_running(desk: Desk) -> None:
     with desk.run("sub") as living:
         killed = run_work.make_run(desk.ledger, desk.settings, desk.documents / "sub/0.txt", desk.prompt, "m")
         batches = [_fetch(desk.ledger, id_) for id_ in (held.batch_id, living.batch_id)]
-        with run_work.kept_from_running(desk.ledger, desk.settings) as idle:
-            assert idle == {killed.id}
+        with run_work.kept_from_running(desk.ledger, desk.settings) as runs:
+            assert (runs.idle, runs.living) == ({killed.id}, {living.batch_id})
         for batch, also in zip(batches, ({held.batch_id}, set()), strict=True):
-            with run_work.kept_from_running(desk.ledger, desk.settings, batch) as idle:
-                assert idle == {killed.id, *also}
+            with run_work.kept_from_running(desk.ledger, desk.settings, batch) as runs:
+                assert (runs.idle, runs.living) == ({killed.id, *also}, {living.batch_id})
+
+
+def test_a_submitted_batch_that_somebody_runs_is_spared_whatever_is_said(desk: Desk) -> None:
+    """`run requests.jsonl` goes on with the batch that `submit` made."""
+    batch_id = new_batch_id()
+    make = partial(make_batch, kind="submit", label="r.jsonl", endpoint=desk.settings.endpoint,
+                   idempotency_key=None, now_ms=NOW)  # fmt: skip
+    desk.ledger.run(lambda connection: make(connection, batch_id))
+    put(desk.ledger, a_job(batch_id=batch_id, is_bulk=True, endpoint=desk.settings.endpoint))
+    desk.ledger.run(partial(finish_submission, batch_id=batch_id, now_ms=NOW))
+    desk.ledger.run(partial(cancel_batch, batch_id=batch_id, now_ms=NOW))
+    batch = _fetch(desk.ledger, batch_id)
+    for is_run in (True, False):
+        with run_work.worked_on(desk.ledger, desk.settings, batch) if is_run else nullcontext():
+            with run_work.kept_from_running(desk.ledger, desk.settings) as runs:
+                assert (batch_id in runs.living) is is_run
+                what = OfAge(NOW + 10_000, even_unfinished=True, ended_runs=runs.idle, living=runs.living)
+                done = prune(desk.ledger, what, with_usage=False)
+            assert (done.removed, done.spared) == ((0, 1) if is_run else (1, 0))
+
+
+def test_a_run_is_of_the_home_that_runs_it_last(desk: Desk, tmp_path: Path) -> None:
+    """Whoever prunes asks the locks of that home."""
+    batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
+    elsewhere = desk.settings.model_copy(update={"home": tmp_path / "another"})
+    with run_work.worked_on(desk.ledger, elsewhere, batch):
+        assert not run_work.is_of_home(_fetch(desk.ledger, batch.id), desk.settings)
+        with run_work.kept_from_running(desk.ledger, desk.settings) as runs:
+            assert batch.id not in runs.idle
 
 
 def test_a_run_whose_batch_was_pruned_while_it_waited_writes_nothing_down(desk: Desk) -> None:

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from worker.files import close_file, close_folder, find_distrust, make_private_folder, open_private
+from worker.files import (
+    close_file,
+    close_folder,
+    close_home,
+    find_distrust,
+    make_private_folder,
+    open_private,
+)
 
 STRANGER = 54321
 AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
@@ -137,3 +144,28 @@ def test_what_is_no_plain_file_keeps_its_mode(tmp_path: Path) -> None:
     os.close(open_private(pipe, os.O_RDWR))
     close_file(pipe)
     assert pipe.stat().st_mode & 0o777 == 0o666
+
+
+def test_a_folder_that_is_no_home_is_left_as_it_is_and_so_is_what_a_link_leads_to(tmp_path: Path) -> None:
+    """Of a web server its logs, of a project its runs: one command that only looked had closed them."""
+    home, shared = tmp_path / "project", tmp_path / "shared"
+    for folder in (home / "logs", home / "runs", shared):
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)
+    (home / "workers").symlink_to(shared)
+    (home / "antrean.dbnotes").write_text("mine")
+    (home / "antrean.dbnotes").chmod(0o644)
+    close_home(home)
+    assert (mode(home / "logs"), mode(home / "runs")) == (0o755, 0o755)
+    (home / "stack.lock").touch()
+    close_home(home)
+    assert (mode(home / "logs"), mode(home / "runs")) == (0o700, 0o700)
+    assert (mode(shared), mode(home / "antrean.dbnotes")) == (0o755, 0o644)
+
+
+@AS_ROOT
+def test_a_file_of_another_user_that_antrean_does_not_use_stands_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "stack.lock").touch()
+    (tmp_path / "antrean.db.bak").touch()
+    os.chown(tmp_path / "antrean.db.bak", STRANGER, -1)
+    close_home(tmp_path)

@@ -99,3 +99,20 @@ def test_callers_of_many_threads_wait_at_the_same_time() -> None:
     assert time.monotonic() - began_s < 0.6
     assert len(failures) == 8
     broker.is_there.set()
+
+
+def test_a_defect_is_told_to_who_waits_and_the_next_one_is_served() -> None:
+    broker = Broker()
+
+    def take(due: Sequence[Due]) -> None:
+        if not broker.asked:
+            broker.asked += 1
+            raise ValueError("of an option")
+        broker.take(due)
+
+    publisher = PromptPublisher(take)
+    with pytest.raises(BrokerAway, match="ValueError"):
+        publisher.publish([JOB])
+    wait_until_it_is_back(publisher)
+    publisher.publish([JOB])
+    assert broker.taken == [JOB]
