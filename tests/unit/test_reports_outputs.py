@@ -11,15 +11,16 @@ import pytest
 from schemas.failure import FailureKind
 from tests.support.ledger import ENDPOINT, NOW, a_job, claim, put, record, rows, setback, success
 from worker.errors import InputError
+from worker.ids import new_id
 from worker.reports.batchlines import write_results
 from worker.reports.growing import GrowingResults
-from worker.reports.outputs import Inputs, Output, weigh
+from worker.reports.outputs import LONE, Inputs, Output, weigh
 from worker.settings import load_settings
 from worker.storage.batches import finish_submission, make_batch
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.migrating import migrate
 from worker.storage.pruning import OfAge, prune
-from worker.storage.reading import iterate_batch_outcomes
+from worker.storage.reading import iterate_batch_outcomes, iterate_lone_outcomes
 from worker.storage.unwanted import let_go
 
 LATER = NOW + 1_000
@@ -162,6 +163,21 @@ def test_results_of_another_batch_are_not_replaced_under_the_default_name(
     remark = output(path).check_results(sqlite_ledger, "b2")
     assert remark is not None
     assert "`antrean results b1` writes them again" in remark
+
+
+def test_results_of_lone_jobs_are_theirs_alone(path: Path, sqlite_ledger: Ledger) -> None:
+    (lone,) = put(sqlite_ledger, a_job(id=new_id()))
+    for job in claim(sqlite_ledger, lone.id, token="t").values():
+        record(sqlite_ledger, success(job))
+    write_results(iterate_lone_outcomes(sqlite_ledger), path)
+    assert output(path, is_named=False).check_results(sqlite_ledger, LONE) is None
+    a_batch(sqlite_ledger, "b1", "a")
+    for batch_id in ("b1", None):
+        with pytest.raises(InputError, match="holds the results of jobs of no batch"):
+            output(path, is_named=False).check_results(sqlite_ledger, batch_id)
+    remark = output(path).check_results(sqlite_ledger, "b1")
+    assert remark is not None
+    assert "`antrean results --lone` writes them again" in remark
 
 
 def test_the_same_jobs_under_the_names_of_another_batch_are_its_results(

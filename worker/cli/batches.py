@@ -16,7 +16,7 @@ from worker.cli.outputs import FORCE_HELP, inputs_of_batch, simulation_of
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.reports.batchlines import is_standard_output, write_lines, write_results
-from worker.reports.outputs import Output
+from worker.reports.outputs import LONE, Output
 from worker.reports.summary import describe_finish_reasons, format_count
 from worker.settings import load_settings
 from worker.storage.batches import (
@@ -77,7 +77,7 @@ def results(
         counts = write_lines(outcomes, sys.stdout.buffer)
         sys.stdout.buffer.flush()
     else:
-        batch_id, details = (None, {}) if found is None else (found.id, found.details)
+        batch_id, details = (LONE, {}) if found is None else (found.id, found.details)
         target = Output(output, inputs_of_batch(settings, details), is_forced=force)
         target.check_file()
         if (remark := target.check_results(ledger, batch_id, simulation=simulation_of(settings))) is not None:

@@ -33,7 +33,7 @@ _LINE = re.compile(
     + rb'),"response":(?:null|\{"status_code":(\d+))'
 )
 _HEX = re.compile(r"[0-9a-f]{32}")
-_LONE = "--lone"  # in place of a batch's id
+LONE = "--lone"  # in place of a batch's id
 _ANOTHER = "name another file with -o"
 _OR_FORCE = f"{_ANOTHER}, or overwrite it with --force"
 _Fingerprint = tuple[int, int, int, int]
@@ -263,12 +263,12 @@ def _weigh_page(
                 holding.lost += 1
             continue
         wanting = [batch for batch, name in owner.names if _storable(name) == line.custom_id]
-        if batch_id in wanting or (batch_id is None and owner.is_lone):
+        if batch_id in wanting or (batch_id == LONE and owner.is_lone):
             holding.own += 1
         elif wanting:
             holding.others[wanting[0]] += 1
         elif owner.is_lone:
-            holding.others[_LONE] += 1
+            holding.others[LONE] += 1
         else:
             holding.unwanted += 1
 
@@ -303,8 +303,8 @@ def _read_lines(file: BinaryIO, holding: Holding) -> Iterator[_Line]:
 def _describe(ledger: Ledger, others: Counter[str]) -> tuple[str, str]:
     """Whose most of them are, for a sentence; and what `antrean results` is told to write them again."""
     [(batch_id, _)] = others.most_common(1)
-    if batch_id == _LONE:
-        return "jobs of no batch", _LONE
+    if batch_id == LONE:
+        return "jobs of no batch", LONE
     with ledger.read() as connection:
         batch = fetch_batch(connection, batch_id)
     label = "" if batch is None else f" ({batch.label})"
