@@ -111,7 +111,7 @@ def _split(text: str) -> SplitResult:
         )
     if parts.fragment:
         raise ValueError("must not hold a fragment (#…): nothing of it is ever sent")
-    if not _is_host(host):
+    if not is_host(host):
         raise ValueError("is not an address: its host is not readable")
     if any(_SECRETS_IN_QUERY.fullmatch(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
         raise ValueError(
@@ -120,7 +120,7 @@ def _split(text: str) -> SplitResult:
     return parts
 
 
-def _is_host(host: str) -> bool:
+def is_host(host: str) -> bool:
     if ":" in host:
         try:
             return bool(IPv6Address(host.replace("%25", "%")))

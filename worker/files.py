@@ -15,12 +15,14 @@ from pathlib import Path
 
 # What a home holds beside the sockets: an older version, or a person, may have left it open.
 _HOME_FOLDERS = ("logs", "valkey", "valkey.broken", "spool", "workers", "runs", "simulation")
+_LOCKS = tuple(f"{name}.lock" for name in ("stack", "start", "broker", "up", "flower"))
 _HOME_FILES = (
     *(f"antrean.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal")),
     *(f"flower.db{suffix}" for suffix in ("", ".dat", ".dir", ".bak", ".db")),
     *("flower.history.json", "flower.cookie-secret", "flower.password"),
-    *(f"{name}.lock" for name in ("stack", "start", "broker", "up", "flower")),
+    *_LOCKS,
 )
+_BEGINNINGS_IN_A_HOME = ("antrean.db", "flower.", "valkey", *_LOCKS)
 _MARKS_OF_A_HOME = ("stack.lock", "antrean.db")  # one is in each home from its first command on
 _ROOT = 0
 _OF_OTHERS = 0o077
@@ -87,15 +89,21 @@ def close_folder(folder: Path) -> None:
 def close_home(home: Path) -> None:
     """Closes what antrean keeps in `home` to all others, used or not. The home keeps its own mode. Raises OSError.
 
-    A folder that is no home yet is left alone: its `logs` are somebody else's, and so is what a link leads to.
+    A folder that is no home yet is left alone: its `logs` are somebody else's, and so is what a link leads to. So are
+    the folders of a home that holds other things as well, such as a project's own.
     """
     if not any((home / name).is_file() for name in _MARKS_OF_A_HOME):
         return
-    for folder in (home / name for name in _HOME_FOLDERS):
-        if folder.is_dir() and not folder.is_symlink():
-            close_folder(folder)
+    if all(_is_of_a_home(path.name) for path in home.iterdir()):
+        for folder in (home / name for name in _HOME_FOLDERS):
+            if folder.is_dir() and not folder.is_symlink():
+                close_folder(folder)
     for name in _HOME_FILES:
         close_file(home / name)
+
+
+def _is_of_a_home(name: str) -> bool:
+    return name in _HOME_FOLDERS or name in ("run", "antrean.toml") or name.startswith(_BEGINNINGS_IN_A_HOME)
 
 
 def open_private(path: Path, flags: int) -> int:

@@ -173,8 +173,8 @@ def _check_port(address: str, port: int) -> None:
     try:
         for socket in bind_sockets(port, address=address):
             socket.close()
-    except OSError as exc:
-        reason = exc.strerror or str(exc)
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", None) or "it is no address"
         raise Unreachable(
             f"{address}:{port} cannot be listened on ({reason}): choose another port with --port or "
             "ANTREAN_FLOWER_PORT"

@@ -11,7 +11,7 @@ from typing import Any
 
 MOST = 10
 SPAN_S = 60.0
-_KIND = ("event", "level", "kind", "error", "logger")
+_KIND = ("event", "level", "kind", "error", "logger", "address")
 Facts = Mapping[str, Any]
 
 

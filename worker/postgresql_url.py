@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from schemas.address import is_host
+
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
@@ -40,6 +42,8 @@ def read_postgresql_url(url: URL) -> URL:
         raise ValueError("client_encoding must be utf8: prompts and answers hold any character")
     if url.port is not None and not 0 < url.port < 65536:
         raise ValueError("its port must be a number of 1 to 65535")
+    if url.host and not url.host.startswith("/") and not all(map(is_host, url.host.split(","))):
+        raise ValueError("is not an address: its host is not readable")
     url = url.set(drivername="postgresql+psycopg")
     try:
         url.get_dialect()().create_connect_args(url)

@@ -11,7 +11,10 @@ from worker.setting_files import ENV_FILE, TOML_FILE, read_dotenv, read_toml
 
 PREFIX = "ANTREAN_"
 ENVIRONMENT = "the environment"
-_NOT_SETTINGS = frozenset({"ANTREAN_IN_STACK", "ANTREAN_PYTHON", "ANTREAN_VENV", "ANTREAN_SIMULATOR_KEY"})
+_NOT_SETTINGS = frozenset(
+    {"ANTREAN_IN_STACK", "ANTREAN_PYTHON", "ANTREAN_VENV", "ANTREAN_SIMULATOR_KEY"}
+    | {"ANTREAN_WORKER_MEMORY", "ANTREAN_POSTGRES_MEMORY"}  # of docker-compose.yml
+)
 _NEAR = 0.7
 _ALIKE = 0.8  # of 1: ANTREN and ANTEARN are our prefix misspelt, ANTHROPIC is somebody else's
 

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
+from schemas.address import is_host
+
 _BROKER_SCHEMES = ("redis", "rediss", "redis+socket")
 _BROKER_FILES = frozenset({"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"})
 DATABASE_FILES = frozenset(
@@ -70,6 +72,8 @@ def check_broker_url(url: str) -> str:
         raise ValueError(
             "is not an address: a port is a number from 0 to 65535, a host is a name or in [ ]"
         ) from None
+    if host and not is_host(host):
+        raise ValueError("is not an address: its host is not readable")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.scheme == "redis+socket":
         if host or port is not None or not parts.path.strip("/"):

@@ -267,3 +267,12 @@ def test_systemd_understands_the_unit(path: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_every_variable_of_the_compose_file_may_stand_in_env() -> None:
+    """Both read the same `.env`: one that antrean does not know would stop all its commands there."""
+    named = dict.fromkeys(
+        re.findall(r"\$\{(ANTREAN_[A-Z_]+)", (ROOT / "docker-compose.yml").read_text()), "x"
+    )
+    assert len(named) > 5
+    assert unknown_names(named, Settings.model_fields) == []

@@ -158,6 +158,10 @@ def test_a_folder_that_is_no_home_is_left_as_it_is_and_so_is_what_a_link_leads_t
     close_home(home)
     assert (mode(home / "logs"), mode(home / "runs")) == (0o755, 0o755)
     (home / "stack.lock").touch()
+    (home / "main.py").touch()
+    close_home(home)
+    assert (mode(home / "logs"), mode(home / "runs")) == (0o755, 0o755), "it holds other things as well"
+    (home / "main.py").unlink()
     close_home(home)
     assert (mode(home / "logs"), mode(home / "runs")) == (0o700, 0o700)
     assert (mode(shared), mode(home / "antrean.dbnotes")) == (0o755, 0o644)

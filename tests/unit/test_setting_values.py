@@ -101,6 +101,8 @@ def test_files_that_an_address_names_are_absolute(tmp_path: Path, monkeypatch: p
     [
         ({"home": "a\0b"}, "ANTREAN_HOME"),
         ({"model": "m\udcff"}, "ANTREAN_MODEL"),
+        ({"broker_url": "redis://a..b:6/0"}, "ANTREAN_BROKER_URL"),
+        ({"database_url": "postgresql://u@a..b/x"}, "ANTREAN_DATABASE_URL"),
         ({"base_url": "http://h/v1\udcff"}, "ANTREAN_BASE_URL"),
         ({"broker_url": "redis://h", "broker_password_file": "no\udcff"}, "ANTREAN_BROKER_URL"),
         ({"read_timeout_s": 1e9}, "ANTREAN_READ_TIMEOUT_S"),

@@ -64,14 +64,15 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
     if settings is not None:
         known = settings
         attempt("slots", lambda: _check_slots(known))
-        attempt("broker", lambda: _check_broker(known))
+        has_broker = attempt("broker", lambda: _check_broker(known))
         attempt("database", lambda: _check_database(known))
         facts: list[EndpointFacts] = []
         if attempt("endpoint and key", lambda: _check_endpoint(known, facts)):
             attempt("model", lambda: _check_model(known.model, facts[0]))
-        text, gate = _look_at_gate(known, has_answered=bool(facts) and facts[0].is_up)
-        if text is not None:
-            findings.append(("gate", text, None))
+        if has_broker:
+            text, gate = _look_at_gate(known, has_answered=bool(facts) and facts[0].is_up)
+            if text is not None:
+                findings.append(("gate", text, None))
     odd = unknown_names(os.environ, Settings.model_fields)
     _print_findings(findings, odd, gate, as_json=as_json)
     worst = max((exc.exit_code for _, _, exc in findings if exc is not None), default=ExitCode.OK)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.control import Control
+from rich.file_proxy import FileProxy
 from rich.segment import ControlType
 from rich.text import Text
 
@@ -29,9 +31,13 @@ class LiveLines(RenderHook):
         """On the screen while inside."""
         self._console.push_render_hook(self)
         self._console.show_cursor(False)
+        stream = sys.stderr
+        # A line of a log goes above the lines, too: it would be drawn over.
+        sys.stderr = FileProxy(self._console, stream) if self._console.is_terminal else stream
         try:
             yield
         finally:
+            sys.stderr = stream
             self._lines = ()
             self.draw(self._lines)
             self._console.pop_render_hook()

@@ -156,6 +156,6 @@ def simulate(
         raise InputError(str(exc)) from None
     try:
         serve(config, lambda url: out.print(f"listening on {url}"))
-    except OSError as exc:
-        reason = exc.strerror or str(exc)
+    except (OSError, UnicodeError, TypeError) as exc:
+        reason = getattr(exc, "strerror", None) or "it is no address"
         raise Unreachable(f"{host}:{port} cannot be listened on ({reason}): choose another --port") from None

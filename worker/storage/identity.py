@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from sqlalchemy import URL, Connection, select
 
 from worker.storage.tables import identity
@@ -16,8 +18,12 @@ def fetch_place(connection: Connection) -> str:
     """The file as SQLite itself names it, or the server's address without its password, for people."""
     if connection.dialect.name == "sqlite":
         # Asked, not put together from the settings: this is what was opened.
-        [file] = [row[2] for row in connection.exec_driver_sql("PRAGMA database_list") if row[1] == "main"]
-        return file or ":memory:"
+        asked = "SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'"  # a path is bytes
+        return (
+            os.fsdecode(connection.exec_driver_sql(asked).scalar_one())
+            .encode("utf-8", "backslashreplace")
+            .decode()
+        )
     url = connection.engine.url
     plain = URL.create("postgresql", url.username, None, url.host, url.port, url.database)
     return plain.render_as_string()
