@@ -20,7 +20,21 @@ def find_problems_of_owners() -> list[str]:
             continue  # some keep a virtual environment in `.env`: it is no file of settings
         distrust = find_distrust(Path(name), root_is_trusted=True)
         if distrust is not None:
-            way_out = ""
+            way_out = (
+                f"look at it, then `chmod go-w {name}`" if distrust.is_ended_by_chmod else "make your own"
+            )
+            problems.append(
+                f"{name} of this folder {distrust.reason}, and says where your key goes: {way_out}"
+            )
+    return problems
+
+
+def find_problems_of_home(home: Path) -> list[str]:
+    """Why `home` is not used: whoever can write there says what antrean does."""
+    distrust = find_distrust(home)
+    if distrust is None:
+        return []
+    way_out = ""
     if distrust.is_ended_by_chmod:
         way_out = f"`chmod go-w {shlex.quote(str(home))}` if you trust what is in it, or "
     return [f"ANTREAN_HOME: {home} {distrust.reason}: {way_out}choose a folder of your own"]
