@@ -68,6 +68,12 @@ def read_sources(
             for origin, values in variables
             if values.get("base_url") == ""
         ]
+        # Else the default host would get what was meant for another.
+        found.problems += [
+            describe_unknown(name, names)
+            for name in unknown_names(environ, names)
+            if _nearest(name.upper(), list(map(_variable, names))) == _variable("base_url")
+        ]
     return found
 
 

@@ -160,6 +160,15 @@ def test_jobs_that_no_live_worker_serves_are_named_by_their_endpoint(ward: Ward)
     assert (one.count, one.examples) == (3, ("https://other.test",))
 
 
+def test_jobs_of_a_stopped_run_are_told_of_as_held_and_not_as_unserved(ward: Ward) -> None:
+    """No worker would do them: they wait for their run."""
+    a_batch(ward, "held", made_ms=now_ms(), is_submitted=True)
+    ward.run(update(jobs).where(jobs.c.batch_id == "held").values(endpoint="https://other.test"))
+    assert ward.names() == ["unserved"]
+    ward.ledger.run(lambda connection: hold_batch(connection, "held", now_ms=now_ms()))
+    assert ward.names() == ["held_batch"]
+
+
 # Batches
 
 

@@ -65,3 +65,11 @@ def test_each_value_says_where_it_comes_from(tmp_path: Path, monkeypatch: pytest
         "concurrency": "antrean.toml",
         "lease_s": ENVIRONMENT,
     }
+
+
+def test_a_misspelt_address_never_means_the_default_host() -> None:
+    misspelt = {"ANTREAN_BASE_ULR": "http://127.0.0.1:1"}
+    assert read_sources(NAMES, misspelt, env_file=None).problems == [
+        "ANTREAN_BASE_ULR is no setting: is ANTREAN_BASE_URL meant?"
+    ]
+    assert read_sources(NAMES, {**misspelt, "ANTREAN_BASE_URL": "http://h"}, env_file=None).problems == []

@@ -325,14 +325,17 @@ def _count_strays(table: Table) -> Any:
 
 
 def _find_unserved(connection: Connection, look: Look) -> dict[str, int]:
-    """Jobs that wait to be done, by endpoint, of endpoints that no live worker serves."""
+    """Jobs that wait to be done, by endpoint, of endpoints that no live worker serves; not those of a stopped run."""
     served = fetch_live_endpoints(connection, look)
+    held = select(batches.c.id).where(batches.c.held_at_ms.is_not(None))
     found: dict[str, int] = {}
     # Each has an index of its own, with the endpoint in front.
     ready = is_in(JobState.QUEUED) & jobs.c.published_at_ms.is_(None)
     for condition in (ready, is_published(), is_in(JobState.WAITING)):
         counts = connection.execute(
-            select(jobs.c.endpoint, func.count()).where(condition).group_by(jobs.c.endpoint)
+            select(jobs.c.endpoint, func.count())
+            .where(condition, jobs.c.batch_id.not_in(held))
+            .group_by(jobs.c.endpoint)
         )
         for endpoint, count in counts:
             if endpoint not in served:
