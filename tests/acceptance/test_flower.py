@@ -268,7 +268,6 @@ def test_every_published_job_is_a_task_with_its_state_and_a_summary(scene: Scene
     assert tasks["failed-1"]["exception"] == "JobFailed('server_error')"
     assert tasks["waiting-1"]["state"] == "RETRY"
     assert tasks["waiting-1"]["exception"] == "waits: rate_limited"
-    assert tasks["unknown-1"]["exception"] == "NotRegistered('another.app.task')"
 
 
 def test_inspect_tells_of_jobs_and_of_nothing_in_them(scene: Scene) -> None:

@@ -148,7 +148,7 @@ def test_a_worker_that_crashes_says_where_and_not_on_what(
             )
             foreign.send_task("another.task", args=[SECRET], kwargs={"a": SECRET}, ignore_result=True)
             foreign.send_task("antrean.complete_chat", kwargs={"request": REQUEST}, ignore_result=True)
-        wait_until(lambda: "message.unknown_task" in log.read_text(), within_s=20, what="they are taken")
+        wait_until(lambda: "message.set_aside" in log.read_text(), within_s=20, what="they are taken")
         valkey.client_kill_filter(_type="normal", skipme=True)
         wait_until(lambda: "connection" in log.read_text().lower(), within_s=20, what="it lost the broker")
     stop(process)
@@ -164,13 +164,13 @@ def test_commands_and_the_keeper_that_crash_say_where_and_not_on_what(house: Sho
     (house.folder / "prompt.md").write_text("Summarise: {{ text }}\n")
     run = ("worker.cli", "run", "documents", "-p", "prompt.md")
     for name, command, fault in (
-        ("run.log", run, "import worker.cli.running as one\none.check_documents = fail"),
+        ("run.log", run, "import worker.cli.run_input as one\none.check_documents = fail"),
         (
             "submit.log",
             ("worker.cli", "submit", "requests.jsonl"),
-            "import worker.cli.submitting as one\none.submit_many = fail",
+            "import worker.cli.request_file as one\none.submit_many = fail",
         ),
-        ("status.log", ("worker.cli", "status"), "import worker.cli.batches as one\none.count_states = fail"),
+        ("status.log", ("worker.cli", "status"), "import worker.cli.status as one\none.count_states = fail"),
     ):
         process = begin(house, form, *command, fault=fault, log=name)
         assert process.wait(60) == 70

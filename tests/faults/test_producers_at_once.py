@@ -108,7 +108,7 @@ def test_ten_submitters_of_one_file_make_one_batch(arena: Arena) -> None:
     codes = [submitter.wait(90) for submitter in submitters]
     said = [(arena.folder / f"submit{i}").read_text() for i in range(len(codes))]
     assert set(codes) == {0}, said
-    told = [json.loads(one) for one in said]
+    told = [json.loads(one[one.index("{") :]) for one in said]
     assert len({one["batch_id"] for one in told}) == 1
     assert {one["total"] for one in told} == {count}
     assert sum(one["new"] for one in told) == count

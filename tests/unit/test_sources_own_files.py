@@ -35,7 +35,7 @@ def look(own: OwnFiles) -> tuple[list[str], dict[str, str]]:
 
 def test_the_prompt_the_output_and_earlier_outputs_are_no_documents(folder: Path) -> None:
     (folder / "p.md").write_text("{{ text }}")
-    (folder / "out.json").write_text("{}")
+    (folder / "out.json").write_bytes(LINE + b'1"}\n')
     (folder / "earlier.json").write_bytes(LINE + b'1"}\n')
     (folder / "sub").mkdir()
     (folder / "sub/earlier.txt").write_bytes(LINE + b'1"}\n')

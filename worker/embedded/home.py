@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from worker.disk import describe_full_disk
-from worker.errors import AntreanError, SettingsError, Unreachable
+from worker.errors import SettingsError, Unreachable
 from worker.files import close_home, find_distrust, make_private_folder, open_private
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, one of them the closing NUL.
@@ -143,5 +143,5 @@ def _prepare_runtime_folder(folder: Path) -> None:
     raise _not_yours(folder)
 
 
-def _not_yours(folder: Path) -> AntreanError:
-    return AntreanError(f"{folder} is not a folder of yours: remove it, or choose another ANTREAN_HOME")
+def _not_yours(folder: Path) -> SettingsError:
+    return SettingsError([f"{folder} is not a folder of yours: remove it, or choose another ANTREAN_HOME"])

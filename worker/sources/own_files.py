@@ -31,8 +31,11 @@ class OwnFiles:
     def of_run(cls, settings: Settings, *, prompt: Path, output: Path, output_start: bytes) -> Self:
         """Those of a run with these settings, as far as they are there."""
         own = cls(output_start=output_start)
-        for path, words in _list_own(settings, prompt, output):
+        for path, words in _list_own(settings, prompt):
             own.add(path, words)
+        # Any other file of that name is a document, and never written over.
+        if _begins_with(output, output_start):
+            own.add(output, "the output")
         # `run … > run.log` in the folder: from the second time on it would be sent.
         for stream, words in ((sys.stdout, "standard output"), (sys.stderr, "standard error")):
             with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
@@ -67,14 +70,21 @@ class OwnFiles:
             self._words.setdefault((facts.st_dev, facts.st_ino), words)
 
 
-def _list_own(settings: Settings, prompt: Path, output: Path) -> Iterator[tuple[Path, str]]:
+def _begins_with(path: Path, start: bytes) -> bool:
+    """Whether a file begins so, or holds nothing."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(start)) in (b"", start)
+    except OSError:
+        return False
+
+
+def _list_own(settings: Settings, prompt: Path) -> Iterator[tuple[Path, str]]:
     for name in _SECRETS:
         if (secret := getattr(settings, name)) is not None:
             yield secret, "the file of a key or password"
     yield from ((Path(name), "settings") for name in _SETTINGS)
     yield prompt, "the prompt"
-    if not output.is_dir():
-        yield output, "the output"
     yield settings.home, "the home of antrean"
     if settings.database_url is not None:
         address = settings.database_url.get_secret_value()
