@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.contract.test_ledger_upkeep import Broker
 from tests.support.clock import FakeClock
-from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, put_one
+from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, put_one, success
+from worker.channel import Channel
+from worker.hand import Hand
+from worker.hints import HINT_HEADER
+from worker.settings import load_settings
 from worker.storage.engine import Ledger
 from worker.storage.tables import MAX_ROWS
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.relay import Relay
+from worker.wiring import WorkerRuntime
 
 MakeRelay = Callable[[Collection[str]], Relay]
 
@@ -127,3 +134,26 @@ def test_a_mark_of_a_job_that_is_claimed_is_not_made_anew(
     claim_one(ledger, id_)
     tick_for(clock, 10, relay)
     assert job_row(ledger, id_).published_at_ms is None
+
+
+def test_a_worker_that_cannot_keep_answers_leaves_what_it_has_in_hand_to_others(
+    sqlite_ledger: Ledger, tmp_path: Path, valkey_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(
+        home=tmp_path / "only",
+        broker_url=f"redis+socket://{valkey_path}",
+        base_url="http://127.0.0.1:9/v1",
+        api_key="k",
+        _env_file=None,
+    )
+    runtime = WorkerRuntime(settings, sqlite_ledger)
+    hand = Hand(bulk_limit=4, refill_at=1, give_back=lambda _: None, on_broker_lost=lambda: None)
+    monkeypatch.setattr(Channel, "hand", hand)
+    message = SimpleNamespace(
+        delivery_info={"routing_key": "x"}, headers={HINT_HEADER: 1, "id": put_one(sqlite_ledger)}
+    )
+    assert hand.take(message, "tag")
+    assert list(runtime._hinted_jobs()) == [message.headers["id"]]
+    settings.spool_folder.write_text("where its folder should be")
+    assert not runtime._spool.keep(success(claim_one(sqlite_ledger, message.headers["id"])))
+    assert list(runtime._hinted_jobs()) == []
