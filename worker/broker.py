@@ -13,7 +13,7 @@ from redis.retry import Retry
 
 from worker.embedded.home import broker_url, check_runtime_folder
 from worker.errors import BrokerAway, SettingsError
-from worker.hints import SHARED_QUEUES, Queues, list_keys
+from worker.hints import SHARED_QUEUES, Queues, list_keys, read_hinted_job
 from worker.settings import Settings
 
 _TIMEOUT_S = 5.0
@@ -98,6 +98,18 @@ class BrokerEpoch:
     def is_empty(self) -> bool:
         """Whether no message lies in the endpoint's queues. Raises BrokerAway."""
         return count_messages(self._client, self._queues.names) == 0
+
+    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
+        """Jobs whose hints lie in the endpoint's queues; of each list the `at_most` next ones. Raises BrokerAway."""
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for queue in self._queues.names:
+                    for key in list_keys(queue):
+                        pipeline.lrange(key, -at_most, -1)
+                found = [read_hinted_job(raw) for lying in pipeline.execute() for raw in lying]
+        except redis.RedisError as exc:
+            raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
+        return frozenset(job_id for job_id in found if job_id is not None)
 
 
 def count_messages(client: redis.Redis, queues: Iterable[str] = SHARED_QUEUES.names) -> int:

@@ -108,6 +108,7 @@ class WorkerRuntime:
             clock,
             endpoint=endpoint,
             republish_after_s=settings.republish_after_s,
+            in_hand=self._hinted_jobs,
             backoff_cap_s=settings.backoff_cap_s,
             # What an endpoint asks for is capped, and a tenth of the backoff is added; a probe waits a minute.
             longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
@@ -220,6 +221,11 @@ class WorkerRuntime:
     def _begin(self, work: Callable[[Connection], None]) -> None:
         with suppress(WriterStopped):  # the worker ends: the message, or whoever revokes, comes again
             self._writer.begin(work)
+
+    def _hinted_jobs(self) -> Sequence[str]:
+        """Jobs whose hints wait here for a slot. None while no answer can be kept: others may take them meanwhile."""
+        hand = Channel.hand
+        return hand.hinted_jobs if hand is not None and self._spool.is_writable else ()
 
     def _give_hint_back(self, job_id: str) -> None:
         with suppress(WriterStopped):  # then the end of this worker has said it of all that was in hand

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -380,7 +379,14 @@ def test_in_a_real_browser_one_logs_in_and_sees_workers_and_tasks(scene: Scene, 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_flower_still_knows_its_tasks_after_a_restart(scene: Scene, number: int) -> None:
     before = scene.tasks()
-    time.sleep(1.5)  # it saves every half a second here
+    history = scene.home / "flower.history.json"
+    for _ in range(2):  # the one that is under way may have begun before
+        saved = history.stat().st_mtime_ns if history.exists() else 0
+        wait_until(
+            lambda saved=saved: history.exists() and history.stat().st_mtime_ns > saved,
+            within_s=20,
+            what="Flower saves its state",
+        )
     end(scene.flower, number)
     scene.begin_flower()
     after = scene.tasks()

@@ -92,6 +92,9 @@ class _Mark:
     def is_empty(self) -> bool:
         return False
 
+    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
+        return frozenset()
+
 
 @pytest.fixture
 def town(sqlite_ledger: Ledger, clock: FakeClock, tmp_path: Path) -> Iterator[Town]:

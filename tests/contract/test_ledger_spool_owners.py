@@ -236,12 +236,20 @@ def test_a_writer_that_dies_leaves_nobody_waiting_and_says_so(ledger: Ledger, cl
         ledger, worker_id="w1", endpoint=ENDPOINT, clock=clock, window_s=0.0, on_death=told.append
     )
     job = claim_one(ledger, put_one(ledger))
-    writer._put(("record", success(job), Reply()))
-    waiting: Reply[Any] = Reply()
-    writer._put(("record", object(), waiting))  # no outcome at all: gathering it breaks
+    waiting: list[Reply[Any]] = [Reply() for _ in range(6)]
+    before, again, breaking, behind, owed, claim = waiting
+    writer._put(("record", success(job), before))
+    writer._put(("record", success(job), again))  # put off to the next group
+    writer._put(("owed", lambda _: None, owed))
+    writer._put(("claim", ("another", None), claim))
+    writer._put(("record", object(), breaking))  # no outcome at all: gathering it breaks
+    writer._put(("record", success(job), behind))
     writer.start()
-    with pytest.raises(DatabaseAway):
-        waiting.result(10)
+    for reply in (before, again, breaking, behind, owed):
+        with pytest.raises(DatabaseAway, match="the writer has ended"):
+            reply.result(10)
+    with pytest.raises(WriterStopped):
+        claim.result(10)
     with pytest.raises(WriterStopped):
         writer.claim("another")
     assert [type(exc) for exc in told] == [AttributeError]

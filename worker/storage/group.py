@@ -190,6 +190,8 @@ class GroupWriter:
                 self._has_ended = True
                 left, self._pending = list(self._pending), deque()
             self._fail_all_but_claims(self._writing, DatabaseAway("the writer has ended"))
+            for _, answer in self._writing.owed:
+                answer.set_exception(DatabaseAway("the writer has ended"))
             for waiting in self._writing.claims.values():
                 waiting.set_exception(WriterStopped())
             for kind, _, future in left:
@@ -230,26 +232,30 @@ class GroupWriter:
         group = _Group()
         later: list[_Item] = []
         with self._lock:
-            while self._pending and len(group) < MAX_ROWS:
-                item = self._pending.popleft()
-                kind, what, future = item
-                if kind == "claim" and what[0] not in group.claims:
-                    job_id, adopt = what
-                    group.claims[job_id] = future
-                    if adopt is not None:
-                        group.adopted[job_id] = adopt
-                elif kind == "record" and what.job_id not in group.outcomes:
-                    group.outcomes[what.job_id] = (what, future)
-                elif kind == "return":
-                    group.returned.append(what)
-                elif kind == "work":
-                    group.works.append((what, future))
-                elif kind == "owed":
-                    group.owed.append((what, future))
-                else:
-                    later.append(item)
-            self._pending.extendleft(reversed(later))
+            # Whatever breaks from here on, whoever waits is found in the one or the other.
             self._writing = group
+            try:
+                while self._pending and len(group) < MAX_ROWS:
+                    item = self._pending[0]
+                    kind, what, future = item
+                    if kind == "claim" and what[0] not in group.claims:
+                        job_id, adopt = what
+                        group.claims[job_id] = future
+                        if adopt is not None:
+                            group.adopted[job_id] = adopt
+                    elif kind == "record" and what.job_id not in group.outcomes:
+                        group.outcomes[what.job_id] = (what, future)
+                    elif kind == "return":
+                        group.returned.append(what)
+                    elif kind == "work":
+                        group.works.append((what, future))
+                    elif kind == "owed":
+                        group.owed.append((what, future))
+                    else:
+                        later.append(item)
+                    self._pending.popleft()
+            finally:
+                self._pending.extendleft(reversed(later))
         return group
 
     def _write(self, group: _Group) -> None:
@@ -339,6 +345,7 @@ class GroupWriter:
                     claims.claims[job_id] = future
                     if job_id in newer.adopted:
                         claims.adopted[job_id] = newer.adopted[job_id]
+            self._writing = claims
             try:
                 self._commit(claims, token)
             except DatabaseAway:
