@@ -13,6 +13,7 @@ from worker.cli.job_names import parse_kinds
 from worker.cli.listing import complete_batch_id
 from worker.cli.nobody import why_nobody_works
 from worker.cli.outputs import FORCE_HELP, inputs_of_batch, simulation_of
+from worker.cli.run_work import leave_to_workers
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.reports.batchlines import is_standard_output, write_lines, write_results
@@ -23,7 +24,6 @@ from worker.storage.batches import (
     Batch,
     count_states,
     fetch_batch,
-    resume_batch,
 )
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
@@ -31,7 +31,6 @@ from worker.storage.job_list import count_open_lone
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import retry_batch
 from worker.storage.reading import iterate_batch_outcomes, iterate_lone_outcomes
-from worker.storage.tables import MAX_ROWS
 
 
 def register(app: typer.Typer) -> None:
@@ -154,8 +153,7 @@ def retry(
         queued += len(ids)
     if queued and was_idle:
         # It is held because its run has ended, not because somebody left it.
-        while ledger.run(lambda connection: resume_batch(connection, found.id)) >= MAX_ROWS:
-            pass
+        leave_to_workers(ledger, found)
     why_nobody = why_nobody_works(ledger, settings, found.endpoint)
     if as_json:
         print_json({"batch_id": found.id, "queued": queued, "is_worked_on": why_nobody is None})
