@@ -27,6 +27,7 @@ from tests.support.ledger import (
     success,
 )
 from worker.cli import run_locks, run_work
+from worker.cli.batches import leave_to_workers
 from worker.cli.tracking import Progress, Tracker
 from worker.clock import SystemClock
 from worker.errors import InputError
@@ -510,7 +511,7 @@ def try_again(desk: Desk, work: run_work.Work) -> Batch:
     retried = partial(retry_batch, batch_id=work.batch_id, states=[JobState.FAILED], kinds=[], now_ms=NOW)
     assert len(desk.ledger.run(retried)) == len(work.ids)
     batch = _fetch(desk.ledger, work.batch_id)
-    run_work.leave_to_workers(desk.ledger, batch)
+    leave_to_workers(desk.ledger, batch)
     return batch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,24 +14,20 @@ from worker.cli.job_names import parse_kinds
 from worker.cli.listing import complete_batch_id
 from worker.cli.nobody import why_nobody_works
 from worker.cli.outputs import FORCE_HELP, inputs_of_batch, simulation_of
-from worker.cli.run_work import leave_to_workers
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.reports.batchlines import is_standard_output, write_lines, write_results
 from worker.reports.outputs import LONE, Output
 from worker.reports.summary import describe_finish_reasons, format_count
 from worker.settings import load_settings
-from worker.storage.batches import (
-    Batch,
-    count_states,
-    fetch_batch,
-)
+from worker.storage.batches import Batch, count_states, fetch_batch, resume_batch, resume_for_workers
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.storage.job_list import count_open_lone
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import retry_batch
 from worker.storage.reading import iterate_batch_outcomes, iterate_lone_outcomes
+from worker.storage.tables import MAX_ROWS
 
 
 def register(app: typer.Typer) -> None:
@@ -125,7 +122,8 @@ def retry(
 ) -> None:
     """Queue failed, cancelled or expired jobs of a batch again.
 
-    Each starts anew, with all of its attempts. Jobs with a result are never called again.
+    Each starts anew, with all of its attempts. Jobs with a result are never called again. Those of a run that has
+    ended are for any worker, until the run is started again.
     """
     chosen = [
         state
@@ -163,6 +161,13 @@ def retry(
         note("the batch is held since its run was stopped: the same `antrean run` goes on with it")
     elif queued and why_nobody is not None:
         note(why_nobody)
+
+
+def leave_to_workers(ledger: Ledger, batch: Batch) -> None:
+    """Lets jobs of the batch that were queued again go on: also those of a run, until it is run again."""
+    step = resume_for_workers if batch.kind == "run" else resume_batch
+    while ledger.run(partial(step, batch_id=batch.id)) >= MAX_ROWS:
+        pass
 
 
 def find_named(ledger: Ledger, batch_id: str) -> Batch:

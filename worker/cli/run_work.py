@@ -35,7 +35,6 @@ from worker.storage.batches import (
     make_batch,
     move_run,
     resume_batch,
-    resume_for_workers,
 )
 from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob
@@ -290,13 +289,6 @@ def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]
 def keep_from_runs(ledger: Ledger, batch: Batch) -> None:
     """Lets a batch go on whichever run of it ends: somebody has submitted it for any worker to do."""
     if batch.kind == "run" and ledger.run(partial(free_batch, batch_id=batch.id)) >= MAX_ROWS:
-        _repeat(ledger, partial(bring_home, batch_id=batch.id))
-
-
-def leave_to_workers(ledger: Ledger, batch: Batch) -> None:
-    """Lets the jobs of a run that has ended go on, now that somebody has them tried again, until it is run again."""
-    step = resume_for_workers if batch.kind == "run" else resume_batch
-    if ledger.run(partial(step, batch_id=batch.id)) >= MAX_ROWS:
         _repeat(ledger, partial(bring_home, batch_id=batch.id))
 
 
