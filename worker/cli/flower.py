@@ -38,4 +38,4 @@ def flower(
         argv.append(f"--port={port}")
     if address is not None:
         argv.append(f"--address={address}")
-    app.start(argv)
+    raise typer.Exit(app.start(argv) or 0)

@@ -13,6 +13,7 @@ from worker.sources.folder import SUFFIXES
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 
+_SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # the database, and what SQLite lays beside it
 FORCE_HELP = "Overwrite a file that is not results, or results that cannot be written again; never an input."
 
 
@@ -86,11 +87,11 @@ def _own_files(settings: Settings) -> list[tuple[Path, str]]:
         settings.flower_password_file,
     ]
     url = settings.ledger_url
-    ledger = url.database if url.get_backend_name() == "sqlite" else None
+    ledger = (url.database if url.get_backend_name() == "sqlite" else None) or ""
     return [
         *((Path(name), "a file of settings") for name in (".env", "antrean.toml")),
         *((path, "a file of a password or a key") for path in secrets if path is not None),
-        *([(Path(ledger), "the ledger")] if ledger else []),
+        *((Path(ledger + suffix), "the ledger") for suffix in _SQLITE_SUFFIXES if ledger),
     ]
 
 

@@ -47,8 +47,9 @@ def _no_simulation() -> Ledger | None:
 class Inputs:
     """What a command reads, and its own files: nothing that it may ever overwrite.
 
-    `files` has each with what a sentence calls it. `documents` are those of a run, found already; `folders` hold
-    them: a file in one is an input if `is_document` says so of it, and it is not an earlier run's results.
+    `files` has each with what a sentence calls it, also those that are not there yet. `documents` are those of a run,
+    found already; `folders` hold them: a file in one is an input if `is_document` says so of it, and it is not an
+    earlier run's results.
     """
 
     files: Sequence[tuple[Path, str]] = ()
@@ -96,12 +97,18 @@ class Output:
         self._ledger: Ledger | None = None
         self._batch_id: str | None = None
         self._simulation: Callable[[], Ledger | None] = _no_simulation
+        self._antrean = "antrean"
+
+    def say_commands_as(self, antrean: str) -> None:
+        """Has sentences name commands so, where `antrean` alone would look in another ledger."""
+        self._antrean = antrean
 
     def check_file(self) -> None:
         """Raises InputError if results must not or cannot be written there, whoever wrote what is there."""
         check_output(self.path)
         facts = _stat(self.path)
         if facts is None:
+            self._check_names()
             return
         if stat.S_ISBLK(facts.st_mode):
             raise InputError(f"{self.path} is a disk: {_ANOTHER}")
@@ -145,8 +152,8 @@ class Output:
             self._judge()
         except InputError as exc:
             raise InputError(
-                f"while the results were made, this has come about: {exc}; `antrean results {self._batch_id} -o FILE` "
-                "writes them elsewhere"
+                f"while the results were made, this has come about: {exc}; "
+                f"`{self._antrean} results {self._batch_id} -o FILE` writes them elsewhere"
             ) from None
 
     def may_grow_in(self, part: Path) -> bool:
@@ -164,6 +171,13 @@ class Output:
         for file, what in self._inputs.files:
             if _is_same(file, facts):
                 raise InputError(f"{self.path} is {what}, which is never overwritten: {_ANOTHER}")
+
+    def _check_names(self) -> None:
+        """Of a file that is not there: results under the name of such a file would be read as one from then on."""
+        real = os.path.realpath(self.path)
+        for file, what in self._inputs.files:
+            if os.path.realpath(file) == real:
+                raise InputError(f"{self.path} is the name of {what}, which results never take: {_ANOTHER}")
 
     def _check_own(self, facts: os.stat_result) -> None:
         real = Path(os.path.realpath(self.path))
@@ -203,7 +217,7 @@ class Output:
             whose, others = _describe(ledger, holding.others)
             if not self._is_named:
                 raise InputError(f"{self.path} holds the results of {whose}: {_OR_FORCE}")
-            return f"{self.path} held the results of {whose}: `antrean results {others}` writes them again"
+            return f"{self.path} held the results of {whose}: `{self._antrean} results {others}` writes them again"
         return f"{self.path} held the results of a simulation" if holding.simulated else None
 
 

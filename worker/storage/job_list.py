@@ -24,6 +24,16 @@ from sqlalchemy import (
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.engine import Ledger
+from worker.storage.places import (
+    AT_HOME,
+    FAILURE_BODY,
+    HTTP_STATUS,
+    REQUEST_ID,
+    RESULT_OF_SUCCESS,
+    USAGE_OF_RESULT,
+    at_home,
+    elsewhere,
+)
 from worker.storage.tables import (
     AnyRow,
     attempts,
@@ -194,17 +204,13 @@ class _Order:
 
 
 def _order_of(connection: Connection, choice: Choice, *, is_falling: bool) -> _Order:
-    at_home = select(jobs.c.id, jobs.c.position, jobs.c.custom_id)
     if choice.is_lone:
-        return _Order((at_home.where(_IS_LONE),), is_by_id=False, is_falling=is_falling)
+        return _Order((AT_HOME.where(_IS_LONE),), is_by_id=False, is_falling=is_falling)
     if choice.batch_id is None:
-        return _Order((at_home,), is_by_id=True, is_falling=is_falling)
-    home = at_home.where(jobs.c.batch_id == choice.batch_id)
-    elsewhere = select(wants.c.job_id.label("id"), wants.c.position, wants.c.custom_id).where(
-        wants.c.batch_id == choice.batch_id
-    )
-    is_mixed = connection.execute(elsewhere.limit(1)).first() is not None
-    return _Order((home, elsewhere) if is_mixed else (home,), is_by_id=False, is_falling=is_falling)
+        return _Order((AT_HOME,), is_by_id=True, is_falling=is_falling)
+    home, beside = at_home(choice.batch_id), elsewhere(choice.batch_id)
+    is_mixed = connection.execute(beside.limit(1)).first() is not None
+    return _Order((home, beside) if is_mixed else (home,), is_by_id=False, is_falling=is_falling)
 
 
 def _page(
@@ -217,8 +223,8 @@ def _page(
     place = order.between(after, through)
     source = (
         place.join(jobs, jobs.c.id == place.c.id)
-        .outerjoin(results, (results.c.job_id == jobs.c.id) & (jobs.c.state == "succeeded"))
-        .outerjoin(usage, (usage.c.job_id == results.c.job_id) & (usage.c.number == results.c.number))
+        .outerjoin(*RESULT_OF_SUCCESS)
+        .outerjoin(*USAGE_OF_RESULT)
         .outerjoin(
             attempts, (attempts.c.job_id == results.c.job_id) & (attempts.c.number == results.c.number)
         )
@@ -230,8 +236,8 @@ def _page(
         jobs.c.batch_id,
         jobs.c.state,
         jobs.c.failure_kind,
-        func.coalesce(results.c.http_status, jobs.c.http_status).label("http_status"),
-        func.coalesce(results.c.request_id, jobs.c.request_id).label("request_id"),
+        HTTP_STATUS,
+        REQUEST_ID,
         jobs.c.model,
         jobs.c.endpoint,
         jobs.c.claims,
@@ -249,9 +255,7 @@ def _page(
     if Texts.ANSWER in texts:
         columns.append(results.c.answer)
     if Texts.ERROR in texts:
-        source = source.outerjoin(
-            failure_bodies, (failure_bodies.c.job_id == jobs.c.id) & (jobs.c.state == "failed")
-        )
+        source = source.outerjoin(*FAILURE_BODY)
         columns += [jobs.c.failure_message.label("error"), failure_bodies.c.raw.label("error_body")]
     return (
         select(*columns).select_from(source).where(*_conditions(choice, place)).order_by(*order.sort(place))

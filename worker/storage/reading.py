@@ -12,6 +12,17 @@ from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.clock import describe_until
 from worker.storage.engine import Ledger
+from worker.storage.places import (
+    AT_HOME,
+    FAILURE_BODY,
+    HTTP_STATUS,
+    REQUEST_ID,
+    RESULT,
+    RESULT_OF_SUCCESS,
+    USAGE_OF_RESULT,
+    at_home,
+    elsewhere,
+)
 from worker.storage.tables import failure_bodies, is_in, jobs, pauses, results, usage, wants
 from worker.storage.wants import Wanted
 
@@ -50,23 +61,19 @@ class Ending:
     failure_message: str | None
 
 
-_RESULT = (results, results.c.job_id == jobs.c.id)
-_FAILURE_BODY = (failure_bodies, (failure_bodies.c.job_id == jobs.c.id) & (jobs.c.state == "failed"))
 _FACTS = (
     jobs.c.source_key,
     jobs.c.state,
     results.c.raw,
     failure_bodies.c.raw.label("error_raw"),
     results.c.answer,
-    func.coalesce(results.c.http_status, jobs.c.http_status).label("http_status"),
-    func.coalesce(results.c.request_id, jobs.c.request_id).label("request_id"),
+    HTTP_STATUS,
+    REQUEST_ID,
     jobs.c.failure_kind,
     jobs.c.failure_message,
     results.c.finish_reason,
 )
-_OUTCOME = select(jobs.c.id, jobs.c.custom_id, jobs.c.position, *_FACTS).select_from(
-    jobs.outerjoin(*_RESULT).outerjoin(*_FAILURE_BODY)
-)
+_OUTCOME = AT_HOME.add_columns(*_FACTS).select_from(jobs.outerjoin(*RESULT).outerjoin(*FAILURE_BODY))
 _ENDED = ("succeeded", "failed", "cancelled", "expired")
 
 
@@ -77,7 +84,7 @@ def iterate_batch_outcomes(ledger: Ledger, batch_id: str) -> Iterator[JobOutcome
     nothing open.
     """
     after = (-1, "")
-    any_elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch_id).limit(1)
+    any_elsewhere = elsewhere(batch_id).limit(1)
     while True:
         with ledger.read() as connection:
             is_mixed = connection.execute(any_elsewhere).first() is not None
@@ -129,33 +136,25 @@ def _page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
 
 def _mixed_page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
     """The next ended jobs that this batch wants, whichever their home is, behind a position and an id."""
-    at_home = (
-        select(jobs.c.id, jobs.c.position, jobs.c.custom_id)
-        .where(
-            jobs.c.batch_id == batch_id,
-            tuple_(jobs.c.position, jobs.c.id) > after,
-            jobs.c.state.in_(_ENDED),
-        )
+    home = (
+        at_home(batch_id)
+        .where(tuple_(jobs.c.position, jobs.c.id) > after, jobs.c.state.in_(_ENDED))
         .order_by(jobs.c.position, jobs.c.id)
         .limit(_PAGE)
         .subquery()
     )
-    elsewhere = (
-        select(wants.c.job_id.label("id"), wants.c.position, wants.c.custom_id)
+    beside = (
+        elsewhere(batch_id)
         .select_from(wants.join(jobs, jobs.c.id == wants.c.job_id))
-        .where(
-            wants.c.batch_id == batch_id,
-            tuple_(wants.c.position, wants.c.job_id) > after,
-            jobs.c.state.in_(_ENDED),
-        )
+        .where(tuple_(wants.c.position, wants.c.job_id) > after, jobs.c.state.in_(_ENDED))
         .order_by(wants.c.position, wants.c.job_id)
         .limit(_PAGE)
         .subquery()
     )
-    page = union_all(select(at_home), select(elsewhere)).order_by("position", "id").limit(_PAGE).subquery()
+    page = union_all(select(home), select(beside)).order_by("position", "id").limit(_PAGE).subquery()
     return (
         select(page.c.id, page.c.custom_id, page.c.position, *_FACTS)
-        .select_from(page.join(jobs, jobs.c.id == page.c.id).outerjoin(*_RESULT).outerjoin(*_FAILURE_BODY))
+        .select_from(page.join(jobs, jobs.c.id == page.c.id).outerjoin(*RESULT).outerjoin(*FAILURE_BODY))
         .order_by(page.c.position, page.c.id)
     )
 
@@ -187,11 +186,7 @@ def _endings() -> Select[tuple[object, ...]]:
         usage.c.completion_tokens,
         jobs.c.failure_kind,
         jobs.c.failure_message,
-    ).select_from(
-        jobs.outerjoin(results, (results.c.job_id == jobs.c.id) & (jobs.c.state == "succeeded")).outerjoin(
-            usage, (usage.c.job_id == results.c.job_id) & (usage.c.number == results.c.number)
-        )
-    )
+    ).select_from(jobs.outerjoin(*RESULT_OF_SUCCESS).outerjoin(*USAGE_OF_RESULT))
 
 
 def _ending(row: Row[tuple[object, ...]]) -> Ending:
