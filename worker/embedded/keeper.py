@@ -112,9 +112,9 @@ class Keeper:
         loop.add_signal_handler(signal.SIGTERM, self._stop_requested.set)
         address = control_socket(self._home)
         address.unlink(missing_ok=True)  # of a keeper that was killed: the lock says that it is gone
-        server = await asyncio.start_unix_server(self._serve, address, limit=LINE_MAX_BYTES)
-        reader, writer = await asyncio.open_unix_connection(sock=first_client, limit=LINE_MAX_BYTES)
-        first = asyncio.create_task(self._serve(reader, writer))
+        # Not a coroutine: asyncio would log a traceback for each that is cancelled at the end.
+        server = await asyncio.start_unix_server(self._begin_to_serve, address, limit=LINE_MAX_BYTES)
+        self._begin_to_serve(*await asyncio.open_unix_connection(sock=first_client, limit=LINE_MAX_BYTES))
         log.info("keeper.started home=%s pid=%d", self._home, os.getpid())
 
         await self._stop_requested.wait()
@@ -129,7 +129,9 @@ class Keeper:
         log.info("keeper.stopped home=%s", self._home)
         # From here on a new keeper may start; the end of file, at this process's end, tells those who wait.
         os.close(stack_lock)
-        first.cancel()
+
+    def _begin_to_serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._begin(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients.add(writer)
