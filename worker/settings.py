@@ -36,6 +36,7 @@ from worker.setting_values import (
     absolute_file,
     absolute_path,
     check_broker_url,
+    check_home,
     check_text,
     expanded_path,
     shown,
@@ -197,6 +198,11 @@ class Settings(BaseModel):
     @classmethod
     def _path_is_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else expanded_path(value)
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_not_the_systems(cls, value: Path) -> Path:
+        return check_home(value)
 
     @model_validator(mode="after")
     def _values_fit_each_other(self) -> Settings:

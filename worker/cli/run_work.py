@@ -18,7 +18,7 @@ from worker.cli.outputs import name_inputs
 from worker.clock import SystemClock
 from worker.embedded.home import open_lock_file, try_lock
 from worker.errors import InputError, SettingsError
-from worker.files import close_folder
+from worker.files import prepare_folder
 from worker.ids import new_batch_id
 from worker.settings import SIMULATION, Settings
 from worker.sources.documents import Document, DocumentSet, source_key
@@ -366,7 +366,7 @@ def _lock_path(settings: Settings, batch_id: str) -> Path:
 def _open_lock(settings: Settings, batch_id: str) -> int:
     path = _lock_path(settings, batch_id)
     try:
-        close_folder(path.parent)
+        prepare_folder(path.parent)
     except OSError as exc:
         raise SettingsError(
             [f"{path.parent} cannot be used ({exc.strerror}): choose another ANTREAN_HOME"]
