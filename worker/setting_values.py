@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from schemas.address import is_host
+from schemas.sqlite_address import is_sqlite_address
 
 _BROKER_SCHEMES = ("redis", "rediss", "redis+socket")
 _BROKER_FILES = frozenset({"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"})
@@ -49,6 +50,11 @@ _SYSTEM_FOLDERS = frozenset(
     | {"/private/var"}
 )
 _NO_FILES = frozenset({"system"})  # sslrootcert=system
+
+
+def holds_path(name: str, value: object) -> bool:
+    """Whether a setting of this name and value says where a file is: then it is a FileName, not text."""
+    return name.endswith(("_file", "home")) or is_sqlite_address(str(value))
 
 
 def check_text(value: object) -> None:

@@ -39,6 +39,7 @@ from worker.setting_values import (
     check_home,
     check_text,
     expanded_path,
+    holds_path,
     shown,
 )
 from worker.starting import say
@@ -130,8 +131,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _text_is_text(cls, value: object, info: ValidationInfo) -> object:
-        is_path = info.field_name is None or info.field_name.endswith(("_file", "home"))
-        if not is_path and not is_sqlite_address(str(value)):  # paths are bytes
+        if info.field_name is not None and not holds_path(info.field_name, value):  # paths are bytes
             check_text(value)
         return value
 

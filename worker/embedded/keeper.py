@@ -57,6 +57,7 @@ from worker.embedded.home import (
 from worker.embedded.service import Launch, Service
 from worker.embedded.simulator import SimulatorProcess
 from worker.errors import AntreanError, Unreachable
+from worker.file_names import as_file_name
 from worker.log_sink import take_over, tell_crashes
 
 PROTOCOL = 1
@@ -258,9 +259,10 @@ class Keeper:
         if name == "broker":
             launch, stop_limit_s = self._launch_broker, _STOP_LIMIT_S[name]
         else:
-            argv: list[str] = message["argv"]
-            env: dict[str, str] = {**message["base_env"], **message["env"]}
-            cwd, output = Path(message["cwd"]), self._home / "logs" / f"{name}.log"
+            argv: list[str] = [as_file_name(one) for one in message["argv"]]
+            told = {**message["base_env"], **message["env"]}
+            env: dict[str, str] = {as_file_name(one): as_file_name(value) for one, value in told.items()}
+            cwd, output = Path(as_file_name(message["cwd"])), self._home / "logs" / f"{name}.log"
             if name == "simulator":
                 self._simulator = SimulatorProcess(argv, env, cwd, output)
                 launch, stop_limit_s = self._simulator.launch, _STOP_LIMIT_S[name]

@@ -27,6 +27,7 @@ from worker.embedded.home import (
     try_lock,
 )
 from worker.errors import AntreanError, Unreachable
+from worker.file_names import FileName, as_text
 
 _PROTOCOL = 1
 _DEFAULT_GRACE_S = 30.0
@@ -244,10 +245,11 @@ class Stack:
         return {
             "op": "ensure",
             "service": service,
-            "argv": list(argv),
-            "env": dict(env),
-            "base_env": inherited_environment(os.environ),
-            "cwd": str(self._home if cwd is None else cwd),
+            # As text: the keeper's locale is that of another command, perhaps.
+            "argv": [as_text(FileName(one)) for one in argv],
+            "env": _told(env),
+            "base_env": _told(inherited_environment(os.environ)),
+            "cwd": as_text(self._home if cwd is None else cwd),
         }
 
     def _request(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -303,6 +305,10 @@ class Stack:
 
     def _lost(self) -> StackLost:
         return StackLost(f"the embedded stack of {self._home} is gone: run the command again")
+
+
+def _told(env: Mapping[str, str]) -> dict[str, str]:
+    return {as_text(FileName(name)): as_text(FileName(value)) for name, value in env.items()}
 
 
 def _peer_pid(connection: socket.socket) -> int:
