@@ -54,7 +54,8 @@ _NO_FILES = frozenset({"system"})  # sslrootcert=system
 
 def holds_path(name: str, value: object) -> bool:
     """Whether a setting of this name and value says where a file is: then it is a FileName, not text."""
-    return name.endswith(("_file", "home")) or is_sqlite_address(str(value))
+    text = str(value)
+    return name.endswith(("_file", "home")) or is_sqlite_address(text) or text.startswith("redis+socket:")
 
 
 def check_text(value: object) -> None:

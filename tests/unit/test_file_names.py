@@ -99,6 +99,23 @@ print(json.dumps([s.endpoint, s.model or "", *sorted(os.fsencode(p).decode() for
     assert python(script, tmp_path, locale | given)[2:] == ["antrean.db", "lédger.db"]
 
 
+def test_a_brokers_socket_is_found_in_every_locale(tmp_path: Path, locale: dict[str, str]) -> None:
+    script = """
+import json, socket
+from worker.broker import broker_address, open_client
+from worker.settings import load_settings
+with socket.socket(socket.AF_UNIX) as server:
+    server.bind(b"s\\xc3\\xb6cket")
+    server.listen()
+    server.settimeout(10)
+    connection = open_client(broker_address(load_settings())).connection_pool.make_connection()
+    connection._connect().close()  # it raises where the path cannot be said, or leads nowhere
+print(json.dumps(["reached"]))
+"""
+    given = {"ANTREAN_BROKER_URL": f"redis+socket://{tmp_path}/söcket"}
+    assert python(script, tmp_path, locale | given) == ["reached"]
+
+
 def test_a_sentence_shows_the_characters_of_a_name_that_came_in_bytes() -> None:
     under_ascii = "é".encode().decode("ascii", "surrogateescape")
     assert rejoined(f"No such file: {under_ascii}.txt") == "No such file: é.txt"
