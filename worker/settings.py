@@ -36,8 +36,10 @@ from worker.setting_values import (
     absolute_file,
     absolute_path,
     check_broker_url,
+    check_home,
     check_text,
     expanded_path,
+    holds_path,
     shown,
 )
 from worker.starting import say
@@ -129,8 +131,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _text_is_text(cls, value: object, info: ValidationInfo) -> object:
-        is_path = info.field_name is None or info.field_name.endswith(("_file", "home"))
-        if not is_path and not is_sqlite_address(str(value)):  # paths are bytes
+        if info.field_name is not None and not holds_path(info.field_name, value):  # paths are bytes
             check_text(value)
         return value
 
@@ -197,6 +198,11 @@ class Settings(BaseModel):
     @classmethod
     def _path_is_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else expanded_path(value)
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_not_the_systems(cls, value: Path) -> Path:
+        return check_home(value)
 
     @model_validator(mode="after")
     def _values_fit_each_other(self) -> Settings:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from schemas.failure import FailureKind
-from schemas.job import JobState
 from tests.support.desk import Desk
 from tests.support.ledger import (
     NOW,
-    a_job,
     claim,
     claim_one,
     job_row,
-    put,
     record,
     rows,
     setback,
@@ -27,24 +22,15 @@ from tests.support.ledger import (
     success,
 )
 from worker.cli import run_locks, run_work
-from worker.cli.batches import leave_to_workers
 from worker.cli.tracking import Progress, Tracker
-from worker.clock import SystemClock
-from worker.errors import InputError
-from worker.ids import new_batch_id
 from worker.sources.documents import find_documents
 from worker.storage.batches import (
-    Batch,
-    begin_run,
     fetch_batch,
     fetch_status,
-    finish_submission,
     hold_batch,
-    make_batch,
 )
 from worker.storage.engine import Ledger
 from worker.storage.moves import cancel_batch, retry_batch
-from worker.storage.pruning import OfAge, OfBatch, Pruned, prune
 
 
 @pytest.fixture
@@ -350,223 +336,6 @@ def test_a_living_run_makes_good_what_two_transactions_missed(desk: Desk) -> Non
         run_work.tend(desk.ledger, part.batch_id)
         assert not desk.is_held(part)
         assert desk.relayed() == set(part.ids)
-
-
-def test_pruning_spares_what_a_living_run_wants_and_nothing_of_one_that_has_ended(desk: Desk) -> None:
-    with desk.run() as whole:
-        desk.answer(*whole.ids)
-        with desk.run("sub"):
-            pass
-        later_ms = SystemClock().now_ms() + 60_000
-        assert prune(desk.ledger, OfAge(later_ms), with_usage=False).removed == 0
-        assert desk.results(whole) == ["sub/0.txt", "sub/1.txt", "sub/2.txt"]
-    assert prune(desk.ledger, OfAge(later_ms), with_usage=False).removed == 3
-    assert rows(desk.ledger, "wants") == []
-
-
-def test_a_batch_that_a_living_run_shares_is_pruned_down_to_what_the_run_wants(desk: Desk) -> None:
-    with desk.run() as whole:
-        desk.answer(*whole.ids)
-    desk.write("other.txt", "more")
-    with desk.run("sub") as part:
-        assert prune(desk.ledger, OfBatch(whole.batch_id), with_usage=False) == Pruned(0, spared=3)
-        assert desk.names(part) == desk.results(part) == ["0.txt", "1.txt", "2.txt"]
-        assert desk.results(whole) == []
-    assert [row.id for row in rows(desk.ledger, "batches")] == [part.batch_id]
-
-
-def test_only_runs_that_nobody_runs_are_kept_from_running(desk: Desk) -> None:
-    with desk.run() as held:
-        pass
-    with desk.run("sub") as living:
-        killed = run_work.make_run(desk.ledger, desk.settings, desk.documents / "sub/0.txt", desk.prompt, "m")
-        batches = [_fetch(desk.ledger, id_) for id_ in (held.batch_id, living.batch_id)]
-        with run_locks.kept_from_running(desk.ledger, desk.settings) as runs:
-            assert (runs.idle, runs.living) == ({killed.id}, {living.batch_id})
-        for batch, also in zip(batches, ({held.batch_id}, set()), strict=True):
-            with run_locks.kept_from_running(desk.ledger, desk.settings, batch) as runs:
-                assert (runs.idle, runs.living) == ({killed.id, *also}, {living.batch_id})
-
-
-def test_a_submitted_batch_that_somebody_runs_is_spared_whatever_is_said(desk: Desk) -> None:
-    """`run requests.jsonl` goes on with the batch that `submit` made."""
-    batch = _submitted(desk, 1)
-    for is_run in (True, False):
-        with run_work.worked_on(desk.ledger, desk.settings, batch) if is_run else nullcontext():
-            with run_locks.kept_from_running(desk.ledger, desk.settings) as runs:
-                assert (batch.id in runs.living) is is_run
-                what = OfAge(
-                    NOW + 10_000, even_unfinished=True, ended_runs=runs.idle, find_living=runs.find_living
-                )
-                done = prune(desk.ledger, what, with_usage=False)
-            assert (done.removed, done.spared) == ((0, 1) if is_run else (1, 0))
-
-
-def test_a_submitted_batch_that_a_run_begins_while_prune_goes_on_is_spared_from_then(desk: Desk) -> None:
-    """Between two steps of the prune, whose first look saw nobody."""
-    batch, begun = _submitted(desk, 60), []
-    with ExitStack() as runs_of_test, run_locks.kept_from_running(desk.ledger, desk.settings) as runs:
-
-        def begin(_removed: int) -> None:
-            if not begun:
-                runs_of_test.enter_context(run_work.worked_on(desk.ledger, desk.settings, batch))
-                begun.extend(row.id for row in rows(desk.ledger, "jobs"))
-
-        what = OfAge(SystemClock().now_ms(), ended_runs=runs.idle, find_living=runs.find_living)
-        done = prune(desk.ledger, what, with_usage=False, on_step=begin)
-        assert done == Pruned(removed=60 - len(begun), spared=len(begun))
-        assert 0 < len(begun) < 60
-        assert [row.id for row in rows(desk.ledger, "jobs")] == begun, "the run has what it found"
-        assert [row.id for row in rows(desk.ledger, "batches")] == [batch.id]
-
-
-def test_a_run_that_begins_while_prune_decides_what_goes_finds_what_is_left(desk: Desk) -> None:
-    """Within a step: the prune has looked and not removed yet. What the run then finds is not taken from it."""
-    batch, found = _submitted(desk, 60), []
-    begun, go = threading.Event(), threading.Event()
-    was_early: list[bool] = []
-
-    def run() -> None:
-        with run_work.worked_on(desk.ledger, desk.settings, batch):
-            found.extend(row.id for row in rows(desk.ledger, "jobs"))
-            begun.set()
-            assert go.wait(30)
-
-    other = threading.Thread(target=run)
-    with run_locks.kept_from_running(desk.ledger, desk.settings) as runs:
-
-        def find_living(batch_ids: Collection[str]) -> frozenset[str]:
-            living = runs.find_living(batch_ids)
-            if not was_early:
-                other.start()
-                was_early.append(begun.wait(0.3))
-            return living
-
-        what = OfAge(SystemClock().now_ms(), ended_runs=runs.idle, find_living=find_living)
-        done = prune(desk.ledger, what, with_usage=False, on_step=lambda _: begun.wait(30) and None)
-    left = [row.id for row in rows(desk.ledger, "jobs")]
-    go.set()
-    other.join(30)
-    assert was_early == [False], "the run began while its jobs were being removed"
-    assert (found, done) == (left, Pruned(removed=60 - len(left), spared=len(left)))
-    assert 0 < len(left) < 60
-
-
-def test_an_empty_batch_that_a_run_begins_is_not_removed(desk: Desk) -> None:
-    batch = _submitted(desk, 1)
-    with desk.ledger.write() as connection:
-        connection.exec_driver_sql("DELETE FROM jobs")
-    with (
-        run_locks.kept_from_running(desk.ledger, desk.settings) as runs,
-        run_work.worked_on(desk.ledger, desk.settings, batch),
-    ):
-        what = OfAge(SystemClock().now_ms(), ended_runs=runs.idle, find_living=runs.find_living)
-        prune(desk.ledger, what, with_usage=False)
-        assert [row.id for row in rows(desk.ledger, "batches")] == [batch.id]
-    prune(desk.ledger, OfAge(SystemClock().now_ms()), with_usage=False)
-    assert rows(desk.ledger, "batches") == []
-
-
-def test_jobs_that_somebody_had_tried_again_are_not_held_by_the_next_run(desk: Desk) -> None:
-    """`retry` of a run that has ended is for the workers: nobody has its lock, and it was not killed."""
-    with desk.run() as whole:
-        fail(desk, whole)
-    batch = try_again(desk, whole)
-    assert desk.relayed() == set(whole.ids)
-    assert run_work.hold_abandoned(desk.ledger, desk.settings) == []
-    assert not desk.is_held(whole)
-    claim(desk.ledger, *whole.ids, endpoint=desk.settings.endpoint, token="again")
-    assert {state(desk.ledger, id_) for id_ in whole.ids} == {"running"}
-
-    with suppress(KeyboardInterrupt), run_work.worked_on(desk.ledger, desk.settings, batch):
-        raise KeyboardInterrupt
-    assert desk.is_held(whole), "a run that is stopped keeps its jobs to itself, as ever"
-
-
-def test_jobs_that_are_tried_again_while_their_run_ends_go_on(desk: Desk) -> None:
-    with desk.run() as whole:
-        fail(desk, whole)
-        try_again(desk, whole)
-    assert not desk.is_held(whole)
-    assert desk.relayed() == set(whole.ids)
-
-
-def test_a_run_that_was_killed_after_jobs_were_tried_again_is_held(desk: Desk) -> None:
-    with desk.run() as whole:
-        fail(desk, whole)
-    batch = try_again(desk, whole)
-    assert desk.ledger.run(partial(begin_run, batch_id=batch.id))  # and killed
-    assert [one.id for one, _ in run_work.hold_abandoned(desk.ledger, desk.settings)] == [batch.id]
-    assert desk.is_held(whole)
-
-
-def fail(desk: Desk, work: run_work.Work) -> None:
-    """The endpoint refuses all jobs of a run."""
-    got = claim(desk.ledger, *work.ids, endpoint=desk.settings.endpoint, token="fails")
-    record(desk.ledger, *(setback(job, kind=FailureKind.REJECTED) for job in got.values()))
-
-
-def try_again(desk: Desk, work: run_work.Work) -> Batch:
-    """What `antrean retry --failed` does."""
-    retried = partial(retry_batch, batch_id=work.batch_id, states=[JobState.FAILED], kinds=[], now_ms=NOW)
-    assert len(desk.ledger.run(retried)) == len(work.ids)
-    batch = _fetch(desk.ledger, work.batch_id)
-    leave_to_workers(desk.ledger, batch)
-    return batch
-
-
-def test_a_run_is_of_the_home_that_runs_it_last(desk: Desk, tmp_path: Path) -> None:
-    """Whoever prunes asks the locks of that home."""
-    batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
-    elsewhere = desk.settings.model_copy(update={"home": tmp_path / "another"})
-    with run_work.worked_on(desk.ledger, elsewhere, batch):
-        assert not run_locks.is_of_home(_fetch(desk.ledger, batch.id), desk.settings)
-        with run_locks.kept_from_running(desk.ledger, desk.settings) as runs:
-            assert batch.id not in runs.idle
-
-
-def test_a_run_whose_batch_was_pruned_while_it_waited_writes_nothing_down(desk: Desk) -> None:
-    batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
-    prune(desk.ledger, OfBatch(batch.id), with_usage=False)
-    with (
-        pytest.raises(InputError, match="was pruned just now: type the command again"),
-        run_work.worked_on(desk.ledger, desk.settings, batch),
-    ):
-        pytest.fail("it went on")
-    with pytest.raises(InputError, match="was pruned while it was written down"):
-        desk.ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=NOW))
-
-
-def _submitted(desk: Desk, count: int) -> Batch:
-    """A batch as `submit` makes it, whose jobs have ended."""
-    endpoint, batch_id = desk.settings.endpoint, new_batch_id()
-    make = partial(
-        make_batch, kind="submit", label="r.jsonl", endpoint=endpoint, idempotency_key=None, now_ms=NOW
-    )
-    desk.ledger.run(lambda connection: make(connection, batch_id))
-    put(desk.ledger, *(a_job(batch_id=batch_id, is_bulk=True, endpoint=endpoint) for _ in range(count)))
-    desk.ledger.run(partial(finish_submission, batch_id=batch_id, now_ms=NOW))
-    desk.ledger.run(partial(cancel_batch, batch_id=batch_id, now_ms=NOW))
-    return _fetch(desk.ledger, batch_id)
-
-
-def _fetch(ledger: Ledger, batch_id: str) -> Batch:
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, batch_id)
-    assert batch is not None
-    return batch
-
-
-def test_a_run_does_not_wait_for_jobs_that_somebody_has_removed(desk: Desk) -> None:
-    with desk.run() as work:
-        progress = Progress(total=3)
-        tracker = Tracker(desk.ledger, work.open, progress)
-        with desk.ledger.write() as connection:
-            connection.exec_driver_sql(f"DELETE FROM jobs WHERE id = '{work.ids[0]}'")
-        desk.answer(*work.ids)
-        tracker.look()
-        assert tracker.is_done
-        assert (progress.succeeded, progress.failures) == (2, {"removed": 1})
 
 
 def test_the_same_path_in_another_home_is_another_run(desk: Desk, tmp_path: Path) -> None:

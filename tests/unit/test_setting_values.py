@@ -9,7 +9,7 @@ import pytest
 
 from worker.broker import open_client
 from worker.errors import SettingsError
-from worker.setting_values import check_broker_url
+from worker.setting_values import check_broker_url, check_home
 from worker.settings import load_settings
 
 
@@ -130,3 +130,21 @@ def test_a_current_folder_that_is_gone_is_a_sentence(tmp_path: Path, monkeypatch
         "ANTREAN_HOME: is relative to the current folder, which is gone: change to one that exists"
     ]
     os.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["/", "//", "/.", "/tmp/..", "/etc", "/etc/", "/usr/local", "/var/lib", "/tmp", "/home"]
+)
+def test_a_folder_of_the_system_is_no_home(name: str) -> None:
+    """Antrean keeps `run`, `logs` and `valkey` in its home: of `/` they are the machine's. Only asked, never tried."""
+    with pytest.raises(ValueError, match="is a folder of the system: choose one of your own"):
+        check_home(Path(name))
+
+
+def test_a_link_to_a_folder_of_the_system_is_no_home_and_one_within_is(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/var/lib")
+    with pytest.raises(ValueError, match="link is a folder of the system"):
+        check_home(tmp_path / "link")
+    for name in ("/var/lib/antrean", "/etc/antrean", "/srv", "/root", str(tmp_path)):
+        assert check_home(Path(name)) == Path(name)
+    assert problems(home="/etc") == ["ANTREAN_HOME: /etc is a folder of the system: choose one of your own"]

@@ -18,6 +18,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from worker.file_names import rejoined
 from worker.printable import in_ascii, printable, printable_json, printable_text
 
 _MOST_PROBLEMS = 20
@@ -35,11 +36,13 @@ class PlainConsole(Console):
     def say(self, *parts: Part, end: str = "\n") -> None:
         """One line, of parts with a style of their own or without. A line break in a part is spelled out."""
         told = ((part, "") if isinstance(part, str) else part for part in parts)
-        super().print(Text.assemble(*((printable(text), style) for text, style in told)), end=end)
+        super().print(Text.assemble(*((printable(rejoined(text)), style) for text, style in told)), end=end)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As rich's; a string is one line."""
-        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
+        super().print(
+            *(printable(rejoined(one)) if isinstance(one, str) else one for one in objects), **options
+        )
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # rich itself ends the process with 1, as of jobs that failed

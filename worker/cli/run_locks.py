@@ -12,7 +12,8 @@ from pathlib import Path
 
 from worker.embedded.home import open_lock_file, try_lock
 from worker.errors import SettingsError
-from worker.files import close_folder
+from worker.file_names import as_text
+from worker.files import prepare_folder
 from worker.settings import Settings
 from worker.storage.batches import Batch, fetch_unheld_runs
 from worker.storage.engine import Ledger
@@ -82,7 +83,7 @@ def is_of_home(batch: Batch, settings: Settings) -> bool:
 
 def home_name(settings: Settings) -> str:
     """This home among those that may share a database."""
-    return f"{socket.gethostname()}:{settings.home}"
+    return f"{socket.gethostname()}:{as_text(settings.home)}"
 
 
 def lock_path(settings: Settings, batch_id: str) -> Path:
@@ -94,7 +95,7 @@ def open_lock(settings: Settings, batch_id: str) -> int:
     """A descriptor of the batch's lock, which is made where it is missing. Raises SettingsError."""
     path = lock_path(settings, batch_id)
     try:
-        close_folder(path.parent)
+        prepare_folder(path.parent)
     except OSError as exc:
         raise SettingsError(
             [f"{path.parent} cannot be used ({exc.strerror}): choose another ANTREAN_HOME"]

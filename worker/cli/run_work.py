@@ -18,6 +18,7 @@ from worker.cli.run_locks import RunLock, home_name, is_run_by_somebody, lock_pa
 from worker.clock import SystemClock
 from worker.embedded.home import try_lock
 from worker.errors import InputError
+from worker.file_names import as_file_name, as_text
 from worker.ids import new_batch_id
 from worker.settings import SIMULATION, Settings
 from worker.sources.documents import Document, DocumentSet, source_key
@@ -118,17 +119,17 @@ def make_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt,
             make_batch,
             batch_id=new_batch_id(),
             kind="run",
-            label=f"{Path(os.path.abspath(source)).name} × {Path(template.label).name}",
+            label=f"{Path(as_text(Path(os.path.abspath(source)))).name} × {Path(template.label).name}",
             endpoint=settings.endpoint,
             idempotency_key=identify("run", home, *parts),
-            details={"home": home, **name_inputs(source=source, prompt=Path(template.label))},
+            details={"home": home, **name_inputs(source=source, prompt=Path(as_file_name(template.label)))},
             now_ms=SystemClock().now_ms(),
         )
     )
 
 
 def _identity(settings: Settings, source: Path, template: Prompt, model: str) -> tuple[str, ...]:
-    return str(source.resolve()), template.digest, model, settings.endpoint
+    return as_text(source.resolve()), template.digest, model, settings.endpoint
 
 
 def submit_run(

@@ -28,6 +28,7 @@ from worker.disk import describe_full_disk
 from worker.embedded.home import last_line
 from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
+from worker.file_names import as_text
 from worker.gate_state import GateWatch
 from worker.preflight import NOT_ASKED, ask_endpoint
 from worker.reports.batchlines import Counts, is_standard_output
@@ -338,7 +339,7 @@ def _summarise(
         "completion_tokens": progress.completion_tokens,
         **call_facts(progress.calls),
         "seconds": round(seconds, 3),
-        "output": str(output),
+        "output": as_text(output),
     }
     if as_json:
         print_json(facts)

@@ -57,6 +57,7 @@ from worker.embedded.home import (
 from worker.embedded.service import Launch, Service
 from worker.embedded.simulator import SimulatorProcess
 from worker.errors import AntreanError, Unreachable
+from worker.file_names import as_file_name
 from worker.log_sink import take_over, tell_crashes
 
 PROTOCOL = 1
@@ -112,9 +113,9 @@ class Keeper:
         loop.add_signal_handler(signal.SIGTERM, self._stop_requested.set)
         address = control_socket(self._home)
         address.unlink(missing_ok=True)  # of a keeper that was killed: the lock says that it is gone
-        server = await asyncio.start_unix_server(self._serve, address, limit=LINE_MAX_BYTES)
-        reader, writer = await asyncio.open_unix_connection(sock=first_client, limit=LINE_MAX_BYTES)
-        first = asyncio.create_task(self._serve(reader, writer))
+        # Not a coroutine: asyncio would log a traceback for each that is cancelled at the end.
+        server = await asyncio.start_unix_server(self._begin_to_serve, address, limit=LINE_MAX_BYTES)
+        self._begin_to_serve(*await asyncio.open_unix_connection(sock=first_client, limit=LINE_MAX_BYTES))
         log.info("keeper.started home=%s pid=%d", self._home, os.getpid())
 
         await self._stop_requested.wait()
@@ -129,7 +130,9 @@ class Keeper:
         log.info("keeper.stopped home=%s", self._home)
         # From here on a new keeper may start; the end of file, at this process's end, tells those who wait.
         os.close(stack_lock)
-        first.cancel()
+
+    def _begin_to_serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._begin(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients.add(writer)
@@ -256,9 +259,10 @@ class Keeper:
         if name == "broker":
             launch, stop_limit_s = self._launch_broker, _STOP_LIMIT_S[name]
         else:
-            argv: list[str] = message["argv"]
-            env: dict[str, str] = {**message["base_env"], **message["env"]}
-            cwd, output = Path(message["cwd"]), self._home / "logs" / f"{name}.log"
+            argv: list[str] = [as_file_name(one) for one in message["argv"]]
+            told = {**message["base_env"], **message["env"]}
+            env: dict[str, str] = {as_file_name(one): as_file_name(value) for one, value in told.items()}
+            cwd, output = Path(as_file_name(message["cwd"])), self._home / "logs" / f"{name}.log"
             if name == "simulator":
                 self._simulator = SimulatorProcess(argv, env, cwd, output)
                 launch, stop_limit_s = self._simulator.launch, _STOP_LIMIT_S[name]
