@@ -27,6 +27,7 @@ from worker.storage.engine import Ledger
 from worker.storage.tables import (
     AnyRow,
     attempts,
+    batches,
     failure_bodies,
     is_in,
     jobs,
@@ -35,7 +36,7 @@ from worker.storage.tables import (
     usage,
     wants,
 )
-from worker.storage.wants import OPEN
+from worker.storage.wants import HOLDABLE, OPEN
 
 _LOOKED_AT = 5_000  # rows of one page, whether they are chosen or not
 _LOOKED_AT_WITH_TEXTS = 250
@@ -69,6 +70,7 @@ class ListedJob:
     position: int  # in the batch
     custom_id: str | None
     state: JobState
+    is_held: bool  # to be done, and left to the run of its batch, which was stopped
     failure_kind: str | None
     http_status: int | None
     request_id: str | None
@@ -217,6 +219,7 @@ def _page(
     place = order.between(after, through)
     source = (
         place.join(jobs, jobs.c.id == place.c.id)
+        .outerjoin(batches, batches.c.id == jobs.c.batch_id)
         .outerjoin(results, (results.c.job_id == jobs.c.id) & (jobs.c.state == "succeeded"))
         .outerjoin(usage, (usage.c.job_id == results.c.job_id) & (usage.c.number == results.c.number))
         .outerjoin(
@@ -229,6 +232,7 @@ def _page(
         place.c.custom_id,
         jobs.c.batch_id,
         jobs.c.state,
+        batches.c.held_at_ms,
         jobs.c.failure_kind,
         func.coalesce(results.c.http_status, jobs.c.http_status).label("http_status"),
         func.coalesce(results.c.request_id, jobs.c.request_id).label("request_id"),
@@ -282,6 +286,7 @@ def _listed(row: AnyRow, choice: Choice) -> ListedJob:
         position=row.position,
         custom_id=row.custom_id,
         state=JobState(row.state),
+        is_held=row.held_at_ms is not None and row.state in HOLDABLE,
         failure_kind=row.failure_kind,
         http_status=row.http_status,
         request_id=row.request_id,
