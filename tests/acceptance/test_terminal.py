@@ -47,7 +47,7 @@ def in_terminal(shop: Shop, *args: str, columns: int = 60) -> list[str]:
     finally:
         os.close(ours)
         command.wait(60)
-    text = re.sub("\x1b\\[[012]m", "", told.decode())  # bold, dim: no colour, as the environment asks
+    text = re.sub("\x1b\\[[012;]*m", "", told.decode())  # bold, dim: no colour, as the environment asks
     return text.replace("\r\n", "\n").splitlines()
 
 

@@ -97,7 +97,8 @@ def simulate(
         ),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model to run; may be given several times.")
+        list[str] | None,
+        typer.Option(metavar="<str>", help="A model to run; may be given several times."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the faults the same each time.")] = None,
     rate_429: Annotated[float, typer.Option("--rate-429", help="Share of 429 with Retry-After.")] = 0.0,
