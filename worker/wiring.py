@@ -314,11 +314,11 @@ class WorkerRuntime:
         self.begin_shutdown()
 
     def _end_when_drained(self, drain: Drain) -> None:
-        failed = drain.run(self._is_stopping)
-        if failed is None:
+        drained = drain.run(self._is_stopping)
+        if drained is None:
             return
-        log.info("worker.drained", failed_jobs=failed)
-        self._exit_code = ExitCode.FAILED_JOBS if failed else ExitCode.OK
+        drained.tell()
+        self._exit_code = ExitCode.FAILED_JOBS if drained.failed else ExitCode.OK
         state.should_stop = int(self._exit_code)
         self.begin_shutdown()
 

@@ -47,7 +47,7 @@ def test_a_shut_gate_is_shown_with_its_end_and_check_wakes_those_who_wait(
     id_ = shut(plant_settings, plant_ledger, needs_probe=True)
     text = plant.antrean("status").out
     assert re.search(rf"server_error \(HTTP 503\): no job is called {ENDS}", text), text
-    assert re.search(rf"waiting server_error: no \({ENDS}\)", text), text
+    assert re.search(rf"waiting server_error \(HTTP 503\): no \({ENDS}\)", text), text
     facts = plant.antrean("status", "--json").json
     assert (facts["gate"]["kind"], facts["gate"]["http_status"], facts["gate"]["needs_probe"]) == (
         "server_error",

@@ -56,7 +56,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 def test_whatever_is_printed_is_one_line_of_text(printed: io.StringIO) -> None:
     say = console.out
-    say.say(HOSTILE, (HOSTILE, "bold red"), end="\n")
+    say.say(HOSTILE, (HOSTILE, "bold red"))
     say.print(HOSTILE)
     say.print(HOSTILE, style="dim")
     note(HOSTILE + "\nantrean: all is well")

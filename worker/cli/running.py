@@ -295,7 +295,12 @@ def _follow(
 ) -> None:
     written = [settings.home, *([ledger.folder] if ledger.folder else [])]
     tracker = Tracker(
-        ledger, work.open, progress, find_trouble=lambda: describe_full_disk(written) or gate.describe()
+        ledger,
+        work.open,
+        progress,
+        endpoint=settings.endpoint,
+        find_gate=gate.look,
+        find_trouble=lambda: describe_full_disk(written),
     )
     display = Display()
     deaths = 0
@@ -347,8 +352,8 @@ def _summarise(
     tokens = f"{format_count(progress.prompt_tokens)} prompt + {format_count(progress.completion_tokens)} completion"
     # Results on standard output leave standard error for everything else.
     say = err.say if str(output) == "-" else out.say
-    say((format_count(succeeded), "bold"), f" of {format_count(len(work.ids))} jobs succeeded", end="")
-    say(f" ({format_count(work.done)} were done before)" if work.done else "")
+    before = f" ({format_count(work.done)} were done before)" if work.done else ""
+    say((format_count(succeeded), "bold"), f" of {format_count(len(work.ids))} jobs succeeded{before}")
     if counts.total > succeeded:
         kinds = ", ".join(f"{kind} {count}" for kind, count in progress.failures.most_common())
         complain(

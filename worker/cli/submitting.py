@@ -93,8 +93,8 @@ def submit(
             }
         )
         return
-    out.say((batch.id, "bold"), f": {format_count(submitted.new)} requests queued", end="")
-    out.print(f", {format_count(submitted.known)} were there before" if submitted.known else "")
+    before = f", {format_count(submitted.known)} were there before" if submitted.known else ""
+    out.say((batch.id, "bold"), f": {format_count(submitted.new, 'request')} queued{before}")
     note(f"follow it with `antrean status {batch.id}`")
     if why_nobody is not None:
         note(why_nobody)

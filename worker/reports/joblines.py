@@ -32,6 +32,7 @@ _FACTS = (
     "created_at",
     "not_before",
     "ended_at",
+    "held",
 )
 
 
@@ -99,6 +100,7 @@ def _facts(job: ListedJob) -> dict[str, Any]:
         _moment(job.created_at_ms),
         _moment(job.not_before_ms),
         _moment(job.ended_at_ms),
+        job.is_held,
     )
     return dict(zip(_FACTS, values, strict=True))
 

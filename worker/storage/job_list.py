@@ -37,6 +37,7 @@ from worker.storage.places import (
 from worker.storage.tables import (
     AnyRow,
     attempts,
+    batches,
     failure_bodies,
     is_in,
     jobs,
@@ -45,7 +46,7 @@ from worker.storage.tables import (
     usage,
     wants,
 )
-from worker.storage.wants import OPEN
+from worker.storage.wants import HOLDABLE, OPEN
 
 _LOOKED_AT = 5_000  # rows of one page, whether they are chosen or not
 _LOOKED_AT_WITH_TEXTS = 250
@@ -79,6 +80,7 @@ class ListedJob:
     position: int  # in the batch
     custom_id: str | None
     state: JobState
+    is_held: bool  # to be done, and left to the run of its batch, which was stopped
     failure_kind: str | None
     http_status: int | None
     request_id: str | None
@@ -223,6 +225,7 @@ def _page(
     place = order.between(after, through)
     source = (
         place.join(jobs, jobs.c.id == place.c.id)
+        .outerjoin(batches, batches.c.id == jobs.c.batch_id)
         .outerjoin(*RESULT_OF_SUCCESS)
         .outerjoin(*USAGE_OF_RESULT)
         .outerjoin(
@@ -235,6 +238,7 @@ def _page(
         place.c.custom_id,
         jobs.c.batch_id,
         jobs.c.state,
+        batches.c.held_at_ms,
         jobs.c.failure_kind,
         HTTP_STATUS,
         REQUEST_ID,
@@ -286,6 +290,7 @@ def _listed(row: AnyRow, choice: Choice) -> ListedJob:
         position=row.position,
         custom_id=row.custom_id,
         state=JobState(row.state),
+        is_held=row.held_at_ms is not None and row.state in HOLDABLE,
         failure_kind=row.failure_kind,
         http_status=row.http_status,
         request_id=row.request_id,

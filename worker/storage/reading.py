@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Row, Select, func, not_, select, tuple_, unio
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
-from worker.clock import describe_until
 from worker.storage.engine import Ledger
+from worker.storage.pauses import Pause, fetch_pause, fetch_pauses
 from worker.storage.places import (
     AT_HOME,
     FAILURE_BODY,
@@ -23,10 +23,11 @@ from worker.storage.places import (
     at_home,
     elsewhere,
 )
-from worker.storage.tables import failure_bodies, is_in, jobs, pauses, results, usage, wants
+from worker.storage.tables import failure_bodies, is_in, jobs, results, usage, wants
 from worker.storage.wants import Wanted
 
 _PAGE = 500
+_MOST_BLOCKED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,21 +243,35 @@ def count_running(connection: Connection) -> int:
     return int(connection.execute(statement).scalar_one())
 
 
-def fetch_trouble(connection: Connection, *, now_ms: int | None = None) -> str | None:
-    """Why jobs wait for something that concerns them all (a pause, a refused key, a spent quota), or None.
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """A waiting job that a refusal for all keeps back: the refusal that it met, and when it is due again."""
 
-    With `now_ms` it says until when the first of them waits.
-    """
-    pause = connection.execute(select(pauses.c.endpoint, pauses.c.reason).limit(1)).first()
-    if pause is not None:
-        return f"{pause.endpoint} is paused ({pause.reason or 'no reason given'}); `antrean resume` goes on"
-    row = connection.execute(
+    kind: str
+    message: str | None
+    not_before_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What concerns all jobs of an endpoint, or of a ledger, as far as rows tell."""
+
+    pause: Pause | None
+    blocked: Sequence[Blocked]  # those that are due first, at most 20
+
+
+def fetch_trouble(connection: Connection, endpoint: str | None = None) -> Trouble:
+    """What keeps the jobs of `endpoint` waiting, or of any where it is None: a pause, a refused key, a spent quota."""
+    if endpoint is None:
+        pause = next(iter(fetch_pauses(connection)), None)
+    else:
+        pause = fetch_pause(connection, endpoint)
+    statement = (
         select(jobs.c.failure_kind, jobs.c.failure_message, jobs.c.not_before_ms)
         .where(is_in(JobState.WAITING), jobs.c.blocked_since_ms.is_not(None))
         .order_by(jobs.c.not_before_ms)
-        .limit(1)
-    ).first()
-    if row is None:
-        return None
-    end = "" if now_ms is None else f" ({describe_until(row.not_before_ms, now_ms)})"
-    return f"{row.failure_kind}: {row.failure_message}{end}"
+        .limit(_MOST_BLOCKED)
+    )
+    if endpoint is not None:
+        statement = statement.where(jobs.c.endpoint == endpoint)
+    return Trouble(pause, [Blocked(*row) for row in connection.execute(statement)])

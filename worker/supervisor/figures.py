@@ -24,13 +24,13 @@ from schemas.job import JobState
 from worker.broker import broker_address, open_client
 from worker.clock import SystemClock
 from worker.errors import AntreanError
-from worker.gate_state import GateWatch
+from worker.gate_state import GateWatch, describe_trouble
 from worker.logs import configure_logs
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.storage.batches import count_states
 from worker.storage.engine import open_ledger
-from worker.storage.reading import fetch_trouble
+from worker.storage.reading import Trouble, fetch_trouble
 from worker.storage.workers import fetch_workers
 
 _LOOK_S = 1.0
@@ -85,6 +85,7 @@ class Lookout:
 
     def __init__(self, settings: Settings, interval_s: float) -> None:
         self._interval_s = interval_s
+        self._endpoint = settings.endpoint
         self._ledger = open_ledger(settings, pool_size=1)
         self._broker = open_client(broker_address(settings))
         self._gate = GateWatch(settings, self._broker)
@@ -94,6 +95,7 @@ class Lookout:
     def look(self) -> dict[str, Any]:
         """One look, as the line that is printed."""
         away: dict[str, str] = {}
+        trouble, gate = Trouble(None, ()), None
         facts: dict[str, Any] = {"workers": [], "away": away, "trouble": None}
         try:
             with self._ledger.read() as connection:
@@ -101,7 +103,7 @@ class Lookout:
                 facts["workers"] = [
                     (one.pid, one.started_at_ms) for one in fetch_workers(connection) if one.hostname == here
                 ]
-                facts["trouble"] = fetch_trouble(connection, now_ms=SystemClock().now_ms())
+                trouble = fetch_trouble(connection, self._endpoint)
                 facts |= self._count(connection)
         except AntreanError as exc:
             away["database"] = str(exc)
@@ -110,7 +112,8 @@ class Lookout:
         except redis.RedisError as exc:
             away["broker"] = f"the broker does not answer: {' '.join(str(exc).split())[:200]}"
         else:
-            facts["trouble"] = facts["trouble"] or self._gate.describe()
+            gate = self._gate.look()
+        facts["trouble"] = describe_trouble(trouble, gate, now_ms=SystemClock().now_ms())
         return facts
 
     def _count(self, connection: Connection) -> dict[str, Any]:
