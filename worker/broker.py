@@ -101,12 +101,18 @@ class BrokerEpoch:
 
     def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
         """Jobs whose hints lie in the endpoint's queues; of each list the `at_most` next ones. Raises BrokerAway."""
+        keys = [key for queue in self._queues.names for key in list_keys(queue)]
         try:
             with self._client.pipeline(transaction=False) as pipeline:
-                for queue in self._queues.names:
-                    for key in list_keys(queue):
-                        pipeline.lrange(key, -at_most, -1)
-                found = [read_hinted_job(raw) for lying in pipeline.execute() for raw in lying]
+                for key in keys:
+                    pipeline.llen(key)
+                lengths = pipeline.execute()
+            # At once, so that none is passed over while others are taken. Not by LRANGE: no user needed that before.
+            with self._client.pipeline(transaction=True) as pipeline:
+                for key, length in zip(keys, lengths, strict=True):
+                    for place in range(1, min(length, at_most) + 1):
+                        pipeline.lindex(key, -place)
+                found = [read_hinted_job(raw) for raw in pipeline.execute() if raw is not None]
         except redis.RedisError as exc:
             raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
         return frozenset(job_id for job_id in found if job_id is not None)
