@@ -11,8 +11,8 @@ from celery import Celery
 
 from tests.support.audit import states
 from tests.support.processes import ROOT, Shop, end, wait_until
-from worker.broker import BrokerEpoch, open_client
-from worker.hints import list_key, queues_of, write_hint
+from worker.broker.client import BrokerEpoch, open_client
+from worker.broker.hints import list_key, queues_of, write_hint
 from worker.settings import load_settings
 from worker.storage.engine import open_ledger
 

@@ -22,7 +22,7 @@ import pytest
 
 from tests.support.processes import end, wait_until
 from tests.support.scene import PLANTED, TASK, Scene, is_shown
-from worker.hints import UNACKED_KEY
+from worker.broker.hints import UNACKED_KEY
 
 SUMMARY = re.compile(r"^'\d+ tokens · stop · \d+\.\d s'$")
 

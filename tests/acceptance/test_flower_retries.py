@@ -9,7 +9,7 @@ from celery import Celery
 
 from tests.support.processes import Shop, SimulatorProcess, wait_until
 from tests.support.scene import REQUEST, Scene, free_port
-from worker.embedded.home import broker_url
+from worker.files.home import broker_url
 
 
 @pytest.fixture

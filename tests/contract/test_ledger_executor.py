@@ -13,7 +13,7 @@ from sqlalchemy import text, update
 from schemas.failure import FailureKind
 from tests.support.house import KEY, House
 from tests.support.ledger import NOW, job_row, rows, state
-from worker.execute import Verdict
+from worker.attempt.execute import Verdict
 from worker.storage.moves import cancel_jobs
 from worker.storage.tables import jobs
 from worker.upkeep.spool import replay_leftovers

@@ -12,16 +12,16 @@ from structlog.testing import capture_logs
 from tests.contract.test_ledger_upkeep import Broker
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, put_one, success
-from worker.channel import Channel
-from worker.hand import Hand
-from worker.hints import HINT_HEADER
+from worker.broker.hints import HINT_HEADER
+from worker.consume.channel import Channel
+from worker.consume.hand import Hand
+from worker.runtime import WorkerRuntime
 from worker.settings import load_settings
 from worker.storage.engine import Ledger
 from worker.storage.tables import MAX_ROWS
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.relay import Relay
-from worker.wiring import WorkerRuntime
 
 MakeRelay = Callable[[Collection[str]], Relay]
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, state
-from worker.broker import BrokerEpoch, count_messages
-from worker.hints import (
+from worker.broker.client import BrokerEpoch, count_messages
+from worker.broker.hints import (
     BULK_QUEUE,
     HINT_MARK,
     LONE_QUEUE,

@@ -20,7 +20,7 @@ from typing import Any
 from celery import Celery
 
 from tests.support.processes import Shop, SimulatorProcess, wait_until
-from worker.embedded.home import broker_url
+from worker.files.home import broker_url
 
 TASK = "antrean.complete_chat"
 PLANTED = "pl4nted"  # in every prompt, answer, key and foreign message of this file

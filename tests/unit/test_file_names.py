@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import ROOT
-from worker.file_names import FileName, as_file_name, as_text, is_utf8, rejoined
+from worker.files.names import FileName, as_file_name, as_text, is_utf8, rejoined
 
 LOCALES = [{"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONUTF8": "1"}]
 
@@ -102,7 +102,7 @@ print(json.dumps([s.endpoint, s.model or "", *sorted(os.fsencode(p).decode() for
 def test_a_brokers_socket_is_found_in_every_locale(tmp_path: Path, locale: dict[str, str]) -> None:
     script = """
 import json, socket
-from worker.broker import broker_address, open_client
+from worker.broker.client import broker_address, open_client
 from worker.settings import load_settings
 with socket.socket(socket.AF_UNIX) as server:
     server.bind(b"s\\xc3\\xb6cket")

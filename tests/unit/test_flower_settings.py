@@ -9,7 +9,7 @@ import pytest
 from celery.events.state import Task
 
 from worker.errors import SettingsError
-from worker.flowering import check_exposure, decide_options, is_loopback, kept_secret
+from worker.flower.setup import check_exposure, decide_options, is_loopback, kept_secret
 from worker.settings import load_settings
 
 

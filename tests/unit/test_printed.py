@@ -16,8 +16,8 @@ from rich.text import Text
 from worker.cli import console
 from worker.cli.console import PlainConsole, complain, encode_json, json_for_output, note, print_text
 from worker.cli.content import content_texts
-from worker.printable import in_ascii
 from worker.storage.story import Content
+from worker.text.printable import in_ascii
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "[/nope] [bold]:smile: \x1b]0;owned\x07\x1b[2J \x9b31m \u202eevil \x00 \ud800"
@@ -26,10 +26,10 @@ WRITERS = {
     "worker/cli/console.py",
     "worker/cli/usage.py",
     "api_client/simulator/serve.py",
-    "worker/log_sink.py",
+    "worker/logs/sink.py",
     "worker/reports/batchlines.py",
-    "worker/starting.py",
-    "worker/supervisor/figures.py",
+    "worker/startup.py",
+    "worker/stack/figures.py",
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import InputError
-from worker.file_names import FileName
+from worker.files.names import FileName
 from worker.sources import documents
 from worker.sources.documents import Document, UnreadableDocuments, find_documents, source_key
 from worker.sources.left_out import Reason

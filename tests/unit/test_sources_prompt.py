@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.chat import ChatRequest, encode_request
 from worker.errors import InputError
-from worker.file_names import FileName
+from worker.files.names import FileName
 from worker.sources.documents import Document
 from worker.sources.prompt import Prompt
 

@@ -9,8 +9,8 @@ from rich.cells import cell_len
 
 from worker.cli.console import PlainConsole
 from worker.cli.usage import lay_out
-from worker.supervisor.lines import make_prefix, wrap_beside
-from worker.wrapping import wrap_line, wrap_lines
+from worker.stack.lines import make_prefix, wrap_beside
+from worker.text.wrapping import wrap_line, wrap_lines
 
 ID = "batch_01a21b0582de702e91643bddbd265fa0"
 SENTENCE = "every word of this sentence stays whole however narrow the terminal is that it is shown in"

@@ -18,9 +18,9 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from worker.file_names import rejoined
-from worker.printable import in_ascii, printable, printable_json, printable_text
-from worker.wrapping import break_line
+from worker.files.names import rejoined
+from worker.text.printable import in_ascii, printable, printable_json, printable_text
+from worker.text.wrapping import break_line
 
 _MOST_PROBLEMS = 20
 _ERRORS = "antrean.in_ascii"

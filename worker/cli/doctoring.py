@@ -10,17 +10,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
 
-from worker.aside import count_aside, name_aside
-from worker.broker import BrokerEpoch, broker_address, count_messages, open_client
+from worker.broker.client import BrokerEpoch, broker_address, count_messages, open_client
+from worker.broker.hints import SHARED_QUEUES, queues_of
 from worker.cli.console import note, out, print_json
 from worker.cli.doctor_words import MEANINGS
 from worker.clock import SystemClock
-from worker.embedded.home import broker_socket
+from worker.consume.aside import count_aside, name_aside
 from worker.errors import BrokerAway, ExitCode
-from worker.hints import SHARED_QUEUES, queues_of
-from worker.printable import printable
+from worker.files.home import broker_socket
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import Settings, load_settings
 from worker.storage.doctor import (
@@ -38,12 +36,13 @@ from worker.storage.doctor import (
     rescue_worker,
 )
 from worker.storage.engine import Ledger, open_ledger
-from worker.storage.errors import NotMigrated
+from worker.storage.errors import UNSTORABLE, NotMigrated
 from worker.storage.identity import fetch_identity
 from worker.storage.migrating import fetch_newer_revision, is_current, migrate
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.records import record_outcomes
 from worker.storage.workers import is_of_this_ledger
+from worker.text.printable import printable
 from worker.upkeep.presence import forget, has_died, is_alive
 from worker.upkeep.spool import (
     REJECTED,
@@ -232,7 +231,7 @@ def _is_ours(ledger: Ledger, worker_id: str, claims: Iterable[tuple[str, str]]) 
 def _record_spooled(ledger: Ledger, success: Success) -> None:
     try:
         [recorded] = ledger.run(partial(record_outcomes, outcomes=[success]))
-    except (SQLAlchemyError, ValueError, TypeError, ArithmeticError) as exc:
+    except UNSTORABLE as exc:
         raise Unstorable from exc  # as a heart does: one line must not keep the others
     if recorded is Recorded.CLAIM_LOST:
         raise Unstorable  # no such job: pruned, or this spool is of another ledger

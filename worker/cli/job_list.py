@@ -16,7 +16,6 @@ from worker.cli.job_names import find_batch_id, parse_kinds
 from worker.cli.listing import complete_batch_id
 from worker.clock import SystemClock, describe_until
 from worker.errors import InputError
-from worker.printable import printable, printable_text
 from worker.reports.joblines import spell_texts, write_csv, write_json
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
@@ -24,6 +23,7 @@ from worker.storage.cleaning import clean_text
 from worker.storage.job_list import Choice, ListedJob, Texts, iterate_jobs
 from worker.storage.leftovers import HELD_ADVICE
 from worker.storage.migrating import prepare_ledger
+from worker.text.printable import printable, printable_text
 
 _ON_SCREEN = 50
 

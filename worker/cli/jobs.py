@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from sqlalchemy import Connection
 
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json, print_text
@@ -18,16 +17,16 @@ from worker.cli.job_names import find_batch_id, find_job_id, find_named_job_id, 
 from worker.cli.listing import complete_batch_id, iso
 from worker.clock import SystemClock
 from worker.errors import InputError
-from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch, count_asked, fetch_batch
 from worker.storage.cleaning import clean_text
-from worker.storage.engine import Ledger
+from worker.storage.engine import Ledger, Transaction
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_batch, cancel_jobs
 from worker.storage.reading import fetch_states
 from worker.storage.story import Attempt, Result, Story, fetch_story
+from worker.text.printable import printable
 
 _TELL_EVERY_S = 5.0
 _LABEL = 13
@@ -117,7 +116,7 @@ def _cancel_batch(ledger: Ledger, batch: Batch, *, as_json: bool) -> None:
 
 
 def _cancel_job(ledger: Ledger, job_id: str, *, as_json: bool) -> None:
-    def work(connection: Connection) -> tuple[bool, JobState]:
+    def work(connection: Transaction) -> tuple[bool, JobState]:
         is_done = cancel_jobs(connection, [job_id], now_ms=SystemClock().now_ms()) == 1
         return is_done, fetch_states(connection, [job_id])[job_id]
 

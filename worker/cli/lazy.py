@@ -15,8 +15,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_group
 
-from worker.file_names import FileName, as_text
-from worker.printable import printable
+from worker.files.names import FileName, as_text
+from worker.text.printable import printable
 
 _UsageError: Any = typer.BadParameter.__base__  # typer has it in public by its children only
 

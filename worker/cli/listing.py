@@ -14,13 +14,13 @@ from rich.text import Text
 
 from schemas.job import JobState, derive_batch_status
 from worker.cli.console import note, out, print_json
-from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch, count_states, fetch_batches
 from worker.storage.engine import open_ledger
 from worker.storage.migrating import prepare_ledger
 from worker.storage.workers import WorkerFacts, fetch_workers
+from worker.text.printable import printable
 
 _PLAIN_ID = re.compile("[A-Za-z0-9_.-]+")  # a producer may name a batch as it likes; a shell must not run it
 _COMPLETED = 200

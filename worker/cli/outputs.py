@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from worker.file_names import as_file_name, as_text, is_utf8
+from worker.files.names import as_file_name, as_text, is_utf8
 from worker.reports.outputs import Inputs
 from worker.settings import SIMULATION, Settings
 from worker.sources.folder import SUFFIXES

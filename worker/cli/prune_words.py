@@ -9,11 +9,11 @@ from rich.text import Text
 
 from schemas.job import JobState
 from worker.cli.console import err, out
-from worker.printable import printable
 from worker.reports.summary import format_bytes, format_count
 from worker.storage.batches import fetch_batch
 from worker.storage.engine import Ledger
 from worker.storage.prune_survey import Share, Survey
+from worker.text.printable import printable
 
 _SHOWN = 10
 

@@ -14,7 +14,6 @@ from worker.cli.prune_words import print_survey, survey_facts
 from worker.cli.run_locks import RunsOfHome, is_of_home, kept_from_running
 from worker.clock import SystemClock, iso_ms
 from worker.errors import ExitCode, InputError
-from worker.printable import printable
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.storage.batches import Batch, count_states, fetch_batch
@@ -23,6 +22,7 @@ from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 from worker.storage.prune_survey import Survey, survey
 from worker.storage.pruning import OfAge, OfBatch, Pruned, prune
+from worker.text.printable import printable
 
 _AGE = re.compile(r"(\d{1,6})\s*([mhdw])")
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}

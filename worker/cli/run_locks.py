@@ -10,10 +10,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.embedded.home import open_lock_file, try_lock
 from worker.errors import SettingsError
-from worker.file_names import as_text
-from worker.files import prepare_folder
+from worker.files.home import open_lock_file, try_lock
+from worker.files.names import as_text
+from worker.files.private import prepare_folder
 from worker.settings import Settings
 from worker.storage.batches import Batch, fetch_unheld_runs
 from worker.storage.engine import Ledger

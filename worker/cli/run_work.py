@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import Connection
-
 from schemas.job import JobState
 from worker.cli.outputs import name_inputs
 from worker.cli.run_locks import RunLock, home_name, is_run_by_somebody, lock_path, open_lock
 from worker.clock import SystemClock
-from worker.embedded.home import try_lock
 from worker.errors import InputError
-from worker.file_names import as_file_name, as_text
+from worker.files.home import try_lock
+from worker.files.names import as_file_name, as_text
 from worker.ids import new_batch_id
+from worker.intake.submit import identify, make_job, submit_many
 from worker.settings import SIMULATION, Settings
 from worker.sources.documents import Document, DocumentSet, source_key
 from worker.sources.prompt import Prompt
@@ -37,7 +36,7 @@ from worker.storage.batches import (
     move_run,
     resume_batch,
 )
-from worker.storage.engine import Ledger
+from worker.storage.engine import Ledger, Transaction
 from worker.storage.intake import KnownJob, NewJob
 from worker.storage.moves import retry_jobs
 from worker.storage.tables import MAX_ROWS
@@ -50,7 +49,6 @@ from worker.storage.wants import (
     keep_going,
     needs_bringing_home,
 )
-from worker.submit import identify, make_job, submit_many
 
 
 @dataclass(slots=True)
@@ -207,7 +205,7 @@ def _let_go_of_others(ledger: Ledger, work: Work, *, now_ms: int) -> None:
         after = places[-1]
 
 
-def _repeat(ledger: Ledger, step: Callable[[Connection], int]) -> None:
+def _repeat(ledger: Ledger, step: Callable[[Transaction], int]) -> None:
     """Steps of at most 500 rows, each a transaction of its own, so that workers get their turn between two."""
     while ledger.run(step) >= MAX_ROWS:
         pass

@@ -10,7 +10,7 @@ import typer
 from worker.cli.console import out
 from worker.errors import InputError, Unreachable
 from worker.settings import IN_STACK, load_settings
-from worker.wrapping import terminal_width
+from worker.text.wrapping import terminal_width
 
 _BANNER_COLUMNS = 100
 

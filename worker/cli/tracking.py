@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from schemas.job import JobState
-from worker.gate_state import describe_trouble
+from worker.operations.gates import describe_trouble
 from worker.policy.gates import Gate
 from worker.reports.summary import format_seconds
 from worker.storage.calls import CallSums, fetch_oldest_call

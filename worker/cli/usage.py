@@ -19,14 +19,14 @@ from rich.cells import cell_len, set_cell_size
 from worker.cli.console import json_for_output, note, out
 from worker.cli.listing import complete_batch_id, iso
 from worker.errors import InputError
-from worker.printable import csv_cell, printable
 from worker.reports.summary import format_count
 from worker.settings import load_settings
 from worker.storage.batches import fetch_batch
 from worker.storage.cleaning import clean_text
 from worker.storage.migrating import prepare_ledger
 from worker.storage.usage_sums import UsageBy, UsageSum, iterate_usage
-from worker.wrapping import wrap_line
+from worker.text.printable import csv_cell, printable
+from worker.text.wrapping import wrap_line
 
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -21,8 +21,8 @@ import orjson
 from schemas.failure import FailureKind
 from schemas.job import ORDINARY_FINISH_REASONS, JobState
 from worker.errors import InputError
-from worker.printable import printable_json
 from worker.storage.reading import JobOutcome
+from worker.text.printable import printable_json
 
 _ENDED_BY_STATE = {
     JobState.CANCELLED: ("batch_cancelled", "The job was cancelled before it had a result."),

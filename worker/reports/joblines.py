@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import orjson
 
 from worker.clock import iso_ms
-from worker.printable import csv_cell, printable_json
 from worker.storage.job_list import ListedJob, Texts
+from worker.text.printable import csv_cell, printable_json
 
 _FACTS = (
     "job_id",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from worker.printable import printable
+from worker.text.printable import printable
 
 
 def format_count(count: int, noun: str = "", plural: str | None = None) -> str:

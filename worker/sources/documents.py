@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from worker.errors import InputError
-from worker.file_names import FileName, as_text, is_utf8
+from worker.files.names import FileName, as_text, is_utf8
 from worker.sources.folder import SUFFIXES, walk
 from worker.sources.left_out import LeftOut, Reason
 from worker.sources.own_files import OwnFiles

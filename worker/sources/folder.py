@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from worker.file_names import FileName, as_text
+from worker.files.names import FileName, as_text
 from worker.sources.left_out import LeftOut, Reason
 from worker.sources.own_files import OwnFiles
 from worker.sources.problems import why

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from worker.errors import InputError
-from worker.file_names import FileName, as_text
+from worker.files.names import FileName, as_text
 from worker.sources.problems import why
 
 _CHUNK_BYTES = 1024 * 1024

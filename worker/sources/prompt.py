@@ -17,7 +17,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from schemas.chat import ChatRequest, InvalidRequest, parse_request
 from worker.errors import InputError
-from worker.file_names import FileName, as_text
+from worker.files.names import FileName, as_text
 from worker.sources.documents import Document
 from worker.sources.frontmatter import FrontMatter, parse_front_matter, split_front_matter
 from worker.sources.pipes import name_input, read_input

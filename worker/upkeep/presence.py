@@ -13,8 +13,8 @@ from pathlib import Path
 
 import structlog
 
-from worker.embedded.home import try_lock
-from worker.files import open_private, prepare_folder
+from worker.files.home import try_lock
+from worker.files.private import open_private, prepare_folder
 
 log = structlog.get_logger(__name__)
 _SUFFIX = ".lock"
