@@ -18,8 +18,8 @@ import redis
 
 from bench.options import ROOT
 from bench.processes import BenchError, end, environment, tree_usage, wait_until
-from worker.embedded.home import broker_socket, runtime_folder
-from worker.embedded.valkey import find_binary, server_argv
+from worker.files.home import broker_socket, runtime_folder
+from worker.stack.valkey import find_binary, server_argv
 
 
 class Simulator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -92,3 +93,12 @@ def derive_batch_status(counts: dict[JobState, int], *, is_submitted: bool) -> s
     if counts.get(JobState.EXPIRED, 0):
         return "expired"
     return "completed"
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A job to publish: its id and where it goes."""
+
+    id: str
+    priority: int
+    is_bulk: bool

@@ -19,13 +19,13 @@ from celery.loaders.app import AppLoader
 from kombu import Exchange, Queue
 from kombu.utils.objects import cached_property
 
-from worker import channel
-from worker.broker import broker_address
+from worker.broker.client import broker_address
+from worker.broker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues, queues_of
+from worker.consume import channel
 from worker.errors import AntreanError
-from worker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues, queues_of
-from worker.logs import configure_logs
+from worker.logs.setup import configure_logs
 from worker.settings import load_settings
-from worker.starting import end_with
+from worker.startup import end_with
 from worker.storage.engine import open_ledger
 from worker.storage.identity import fetch_identity
 
@@ -51,7 +51,7 @@ def build_conf() -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,  # reserves what the slots hold, hoards nothing
         "worker_enable_prefetch_count_reduction": False,  # the claim absorbs a double delivery
-        "worker_consumer": "worker.consumer:Consumer",
+        "worker_consumer": "worker.consume.consumer:Consumer",
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # never kill a paid call
         "worker_send_task_events": True,
         "worker_hijack_root_logger": False,
@@ -69,8 +69,8 @@ def build_conf() -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # long outages are survived
         "broker_transport_options": {
-            # Foreign messages in hand, leased (`worker.channel`). Under keys of our own: other apps on this broker know
-            # nothing of leases, and may hold theirs for an hour.
+            # Foreign messages in hand, leased (`worker.consume.channel`). Under keys of our own: other apps on this
+            # broker know nothing of leases, and may hold theirs for an hour.
             "visibility_timeout": settings.lease_s,
             "unacked_restore_interval": settings.beat_interval_s,
             "unacked_restore_throttle": 1,
@@ -160,7 +160,7 @@ class Logging(CeleryLogging):
 class App(Celery):
     """Celery, but for CELERY_BROKER_URL and its like, which are another app's, and would win over our settings."""
 
-    backend_cls = "worker.results:LedgerOnly"
+    backend_cls = "worker.consume.results:LedgerOnly"
 
     def connection(self, hostname: str | None = None, *args: Any, **options: Any) -> Any:
         return super().connection(hostname or self.conf["broker_url"], *args, **options)
@@ -176,7 +176,7 @@ app = App(
     "antrean",
     set_as_current=False,
     amqp="worker.celery:AMQP",
-    events="worker.events:Events",
+    events="worker.consume.events:Events",
     log="worker.celery:Logging",
     loader="worker.celery:Loader",
     fixups=[],  # Django's belongs to the app of a Django project
@@ -194,4 +194,4 @@ app.user_options["worker"].add(
 def _point_flower_to_us(app: Any = None, **_: Any) -> None:
     # Flower itself reads ./flowerconfig.py, listens on 0.0.0.0 and asks for no password.
     if isinstance(app, App):
-        os.environ.setdefault("FLOWER_CONF", str(Path(__file__).with_name("flowerconfig.py")))
+        os.environ.setdefault("FLOWER_CONF", str(Path(__file__).parent / "flower" / "config.py"))

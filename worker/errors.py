@@ -95,3 +95,7 @@ def tell_place(exc: BaseException) -> str:
     """Where an error was raised, as `file.py:12`. Its text is not told: it may quote anything."""
     frames = traceback.extract_tb(exc.__traceback__)
     return f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}" if frames else "?"
+
+
+class Stopping(Exception):
+    """The worker is shutting down: nothing new begins."""

@@ -20,9 +20,10 @@ from celery.worker.control import revoke as celery_revoke
 
 from schemas.chat import InvalidRequest
 from schemas.job import JobState
-from worker.capacity import make_room
+from worker.attempt.execute import Report, Verdict
+from worker.broker.hints import TASK
 from worker.celery import app, serve_queues
-from worker.delivery import (
+from worker.consume.delivery import (
     adopt_ended,
     log_delivery,
     pack_envelope,
@@ -30,18 +31,17 @@ from worker.delivery import (
     take_callbacks_away,
     tell_retries,
 )
-from worker.embedded.stack import Stack
+from worker.consume.tracebacks import JobFailed, keep_words_only
 from worker.errors import AntreanError
-from worker.execute import Report, Verdict
 from worker.heap import settle_heap
-from worker.hints import TASK
-from worker.logs import configure_logs
-from worker.messages import Asked, read_time_ms
-from worker.producing import check_options, produce, read_call
+from worker.intake.messages import Asked, read_time_ms
+from worker.intake.producing import check_options, produce, read_call
+from worker.logs.setup import configure_logs
+from worker.operations.capacity import make_room
+from worker.runtime import WorkerRuntime, build_worker
 from worker.settings import IN_STACK, load_settings, warn_of_unknown_names
-from worker.starting import or_end
-from worker.tracebacks import JobFailed, keep_words_only
-from worker.wiring import WorkerRuntime, build_worker
+from worker.stack.attachment import Stack
+from worker.startup import or_end
 
 _runtime: WorkerRuntime | None = None
 _stack: Stack | None = None
@@ -56,8 +56,8 @@ class ChatTask(Task):
 
     abstract = True
     typing = False  # the arguments are checked with everything else, all problems at once
-    Request = "worker.request:BlankRequest"
-    Strategy = "worker.strategy:default"
+    Request = "worker.consume.request:BlankRequest"
+    Strategy = "worker.consume.strategy:default"
 
     def apply_async(
         self,

@@ -12,10 +12,10 @@ from schemas.chat import parse_request
 from tests.support.processes import ROOT, Shop, wait_until
 from worker.cli.doctor_words import MEANINGS
 from worker.clock import SystemClock
+from worker.intake.submit import make_job, submit_many
 from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.tables import jobs, results, usage
-from worker.submit import make_job, submit_many
 
 
 def queue(ledger: Ledger, settings: Settings, count: int) -> None:

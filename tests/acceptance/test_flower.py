@@ -29,8 +29,8 @@ import pytest
 from celery import Celery
 
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
-from worker.embedded.home import broker_url
-from worker.hints import UNACKED_KEY
+from worker.broker.hints import UNACKED_KEY
+from worker.files.home import broker_url
 
 TASK = "antrean.complete_chat"
 PLANTED = "pl4nted"  # in every prompt, answer, key and foreign message of this file

@@ -9,7 +9,7 @@ from celery import Celery
 
 from tests.acceptance.test_flower import REQUEST, Scene, free_port
 from tests.support.processes import Shop, SimulatorProcess, wait_until
-from worker.embedded.home import broker_url
+from worker.files.home import broker_url
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from sqlalchemy import select
 from tests.support.audit import states
 from tests.support.mutants import REQUEST, encode, first_protocol, message, mutants, nested
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
+from worker.broker.hints import ASIDE_PREFIX, LONE_QUEUE, TASK, UNACKED_KEY, write_hint
 from worker.clock import SystemClock
-from worker.foreign import Unusable, read_foreign, read_hint
-from worker.hints import ASIDE_PREFIX, LONE_QUEUE, TASK, UNACKED_KEY, write_hint
+from worker.consume.foreign import Unusable, read_foreign, read_hint
 from worker.ids import new_id
-from worker.messages import make_row_id
+from worker.intake.messages import make_row_id
 from worker.storage.batches import make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import NewJob, insert_jobs

@@ -11,13 +11,13 @@ from schemas.chat import parse_request
 from schemas.failure import FailureKind
 from tests.support.ledger import claim, job_row, put, record, setback
 from tests.support.processes import Shop, wait_until
-from worker.broker import broker_address, open_client
+from worker.broker.client import broker_address, open_client
 from worker.clock import SystemClock
+from worker.intake.submit import make_job
 from worker.policy.gates import Gate
 from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.tables import jobs
-from worker.submit import make_job
 from worker.throttle.redis_store import RedisGateStore
 
 REQUEST = {"model": "DeepSeek-V3.1", "messages": [{"role": "user", "content": "Hello"}]}

@@ -45,12 +45,12 @@ def fail(*args, **kwargs):
 FAULTS = {
     "thread": "import worker.upkeep.relay as one\none.Relay.run = fail",
     "thread-of-nobody": (
-        "import worker.wiring as one\nstart = one.WorkerRuntime.start\n"
+        "import worker.runtime as one\nstart = one.WorkerRuntime.start\n"
         "one.WorkerRuntime.start = lambda self: (start(self), threading.Thread(target=fail).start())"
     ),
-    "call": "import worker.execute as one\none.Executor._call = fail",
-    "task": "import worker.delivery as one\none.log_delivery = fail",
-    "start": "import worker.wiring as one\none.WorkerRuntime.__init__ = fail",
+    "call": "import worker.attempt.execute as one\none.Executor._call = fail",
+    "task": "import worker.consume.delivery as one\none.log_delivery = fail",
+    "start": "import worker.runtime as one\none.WorkerRuntime.__init__ = fail",
 }
 TOLD = {
     "thread": "worker.thread_died",

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
-from worker.embedded.home import runtime_folder
+from worker.files.home import runtime_folder
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root becomes somebody else")
 

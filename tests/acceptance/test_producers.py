@@ -154,7 +154,7 @@ def test_a_broker_that_is_away_costs_a_producer_a_fifth_of_a_second_once(
 ) -> None:
     script = f"""
 import json, time
-from worker.producing import _open
+from worker.intake.producing import _open
 from worker.tasks import complete_chat
 _open()
 took = []
@@ -326,7 +326,7 @@ def test_a_lone_job_is_done_within_50_ms_of_the_endpoints_answer(shop: Shop) -> 
     script = f"""
 import json, time
 from sqlalchemy import select
-from worker.producing import _open
+from worker.intake.producing import _open
 from worker.storage.tables import jobs
 from worker.tasks import complete_chat
 ledger = _open().ledger

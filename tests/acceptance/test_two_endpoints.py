@@ -115,7 +115,11 @@ def test_workers_of_two_endpoints_on_one_broker_leave_each_others_hints_alone(
 def test_celerys_own_purge_finds_the_queues_of_this_ledger_and_endpoint(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, valkey: object
 ) -> None:
-    from worker.hints import list_key, queues_of, write_hint  # local: only here is a hint written by hand
+    from worker.broker.hints import (  # local: only here is a hint written by hand
+        list_key,
+        queues_of,
+        write_hint,
+    )
     from worker.storage.identity import fetch_identity
 
     with plant_ledger.read() as connection:

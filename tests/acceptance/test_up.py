@@ -148,7 +148,7 @@ def test_a_broker_that_dies_comes_back_and_so_does_its_keeper(shop: Shop) -> Non
     up = Up(shop, "--no-flower")
     up.wait_for("ready: 1 worker")
     home = shop.folder / ".antrean"
-    for words in ("valkey.sock", "worker.embedded.keeper"):
+    for words in ("valkey.sock", "worker.stack.keeper"):
         for process in psutil.process_iter(["cmdline"]):
             line = " ".join(process.info["cmdline"] or [])
             if str(home) in line and words in line:

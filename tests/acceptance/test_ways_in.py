@@ -21,11 +21,11 @@ from tests.acceptance.test_run import ledger_of, result_lines, write_documents
 from tests.support.endpoints import Endpoint, api
 from tests.support.processes import Finished, Shop, environment
 from worker.clock import SystemClock
+from worker.intake.submit import identify
 from worker.storage.batches import make_batch
 from worker.storage.intake import NewJob, insert_jobs
 from worker.storage.migrating import migrate
 from worker.storage.tables import batches, jobs
-from worker.submit import identify
 
 LINE = {"custom_id": "c", "body": {"messages": [{"role": "user", "content": "x"}]}}
 ANTREAN = shlex.join([sys.executable, "-P", "-m", "worker.cli"])

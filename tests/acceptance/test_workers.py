@@ -11,10 +11,10 @@ from schemas.chat import parse_request
 from tests.support.audit import assert_sound, states
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
 from worker.clock import SystemClock
+from worker.intake.submit import make_job, submit_many
 from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.tables import attempts, jobs
-from worker.submit import make_job, submit_many
 
 
 def queue(ledger: Ledger, settings: Settings, count: int) -> None:

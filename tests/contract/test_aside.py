@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 from tests.contract.test_channel import LONE, UNACKED, UNACKED_INDEX, Reader, ids
 from tests.contract.test_taking import LISTS
 from tests.support.mutants import first_protocol, message
-from worker.aside import count_aside, give_back, name_aside
-from worker.channel import Channel, Connection, Hand
-from worker.hints import ASIDE_PREFIX, LONE_QUEUE, list_key
-from worker.taking import Taker
+from worker.broker.hints import ASIDE_PREFIX, LONE_QUEUE, list_key
+from worker.consume.aside import count_aside, give_back, name_aside
+from worker.consume.channel import Channel, Connection, Hand
+from worker.consume.taking import Taker
 
 ASIDE = ASIDE_PREFIX + LONE_QUEUE
 

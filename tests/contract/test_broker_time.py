@@ -15,9 +15,9 @@ from tests.contract.test_channel import (  # noqa: F401  # fixtures and helpers 
     publish,
     told,
 )
-from worker.broker_time import BrokerClock
-from worker.channel import Connection
-from worker.hints import LONE_QUEUE
+from worker.broker.clock import BrokerClock
+from worker.broker.hints import LONE_QUEUE
+from worker.consume.channel import Connection
 
 HOUR_S = 3600.0
 

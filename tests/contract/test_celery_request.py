@@ -22,13 +22,13 @@ from celery.worker.request import Request
 from celery.worker.strategy import default
 from kombu.message import Message
 
-from worker import strategy
+from worker.attempt.execute import Report, Verdict
 from worker.celery import build_conf
-from worker.delivery import tell_retries
-from worker.execute import Report, Verdict
-from worker.log_lines import read_record, render
-from worker.request import BlankRequest, as_name
-from worker.tracebacks import BriefInfo, JobFailed, keep_words_only
+from worker.consume import strategy
+from worker.consume.delivery import tell_retries
+from worker.consume.request import BlankRequest, as_name
+from worker.consume.tracebacks import BriefInfo, JobFailed, keep_words_only
+from worker.logs.lines import read_record, render
 
 SECRET = "A planted sentence. Nobody reads it."
 
@@ -304,7 +304,7 @@ def test_flowers_state_stays_within_its_bound_and_tells_nothing_of_foreign_event
     script = """
 import time
 from flower.events import EventsState
-from worker.flowering import BlankReceiver, MAX_WORKERS
+from worker.flower.setup import BlankReceiver, MAX_WORKERS
 state = EventsState(max_tasks_in_memory=100, max_workers_in_memory=MAX_WORKERS)
 receiver = BlankReceiver.__new__(BlankReceiver)
 receiver.handlers = {"*": state.event}

@@ -15,8 +15,8 @@ from kombu import Consumer, Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.message import Message
 
-from worker.channel import Channel, Connection, Hand
-from worker.hints import BULK_QUEUE, LONE_QUEUE, TASK, list_key, list_keys, write_hint
+from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, TASK, list_key, list_keys, write_hint
+from worker.consume.channel import Channel, Connection, Hand
 
 DIRECT = Exchange(LONE_QUEUE, type="direct")
 LONE = Queue(LONE_QUEUE, DIRECT, routing_key=LONE_QUEUE)
@@ -215,8 +215,8 @@ def test_the_lists_are_those_of_kombu(valkey_path: str) -> None:
 
 
 def test_a_hint_is_what_celery_would_have_sent(valkey: redis.Redis, valkey_path: str) -> None:
+    from worker.broker.hints import TASK
     from worker.celery import app  # local: it reads the settings of this process
-    from worker.hints import TASK
 
     with KombuConnection(f"redis+socket://{valkey_path}") as connection, connection.channel() as channel:
         BULK(channel).declare()

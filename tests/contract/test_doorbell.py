@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import redis
 
-from worker.doorbell import Doorbell
-from worker.hints import BULK_QUEUE, LONE_QUEUE, list_keys
+from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, list_keys
+from worker.consume.doorbell import Doorbell
 
 KEYS = [key for queue in (LONE_QUEUE, BULK_QUEUE) for key in list_keys(queue)]
 

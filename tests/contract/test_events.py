@@ -12,7 +12,9 @@ from celery import Celery
 def test_events_are_gathered_and_read_by_celery_as_its_own(valkey: redis.Redis, valkey_path: str) -> None:
     seen: list[dict[str, Any]] = []
     with (
-        Celery("events", broker=f"redis+socket://{valkey_path}", events="worker.events:Events") as app,
+        Celery(
+            "events", broker=f"redis+socket://{valkey_path}", events="worker.consume.events:Events"
+        ) as app,
         app.connection_for_read() as reading,
         app.connection_for_write() as writing,
     ):

@@ -13,8 +13,8 @@ from schemas.chat import InvalidRequest
 from schemas.job import JobState
 from tests.contract.test_ledger_executor import MODEL, House, build
 from tests.support.ledger import ENDPOINT, NOW, a_job, job_row, put_one, rows, state
-from worker.execute import Verdict
-from worker.messages import Asked, build_job, build_refused
+from worker.attempt.execute import Verdict
+from worker.intake.messages import Asked, build_job, build_refused
 from worker.storage.batches import ensure_open_batches, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import NewJob, adopt_jobs

@@ -13,9 +13,9 @@ from sqlalchemy import delete, text, update
 
 from tests.support.ledger import ENDPOINT, a_job, claim, job_row, put, rows, state, success
 from tests.support.ward import HOUR_MS, RAW, WORKER, Ward, admit, make_ward, now_ms, with_broker
-from worker.broker import BrokerEpoch
+from worker.broker.client import BrokerEpoch
+from worker.broker.hints import BULK_QUEUE, list_keys
 from worker.cli.doctoring import examine, mend
-from worker.hints import BULK_QUEUE, list_keys
 from worker.settings import Settings
 from worker.storage.batches import finish_submission, hold_batch, make_batch
 from worker.storage.doctor import rescue_worker

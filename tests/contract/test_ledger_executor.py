@@ -19,18 +19,18 @@ from schemas.chat import parse_request
 from schemas.failure import FailureKind
 from tests.support.clock import FakeClock
 from tests.support.ledger import NOW, job_row, put, rows, state
-from worker.credentials import Credentials
-from worker.execute import Executor, Verdict
+from worker.attempt.credentials import Credentials
+from worker.attempt.execute import Executor, Verdict
+from worker.attempt.slots import Slots
+from worker.intake.submit import make_job
 from worker.policy.retry import RetryRules
 from worker.settings import load_settings
-from worker.slots import Slots
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter
 from worker.storage.moves import cancel_jobs
 from worker.storage.tables import jobs
 from worker.storage.window import take_due
-from worker.submit import make_job
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.spool import SpoolFile, replay_leftovers

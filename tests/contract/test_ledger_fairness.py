@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from schemas.job import Due
 from tests.contract.test_ledger_upkeep import Broker
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, NOW, a_job, claim, claim_one, put, put_one, record, setback
 from worker.storage.batches import hold_batch, make_batch, resume_batch
 from worker.storage.engine import Ledger
-from worker.storage.window import Due, take_due, take_lone_due
+from worker.storage.window import take_due, take_lone_due
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.relay import WINDOW_FLOOR, Relay

@@ -13,10 +13,10 @@ from schemas.job import JobState
 from tests.support.clock import FakeClock
 from tests.support.ledger import NOW, a_job, at_once, claim_one, job_row, put, record, rows, success
 from worker.errors import BrokerAway
+from worker.intake.submit import submit_many, submit_one
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.intake import find_by_keys, insert_jobs
-from worker.submit import submit_many, submit_one
 
 
 def test_a_job_is_queued_with_its_body_beside_it(ledger: Ledger) -> None:

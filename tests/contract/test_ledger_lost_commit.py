@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from schemas.job import Due
 from tests.support.clock import FakeClock
 from tests.support.ledger import (
     ENDPOINT,
@@ -29,7 +30,6 @@ from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, Reply
 from worker.storage.outcomes import ClaimedJob, Recorded
-from worker.storage.window import Due
 from worker.storage.workers import release_orphans
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore

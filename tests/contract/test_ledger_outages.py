@@ -13,8 +13,8 @@ from tests.contract.test_ledger_executor import House, build  # noqa: F401
 from tests.support.clock import FakeClock
 from tests.support.ledger import job_row, put, rows, state
 from tests.support.moody import MODEL, MoodyEndpoint, Reply, completion
+from worker.intake.submit import make_job
 from worker.storage.engine import Ledger
-from worker.submit import make_job
 from worker.upkeep.relay import Relay
 
 PAGE = b"<!DOCTYPE html><html><head><title>Just a moment...</title></head></html>"

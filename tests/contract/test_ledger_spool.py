@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ledger import NOW, claim_one, put_one, record, rows, state, success
-from worker.slots import Stopping
+from worker.errors import Stopping
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.outcomes import ClaimedJob, Success, Usage

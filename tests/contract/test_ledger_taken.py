@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from schemas.chat import InvalidRequest, hash_request
+from schemas.job import Due
 from tests.support.clock import FakeClock
 from tests.support.ledger import a_job, at_once, put, rows
 from worker.errors import InputError
+from worker.intake.submit import submit_many, submit_one
 from worker.storage.engine import Ledger
 from worker.storage.intake import NewJob
-from worker.storage.window import Due
-from worker.submit import submit_many, submit_one
 
 HI, ELSE = '{"messages":["Hi."]}', '{"messages":["Something else."]}'
 

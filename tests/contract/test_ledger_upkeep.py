@@ -11,12 +11,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from schemas.failure import FailureKind
+from schemas.job import Due
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, put_one, rows, state, success
 from worker.errors import BrokerAway
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter
-from worker.storage.window import Due, count_published
+from worker.storage.window import count_published
 from worker.storage.workers import register_worker
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore

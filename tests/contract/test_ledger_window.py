@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
+from schemas.job import Due
 from tests.support.ledger import (
     ENDPOINT,
     NOW,
@@ -32,7 +33,6 @@ from worker.storage.pruning import _ENDED as PRUNED
 from worker.storage.records import record_outcomes
 from worker.storage.waits import cap_waits
 from worker.storage.window import (
-    Due,
     count_live_slots,
     count_published,
     take_due,

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.endpoints import HTML_PAGE, NO_MESSAGES, Endpoint, Route, api
 from worker.errors import InputError, Refused, SettingsError, Unreachable
-from worker.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
+from worker.operations.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
 from worker.settings import Settings, load_settings
 
 Open = Callable[[Mapping[str, Route]], Endpoint]

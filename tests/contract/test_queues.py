@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, state
-from worker.broker import BrokerEpoch, count_messages
-from worker.hints import BULK_QUEUE, LONE_QUEUE, is_bulk_queue, list_key, list_keys, queues_of
+from worker.broker.client import BrokerEpoch, count_messages
+from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, is_bulk_queue, list_key, list_keys, queues_of
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter
 from worker.storage.identity import fetch_identity

@@ -13,7 +13,7 @@ from worker.cli import run_work
 from worker.cli.request_file import make_requests_batch, open_requests, submit_requests
 from worker.cli.run_input import open_input
 from worker.cli.run_work import Work
-from worker.preflight import NOT_ASKED
+from worker.operations.preflight import NOT_ASKED
 from worker.storage.batches import Batch
 from worker.storage.engine import Ledger
 

@@ -16,10 +16,10 @@ from kombu.asynchronous import Hub, set_event_loop
 from tests.contract.test_channel import BULK, LONE, UNACKED, UNACKED_INDEX, Reader, ids, publish, put_hints
 from tests.contract.test_doorbell import allow_no_tracking
 from tests.support.proxy import Proxy
-from worker.channel import Channel, Connection, Hand
-from worker.foreign import REFUSED_HEADER
-from worker.hints import BULK_QUEUE, LONE_QUEUE, list_key, list_keys, write_hint
-from worker.taking import Taken, Taker
+from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, list_key, list_keys, write_hint
+from worker.consume.channel import Channel, Connection, Hand
+from worker.consume.foreign import REFUSED_HEADER
+from worker.consume.taking import Taken, Taker
 
 LISTS = [(queue, key) for queue in (LONE_QUEUE, BULK_QUEUE) for key in list_keys(queue)]
 
@@ -330,7 +330,7 @@ def test_a_message_in_hand_is_leased_and_one_that_nobody_has_comes_again(
 def test_what_kombu_itself_loses(
     valkey: redis.Redis, proxy: tuple[Proxy, str], ours: KombuConnection
 ) -> None:
-    """Why all this: the same cut, and kombu's own channel. Should this fail one day, worker/taking.py can go."""
+    """Why all this: the same cut, and kombu's own channel. Should this fail one day, worker/consume/taking.py can go."""
     wire, path = proxy
     with KombuConnection(
         f"redis+socket://{path}", transport_options={"socket_timeout": 5, "retry_on_timeout": None}

@@ -13,10 +13,10 @@ from kombu import Connection as KombuConnection
 from tests.contract.test_channel import LONE, UNACKED, UNACKED_INDEX, Reader
 from tests.contract.test_taking import LISTS, notes
 from tests.support.mutants import message, nested
-from worker.channel import Channel, Connection, Hand
-from worker.foreign import REFUSED_HEADER
-from worker.hints import LONE_QUEUE, list_key
-from worker.taking import Taken, Taker, read_note, write_note
+from worker.broker.hints import LONE_QUEUE, list_key
+from worker.consume.channel import Channel, Connection, Hand
+from worker.consume.foreign import REFUSED_HEADER
+from worker.consume.taking import Taken, Taker, read_note, write_note
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from schemas.failure import FailureKind
 from tests.support.clock import FakeClock
 from tests.support.ledger import at_once
 from tests.support.processes import ROOT
-from worker.log_sink import flush_logs
+from worker.logs.sink import flush_logs
 from worker.policy.gates import Gate
 from worker.throttle.gatekeeper import Gatekeeper, Pass
 from worker.throttle.redis_store import RedisGateStore

@@ -15,7 +15,7 @@ from celery import Celery
 
 from tests.support.arena import MODEL, Arena
 from tests.support.proxy import Proxy
-from worker.hints import LONE_QUEUE, UNACKED_KEY, list_keys
+from worker.broker.hints import LONE_QUEUE, UNACKED_KEY, list_keys
 from worker.settings import load_settings
 
 RECOVERS_WITHIN_S = 10.0

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from tests.support.arena import Arena
-from worker.hints import BULK_QUEUE
+from worker.broker.hints import BULK_QUEUE
 from worker.storage.tables import is_published, jobs
 
 CLAIMED_WITHIN_S = 10.0

@@ -26,11 +26,11 @@ from tests.support.arena import MODEL, Arena
 from tests.support.processes import end
 from tests.support.storm import ENDPOINT_FAULTS, Fault, Kind, plan_storm
 from worker.clock import SystemClock
+from worker.intake.submit import make_job, submit_many
 from worker.storage.errors import DatabaseAway
 from worker.storage.intake import NewJob
 from worker.storage.moves import cancel_jobs, retry_jobs
 from worker.storage.tables import jobs
-from worker.submit import make_job, submit_many
 
 T = TypeVar("T")
 _WORKERS = 3

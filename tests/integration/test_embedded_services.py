@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from worker.embedded.stack import Stack
 from worker.errors import AntreanError, Unreachable
+from worker.stack.attachment import Stack
 
 PROJECT = Path(__file__).resolve().parents[2]
 SECRET = "sk-do-not-tell"
@@ -43,7 +43,7 @@ signal.pause()
 LEAVER = """
 import signal, sys
 from pathlib import Path
-from worker.embedded.stack import Stack
+from worker.stack.attachment import Stack
 stack = Stack.attach(Path(sys.argv[1]))
 stack.ensure_worker(sys.argv[2:], {}, grace_s=600)
 try:
@@ -59,7 +59,7 @@ except KeyboardInterrupt:
 GUARDED = """
 import asyncio, os, sys, signal
 from pathlib import Path
-from worker.embedded.child import Child
+from worker.stack.child import Child
 async def main():
     child = Child(["sleep", "600"], env={"PATH": os.environ["PATH"]}, cwd=Path("/"),
                   log=Path(os.devnull), is_guarded=True)
@@ -362,7 +362,7 @@ def test_no_secret_is_in_an_argument_or_a_log(home: Path, stack: Stack) -> None:
 def test_a_command_that_is_killed_while_a_service_starts_takes_it_along(home: Path) -> None:
     silent = "import signal, os; open('silent', 'w').write(str(os.getpid())); signal.pause()"
     script = (
-        "import sys; from pathlib import Path; from worker.embedded.stack import Stack\n"
+        "import sys; from pathlib import Path; from worker.stack.attachment import Stack\n"
         f"Stack.attach(Path(sys.argv[1])).ensure_simulator([sys.executable, '-c', {silent!r}], {{}})"
     )
     command = subprocess.Popen(

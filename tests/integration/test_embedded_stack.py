@@ -14,8 +14,8 @@ import psutil
 import pytest
 import redis
 
-from worker.embedded.home import broker_socket, open_lock_file, runtime_folder, try_lock
-from worker.embedded.stack import Stack, StackLost
+from worker.files.home import broker_socket, open_lock_file, runtime_folder, try_lock
+from worker.stack.attachment import Stack, StackLost
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys
 from pathlib import Path
-from worker.embedded.stack import Stack
+from worker.stack.attachment import Stack
 with Stack.attach(Path(sys.argv[1])) as stack:
     stack.ensure_broker()
     status = stack.status()

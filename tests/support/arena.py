@@ -24,10 +24,10 @@ from tests.support.audit import assert_sound, states
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
 from tests.support.servers import PostgresProcess, ValkeyProcess
 from worker.clock import SystemClock
+from worker.intake.submit import make_job, submit_many
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.tables import attempts, jobs, usage, workers
-from worker.submit import make_job, submit_many
 
 LEASE_S = 2.0
 MODEL = "DeepSeek-V3.1"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
-from worker.hints import LONE_QUEUE, TASK, write_hint
+from worker.broker.hints import LONE_QUEUE, TASK, write_hint
 
 REQUEST = {"model": "DeepSeek-V3.1", "messages": [{"role": "user", "content": "Say one."}]}
 ODD_VALUES: list[Any] = [

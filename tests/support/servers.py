@@ -14,7 +14,7 @@ import redis
 
 from tests.support.postgres import postgres_wheel
 from tests.support.processes import wait_until
-from worker.embedded.valkey import find_binary
+from worker.stack.valkey import find_binary
 
 
 class ValkeyProcess:

@@ -82,5 +82,5 @@ sys.argv = ["celery", "-A", {app!r}, "flower"]
 sys.path.insert(0, "")
 main()
 """
-    ours = str(Path("worker/flowerconfig.py").absolute())
+    ours = str(Path("worker/flower/config.py").absolute())
     assert run(script, tmp_path) == (None if app == "theirs" else ours)

@@ -19,8 +19,8 @@ import typer
 import yaml
 
 from worker.cli.main import app
-from worker.setting_sources import unknown_names
 from worker.settings import Settings, load_settings
+from worker.settings.sources import unknown_names
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.embedded.environment import inherited_environment
 from worker.settings import load_settings
-from worker.supervisor.plan import make_plan
+from worker.stack.environment import inherited_environment
+from worker.stack.plan import make_plan
 
 
 def test_relative_paths_of_a_command_reach_its_workers_as_whole_ones(

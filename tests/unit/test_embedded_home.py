@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.embedded.home import (
+from worker.errors import AntreanError, ExitCode
+from worker.files.home import (
     broker_socket,
     broker_url,
     control_socket,
@@ -16,7 +17,6 @@ from worker.embedded.home import (
     prepare_home,
     runtime_folder,
 )
-from worker.errors import AntreanError, ExitCode
 
 
 def test_the_sockets_live_in_the_home_folder() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.embedded import valkey
 from worker.errors import AntreanError
+from worker.stack import valkey
 
 
 def _fake_server(folder: Path, name: str, version: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.files import (
+from worker.files.private import (
     close_file,
     close_folder,
     close_home,

@@ -6,7 +6,7 @@ from base64 import b64encode
 
 import pytest
 
-from worker.flower_guard import FREE_GUESSES, GUESS_EVERY_S, Guesses, is_right
+from worker.flower.guard import FREE_GUESSES, GUESS_EVERY_S, Guesses, is_right
 
 CREDENTIALS = ["antrean:correct horse", "other:päss"]
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from flower.events import EventsState
 
-from worker.flower_history import KeptEvents, decode_state, encode_state
+from worker.flower.history import KeptEvents, decode_state, encode_state
 
 LIMITS = {"max_tasks_in_memory": 100, "max_workers_in_memory": 10}
 

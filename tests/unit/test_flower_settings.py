@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import SettingsError
-from worker.flowering import check_exposure, decide_options, is_loopback, kept_secret
+from worker.flower.setup import check_exposure, decide_options, is_loopback, kept_secret
 from worker.settings import load_settings
 
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.mutants import ODD_VALUES, REQUEST, encode, first_protocol, message, mutants, nested
-from worker.delivery import read_delivery
-from worker.foreign import (
+from worker.broker.hints import HINT_HEADER, LONE_QUEUE, TASK, write_hint
+from worker.consume.delivery import read_delivery
+from worker.consume.foreign import (
     NOT_BEFORE_HEADER,
     REFUSED_HEADER,
     OfAnother,
@@ -23,8 +24,7 @@ from worker.foreign import (
     read_fragments,
     read_hint,
 )
-from worker.hints import HINT_HEADER, LONE_QUEUE, TASK, write_hint
-from worker.producing import read_call
+from worker.intake.producing import read_call
 from worker.settings import Settings, load_settings
 from worker.storage.intake import NewJob
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import structlog
 
-from worker import log_sink
-from worker.crashes import tell_error, tell_traceback
 from worker.errors import InputError, Unreachable
-from worker.log_counts import MOST, SPAN_S, Counted
-from worker.log_lines import read_record, render, tell_message
-from worker.logs import configure_logs
+from worker.logs import sink as log_sink
+from worker.logs.counts import MOST, SPAN_S, Counted
+from worker.logs.crashes import tell_error, tell_traceback
+from worker.logs.lines import read_record, render, tell_message
+from worker.logs.setup import configure_logs
 
 MARK = "pl4nted"
 SECRET = f"The {MARK} sentence nobody may read."

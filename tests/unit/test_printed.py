@@ -26,10 +26,10 @@ WRITERS = {
     "worker/cli/console.py",
     "worker/cli/usage.py",
     "api_client/simulator/serve.py",
-    "worker/log_sink.py",
+    "worker/logs/sink.py",
     "worker/reports/batchlines.py",
-    "worker/starting.py",
-    "worker/supervisor/figures.py",
+    "worker/startup.py",
+    "worker/stack/figures.py",
 }
 
 

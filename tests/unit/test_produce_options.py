@@ -9,9 +9,9 @@ import pytest
 from celery import chain, chord, group
 
 from schemas.chat import InvalidRequest
-from worker.messages import Asked, build_job
-from worker.producing import check_options
-from worker.results import ResultsInLedger
+from worker.consume.results import ResultsInLedger
+from worker.intake.messages import Asked, build_job
+from worker.intake.producing import check_options
 from worker.tasks import complete_chat
 
 REQUEST = {"model": "m", "messages": [{"role": "user", "content": "x"}]}

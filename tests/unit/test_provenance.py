@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import typer
 
+from worker.attempt.credentials import Credentials
 from worker.cli.main import app
-from worker.credentials import Credentials
-from worker.embedded.stack import Stack
 from worker.errors import ExitCode, SettingsError
 from worker.settings import load_settings
+from worker.stack.attachment import Stack
 
 STRANGER = 54321
 AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
@@ -114,7 +114,7 @@ def test_an_address_of_the_folder_for_a_key_of_the_environment_is_said_once(
     monkeypatch.setenv("ANTREAN_API_KEY", "sk-of-the-environment")
     settings = load_settings()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("worker.credentials._say_once", _say_afresh())
+    monkeypatch.setattr("worker.attempt.credentials._say_once", _say_afresh())
     Credentials(settings)
     Credentials(settings)
     said = capsys.readouterr().err
@@ -128,7 +128,7 @@ def test_an_address_of_the_folder_for_a_key_of_the_environment_is_said_once(
 def _say_afresh() -> Any:
     from functools import cache
 
-    from worker import credentials
+    from worker.attempt import credentials
 
     return cache(credentials._say_once.__wrapped__)
 

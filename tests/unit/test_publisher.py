@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from schemas.job import Due
+from worker.broker.publishing import PromptPublisher
 from worker.errors import BrokerAway
-from worker.publisher import PromptPublisher
-from worker.storage.window import Due
 
 JOB = Due("a", 0, is_bulk=False)
 

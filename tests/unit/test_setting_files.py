@@ -9,8 +9,8 @@ from threading import Thread
 import pytest
 
 from worker.errors import SettingsError
-from worker.setting_files import parse_dotenv, read_dotenv
 from worker.settings import DEFAULT_BASE_URL, load_settings
+from worker.settings.files import parse_dotenv, read_dotenv
 
 BASE_URL = "ANTREAN_BASE_URL=http://127.0.0.1:18111"
 KEY = "sk-internal"

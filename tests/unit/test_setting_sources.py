@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.setting_sources import ENVIRONMENT, describe_unknown, read_sources, unknown_names
 from worker.settings import Settings
+from worker.settings.sources import ENVIRONMENT, describe_unknown, read_sources, unknown_names
 
 NAMES = Settings.model_fields
 

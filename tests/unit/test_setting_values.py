@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from worker.broker import open_client
+from worker.broker.client import open_client
 from worker.errors import SettingsError
-from worker.setting_values import check_broker_url
 from worker.settings import load_settings
+from worker.settings.values import check_broker_url
 
 
 def problems(**overrides: object) -> list[str]:

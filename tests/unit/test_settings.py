@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from worker.errors import SettingsError
-from worker.setting_sources import unknown_names
 from worker.settings import Settings, load_settings
+from worker.settings.sources import unknown_names
 
 
 @pytest.fixture(autouse=True)

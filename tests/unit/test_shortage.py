@@ -21,7 +21,7 @@ from api_client.deadline import Stage
 from api_client.errors import ApiError
 from schemas.failure import FailureKind
 from schemas.shortage import is_local_shortage
-from worker.capacity import count_startable_threads
+from worker.operations.capacity import count_startable_threads
 
 CONFIG = EndpointConfig("http://endpoint.test")
 LACKS = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL]
@@ -84,7 +84,7 @@ def test_threads_are_counted_by_trying() -> None:
 def test_a_process_that_may_have_few_threads_counts_few() -> None:
     script = (
         "import resource, threading\n"
-        "from worker.capacity import count_startable_threads\n"
+        "from worker.operations.capacity import count_startable_threads\n"
         "pages = int(open('/proc/self/statm').read().split()[0])\n"
         "most = pages * resource.getpagesize() + (400 << 20)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (most, most))\n"

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.slots import Slots, Stopping
+from worker.attempt.slots import Slots
+from worker.errors import Stopping
 
 
 class Slot:

@@ -8,7 +8,7 @@ import pytest
 from celery.utils.dispatch import Signal
 
 from worker.errors import ExitCode, SettingsError, Unreachable
-from worker.starting import or_end
+from worker.startup import or_end
 
 
 def end_of(exc: Exception, left: list[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from worker.supervisor.lines import LineSplitter, make_prefix, make_readable
+from worker.stack.lines import LineSplitter, make_prefix, make_readable
 
 
 def log_line(**fields: object) -> str:

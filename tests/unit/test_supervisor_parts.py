@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from worker.settings import Settings, load_settings
-from worker.supervisor.figures import Figures, describe_health, parse_figures
-from worker.supervisor.part import decide_restart_delay_s, describe_status
-from worker.supervisor.plan import Plan, make_plan
+from worker.stack.figures import Figures, describe_health, parse_figures
+from worker.stack.part import decide_restart_delay_s, describe_status
+from worker.stack.plan import Plan, make_plan
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from worker.supervisor.screen import Screen
+from worker.stack.screen import Screen
 
 
 def in_loop(work: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
-from worker.broker import broker_address
+from worker.broker.client import broker_address
 from worker.errors import SettingsError
 from worker.settings import Settings, load_settings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.suspects import Suspects
+from worker.attempt.suspects import Suspects
 
 
 def test_one_at_a_time_has_its_turn_and_the_others_come_later() -> None:

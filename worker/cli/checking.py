@@ -9,18 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from schemas.address import parse_address
-from worker.broker import broker_address, check_broker, open_client
-from worker.capacity import make_room
+from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note, out, print_json
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.clock import SystemClock
-from worker.embedded.stack import Stack
 from worker.errors import AntreanError, ExitCode, SettingsError, Unreachable
-from worker.gate_state import GateWatch, describe_gate, gate_facts
-from worker.preflight import EndpointFacts, ask_endpoint, check_models, choose_model, list_models
+from worker.operations.capacity import make_room
+from worker.operations.gates import GateWatch, describe_gate, gate_facts
+from worker.operations.preflight import EndpointFacts, ask_endpoint, check_models, choose_model, list_models
 from worker.reports.summary import format_count
-from worker.setting_sources import unknown_names
 from worker.settings import Settings, load_settings
+from worker.settings.sources import unknown_names
+from worker.stack.attachment import Stack
 from worker.storage.engine import open_ledger
 from worker.storage.errors import NotMigrated
 from worker.storage.migrating import is_current

@@ -12,14 +12,14 @@ import typer
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.aside import count_aside, name_aside
-from worker.broker import BrokerEpoch, broker_address, count_messages, open_client
+from worker.broker.client import BrokerEpoch, broker_address, count_messages, open_client
+from worker.broker.hints import SHARED_QUEUES, queues_of
 from worker.cli.console import note, out, print_json
 from worker.cli.doctor_words import MEANINGS
 from worker.clock import SystemClock
-from worker.embedded.home import broker_socket
+from worker.consume.aside import count_aside, name_aside
 from worker.errors import BrokerAway, ExitCode
-from worker.hints import SHARED_QUEUES, queues_of
+from worker.files.home import broker_socket
 from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import Settings, load_settings

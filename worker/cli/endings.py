@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 from worker.cli.console import complain, err, speak_any_encoding
-from worker.crashes import tell_error, tell_traceback
 from worker.errors import (
     AntreanError,
     ExitCode,
@@ -20,6 +19,7 @@ from worker.errors import (
     explain_os_error,
     tell_place,
 )
+from worker.logs.crashes import tell_error, tell_traceback
 
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell says of any command whose reader has left (`| head`)
 

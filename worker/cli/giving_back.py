@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from worker.aside import count_aside, give_back
-from worker.broker import broker_address, open_client
+from worker.broker.client import broker_address, open_client
+from worker.broker.hints import SHARED_QUEUES, list_keys, queues_of
 from worker.cli.console import note, out, print_json
-from worker.embedded.home import broker_socket
+from worker.consume.aside import count_aside, give_back
 from worker.errors import InputError
-from worker.hints import SHARED_QUEUES, list_keys, queues_of
+from worker.files.home import broker_socket
 from worker.printable import printable
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings

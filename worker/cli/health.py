@@ -8,8 +8,8 @@ import typer
 
 from worker.cli.console import complain, out
 from worker.errors import AntreanError
+from worker.operations.health import check_address, check_worker
 from worker.settings import load_settings
-from worker.supervisor.health import check_address, check_worker
 
 
 def register(app: typer.Typer) -> None:

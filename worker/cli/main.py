@@ -11,7 +11,7 @@ from worker.cli.console import out
 from worker.cli.endings import run_to_its_end
 from worker.cli.lazy import LazyGroup
 from worker.heap import keep_loaded
-from worker.logs import configure_logs
+from worker.logs.setup import configure_logs
 
 app = typer.Typer(
     name="antrean",

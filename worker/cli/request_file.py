@@ -16,7 +16,8 @@ from schemas.chat import encode_decoded
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.ids import new_batch_id, new_ids
-from worker.preflight import EndpointFacts, choose_model
+from worker.intake.submit import BULK_PRIORITY, Submitted, identify, submit_many
+from worker.operations.preflight import EndpointFacts, choose_model
 from worker.settings import Settings
 from worker.sources.jsonl import JsonlSummary, RequestLine, check_requests, read_requests
 from worker.sources.pipes import as_file, is_folder, is_stream, name_input
@@ -24,7 +25,6 @@ from worker.sources.problems import why
 from worker.storage.batches import Batch, find_batch, finish_submission, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob, find_by_keys
-from worker.submit import BULK_PRIORITY, Submitted, identify, submit_many
 
 _IDS_AT_ONCE = 500
 

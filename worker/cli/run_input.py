@@ -31,7 +31,7 @@ from worker.cli.run_work import (
     take_up,
 )
 from worker.errors import InputError
-from worker.preflight import EndpointFacts, check_models, choose_model
+from worker.operations.preflight import EndpointFacts, check_models, choose_model
 from worker.reports.batchlines import LINE_START
 from worker.reports.outputs import Inputs
 from worker.settings import Settings

@@ -16,10 +16,11 @@ from sqlalchemy import Connection
 from schemas.job import JobState
 from worker.cli.outputs import name_inputs
 from worker.clock import SystemClock
-from worker.embedded.home import open_lock_file, try_lock
 from worker.errors import InputError, SettingsError
-from worker.files import close_folder
+from worker.files.home import open_lock_file, try_lock
+from worker.files.private import close_folder
 from worker.ids import new_batch_id
+from worker.intake.submit import identify, make_job, submit_many
 from worker.settings import SIMULATION, Settings
 from worker.sources.documents import Document, DocumentSet, source_key
 from worker.sources.prompt import Prompt
@@ -50,7 +51,6 @@ from worker.storage.wants import (
     keep_going,
     needs_bringing_home,
 )
-from worker.submit import identify, make_job, submit_many
 
 
 @dataclass(slots=True)

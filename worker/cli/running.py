@@ -13,8 +13,7 @@ from typing import Annotated
 
 import typer
 
-from worker.broker import broker_address, check_broker, open_client
-from worker.capacity import make_room
+from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import complain, err, note, out, print_json
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.last_words import LastWords
@@ -23,18 +22,19 @@ from worker.cli.progress import Display
 from worker.cli.run_input import open_input
 from worker.cli.run_work import Work, hold_abandoned, tend, worked_on
 from worker.cli.tracking import Progress, Tracker
-from worker.disk import describe_full_disk
-from worker.embedded.home import last_line
-from worker.embedded.stack import Stack
 from worker.errors import ExitCode, Unreachable
-from worker.gate_state import GateWatch
-from worker.preflight import NOT_ASKED, ask_endpoint
+from worker.files.disk import describe_full_disk
+from worker.files.home import last_line
+from worker.operations.capacity import make_room
+from worker.operations.gates import GateWatch
+from worker.operations.preflight import NOT_ASKED, ask_endpoint
 from worker.reports.batchlines import Counts, is_standard_output
 from worker.reports.calls import call_facts, describe_failed_calls, describe_latencies
 from worker.reports.growing import GrowingResults
 from worker.reports.outputs import Output
 from worker.reports.summary import describe_finish_reasons, format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
+from worker.stack.attachment import Stack
 from worker.storage.batches import Batch
 from worker.storage.calls import sum_calls
 from worker.storage.engine import Ledger

@@ -14,7 +14,7 @@ from worker.cli.console import note, out, print_json
 from worker.cli.listing import complete_batch_id, iso, worker_facts
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
-from worker.gate_state import GateWatch, describe_gate, gate_facts
+from worker.operations.gates import GateWatch, describe_gate, gate_facts
 from worker.policy.gates import Gate
 from worker.reports.summary import format_count, format_seconds
 from worker.reports.waiting import (

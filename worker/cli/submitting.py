@@ -19,7 +19,7 @@ from worker.cli.request_file import (
     submit_requests,
 )
 from worker.cli.run_work import keep_from_runs
-from worker.preflight import NOT_ASKED, ask_endpoint, check_models
+from worker.operations.preflight import NOT_ASKED, ask_endpoint, check_models
 from worker.reports.summary import format_count
 from worker.settings import load_settings
 from worker.storage.batches import count_states

@@ -11,17 +11,17 @@ from typing import Annotated
 
 import typer
 
-from worker.broker import broker_address, check_broker, open_client
-from worker.capacity import make_room
-from worker.credentials import Credentials
-from worker.embedded.home import open_lock_file, prepare_home, try_lock
+from worker.attempt.credentials import Credentials
+from worker.broker.client import broker_address, check_broker, open_client
 from worker.errors import Unreachable
+from worker.files.home import open_lock_file, prepare_home, try_lock
+from worker.operations.capacity import make_room
 from worker.settings import Settings, load_settings
+from worker.stack.broker import EmbeddedBroker
+from worker.stack.plan import make_plan
+from worker.stack.screen import Screen
+from worker.stack.supervisor import Supervisor
 from worker.storage.migrating import prepare_ledger
-from worker.supervisor.broker import EmbeddedBroker
-from worker.supervisor.plan import make_plan
-from worker.supervisor.screen import Screen
-from worker.supervisor.stack import Supervisor
 
 
 def register(app: typer.Typer) -> None:

@@ -22,9 +22,9 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from worker.disk import describe_full_disk
 from worker.errors import SettingsError
-from worker.files import close_file, close_home, make_private_folder, open_private
+from worker.files.disk import describe_full_disk
+from worker.files.private import close_file, close_home, make_private_folder, open_private
 from worker.settings import Settings
 from worker.storage.errors import (
     DatabaseAway,

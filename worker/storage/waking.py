@@ -7,9 +7,9 @@ from collections.abc import Collection
 from sqlalchemy import BindParameter, Connection, bindparam, select, update
 
 from schemas.failure import FailureKind
-from schemas.job import JobState
+from schemas.job import Due, JobState
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs
-from worker.storage.window import Due, choose_untried, mark_published
+from worker.storage.window import choose_untried, mark_published
 
 SPREAD_MS = 1000  # over which the jobs of one step come back
 _SOON_MS = 1500  # who is due by then is left alone

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import BindParameter, Connection, bindparam, func, select, text, update
 
-from schemas.job import JobState
+from schemas.job import Due, JobState
 from worker.storage.claims import SOLO_AFTER_LOSSES
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs, workers
 from worker.storage.turns import Turn, find_turns
@@ -17,15 +16,6 @@ _SHARERS = (
     64  # batches among which a window is shared out at a time: the share of each is worth two statements
 )
 _LOOKED_AT = 32  # ready jobs of a batch among which one is looked for that was never tried
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """A job to publish: its id and where it goes."""
-
-    id: str
-    priority: int
-    is_bulk: bool
 
 
 # Those that run alone take their turns for a long time: they must not fill the window meanwhile.

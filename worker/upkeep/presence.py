@@ -13,8 +13,8 @@ from pathlib import Path
 
 import structlog
 
-from worker.embedded.home import try_lock
-from worker.files import close_folder, open_private
+from worker.files.home import try_lock
+from worker.files.private import close_folder, open_private
 
 log = structlog.get_logger(__name__)
 _SUFFIX = ".lock"

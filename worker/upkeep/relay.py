@@ -10,6 +10,7 @@ from typing import Protocol
 import structlog
 from sqlalchemy import Connection
 
+from schemas.job import Due
 from worker.clock import Clock
 from worker.errors import AntreanError, BrokerAway, tell_place
 from worker.policy.gates import PROBE_EVERY_S, Admission
@@ -21,7 +22,6 @@ from worker.storage.tables import MAX_ROWS
 from worker.storage.waits import cap_waits
 from worker.storage.waking import SPREAD_MS, take_probe, wake_blocked
 from worker.storage.window import (
-    Due,
     count_live_slots,
     count_published,
     fetch_mark_bound,

@@ -21,8 +21,8 @@ from pathlib import Path
 import orjson
 import structlog
 
-from worker.files import close_folder, open_private
-from worker.slots import Stopping
+from worker.errors import Stopping
+from worker.files.private import close_folder, open_private
 from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import Success, Usage
 

@@ -1,0 +1,147 @@
+"""Where an embedded stack keeps its files, sockets and locks: functions of the home folder alone.
+
+Nothing here depends on the environment, so that a shell, a cron job and a child agree on every address.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import stat
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from worker.errors import SettingsError, Unreachable
+from worker.files.disk import describe_full_disk
+from worker.files.private import close_home, find_distrust, make_private_folder, open_private
+
+# sun_path holds 108 bytes on Linux and 104 on macOS, one of them the closing NUL.
+_SOCKET_PATH_MAX_BYTES = 107 if sys.platform == "linux" else 103
+_LONGEST_SOCKET_NAME = "keeper.sock"
+_LOG_MAX_BYTES = 10 * 1024 * 1024
+# What a broker URL carries without quoting; `;` would even split it into two brokers.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._~/-]+")
+
+
+def runtime_folder(home: Path) -> Path:
+    """The folder of the stack's sockets: `<home>/run`, or a short private one in /tmp.
+
+    The short one serves where a socket's path would be longer than the system allows, or could not stand in a
+    URL as it is. Pure: it creates nothing.
+    """
+    folder = Path(os.path.realpath(home), "run")
+    longest = str(folder / _LONGEST_SOCKET_NAME)
+    if len(os.fsencode(longest)) <= _SOCKET_PATH_MAX_BYTES and _PLAIN_PATH.fullmatch(longest):
+        return folder
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(f"/tmp/antrean-{os.getuid()}-{digest}")
+
+
+def broker_socket(home: Path) -> Path:
+    return runtime_folder(home) / "valkey.sock"
+
+
+def control_socket(home: Path) -> Path:
+    return runtime_folder(home) / "keeper.sock"
+
+
+def broker_url(home: Path) -> str:
+    """The embedded broker's address as kombu reads it, whether it runs or not."""
+    return f"redis+socket://{broker_socket(home)}?virtual_host=0"
+
+
+def prepare_home(home: Path) -> Path:
+    """The real path of `home`, made with its inner folders where they are missing, private to this user.
+
+    A home that is there already keeps its mode, which says who may look at names; what is in it is closed.
+    Raises SettingsError if it cannot be written, or if somebody else could write there; Unreachable where its disk
+    is full.
+    """
+    real_home = Path(os.path.realpath(home))
+    try:
+        make_private_folder(real_home)
+        distrust = find_distrust(real_home)
+        if distrust is not None:
+            raise SettingsError([f"{real_home} {distrust.reason}: choose another folder with ANTREAN_HOME"])
+        for name in ("logs", "valkey"):
+            make_private_folder(real_home / name)
+        close_home(real_home)
+        os.close(open_private(real_home / "stack.lock", os.O_RDWR | os.O_CREAT))
+    except OSError as exc:
+        reason = exc.strerror or "no reason given"
+        raise SettingsError(
+            [
+                f"{exc.filename or real_home} cannot be written ({reason}): choose another folder with ANTREAN_HOME"
+            ]
+        ) from None
+    if (sentence := describe_full_disk([real_home])) is not None:
+        raise Unreachable(sentence)  # else broker, logs and locks would fail, each in words of its own
+    _prepare_runtime_folder(runtime_folder(real_home))
+    return real_home
+
+
+def check_runtime_folder(home: Path) -> None:
+    """Raises AntreanError if the sockets of this home are a stranger's: its folder may be one in /tmp."""
+    distrust = find_distrust(runtime_folder(home))
+    if distrust is not None:
+        raise _not_yours(runtime_folder(home))
+
+
+def open_lock_file(path: Path) -> int:
+    """A descriptor of the lock file at `path`, made if it is missing. It holds no lock yet. Raises SettingsError."""
+    try:
+        return open_private(path, os.O_RDWR | os.O_CREAT)
+    except OSError as exc:
+        raise SettingsError(
+            [f"{path} cannot be used ({exc.strerror}): remove it, or choose another ANTREAN_HOME"]
+        ) from None
+
+
+def try_lock(descriptor: int) -> bool:
+    """Whether the lock was free and is now ours, and of every process that inherits `descriptor`."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def open_log(path: Path) -> BinaryIO:
+    """A log file to append to. One that grew past 10 MB is moved to `<path>.1` first."""
+    if path.exists() and path.stat().st_size > _LOG_MAX_BYTES:
+        path.replace(path.with_name(path.name + ".1"))
+    return os.fdopen(open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log file that is not blank, shortened to 300 characters; empty if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+
+def _prepare_runtime_folder(folder: Path) -> None:
+    """Make the sockets' folder. A stranger may have made it first in /tmp: then it is not used."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        facts = folder.lstat()
+        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid():
+            folder.chmod(0o700)
+            return
+    except FileExistsError:  # a file or a dangling link
+        pass
+    except OSError as exc:
+        reason = exc.strerror or "no reason given"
+        raise SettingsError([f"{folder} cannot be made ({reason}): choose another ANTREAN_HOME"]) from None
+    raise _not_yours(folder)
+
+
+def _not_yours(folder: Path) -> SettingsError:
+    return SettingsError([f"{folder} is not a folder of yours: remove it, or choose another ANTREAN_HOME"])

@@ -1,0 +1,1 @@
+"""Flower's settings, its history and its guard."""

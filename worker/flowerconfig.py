@@ -1,5 +1,0 @@
-"""The file that Flower reads: the app sets FLOWER_CONF to it. It is executed, and its names are Flower's options."""
-
-from worker.flowering import prepare_flower
-
-globals().update(prepare_flower())

@@ -1,0 +1,1 @@
+"""The one door in: a call or a message becomes a validated request, a job row, and a published hint."""

@@ -1,0 +1,144 @@
+"""One line of a log, in the one form for terminals and in the one for programs; whoever wrote the record.
+
+Both are made here and nowhere else, for structlog's events and for records of the standard library, so that what is
+kept out of one is kept out of all: values of frames, texts of exceptions, arguments of libraries, passwords in
+addresses.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+from worker.logs.crashes import tell_error, tell_traceback
+from worker.printable import printable, printable_text
+
+_OURS = ("antrean", "worker", "api_client", "schemas")
+_PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
+_NAME = re.compile(r"[\w.:@/+*?=&%~-]{0,160}", re.ASCII)
+_PLAIN_VALUE = re.compile(r"[^\s=\"']+")
+_FIRST = ("timestamp", "level", "event")
+# What Celery itself says beside what it quotes.
+_OWN_WORDS = {"description"}
+_OWN_WORDS_OF = ("consumer: Cannot connect to",)
+
+
+def render(facts: Mapping[str, Any], *, as_json: bool) -> str:
+    """The line of an event: `timestamp`, `level` and `event`, then its fields, then what `exc_info` tells.
+
+    For a terminal a traceback has lines of its own.
+    """
+    told = {name: value for name, value in facts.items() if name not in ("exc_info", "stack_info")}
+    exc, trace = _exception(facts.get("exc_info"))
+    if exc is not None:
+        told["exception"] = tell_traceback(exc, trace)
+    if as_json:
+        return _hide_passwords(json.dumps(told, default=_tell_value))
+    raised = told.pop("exception", None)
+    fields = (f"{name}={_short(value)}" for name, value in told.items() if name not in _FIRST)
+    head = [str(told.get("timestamp", "")), f"[{told.get('level', 'info'):<8}]", str(told.get("event", ""))]
+    line = printable(" ".join([*head, *fields]).strip())
+    return _hide_passwords(line if raised is None else f"{line}\n{printable_text(str(raised))}")
+
+
+def read_record(record: logging.LogRecord) -> dict[str, Any]:
+    """A record as an event: what a library says, without what it quotes."""
+    facts: dict[str, Any] = {
+        "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
+        "level": record.levelname.lower(),
+        "event": _own_message(record) if is_ours(record.name) else tell_message(record.msg, record.args),
+    }
+    if record.exc_info:
+        facts["exc_info"] = record.exc_info
+    return facts
+
+
+def is_ours(logger: str) -> bool:
+    """Whether a logger of this name is antrean's: what it is given may be said."""
+    return logger.split(".", 1)[0] in _OURS
+
+
+def tell_message(words: object, args: object) -> str:
+    """A library's message: its own words, with numbers and names in their places, and no other text.
+
+    Libraries quote what they carry: a foreign message's arguments, a header, an answer. `…` stands for such a text,
+    `<Message>` for an object. Without arguments the first line is told: what follows is quoted, too.
+    """
+    if not isinstance(words, str):
+        return tell_error(words) if isinstance(words, BaseException) else f"<{type(words).__name__}>"
+    if not args:
+        return words.split("\n", 1)[0]
+    is_plain = words.startswith(_OWN_WORDS_OF)
+    told: Any
+    if isinstance(args, Mapping):
+        told = {name: _tell_argument(one, is_plain or name in _OWN_WORDS) for name, one in args.items()}
+    else:
+        told = tuple(_tell_argument(one, is_plain) for one in (args if isinstance(args, tuple) else (args,)))
+    try:
+        return str(words % told)
+    except (TypeError, ValueError, KeyError):
+        return words
+
+
+class _Said(str):
+    """Text that stands for something else: `%r` puts no quotes around it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _tell_argument(value: object, is_plain: bool) -> object:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, str):
+        return _Said(value if is_plain or _NAME.fullmatch(value) else "…")
+    return _Said(tell_error(value) if isinstance(value, BaseException) else f"<{type(value).__name__}>")
+
+
+def _own_message(record: logging.LogRecord) -> str:
+    """Our own words with all of their arguments, but of an exception no more than is told elsewhere."""
+    if not isinstance(record.args, tuple):
+        return record.getMessage()
+    told = (_Said(tell_error(one)) if isinstance(one, BaseException) else one for one in record.args)
+    try:
+        return str(record.msg) % tuple(told) if record.args else str(record.msg)
+    except (TypeError, ValueError):
+        return str(record.msg)
+
+
+def _exception(exc_info: object) -> tuple[BaseException | None, Any]:
+    """The exception of an `exc_info` in any of its forms, and its traceback."""
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    one, trace = (exc_info[1], exc_info[2]) if isinstance(exc_info, (tuple, list)) else (exc_info, None)
+    wrapped = getattr(one, "exc", None)  # by Celery, with a text of its own
+    one = wrapped if isinstance(wrapped, BaseException) else one
+    return (one, trace) if isinstance(one, BaseException) else (None, None)
+
+
+def _tell_value(value: object) -> str:
+    """What JSON has no form for. Not `repr`: it may quote anything."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, PurePath):
+        return str(value)
+    return tell_error(value) if isinstance(value, BaseException) else f"<{type(value).__name__}>"
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=_tell_value, ensure_ascii=False)
+    is_plain = not isinstance(value, str) or _PLAIN_VALUE.fullmatch(text)
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
+
+
+def _hide_passwords(line: str) -> str:
+    return _PASSWORD.sub(r"\1:***@", line) if "://" in line else line

@@ -1,0 +1,1 @@
+"""Use cases that every face shares: what a command line and a gateway call."""

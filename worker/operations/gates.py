@@ -1,0 +1,100 @@
+"""The shared gate as people see it: why jobs wait, and until when; and waking them when the endpoint has answered."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import redis
+
+from worker.broker.client import broker_address, open_client
+from worker.clock import SystemClock, describe_until, iso_ms
+from worker.policy.gates import Gate, bring_forward
+from worker.settings import Settings
+from worker.storage.engine import Ledger
+from worker.storage.tables import MAX_ROWS
+from worker.storage.waking import SPREAD_MS, wake_blocked
+from worker.throttle.redis_store import RedisGateStore
+
+_LOOK_S = 1.0
+
+
+class GateWatch:
+    """Looks at the gate of these settings' endpoint. Where the broker does not answer, nothing is known of it."""
+
+    def __init__(self, settings: Settings, client: redis.Redis | None = None) -> None:
+        self._endpoint = settings.endpoint
+        self._client = open_client(broker_address(settings)) if client is None else client
+        self._store = RedisGateStore(self._client, self._endpoint)
+        self._looked_at_s = float("-inf")
+        self._described: str | None = None
+
+    def fetch(self) -> Gate | None:
+        """The gate, where it keeps jobs waiting now. A broker that does not answer counts as an open one."""
+        if not self._has_broker():
+            return None
+        gate = self._store.fetch()
+        is_over = gate is not None and not gate.needs_probe and gate.until_ms <= SystemClock().now_ms()
+        return None if is_over else gate
+
+    def describe(self) -> str | None:
+        """One line, at most a second old; None where no job has to wait."""
+        now_s = time.monotonic()
+        if now_s - self._looked_at_s >= _LOOK_S:
+            self._looked_at_s = now_s
+            gate = self.fetch()
+            self._described = None if gate is None else describe_gate(gate, now_ms=SystemClock().now_ms())
+        return self._described
+
+    def wake(self, ledger: Ledger) -> int:
+        """Number of jobs brought forward, now that the endpoint has answered somebody.
+
+        A gate that needs a probe is probed at once, and not opened: one answer of one path is no proof of all.
+        A pause that the endpoint asked for is kept.
+        """
+        now_ms = SystemClock().now_ms()
+        if (
+            self._has_broker()
+        ):  # an embedded one is away while nobody works: there is no gate, and nothing amiss
+            self._store.note_accepted()
+            gate = self.fetch()
+            if gate is not None and gate.needs_probe:
+                self._store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
+        woken, step = 0, MAX_ROWS
+        while step == MAX_ROWS:
+            due_ms = now_ms + woken // MAX_ROWS * SPREAD_MS
+            step = ledger.run(partial(wake_blocked, endpoint=self._endpoint, now_ms=due_ms))
+            woken += step
+        return woken
+
+    def _has_broker(self) -> bool:
+        try:
+            return bool(self._client.ping())
+        except (redis.RedisError, OSError):
+            return False
+
+
+def describe_gate(gate: Gate, *, now_ms: int) -> str:
+    """`server_error (HTTP 503): no job is called until 14:03:20, in 5 s; then one tries again`, or a pause."""
+    status = "" if gate.http_status is None else f" (HTTP {gate.http_status})"
+    if not gate.needs_probe:
+        return f"{gate.kind.value}{status}: the endpoint asked for a pause {describe_until(gate.until_ms, now_ms)}"
+    if gate.until_ms <= now_ms:
+        return f"{gate.kind.value}{status}: the next job tries whether it is over"
+    return f"{gate.kind.value}{status}: no job is called {describe_until(gate.until_ms, now_ms)}; then one tries again"
+
+
+def gate_facts(endpoint: str, gate: Gate | None, *, now_ms: int) -> dict[str, Any] | None:
+    """The same for `--json`; None where no job has to wait."""
+    if gate is None:
+        return None
+    return {
+        "endpoint": endpoint,
+        "kind": gate.kind.value,
+        "http_status": gate.http_status,
+        "until": iso_ms(gate.until_ms),
+        "in_s": round(max(0, gate.until_ms - now_ms) / 1000, 1),
+        "needs_probe": gate.needs_probe,
+        "strikes": gate.strikes,
+    }

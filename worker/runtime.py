@@ -1,0 +1,335 @@
+"""The parts of a worker process put together, started, and brought down in order."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+
+import structlog
+from celery.worker import state
+from celery.worker.state import revoked
+from sqlalchemy import Connection
+
+from schemas.job import Due
+from schemas.shortage import describe_shortage
+from worker.attempt.credentials import Credentials
+from worker.attempt.endpoint import open_endpoint
+from worker.attempt.execute import Executor, Report
+from worker.attempt.slots import Slots
+from worker.broker.client import BrokerEpoch, broker_address, check_broker, count_messages, open_client
+from worker.broker.hints import SHARED_QUEUES, queues_of
+from worker.broker.publishing import publish
+from worker.clock import SystemClock
+from worker.consume.channel import Channel, Hand
+from worker.errors import ExitCode
+from worker.ids import new_id
+from worker.logs.sink import flush_logs
+from worker.policy.gates import PROBE_CAP_S
+from worker.policy.retry import RetryRules
+from worker.settings import Settings
+from worker.storage.engine import Ledger
+from worker.storage.errors import DatabaseAway
+from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.identity import fetch_identity
+from worker.storage.intake import NewJob, adopt_jobs
+from worker.storage.migrating import prepare_ledger
+from worker.storage.moves import cancel_jobs
+from worker.storage.reading import fetch_states, has_answered
+from worker.throttle.gatekeeper import Gatekeeper
+from worker.throttle.redis_store import RedisGateStore
+from worker.upkeep.drain import Drain
+from worker.upkeep.heart import Heart
+from worker.upkeep.presence import Presence
+from worker.upkeep.relay import Relay
+from worker.upkeep.spool import SpoolFile
+
+log = structlog.get_logger(__name__)
+_AFTER_GRACE_S = 2.0  # what remains for giving back, flushing and leaving
+_FOR_CELERY_S = 1.0  # how long Celery may take to leave once all is written; it can hang in a stalled broker
+
+
+class WorkerRuntime:
+    """What a worker process runs beside Celery. `start` once, `begin_shutdown` once or more."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        *,
+        publish_due: Callable[[Sequence[Due]], None] | None = None,
+        drains: bool = False,
+    ) -> None:
+        """`drains`: the worker ends when nothing is left to do."""
+        clock = SystemClock()
+        self.worker_id = new_id()
+        self._settings = settings
+        self._ledger = ledger
+        broker = open_client(broker_address(settings))
+        endpoint = settings.endpoint
+        self._slots = Slots(settings.concurrency, settings.lone_slot_count)
+        self._client = open_endpoint(settings)
+        self._writer = GroupWriter(
+            ledger,
+            worker_id=self.worker_id,
+            endpoint=endpoint,
+            clock=clock,
+            window_s=settings.group_window_s,
+            on_death=lambda exc: self._end_by_force("antrean-writer", exc),
+        )
+        self._spool = SpoolFile(settings.spool_folder, self.worker_id)
+        self._presence = Presence(settings.home / "workers", self.worker_id)
+        gatekeeper = Gatekeeper(
+            RedisGateStore(broker, endpoint), clock, probe_ttl_s=settings.deadline_s + 5.0
+        )
+        with ledger.read() as connection:
+            is_proven = has_answered(connection, endpoint)
+            self.queues = queues_of(fetch_identity(connection), endpoint)
+        self._drain = (
+            Drain(
+                ledger,
+                clock,
+                endpoint=endpoint,
+                has_messages=lambda: count_messages(broker, (*self.queues.names, *SHARED_QUEUES.names)) > 0,
+                is_busy=lambda: bool(state.reserved_requests) or self._slots.active > 0,
+            )
+            if drains
+            else None
+        )
+        self._relay = Relay(
+            ledger,
+            publish_due or partial(publish, broker, queues=self.queues),
+            BrokerEpoch(broker, endpoint, self.queues),
+            gatekeeper,
+            clock,
+            endpoint=endpoint,
+            republish_after_s=settings.republish_after_s,
+            backoff_cap_s=settings.backoff_cap_s,
+            # What an endpoint asks for is capped, and a tenth of the backoff is added; a probe waits a minute.
+            longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
+        )
+        self._executor = Executor(
+            client=self._client,
+            credentials=Credentials(settings),
+            writer=self._writer,
+            gatekeeper=gatekeeper,
+            slots=self._slots,
+            spool=self._spool,
+            rules=RetryRules(
+                max_attempts=settings.max_attempts,
+                bad_response_max_attempts=settings.bad_response_max_attempts,
+                backoff_base_s=settings.backoff_base_s,
+                backoff_cap_s=settings.backoff_cap_s,
+                retry_after_cap_s=settings.retry_after_cap_s,
+                gate_patience_s=settings.gate_patience_s,
+            ),
+            clock=clock,
+            is_proven=is_proven,
+            is_paused=lambda: self._relay.is_paused,
+        )
+        self._heart = Heart(
+            ledger,
+            self._writer,
+            self._spool,
+            self._presence,
+            clock,
+            endpoint=endpoint,
+            slots=settings.concurrency + settings.lone_slot_count,
+            lease_s=settings.lease_s,
+            beat_s=settings.beat_interval_s,
+            spool_folder=settings.spool_folder,
+            max_solo_losses=settings.max_solo_losses,
+        )
+        self._is_stopping = threading.Event()
+        self._hurry = threading.Event()
+        self._shutdown: threading.Thread | None = None
+        self._shutdown_lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        # Who is told to end before all is done was interrupted; a worker that has no end of its own was not.
+        self._exit_code = ExitCode.INTERRUPTED if drains else ExitCode.OK
+
+    def start(self) -> None:
+        """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
+        staged = self._settings.staged_count
+        Channel.hand = Hand(
+            bulk_limit=self._settings.concurrency + staged,
+            refill_at=max(1, staged // 2),
+            give_back=self._give_hint_back,
+            on_broker_lost=self._relay.broker_lost,
+            max_message_bytes=self._settings.max_message_bytes,
+        )
+        self._presence.begin()
+        self._writer.start()
+        self._heart.beat()
+        self._thread("antrean-heart", self._heart.run, self._is_stopping)
+        interval_s = self._settings.relay_interval_s
+        self._thread("antrean-relay", lambda: self._relay.run(self._is_stopping, interval_s=interval_s))
+
+    def ready(self) -> None:
+        """Celery takes messages from now on: a worker that drains begins to look for its end."""
+        if self._drain is not None:
+            self._thread("antrean-drain", self._end_when_drained, self._drain)
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What this worker ends with, were it to end now."""
+        return self._exit_code
+
+    def execute(self, job_id: str, *, is_bulk: bool, adopt: NewJob | None = None) -> Report:
+        """One delivery of a job, in the calling thread. `adopt`: the message carries its own request."""
+        self._relay.message_taken()
+        return self._executor.execute(job_id, is_bulk=is_bulk, adopt=adopt)
+
+    def end_job(self, job_id: str | None, adopted: NewJob | None) -> None:
+        """Ends the row of a revoked message (`job_id`), and writes down one that ended before it was a row.
+
+        Does not wait: Celery's hub calls it.
+        """
+
+        def work(connection: Connection) -> None:
+            now_ms = SystemClock().now_ms()
+            if adopted is not None:
+                adopt_jobs(connection, [adopted], now_ms=now_ms)
+            if job_id is not None:
+                cancel_jobs(connection, [job_id], now_ms=now_ms)
+
+        self._begin(work)
+
+    def cancel_jobs(self, job_ids: Sequence[str]) -> None:
+        """Cancels jobs that somebody revoked, and lets Celery forget it: a retry must not be discarded.
+
+        Does not wait: Celery's hub calls it.
+        """
+
+        def work(connection: Connection) -> None:
+            known = fetch_states(connection, job_ids)
+            cancel_jobs(connection, list(known), now_ms=SystemClock().now_ms())
+            for job_id in known:
+                revoked.discard(job_id)
+
+        self._begin(work)
+
+    def _begin(self, work: Callable[[Connection], None]) -> None:
+        with suppress(WriterStopped):  # the worker ends: the message, or whoever revokes, comes again
+            self._writer.begin(work)
+
+    def _give_hint_back(self, job_id: str) -> None:
+        with suppress(WriterStopped):  # then the end of this worker has said it of all that was in hand
+            self._writer.give_message_back(job_id)
+
+    def begin_shutdown(self, *, hurry: bool = False) -> None:
+        """Starts the way out, in a thread outside Celery's hub; called again with `hurry`, cuts the grace.
+
+        Safe in a signal handler's context.
+        """
+        if hurry:
+            self._hurry.set()
+        with self._shutdown_lock:
+            if self._shutdown is not None:
+                return
+            # Not a daemon: the interpreter waits for it even when Celery is done first.
+            self._shutdown = threading.Thread(target=self._shut_down, name="antrean-shutdown")
+        try:
+            self._shutdown.start()
+        except RuntimeError as exc:
+            # No thread for the way out: this one goes it. Celery's hub stands still meanwhile, and what it would have
+            # acknowledged comes again and finds no claim.
+            log.error("worker.stops_in_this_thread", lack=describe_shortage(exc))
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        """The way out. An error that nobody thought of must not leave a process that neither works nor ends."""
+        try:
+            self._end_calls_and_leave()
+        except Exception as exc:
+            log.critical("worker.way_out_failed", error=type(exc).__name__, exc_info=exc)
+            self._leave_now()
+
+    def _end_calls_and_leave(self) -> None:
+        grace_s = self._settings.grace_s
+        end_s = time.monotonic() + grace_s
+        deadline = threading.Timer(grace_s + _AFTER_GRACE_S - 0.2, self._leave_now)
+        deadline.daemon = True
+        try:
+            deadline.start()
+        except RuntimeError as exc:  # all waits below have ends of their own, if later ones
+            log.error("worker.stops_without_a_timer", lack=describe_shortage(exc))
+        log.info("worker.stopping", calls_in_flight=self._client.calls_in_flight, grace_s=grace_s)
+        self._slots.stop()
+        self._is_stopping.set()
+        self._relay.poke()
+        self._slots.wait_until_idle(lambda: self._hurry.is_set() or time.monotonic() >= end_s)
+        cut = self._client.cut_all_calls()
+        self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
+        # Who still waits now waits for a database that hangs: what was paid for goes to the spool, or is lost.
+        self._writer.abandon_records()
+        self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
+        self._spool.stop()
+        try:
+            self._heart.end(Channel.hand.hinted_jobs if Channel.hand else ())
+        except (DatabaseAway, OSError) as exc:
+            log.warning("worker.end_not_recorded", error=type(exc).__name__)  # its lease will say so
+        is_flushed = self._writer.stop(timeout_s=0.5)
+        log.info("worker.stopped", calls_cut=cut, is_flushed=is_flushed)
+        if not is_flushed:
+            return  # the timer ends the process
+        if threading.current_thread() is not threading.main_thread():
+            threading.main_thread().join(timeout=_FOR_CELERY_S)
+            if not threading.main_thread().is_alive():
+                deadline.cancel()
+                return
+        self._leave_now()
+
+    def _leave_now(self) -> None:
+        # Celery's hub can hang in a stalled broker for minutes after SIGTERM; all that matters is written.
+        log.warning("worker.left_without_celery")
+        flush_logs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(self._exit_code))
+
+    def _end_by_force(self, name: str, exc: BaseException) -> None:
+        """Ends this worker because one of its threads did: within the grace, as a signal would, but not with 0.
+
+        A worker without its heart, its relay or its writer is worse than none, and its supervisor starts another. But
+        its calls are paid for: they end first, and what they bring is recorded, or spooled.
+        """
+        log.critical("worker.thread_died", thread=name, error=type(exc).__name__, exc_info=exc)
+        self._exit_code = ExitCode.INTERNAL
+        state.should_stop = int(ExitCode.INTERNAL)  # Celery's hub takes no more messages
+        self.begin_shutdown()
+
+    def _end_when_drained(self, drain: Drain) -> None:
+        failed = drain.run(self._is_stopping)
+        if failed is None:
+            return
+        log.info("worker.drained", failed_jobs=failed)
+        self._exit_code = ExitCode.FAILED_JOBS if failed else ExitCode.OK
+        state.should_stop = int(self._exit_code)
+        self.begin_shutdown()
+
+    def _thread(self, name: str, target: Callable[..., None], *args: object) -> None:
+        def guarded() -> None:
+            try:
+                target(*args)
+            except BaseException as exc:
+                self._end_by_force(name, exc)
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+
+def build_worker(settings: Settings, *, drains: bool = False) -> WorkerRuntime:
+    """A worker of these settings whose database and broker answer. Raises AntreanError with a sentence."""
+    ledger = prepare_ledger(settings)
+    check_broker(open_client(broker_address(settings)))
+    return WorkerRuntime(settings, ledger, drains=drains)

@@ -1,0 +1,23 @@
+"""Every setting of antrean: what it means, where it is read from, and how it is checked."""
+
+from worker.settings.model import (
+    DEFAULT_BASE_URL,
+    IN_STACK,
+    SIMULATION,
+    AuthStyle,
+    Settings,
+    check_api_key,
+    load_settings,
+    warn_of_unknown_names,
+)
+
+__all__ = [
+    "DEFAULT_BASE_URL",
+    "IN_STACK",
+    "SIMULATION",
+    "AuthStyle",
+    "Settings",
+    "check_api_key",
+    "load_settings",
+    "warn_of_unknown_names",
+]

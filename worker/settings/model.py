@@ -1,0 +1,373 @@
+"""Every setting of antrean: one frozen model, read in one place from the environment, `.env` and `antrean.toml`.
+
+The environment wins over `.env`, which wins over `antrean.toml`; both files are looked for in the current folder.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from schemas.address import parse_address
+from schemas.chat import put_plainly
+from schemas.sqlite_address import format_sqlite_address, is_sqlite_address, parse_sqlite_path
+from worker.errors import SettingsError
+from worker.settings.files import ENV_FILE
+from worker.settings.postgresql import read_postgresql_url
+from worker.settings.provenance import find_problems_of_home, find_problems_of_owners
+from worker.settings.sources import PREFIX, describe_unknown, read_sources, unknown_names
+from worker.settings.values import (
+    DATABASE_FILES,
+    absolute_file,
+    absolute_path,
+    check_broker_url,
+    check_text,
+    expanded_path,
+    shown,
+)
+from worker.startup import say
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
+SIMULATION = "simulation"
+IN_STACK = "ANTREAN_IN_STACK"  # set for children of an embedded stack: they must not attach to it
+
+AuthStyle = Literal["bearer", "api-key", "auto"]
+# No number may be so large that a timer, a socket or a column cannot hold it.
+_LONGEST_S = 10 * 365 * 86_400
+Seconds = Annotated[float, Field(gt=0, le=_LONGEST_S, allow_inf_nan=False)]
+Patience = Annotated[float, Field(ge=0, le=_LONGEST_S, allow_inf_nan=False)]
+Timeout = Annotated[
+    float, Field(gt=0, le=1_000_000, allow_inf_nan=False)
+]  # poll() counts milliseconds in 32 bits
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Settings(BaseModel):
+    """What one process of antrean was told. Durations are seconds, sizes are bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, validate_default=True)
+
+    # The endpoint
+    base_url: str = DEFAULT_BASE_URL
+    endpoint_name: str | None = Field(
+        default=None, description="what jobs are filed under; the base URL unless set"
+    )
+    api_key: SecretStr | None = None
+    api_key_file: Path | None = Field(default=None, description="read again when the key is refused")
+    auth_style: AuthStyle = "auto"
+    model: str | None = None
+    allow_zero_temperature: bool = False
+    connect_timeout_s: Timeout = 10.0
+    read_timeout_s: Timeout = 300.0
+    total_timeout_s: Timeout | None = Field(
+        default=None, description="whole-call deadline; read_timeout_s + 60 unless set"
+    )
+    max_response_bytes: Annotated[int, Field(ge=1024, le=1 << 40)] = 32 * 1024 * 1024
+
+    # Where things are kept
+    home: Path = Path(".antrean")
+    # Before the addresses, which take their passwords from these files.
+    database_password_file: Path | None = Field(default=None, description="the password for database_url")
+    broker_password_file: Path | None = Field(default=None, description="the password for broker_url")
+    database_url: SecretStr | None = None
+    broker_url: SecretStr | None = None
+    sqlite_synchronous: Literal["full", "normal"] = "full"
+
+    # The worker
+    concurrency: Annotated[int, Field(ge=1, le=4000)] = 16
+    lone_slots: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        default=None, description="slots kept for lone jobs, beside concurrency"
+    )
+    grace_s: Patience = 30.0
+    lease_s: Seconds = 30.0
+    beat_s: Seconds | None = Field(default=None, description="lease_s / 6 unless set")
+    relay_interval_s: Seconds = 0.25
+    republish_after_s: Seconds = 120.0
+    group_window_s: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.04
+    max_message_bytes: Annotated[int, Field(ge=64 * 1024, le=1 << 40)] = Field(
+        default=16 * 1024 * 1024, description="a larger message of another program is refused unread"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    # Flower
+    flower_address: str = "127.0.0.1"
+    flower_port: Annotated[int, Field(ge=0, le=65535)] = 5555
+    flower_auth: bool = Field(default=True, description="ask for a password")
+    flower_password_file: Path | None = Field(default=None, description="the password for Flower's page")
+    flower_password: SecretStr | None = Field(
+        default=None,
+        description="made once and kept in the home folder unless set",
+    )
+
+    # Retry
+    max_attempts: Count = 6
+    bad_response_max_attempts: Count = 4
+    backoff_base_s: Seconds = 1.0
+    backoff_cap_s: Seconds = 120.0
+    retry_after_cap_s: Seconds = 3600.0
+    gate_patience_s: Patience = 3600.0
+    max_solo_losses: Count = 3
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_is_text(cls, value: object, info: ValidationInfo) -> object:
+        is_path = info.field_name is None or info.field_name.endswith(("_file", "home"))
+        if not is_path and not is_sqlite_address(str(value)):  # paths are bytes
+            check_text(value)
+        return value
+
+    _address_file: str | None = PrivateAttr(default=None)
+
+    @field_validator("base_url")
+    @classmethod
+    def _base_url_is_an_address(cls, value: str) -> str:
+        return parse_address(value).base_url
+
+    @field_validator("database_url", "broker_url", mode="before")
+    @classmethod
+    def _password_is_filled_in(cls, value: object, info: ValidationInfo) -> object:
+        file = info.data.get(f"{info.field_name}".replace("_url", "_password_file"))
+        if value is None or file is None:
+            return value
+        url = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        return _fill_in_password(url, _read_password(file))
+
+    @field_validator("flower_password", mode="before")
+    @classmethod
+    def _flower_password_is_read(cls, value: object, info: ValidationInfo) -> object:
+        file = info.data.get("flower_password_file")
+        return value if file is None else _read_password(file)
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker_url_is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None else SecretStr(check_broker_url(value.get_secret_value()))
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_url_is_known(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        address = value.get_secret_value()
+        if is_sqlite_address(address):
+            # Absolute: a worker has a folder of its own.
+            return SecretStr(format_sqlite_address(str(absolute_path(Path(parse_sqlite_path(address))))))
+        # Local: what asks no database, such as a command's help, does without SQLAlchemy's tenth of a second.
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            url = make_url(address)
+        except (ArgumentError, ValueError):  # the latter for a port that is no number
+            raise ValueError("is not a database address") from None
+        if url.get_backend_name() not in ("postgresql", "postgres"):
+            raise ValueError("must begin with sqlite:/// or postgresql://")
+        files = {n: absolute_file(str(v)) for n, v in url.query.items() if n in DATABASE_FILES}
+        url = read_postgresql_url(url).update_query_dict(files)
+        return SecretStr(url.render_as_string(hide_password=False))
+
+    @field_validator("api_key")
+    @classmethod
+    def _api_key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_api_key(value.get_secret_value())
+        return value
+
+    @field_validator(
+        "home", "api_key_file", "database_password_file", "broker_password_file", "flower_password_file"
+    )
+    @classmethod
+    def _path_is_absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else expanded_path(value)
+
+    @model_validator(mode="after")
+    def _values_fit_each_other(self) -> Settings:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("ANTREAN_API_KEY and ANTREAN_API_KEY_FILE are both set: keep one")
+        for name in ("database", "broker"):
+            if getattr(self, f"{name}_password_file") and not getattr(self, f"{name}_url"):
+                setting = PREFIX + name.upper()
+                raise ValueError(f"{setting}_PASSWORD_FILE is of use with {setting}_URL only")
+        if self.beat_interval_s * 2 > self.lease_s:
+            raise ValueError("ANTREAN_BEAT_S must be at most half of ANTREAN_LEASE_S")
+        if self.backoff_cap_s < self.backoff_base_s:
+            raise ValueError("ANTREAN_BACKOFF_CAP_S must not be below ANTREAN_BACKOFF_BASE_S")
+        return self
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint's identity in the ledger: jobs are only called by workers of their endpoint."""
+        return self.endpoint_name or parse_address(self.base_url).name
+
+    @property
+    def address_file(self) -> str | None:
+        """The file of this folder that says where a key of the environment goes; None where they are of one source."""
+        return self._address_file
+
+    @property
+    def beat_interval_s(self) -> float:
+        return self.lease_s / 6 if self.beat_s is None else self.beat_s
+
+    @property
+    def deadline_s(self) -> float:
+        """The total deadline of one call, in seconds."""
+        return self.read_timeout_s + 60.0 if self.total_timeout_s is None else self.total_timeout_s
+
+    @property
+    def lone_slot_count(self) -> int:
+        """Slots beside `concurrency` that bulk jobs never take."""
+        return self.concurrency // 16 if self.lone_slots is None else self.lone_slots
+
+    @property
+    def staged_count(self) -> int:
+        """Bulk messages held ready beyond `concurrency`, so that a free slot is refilled at once."""
+        return max(1, self.concurrency // 16)
+
+    @property
+    def thread_count(self) -> int:
+        return self.concurrency + self.lone_slot_count + self.staged_count
+
+    @property
+    def is_broker_embedded(self) -> bool:
+        return self.broker_url is None
+
+    @property
+    def ledger_url(self) -> URL:
+        """The database's SQLAlchemy address: as configured, else SQLite in the home folder.
+
+        A path goes into it as it is: in an address that is parsed, `%41` would be another file.
+        """
+        from sqlalchemy.engine import URL, make_url  # local: as above
+
+        if self.database_url is None:
+            return URL.create("sqlite", database=str(self.home / "antrean.db"))
+        address = self.database_url.get_secret_value()
+        if is_sqlite_address(address):
+            return URL.create("sqlite", database=parse_sqlite_path(address))
+        return make_url(address)
+
+    @property
+    def spool_folder(self) -> Path:
+        return self.home / "spool"
+
+    def for_simulation(self, base_url: str, api_key: str) -> Settings:
+        """These settings turned to the simulator, with a home (and so a ledger and a broker) of its own."""
+        simulated = self.model_copy(
+            update={
+                "base_url": base_url,
+                "endpoint_name": SIMULATION,
+                "api_key": SecretStr(api_key),
+                "api_key_file": None,
+                "auth_style": "bearer",
+                "home": self.home / SIMULATION,
+                "database_password_file": None,
+                "broker_password_file": None,
+                "database_url": None,
+                "broker_url": None,
+            }
+        )
+        simulated._address_file = None
+        return simulated
+
+    def require_lasting_files(self) -> None:
+        """Raises SettingsError if a file of a secret is a pipe: a child process reads it again, and finds nothing."""
+        names = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
+        problems = [
+            f"{PREFIX}{name.upper()}: {shown(file)} is no file that several processes can read: save it to one"
+            for name in names
+            if (file := getattr(self, name)) is not None and file.exists() and not file.is_file()
+        ]
+        if problems:
+            raise SettingsError(problems)
+
+    def as_environment(self) -> dict[str, str]:
+        """These settings as environment variables, for a child process. Holds secrets: never log it."""
+        env: dict[str, str] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                value = value.get_secret_value()
+            if value is not None:
+                env[PREFIX + name.upper()] = str(value)
+        return env
+
+
+def _read_password(file: Path) -> str:
+    """The password in `file`, without the white space around it. Raises ValueError with a sentence."""
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise ValueError(f"its password file {shown(file)} cannot be read ({exc.strerror})") from None
+    except UnicodeError:
+        raise ValueError(f"its password file {shown(file)} holds no text") from None
+    if not password:
+        raise ValueError(f"its password file {shown(file)} is empty")
+    return password
+
+
+def _fill_in_password(url: str, password: str) -> str:
+    """`url` with `password` in place of any of its own."""
+    scheme, separator, rest = url.partition("://")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    credentials, _, host = rest[:end].rpartition("@")
+    user = credentials.partition(":")[0]
+    return f"{scheme}{separator}{user}:{quote(password, safe='')}@{host}{rest[end:]}"
+
+
+def check_api_key(key: str) -> None:
+    """Raises ValueError, without the key in it, if `key` cannot travel in an HTTP header."""
+    if not key.isascii() or not key.isprintable() or " " in key or not key:
+        raise ValueError(
+            "must be printable ASCII without spaces (was a quote or a line break pasted with it?)"
+        )
+
+
+def load_settings(*, _env_file: str | None = ENV_FILE, **overrides: Any) -> Settings:
+    """The settings of this process. Raises SettingsError that names every problem at once.
+
+    `overrides` win over the environment. Without an `_env_file` neither file of the folder is read.
+    """
+    if _env_file is not None and (problems := find_problems_of_owners()):
+        raise SettingsError(problems)  # nothing in them is used, not even for a sentence
+    sources = read_sources(Settings.model_fields, os.environ, env_file=_env_file)
+    problems = list(sources.problems)
+    try:
+        settings = Settings(**(sources.values | overrides))
+        problems += find_problems_of_home(settings.home)
+        if not overrides.keys() & {"base_url", "api_key", "api_key_file"}:
+            settings._address_file = sources.find_address_file()
+    except ValidationError as exc:
+        for error in exc.errors(include_url=False, include_input=False, include_context=False):
+            name = str(error["loc"][0]) if error["loc"] else ""
+            sentence = put_plainly(error["msg"])
+            problems.append(
+                f"{PREFIX}{name.upper()}: {sentence}{sources.say_where(name)}" if name else sentence
+            )
+    if problems:
+        raise SettingsError(problems) from None
+    return settings
+
+
+@cache
+def warn_of_unknown_names() -> None:
+    """Says on standard error, once a process, which variables look like settings of antrean and are none."""
+    for name in unknown_names(os.environ, Settings.model_fields):
+        say(f"warning: {describe_unknown(name, Settings.model_fields)}")

@@ -1,0 +1,301 @@
+"""One command's hold on the embedded stack: the stack runs for as long as any command holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from worker.errors import AntreanError, Unreachable
+from worker.files.home import (
+    control_socket,
+    last_line,
+    open_lock_file,
+    open_log,
+    prepare_home,
+    try_lock,
+)
+from worker.stack.environment import inherited_environment
+
+_PROTOCOL = 1
+_DEFAULT_GRACE_S = 30.0
+_LOCK_LIMIT_S = 10.0
+_LOCK_POLL_S = 0.02
+
+
+class StackLost(Unreachable):
+    """The keeper of the stack is gone, and with it the broker and the worker."""
+
+
+class Stack:
+    """An attachment to a home's stack. For one thread; a context manager that leaves at its end."""
+
+    def __init__(self, home: Path, connection: socket.socket) -> None:
+        self._home = home
+        self._connection = connection
+        self._buffer = b""
+        self._events: list[dict[str, Any]] = []
+        self._is_last: bool | None = None
+        self._stops_worker = False
+        self.worker_service = "worker"
+        self._has_said_bye = False
+
+    @classmethod
+    def attach(cls, home: Path) -> Self:
+        """Hold the stack of `home`, started if none runs; waits for one that is just stopping.
+
+        Makes the folder, private, where it is missing. Raises SettingsError if it cannot be written,
+        Unreachable if the keeper does not start.
+        """
+        home = prepare_home(home)
+        start_lock = open_lock_file(home / "start.lock")
+        try:
+            # One command at a time joins or starts: two that come at once share one keeper.
+            fcntl.flock(start_lock, fcntl.LOCK_EX)
+            return cls._joined(home) or cls._started(home)
+        finally:
+            os.close(start_lock)
+
+    @classmethod
+    def _joined(cls, home: Path) -> Self | None:
+        """An attachment to the keeper that runs, or None once it is certain that none does."""
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(str(control_socket(home)))
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            return None
+        stack = cls(home, connection)
+        try:
+            hello = stack._ask({"op": "hello"})
+            if hello.get("error") != "stopping":
+                if hello.get("protocol") == _PROTOCOL:
+                    return stack
+                stack._connection.close()
+                raise AntreanError(f"another version of antrean runs in {home}: stop it first")
+            stack._drain()
+        except StackLost:
+            pass
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+        return None
+
+    @classmethod
+    def _started(cls, home: Path) -> Self:
+        stack_lock = _take_stack_lock(home)
+        ours, theirs = socket.socketpair()
+        log = home / "logs" / "keeper.log"
+        try:
+            with theirs, open_log(log) as output:
+                arguments = [str(home), str(stack_lock), str(theirs.fileno())]
+                starter = subprocess.Popen(
+                    # -P: the person's folder may hold a `worker.py` of its own.
+                    [sys.executable, "-P", "-m", "worker.stack.keeper", *arguments],
+                    env=inherited_environment(os.environ),
+                    cwd=home,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(stack_lock, theirs.fileno()),
+                    start_new_session=True,
+                )
+            starter.wait()  # it forks the keeper and ends at once
+            stack = cls(home, ours)
+            stack._ask({"op": "hello"})
+            return stack
+        except (StackLost, OSError) as exc:
+            ours.close()
+            reason = last_line(log) if isinstance(exc, StackLost) else exc
+            raise Unreachable(f"the embedded stack of {home} did not start: {reason}") from None
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            os.close(stack_lock)
+
+    def ensure_broker(self) -> str:
+        """The broker's URL, once it answers. Raises AntreanError if there is no Valkey, or it fails."""
+        return str(self._request({"op": "ensure", "service": "broker"})["broker_url"])
+
+    def ensure_simulator(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path | None = None) -> str:
+        """The URL that the simulator prints, once it listens. One that runs is shared, whatever its argv."""
+        return str(self._request(self._ensure("simulator", argv, env, cwd))["url"])
+
+    def ensure_worker(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        cwd: Path | None = None,
+        grace_s: float | None = None,
+    ) -> bool:
+        """Whether no worker with another `argv` or `env` runs in this home; this one is started unless it runs.
+
+        Beside a worker with other settings it is one of its own. It stops with the last command that asked for it;
+        its name, and that of its log, is `worker_service`.
+        `env` is laid over this process's environment without its ANTREAN_ names; ANTREAN_GRACE_S in it says
+        how long a stop may take, unless `grace_s` does. `cwd` is the home folder unless given. A worker that
+        dies is started again after 0.5 s, then after twice as long, up to 30 s.
+        """
+        message = self._ensure("worker", argv, env, cwd)
+        message["grace_s"] = (
+            float(env.get("ANTREAN_GRACE_S", _DEFAULT_GRACE_S)) if grace_s is None else grace_s
+        )
+        answer = self._request(message)
+        if not answer["same"] and "service" not in answer:
+            raise AntreanError(
+                f"an older antrean keeps {self._home} and has one worker for all: end its commands first"
+            )
+        self.worker_service = str(answer.get("service", "worker"))
+        return bool(answer["same"])
+
+    def status(self) -> dict[str, Any]:
+        """`{"pid": …, "client_count": …, "services": {name: {"pid": … or None, "restart_count": …}}}`."""
+        return self._request({"op": "status"})
+
+    def fileno(self) -> int:
+        """For `select`: readable when `poll_events` has something to say."""
+        return self._connection.fileno()
+
+    def poll_events(self) -> list[dict[str, Any]]:
+        """What happened since the last call, oldest first. Never waits.
+
+        `{"event": "service_died", "service": "worker", "status": -9}` is all there is. Raises StackLost if
+        the keeper is gone.
+        """
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._receive(socket.MSG_DONTWAIT)
+        while (message := self._next_message()) is not None:
+            self._events.append(message)
+        events, self._events = self._events, []
+        return events
+
+    def hurry(self) -> None:
+        """Cut the worker's grace short, before or in the middle of `leave`; no effect while others use it."""
+        with contextlib.suppress(StackLost):  # then nothing is left to hurry
+            self._send({"op": "hurry"})
+
+    def leave(self, wait: bool = True) -> bool:
+        """Whether this was the last attachment; then, with `wait`, returns when everything has stopped.
+
+        Where others stay, it returns when the worker has stopped that only this command used.
+
+        After a KeyboardInterrupt it may be called again, to go on waiting. A lost stack counts as stopped.
+        """
+        try:
+            if not self._has_said_bye:
+                self._has_said_bye = True
+                self._send({"op": "bye"})
+            while self._is_last is None:
+                answer = self._await_message()
+                if "last" in answer:
+                    self._is_last = bool(answer["last"])
+                    self._stops_worker = bool(answer.get("stops"))
+            if wait and (self._is_last or self._stops_worker):
+                self._drain()
+        except StackLost:
+            self._is_last = True if self._is_last is None else self._is_last
+        self._connection.close()
+        return self._is_last
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.fileno() != -1:
+                self.leave()
+        finally:
+            self._connection.close()
+
+    def _ensure(
+        self, service: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path | None
+    ) -> dict[str, Any]:
+        return {
+            "op": "ensure",
+            "service": service,
+            "argv": list(argv),
+            "env": dict(env),
+            "base_env": inherited_environment(os.environ),
+            "cwd": str(self._home if cwd is None else cwd),
+        }
+
+    def _request(self, message: dict[str, Any]) -> dict[str, Any]:
+        answer = self._ask(message)
+        if answer.get("ok"):
+            return answer
+        if answer.get("error") == "stopping":  # the keeper was told to end
+            raise StackLost(f"the embedded stack of {self._home} is stopping: run the command again")
+        kind = Unreachable if answer.get("is_unreachable") else AntreanError
+        raise kind(
+            answer.get("sentence", "the embedded stack does not know this request: stop it and try again")
+        )
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        self._send(message)
+        while "event" in (answer := self._await_message()):
+            self._events.append(answer)
+        return answer
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._lost() from None
+
+    def _await_message(self) -> dict[str, Any]:
+        while (message := self._next_message()) is None:
+            self._receive()
+        return message
+
+    def _next_message(self) -> dict[str, Any] | None:
+        line, newline, rest = self._buffer.partition(b"\n")
+        if not newline:
+            return None
+        self._buffer = rest
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _receive(self, flags: int = 0) -> None:
+        try:
+            data = self._connection.recv(65536, flags)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            raise self._lost()
+        self._buffer += data
+
+    def _drain(self) -> None:
+        """Wait for the end of file: the keeper has stopped everything."""
+        with contextlib.suppress(StackLost):
+            while True:
+                self._receive()
+
+    def _lost(self) -> StackLost:
+        return StackLost(f"the embedded stack of {self._home} is gone: run the command again")
+
+
+def _take_stack_lock(home: Path) -> int:
+    """The descriptor of the locked `stack.lock`. A keeper that holds it but does not answer is ending."""
+    lock = open_lock_file(home / "stack.lock")
+    deadline = time.monotonic() + _LOCK_LIMIT_S
+    while not try_lock(lock):
+        if time.monotonic() > deadline:
+            os.close(lock)
+            raise Unreachable(f"the keeper of {home} does not answer: end it, or choose another ANTREAN_HOME")
+        time.sleep(_LOCK_POLL_S)
+    return lock

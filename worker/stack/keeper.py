@@ -1,0 +1,371 @@
+"""The process that keeps one home's stack: started by the first command, gone with the last.
+
+It holds an exclusive lock on `<home>/stack.lock` for its whole life, listens on a control socket, and counts
+the connections of the commands: a command that is killed leaves as surely as one that says `bye`.
+A request and its answer are a JSON object a line:
+
+    {"op": "hello"}                          {"ok": true, "protocol": 1, "pid": 123}
+    {"op": "ensure", "service": "broker"}    {"ok": true, "same": true, "broker_url": "redis+socket:///…"}
+    {"op": "ensure", "service": "simulator", "argv": […], "env": {…}, "base_env": {…}, "cwd": "/…"}
+                                             {"ok": true, "same": true, "url": "http://…"}
+    {"op": "ensure", "service": "worker", …, "grace_s": 30.0}
+                                             {"ok": true, "same": true, "service": "worker"}
+    {"op": "status"}                         {"ok": true, "pid": 123, "client_count": 1, "services": {…}}
+    {"op": "hurry"}                          {"ok": true}
+    {"op": "bye"}                            {"ok": true, "last": true}, end of file once all is stopped
+                                             {"ok": true, "last": false, "stops": true}, end of file once the
+                                             worker is stopped that nobody else uses
+    (unasked)                                {"event": "service_died", "service": "worker", "status": -9}
+
+A command has one worker, shared with all that asked for the same settings: `worker`, and beside it, for other
+settings, `worker-2` and so on, each with a log of its own. It stops with its last user. A name says nothing of the
+settings, which hold the key.
+
+A request that fails is answered with "error" and a sentence; "stopping" is an error, too.
+Environments hold the API key: they travel here, never through arguments, and are never logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from worker.errors import AntreanError, Unreachable
+from worker.files.home import (
+    broker_socket,
+    broker_url,
+    control_socket,
+    open_lock_file,
+    prepare_home,
+    runtime_folder,
+    try_lock,
+)
+from worker.logs.sink import take_over, tell_crashes
+from worker.stack import valkey
+from worker.stack.child import Child
+from worker.stack.service import Launch, Service
+from worker.stack.simulator import SimulatorProcess
+
+PROTOCOL = 1
+LINE_MAX_BYTES = 8 * 1024 * 1024
+
+_WORKER = "worker"
+_STOP_ORDER = ("simulator", "broker")  # after the workers
+_STOP_LIMIT_S = {"broker": 20.0, "simulator": 5.0}
+_WORKER_MARGIN_S = 5.0
+_ORPHAN_LIMIT_S = 20.0
+_ORPHAN_POLL_S = 0.05
+
+log = logging.getLogger("antrean.keeper")
+
+
+@dataclass(slots=True)
+class Workplace:
+    """A worker's place: the settings that it is for, and the commands that use it."""
+
+    fingerprint: str
+    users: set[asyncio.StreamWriter] = field(default_factory=set)
+    last_user: asyncio.StreamWriter | None = None
+
+    def leave(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether `writer` was the last of its users."""
+        if writer not in self.users:
+            return False
+        self.users.discard(writer)
+        self.last_user = writer
+        return not self.users
+
+
+class Keeper:
+    """The services of one home and the commands that use them."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._services: dict[str, Service] = {}
+        self._simulator: SimulatorProcess | None = None
+        self._starting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._workers: dict[str, Workplace] = {}
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps none from being collected
+        self._broker_lock: int | None = None
+        self._stop_requested = asyncio.Event()
+        self._hurried: set[asyncio.StreamWriter] = set()  # commands whose workers end at once when they leave
+
+    async def run(self, first_client: socket.socket, stack_lock: int) -> None:
+        """Serve until the last client has left, then stop everything in order and release `stack_lock`."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        loop.add_signal_handler(signal.SIGTERM, self._stop_requested.set)
+        address = control_socket(self._home)
+        address.unlink(missing_ok=True)  # of a keeper that was killed: the lock says that it is gone
+        server = await asyncio.start_unix_server(self._serve, address, limit=LINE_MAX_BYTES)
+        reader, writer = await asyncio.open_unix_connection(sock=first_client, limit=LINE_MAX_BYTES)
+        first = asyncio.create_task(self._serve(reader, writer))
+        log.info("keeper.started home=%s pid=%d", self._home, os.getpid())
+
+        await self._stop_requested.wait()
+        for request in self._requests:
+            request.cancel()
+        await asyncio.gather(*(self._stop_worker(name) for name in list(self._workers)))
+        for name in _STOP_ORDER:
+            if name in self._services:
+                await self._services[name].stop(is_hurried=False)
+        server.close()
+        self._remove_sockets()
+        log.info("keeper.stopped home=%s", self._home)
+        # From here on a new keeper may start; the end of file, at this process's end, tells those who wait.
+        os.close(stack_lock)
+        first.cancel()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        try:
+            while line := await reader.readline():
+                # A task, so that the end of file of a killed client is seen while its request is at work.
+                request = asyncio.create_task(self._answer(json.loads(line), writer))
+                self._requests.add(request)
+                request.add_done_callback(self._requests.discard)
+        except (OSError, ValueError) as exc:  # reset, or not our protocol
+            log.warning("client.failed error=%s", type(exc).__name__)
+        self._leave(writer)
+        if not self._stop_requested.is_set():
+            writer.close()
+
+    def _leave(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether a worker stops that only this client used; its connection is closed once that is done."""
+        self._clients.discard(writer)
+        left = [name for name, place in self._workers.items() if place.leave(writer)]
+        if not self._clients:
+            self._stop_requested.set()
+            return False
+        if left:
+            self._begin(self._stop_left(left, writer))
+        return bool(left)
+
+    async def _stop_left(self, names: list[str], writer: asyncio.StreamWriter) -> None:
+        for name in names:
+            await self._stop_unused(name)
+        if not self._stop_requested.is_set():
+            writer.close()
+
+    async def _stop_worker(self, name: str) -> None:
+        if name in self._services:
+            await self._services[name].stop(is_hurried=self._workers[name].last_user in self._hurried)
+
+    async def _stop_unused(self, name: str) -> None:
+        async with self._starting[name]:
+            place = self._workers.get(name)
+            if place is None or place.users:
+                return  # somebody came who asked for the same
+            await self._stop_worker(name)
+            if not place.users:
+                del self._workers[name]
+            self._services.pop(name, None)  # whoever came meanwhile starts another
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        try:
+            answer = {"ok": True, **await self._handle(message, writer)}
+        except AntreanError as exc:
+            answer = {"error": "failed", "sentence": str(exc), "is_unreachable": isinstance(exc, Unreachable)}
+        except OSError as exc:
+            answer = {
+                "error": "failed",
+                "sentence": f"the embedded stack failed: {exc}",
+                "is_unreachable": True,
+            }
+        _send(writer, answer)
+
+    async def _handle(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
+        operation = message.get("op")
+        if operation == "hurry":
+            self._hurry(writer)
+            return {}
+        if self._stop_requested.is_set():
+            # The connection stays open: its end tells the client when this home is free.
+            return {"ok": False, "error": "stopping"}
+        if operation == "hello":
+            return {"protocol": PROTOCOL, "pid": os.getpid()}
+        if operation == "ensure":
+            if message["service"] == _WORKER:
+                return await self._ensure_worker(message, writer)
+            return await self._ensure(message)
+        if operation == "status":
+            return self._status()
+        if operation == "bye":
+            stops = self._leave(writer)
+            return {"last": self._stop_requested.is_set(), "stops": stops}
+        return {"ok": False, "error": "unknown"}
+
+    async def _ensure(self, message: dict[str, Any]) -> dict[str, Any]:
+        name = message["service"]
+        asked = _fingerprint(message)
+        service = await self._started(name, asked, message)
+        answer: dict[str, Any] = {"same": service.fingerprint == asked}
+        if name == "broker":
+            answer["broker_url"] = broker_url(self._home)
+        elif name == "simulator" and self._simulator is not None:
+            answer["url"] = self._simulator.url
+        return answer
+
+    async def _ensure_worker(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
+        """The worker with these settings: the one that runs, or one of its own beside those with others."""
+        asked = _fingerprint(message)
+        for name, place in list(self._workers.items()):
+            # A command works with one worker: whoever asks for another needs its former one no longer.
+            if place.fingerprint != asked and place.leave(writer):
+                await self._stop_unused(name)
+        same = [name for name, place in self._workers.items() if place.fingerprint == asked]
+        names = chain([_WORKER], (f"{_WORKER}-{number}" for number in count(2)))
+        name = same[0] if same else next(name for name in names if name not in self._workers)
+        self._workers.setdefault(name, Workplace(asked))
+        self._workers[name].users.add(writer)
+        await self._started(name, asked, message)
+        return {"same": len(self._workers) == 1, "service": name}
+
+    async def _started(self, name: str, fingerprint: str, message: dict[str, Any]) -> Service:
+        async with self._starting[name]:
+            service = self._services.get(name)
+            if service is None or not service.is_alive:
+                if service is not None:  # dead and perhaps waiting for its backoff: begin afresh
+                    await service.stop(is_hurried=False)
+                service = self._services[name] = self._service(name, fingerprint, message)
+                await service.start()
+            return service
+
+    def _service(self, name: str, fingerprint: str, message: dict[str, Any]) -> Service:
+        launch: Launch
+        if name == "broker":
+            launch, stop_limit_s = self._launch_broker, _STOP_LIMIT_S[name]
+        else:
+            argv: list[str] = message["argv"]
+            env: dict[str, str] = {**message["base_env"], **message["env"]}
+            cwd, output = Path(message["cwd"]), self._home / "logs" / f"{name}.log"
+            if name == "simulator":
+                self._simulator = SimulatorProcess(argv, env, cwd, output)
+                launch, stop_limit_s = self._simulator.launch, _STOP_LIMIT_S[name]
+            else:
+                launch, stop_limit_s = _plain(argv, env, cwd, output), message["grace_s"] + _WORKER_MARGIN_S
+        # A simulator that came back would listen elsewhere: its end is announced only.
+        is_revived = name != "simulator"
+        return Service(
+            name, fingerprint, launch, self._announce, is_revived=is_revived, stop_limit_s=stop_limit_s
+        )
+
+    async def _launch_broker(self, adopt: Callable[[Child], Child]) -> None:
+        if self._broker_lock is None:
+            self._broker_lock = await self._take_broker_lock()
+        await valkey.launch(self._home, self._broker_lock, adopt)
+
+    async def _take_broker_lock(self) -> int:
+        """The lock that every Valkey of this home inherits: two of them would write one append-only file."""
+        lock = open_lock_file(self._home / "broker.lock")
+        deadline = time.monotonic() + _ORPHAN_LIMIT_S
+        while not try_lock(lock):
+            # Its keeper was killed: it is ending, or is told to. It is nobody's child: hence a poll.
+            await valkey.shut_down_orphan(self._home)
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise Unreachable(
+                    f"another Valkey still runs in {self._home}: end it, or choose another ANTREAN_HOME"
+                )
+            await asyncio.sleep(_ORPHAN_POLL_S)
+        return lock
+
+    def _status(self) -> dict[str, Any]:
+        services = {
+            name: {
+                "pid": service.child.pid if service.is_alive and service.child else None,
+                "restart_count": service.restart_count,
+            }
+            for name, service in self._services.items()
+        }
+        return {"pid": os.getpid(), "client_count": len(self._clients), "services": services}
+
+    def _hurry(self, writer: asyncio.StreamWriter) -> None:
+        """A cold shutdown of this command's worker, unless another command still needs it."""
+        self._hurried.add(writer)
+        for name, place in self._workers.items():
+            # Whose last user it was: then it is being stopped.
+            if not place.users and place.last_user is writer and name in self._services:
+                self._services[name].hurry()
+
+    def _announce(self, name: str, status: int | None) -> None:
+        place = self._workers.get(name)
+        for writer in self._clients if place is None else place.users:
+            _send(writer, {"event": "service_died", "service": name, "status": status})
+
+    def _reap(self) -> None:
+        for service in self._services.values():
+            if service.child is not None:
+                service.child.reap()
+
+    def _remove_sockets(self) -> None:
+        for address in (broker_socket(self._home), control_socket(self._home)):
+            address.unlink(missing_ok=True)
+        folder = runtime_folder(self._home)
+        if folder.parent != self._home:
+            try:
+                folder.rmdir()
+            except OSError as exc:
+                log.warning("keeper.folder_left folder=%s error=%s", folder, exc.strerror)
+
+
+def _fingerprint(message: dict[str, Any]) -> str:
+    """What tells one worker's settings from another's. It is made of secrets, and is shown to nobody."""
+    return hashlib.sha256(json.dumps([message.get("argv"), message.get("env")]).encode()).hexdigest()
+
+
+def _plain(argv: list[str], env: dict[str, str], cwd: Path, output: Path) -> Launch:
+    async def launch(adopt: Callable[[Child], Child]) -> None:
+        adopt(Child(argv, env=env, cwd=cwd, log=output))
+
+    return launch
+
+
+def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
+    if not writer.is_closing():
+        writer.write(json.dumps(message).encode() + b"\n")
+
+
+def main() -> None:
+    """Arguments: the home folder, the descriptors of its locked `stack.lock` and of the first client."""
+    home, stack_lock, first_client = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    # The starter waits for the process it made; the keeper is a child of init, and nobody's zombie.
+    if os.fork() != 0:
+        os._exit(0)
+    os.umask(0o077)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for descriptor in (stack_lock, first_client):
+        os.set_inheritable(descriptor, False)
+    take_over(logging.INFO, as_json=False)
+    tell_crashes()
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    try:
+        prepare_home(home)
+        asyncio.run(Keeper(home).run(socket.socket(fileno=first_client), stack_lock))
+    except (OSError, AntreanError) as exc:
+        raise SystemExit(f"the keeper of {home} cannot run: {exc}") from None
+
+
+if __name__ == "__main__":
+    main()

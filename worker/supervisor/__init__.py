@@ -1,1 +1,0 @@
-"""The foreground stack of `antrean up`: its parts, their output, their restarts and their end."""
