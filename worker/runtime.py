@@ -13,7 +13,6 @@ from functools import partial
 import structlog
 from celery.worker import state
 from celery.worker.state import revoked
-from sqlalchemy import Connection
 
 from schemas.job import Due
 from schemas.shortage import describe_shortage
@@ -32,7 +31,7 @@ from worker.logs.sink import flush_logs
 from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
 from worker.settings import Settings
-from worker.storage.engine import Ledger
+from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.identity import fetch_identity
@@ -194,7 +193,7 @@ class WorkerRuntime:
         Does not wait: Celery's hub calls it.
         """
 
-        def work(connection: Connection) -> None:
+        def work(connection: Transaction) -> None:
             now_ms = SystemClock().now_ms()
             if adopted is not None:
                 adopt_jobs(connection, [adopted], now_ms=now_ms)
@@ -209,7 +208,7 @@ class WorkerRuntime:
         Does not wait: Celery's hub calls it.
         """
 
-        def work(connection: Connection) -> None:
+        def work(connection: Transaction) -> None:
             known = fetch_states(connection, job_ids)
             cancel_jobs(connection, list(known), now_ms=SystemClock().now_ms())
             for job_id in known:
@@ -217,7 +216,7 @@ class WorkerRuntime:
 
         self._begin(work)
 
-    def _begin(self, work: Callable[[Connection], None]) -> None:
+    def _begin(self, work: Callable[[Transaction], None]) -> None:
         with suppress(WriterStopped):  # the worker ends: the message, or whoever revokes, comes again
             self._writer.begin(work)
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
 
 from worker.broker.client import BrokerEpoch, broker_address, count_messages, open_client
 from worker.broker.hints import SHARED_QUEUES, queues_of
@@ -38,7 +37,7 @@ from worker.storage.doctor import (
     rescue_worker,
 )
 from worker.storage.engine import Ledger, open_ledger
-from worker.storage.errors import NotMigrated
+from worker.storage.errors import UNSTORABLE, NotMigrated
 from worker.storage.identity import fetch_identity
 from worker.storage.migrating import fetch_newer_revision, is_current, migrate
 from worker.storage.outcomes import Recorded, Success
@@ -232,7 +231,7 @@ def _is_ours(ledger: Ledger, worker_id: str, claims: Iterable[tuple[str, str]]) 
 def _record_spooled(ledger: Ledger, success: Success) -> None:
     try:
         [recorded] = ledger.run(partial(record_outcomes, outcomes=[success]))
-    except (SQLAlchemyError, ValueError, TypeError, ArithmeticError) as exc:
+    except UNSTORABLE as exc:
         raise Unstorable from exc  # as a heart does: one line must not keep the others
     if recorded is Recorded.CLAIM_LOST:
         raise Unstorable  # no such job: pruned, or this spool is of another ledger

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from sqlalchemy import Connection
 
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json, print_text
@@ -23,7 +22,7 @@ from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch, count_asked, fetch_batch
 from worker.storage.cleaning import clean_text
-from worker.storage.engine import Ledger
+from worker.storage.engine import Ledger, Transaction
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_batch, cancel_jobs
 from worker.storage.reading import fetch_states
@@ -117,7 +116,7 @@ def _cancel_batch(ledger: Ledger, batch: Batch, *, as_json: bool) -> None:
 
 
 def _cancel_job(ledger: Ledger, job_id: str, *, as_json: bool) -> None:
-    def work(connection: Connection) -> tuple[bool, JobState]:
+    def work(connection: Transaction) -> tuple[bool, JobState]:
         is_done = cancel_jobs(connection, [job_id], now_ms=SystemClock().now_ms()) == 1
         return is_done, fetch_states(connection, [job_id])[job_id]
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.text import Text
-from sqlalchemy import Connection
 
 from worker.cli.console import note, out, print_json
 from worker.cli.listing import iso
@@ -15,6 +14,7 @@ from worker.clock import SystemClock
 from worker.printable import printable
 from worker.settings import load_settings
 from worker.storage import pauses
+from worker.storage.engine import Transaction
 from worker.storage.migrating import prepare_ledger
 from worker.storage.pauses import Pause
 
@@ -45,7 +45,7 @@ def pause(
     ledger = prepare_ledger(settings)
     endpoint = settings.endpoint
 
-    def work(connection: Connection) -> tuple[bool, Pause | None]:
+    def work(connection: Transaction) -> tuple[bool, Pause | None]:
         is_new = pauses.pause(connection, endpoint, reason, SystemClock().now_ms())
         return is_new, pauses.fetch_pause(connection, endpoint)
 
@@ -70,7 +70,7 @@ def resume(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSO
     ledger = prepare_ledger(settings)
     endpoint = settings.endpoint
 
-    def work(connection: Connection) -> Pause | None:
+    def work(connection: Transaction) -> Pause | None:
         before = pauses.fetch_pause(connection, endpoint)
         return before if pauses.resume(connection, endpoint) else None
 

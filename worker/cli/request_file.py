@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection
-
 from schemas.chat import encode_decoded
 from worker.clock import SystemClock
 from worker.errors import InputError
@@ -23,7 +21,7 @@ from worker.sources.jsonl import JsonlSummary, RequestLine, check_requests, read
 from worker.sources.pipes import as_file, is_folder, is_stream, name_input
 from worker.sources.problems import why
 from worker.storage.batches import Batch, find_batch, finish_submission, make_batch
-from worker.storage.engine import Ledger
+from worker.storage.engine import Ledger, Transaction
 from worker.storage.intake import KnownJob, NewJob, find_by_keys
 
 _IDS_AT_ONCE = 500
@@ -103,7 +101,7 @@ def find_requests_batch(ledger: Ledger, settings: Settings, requests: CheckedReq
 
 
 def _find_or_name(
-    connection: Connection, identity: tuple[str, ...], requests: CheckedRequests
+    connection: Transaction, identity: tuple[str, ...], requests: CheckedRequests
 ) -> tuple[Batch | None, str]:
     """The batch of an earlier version, if it is of these requests; and the key of one that this version makes."""
     key = identify(*identity)
@@ -133,7 +131,7 @@ def make_requests_batch(
     """
     identity = ("submit", new_batch_id() if is_again else requests.digest, settings.endpoint)
 
-    def work(connection: Connection) -> Batch:
+    def work(connection: Transaction) -> Batch:
         earlier, key = _find_or_name(connection, identity, requests)
         return earlier or make_batch(
             connection,

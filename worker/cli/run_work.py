@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import Connection
-
 from schemas.job import JobState
 from worker.cli.outputs import name_inputs
 from worker.clock import SystemClock
@@ -38,7 +36,7 @@ from worker.storage.batches import (
     move_run,
     resume_batch,
 )
-from worker.storage.engine import Ledger
+from worker.storage.engine import Ledger, Transaction
 from worker.storage.intake import KnownJob, NewJob
 from worker.storage.moves import retry_jobs
 from worker.storage.tables import MAX_ROWS
@@ -224,7 +222,7 @@ def _let_go_of_others(ledger: Ledger, work: Work, *, now_ms: int) -> None:
         after = places[-1]
 
 
-def _repeat(ledger: Ledger, step: Callable[[Connection], int]) -> None:
+def _repeat(ledger: Ledger, step: Callable[[Transaction], int]) -> None:
     """Steps of at most 500 rows, each a transaction of its own, so that workers get their turn between two."""
     while ledger.run(step) >= MAX_ROWS:
         pass

@@ -10,15 +10,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-from sqlalchemy import Connection
-
 from schemas.chat import ChatRequest, InvalidRequest, encode_request, hash_request
 from schemas.job import Due
 from worker.clock import Clock
 from worker.errors import BrokerAway, InputError
 from worker.ids import new_id
 from worker.storage.batches import CLOSED_BATCH, ensure_open_batches, fetch_closed
-from worker.storage.engine import Ledger
+from worker.storage.engine import Ledger, Transaction
 from worker.storage.intake import KnownJob, NewJob, describe_request, insert_jobs
 from worker.storage.window import unmark_published
 
@@ -100,7 +98,7 @@ def submit_one(
     now_ms = clock.now_ms()
     published_at_ms = None if publish is None else now_ms
 
-    def work(connection: Connection) -> KnownJob:
+    def work(connection: Transaction) -> KnownJob:
         insert = partial(insert_jobs, connection, now_ms=now_ms, published_at_ms=published_at_ms)
         if job.batch_id and job.custom_id is not None:
             # The first to use the name holds it. Jobs for the same request may share it: it makes no doubles.
@@ -110,7 +108,7 @@ def submit_one(
                 return known
         return insert([job])[0]
 
-    def checked(connection: Connection) -> KnownJob:
+    def checked(connection: Transaction) -> KnownJob:
         if job.batch_id:
             # Each time: a batch that this process has seen may have been pruned since.
             ensure_open_batches(connection, [job.batch_id], endpoint=job.endpoint, now_ms=now_ms)

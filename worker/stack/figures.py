@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import redis
-from sqlalchemy import Connection
 
 from schemas.job import JobState
 from worker.broker.client import broker_address, open_client
@@ -29,7 +28,7 @@ from worker.operations.gates import GateWatch
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.storage.batches import count_states
-from worker.storage.engine import open_ledger
+from worker.storage.engine import Transaction, open_ledger
 from worker.storage.reading import fetch_trouble
 from worker.storage.workers import fetch_workers
 
@@ -113,7 +112,7 @@ class Lookout:
             facts["trouble"] = facts["trouble"] or self._gate.describe()
         return facts
 
-    def _count(self, connection: Connection) -> dict[str, Any]:
+    def _count(self, connection: Transaction) -> dict[str, Any]:
         """Jobs by state and how many ended a minute, if it is time; a retry or a pruning takes some back."""
         now_s = time.monotonic()
         span_s, before = now_s - self._counted_at_s, self._ended

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext
@@ -38,6 +38,8 @@ from worker.storage.errors import (
 )
 
 T = TypeVar("T")
+# What storage's functions work in: an open transaction. Other rooms hand it on, and know nothing of SQLAlchemy.
+Transaction: TypeAlias = Connection
 _CONFLICT_TRIES = 10
 SQLITE_BUSY_MS = 15_000
 _IS_OURS = "antrean_is_ours"

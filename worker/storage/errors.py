@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.errors import Unreachable
+
+# What a statement raises over a value that no row can hold.
+UNSTORABLE = (SQLAlchemyError, ValueError, TypeError, ArithmeticError)
 
 # SQLSTATE classes that say "try again": deadlock, serialization, lock timeout, query cancelled by a timeout.
 _CONFLICTS = frozenset({"40P01", "40001", "55P03", "57014"})

@@ -10,14 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import structlog
-from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from schemas.shortage import describe_shortage, is_local_shortage
 from worker.clock import Clock
 from worker.errors import AntreanError, tell_place
-from worker.storage.engine import Ledger
-from worker.storage.errors import DatabaseAway
+from worker.storage.engine import Ledger, Transaction
+from worker.storage.errors import UNSTORABLE, DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Recorded, Success
@@ -119,7 +117,7 @@ class Heart:
         """
         now_ms = self._clock.now_ms()
 
-        def work(connection: Connection) -> None:
+        def work(connection: Transaction) -> None:
             for start in range(0, len(hinted_jobs), MAX_ROWS):
                 unmark_published(connection, hinted_jobs[start : start + MAX_ROWS])
             end_worker(connection, self._writer.worker_id, reason="stopped", now_ms=now_ms)
@@ -134,7 +132,7 @@ class Heart:
     def _beat_own(self) -> None:
         worker_id, now_ms = self._writer.worker_id, self._clock.now_ms()
 
-        def register(connection: Connection) -> None:
+        def register(connection: Transaction) -> None:
             register_worker(
                 connection,
                 worker_id,
@@ -146,7 +144,7 @@ class Heart:
                 now_ms=now_ms,
             )
 
-        def work(connection: Connection) -> list[str]:
+        def work(connection: Transaction) -> list[str]:
             if not beat(connection, worker_id, now_ms=now_ms):
                 register(connection)
             # In the writer's thread, between two groups: no claim can be half way into `held`.
@@ -172,7 +170,7 @@ class Heart:
     def _record_spooled(self, success: Success) -> None:
         try:
             recorded = self._writer.record(success)
-        except (SQLAlchemyError, ValueError, TypeError, ArithmeticError) as exc:
+        except UNSTORABLE as exc:
             # One line that no ledger can store must not keep the others, or this worker, from going on.
             log.error("heart.spooled_unstorable", job_id=success.job_id, error=type(exc).__name__)
             self._writer.forget(success.job_id)

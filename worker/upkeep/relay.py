@@ -8,14 +8,13 @@ from functools import partial
 from typing import Protocol
 
 import structlog
-from sqlalchemy import Connection
 
 from schemas.job import Due
 from worker.clock import Clock
 from worker.errors import AntreanError, BrokerAway, tell_place
 from worker.policy.gates import PROBE_EVERY_S, Admission
 from worker.storage.batches import fetch_held
-from worker.storage.engine import Ledger
+from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import DatabaseAway
 from worker.storage.pauses import fetch_pause
 from worker.storage.tables import MAX_ROWS
@@ -154,7 +153,7 @@ class Relay:
         if window == 1:
             return self._hint_probe(published, now_ms)
 
-        def work(connection: Connection) -> tuple[list[Due], str]:
+        def work(connection: Transaction) -> tuple[list[Due], str]:
             # Lone jobs have room of their own.
             held = fetch_held(connection, self._endpoint)
             lone = take_lone_due(connection, self._endpoint, window=LONE_WINDOW, now_ms=now_ms, held=held)
@@ -172,7 +171,7 @@ class Relay:
 
         return self._hand_over(work)
 
-    def _hand_over(self, take: Callable[[Connection], tuple[list[Due], str]]) -> int:
+    def _hand_over(self, take: Callable[[Transaction], tuple[list[Due], str]]) -> int:
         """Marks what `take` chooses and publishes it; the number of jobs."""
         try:
             due, self._after_batch = self._ledger.run(take)
@@ -198,7 +197,7 @@ class Relay:
             return 0
         admission, refused = self._gatekeeper.admission()
 
-        def take(connection: Connection) -> tuple[list[Due], str]:
+        def take(connection: Transaction) -> tuple[list[Due], str]:
             return take_probe(
                 connection,
                 self._endpoint,
