@@ -203,7 +203,12 @@ def test_a_broker_that_is_killed_comes_back_with_what_it_held(home: Path) -> Non
         assert client.get("key") == b"value"
         client.close()
         assert stack.poll_events() == [
-            {"event": "service_died", "service": "broker", "status": -signal.SIGKILL}
+            {
+                "event": "service_died",
+                "service": "broker",
+                "status": -signal.SIGKILL,
+                "reason": "signal 9, SIGKILL",
+            }
         ]
 
 

@@ -323,7 +323,8 @@ def _follow(
                 log = settings.home / "logs" / f"{event['service']}.log"
                 if deaths >= _MOST_DEATHS and progress.succeeded == work.done:
                     raise Unreachable(f"the worker does not stay up; {log} ends with: {last_line(log)}")
-                note(f"the {event['service']} died ({event['status']}) and is started again; see {log}")
+                how = event.get("reason", event["status"])
+                note(f"the {event['service']} died ({how}) and is started again; see {log}")
 
 
 def _summarise(

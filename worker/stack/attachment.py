@@ -178,8 +178,8 @@ class Stack:
     def poll_events(self) -> list[dict[str, Any]]:
         """What happened since the last call, oldest first. Never waits.
 
-        `{"event": "service_died", "service": "worker", "status": -9}` is all there is. Raises StackLost if
-        the keeper is gone.
+        `{"event": "service_died", "service": "worker", "status": -9, "reason": "signal 9, SIGKILL"}` is all there
+        is; a restart that failed has no status. Raises StackLost if the keeper is gone.
         """
         with contextlib.suppress(BlockingIOError):
             while True:

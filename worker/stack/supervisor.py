@@ -51,7 +51,7 @@ class Supervisor:
         if self._broker is not None:
             self._broker.watch(self._say)
         for part in self._all_parts():
-            part.start()
+            part.begin()
         watch_flower = asyncio.create_task(self._watch_flower())
         await self._stop_requested.wait()
         watch_flower.cancel()
