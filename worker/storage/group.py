@@ -203,10 +203,8 @@ class GroupWriter:
                 left = [*self._writing, *self._pending]
                 self._pending.clear()
             for request in left:
-                ended = (
-                    WriterStopped() if request.waits_for_database else DatabaseAway("the writer has ended")
-                )
-                fail(request, ended)
+                is_claim = isinstance(request, (ClaimJob, WriteDownJob))
+                fail(request, WriterStopped() if is_claim else DatabaseAway("the writer has ended"))
             if self._on_death is None:
                 raise
             self._on_death(exc)
