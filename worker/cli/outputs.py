@@ -85,12 +85,11 @@ def _own_files(settings: Settings) -> list[tuple[Path, str]]:
         settings.broker_password_file,
         settings.flower_password_file,
     ]
-    url = settings.ledger_url
-    ledger = url.database if url.get_backend_name() == "sqlite" else None
+    ledger = settings.ledger_address
     return [
         *((Path(name), "a file of settings") for name in (".env", "antrean.toml")),
         *((path, "a file of a password or a key") for path in secrets if path is not None),
-        *([(Path(ledger), "the ledger")] if ledger else []),
+        *([(ledger, "the ledger")] if isinstance(ledger, Path) else []),
     ]
 
 
