@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class FailureKind(StrEnum):
-    """The kinds of DESIGN.md's table "What each answer means"."""
+    """The kinds that docs/answers.md tells of, and what follows each."""
 
     BAD_RESPONSE = "bad_response"  # 200 without a completion in it
     UNAUTHORIZED = "unauthorized"  # 401

@@ -1,4 +1,4 @@
-"""DESIGN.md's table "What each answer means", row by row; and what holds for any failure."""
+"""The table "What follows" of docs/answers.md, row by row; and what holds for any failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows a failure: wait, or fail, and whether the gate closes for all. Pure; DESIGN.md's table as code."""
+"""What follows a failure: the job waits or fails, and the gate shuts or stays open. Pure. See docs/answers.md."""
 
 from __future__ import annotations
 
