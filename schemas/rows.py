@@ -60,9 +60,9 @@ class JobRow(SQLModel, table=True):
     generation: int = 1
 
     worker_id: str | None = None  # who holds the claim
-    claim_token: str | None = None  # the fence: unique to each claim
+    claim_token: str | None = None  # the fence: no two claims of a job have the same
     claims: int = 0  # claims ever made; numbers the attempts
-    attempts: int = 0  # attempts burnt in this generation
+    attempts: int = 0  # burnt in this generation; the name is kept for older workers
     bad_responses: int = 0  # of them, answers without a completion in them
     max_attempts: int | None = None
     losses: int = 0  # times its worker died with it
@@ -194,7 +194,7 @@ class BatchRow(SQLModel, table=True):
     )
     id: str = Field(primary_key=True)
     idempotency_key: str | None = Field(default=None, unique=True)
-    kind: str  # run, submit
+    kind: str  # run and submit: of a folder or a file, closed; tasks: named by messages, any may join it
     label: str  # what it was made from, for people
     endpoint: str
     total: int = 0  # set once, when all its rows are written down
