@@ -25,12 +25,12 @@ ORDINARY_FINISH_REASONS = frozenset({"stop", "tool_calls", "function_call"})
 
 
 class Move(StrEnum):
-    """What moves a job. Each move is made in one place of `worker/storage`."""
+    """What moves a job. `worker/storage` makes the moves."""
 
     CLAIM = "claim"
     SUCCEED = "succeed"
     FAIL = "fail"
-    WAIT = "wait"  # a retry, or a shut gate: due at not_before
+    WAIT = "wait"  # after a failure, or at a shut gate: due at not_before
     RELEASE = "release"  # shutdown or rescue gives the job back
     RELAY = "relay"  # due, published
     CANCEL = "cancel"

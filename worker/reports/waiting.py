@@ -1,4 +1,4 @@
-"""Why open jobs are not called just now, and whose turn it is to do something about it. Pure."""
+"""Why open jobs are not called just now, and what they wait for. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.storage.workers import WorkerFacts
 class Why(StrEnum):
     """What jobs wait for."""
 
-    PAUSED = "paused"  # somebody says `antrean resume`
+    PAUSED = "paused"  # an operator says `antrean resume`
     HELD = "held"  # their run goes on
     NO_WORKER = "no_worker"  # a worker of their endpoint starts
     GATE = "gate"  # the endpoint answers again
@@ -49,8 +49,8 @@ def explain_waiting(
 ) -> list[Reason]:
     """Why the queued and waiting jobs wait, endpoint by endpoint; empty where each is about to be called.
 
-    A job has one reason: the one that would keep it waiting if the others were gone. `gates`: those that are shut,
-    by endpoint, as far as they are known.
+    A job has one reason: the one that would keep it waiting if the others were gone. `gates` are the shut ones, by
+    endpoint, as far as they are known.
     """
     reasons: list[Reason] = []
     paused = {one.endpoint for one in pauses}

@@ -17,8 +17,8 @@ from worker.policy.gates import (
     Gate,
     as_seen,
     bring_forward,
+    cool_down,
     decide_admission,
-    pause,
     put_off,
     shut_further,
 )
@@ -140,9 +140,9 @@ class Gatekeeper:
             self._store.leave_probe(None if leave is None else leave.token)
         return gate
 
-    def pause(self, kind: FailureKind, *, asked_s: float) -> None:
+    def cool_down(self, kind: FailureKind, *, asked_s: float) -> None:
         """Keeps all workers away for as long as the endpoint asked."""
-        self._keep(pause(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
+        self._keep(cool_down(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
 
     def leave(self, leave: Pass) -> None:
         """Gives a probe's place back when its call decided nothing."""
