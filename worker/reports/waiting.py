@@ -49,8 +49,8 @@ def explain_waiting(
 ) -> list[Reason]:
     """Why the queued and waiting jobs wait, endpoint by endpoint; empty where each is about to be called.
 
-    A job has one reason: the one that would keep it waiting if the others were gone. `gates` are the shut ones, by
-    endpoint, as far as they are known.
+    A job has one reason: the one that would keep it waiting if the others were gone. `gates`: those that are shut,
+    by endpoint, as far as they are known.
     """
     reasons: list[Reason] = []
     paused = {one.endpoint for one in pauses}
