@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import BindParameter, Connection, Update, bindparam, case, exists, func, or_, select, update
 
+from schemas.job import TARGETS, Move
 from worker.policy.patience import waiting_since_ms
-from worker.storage.outcomes import ClaimedJob
+from worker.storage.outcomes import Claim, ClaimedJob
 from worker.storage.prepared import Prepared, is_among, pack_ids
 from worker.storage.tables import batches, jobs, requests, usage
 
@@ -41,7 +42,7 @@ def _claim(dialect: str) -> Update:
         update(jobs)
         .where(jobs.c.id.in_(claimable.scalar_subquery()))
         .values(
-            state="running",
+            state=TARGETS[Move.CLAIM].value,
             claims=case(
                 (jobs.c.state == "running", jobs.c.claims),
                 (jobs.c.claims == 0, func.coalesce(paid_before.scalar_subquery(), 0) + 1),
@@ -116,10 +117,7 @@ def claim_jobs(
     bodies: dict[str, str] = {row.job_id: row.body for row in found}
     return {
         row.id: ClaimedJob(
-            id=row.id,
-            token=token,
-            number=row.claims,
-            generation=row.generation,
+            claim=Claim(row.id, token, row.claims, row.generation, worker_id),
             body=bodies[row.id],
             model=row.model,
             attempts=row.attempts,
