@@ -75,7 +75,7 @@ def test_a_pause_that_the_endpoint_asked_for_is_shown_and_kept(
     id_ = shut(plant_settings, plant_ledger, needs_probe=False)
     due_ms = job_row(plant_ledger, id_).not_before_ms
     said = plant.antrean("check").out
-    assert re.search(rf"rate_limited \(HTTP 503\): the endpoint asked for a pause {ENDS}", said), said
+    assert re.search(rf"rate_limited \(HTTP 503\): the endpoint asked everyone to wait {ENDS}", said), said
     assert job_row(plant_ledger, id_).not_before_ms == due_ms
     facts = plant.antrean("status", "--json").json["gate"]
     assert (facts["needs_probe"], facts["in_s"] > 0) == (False, True)

@@ -89,7 +89,7 @@ import json, os
 from worker.settings import load_settings
 s = load_settings()
 assert s.api_key_file.read_text() == "secret\\n"
-ledger = s.ledger_url.database
+ledger = s.ledger_address
 open(ledger, "w").close()
 print(json.dumps([s.endpoint, s.model or "", *sorted(os.fsencode(p).decode() for p in os.listdir(s.home))]))
 """

@@ -10,6 +10,7 @@ import pytest
 from worker.broker.client import open_client
 from worker.errors import SettingsError
 from worker.settings import load_settings
+from worker.settings.database import PostgresqlAddress
 from worker.settings.values import check_broker_url, check_home
 
 
@@ -87,13 +88,16 @@ def test_files_that_an_address_names_are_absolute(tmp_path: Path, monkeypatch: p
     )
     assert settings.broker_url is not None
     assert f"ssl_ca_certs={tmp_path}/ca.pem" in settings.broker_url.get_secret_value().replace("%2F", "/")
-    ledger_url = settings.ledger_url.render_as_string(hide_password=False).replace("%2F", "/")
-    assert f"sslrootcert={tmp_path}/ca.pem" in ledger_url
-    assert "sslcert=/etc/c.pem" in ledger_url
-    assert (
-        load_settings(database_url="postgresql://h/d?sslrootcert=system").ledger_url.query["sslrootcert"]
-        == "system"
-    )
+    address = settings.ledger_address
+    assert isinstance(address, PostgresqlAddress)
+    assert address.parameters == {
+        "sslrootcert": f"{tmp_path}/ca.pem",
+        "sslcert": "/etc/c.pem",
+        "sslmode": "verify-full",
+    }
+    system = load_settings(database_url="postgresql://h/d?sslrootcert=system").ledger_address
+    assert isinstance(system, PostgresqlAddress)
+    assert system.parameters["sslrootcert"] == "system"
 
 
 @pytest.mark.parametrize(

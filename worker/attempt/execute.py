@@ -32,7 +32,7 @@ from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, RunsAlone, WriterStopped
 from worker.storage.intake import NewJob, adopt_jobs, make_bare
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success, Usage
-from worker.throttle.gatekeeper import Gatekeeper, Pass
+from worker.throttle.gatekeeper import Gatekeeper, Permit
 
 log = structlog.get_logger(__name__)
 
@@ -137,26 +137,28 @@ class Executor:
     def _admit(self, job_id: str, adopt: NewJob | None, place: Place) -> Report:
         while not self._spool.is_writable:
             self._spool.wait_until_writable()
-        leave = None if self._is_paused() else self._gatekeeper.admit(job_id)
-        if leave is None:
-            self._leave_to_the_relay(job_id, adopt)
-            return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut, or somebody paused the endpoint")
+        if not self._is_paused():
+            with self._gatekeeper.admit(job_id) as permit:
+                if permit.is_granted:
+                    return self._claim(job_id, adopt, permit, place)
+        self._leave_to_the_relay(job_id, adopt)
+        return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut, or somebody paused the endpoint")
+
+    def _claim(self, job_id: str, adopt: NewJob | None, permit: Permit, place: Place) -> Report:
         try:
             job = self._writer.claim(job_id, adopt=adopt, is_urgent=not place.is_bulk)
         except RunsAlone:
-            return self._attempt_alone(job_id, leave, place)
+            return self._attempt_alone(job_id, permit, place)
         except (Stopping, WriterStopped):
             raise
         except Exception as exc:
-            self._gatekeeper.leave(leave)
             if adopt is None:
                 raise
             return self._refuse(_bare(adopt, exc))
         if job is None and adopt is not None and adopt.not_before_ms is not None:
             wait_s = max(0.0, (adopt.not_before_ms - self._clock.now_ms()) / 1000)
-            self._gatekeeper.leave(leave)
             return Report(Verdict.WAITING, "waits for its time", wait_s)
-        return self._attempt(job, leave, place)
+        return self._attempt(job, permit, place)
 
     def _refuse(self, job: NewJob) -> Report:
         """Writes down a message that cannot become a call: it must neither vanish nor poison the queue."""
@@ -190,26 +192,21 @@ class Executor:
                 continue
             return
 
-    def _attempt_alone(self, job_id: str, leave: Pass, place: Place) -> Report:
+    def _attempt_alone(self, job_id: str, permit: Permit, place: Place) -> Report:
         """Claims once nobody else is in a call: whoever only waits must not be lost with the one inside."""
         if not self._suspects.begin_turn(job_id):
-            self._gatekeeper.leave(leave)
             return _PUT_OFF
         try:
             with self._slots.alone():
                 job = self._writer.claim(job_id, is_urgent=True, is_alone=True)
-                return self._attempt(job, leave, place)
-        except (Stopping, WriterStopped):
-            self._gatekeeper.leave(leave)
-            raise
+                return self._attempt(job, permit, place)
         finally:
             with suppress(WriterStopped):  # then this worker's window is published again by the next
                 for other in self._suspects.end_turn():
                     self._writer.give_message_back(other)
 
-    def _attempt(self, job: ClaimedJob | None, leave: Pass, place: Place) -> Report:
+    def _attempt(self, job: ClaimedJob | None, permit: Permit, place: Place) -> Report:
         if job is None:
-            self._gatekeeper.leave(leave)
             return Report(Verdict.NO_CLAIM, "nothing to do")
         try:
             if self._slots.is_stopping:
@@ -220,20 +217,18 @@ class Executor:
                 place.leave()  # the next call need not wait until this one is written down
         except ApiError as exc:
             if exc.failure.kind is FailureKind.INTERRUPTED:
-                self._gatekeeper.leave(leave)
                 return self._give_back(job)
-            return self._set_back(job, exc.failure, leave, latency_s=exc.latency_s)
+            return self._set_back(job, exc.failure, permit, latency_s=exc.latency_s)
         except Stopping:
-            self._gatekeeper.leave(leave)
             return self._give_back(job)
         except Exception as exc:
             # A defect of ours costs this job an attempt, not the worker its thread.
-            return self._set_back(job, _defect(exc, job.id), leave, latency_s=None)
+            return self._set_back(job, _defect(exc, job.id), permit, latency_s=None)
         try:
-            self._judge.note_success(job, leave)
+            self._judge.note_success(job, permit)
         except Exception as exc:  # a defect there must not cost the answer, which is paid for
             log.error("gate.not_told", job_id=job.id, error=type(exc).__name__)
-        return self._succeed(job, answer, leave)
+        return self._succeed(job, answer, permit)
 
     def _call(self, job: ClaimedJob) -> Answer:
         """The answer, trying the other header style and a changed key where the key was refused."""
@@ -262,7 +257,7 @@ class Executor:
                 return candidate
         return self._credentials.current() if self._credentials.reread(refused) else None
 
-    def _succeed(self, job: ClaimedJob, answer: Answer, leave: Pass) -> Report:
+    def _succeed(self, job: ClaimedJob, answer: Answer, permit: Permit) -> Report:
         completion = answer.completion
         choice = completion.choices[0]
         reasoned = split_reasoning(choice.message)
@@ -290,7 +285,7 @@ class Executor:
             # job must not hang. What cannot be put aside now is spooled, and put aside by a later beat.
             if not self._spool.reject(success):
                 self._spool.keep(success)
-            return self._set_back(job, _defect(exc, job.id), leave, latency_s=answer.latency_s)
+            return self._set_back(job, _defect(exc, job.id), permit, latency_s=answer.latency_s)
         if recorded is Recorded.UNUSED:
             summary += " · came second, kept as usage only"
         return Report(Verdict.SUCCEEDED, summary, retries=job.number - 1)
@@ -308,13 +303,15 @@ class Executor:
                 # Neither the database nor the spool takes it: hold it in memory until one does.
                 self._spool.wait_until_writable()
 
-    def _set_back(self, job: ClaimedJob, failure: Failure, leave: Pass, *, latency_s: float | None) -> Report:
+    def _set_back(
+        self, job: ClaimedJob, failure: Failure, permit: Permit, *, latency_s: float | None
+    ) -> Report:
         now_ms = self._clock.now_ms()
         if failure.is_local:
             self._shortages += 1
             log.warning("call.local_shortage", job_id=job.id, lack=failure.message, count=self._shortages)
         try:
-            judged = self._judge.judge(job, failure, leave, now_ms=now_ms)
+            judged = self._judge.judge(job, failure, permit, now_ms=now_ms)
         except Exception as exc:  # nor must it keep the job in this worker's hands for ever
             log.error("gate.not_asked", job_id=job.id, error=type(exc).__name__)
             judged = self._judge.judge_alone(job, failure, now_ms=now_ms)

@@ -87,12 +87,15 @@ def _own_files(settings: Settings) -> list[tuple[Path, str]]:
         settings.broker_password_file,
         settings.flower_password_file,
     ]
-    url = settings.ledger_url
-    ledger = (url.database if url.get_backend_name() == "sqlite" else None) or ""
+    ledger = settings.ledger_address
     return [
         *((Path(name), "a file of settings") for name in (".env", "antrean.toml")),
         *((path, "a file of a password or a key") for path in secrets if path is not None),
-        *((Path(ledger + suffix), "the ledger") for suffix in _SQLITE_SUFFIXES if ledger),
+        *(
+            (Path(f"{ledger}{suffix}"), "the ledger")
+            for suffix in _SQLITE_SUFFIXES
+            if isinstance(ledger, Path)
+        ),
     ]
 
 

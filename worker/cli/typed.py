@@ -17,5 +17,5 @@ def name_command(settings: Settings, given: Settings) -> str:
     said = {"ANTREAN_HOME": str(settings.home)}
     if given.database_url is not None:
         # Else the command would look in that database, whatever the home.
-        said["ANTREAN_DATABASE_URL"] = f"sqlite:///{settings.ledger_url.database}"
+        said["ANTREAN_DATABASE_URL"] = f"sqlite:///{settings.ledger_address}"
     return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in said.items()), "antrean"])

@@ -51,8 +51,8 @@ class GateWatch:
     def wake(self, ledger: Ledger) -> int:
         """Number of jobs brought forward, now that the endpoint has answered somebody.
 
-        A gate that needs a probe is probed at once, and not opened: one answer of one path is no proof of all.
-        A pause that the endpoint asked for is kept.
+        A gate that needs a probe is probed at once, and not opened: an answer of one path proves nothing of another.
+        A cooldown is kept.
         """
         now_ms = SystemClock().now_ms()
         if (
@@ -97,10 +97,10 @@ def describe_trouble(found: Trouble, gate: Gate | None, *, now_ms: int) -> str |
 
 
 def describe_gate(gate: Gate, *, now_ms: int) -> str:
-    """`server_error (HTTP 503): no job is called until 14:03:20, in 5 s; then one tries again`, or a pause."""
+    """`server_error (HTTP 503): no job is called until 14:03:20, in 5 s; then one tries again`, or a cooldown."""
     cause = _cause(gate)
     if not gate.needs_probe:
-        return f"{cause}: the endpoint asked for a pause {describe_until(gate.until_ms, now_ms)}"
+        return f"{cause}: the endpoint asked everyone to wait {describe_until(gate.until_ms, now_ms)}"
     if gate.until_ms <= now_ms:
         return f"{cause}: {_NEXT_JOB_TRIES}"
     return f"{cause}: no job is called {describe_until(gate.until_ms, now_ms)}; then one tries again"

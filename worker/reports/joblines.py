@@ -69,7 +69,7 @@ def write_csv(found: Iterable[ListedJob], stream: BinaryIO, *, texts: frozenset[
 
 
 def spell_texts(job: ListedJob, texts: frozenset[Texts]) -> list[tuple[str, str | None]]:
-    """The texts that were asked for, as people read them, each with its name."""
+    """The texts that were asked for, by name, as people read them."""
     found: list[tuple[str, str | None]] = []
     if Texts.PROMPT in texts:
         found.append(("prompt", _spell_out(_messages(job.request))))
@@ -110,7 +110,7 @@ def _moment(at_ms: int | None) -> str | None:
 
 
 class _Utf8Lines:
-    """A stream of bytes as the CSV writer wants it."""
+    """A text stream for the CSV writer, on top of a stream of bytes."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -131,7 +131,7 @@ def _messages(request: str | None) -> Any:
 
 
 def _spell_out(messages: Any) -> str | None:
-    """The messages as a text: the only one's words, or each with its role before it."""
+    """The messages as one text: that of a single message, or each with its role before it."""
     if messages is None or isinstance(messages, str):
         return messages
     if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):

@@ -1,4 +1,4 @@
-"""Why open jobs are not called just now, and whose turn it is to do something about it. Pure."""
+"""Why open jobs are not called just now, and what they wait for. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.storage.workers import WorkerFacts
 class Why(StrEnum):
     """What jobs wait for."""
 
-    PAUSED = "paused"  # somebody says `antrean resume`
+    PAUSED = "paused"  # an operator says `antrean resume`
     HELD = "held"  # their run goes on
     NO_WORKER = "no_worker"  # a worker of their endpoint starts
     GATE = "gate"  # the endpoint answers again

@@ -1,7 +1,7 @@
 """Values of settings, checked: paths, and the addresses of broker and database. Each raises ValueError with a sentence.
 
-A relative path means one below the current folder of whoever set it. Workers have a folder of their own, so every path
-is made absolute here, also one inside an address.
+A relative path is below the current folder of the process that was given it. Workers have a folder of their own, so
+every path is made absolute here, also one inside an address.
 """
 
 from __future__ import annotations

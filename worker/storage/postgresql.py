@@ -16,6 +16,8 @@ from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 
+from worker.settings.database import PostgresqlAddress
+
 T = TypeVar("T")
 # What the address does not say itself. `fallback_…`: a name in PGAPPNAME counts as well.
 _DEFAULTS: Mapping[str, Any] = {
@@ -63,7 +65,9 @@ class PatientConnection(psycopg.Connection[Any]):
             raise psycopg.OperationalError(f"no answer for {self.within_s:g} s") from None
 
 
-def create_postgresql_engine(url: URL, *, pool_size: int, idle_ms: int, within_s: float) -> Engine:
+def create_postgresql_engine(
+    address: PostgresqlAddress, *, pool_size: int, idle_ms: int, within_s: float
+) -> Engine:
     """An engine whose connections wait `within_s` for each answer, and hold locks in silence for `idle_ms`.
 
     Through a pooler (PgBouncer) it needs nothing of a session: it works in session and in transaction mode.
@@ -74,12 +78,12 @@ def create_postgresql_engine(url: URL, *, pool_size: int, idle_ms: int, within_s
         "idle_in_transaction_session_timeout": idle_ms,
     }
     engine = create_engine(
-        url,
+        engine_url(address),
         pool_size=pool_size,
         max_overflow=8,
         pool_timeout=30,
         hide_parameters=True,  # an error's text must not quote a prompt or an answer (invariant 10)
-        connect_args={name: value for name, value in _DEFAULTS.items() if name not in url.query},
+        connect_args={name: value for name, value in _DEFAULTS.items() if name not in address.parameters},
     )
 
     @event.listens_for(engine, "do_connect")
@@ -123,6 +127,19 @@ def waiting_for_locks(connection: Connection) -> Iterator[None]:
 def _unsaid(limits: Mapping[str, int], *, is_local: bool) -> list[Any]:
     """The arguments of _SET_UNSAID; what `is_local` ends with its transaction."""
     return [is_local, list(limits), [str(value) for value in limits.values()]]
+
+
+def engine_url(address: PostgresqlAddress) -> URL:
+    """SQLAlchemy's address of it, for our driver."""
+    return URL.create(
+        "postgresql+psycopg",
+        username=address.user,
+        password=address.password,
+        host=address.host,
+        port=address.port,
+        database=address.database,
+        query=address.parameters,
+    )
 
 
 def _connect(args: Any, kwargs: Any, limits: Mapping[str, int], *, within_s: float) -> PatientConnection:
