@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection
 
+from schemas.job import JobState
 from tests.support.clock import FakeClock
 from tests.support.ledger import (
     ENDPOINT,
@@ -24,6 +26,7 @@ from tests.support.ledger import (
     state,
     success,
 )
+from tests.support.processes import wait_until
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
@@ -105,6 +108,26 @@ def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
         return answer[0]
 
     return join
+
+
+@contextmanager
+def in_one_group(writer: GroupWriter) -> Iterator[None]:
+    """What is asked for inside waits in line, and makes one group."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def hold(_: Connection) -> None:
+        started.set()
+        assert go_on.wait(10)
+
+    busy = writer.begin(hold)
+    assert started.wait(10)
+    yield
+    go_on.set()
+    busy.result()
+
+
+def wait_for_pending(writer: GroupWriter, count: int) -> None:
+    wait_until(lambda: len(writer._pending) >= count, within_s=10, what="the requests are in line")
 
 
 def test_many_slots_at_once_each_get_one_job_one_record_and_one_result(
@@ -221,6 +244,74 @@ def test_records_fail_fast_while_claims_wait_for_the_database(
     troubled.is_away = False
     assert waiting().id == other
     assert writer.record(success(job)) is Recorded.APPLIED
+
+
+def test_a_message_with_its_own_request_is_a_row_that_can_be_claimed(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    job = a_job(idempotency_key="task-1", batch_id="tasks")
+    first, again = writer.write_down(job), writer.write_down(job, is_urgent=True)
+    assert (first.id, first.state, first.is_new) == (job.id, JobState.QUEUED, True)
+    assert (again.id, again.taken_for) == (job.id, None)
+    assert [(row.id, row.batch_id) for row in rows(ledger, "jobs")] == [(job.id, "tasks")]
+    assert [row.id for row in rows(ledger, "batches")] == ["tasks"]
+    assert writer.record(success(claimed(writer, job.id))) is Recorded.APPLIED
+
+
+def test_a_message_that_comes_twice_in_one_group_is_one_row_and_both_are_told(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    job = a_job(idempotency_key="task-1")
+    with in_one_group(writer):
+        told = [in_background(lambda: writer.write_down(job)) for _ in range(2)]
+        claiming = in_background(lambda: writer.claim(job.id))
+        wait_for_pending(writer, 3)
+    assert [known().id for known in told] == [job.id, job.id]
+    assert claiming().id == job.id, "rows are written before claims are made"
+    assert len(rows(ledger, "jobs")) == len(rows(ledger, "requests")) == 1
+
+
+def test_a_message_is_written_down_when_the_database_is_back(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    job = a_job()
+    troubled.is_away = True
+    writing = in_background(lambda: writer.write_down(job))
+    troubled.wait_for_calls(3)
+    troubled.is_away = False
+    assert writing().is_new
+    assert state(ledger, job.id) == "queued"
+
+
+def test_a_message_that_no_row_can_hold_costs_its_neighbours_nothing(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    running = claimed(writer, put_one(ledger))
+    jobs = [a_job(), a_job(user_metadata={"x": {1, 2}}), a_job()]  # nothing that JSON has
+    with in_one_group(writer):
+        told = [in_background(lambda job=job: writer.write_down(job)) for job in jobs]
+        told.append(in_background(lambda: writer.record(success(running))))
+        told.append(in_background(lambda: writer.claim(running.id)))
+        wait_for_pending(writer, 5)
+    answers = [tell() for tell in told]
+    assert isinstance(answers[1], Exception)
+    assert [answers[i].id for i in (0, 2)] == [jobs[i].id for i in (0, 2)]
+    assert answers[3] is Recorded.APPLIED
+    assert answers[4] is None
+    assert sorted(row.state for row in rows(ledger, "jobs")) == ["queued", "queued", "succeeded"]
+
+
+def test_stopping_tells_all_whose_requests_wait_for_the_database(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    troubled.is_away = True
+    owed = writer.begin(lambda c: None)
+    waiting = in_background(lambda: writer.write_down(a_job()))
+    troubled.wait_for_calls(3)
+    assert writer.stop(10)
+    assert isinstance(waiting(), WriterStopped)
+    with pytest.raises(WriterStopped):
+        owed.result(1)
 
 
 def test_stopping_releases_those_who_wait_for_the_database(

@@ -22,8 +22,10 @@ from tests.support.ledger import (
 )
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter, Reply
+from worker.storage.group import GroupWriter
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded, Usage
+from worker.storage.reply import Reply
+from worker.storage.writer_requests import RecordOutcome
 
 MEGABYTE = 1 << 20
 
@@ -83,7 +85,7 @@ def record_in_one_group(writer: GroupWriter, outcomes: list[Outcome]) -> list[An
         for outcome in outcomes:
             reply: Reply[Recorded] = Reply()
             replies.append(reply)
-            writer._put(("record", outcome, reply))
+            writer._put(RecordOutcome(outcome, reply))
 
     writer.call(line_up)
     answers: list[Any] = []

@@ -26,6 +26,7 @@ from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.outcomes import Success
 from worker.storage.reply import Reply
+from worker.storage.writer_requests import RecordOutcome
 from worker.upkeep.heart import Heart
 from worker.upkeep.presence import Presence
 from worker.upkeep.spool import SpoolFile, replay_leftovers
@@ -236,11 +237,11 @@ def test_a_writer_that_dies_leaves_nobody_waiting_and_says_so(ledger: Ledger, cl
         ledger, worker_id="w1", endpoint=ENDPOINT, clock=clock, window_s=0.0, on_death=told.append
     )
     job = claim_one(ledger, put_one(ledger))
-    writer._put(("record", success(job), Reply()))
+    writer._put(RecordOutcome(success(job), Reply()))
     waiting: Reply[Any] = Reply()
-    writer._put(("record", object(), waiting))  # no outcome at all: gathering it breaks
+    writer._put(RecordOutcome(object(), waiting))  # type: ignore[arg-type]  # no outcome: gathering it breaks
     writer.start()
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseAway, match="the writer has ended"):
         waiting.result(10)
     with pytest.raises(WriterStopped):
         writer.claim("another")

@@ -160,14 +160,14 @@ def describe_request(request_hash: str, endpoint: str) -> str:
     return f"SHA-256 {request_hash[:12]}… for {endpoint}"
 
 
-def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) -> None:
-    """Writes down jobs that came in their messages, and the batches that they name.
+def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) -> list[KnownJob]:
+    """The jobs behind messages that carry their own request, in the order given, and the batches that they name.
 
     Of an id that has a row nothing is written: the row is the job. A job that names a batch of `run` or `submit` is
     refused, or it would be among the results of somebody else's file.
     """
     if not new:
-        return
+        return []
     closed = fetch_closed(connection, [job.batch_id for job in new if job.batch_id])
     sound = [refuse(job, CLOSED_BATCH) if job.batch_id in closed else job for job in new]
     known = insert_jobs(connection, sound, now_ms=now_ms)
@@ -178,6 +178,7 @@ def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) ->
             if job.batch_id and job.endpoint == endpoint and found.is_new
         ]
         ensure_open_batches(connection, named, endpoint=endpoint, now_ms=now_ms)
+    return known
 
 
 def refuse(job: NewJob, why: str) -> NewJob:
