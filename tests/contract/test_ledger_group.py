@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -146,6 +147,62 @@ def test_many_slots_at_once_each_get_one_job_one_record_and_one_result(
     assert len(rows(ledger, "results")) == 320
 
 
+class Told:
+    """An answer that nobody waits for: it notes what it is told, in which thread."""
+
+    def __init__(self) -> None:
+        self.results: list[Any] = []
+        self.errors: list[BaseException] = []
+        self.threads: set[str] = set()
+        self.is_told = threading.Event()
+
+    def set_result(self, value: Any) -> None:
+        self.results.append(value)
+        self._note()
+
+    def set_exception(self, exception: BaseException) -> None:
+        self.errors.append(exception)
+        self._note()
+
+    def _note(self) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.is_told.set()
+
+
+def test_a_claim_and_a_record_can_be_asked_for_without_waiting(ledger: Ledger, writer: GroupWriter) -> None:
+    id_ = put_one(ledger)
+    claiming, recording, nothing = Told(), Told(), Told()
+    writer.begin_claim(id_, claiming)
+    assert claiming.is_told.wait(10)
+    [job] = claiming.results
+    assert writer.held == {id_: job.token}
+    writer.begin_record(success(job), recording, is_urgent=True)
+    assert recording.is_told.wait(10)
+    assert recording.results == [Recorded.APPLIED]
+    writer.begin_claim(id_, nothing)
+    assert nothing.is_told.wait(10)
+    assert nothing.results == [None]
+    assert claiming.threads | recording.threads == {"antrean-writer"}
+    assert writer.stop(10)
+    for begin in (partial(writer.begin_claim, id_), partial(writer.begin_record, success(job))):
+        with pytest.raises(WriterStopped):
+            begin(Told())
+
+
+def test_claims_that_nobody_waits_for_are_told_of_the_end_and_records_that_the_database_is_away(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    job, claiming, recording = claimed(writer, put_one(ledger)), Told(), Told()
+    troubled.is_away = True
+    writer.begin_record(give_back(job), recording)
+    writer.begin_claim(put_one(ledger), claiming)
+    assert recording.is_told.wait(10)
+    assert [type(exc) for exc in recording.errors] == [DatabaseAway]
+    assert not claiming.is_told.wait(0.3)
+    assert writer.stop(10)
+    assert [type(exc) for exc in claiming.errors] == [WriterStopped]
+
+
 def test_five_deliveries_of_one_job_are_one_claim(ledger: Ledger, writer: GroupWriter) -> None:
     id_ = put_one(ledger)
     answers = at_once(5, lambda i: writer.claim(id_))
@@ -253,7 +310,9 @@ def test_a_message_with_its_own_request_is_a_row_that_can_be_claimed(
     first, again = writer.write_down(job), writer.write_down(job, is_urgent=True)
     assert (first.id, first.state, first.is_new) == (job.id, JobState.QUEUED, True)
     assert (again.id, again.taken_for) == (job.id, None)
-    assert [(row.id, row.batch_id) for row in rows(ledger, "jobs")] == [(job.id, "tasks")]
+    [row] = rows(ledger, "jobs")
+    assert (row.id, row.batch_id) == (job.id, "tasks")
+    assert row.published_at_ms is not None, "the relay publishes no hint of it"
     assert [row.id for row in rows(ledger, "batches")] == ["tasks"]
     assert writer.record(success(claimed(writer, job.id))) is Recorded.APPLIED
 

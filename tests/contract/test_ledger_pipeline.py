@@ -77,7 +77,7 @@ def running(ledger: Ledger, count: int) -> list[ClaimedJob]:
 def record_in_one_group(writer: GroupWriter, outcomes: list[Outcome]) -> list[Any]:
     """What the writer said to each: what it did, or the exception."""
     for outcome in outcomes:
-        writer.held[outcome.job_id] = outcome.token
+        writer.held[outcome.job_id] = outcome.claim.token
     replies: list[Reply[Recorded]] = []
 
     def line_up(_: Any) -> None:

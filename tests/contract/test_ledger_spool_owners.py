@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from structlog.testing import capture_logs
 from tests.contract.test_ledger_executor import AwayWhenTold
 from tests.contract.test_ledger_spool import files, leave, paid
 from tests.support.clock import FakeClock
-from tests.support.ledger import ENDPOINT, claim_one, job_row, put_one, rows, state, success
+from tests.support.ledger import ENDPOINT, claim_one, job_row, of_job, put_one, rows, state, success
 from tests.support.processes import wait_until
 from worker.storage import tables
 from worker.storage.engine import Ledger
@@ -79,7 +78,7 @@ def body(tmp_path: Path) -> Iterator[Callable[..., Body]]:
 def test_a_spool_of_another_ledger_in_the_same_home_is_left_alone(
     ledger: Ledger, body: Callable[..., Body], tmp_path: Path
 ) -> None:
-    elsewhere = replace(success(claim_one(ledger, put_one(ledger))), job_id="of-another-ledger")
+    elsewhere = of_job(success(claim_one(ledger, put_one(ledger))), "of-another-ledger")
     path = leave(tmp_path / "spool", "stranger", elsewhere)
     before = path.read_bytes()
     heart = body(ledger).heart

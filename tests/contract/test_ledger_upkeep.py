@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,18 @@ from structlog.testing import capture_logs
 from schemas.failure import FailureKind
 from schemas.job import Due
 from tests.support.clock import FakeClock
-from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, put_one, rows, state, success
+from tests.support.ledger import (
+    ENDPOINT,
+    a_job,
+    claim_one,
+    job_row,
+    of_job,
+    put,
+    put_one,
+    rows,
+    state,
+    success,
+)
 from worker.errors import BrokerAway
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter
@@ -318,7 +328,7 @@ def test_a_spooled_answer_whose_job_was_pruned_is_put_aside_and_not_dropped(
 
     add_worker(ledger, "dead", clock)
     job = claim_one(ledger, put_one(ledger))
-    leave(tmp_path / "spool", "dead", replace(success(job), job_id="pruned"))
+    leave(tmp_path / "spool", "dead", of_job(success(job), "pruned"))
     heart.beat()
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["rejected.jsonl"]
     assert b"pruned" in (tmp_path / "spool" / "rejected.jsonl").read_bytes()
@@ -329,7 +339,7 @@ def test_a_claim_is_let_go_while_its_answer_can_be_neither_stored_nor_put_aside(
 ) -> None:
     job = writer.claim(put_one(ledger))
     assert job is not None
-    spool.keep(success(job, worker="me", number=None))
+    spool.keep(success(job, worker="me", http_status=None))
     (tmp_path / "spool" / "rejected.jsonl").mkdir()  # in the way
     heart.beat()
     heart.beat()

@@ -263,11 +263,7 @@ class Executor:
         reasoned = split_reasoning(choice.message)
         now_ms = self._clock.now_ms()
         success = Success(
-            job_id=job.id,
-            token=job.token,
-            number=job.number,
-            generation=job.generation,
-            worker_id=self._writer.worker_id,
+            claim=job.claim,
             started_at_ms=job.claimed_at_ms,
             ended_at_ms=now_ms,
             latency_ms=round(answer.latency_s * 1000),
@@ -321,11 +317,7 @@ class Executor:
             judged = self._judge.judge_alone(job, failure, now_ms=now_ms)
         not_before_ms = judged.not_before_ms
         setback = Setback(
-            job_id=job.id,
-            token=job.token,
-            number=job.number,
-            generation=job.generation,
-            worker_id=self._writer.worker_id,
+            claim=job.claim,
             started_at_ms=job.claimed_at_ms,
             ended_at_ms=now_ms,
             latency_ms=None if latency_s is None else round(latency_s * 1000),
@@ -350,11 +342,7 @@ class Executor:
 
     def _give_back(self, job: ClaimedJob) -> Report:
         give_back = GiveBack(
-            job_id=job.id,
-            token=job.token,
-            number=job.number,
-            generation=job.generation,
-            worker_id=self._writer.worker_id,
+            claim=job.claim,
             started_at_ms=job.claimed_at_ms,
             ended_at_ms=self._clock.now_ms(),
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import BindParameter, Connection, Update, bindparam, case, exists, func, or_, select, update
 
 from worker.policy.patience import waiting_since_ms
-from worker.storage.outcomes import ClaimedJob
+from worker.storage.outcomes import Claim, ClaimedJob
 from worker.storage.prepared import Prepared, is_among, pack_ids
 from worker.storage.tables import batches, jobs, requests, usage
 
@@ -116,10 +116,7 @@ def claim_jobs(
     bodies: dict[str, str] = {row.job_id: row.body for row in found}
     return {
         row.id: ClaimedJob(
-            id=row.id,
-            token=token,
-            number=row.claims,
-            generation=row.generation,
+            claim=Claim(row.id, token, row.claims, row.generation, worker_id),
             body=bodies[row.id],
             model=row.model,
             attempts=row.attempts,

@@ -15,7 +15,7 @@ from schemas.completion import Usage
 from schemas.failure import Failure, FailureKind
 from schemas.job import JobState
 from worker.storage.cleaning import clean_text
-from worker.storage.outcomes import Setback
+from worker.storage.outcomes import Claim, Setback
 from worker.storage.records import LARGEST_COUNT, odd_finish_reason, record_outcomes
 from worker.storage.tables import attempts, is_in, jobs, results, usage
 from worker.storage.wants import settle
@@ -126,11 +126,7 @@ def fail_as_invalid(connection: Connection, ids: list[str], now_ms: int) -> None
     )
     outcomes = [
         Setback(
-            job_id=row.id,
-            token=row.claim_token,
-            number=row.claims,
-            generation=row.generation,
-            worker_id=_DOCTOR,
+            claim=Claim(row.id, row.claim_token, row.claims, row.generation, _DOCTOR),
             started_at_ms=now_ms,
             ended_at_ms=now_ms,
             latency_ms=None,

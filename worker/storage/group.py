@@ -23,7 +23,7 @@ from worker.storage.errors import DatabaseAway
 from worker.storage.intake import KnownJob, NewJob, adopt_jobs
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded
 from worker.storage.records import record_outcomes
-from worker.storage.reply import Reply
+from worker.storage.reply import Answer, Reply
 from worker.storage.tables import MAX_ROWS
 from worker.storage.window import unmark_published, unmark_strays
 from worker.storage.writer_requests import (
@@ -104,26 +104,31 @@ class GroupWriter:
         An urgent one is not kept waiting for company. `adopt` becomes the job's row first, if it has none.
         Raises WriterStopped during a shutdown, and RunsAlone of a job that has to run alone, without `is_alone`.
         """
-        claiming = ClaimJob(job_id, Reply())
+        reply: Reply[ClaimedJob | None] = Reply()
         if is_alone:
             self._alone.add(job_id)
         try:
             if adopt is None:
-                self._put(claiming, is_urgent=is_urgent)
+                self.begin_claim(job_id, reply, is_urgent=is_urgent)
             else:
-                writing_down = WriteDownJob(adopt, Reply())
-                self._put(writing_down, claiming, is_urgent=is_urgent)
-                writing_down.reply.result()
-            return claiming.reply.result()
+                written: Reply[KnownJob] = Reply()
+                self._put(WriteDownJob(adopt, written), ClaimJob(job_id, reply), is_urgent=is_urgent)
+                written.result()
+            return reply.result()
         finally:
             if is_alone:
                 self._alone.discard(job_id)
 
+    def begin_claim(self, job_id: str, answer: Answer[ClaimedJob | None], *, is_urgent: bool = False) -> None:
+        """As `claim`, without waiting for it. Raises WriterStopped if the writer has ended."""
+        self._put(ClaimJob(job_id, answer), is_urgent=is_urgent)
+
     def write_down(self, job: NewJob, *, is_urgent: bool = False) -> KnownJob:
         """The job behind a message that carries its own request: its new row, or the one that is there already.
 
-        Waits while the database is away. Raises WriterStopped during a shutdown, and what the database raises where
-        it takes no such row.
+        A new row that may be claimed counts as published: the caller claims it, or gives its message back. Waits while
+        the database is away. Raises WriterStopped during a shutdown, and what the database raises where it takes no
+        such row.
         """
         reply: Reply[KnownJob] = Reply()
         self._put(WriteDownJob(job, reply), is_urgent=is_urgent)
@@ -135,8 +140,12 @@ class GroupWriter:
         Also where there is no answer within `within_s`: it may be written yet, and written again it counts once.
         """
         reply: Reply[Recorded] = Reply()
-        self._put(RecordOutcome(outcome, reply), is_urgent=is_urgent)
+        self.begin_record(outcome, reply, is_urgent=is_urgent)
         return reply.result(within_s)
+
+    def begin_record(self, outcome: Outcome, answer: Answer[Recorded], *, is_urgent: bool = False) -> None:
+        """As `record`, without waiting for it. Raises WriterStopped if the writer has ended."""
+        self._put(RecordOutcome(outcome, answer), is_urgent=is_urgent)
 
     def abandon_records(self) -> None:
         """Raises DatabaseAway in all who wait for a record: this process ends, and the database hangs."""
@@ -286,7 +295,8 @@ class GroupWriter:
             answers = [one.work(connection) for one in works]
             recorded = record_outcomes(connection, [one.outcome for one in records])
             unmark_published(connection, hints)
-            known = adopt_jobs(connection, [one.job for one in written], now_ms=now_ms)
+            new = [one.job for one in written]
+            known = adopt_jobs(connection, new, now_ms=now_ms, published_at_ms=now_ms)
             wanted = [one.job_id for one in claims if one.job_id not in self.held]
             claim = partial(
                 claim_jobs,
@@ -310,7 +320,7 @@ class GroupWriter:
             self.held[job_id] = job.token
         for record, what in zip(records, recorded, strict=True):
             outcome = record.outcome
-            if self.held.get(outcome.job_id) == outcome.token:
+            if self.held.get(outcome.job_id) == outcome.claim.token:
                 del self.held[outcome.job_id]
             record.reply.set_result(what)
         for one, job_known in zip(written, known, strict=True):

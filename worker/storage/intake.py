@@ -160,17 +160,20 @@ def describe_request(request_hash: str, endpoint: str) -> str:
     return f"SHA-256 {request_hash[:12]}… for {endpoint}"
 
 
-def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) -> list[KnownJob]:
+def adopt_jobs(
+    connection: Connection, new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | None = None
+) -> list[KnownJob]:
     """The jobs behind messages that carry their own request, in the order given, and the batches that they name.
 
     Of an id that has a row nothing is written: the row is the job. A job that names a batch of `run` or `submit` is
-    refused, or it would be among the results of somebody else's file.
+    refused, or it would be among the results of somebody else's file. `published_at_ms` marks those whose claim the
+    caller sees to, so that the relay publishes no hint of them.
     """
     if not new:
         return []
     closed = fetch_closed(connection, [job.batch_id for job in new if job.batch_id])
     sound = [refuse(job, CLOSED_BATCH) if job.batch_id in closed else job for job in new]
-    known = insert_jobs(connection, sound, now_ms=now_ms)
+    known = insert_jobs(connection, sound, now_ms=now_ms, published_at_ms=published_at_ms)
     for endpoint in {job.endpoint for job in sound}:
         named = [
             job.batch_id

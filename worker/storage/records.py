@@ -64,6 +64,9 @@ _MOVE = Prepared(
         .values({name: bindparam(new) for name, new in _NEW.items()})
     )
 )
+_UNCLAIM = Prepared(
+    lambda _: update(jobs).where(jobs.c.id == bindparam("job_id")).values(claims=bindparam("new_claims"))
+)
 _KEEP_RESULT = Prepared(partial(build_upsert, table=results, keys=("job_id",)))
 _KEEP_ATTEMPT = Prepared(partial(build_upsert, table=attempts, keys=("job_id", "number")))
 _KEEP_USAGE = Prepared(partial(build_upsert, table=usage, keys=("job_id", "number")))
@@ -75,6 +78,7 @@ class _Writes:
     """The parameter sets of one group, by table."""
 
     moves: list[dict[str, Any]] = field(default_factory=list)
+    unclaimed: list[dict[str, Any]] = field(default_factory=list)
     attempts: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
     usage: list[dict[str, Any]] = field(default_factory=list)
@@ -100,6 +104,7 @@ def record_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> list
     with together(connection):
         for statement, values in (
             (_MOVE, writes.moves),
+            (_UNCLAIM, writes.unclaimed),
             (_KEEP_RESULT, writes.results),
             (_KEEP_ATTEMPT, writes.attempts),
             (_KEEP_USAGE, writes.usage),
@@ -117,13 +122,16 @@ def _decide(row: AnyRow | None, outcome: Outcome, writes: _Writes) -> Recorded:
         return _decide_success(row, outcome, writes)
     if isinstance(outcome, Setback) and outcome.usage is not None:
         writes.usage.append(_usage(row, outcome, outcome.usage, is_used=False))
-    if row.state != JobState.RUNNING or row.claim_token != outcome.token:
+    if row.state != JobState.RUNNING or row.claim_token != outcome.claim.token:
         return Recorded.CLAIM_LOST
     if isinstance(outcome, GiveBack):
         move = Move.CANCEL if row.is_cancel_requested else Move.RELEASE
         blocked = {"blocked_since_ms": row.blocked_since_ms, "blocked_until_ms": row.blocked_until_ms}
         writes.moves.append(_move(row, move, outcome, **blocked))
-        writes.attempts.append(_attempt(outcome, "released"))
+        if outcome.was_called:
+            writes.attempts.append(_attempt(outcome, "released"))
+        else:
+            writes.unclaimed.append({"job_id": row.id, "new_claims": outcome.claim.number - 1})
         return Recorded.APPLIED
     _decide_setback(row, outcome, writes)
     return Recorded.APPLIED
@@ -131,17 +139,17 @@ def _decide(row: AnyRow | None, outcome: Outcome, writes: _Writes) -> Recorded:
 
 def _decide_success(row: AnyRow, outcome: Success, writes: _Writes) -> Recorded:
     if row.state == JobState.SUCCEEDED:
-        if row.claim_token == outcome.token:
+        if row.claim_token == outcome.claim.token:
             return Recorded.REPEATED
         # The first success wins (invariant 3); this one was paid for all the same.
         writes.attempts.append(_attempt(outcome, "unused"))
         writes.usage.append(_usage(row, outcome, outcome.usage, is_used=False))
         return Recorded.UNUSED
-    writes.moves.append(_move(row, Move.SUCCEED, outcome, claim_token=outcome.token))
+    writes.moves.append(_move(row, Move.SUCCEED, outcome, claim_token=outcome.claim.token))
     writes.results.append(
         {
             "job_id": outcome.job_id,
-            "number": outcome.number,
+            "number": outcome.claim.number,
             "http_status": outcome.http_status,
             "request_id": clean_text(outcome.request_id),
             "finish_reason": clean_text(outcome.finish_reason),
@@ -214,7 +222,7 @@ def _move(row: AnyRow, move: Move, outcome: Outcome, **facts: Any) -> dict[str, 
     if state.is_final:
         facts["ended_at_ms"] = outcome.ended_at_ms
     if isinstance(outcome, Success):
-        facts["worker_id"] = outcome.worker_id
+        facts["worker_id"] = outcome.claim.worker_id
         facts["http_status"] = outcome.http_status
         facts["request_id"] = clean_text(outcome.request_id)
     values = _UNMOVED.copy()
@@ -227,10 +235,10 @@ def _move(row: AnyRow, move: Move, outcome: Outcome, **facts: Any) -> dict[str, 
 def _attempt(outcome: Outcome, verdict: str, **facts: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "job_id": outcome.job_id,
-        "number": outcome.number,
-        "generation": outcome.generation,
-        "worker_id": outcome.worker_id,
-        "claim_token": outcome.token,
+        "number": outcome.claim.number,
+        "generation": outcome.claim.generation,
+        "worker_id": outcome.claim.worker_id,
+        "claim_token": outcome.claim.token,
         "outcome": verdict,
         "http_status": None,
         "request_id": None,
@@ -252,7 +260,7 @@ def _attempt(outcome: Outcome, verdict: str, **facts: Any) -> dict[str, Any]:
 def _usage(row: AnyRow, outcome: Success | Setback, tokens: Usage, *, is_used: bool) -> dict[str, Any]:
     return {
         "job_id": outcome.job_id,
-        "number": outcome.number,
+        "number": outcome.claim.number,
         "batch_id": row.batch_id,
         "model": clean_text(tokens.model),
         "prompt_tokens": min(tokens.prompt_tokens, LARGEST_COUNT),

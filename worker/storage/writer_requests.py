@@ -1,4 +1,4 @@
-"""What the group writer can be asked for: a small value for each request, with the reply that its caller waits for.
+"""What the group writer can be asked for: a small value for each request, with where its answer goes.
 
 A group is a list of them, in the order in which they were asked for. What each kind means in a transaction, and in
 which order the kinds are written, is the writer's (`group.py`).
@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from worker.storage.intake import KnownJob, NewJob
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded
-from worker.storage.reply import Reply
+from worker.storage.reply import Answer, Reply
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +22,7 @@ class ClaimJob:
     """Claim a job. At most one for each job in a group."""
 
     job_id: str
-    reply: Reply[ClaimedJob | None]
+    reply: Answer[ClaimedJob | None]
     waits_for_database: ClassVar[bool] = True  # nothing may be called meanwhile
 
 
@@ -31,7 +31,7 @@ class RecordOutcome:
     """Record what a call came to. At most one for each job in a group."""
 
     outcome: Outcome
-    reply: Reply[Recorded]
+    reply: Answer[Recorded]
     waits_for_database: ClassVar[bool] = False  # a paid answer has the spool
 
 
