@@ -238,8 +238,8 @@ class Settings(BaseModel):
 
     @property
     def staged_count(self) -> int:
-        """Bulk messages held ready beyond `concurrency`, so that a free slot is refilled at once."""
-        return max(1, self.concurrency // 16)
+        """The most bulk messages that are held beyond `concurrency`: jobs claimed ahead, and those being recorded."""
+        return max(1, min(64, self.concurrency // 2))
 
     @property
     def thread_count(self) -> int:
