@@ -66,6 +66,7 @@ class House:
         clock: FakeClock,
         *,
         is_proven: bool = True,
+        slots: Slots[Received] | None = None,
         **settings: Any,
     ) -> None:
         told = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
@@ -76,7 +77,8 @@ class House:
             self.ledger, worker_id="w1", endpoint=self.endpoint, clock=clock, window_s=0.0
         )
         self.store: MemoryGateStore = MemoryGateStore()
-        self.slots: Slots[Received] = Slots(4)
+        self.slots: Slots[Received] = Slots(4) if slots is None else slots
+        self.is_paused = False
         self.gatekeeper = Gatekeeper(self.store, clock, probe_ttl_s=60.0)
         self.spool = SpoolFile(told.spool_folder, "w1")
         self.credentials = Credentials(told)
@@ -90,6 +92,7 @@ class House:
             clock=clock,
             is_proven=is_proven,
             is_stopping=lambda: self.slots.is_stopping,
+            is_paused=lambda: self.is_paused,
             rng=random.Random(1),
         )
         self.pool = ThreadPoolExecutor(16)

@@ -224,9 +224,7 @@ class Dispatcher:
                     self._writer.give_message_back(other)
 
     def _aim(self) -> None:
-        """Aims at as many claims ahead as calls end while a claim takes, some times over: they end in groups."""
-        calls_a_claim = self._slots.bulk_limit * self._claim_s / max(self._call_s, 0.001)
-        ahead = min(self._ahead_limit, 1 + math.ceil(_CLAIMS_COVERED * calls_a_claim))
+        ahead = choose_ahead(self._slots.bulk_limit, self._claim_s, self._call_s, limit=self._ahead_limit)
         if ahead != self._slots.ahead:
             self._slots.ahead = ahead
             self._on_ahead(ahead)
@@ -262,6 +260,15 @@ class Dispatcher:
                 log.error("worker.shortage", lack=describe_shortage(exc))
             else:
                 or_else()
+
+
+def choose_ahead(slots: int, claim_s: float, call_s: float, *, limit: int) -> int:
+    """How many jobs to claim ahead of so many slots, at least 1 and at most `limit`.
+
+    As many as calls end while a claim takes, some times over, because calls end in groups. With slow answers that is
+    one: a claim that waits for long is one that another worker could have had.
+    """
+    return min(limit, 1 + math.ceil(_CLAIMS_COVERED * slots * claim_s / max(call_s, 0.001)))
 
 
 def _smooth(mean_s: float, value_s: float) -> float:
