@@ -143,7 +143,7 @@ class WorkerRuntime:
             spool=self._spool,
             clock=clock,
             spawn=self._run_in_pool,
-            ahead_limit=settings.staged_count,
+            ahead_limit=max(1, settings.staged_count // 2),
             on_ahead=self._stage,
         )
         self._heart = Heart(

@@ -239,7 +239,7 @@ class Settings(BaseModel):
     @property
     def staged_count(self) -> int:
         """The most bulk messages that are held beyond `concurrency`: jobs claimed ahead, and those being recorded."""
-        return max(1, min(64, self.concurrency // 2))
+        return max(1, min(128, self.concurrency))
 
     @property
     def thread_count(self) -> int:
