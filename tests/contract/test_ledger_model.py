@@ -23,8 +23,8 @@ from worker.storage.engine import Ledger
 from worker.storage.intake import insert_jobs
 from worker.storage.moves import cancel_jobs, expire_jobs, retry_jobs
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
-from worker.storage.records import record_outcomes
 from worker.storage.tables import jobs, results, usage
+from worker.storage.transitions import record_outcomes
 from worker.storage.window import take_due
 from worker.storage.workers import release_orphans, rescue_jobs
 

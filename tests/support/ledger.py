@@ -16,7 +16,7 @@ from worker.storage.claims import claim_jobs
 from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob, insert_jobs
 from worker.storage.outcomes import Claim, ClaimedJob, GiveBack, Outcome, Recorded, Setback, Success, Usage
-from worker.storage.records import record_outcomes
+from worker.storage.transitions import record_outcomes
 
 T = TypeVar("T")
 ENDPOINT = "https://endpoint.test"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import BindParameter, Connection, Update, bindparam, case, exists, func, or_, select, update
 
+from schemas.job import TARGETS, Move
 from worker.policy.patience import waiting_since_ms
 from worker.storage.outcomes import Claim, ClaimedJob
 from worker.storage.prepared import Prepared, is_among, pack_ids
@@ -41,7 +42,7 @@ def _claim(dialect: str) -> Update:
         update(jobs)
         .where(jobs.c.id.in_(claimable.scalar_subquery()))
         .values(
-            state="running",
+            state=TARGETS[Move.CLAIM].value,
             claims=case(
                 (jobs.c.state == "running", jobs.c.claims),
                 (jobs.c.claims == 0, func.coalesce(paid_before.scalar_subquery(), 0) + 1),

@@ -22,9 +22,9 @@ from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.intake import KnownJob, NewJob, adopt_jobs
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded
-from worker.storage.records import record_outcomes
 from worker.storage.reply import Answer, Reply
 from worker.storage.tables import MAX_ROWS
+from worker.storage.transitions import record_outcomes
 from worker.storage.window import unmark_published, unmark_strays
 from worker.storage.writer_requests import (
     ClaimJob,
@@ -312,9 +312,9 @@ class GroupWriter:
         for job_id, job in claimed.items():
             self.held[job_id] = job.token
         for record, what in zip(records, recorded, strict=True):
-            outcome = record.outcome
-            if self.held.get(outcome.job_id) == outcome.claim.token:
-                del self.held[outcome.job_id]
+            ended = record.outcome.claim
+            if self.held.get(ended.job_id) == ended.token:
+                del self.held[ended.job_id]
             record.reply.set_result(what)
         for one, job_known in zip(written, known, strict=True):
             one.reply.set_result(job_known)

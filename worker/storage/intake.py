@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
-from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.batches import CLOSED_BATCH, ensure_open_batches, fetch_closed
 from worker.storage.bulk import insert_columns
 from worker.storage.cleaning import clean_text
 from worker.storage.tables import AnyRow, details, insert_or_ignore, jobs, requests
+from worker.storage.transitions import begin_jobs
 from worker.storage.wants import Want, add_wants
 
 LONGEST_REFUSED_BODY = 16 * 1024  # it is kept for a person to look at, not to be sent
@@ -86,8 +86,10 @@ def insert_jobs(
     wanted = sorted([*unkeyed, *keyed.values()], key=lambda job: job.idempotency_key or "")
     if not wanted:
         return []
-    columns = _job_columns(wanted, now_ms=now_ms, published_at_ms=published_at_ms)
-    if insert_columns(connection, jobs, columns) == len(new):
+    states = [_first_state(job) for job in wanted]
+    columns = _job_columns(wanted, now_ms=now_ms)
+    begun = begin_jobs(connection, columns, states, now_ms=now_ms, published_at_ms=published_at_ms)
+    if begun == len(new):
         _insert_bodies(connection, wanted)
         return [KnownJob(id=job.id, state=_first_state(job), is_new=True) for job in new]
     holders, fresh = _find_holders(connection, wanted)
@@ -232,9 +234,7 @@ def _insert_bodies(connection: Connection, new: Sequence[NewJob]) -> None:
         connection.execute(insert_or_ignore(connection, details), extras)
 
 
-def _job_columns(new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | None) -> dict[str, list[Any]]:
-    states = [_first_state(job) for job in new]
-    failed = FailureKind.INVALID_REQUEST.value
+def _job_columns(new: Sequence[NewJob], *, now_ms: int) -> dict[str, list[Any]]:
     return {
         "id": [job.id for job in new],
         "idempotency_key": [job.idempotency_key for job in new],
@@ -245,16 +245,12 @@ def _job_columns(new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | N
         "endpoint": [job.endpoint for job in new],
         "model": [clean_text(job.model) for job in new],
         "request_hash": [job.request_hash for job in new],
-        "state": [state.value for state in states],
         "not_before_ms": [job.not_before_ms for job in new],
-        "ended_at_ms": [None if job.ended_as is None else now_ms for job in new],
-        "failure_kind": [failed if state is JobState.FAILED else None for state in states],
         "failure_message": [clean_text(job.failure_message) for job in new],
         "priority": [job.priority for job in new],
         "is_bulk": [job.is_bulk for job in new],
         "max_attempts": [job.max_attempts for job in new],
         "expires_at_ms": [job.expires_at_ms for job in new],
-        "published_at_ms": [published_at_ms if state is JobState.QUEUED else None for state in states],
         "created_at_ms": [now_ms] * len(new),
         **{name: [value] * len(new) for name, value in _UNTOUCHED.items()},
     }

@@ -113,7 +113,16 @@ class GiveBack(_Ended):
     was_called: bool = True
 
 
-Outcome = Success | Setback | GiveBack
+@dataclass(frozen=True, slots=True)
+class Loss(_Ended):
+    """A claim whose worker died. The counts are the job's, with this loss."""
+
+    losses: int
+    solo_losses: int  # of them, those while it ran alone
+    is_given_up: bool
+
+
+Outcome = Success | Setback | GiveBack | Loss
 
 
 class Recorded(StrEnum):

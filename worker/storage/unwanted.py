@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, delete, not_, select, tuple_, update
 
-from schemas.job import JobState
+from schemas.job import JobState, Move
 from worker.storage.tables import MAX_ROWS, is_in, jobs, wants
+from worker.storage.transitions import move_jobs
 from worker.storage.wants import (
     HOME_COLUMNS,
     OPEN,
@@ -23,7 +24,7 @@ from worker.storage.wants import (
     wanter,
 )
 
-_IDLE = (JobState.QUEUED, JobState.WAITING)
+IDLE = (JobState.QUEUED, JobState.WAITING)
 
 
 def give_up(connection: Connection, batch_id: str) -> int:
@@ -124,9 +125,5 @@ def _orphan(connection: Connection, ids: list[str], *, now_ms: int) -> None:
     connection.execute(
         update(jobs).where(jobs.c.id.in_(ids), is_in(JobState.RUNNING)).values(is_cancel_requested=True)
     )
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(ids), is_in(*_IDLE))
-        .values(state=JobState.CANCELLED.value, ended_at_ms=now_ms, published_at_ms=None, not_before_ms=None)
-    )
+    move_jobs(connection, ids, Move.CANCEL, out_of=IDLE, now_ms=now_ms)
     connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(batch_id="", position=0, custom_id=None))
