@@ -16,10 +16,11 @@ from schemas.job import JobState
 from tests.contract.test_ledger_adoption import BASE, read
 from tests.contract.test_ledger_executor import House, build
 from tests.support.ledger import NOW, job_row, rows, state
-from worker.attempt.dispatch import choose_ahead
+from worker.attempt.dispatch import Received, choose_ahead
 from worker.attempt.report import Report, Verdict
 from worker.attempt.slots import Slots
 from worker.intake.messages import Asked
+from worker.logs.sink import flush_logs
 from worker.storage.batches import make_batch
 from worker.storage.moves import cancel_jobs, expire_jobs
 from worker.storage.reply import Reply
@@ -301,6 +302,23 @@ def test_a_defect_in_an_attempt_is_told_and_keeps_neither_slot_nor_claim(
     assert (report.verdict, report.summary) == (Verdict.BROKE, "KeyError")
     assert not house.writer.held, "the next beat releases it"
     assert house.receive(house.put(), is_bulk=True).result(20).verdict is Verdict.SUCCEEDED
+
+
+def test_a_message_that_cannot_be_told_of_is_logged_and_the_next_goes_on(
+    build: Callable[..., House], capsys: pytest.CaptureFixture[str]
+) -> None:
+    house = build(slots=Slots(1, ahead=0))
+
+    def fail(_report: Report) -> None:
+        raise ConnectionError("the broker is gone, and so is its word")
+
+    flush_logs()
+    house.dispatcher.receive(Received(house.put(), True, fail, lambda: None))
+    assert house.receive(house.put(), is_bulk=True).result(20).verdict is Verdict.SUCCEEDED
+    said = capsys.readouterr()
+    assert "message.unfinished" in said.out + said.err
+    assert "its word" not in said.out + said.err
+    assert {row.state for row in rows(house.ledger, "jobs")} == {"succeeded"}
 
 
 def test_a_pool_that_is_shut_keeps_nobody_waiting(house: House) -> None:

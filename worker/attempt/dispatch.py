@@ -176,7 +176,7 @@ class Dispatcher:
             self._writer.forget(one.job_id)
             report = Report(Verdict.BROKE, type(exc).__name__)
         self._slots.end()
-        one.finish(report)
+        self._tell(one, report)
 
     def _run_alone(self, one: Received) -> None:
         self._run(one, self._attempt_alone)
@@ -184,7 +184,7 @@ class Dispatcher:
 
     def _break_off(self, one: Received) -> None:
         self._slots.end()
-        one.finish(GIVEN_BACK)
+        self._tell(one, GIVEN_BACK)
 
     def _attempt(self, one: Received) -> Report:
         assert one.job is not None
@@ -235,10 +235,19 @@ class Dispatcher:
         """In a thread of its own: to acknowledge a foreign message, the broker is asked."""
 
         def finish() -> None:
-            one.finish(report)
+            self._tell(one, report)
             self.pump()  # another one may be claimed instead
 
-        self._spawn(finish, or_else=lambda: one.finish(report))
+        self._spawn(finish, or_else=lambda: self._tell(one, report))
+
+    def _tell(self, one: Received, report: Report) -> None:
+        try:
+            one.finish(report)
+        except Exception as exc:
+            # The ledger has it, and the message comes again or is not needed: no thread and no writer ends by this.
+            log.error(
+                "message.unfinished", job_id=one.job_id, error=type(exc).__name__, where=tell_place(exc)
+            )
 
     def _wait_for_spool(self) -> None:
         try:
