@@ -242,8 +242,19 @@ class Settings(BaseModel):
         return max(1, min(128, self.concurrency))
 
     @property
+    def call_count(self) -> int:
+        """The most calls at once."""
+        return self.concurrency + self.lone_slot_count
+
+    @property
+    def reserved_count(self) -> int:
+        """The most messages that are held at once."""
+        return self.call_count + self.staged_count
+
+    @property
     def thread_count(self) -> int:
-        return self.concurrency + self.lone_slot_count + self.staged_count
+        """Threads for calls, and for those whose call has ended and is being recorded."""
+        return self.call_count + max(1, min(64, self.concurrency // 4))
 
     @property
     def is_broker_embedded(self) -> bool:
