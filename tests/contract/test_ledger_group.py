@@ -43,7 +43,7 @@ class TroubledLedger:
         self.inner = inner
         self.is_away = False
         self.silent_commits = 0  # so many transactions commit without a word
-        self.failures_before: list[Exception] = []  # raised one by one instead of running
+        self.failures_before: list[BaseException] = []  # raised one by one instead of running
         self.calls = 0
         self.changed = threading.Condition()
         self.go_on = threading.Event()  # cleared: it stands still
@@ -371,6 +371,29 @@ def test_stopping_tells_all_whose_requests_wait_for_the_database(
     assert isinstance(waiting(), WriterStopped)
     with pytest.raises(WriterStopped):
         owed.result(1)
+
+
+def test_a_writer_that_dies_in_an_outage_tells_those_who_wait_for_the_database(
+    ledger: Ledger, troubled: TroubledLedger, clock: FakeClock
+) -> None:
+    died: list[BaseException] = []
+    writer = GroupWriter(
+        troubled,  # type: ignore[arg-type]
+        worker_id="w1",
+        endpoint=ENDPOINT,
+        clock=clock,
+        window_s=0.0,
+        on_death=died.append,
+    )
+    writer.start()
+    troubled.is_away = True
+    claiming = in_background(lambda: writer.claim("a"))
+    troubled.wait_for_calls(3)
+    troubled.failures_before = [GeneratorExit()]  # no Exception: nothing catches it
+    assert isinstance(claiming(), WriterStopped)
+    with pytest.raises(WriterStopped):
+        writer.claim("b")
+    assert [type(exc) for exc in died] == [GeneratorExit]
 
 
 def test_stopping_releases_those_who_wait_for_the_database(

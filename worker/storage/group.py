@@ -1,7 +1,10 @@
-"""Group commit: claims and records of all slots, gathered and written in one transaction.
+"""Group commit: claims and records of all slots are gathered and written in one transaction.
 
-A commit a job costs five times as much and stalls the slots. One thread writes; while it commits, the next
-group gathers by itself. A lone request is not held back for company.
+A commit for each job costs five times as much and stalls the slots. One thread writes. While it commits, the next
+group gathers. A request that comes alone is not held back until others come.
+
+In a transaction, all requests of one kind are written together: first functions that callers want run, then records,
+hints that are given back, rows of messages, and claims.
 """
 
 from __future__ import annotations
@@ -54,7 +57,10 @@ class RunsAlone(Exception):
 
 
 class GroupWriter:
-    """The one writer of a worker process. Its methods block the calling slot until the commit is known."""
+    """The one writer of a worker process. Thread-safe.
+
+    `claim`, `write_down`, `record` and `call` block until the commit is known; all other methods return at once.
+    """
 
     def __init__(
         self,
@@ -79,7 +85,7 @@ class GroupWriter:
         self._writing: list[Request] = []  # the group that is gathered or written now
         self._lock = threading.Lock()
         self._wake = threading.Event()  # there is work
-        self._hurry = threading.Event()  # somebody must not wait for company
+        self._hurry = threading.Event()  # there is a request that must not wait for others
         self._stopping = threading.Event()
         self._groups = 0
         self._has_ended = False
@@ -99,8 +105,8 @@ class GroupWriter:
     def claim(self, job_id: str, *, is_urgent: bool = False, is_alone: bool = False) -> ClaimedJob | None:
         """The job, now ours alone, or None when it is not to be had. Waits while the database is away.
 
-        An urgent one is not kept waiting for company. Raises WriterStopped during a shutdown, and
-        RunsAlone of a job that has to run alone, without `is_alone`.
+        An urgent one does not wait until others come. Raises WriterStopped during a shutdown, and RunsAlone of a job
+        that has to run alone, without `is_alone`.
         """
         reply: Reply[ClaimedJob | None] = Reply()
         if is_alone:
@@ -155,21 +161,21 @@ class GroupWriter:
     def give_message_back(self, job_id: str) -> None:
         """Marks an unclaimed job as not published, so that the relay publishes it again. Does not wait.
 
-        While the database is away it is kept in mind.
+        While the database is away it is kept for later.
         """
         self._put(GiveHintBack(job_id))
 
     def begin(self, work: Callable[[Connection], object]) -> Reply[Any]:
-        """Has `work` run between the groups without waiting for it: for threads that must not wait.
+        """Has `work` run with the next group without waiting for it: for threads that must not wait.
 
-        While the database is away it is kept in mind.
+        While the database is away it is kept for later.
         """
         reply: Reply[Any] = Reply()
         self._put(OwedWork(work, reply))
         return reply
 
     def call(self, work: Callable[[Connection], T]) -> T:
-        """What `work` returns, run between the groups in the writer's thread. Raises DatabaseAway."""
+        """What `work` returns, run with the next group in the writer's thread. Raises DatabaseAway."""
         reply: Reply[T] = Reply()
         self._put(Work(work, reply), is_urgent=True)
         return reply.result()
@@ -186,8 +192,11 @@ class GroupWriter:
             self._wake.set()
 
     def _live(self) -> None:
-        """Runs the writer. An error that nobody thought of ends it, and no caller waits for ever: paid answers are
-        told that the database is away, and go to the spool; claims, that the worker ends."""
+        """Runs the writer. An unexpected error ends it, and no caller waits for ever.
+
+        Claims are told that the worker ends. All others are told that the database is away: paid answers go to the
+        spool then.
+        """
         try:
             self._run()
         except BaseException as exc:
@@ -196,10 +205,8 @@ class GroupWriter:
                 left = [*self._writing, *self._pending]
                 self._pending.clear()
             for request in left:
-                ended = (
-                    WriterStopped() if request.waits_for_database else DatabaseAway("the writer has ended")
-                )
-                fail(request, ended)
+                is_claim = isinstance(request, (ClaimJob, WriteDownJob))
+                fail(request, WriterStopped() if is_claim else DatabaseAway("the writer has ended"))
             if self._on_death is None:
                 raise
             self._on_death(exc)
@@ -210,7 +217,7 @@ class GroupWriter:
         while True:
             self._wake.wait()
             if is_busy and self._window_s:
-                # Company is likely: let it gather, for longer where a commit takes long.
+                # Others are likely to come: let them gather, for longer where a commit takes long.
                 self._hurry.wait(max(self._window_s, min(_WINDOW_CAP_S, _COMMITS_A_WINDOW * commit_s)))
             with self._lock:
                 if not self._pending:
@@ -268,8 +275,8 @@ class GroupWriter:
         except DatabaseAway as exc:
             self._wait_out(group, token, exc)
         except Exception as exc:
-            # Not swallowed: it reaches the one slot that it concerns, and nobody waits for ever. One row
-            # that cannot be stored must not cost its neighbours their record.
+            # Not swallowed: it reaches the one caller that it concerns. One row that cannot be stored must not cost
+            # its neighbours their record.
             self._bisect(group, exc)
 
     def _commit(self, group: list[Request], token: str) -> None:
@@ -373,6 +380,6 @@ class GroupWriter:
             return
         for request in group:
             fail(request, exc)
-            if isinstance(request, (GiveHintBack, OwedWork)):  # nobody else hears of it
+            if isinstance(request, (GiveHintBack, OwedWork)):  # no caller is told
                 is_hint = isinstance(request, GiveHintBack)
                 log.error("ledger.unwritten", error=type(exc).__name__, is_given_back=is_hint)

@@ -235,7 +235,7 @@ def fetch_workers(connection: Connection) -> list[WorkerFacts]:
 
 
 def _is_claimed() -> ColumnElement[bool]:
-    # A job that runs without a token is the doctor's: no attempt can be written of it, and no heart may stumble.
+    # Without a token no attempt can be written: such a job is left to the doctor, and must not stop a heartbeat.
     return is_in(JobState.RUNNING) & jobs.c.claim_token.is_not(None)
 
 
