@@ -93,7 +93,7 @@ def runs_alone(house: House, id_: str) -> None:
 
 def runs_alone_after_another(house: House, id_: str) -> None:
     runs_alone(house, id_)
-    assert house.dispatcher._suspects.begin_turn("another")
+    assert house.dispatcher._turns.begin("another")
 
 
 def runs_alone_and_its_claim_breaks(house: House, id_: str) -> None:
