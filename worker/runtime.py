@@ -24,7 +24,9 @@ from worker.broker.client import BrokerEpoch, broker_address, check_broker, coun
 from worker.broker.hints import SHARED_QUEUES, queues_of
 from worker.broker.publishing import publish
 from worker.clock import SystemClock
-from worker.consume.channel import Channel, Hand
+from worker.consume.consumer import Consumer
+from worker.consume.fetching import build_fetcher
+from worker.consume.reserved import Reserved
 from worker.errors import ExitCode
 from worker.ids import new_id
 from worker.logs.sink import flush_logs
@@ -154,13 +156,15 @@ class WorkerRuntime:
     def start(self) -> None:
         """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
         staged = self._settings.staged_count
-        Channel.hand = Hand(
+        reserved = Reserved(
+            limit=self._settings.thread_count,
             bulk_limit=self._settings.concurrency + staged,
             refill_at=max(1, staged // 2),
             give_back=self._give_hint_back,
             on_broker_lost=self._relay.broker_lost,
             max_message_bytes=self._settings.max_message_bytes,
         )
+        Consumer.fetcher = build_fetcher(self._settings, reserved)
         self._presence.begin()
         self._writer.start()
         self._heart.beat()
@@ -273,7 +277,7 @@ class WorkerRuntime:
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         self._spool.stop()
         try:
-            self._heart.end(Channel.hand.hinted_jobs if Channel.hand else ())
+            self._heart.end(Consumer.fetcher.reserved.hinted_jobs if Consumer.fetcher else ())
         except (DatabaseAway, OSError) as exc:
             log.warning("worker.end_not_recorded", error=type(exc).__name__)  # its lease will say so
         is_flushed = self._writer.stop(timeout_s=0.5)

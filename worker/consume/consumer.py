@@ -1,14 +1,15 @@
-"""Celery's consumer as antrean needs it: quiet, and unimpressed by whatever a foreign producer sends.
+"""Celery's consumer as antrean needs it: fed by our Fetcher, and not ended by any message.
 
-Without gossip and mingle: workers here meet in the ledger, not on the broker. What cannot be run is logged by
-its facts, never by its content (Celery would print the whole body), and dropped as Celery drops it.
+It runs without gossip and mingle, because workers learn of each other in the ledger, not on the broker. A message that
+cannot be run is logged by its facts, never by its content (Celery would print the whole body), and dropped as Celery
+drops it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from celery import signals
@@ -19,8 +20,9 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.common import ignore_errors
 
 from schemas.shortage import describe_shortage, is_local_shortage
-from worker.consume.channel import REFUSES_WRITES, Channel
+from worker.consume.connection import REFUSES_WRITES
 from worker.consume.events import FLUSH_EVERY_S
+from worker.consume.fetching import Fetcher
 from worker.consume.request import BlankRequest, as_name
 
 log = structlog.get_logger(__name__)
@@ -31,6 +33,8 @@ _SHORTAGE_PAUSE_S = 0.5
 
 class Consumer(CeleryConsumer):
     """The consumer that `celery -A worker worker` runs."""
+
+    fetcher: ClassVar[Fetcher | None] = None  # set by the worker process before Celery's loop begins
 
     def __init__(self, *args: Any, worker_options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         # Only command-line flags could do this otherwise. Mingle alone costs a second at every start.
@@ -48,19 +52,26 @@ class Consumer(CeleryConsumer):
     def register_with_event_loop(self, hub: Any) -> None:
         super().register_with_event_loop(hub)
         hub.call_repeatedly(FLUSH_EVERY_S, self._flush_events)
+        self._fetcher.run_in(hub)
 
     def on_send_event_buffered(self) -> None:
         """Celery would publish at the next turn of the loop; ours are sent by the timer above."""
 
+    @property
+    def _fetcher(self) -> Fetcher:
+        assert self.fetcher is not None, "the worker process sets it before Celery's loop begins"
+        return self.fetcher
+
     def shutdown(self) -> None:
         if self.event_dispatcher:
             ignore_errors(self, self.event_dispatcher.flush)  # while its connection is open
+        if self.fetcher is not None:
+            ignore_errors(self, self.fetcher.put_back_all)
         super().shutdown()
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         super().on_connection_error_after_connected(exc)
-        if Channel.hand is not None:
-            Channel.hand.on_broker_lost()
+        self._fetcher.reserved.on_broker_lost()
         _pause_where_writes_are_refused(exc)
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
@@ -88,7 +99,11 @@ class Consumer(CeleryConsumer):
                 else:
                     self.on_invalid_task(None, message, exc)
 
+        self._fetcher.begin(self._name_queues, on_task_received)
         return on_task_received
+
+    def _name_queues(self) -> list[str]:
+        return [] if self.task_consumer is None else [queue.name for queue in self.task_consumer.queues]
 
     def _outlive_a_shortage(self, message: Any, exc: Exception) -> None:
         log.error("worker.shortage", lack=describe_shortage(exc))
