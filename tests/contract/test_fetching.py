@@ -42,9 +42,7 @@ def connection(valkey: redis.Redis, valkey_path: str) -> Iterator[KombuConnectio
 
 
 @pytest.fixture(params=["kombu's channel", "ours"])
-def read(
-    request: pytest.FixtureRequest, connection: KombuConnection, valkey_path: str
-) -> Callable[..., Any]:
+def read(request: pytest.FixtureRequest, connection: KombuConnection, valkey_path: str) -> Callable[..., Any]:
     """Makes a reader: kombu's, and ours."""
     if request.param == "ours":
         return lambda *queues: Reader(valkey_path, *queues, bulk_limit=4)
