@@ -140,7 +140,6 @@ class Logging(CeleryLogging):
     """Our logs for whatever runs this app. A receiver of Celery's signal would be one for all apps of a process."""
 
     def setup_logging_subsystem(self, *_: Any, **__: Any) -> bool:
-        CeleryLogging._setup = True
         try:
             configure_logs(load_settings().log_level)
         except AntreanError as exc:
