@@ -25,7 +25,7 @@ ORDINARY_FINISH_REASONS = frozenset({"stop", "tool_calls", "function_call"})
 
 
 class Move(StrEnum):
-    """What moves a job. Each move is made in one place of `worker/storage`."""
+    """What moves a job. Moves are made in `worker/storage/transitions.py`, but for CLAIM and RELAY."""
 
     CLAIM = "claim"
     SUCCEED = "succeed"
@@ -66,6 +66,12 @@ LEGAL_MOVES: dict[tuple[JobState, Move], JobState] = {
     (_S.CANCELLED, _M.SUCCEED): _S.SUCCEEDED,
     (_S.EXPIRED, _M.SUCCEED): _S.SUCCEEDED,
 }
+
+
+# What each move makes of a job, from wherever it is made.
+TARGETS: dict[Move, JobState] = {move: after for (_, move), after in LEGAL_MOVES.items()}
+# A message that is refused, revoked or expired ends where it arrives.
+FIRST_STATES = frozenset({_S.QUEUED, _S.WAITING, _S.FAILED, _S.CANCELLED, _S.EXPIRED})
 
 
 def is_legal(state: JobState, move: Move) -> bool:

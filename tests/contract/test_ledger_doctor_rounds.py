@@ -11,7 +11,7 @@ import orjson
 import pytest
 from sqlalchemy import delete, text, update
 
-from tests.support.ledger import ENDPOINT, a_job, claim, job_row, put, rows, state, success
+from tests.support.ledger import ENDPOINT, a_claim, a_job, claim, job_row, put, rows, state, success
 from tests.support.ward import HOUR_MS, RAW, WORKER, Ward, admit, make_ward, now_ms, with_broker
 from worker.broker.client import BrokerEpoch
 from worker.broker.hints import BULK_QUEUE, list_keys
@@ -23,7 +23,6 @@ from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import NotMigrated
 from worker.storage.migrating import REVISIONS, SCRIPTS, migrate
 from worker.storage.moves import cancel_jobs
-from worker.storage.outcomes import ClaimedJob
 from worker.storage.tables import jobs, workers
 from worker.storage.workers import beat
 from worker.upkeep.presence import Presence, has_died, is_alive
@@ -234,7 +233,7 @@ def test_answers_that_a_dead_process_left_are_recorded(ward: Ward) -> None:
 
 def test_an_answer_of_a_job_that_is_not_in_this_ledger_is_put_aside_and_told_of(ward: Ward) -> None:
     known = success(ward.claimed["running"], raw=RAW, ended_at_ms=now_ms())
-    foreign = success(ClaimedJob("no-such", "t", 1, 1, "", "m", 0, 0, None, None, 1, False), raw=b"paid")
+    foreign = success(a_claim("no-such"), raw=b"paid")
     spool = leave(ward, "w9", foreign, known)
     assert spool._fd is not None
     fcntl.flock(spool._fd, fcntl.LOCK_UN)

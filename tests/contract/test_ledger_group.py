@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection
 
+from schemas.job import JobState
 from tests.support.clock import FakeClock
 from tests.support.ledger import (
     ENDPOINT,
@@ -24,6 +27,7 @@ from tests.support.ledger import (
     state,
     success,
 )
+from tests.support.processes import wait_until
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
@@ -39,7 +43,7 @@ class TroubledLedger:
         self.inner = inner
         self.is_away = False
         self.silent_commits = 0  # so many transactions commit without a word
-        self.failures_before: list[Exception] = []  # raised one by one instead of running
+        self.failures_before: list[BaseException] = []  # raised one by one instead of running
         self.calls = 0
         self.changed = threading.Condition()
         self.go_on = threading.Event()  # cleared: it stands still
@@ -107,6 +111,26 @@ def in_background(work: Callable[[], Any]) -> Callable[[], Any]:
     return join
 
 
+@contextmanager
+def in_one_group(writer: GroupWriter) -> Iterator[None]:
+    """What is asked for inside waits in line, and makes one group."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def hold(_: Connection) -> None:
+        started.set()
+        assert go_on.wait(10)
+
+    busy = writer.begin(hold)
+    assert started.wait(10)
+    yield
+    go_on.set()
+    busy.result()
+
+
+def wait_for_pending(writer: GroupWriter, count: int) -> None:
+    wait_until(lambda: len(writer._pending) >= count, within_s=10, what="the requests are in line")
+
+
 def test_many_slots_at_once_each_get_one_job_one_record_and_one_result(
     ledger: Ledger, writer: GroupWriter
 ) -> None:
@@ -121,6 +145,62 @@ def test_many_slots_at_once_each_get_one_job_one_record_and_one_result(
     assert {row.claims for row in rows(ledger, "jobs")} == {1}
     assert all(row.answer == row.job_id for row in rows(ledger, "results"))
     assert len(rows(ledger, "results")) == 320
+
+
+class Told:
+    """An answer that nobody waits for: it notes what it is told, in which thread."""
+
+    def __init__(self) -> None:
+        self.results: list[Any] = []
+        self.errors: list[BaseException] = []
+        self.threads: set[str] = set()
+        self.is_told = threading.Event()
+
+    def set_result(self, value: Any) -> None:
+        self.results.append(value)
+        self._note()
+
+    def set_exception(self, exception: BaseException) -> None:
+        self.errors.append(exception)
+        self._note()
+
+    def _note(self) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.is_told.set()
+
+
+def test_a_claim_and_a_record_can_be_asked_for_without_waiting(ledger: Ledger, writer: GroupWriter) -> None:
+    id_ = put_one(ledger)
+    claiming, recording, nothing = Told(), Told(), Told()
+    writer.begin_claim(id_, claiming)
+    assert claiming.is_told.wait(10)
+    [job] = claiming.results
+    assert writer.held == {id_: job.token}
+    writer.begin_record(success(job), recording, is_urgent=True)
+    assert recording.is_told.wait(10)
+    assert recording.results == [Recorded.APPLIED]
+    writer.begin_claim(id_, nothing)
+    assert nothing.is_told.wait(10)
+    assert nothing.results == [None]
+    assert claiming.threads | recording.threads == {"antrean-writer"}
+    assert writer.stop(10)
+    for begin in (partial(writer.begin_claim, id_), partial(writer.begin_record, success(job))):
+        with pytest.raises(WriterStopped):
+            begin(Told())
+
+
+def test_claims_that_nobody_waits_for_are_told_of_the_end_and_records_that_the_database_is_away(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    job, claiming, recording = claimed(writer, put_one(ledger)), Told(), Told()
+    troubled.is_away = True
+    writer.begin_record(give_back(job), recording)
+    writer.begin_claim(put_one(ledger), claiming)
+    assert recording.is_told.wait(10)
+    assert [type(exc) for exc in recording.errors] == [DatabaseAway]
+    assert not claiming.is_told.wait(0.3)
+    assert writer.stop(10)
+    assert [type(exc) for exc in claiming.errors] == [WriterStopped]
 
 
 def test_five_deliveries_of_one_job_are_one_claim(ledger: Ledger, writer: GroupWriter) -> None:
@@ -221,6 +301,99 @@ def test_records_fail_fast_while_claims_wait_for_the_database(
     troubled.is_away = False
     assert waiting().id == other
     assert writer.record(success(job)) is Recorded.APPLIED
+
+
+def test_a_message_with_its_own_request_is_a_row_that_can_be_claimed(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    job = a_job(idempotency_key="task-1", batch_id="tasks")
+    first, again = writer.write_down(job), writer.write_down(job, is_urgent=True)
+    assert (first.id, first.state, first.is_new) == (job.id, JobState.QUEUED, True)
+    assert (again.id, again.taken_for) == (job.id, None)
+    [row] = rows(ledger, "jobs")
+    assert (row.id, row.batch_id) == (job.id, "tasks")
+    assert row.published_at_ms is not None, "the relay publishes no hint of it"
+    assert [row.id for row in rows(ledger, "batches")] == ["tasks"]
+    assert writer.record(success(claimed(writer, job.id))) is Recorded.APPLIED
+
+
+def test_a_message_that_comes_twice_in_one_group_is_one_row_and_both_are_told(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    job = a_job(idempotency_key="task-1")
+    with in_one_group(writer):
+        told = [in_background(lambda: writer.write_down(job)) for _ in range(2)]
+        claiming = in_background(lambda: writer.claim(job.id))
+        wait_for_pending(writer, 3)
+    assert [known().id for known in told] == [job.id, job.id]
+    assert claiming().id == job.id, "rows are written before claims are made"
+    assert len(rows(ledger, "jobs")) == len(rows(ledger, "requests")) == 1
+
+
+def test_a_message_is_written_down_when_the_database_is_back(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    job = a_job()
+    troubled.is_away = True
+    writing = in_background(lambda: writer.write_down(job))
+    troubled.wait_for_calls(3)
+    troubled.is_away = False
+    assert writing().is_new
+    assert state(ledger, job.id) == "queued"
+
+
+def test_a_message_that_no_row_can_hold_costs_its_neighbours_nothing(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    running = claimed(writer, put_one(ledger))
+    jobs = [a_job(), a_job(user_metadata={"x": {1, 2}}), a_job()]  # nothing that JSON has
+    with in_one_group(writer):
+        told = [in_background(lambda job=job: writer.write_down(job)) for job in jobs]
+        told.append(in_background(lambda: writer.record(success(running))))
+        told.append(in_background(lambda: writer.claim(running.id)))
+        wait_for_pending(writer, 5)
+    answers = [tell() for tell in told]
+    assert isinstance(answers[1], Exception)
+    assert [answers[i].id for i in (0, 2)] == [jobs[i].id for i in (0, 2)]
+    assert answers[3] is Recorded.APPLIED
+    assert answers[4] is None
+    assert sorted(row.state for row in rows(ledger, "jobs")) == ["queued", "queued", "succeeded"]
+
+
+def test_stopping_tells_all_whose_requests_wait_for_the_database(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    troubled.is_away = True
+    owed = writer.begin(lambda c: None)
+    waiting = in_background(lambda: writer.write_down(a_job()))
+    troubled.wait_for_calls(3)
+    assert writer.stop(10)
+    assert isinstance(waiting(), WriterStopped)
+    with pytest.raises(WriterStopped):
+        owed.result(1)
+
+
+def test_a_writer_that_dies_in_an_outage_tells_those_who_wait_for_the_database(
+    ledger: Ledger, troubled: TroubledLedger, clock: FakeClock
+) -> None:
+    died: list[BaseException] = []
+    writer = GroupWriter(
+        troubled,  # type: ignore[arg-type]
+        worker_id="w1",
+        endpoint=ENDPOINT,
+        clock=clock,
+        window_s=0.0,
+        on_death=died.append,
+    )
+    writer.start()
+    troubled.is_away = True
+    claiming = in_background(lambda: writer.claim("a"))
+    troubled.wait_for_calls(3)
+    troubled.failures_before = [GeneratorExit()]  # no Exception: nothing catches it
+    assert isinstance(claiming(), WriterStopped)
+    with pytest.raises(WriterStopped):
+        writer.claim("b")
+    assert [type(exc) for exc in died] == [GeneratorExit]
 
 
 def test_stopping_releases_those_who_wait_for_the_database(

@@ -28,9 +28,11 @@ from tests.support.ledger import (
 )
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter, Reply
+from worker.storage.group import GroupWriter
 from worker.storage.outcomes import ClaimedJob, Recorded
+from worker.storage.reply import Reply
 from worker.storage.workers import release_orphans
+from worker.storage.writer_requests import ClaimJob
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.relay import Relay
@@ -182,7 +184,7 @@ def test_jobs_that_a_relay_took_are_published_although_its_commit_is_not_answere
 
 def start_claim(writer: GroupWriter, id_: str) -> Any:
     reply: Reply[ClaimedJob | None] = Reply()
-    writer._put(("claim", (id_, None), reply))
+    writer._put(ClaimJob(id_, reply))
     return reply
 
 

@@ -23,8 +23,8 @@ from worker.storage.engine import Ledger
 from worker.storage.intake import insert_jobs
 from worker.storage.moves import cancel_jobs, expire_jobs, retry_jobs
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
-from worker.storage.records import record_outcomes
 from worker.storage.tables import jobs, results, usage
+from worker.storage.transitions import record_outcomes
 from worker.storage.window import take_due
 from worker.storage.workers import release_orphans, rescue_jobs
 
@@ -93,7 +93,7 @@ class World:
                     [recorded] = record_outcomes(self.connection, [outcome])
         self.row = self._look()
         if isinstance(outcome, Success):
-            self.memory = replace(self.memory, paid=self.memory.paid | {outcome.number})
+            self.memory = replace(self.memory, paid=self.memory.paid | {outcome.claim.number})
             assert recorded is not Recorded.CLAIM_LOST, "a paid answer was not taken"
         elif outcome is not None:
             _assert_fenced(outcome, recorded, before, self.row)
@@ -126,6 +126,10 @@ class World:
                 return setback(job, worker=who, not_before_ms=NOW)
             case "gives back":
                 return give_back(job, worker=who)
+            case "gives back uncalled":
+                claimed = {one: of for one, of in self.memory.claimed if one != who}
+                self.memory = replace(self.memory, claimed=tuple(sorted(claimed.items())))
+                return give_back(job, worker=who, was_called=False)
         raise AssertionError(what)
 
     def _look(self) -> Any:
@@ -134,7 +138,7 @@ class World:
 
 def _assert_fenced(outcome: Setback | GiveBack, recorded: Recorded | None, before: Any, after: Any) -> None:
     """Who holds the claim is heard, and nobody else changes anything."""
-    if before.state == "running" and before.claim_token == outcome.token:
+    if before.state == "running" and before.claim_token == outcome.claim.token:
         assert recorded is Recorded.APPLIED
         assert after.state != "running"
     else:
@@ -164,6 +168,7 @@ A_WORKER: dict[str, Actor] = {
     "fails": ("a: claims", "a: fails"),
     "waits and comes back": ("a: claims", "a: waits", "is relayed", "a: claims", "a: succeeds"),
     "gives back and comes back": ("a: claims", "a: gives back", "a: claims", "a: succeeds"),
+    "gives back uncalled and comes back": ("a: claims", "a: gives back uncalled", "a: claims", "a: succeeds"),
 }
 A_SECOND_WORKER: dict[str, Actor] = {
     "succeeds": ("b: claims", "b: succeeds"),

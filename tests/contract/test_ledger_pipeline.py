@@ -22,8 +22,10 @@ from tests.support.ledger import (
 )
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter, Reply
+from worker.storage.group import GroupWriter
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded, Usage
+from worker.storage.reply import Reply
+from worker.storage.writer_requests import RecordOutcome
 
 MEGABYTE = 1 << 20
 
@@ -75,7 +77,7 @@ def running(ledger: Ledger, count: int) -> list[ClaimedJob]:
 def record_in_one_group(writer: GroupWriter, outcomes: list[Outcome]) -> list[Any]:
     """What the writer said to each: what it did, or the exception."""
     for outcome in outcomes:
-        writer.held[outcome.job_id] = outcome.token
+        writer.held[outcome.job_id] = outcome.claim.token
     replies: list[Reply[Recorded]] = []
 
     def line_up(_: Any) -> None:
@@ -83,7 +85,7 @@ def record_in_one_group(writer: GroupWriter, outcomes: list[Outcome]) -> list[An
         for outcome in outcomes:
             reply: Reply[Recorded] = Reply()
             replies.append(reply)
-            writer._put(("record", outcome, reply))
+            writer._put(RecordOutcome(outcome, reply))
 
     writer.call(line_up)
     answers: list[Any] = []

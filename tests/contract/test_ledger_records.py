@@ -9,6 +9,7 @@ import pytest
 from schemas.failure import FailureKind
 from tests.support.ledger import (
     NOW,
+    a_claim,
     claim_one,
     give_back,
     job_row,
@@ -64,7 +65,7 @@ def test_the_same_success_twice_is_one(ledger: Ledger) -> None:
 
 def test_an_outcome_of_an_unknown_job_is_nobodys(ledger: Ledger) -> None:
     job = claim_one(ledger, put_one(ledger))
-    stranger = success(ClaimedJob("nobody", "t", 1, 1, "", "m", 0, 0, None, None, NOW, False))
+    stranger = success(a_claim("nobody"))
     assert record(ledger, stranger, success(job)) == [Recorded.CLAIM_LOST, Recorded.APPLIED]
 
 
@@ -250,6 +251,28 @@ def test_a_job_given_back_is_queued_and_unburnt(ledger: Ledger) -> None:
         None,
     )
     assert [a.outcome for a in rows(ledger, "attempts")] == ["released"]
+
+
+def test_a_job_given_back_without_a_call_is_as_if_it_had_never_been_claimed(ledger: Ledger) -> None:
+    id_ = put_one(ledger)
+    before = job_row(ledger, id_)
+    assert record(ledger, give_back(claim_one(ledger, id_), was_called=False)) == [Recorded.APPLIED]
+    after = job_row(ledger, id_)
+    assert {**after._mapping, "claimed_at_ms": None} == dict(before._mapping)
+    assert rows(ledger, "attempts") == []
+    again = claim_one(ledger, id_, token="t2")
+    assert again.number == 1
+    record(ledger, setback(again, not_before_ms=None))
+    assert [(one.number, one.outcome) for one in rows(ledger, "attempts")] == [(1, "server_error")]
+
+
+def test_a_claim_that_was_lost_takes_no_number_back(ledger: Ledger) -> None:
+    id_ = put_one(ledger)
+    lost = claim_one(ledger, id_, token="t1")
+    record(ledger, give_back(lost))
+    claim_one(ledger, id_, token="t2")
+    assert record(ledger, give_back(lost, was_called=False)) == [Recorded.CLAIM_LOST]
+    assert job_row(ledger, id_).claims == 2
 
 
 @pytest.mark.parametrize("how", ["wait", "fail", "give back"])

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ledger import NOW, claim_one, put_one, record, rows, state, success
+from tests.support.ledger import a_claim, claim_one, put_one, record, rows, state, success
 from worker.errors import Stopping
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.outcomes import ClaimedJob, Success, Usage
+from worker.storage.outcomes import Success, Usage
 from worker.upkeep.spool import SpoolFile, Unstorable, replay_leftovers
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def paid(id_: str = "j1", **facts: object) -> Success:
-    return success(ClaimedJob(id_, "t1", 1, 1, "", "m", 0, 0, None, None, NOW, False), **facts)
+    return success(a_claim(id_), **facts)
 
 
 def files(folder: Path) -> list[str]:
@@ -121,6 +121,20 @@ def test_a_line_cut_by_a_crash_is_dropped_and_a_whole_one_that_cannot_be_read_is
     assert files(tmp_path) == ["rejected.jsonl"]
     assert (tmp_path / "rejected.jsonl").read_bytes() == b"garbage\n{}\n" + newer
     assert (tmp_path / "rejected.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_line_is_as_older_versions_write_and_read_it(tmp_path: Path) -> None:
+    line = (
+        b'{"job_id":"j1","token":"t1","number":1,"generation":1,"worker_id":"w1","started_at_ms":1000000,'
+        b'"ended_at_ms":1000010,"latency_ms":7,"http_status":200,"request_id":"req-1","finish_reason":"stop",'
+        b'"answer":"Hello","reasoning":"r","is_reasoning_unclosed":false,"raw":"AP8=","usage":{"model":"m",'
+        b'"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,"cached_tokens":1,"reasoning_tokens":2}}\n'
+    )
+    answer = paid(raw=b"\x00\xff", reasoning="r")
+    assert leave(tmp_path, "w1", answer).read_bytes() == line
+    back: list[Success] = []
+    assert replay_leftovers(tmp_path, back.append) == 1
+    assert back == [answer]
 
 
 def refuse(answer: Success) -> None:

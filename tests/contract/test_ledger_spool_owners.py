@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from structlog.testing import capture_logs
 from tests.contract.test_ledger_executor import AwayWhenTold
 from tests.contract.test_ledger_spool import files, leave, paid
 from tests.support.clock import FakeClock
-from tests.support.ledger import ENDPOINT, claim_one, job_row, put_one, rows, state, success
+from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, of_job, put_one, rows, state, success
 from tests.support.processes import wait_until
 from worker.storage import tables
 from worker.storage.engine import Ledger
@@ -26,6 +25,7 @@ from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.outcomes import Success
 from worker.storage.reply import Reply
+from worker.storage.writer_requests import ClaimJob, OwedWork, RecordOutcome, WriteDownJob
 from worker.upkeep.heart import Heart
 from worker.upkeep.presence import Presence
 from worker.upkeep.spool import SpoolFile, replay_leftovers
@@ -78,7 +78,7 @@ def body(tmp_path: Path) -> Iterator[Callable[..., Body]]:
 def test_a_spool_of_another_ledger_in_the_same_home_is_left_alone(
     ledger: Ledger, body: Callable[..., Body], tmp_path: Path
 ) -> None:
-    elsewhere = replace(success(claim_one(ledger, put_one(ledger))), job_id="of-another-ledger")
+    elsewhere = of_job(success(claim_one(ledger, put_one(ledger))), "of-another-ledger")
     path = leave(tmp_path / "spool", "stranger", elsewhere)
     before = path.read_bytes()
     heart = body(ledger).heart
@@ -236,12 +236,22 @@ def test_a_writer_that_dies_leaves_nobody_waiting_and_says_so(ledger: Ledger, cl
         ledger, worker_id="w1", endpoint=ENDPOINT, clock=clock, window_s=0.0, on_death=told.append
     )
     job = claim_one(ledger, put_one(ledger))
-    writer._put(("record", success(job), Reply()))
-    waiting: Reply[Any] = Reply()
-    writer._put(("record", object(), waiting))  # no outcome at all: gathering it breaks
+    waiting: list[Reply[Any]] = [Reply() for _ in range(7)]
+    before, again, breaking, behind, owed, claim, message = waiting
+    writer._put(RecordOutcome(success(job), before))
+    writer._put(RecordOutcome(success(job), again))  # put off to the next group
+    writer._put(OwedWork(lambda _: None, owed))
+    writer._put(ClaimJob("another", claim))
+    writer._put(WriteDownJob(a_job(), message))
+    writer._put(RecordOutcome(object(), breaking))  # type: ignore[arg-type]  # no outcome: gathering it breaks
+    writer._put(RecordOutcome(success(job), behind))
     writer.start()
-    with pytest.raises(DatabaseAway):
-        waiting.result(10)
+    for reply in (before, again, breaking, behind, owed):
+        with pytest.raises(DatabaseAway, match="the writer has ended"):
+            reply.result(10)
+    for reply in (claim, message):
+        with pytest.raises(WriterStopped):
+            reply.result(10)
     with pytest.raises(WriterStopped):
         writer.claim("another")
     assert [type(exc) for exc in told] == [AttributeError]

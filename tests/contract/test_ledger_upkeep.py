@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,18 @@ from structlog.testing import capture_logs
 from schemas.failure import FailureKind
 from schemas.job import Due
 from tests.support.clock import FakeClock
-from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, put_one, rows, state, success
+from tests.support.ledger import (
+    ENDPOINT,
+    a_job,
+    claim_one,
+    job_row,
+    of_job,
+    put,
+    put_one,
+    rows,
+    state,
+    success,
+)
 from worker.errors import BrokerAway
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter
@@ -310,6 +320,21 @@ def test_a_worker_that_ends_says_so(ledger: Ledger, heart: Heart) -> None:
     assert row.end_reason == "stopped"
 
 
+def test_a_worker_that_ends_releases_what_it_could_not_give_back_and_keeps_what_it_holds(
+    ledger: Ledger, heart: Heart, writer: GroupWriter
+) -> None:
+    """Its writer may have died with claims that were never called; what is held has an answer in the spool."""
+    heart.beat()
+    orphans = [claim_one(ledger, put_one(ledger), worker=writer.worker_id).id for _ in range(3)]
+    held = claim_one(ledger, put_one(ledger), worker=writer.worker_id)
+    writer.held[held.id] = held.token
+    heart.end()
+    assert [(row.state, row.losses) for row in (job_row(ledger, id_) for id_ in orphans)] == [
+        ("queued", 0)
+    ] * 3
+    assert state(ledger, held.id) == "running"
+
+
 def test_a_spooled_answer_whose_job_was_pruned_is_put_aside_and_not_dropped(
     ledger: Ledger, heart: Heart, clock: FakeClock, tmp_path: Path
 ) -> None:
@@ -318,7 +343,7 @@ def test_a_spooled_answer_whose_job_was_pruned_is_put_aside_and_not_dropped(
 
     add_worker(ledger, "dead", clock)
     job = claim_one(ledger, put_one(ledger))
-    leave(tmp_path / "spool", "dead", replace(success(job), job_id="pruned"))
+    leave(tmp_path / "spool", "dead", of_job(success(job), "pruned"))
     heart.beat()
     assert [path.name for path in (tmp_path / "spool").iterdir()] == ["rejected.jsonl"]
     assert b"pruned" in (tmp_path / "spool" / "rejected.jsonl").read_bytes()
@@ -329,7 +354,7 @@ def test_a_claim_is_let_go_while_its_answer_can_be_neither_stored_nor_put_aside(
 ) -> None:
     job = writer.claim(put_one(ledger))
     assert job is not None
-    spool.keep(success(job, worker="me", number=None))
+    spool.keep(success(job, worker="me", http_status=None))
     (tmp_path / "spool" / "rejected.jsonl").mkdir()  # in the way
     heart.beat()
     heart.beat()

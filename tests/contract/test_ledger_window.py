@@ -30,7 +30,7 @@ from worker.storage.claims import claim_jobs
 from worker.storage.engine import Ledger
 from worker.storage.moves import expire_jobs
 from worker.storage.pruning import _ENDED as PRUNED
-from worker.storage.records import record_outcomes
+from worker.storage.transitions import record_outcomes
 from worker.storage.waits import cap_waits
 from worker.storage.window import (
     count_live_slots,

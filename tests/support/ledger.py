@@ -15,8 +15,8 @@ from worker.storage import tables
 from worker.storage.claims import claim_jobs
 from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob, insert_jobs
-from worker.storage.outcomes import ClaimedJob, GiveBack, Outcome, Recorded, Setback, Success, Usage
-from worker.storage.records import record_outcomes
+from worker.storage.outcomes import Claim, ClaimedJob, GiveBack, Outcome, Recorded, Setback, Success, Usage
+from worker.storage.transitions import record_outcomes
 
 T = TypeVar("T")
 ENDPOINT = "https://endpoint.test"
@@ -69,11 +69,7 @@ def record(ledger: Ledger, *outcomes: Outcome) -> list[Recorded]:
 
 def success(job: ClaimedJob, *, worker: str = "w1", ended_at_ms: int = NOW + 10, **facts: Any) -> Success:
     values = {
-        "job_id": job.id,
-        "token": job.token,
-        "number": job.number,
-        "generation": job.generation,
-        "worker_id": worker,
+        "claim": replace(job.claim, worker_id=worker),
         "started_at_ms": job.claimed_at_ms,
         "ended_at_ms": ended_at_ms,
         "latency_ms": 7,
@@ -101,11 +97,7 @@ def setback(
     **failure: Any,
 ) -> Setback:
     return Setback(
-        job_id=job.id,
-        token=job.token,
-        number=job.number,
-        generation=job.generation,
-        worker_id=worker,
+        claim=replace(job.claim, worker_id=worker),
         started_at_ms=job.claimed_at_ms,
         ended_at_ms=ended_at_ms,
         latency_ms=5,
@@ -116,13 +108,26 @@ def setback(
     )
 
 
-def give_back(job: ClaimedJob, *, worker: str = "w1", ended_at_ms: int = NOW + 10) -> GiveBack:
-    return GiveBack(job.id, job.token, job.number, job.generation, worker, job.claimed_at_ms, ended_at_ms)
+def give_back(
+    job: ClaimedJob, *, worker: str = "w1", ended_at_ms: int = NOW + 10, was_called: bool = True
+) -> GiveBack:
+    return GiveBack(replace(job.claim, worker_id=worker), job.claimed_at_ms, ended_at_ms, was_called)
+
+
+def a_claim(job_id: str, token: str = "t1", *, number: int = 1) -> ClaimedJob:
+    """A claim on a job that no ledger need know."""
+    claim = Claim(job_id, token, number, generation=1, worker_id="w1")
+    return ClaimedJob(claim, "", "m", 0, 0, None, None, NOW, is_bulk=False)
 
 
 def with_token(outcome: Any, token: str) -> Any:
     """The same outcome from somebody with another claim."""
-    return replace(outcome, token=token)
+    return replace(outcome, claim=replace(outcome.claim, token=token))
+
+
+def of_job(outcome: Any, job_id: str) -> Any:
+    """The same outcome of another job."""
+    return replace(outcome, claim=replace(outcome.claim, job_id=job_id))
 
 
 def job_row(ledger: Ledger, id_: str) -> Any:

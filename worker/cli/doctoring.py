@@ -41,7 +41,7 @@ from worker.storage.errors import UNSTORABLE, NotMigrated
 from worker.storage.identity import fetch_identity
 from worker.storage.migrating import fetch_newer_revision, is_current, migrate
 from worker.storage.outcomes import Recorded, Success
-from worker.storage.records import record_outcomes
+from worker.storage.transitions import record_outcomes
 from worker.storage.workers import is_of_this_ledger
 from worker.upkeep.presence import forget, has_died, is_alive
 from worker.upkeep.spool import (

@@ -21,12 +21,6 @@ class Dispatcher(EventDispatcher):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"buffer_limit": _BUFFER_LIMIT, **options})
 
-    def send(self, type: str, *args: Any, **fields: Any) -> None:
-        """Celery's, but a message, which is new for each try, says nothing of the tries before: see BlankRequest."""
-        if type == "task-received":
-            fields.pop("retries", None)
-        super().send(type, *args, **fields)
-
     def extend_buffer(self, other: EventDispatcher) -> None:
         """Takes over what another dispatcher has not sent, also what it has only buffered."""
         super().extend_buffer(other)

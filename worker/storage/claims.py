@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import BindParameter, Connection, Update, bindparam, case, exists, func, or_, select, update
 
+from schemas.job import TARGETS, Move
 from worker.policy.patience import waiting_since_ms
-from worker.storage.outcomes import ClaimedJob
+from worker.storage.outcomes import Claim, ClaimedJob
 from worker.storage.prepared import Prepared, is_among, pack_ids
 from worker.storage.tables import batches, jobs, requests, usage
 
@@ -41,7 +42,7 @@ def _claim(dialect: str) -> Update:
         update(jobs)
         .where(jobs.c.id.in_(claimable.scalar_subquery()))
         .values(
-            state="running",
+            state=TARGETS[Move.CLAIM].value,
             claims=case(
                 (jobs.c.state == "running", jobs.c.claims),
                 (jobs.c.claims == 0, func.coalesce(paid_before.scalar_subquery(), 0) + 1),
@@ -76,6 +77,12 @@ _SUSPECTS = Prepared(
     lambda dialect: select(jobs.c.id).where(
         is_among(dialect, jobs.c.id), jobs.c.state == "queued", jobs.c.losses >= bindparam("losses_from")
     )
+)
+
+_WANTED = (
+    select(jobs.c.is_cancel_requested, jobs.c.expires_at_ms, batches.c.held_at_ms)
+    .select_from(jobs.outerjoin(batches, batches.c.id == jobs.c.batch_id))
+    .where(jobs.c.id == bindparam("job"))
 )
 
 
@@ -116,10 +123,7 @@ def claim_jobs(
     bodies: dict[str, str] = {row.job_id: row.body for row in found}
     return {
         row.id: ClaimedJob(
-            id=row.id,
-            token=token,
-            number=row.claims,
-            generation=row.generation,
+            claim=Claim(row.id, token, row.claims, row.generation, worker_id),
             body=bodies[row.id],
             model=row.model,
             attempts=row.attempts,
@@ -135,6 +139,17 @@ def claim_jobs(
         )
         for row in rows
     }
+
+
+def is_unwanted(connection: Connection, job_id: str, *, now_ms: int) -> bool:
+    """Whether a running job shall not be called any more: it was cancelled, its batch is held, or it has expired."""
+    row = connection.execute(_WANTED, {"job": job_id}).one_or_none()
+    return (
+        row is None
+        or bool(row.is_cancel_requested)
+        or row.held_at_ms is not None
+        or (row.expires_at_ms is not None and row.expires_at_ms <= now_ms)
+    )
 
 
 def fetch_suspects(connection: Connection, ids: Sequence[str]) -> set[str]:

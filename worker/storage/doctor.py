@@ -178,7 +178,7 @@ def fetch_suspects(connection: Connection, look: Look) -> list[Suspect]:
 
 
 def rescue_worker(ledger: Ledger, suspect: Suspect, *, max_solo_losses: int, now_ms: int) -> None:
-    """Rescues the jobs of a worker that is known to be dead, as a heart does; not if it has beaten since."""
+    """Rescues the jobs of a worker that is known to be dead, as other workers do; not if it has beaten since."""
 
     def rescue(connection: Connection) -> bool:
         sequence = connection.execute(

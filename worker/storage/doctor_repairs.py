@@ -13,11 +13,12 @@ from sqlalchemy import Connection, case, exists, func, insert, select, update
 
 from schemas.completion import Usage
 from schemas.failure import Failure, FailureKind
-from schemas.job import JobState
+from schemas.job import JobState, Move
 from worker.storage.cleaning import clean_text
-from worker.storage.outcomes import Setback
-from worker.storage.records import LARGEST_COUNT, odd_finish_reason, record_outcomes
+from worker.storage.outcomes import Claim, Setback
+from worker.storage.records import LARGEST_COUNT, odd_finish_reason
 from worker.storage.tables import attempts, is_in, jobs, results, usage
+from worker.storage.transitions import move_jobs, record_outcomes
 from worker.storage.wants import settle
 from worker.storage.window import unmark_published
 
@@ -71,18 +72,11 @@ def set_right_claims(connection: Connection, ids: list[str], now_ms: int) -> Non
         # `worker:n`. Of a token that is not, no such worker beats either: a lease lets its job go.
         worker_id = token.rpartition(":")[0] or token
         connection.execute(update(jobs).where(jobs.c.id == id_).values(worker_id=worker_id))
-    asked = jobs.c.is_cancel_requested
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(ids), jobs.c.claim_token.is_(None))
-        .values(
-            state=case((asked, JobState.CANCELLED.value), else_=JobState.QUEUED.value),
-            ended_at_ms=case((asked, now_ms), else_=None),
-            published_at_ms=None,
-            worker_id=None,
-            claim_token=None,
-        )
-    )
+    unheld = select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.claim_token.is_(None)).order_by(jobs.c.id)
+    asked = list(connection.execute(unheld.where(jobs.c.is_cancel_requested)).scalars())
+    others = list(connection.execute(unheld.where(~jobs.c.is_cancel_requested)).scalars())
+    move_jobs(connection, asked, Move.CANCEL, out_of=(JobState.RUNNING,), now_ms=now_ms)
+    move_jobs(connection, others, Move.RELEASE, out_of=(JobState.RUNNING,), now_ms=now_ms)
 
 
 def raise_counts(connection: Connection, ids: list[str], _: int) -> None:
@@ -103,19 +97,14 @@ def raise_counts(connection: Connection, ids: list[str], _: int) -> None:
 
 def fail_as_invalid(connection: Connection, ids: list[str], now_ms: int) -> None:
     """Claims each job and fails it: the legal way from queued, and from waiting through queued, to failed."""
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(ids), is_in(JobState.QUEUED, JobState.WAITING))
-        .values(
-            state=JobState.RUNNING.value,
-            claims=jobs.c.claims + 1,
-            claimed_at_ms=now_ms,
-            worker_id=_DOCTOR,
-            claim_token=f"{_DOCTOR}:{now_ms}",
-            published_at_ms=None,
-            not_before_ms=None,
-        )
-    )
+    move_jobs(connection, ids, Move.RELAY, out_of=(JobState.WAITING,), now_ms=now_ms)
+    held: dict[str, Any] = {
+        "claims": jobs.c.claims + 1,
+        "claimed_at_ms": now_ms,
+        "worker_id": _DOCTOR,
+        "claim_token": f"{_DOCTOR}:{now_ms}",
+    }
+    move_jobs(connection, ids, Move.CLAIM, out_of=(JobState.QUEUED,), now_ms=now_ms, facts=held)
     rows = connection.execute(
         select(jobs.c.id, jobs.c.claims, jobs.c.generation, jobs.c.claim_token).where(
             jobs.c.id.in_(ids), jobs.c.worker_id == _DOCTOR
@@ -126,11 +115,7 @@ def fail_as_invalid(connection: Connection, ids: list[str], now_ms: int) -> None
     )
     outcomes = [
         Setback(
-            job_id=row.id,
-            token=row.claim_token,
-            number=row.claims,
-            generation=row.generation,
-            worker_id=_DOCTOR,
+            claim=Claim(row.id, row.claim_token, row.claims, row.generation, _DOCTOR),
             started_at_ms=now_ms,
             ended_at_ms=now_ms,
             latency_ms=None,
@@ -143,7 +128,7 @@ def fail_as_invalid(connection: Connection, ids: list[str], now_ms: int) -> None
     record_outcomes(connection, outcomes)
 
 
-def succeed(connection: Connection, ids: list[str], _: int) -> None:
+def succeed(connection: Connection, ids: list[str], now_ms: int) -> None:
     """The first success wins from every state (invariant 3): the result is there, and was paid for."""
     of_result = results.c.job_id == jobs.c.id
     winner = exists().where(results.c.job_id == attempts.c.job_id, results.c.number == attempts.c.number)
@@ -155,24 +140,18 @@ def succeed(connection: Connection, ids: list[str], _: int) -> None:
         select(column).where(of_result).correlate(jobs).scalar_subquery()
         for column in (results.c.created_at_ms, results.c.http_status, results.c.request_id)
     ]
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(ids), jobs.c.state != JobState.SUCCEEDED.value)
-        .values(
-            state=JobState.SUCCEEDED.value,
-            claim_token=mine[0],
-            worker_id=mine[1],
-            ended_at_ms=theirs[0],
-            http_status=theirs[1],
-            request_id=theirs[2],
-            not_before_ms=None,
-            published_at_ms=None,
-            failure_kind=None,
-            failure_message=None,
-            blocked_since_ms=None,
-            blocked_until_ms=None,
-        )
-    )
+    facts = {
+        "claim_token": mine[0],
+        "worker_id": mine[1],
+        "ended_at_ms": theirs[0],
+        "http_status": theirs[1],
+        "request_id": theirs[2],
+        "failure_kind": None,
+        "failure_message": None,
+        "blocked_since_ms": None,
+        "blocked_until_ms": None,
+    }
+    move_jobs(connection, ids, Move.SUCCEED, now_ms=now_ms, facts=facts)
 
 
 def count_tokens(connection: Connection, ids: list[str], _: int) -> None:

@@ -1,4 +1,4 @@
-"""Jobs of other endpoints in the same ledger that nobody works on: whoever changed the address may have left them."""
+"""Open jobs of other endpoints that no worker serves: they may have been left when the address was changed."""
 
 from __future__ import annotations
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
-from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.batches import CLOSED_BATCH, ensure_open_batches, fetch_closed
 from worker.storage.bulk import insert_columns
 from worker.storage.cleaning import clean_text
 from worker.storage.tables import AnyRow, details, insert_or_ignore, jobs, requests
+from worker.storage.transitions import begin_jobs
 from worker.storage.wants import Want, add_wants
 
 LONGEST_REFUSED_BODY = 16 * 1024  # it is kept for a person to look at, not to be sent
@@ -86,8 +86,10 @@ def insert_jobs(
     wanted = sorted([*unkeyed, *keyed.values()], key=lambda job: job.idempotency_key or "")
     if not wanted:
         return []
-    columns = _job_columns(wanted, now_ms=now_ms, published_at_ms=published_at_ms)
-    if insert_columns(connection, jobs, columns) == len(new):
+    states = [_first_state(job) for job in wanted]
+    columns = _job_columns(wanted, now_ms=now_ms)
+    begun = begin_jobs(connection, columns, states, now_ms=now_ms, published_at_ms=published_at_ms)
+    if begun == len(new):
         _insert_bodies(connection, wanted)
         return [KnownJob(id=job.id, state=_first_state(job), is_new=True) for job in new]
     holders, fresh = _find_holders(connection, wanted)
@@ -160,17 +162,20 @@ def describe_request(request_hash: str, endpoint: str) -> str:
     return f"SHA-256 {request_hash[:12]}… for {endpoint}"
 
 
-def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) -> None:
-    """Writes down jobs that came in their messages, and the batches that they name.
+def adopt_jobs(
+    connection: Connection, new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | None = None
+) -> list[KnownJob]:
+    """The jobs behind messages that carry their own request, in the order given, and the batches that they name.
 
     Of an id that has a row nothing is written: the row is the job. A job that names a batch of `run` or `submit` is
-    refused, or it would be among the results of somebody else's file.
+    refused, or it would be among the results of somebody else's file. `published_at_ms` marks those whose claim the
+    caller sees to, so that the relay publishes no hint of them.
     """
     if not new:
-        return
+        return []
     closed = fetch_closed(connection, [job.batch_id for job in new if job.batch_id])
     sound = [refuse(job, CLOSED_BATCH) if job.batch_id in closed else job for job in new]
-    known = insert_jobs(connection, sound, now_ms=now_ms)
+    known = insert_jobs(connection, sound, now_ms=now_ms, published_at_ms=published_at_ms)
     for endpoint in {job.endpoint for job in sound}:
         named = [
             job.batch_id
@@ -178,6 +183,7 @@ def adopt_jobs(connection: Connection, new: Sequence[NewJob], *, now_ms: int) ->
             if job.batch_id and job.endpoint == endpoint and found.is_new
         ]
         ensure_open_batches(connection, named, endpoint=endpoint, now_ms=now_ms)
+    return known
 
 
 def refuse(job: NewJob, why: str) -> NewJob:
@@ -228,9 +234,7 @@ def _insert_bodies(connection: Connection, new: Sequence[NewJob]) -> None:
         connection.execute(insert_or_ignore(connection, details), extras)
 
 
-def _job_columns(new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | None) -> dict[str, list[Any]]:
-    states = [_first_state(job) for job in new]
-    failed = FailureKind.INVALID_REQUEST.value
+def _job_columns(new: Sequence[NewJob], *, now_ms: int) -> dict[str, list[Any]]:
     return {
         "id": [job.id for job in new],
         "idempotency_key": [job.idempotency_key for job in new],
@@ -241,16 +245,12 @@ def _job_columns(new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | N
         "endpoint": [job.endpoint for job in new],
         "model": [clean_text(job.model) for job in new],
         "request_hash": [job.request_hash for job in new],
-        "state": [state.value for state in states],
         "not_before_ms": [job.not_before_ms for job in new],
-        "ended_at_ms": [None if job.ended_as is None else now_ms for job in new],
-        "failure_kind": [failed if state is JobState.FAILED else None for state in states],
         "failure_message": [clean_text(job.failure_message) for job in new],
         "priority": [job.priority for job in new],
         "is_bulk": [job.is_bulk for job in new],
         "max_attempts": [job.max_attempts for job in new],
         "expires_at_ms": [job.expires_at_ms for job in new],
-        "published_at_ms": [published_at_ms if state is JobState.QUEUED else None for state in states],
         "created_at_ms": [now_ms] * len(new),
         **{name: [value] * len(new) for name, value in _UNTOUCHED.items()},
     }

@@ -9,8 +9,27 @@ from sqlalchemy import ColumnElement, Connection, delete, extract, func, not_, s
 
 from schemas.job import JobState, Move, states_open_to
 from worker.storage.tables import MAX_ROWS, failure_bodies, is_in, jobs, wants
-from worker.storage.unwanted import give_up, want_again
+from worker.storage.transitions import move_jobs
+from worker.storage.unwanted import IDLE, give_up, want_again
 from worker.storage.wants import bring_home, settle
+
+# What a job that is queued again keeps of its generation before: nothing.
+_BORN_AGAIN = {
+    "generation": jobs.c.generation + 1,
+    "attempts": 0,
+    "bad_responses": 0,
+    "losses": 0,
+    "solo_losses": 0,
+    "blocked_since_ms": None,
+    "blocked_until_ms": None,
+    "is_cancel_requested": False,
+    # A deadline that has passed would only expire the job again.
+    "expires_at_ms": None,
+    "failure_kind": None,
+    "http_status": None,
+    "request_id": None,
+    "failure_message": None,
+}
 
 
 def retry_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> list[str]:
@@ -95,24 +114,13 @@ def expire_jobs(connection: Connection, *, now_ms: int) -> int:
         is_over &= jobs.c.expires_at_ms <= extract("epoch", func.clock_timestamp()) * 1000
     rows = connection.execute(
         select(jobs.c.id)
-        .where(jobs.c.expires_at_ms.is_not(None), is_over, is_in(JobState.QUEUED, JobState.WAITING))
+        .where(jobs.c.expires_at_ms.is_not(None), is_over, is_in(*IDLE))
         .order_by(jobs.c.expires_at_ms)
         .limit(MAX_ROWS)
         .with_for_update(skip_locked=True)
     )
     ids = sorted(row.id for row in rows)
-    if ids:
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.id.in_(ids))
-            .values(
-                state=JobState.EXPIRED.value,
-                ended_at_ms=now_ms,
-                published_at_ms=None,
-                not_before_ms=None,
-            )
-        )
-    return len(ids)
+    return len(move_jobs(connection, ids, Move.EXPIRE, out_of=IDLE, now_ms=now_ms))
 
 
 def _cancel(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) -> Cancelled:
@@ -128,17 +136,7 @@ def _cancel(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int)
     if running:
         # The call may have been paid for already: its result is kept, so it is asked, not cut.
         connection.execute(update(jobs).where(jobs.c.id.in_(running)).values(is_cancel_requested=True))
-    if idle:
-        connection.execute(
-            update(jobs)
-            .where(jobs.c.id.in_(idle))
-            .values(
-                state=JobState.CANCELLED.value,
-                ended_at_ms=now_ms,
-                published_at_ms=None,
-                not_before_ms=None,
-            )
-        )
+    move_jobs(connection, idle, Move.CANCEL, out_of=IDLE, now_ms=now_ms)
     return Cancelled(ended=len(idle), asked=len(running))
 
 
@@ -154,29 +152,8 @@ def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) 
     ids = [row.id for row in rows]
     if not ids:
         return []
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(ids), jobs.c.state.in_(endings))
-        .values(
-            state=JobState.QUEUED.value,
-            generation=jobs.c.generation + 1,
-            attempts=0,
-            bad_responses=0,
-            losses=0,
-            solo_losses=0,
-            blocked_since_ms=None,
-            blocked_until_ms=None,
-            is_cancel_requested=False,
-            not_before_ms=None,
-            published_at_ms=None,
-            # A deadline that has passed would only expire the job again.
-            expires_at_ms=None,
-            ended_at_ms=None,
-            failure_kind=None,
-            http_status=None,
-            request_id=None,
-            failure_message=None,
-        )
+    move_jobs(
+        connection, ids, Move.RETRY, out_of=states_open_to(Move.RETRY), now_ms=now_ms, facts=_BORN_AGAIN
     )
     connection.execute(delete(failure_bodies).where(failure_bodies.c.job_id.in_(ids)))
     # Open again, it may have its home with a run that is over.

@@ -9,13 +9,21 @@ from schemas.failure import Failure
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimedJob:
-    """A job that this worker alone may call the endpoint for, fenced by `token`."""
+class Claim:
+    """That a worker alone may call the endpoint for a job. An outcome names the claim that it is of."""
 
-    id: str
-    token: str
+    job_id: str
+    token: str  # the fence: unique to each claim
     number: int  # the claim's ordinal among all of the job's
     generation: int
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job with the claim that a worker has on it."""
+
+    claim: Claim
     body: str  # the JSON to send
     model: str
     attempts: int  # burnt so far
@@ -24,6 +32,18 @@ class ClaimedJob:
     blocked_since_ms: int | None  # without the time in which nobody tried
     claimed_at_ms: int
     is_bulk: bool
+
+    @property
+    def id(self) -> str:
+        return self.claim.job_id
+
+    @property
+    def token(self) -> str:
+        return self.claim.token
+
+    @property
+    def number(self) -> int:
+        return self.claim.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +59,22 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Success:
-    """A paid answer. Counts whoever brings it, unless another success came first (invariant 3)."""
+class _Ended:
+    """The end of a claim: of which one, and when its call began and ended."""
 
-    job_id: str
-    token: str
-    number: int
-    generation: int
-    worker_id: str
+    claim: Claim
     started_at_ms: int
     ended_at_ms: int
+
+    @property
+    def job_id(self) -> str:
+        return self.claim.job_id
+
+
+@dataclass(frozen=True, slots=True)
+class Success(_Ended):
+    """A paid answer. It counts from anybody, unless another success came first (invariant 3)."""
+
     latency_ms: int
     http_status: int
     request_id: str | None
@@ -61,21 +87,14 @@ class Success:
 
 
 @dataclass(frozen=True, slots=True)
-class Setback:
-    """A call or an admission that did not end in a success. Counts only from the holder of the claim.
+class Setback(_Ended):
+    """A call or an admission that did not end in a success. It counts only from the holder of the claim.
 
     `not_before_ms` None means the job fails for good. `burns` says whether an attempt is spent.
     `is_blocked` marks a wait at a shut gate, whose beginning is kept for the job's patience. `usage` is what an
-    answer of no use cost: it is kept whoever brings it.
+    answer of no use cost: it is kept from anybody.
     """
 
-    job_id: str
-    token: str
-    number: int
-    generation: int
-    worker_id: str
-    started_at_ms: int
-    ended_at_ms: int
     latency_ms: int | None
     failure: Failure
     not_before_ms: int | None
@@ -85,19 +104,25 @@ class Setback:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveBack:
-    """A claim returned unburnt (shutdown): the job is queued again as if it had not been claimed."""
+class GiveBack(_Ended):
+    """A claim returned unburnt (shutdown): the job is queued again as if it had not been claimed.
 
-    job_id: str
-    token: str
-    number: int
-    generation: int
-    worker_id: str
-    started_at_ms: int
-    ended_at_ms: int
+    With `was_called` False no call was made for it: no attempt is kept, and the next claim has the same number.
+    """
+
+    was_called: bool = True
 
 
-Outcome = Success | Setback | GiveBack
+@dataclass(frozen=True, slots=True)
+class Loss(_Ended):
+    """A claim whose worker died. The counts are the job's, with this loss."""
+
+    losses: int
+    solo_losses: int  # of them, those while it ran alone
+    is_given_up: bool
+
+
+Outcome = Success | Setback | GiveBack | Loss
 
 
 class Recorded(StrEnum):

@@ -1,13 +1,28 @@
-"""What the writer says to one who waits for it."""
+"""Where the writer puts its answers."""
 
 from __future__ import annotations
 
 import threading
-from typing import Generic, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 from worker.storage.errors import DatabaseAway
 
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class Answer(Protocol[T_contra]):
+    """Where the writer puts its answer, in its own thread: nothing there may wait or raise.
+
+    The first call counts; a later one must be ignored. There is one where a record was abandoned and is written after
+    all, and where the writer dies.
+    """
+
+    def set_result(self, value: T_contra) -> None:
+        """What was asked for."""
+
+    def set_exception(self, exception: BaseException) -> None:
+        """Why it was not to be had."""
 
 
 class Reply(Generic[T]):

@@ -1,4 +1,4 @@
-"""Where the open jobs stand, for people: what they wait for as far as rows tell, and the oldest call."""
+"""The open jobs, for people: how many are queued, what others wait for, and which call is the oldest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.storage.wants import OPEN
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Waiting jobs of one endpoint that wait for the same."""
+    """Jobs of one endpoint that wait for the same reason."""
 
     endpoint: str
     kind: str | None  # of the failure that they wait after; None where a producer asked for a later time

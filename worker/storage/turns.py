@@ -1,4 +1,4 @@
-"""Whose turn it is: the batches with jobs to publish, in turn, found by one index step for each."""
+"""The batches that have jobs to publish, in turn. Each is found by one step in an index."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _now: BindParameter[int] = bindparam("now_ms", type_=BigInteger)
 
 @dataclass(slots=True)
 class Turn:
-    """A batch whose turn it is: whether it has jobs that are ready, and retries that are due."""
+    """A batch with jobs to publish: whether some are ready, and whether retries are due."""
 
     batch_id: str
     has_ready: bool = False
@@ -36,9 +36,9 @@ class Turn:
 
 
 def _build_walk(among: ColumnElement[bool], *, is_waiting: bool) -> Any:
-    """Ids of the batches behind `after` with jobs `among` these, in ascending order, at most `at_most` that count.
+    """A statement: ids of the batches behind `after` that have jobs `among` these, ascending, at most `at_most`.
 
-    Where they are waiting, a batch of which none is due is stepped over, and does not count.
+    With `is_waiting`, a batch of which no job is due is left out, and does not count.
     """
     next_batch = select(func.min(jobs.c.batch_id)).where(among, jobs.c.endpoint == _endpoint)
     first = next_batch.where(jobs.c.batch_id > bindparam("after")).scalar_subquery()
@@ -79,11 +79,11 @@ _ANY_DUE = (
 def find_turns(
     connection: Connection, endpoint: str, *, after: str, held: Collection[str], at_most: int, now_ms: int
 ) -> list[Turn]:
-    """At most `at_most` batches, in turn from the one behind `after`. Jobs without a batch have no turn here."""
+    """At most `at_most` batches, from the one behind `after` on and round again. Jobs without a batch are left out."""
     if at_most <= 0:
         return []
     query = {"of_endpoint": endpoint, "now_ms": now_ms, "at_most": at_most + len(held)}
-    # In most windows nothing is due, and then nobody need look for the batches of what waits.
+    # Mostly nothing is due: then the batches of waiting jobs need not be looked for.
     any_due = connection.execute(_ANY_DUE, query).first() is not None
     turns: dict[str, Turn] = {}
     for begin, end in ((after, None), ("", after)):

@@ -1,4 +1,4 @@
-"""Batches that no longer want what they wanted: cancelled ones, and those whose input has changed."""
+"""Batches that no longer want some of their jobs: they were cancelled, or their input has changed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, delete, not_, select, tuple_, update
 
-from schemas.job import JobState
+from schemas.job import JobState, Move
 from worker.storage.tables import MAX_ROWS, is_in, jobs, wants
+from worker.storage.transitions import move_jobs
 from worker.storage.wants import (
     HOME_COLUMNS,
     OPEN,
@@ -23,13 +24,13 @@ from worker.storage.wants import (
     wanter,
 )
 
-_IDLE = (JobState.QUEUED, JobState.WAITING)
+IDLE = (JobState.QUEUED, JobState.WAITING)
 
 
 def give_up(connection: Connection, batch_id: str) -> int:
-    """How many open jobs stay although this batch is cancelled, because others want them: at most 500 at once.
+    """How many open jobs stay although this batch is cancelled, because other batches want them: at most 500 at once.
 
-    What becomes of them is still a result of this batch; that it wants them keeps nothing going any more.
+    Their results still belong to this batch, too. But its want no longer keeps them from being cancelled.
     """
     of_others = (
         select(wants.c.position, wants.c.job_id)
@@ -51,7 +52,7 @@ def give_up(connection: Connection, batch_id: str) -> int:
             .values(is_given_up=True)
         )
         return len(pairs)
-    # Those whose home this batch is: first to a batch that is at work.
+    # Then those whose home is this batch. A batch that is not held is the better new home.
     query = (
         select(*HOME_COLUMNS, *WANT_COLUMNS)
         .select_from(
@@ -84,7 +85,7 @@ def want_again(connection: Connection, batch_id: str) -> None:
 def let_go(connection: Connection, batch_id: str, places: Sequence[tuple[int, str]], *, now_ms: int) -> None:
     """The batch no longer wants the jobs at these places (position and id, at most 500): its input has changed.
 
-    Where nobody else wants such a job and it is open, it ends as cancelled.
+    An open job that no other batch wants ends as cancelled.
     """
     gone = set(places)
     connection.execute(
@@ -124,9 +125,5 @@ def _orphan(connection: Connection, ids: list[str], *, now_ms: int) -> None:
     connection.execute(
         update(jobs).where(jobs.c.id.in_(ids), is_in(JobState.RUNNING)).values(is_cancel_requested=True)
     )
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id.in_(ids), is_in(*_IDLE))
-        .values(state=JobState.CANCELLED.value, ended_at_ms=now_ms, published_at_ms=None, not_before_ms=None)
-    )
+    move_jobs(connection, ids, Move.CANCEL, out_of=IDLE, now_ms=now_ms)
     connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(batch_id="", position=0, custom_id=None))

@@ -1,4 +1,4 @@
-"""Waits that no rule of ours can have meant: they were written by a clock that was ahead, and are measured anew."""
+"""Retry times that were written by a clock that was ahead: they are set anew, to the wait that was meant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from worker.storage.tables import MAX_ROWS, attempts, is_in, jobs
 SKEW_MS = 30_000  # how far the clocks of machines that are kept in step may be apart
 
 _id: BindParameter[str] = bindparam("job_id")
-# Only of jobs that were called: how long one that was not waits is what its producer asked for, be it weeks.
+# Only jobs that were called before. The time of any other is what its producer asked for, even weeks from now.
 _FAR_AHEAD = (
     select(jobs.c.id, jobs.c.not_before_ms, attempts.c.ended_at_ms)
     .select_from(
@@ -36,10 +36,11 @@ _SET = (
 def cap_waits(
     connection: Connection, endpoint: str, *, now_ms: int, usual_ms: int, longest_ms: int
 ) -> tuple[int, bool]:
-    """How many retries no longer wait for a clock that was ahead (at most 500), and whether there may be more.
+    """How many retries were set anew (at most 500), and whether there may be more.
 
-    A wait and the end of its attempt were told by one clock: what is between them is what was meant. A retry that
-    would wait longer than `longest_ms` without that waits `usual_ms`, the longest backoff of our own.
+    The same clock wrote when an attempt ended and when its retry is due. The time between the two is the wait that was
+    meant. Where that is not known, and the retry would wait longer than `longest_ms`, it waits `usual_ms`, the longest
+    backoff of our own.
     """
     query = {"of_endpoint": endpoint, "after_ms": now_ms + usual_ms}
     rows = connection.execute(_FAR_AHEAD, query).all()
@@ -47,7 +48,7 @@ def cap_waits(
     for row in sorted(rows, key=lambda row: row.id):
         meant_ms = None if row.ended_at_ms is None else row.not_before_ms - row.ended_at_ms
         if meant_ms is not None and meant_ms < 0 and row.not_before_ms <= now_ms + longest_ms:
-            continue  # measured anew before: it is due sooner than that clock said that its attempt ended
+            continue  # set anew before: by the fast clock, its attempt ended later than it is due
         if row.ended_at_ms is not None and row.ended_at_ms > now_ms + SKEW_MS:
             wait_ms = meant_ms if meant_ms is not None and 0 <= meant_ms <= longest_ms else usual_ms
         elif row.not_before_ms > now_ms + longest_ms:

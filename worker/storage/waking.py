@@ -1,4 +1,4 @@
-"""Those who wait at the gate: woken when the endpoint answers again, and one of them chosen to try whether it does."""
+"""Jobs that wait at a shut gate: one is chosen to try the endpoint, and all are woken when it answers again."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs
 from worker.storage.window import choose_untried, mark_published
 
 SPREAD_MS = 1000  # over which the jobs of one step come back
-_SOON_MS = 1500  # who is due by then is left alone
-_LOOKED_AT = 8  # more than there are jobs that a gate knows as refused
+_SOON_MS = 1500  # a job that is due by then is left alone
+_LOOKED_AT = 8  # candidates of each kind: more than the refused jobs that a gate remembers
 
 _endpoint: BindParameter[str] = bindparam("of_endpoint")
 _IS_BLOCKED = jobs.c.blocked_since_ms.is_not(None)
@@ -23,7 +23,7 @@ _BLOCKED = (
         is_in(JobState.WAITING),
         jobs.c.endpoint == _endpoint,
         _IS_BLOCKED,
-        # Who was told to slow down has a time of its own.
+        # A job that was told to slow down has a time of its own.
         jobs.c.failure_kind != FailureKind.RATE_LIMITED.value,
         jobs.c.not_before_ms > bindparam("soon_ms"),
     )
@@ -58,10 +58,10 @@ _CALLED_BEFORE = (
     .limit(_LOOKED_AT)
     .with_for_update(skip_locked=True)
 )
-# Who waits for something of its own first, then who has waited at the gate for longest.
+# First jobs that wait for a reason of their own, then those that have waited at the gate for longest.
 _UNBLOCKED_DUE = _WAITING_DUE.where(jobs.c.blocked_since_ms.is_(None)).order_by(jobs.c.not_before_ms)
 _BLOCKED_DUE = _WAITING_DUE.where(_IS_BLOCKED).order_by(jobs.c.not_before_ms)
-# One for each partial index: however many jobs have ended, a look costs nothing.
+# One for each partial index: the cost does not grow with the jobs that have ended.
 _SOME_OPEN = tuple(
     select(jobs.c.id).where(is_open, jobs.c.endpoint == _endpoint).limit(2)
     for is_open in (is_in(JobState.RUNNING), is_published(), is_ready(), is_in(JobState.WAITING))
@@ -69,9 +69,9 @@ _SOME_OPEN = tuple(
 
 
 def wake_blocked(connection: Connection, endpoint: str, *, now_ms: int) -> int:
-    """Number of jobs (at most 500) that waited at the endpoint's gate and are due within a second now.
+    """Number of jobs (at most 500) that waited at the endpoint's gate and are now due within a second.
 
-    Call again, with `now_ms` a second on, until it returns less: so they come in order and not all at once.
+    Call again with `now_ms` a second later, until it returns less than 500: so they come in order, and not all at once.
     """
     found = connection.execute(_BLOCKED, {"of_endpoint": endpoint, "soon_ms": now_ms + _SOON_MS})
     ids = list(found.scalars())
@@ -95,8 +95,8 @@ def take_probe(
 ) -> tuple[list[Due], str]:
     """One job to try a shut gate with, marked as published, or none; and the batch to go on after.
 
-    Jobs that were not refused come first, those that are new before those that wait: what one job is refused for may
-    be its own. `is_for_others` never takes one of `refused`.
+    Jobs that were not refused come first, since a refusal may be one job's own fault. Among them, jobs that were never
+    called come before those that wait. With `is_for_others` none of `refused` is taken.
     """
     untried, after_batch = choose_untried(connection, endpoint, _LOOKED_AT, after_batch, now_ms, held)
     query = {"of_endpoint": endpoint, "now_ms": now_ms, "held": list(held)}

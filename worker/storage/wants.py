@@ -1,10 +1,11 @@
-"""Who wants a job: any number of batches, each at a place and under a name of its own.
+"""Which batches want a job: any number of them, each at a place and under a name of its own.
 
-One of them is the job's home: the batch that it is scheduled with, whose place and name are in the job's own row. Each
+One of them is the job's home: the job is scheduled with it, and its place and name are in the job's own row. Each
 further want is a row of `wants`. The invariant: while a batch that is not held wants an open job, the job's home is
-such a batch. So the relay and the claims ask only whether a job's home is held. Whatever changes who wants a job, or
-who is held, goes through here; two transactions that missed each other are made good by `bring_home`, which every
-living run calls again and again.
+such a batch. So the relay and the claims ask only whether a job's home is held.
+
+All changes of wants, and of which batches are held, go through here. Two transactions at the same time can miss each
+other's change: `bring_home`, which each living run calls repeatedly, makes that good.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ WANT_COLUMNS = (
 )
 _IS_LIVING = exists().where(batches.c.id == _of_batch, batches.c.held_at_ms.is_(None))
 _IS_HOME_HELD = exists().where(batches.c.id == jobs.c.batch_id, batches.c.held_at_ms.is_not(None))
-# A bulk job whose batch has let go of it. A lone job never had a home, and is nobody's to hold.
+# A bulk job that its batch no longer wants. A lone job never had a home, and no batch can hold it.
 _IS_HOMELESS = and_(jobs.c.batch_id == "", jobs.c.is_bulk)
 _TO_BRING_HOME = (
     select(*HOME_COLUMNS, *WANT_COLUMNS)
@@ -129,7 +130,7 @@ _TO_SETTLE = (
     )
     .order_by(jobs.c.id, last_if_held, wants.c.batch_id, wants.c.position)
 )
-# What must not be: an open job that waits for a batch that is held, while one that is not held wants it.
+# A defect: an open job whose home is held, although a batch that is not held wants it.
 IS_LEFT_BEHIND = and_(
     is_in(*OPEN),
     _IS_HOME_HELD,
@@ -145,7 +146,7 @@ IS_LEFT_BEHIND = and_(
 
 
 def add_wants(connection: Connection, new: Sequence[Want]) -> None:
-    """Writes down that these jobs, whose home is elsewhere, are wanted too; what nobody works on comes home."""
+    """Writes down further wants of jobs that are there. A job whose home is held gets one that is not."""
     if not new:
         return
     wanted = {(want.batch_id, want.position, want.job_id): want for want in new}
@@ -157,7 +158,7 @@ def add_wants(connection: Connection, new: Sequence[Want]) -> None:
         ).all()
         for row in homes:
             wanted.pop((row.batch_id, row.position, row.id), None)
-        # Against a batch that is being held just now: whoever holds it waits for this, and then sees these wants.
+        # A transaction that holds one of these batches at the same time waits for this one, and sees these wants.
         connection.execute(
             select(batches.c.id)
             .where(batches.c.id.in_(sorted({row.batch_id for row in homes})))
@@ -220,7 +221,7 @@ def hand_over(connection: Connection, batch_id: str) -> int:
 
 
 def keep_going(connection: Connection, ids: Sequence[str]) -> None:
-    """Takes back that jobs among `ids` (at most 500) were asked to stop: somebody wants them."""
+    """Takes back that open jobs among `ids` (at most 500) were asked to stop: a batch wants them."""
     connection.execute(
         update(jobs)
         .where(jobs.c.id.in_(sorted(ids)), jobs.c.is_cancel_requested, is_in(*OPEN))

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from sqlalchemy import BindParameter, Connection, bindparam, func, select, text, update
 
-from schemas.job import Due, JobState
+from schemas.job import TARGETS, Due, JobState, Move
 from worker.storage.claims import SOLO_AFTER_LOSSES
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs, workers
 from worker.storage.turns import Turn, find_turns
@@ -59,7 +59,7 @@ _ids: BindParameter[Sequence[str]] = bindparam("ids", expanding=True)
 _MARK_PUBLISHED = (
     update(jobs)
     .where(jobs.c.id.in_(_ids), jobs.c.state.in_(("queued", "waiting")))
-    .values(state="queued", published_at_ms=bindparam("now_ms"), not_before_ms=None)
+    .values(state=TARGETS[Move.RELAY].value, published_at_ms=bindparam("now_ms"), not_before_ms=None)
 )
 _UNMARK = (
     update(jobs)

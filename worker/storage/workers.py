@@ -6,12 +6,13 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
-from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.claims import SOLO_AFTER_LOSSES
-from worker.storage.tables import MAX_ROWS, attempts, is_in, jobs, upsert, workers
+from worker.storage.outcomes import Claim, GiveBack, Loss
+from worker.storage.tables import MAX_ROWS, AnyRow, attempts, is_in, jobs, workers
+from worker.storage.transitions import record_outcomes
 
 _UNIQUE_ID = re.compile(r"[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}")
 _ORPHAN_COLUMNS = (
@@ -22,7 +23,6 @@ _ORPHAN_COLUMNS = (
     jobs.c.claimed_at_ms,
     jobs.c.losses,
     jobs.c.solo_losses,
-    jobs.c.is_cancel_requested,
 )
 
 
@@ -154,8 +154,8 @@ def release_orphans(
         .order_by(jobs.c.id)
         .with_for_update()
     ).all()
-    for row in locked:
-        _release(connection, row, worker_id, verdict="released", now_ms=now_ms)
+    returned = [_outcome(row, worker_id, now_ms=now_ms, max_solo_losses=None) for row in locked]
+    record_outcomes(connection, returned)
     return [row.id for row in locked]
 
 
@@ -201,22 +201,10 @@ def rescue_jobs(
         .limit(MAX_ROWS)
         .with_for_update(skip_locked=True)
     ).all()
-    for row in rows:
-        if has_given_back:
-            _release(connection, row, worker_id, verdict="released", now_ms=now_ms)
-            continue
-        was_alone = row.losses >= SOLO_AFTER_LOSSES
-        solo_losses = row.solo_losses + (1 if was_alone else 0)
-        _release(
-            connection,
-            row,
-            worker_id,
-            verdict="lost",
-            now_ms=now_ms,
-            losses=row.losses + 1,
-            solo_losses=solo_losses,
-            is_given_up=solo_losses >= max_solo_losses,
-        )
+    most = None if has_given_back else max_solo_losses
+    record_outcomes(
+        connection, [_outcome(row, worker_id, now_ms=now_ms, max_solo_losses=most) for row in rows]
+    )
     return [row.id for row in rows]
 
 
@@ -247,63 +235,21 @@ def fetch_workers(connection: Connection) -> list[WorkerFacts]:
 
 
 def _is_claimed() -> ColumnElement[bool]:
-    # A job that runs without a token is the doctor's: no attempt can be written of it, and no heart may stumble.
+    # Without a token no attempt can be written: such a job is left to the doctor, and must not stop a heartbeat.
     return is_in(JobState.RUNNING) & jobs.c.claim_token.is_not(None)
 
 
-def _release(
-    connection: Connection,
-    row: object,
-    worker_id: str,
-    *,
-    verdict: str,
-    now_ms: int,
-    losses: int | None = None,
-    solo_losses: int | None = None,
-    is_given_up: bool = False,
-) -> None:
-    values: dict[str, object] = {
-        "state": JobState.QUEUED.value,
-        "published_at_ms": None,
-        "worker_id": None,
-        "claim_token": None,
-    }
-    job = row._mapping  # type: ignore[attr-defined]
-    if losses is not None:
-        values |= {"losses": losses, "solo_losses": solo_losses}
-    if job["is_cancel_requested"]:
-        values |= {"state": JobState.CANCELLED.value, "ended_at_ms": now_ms}
-    elif is_given_up:
-        values |= {
-            "state": JobState.FAILED.value,
-            "ended_at_ms": now_ms,
-            "failure_kind": FailureKind.WORKER_LOST.value,
-            "failure_message": f"its worker died {losses} times with it, {solo_losses} of them while it ran alone",
-        }
-    connection.execute(
-        update(jobs)
-        .where(
-            jobs.c.id == bindparam("job_id"),
-            is_in(JobState.RUNNING),
-            jobs.c.claim_token == bindparam("held_token"),
-        )
-        .values(values),
-        {"job_id": job["id"], "held_token": job["claim_token"]},
-    )
-    connection.execute(
-        upsert(connection, attempts, "job_id", "number"),
-        {
-            "job_id": job["id"],
-            "number": job["claims"],
-            "generation": job["generation"],
-            "worker_id": worker_id,
-            "claim_token": job["claim_token"],
-            "outcome": verdict,
-            "http_status": None,
-            "request_id": None,
-            "message": None,
-            "started_at_ms": job["claimed_at_ms"],
-            "ended_at_ms": now_ms,
-            "latency_ms": None,
-        },
+def _outcome(row: AnyRow, worker_id: str, *, now_ms: int, max_solo_losses: int | None) -> Loss | GiveBack:
+    """What the claim in `row` came to: its worker's death, or nothing where there is no `max_solo_losses`."""
+    claim = Claim(row.id, row.claim_token, row.claims, row.generation, worker_id)
+    if max_solo_losses is None:
+        return GiveBack(claim, row.claimed_at_ms, now_ms)
+    solo_losses = row.solo_losses + (row.losses >= SOLO_AFTER_LOSSES)
+    return Loss(
+        claim,
+        row.claimed_at_ms,
+        now_ms,
+        losses=row.losses + 1,
+        solo_losses=solo_losses,
+        is_given_up=solo_losses >= max_solo_losses,
     )

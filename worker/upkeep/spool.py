@@ -15,7 +15,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import orjson
@@ -24,7 +24,7 @@ import structlog
 from worker.errors import Stopping
 from worker.files.private import close_folder, open_private
 from worker.storage.cleaning import clean_text
-from worker.storage.outcomes import Success, Usage
+from worker.storage.outcomes import Claim, Success, Usage
 
 log = structlog.get_logger(__name__)
 SUFFIX = ".spool"
@@ -206,7 +206,7 @@ def _claims(lines: Iterable[bytes]) -> Iterator[tuple[str, str]]:
     for line in lines:
         answer, _ = _decode_line(line)
         if answer is not None:
-            yield answer.job_id, answer.token
+            yield answer.claim.job_id, answer.claim.token
 
 
 def _is_recorded(success: Success, record: Callable[[Success], object]) -> bool:
@@ -279,9 +279,12 @@ def _count_lines(lines: Iterable[bytes]) -> int:
 
 
 def _encode(success: Success) -> dict[str, object]:
+    # A line is flat, and has the names that older versions know: they and newer ones replay each other's.
+    facts = asdict(success)
+    claim = facts.pop("claim")
     usage = asdict(success.usage) | {"model": clean_text(success.usage.model)}
     raw = base64.b64encode(success.raw).decode()
-    return {**asdict(success), **_texts(success), "raw": raw, "usage": usage}
+    return {**claim, **facts, **_texts(success), "raw": raw, "usage": usage}
 
 
 def _texts(success: Success) -> dict[str, str | None]:
@@ -305,11 +308,12 @@ def _decode(line: bytes) -> Success | None:
         values = orjson.loads(line)
         values["raw"] = base64.b64decode(values["raw"])
         values["usage"] = Usage(**values["usage"])
-        success = Success(**values)
+        claim = Claim(**{one.name: values.pop(one.name) for one in fields(Claim)})
+        success = Success(claim=claim, **values)
     except (ValueError, TypeError, KeyError) as exc:
         log.error("spool.bad_line", error=type(exc).__name__)
         return None
-    if not isinstance(success.job_id, str) or not isinstance(success.token, str):
+    if not isinstance(claim.job_id, str) or not isinstance(claim.token, str):
         log.error("spool.bad_line", error="no claim")
         return None
     return success

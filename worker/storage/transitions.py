@@ -1,0 +1,310 @@
+"""The one place where a job changes state. Every move is one of `LEGAL_MOVES`.
+
+`record_outcomes` ends claims: each outcome is fenced by its claim's token. `move_jobs` makes one move of many jobs,
+for what people and time decide. `begin_jobs` writes new rows, and those that end where they arrive. Two moves are a
+part of statements elsewhere, and end nothing: a claim (`claims.py`), and what the relay does (`window.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, bindparam, select, update
+
+from schemas.failure import FailureKind
+from schemas.job import FIRST_STATES, LEGAL_MOVES, TARGETS, JobState, Move, is_legal
+from worker.policy.patience import waiting_since_ms
+from worker.storage.bulk import insert_columns
+from worker.storage.cleaning import clean_text
+from worker.storage.outcomes import GiveBack, Loss, Outcome, Recorded, Setback, Success
+from worker.storage.prepared import Prepared, is_among, pack_ids, together
+from worker.storage.records import Records
+from worker.storage.tables import AnyRow, jobs
+
+_LOCK = Prepared(
+    lambda dialect: (
+        select(
+            jobs.c.id,
+            jobs.c.state,
+            jobs.c.claim_token,
+            jobs.c.attempts,
+            jobs.c.bad_responses,
+            jobs.c.batch_id,
+            jobs.c.is_cancel_requested,
+            jobs.c.expires_at_ms,
+            jobs.c.blocked_since_ms,
+            jobs.c.blocked_until_ms,
+        )
+        .where(is_among(dialect, jobs.c.id))
+        .order_by(jobs.c.id)
+        .with_for_update()
+    )
+)
+_MOVED_COLUMNS = (
+    "state",
+    "attempts",
+    "bad_responses",
+    "claim_token",
+    "not_before_ms",
+    "published_at_ms",
+    "worker_id",
+    "ended_at_ms",
+    "failure_kind",
+    "http_status",
+    "request_id",
+    "failure_message",
+    "blocked_since_ms",
+    "blocked_until_ms",
+)
+_NEW = {name: f"new_{name}" for name in _MOVED_COLUMNS}  # a bound value may not be named as its column
+_UNMOVED: dict[str, Any] = dict.fromkeys(_NEW.values())
+_MOVE = Prepared(
+    lambda _: (
+        update(jobs)
+        .where(jobs.c.id == bindparam("job_id"))
+        .values({name: bindparam(new) for name, new in _NEW.items()})
+    )
+)
+_TAKE_NUMBER_BACK = Prepared(
+    lambda _: update(jobs).where(jobs.c.id == bindparam("job_id")).values(claims=bindparam("new_claims"))
+)
+_COUNT_LOSS = Prepared(
+    lambda _: (
+        update(jobs)
+        .where(jobs.c.id == bindparam("job_id"))
+        .values(losses=bindparam("new_losses"), solo_losses=bindparam("new_solo_losses"))
+    )
+)
+
+
+class IllegalMove(ValueError):
+    """A move that no job may make from such a state: a defect of the caller."""
+
+
+@dataclass(slots=True)
+class _Writes:
+    """The parameter sets of one group of outcomes."""
+
+    moves: list[dict[str, Any]] = field(default_factory=list)
+    uncalled: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[dict[str, Any]] = field(default_factory=list)
+    records: Records = field(default_factory=Records)
+
+
+def record_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> list[Recorded]:
+    """What became of each outcome, in the order given. At most one outcome a job in `outcomes`.
+
+    Rows are locked in ascending id order first; then each is decided by what it is, and written.
+    """
+    if not outcomes:
+        return []
+    ids = pack_ids(connection, [outcome.claim.job_id for outcome in outcomes])
+    rows: dict[str, AnyRow] = {row.id: row for row in _LOCK.run(connection, {"ids": ids})}
+    writes = _Writes()
+    recorded = [_decide(rows.get(outcome.claim.job_id), outcome, writes) for outcome in outcomes]
+    with together(connection):
+        for statement, values in (
+            (_MOVE, writes.moves),
+            (_TAKE_NUMBER_BACK, writes.uncalled),
+            (_COUNT_LOSS, writes.losses),
+            *writes.records.statements(),
+        ):
+            if values:
+                statement.run_many(connection, values)
+    return recorded
+
+
+def move_jobs(
+    connection: Connection,
+    ids: Sequence[str],
+    move: Move,
+    *,
+    now_ms: int,
+    out_of: Sequence[JobState] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Those of `ids` (at most 500, locked by the caller) that made the move, unordered. One statement.
+
+    A job makes the move from the states `out_of` only; without them, from all but those from which it is not legal.
+    It keeps no claim, no mark and no time of the state that it leaves. `facts` are columns to write besides, or
+    instead. Raises IllegalMove.
+    """
+    is_open: ColumnElement[bool]
+    if out_of is None:
+        is_open = jobs.c.state.not_in([state.value for state in JobState if not is_legal(state, move)])
+    else:
+        for state in out_of:
+            if not is_legal(state, move):
+                raise IllegalMove(f"{move.value} may not be made from {state.value}")
+        is_open = jobs.c.state.in_([state.value for state in out_of])
+    if not ids:
+        return []
+    target = TARGETS[move]
+    values: dict[str, Any] = {
+        "state": target.value,
+        "ended_at_ms": now_ms if target.is_final else None,
+        "not_before_ms": None,
+        "published_at_ms": None,
+        "worker_id": None,
+        "claim_token": None,
+    }
+    made = update(jobs).where(jobs.c.id.in_(ids), is_open).values({**values, **(facts or {})})
+    return list(connection.execute(made.returning(jobs.c.id)).scalars())
+
+
+def begin_jobs(
+    connection: Connection,
+    columns: Mapping[str, list[Any]],
+    states: Sequence[JobState],
+    *,
+    now_ms: int,
+    published_at_ms: int | None,
+) -> int:
+    """How many rows are new; those whose id or key is there already are left alone.
+
+    `columns` holds the values of each column but those that follow from the first state. A message that is refused,
+    revoked or expired ends where it arrives. `published_at_ms` marks the queued ones. Raises IllegalMove.
+    """
+    if not FIRST_STATES.issuperset(states):
+        raise IllegalMove("no job begins in such a state")
+    refused = FailureKind.INVALID_REQUEST.value
+    begun: dict[str, list[Any]] = {
+        "state": [state.value for state in states],
+        "ended_at_ms": [now_ms if state.is_final else None for state in states],
+        "failure_kind": [refused if state is JobState.FAILED else None for state in states],
+        "published_at_ms": [published_at_ms if state is JobState.QUEUED else None for state in states],
+    }
+    return insert_columns(connection, jobs, {**columns, **begun})
+
+
+def _decide(row: AnyRow | None, outcome: Outcome, writes: _Writes) -> Recorded:
+    if row is None:  # pruned, or a spool of another database
+        return Recorded.CLAIM_LOST
+    if isinstance(outcome, Success):
+        return _decide_success(row, outcome, writes)
+    if isinstance(outcome, Setback) and outcome.usage is not None:
+        writes.records.add_usage(row, outcome, outcome.usage, is_used=False)
+    if row.state != JobState.RUNNING or row.claim_token != outcome.claim.token:
+        return Recorded.CLAIM_LOST
+    if isinstance(outcome, Setback):
+        _decide_setback(row, outcome, writes)
+    elif isinstance(outcome, GiveBack):
+        _decide_give_back(row, outcome, writes)
+    else:
+        _decide_loss(row, outcome, writes)
+    return Recorded.APPLIED
+
+
+def _decide_success(row: AnyRow, outcome: Success, writes: _Writes) -> Recorded:
+    if row.state == JobState.SUCCEEDED:
+        if row.claim_token == outcome.claim.token:
+            return Recorded.REPEATED
+        # The first success wins (invariant 3); this one was paid for all the same.
+        writes.records.add_attempt(outcome, "unused")
+        writes.records.add_usage(row, outcome, outcome.usage, is_used=False)
+        return Recorded.UNUSED
+    writes.moves.append(
+        _move(
+            row,
+            Move.SUCCEED,
+            outcome,
+            claim_token=outcome.claim.token,
+            worker_id=outcome.claim.worker_id,
+            http_status=outcome.http_status,
+            request_id=clean_text(outcome.request_id),
+        )
+    )
+    writes.records.add_result(outcome)
+    writes.records.add_attempt(outcome, "succeeded")
+    writes.records.add_usage(row, outcome, outcome.usage, is_used=True)
+    return Recorded.APPLIED
+
+
+def _decide_give_back(row: AnyRow, outcome: GiveBack, writes: _Writes) -> None:
+    move = Move.CANCEL if row.is_cancel_requested else Move.RELEASE
+    writes.moves.append(_move(row, move, outcome, **_blocked(row)))
+    if outcome.was_called:
+        writes.records.add_attempt(outcome, "released")
+    else:
+        writes.uncalled.append({"job_id": row.id, "new_claims": outcome.claim.number - 1})
+
+
+def _decide_loss(row: AnyRow, outcome: Loss, writes: _Writes) -> None:
+    if row.is_cancel_requested:
+        moved = _move(row, Move.CANCEL, outcome, **_blocked(row))
+    elif outcome.is_given_up:
+        moved = _move(
+            row,
+            Move.FAIL,
+            outcome,
+            failure_kind=FailureKind.WORKER_LOST.value,
+            failure_message=f"its worker died {outcome.losses} times with it, "
+            f"{outcome.solo_losses} of them while it ran alone",
+        )
+    else:
+        moved = _move(row, Move.RELEASE, outcome, **_blocked(row))
+    writes.moves.append(moved)
+    writes.losses.append(
+        {"job_id": row.id, "new_losses": outcome.losses, "new_solo_losses": outcome.solo_losses}
+    )
+    writes.records.add_attempt(outcome, "lost")
+
+
+def _decide_setback(row: AnyRow, outcome: Setback, writes: _Writes) -> None:
+    failure = outcome.failure
+    waits = outcome.not_before_ms is not None
+    is_overdue = (
+        waits
+        and row.expires_at_ms is not None
+        and row.expires_at_ms <= max(outcome.not_before_ms or 0, outcome.ended_at_ms)
+    )
+    if row.is_cancel_requested:
+        move = Move.CANCEL
+    elif is_overdue:
+        move = Move.EXPIRE
+    else:
+        move = Move.WAIT if waits else Move.FAIL
+    facts: dict[str, Any] = {
+        "failure_kind": failure.kind.value,
+        "http_status": failure.http_status,
+        "request_id": clean_text(failure.request_id),
+        "failure_message": clean_text(failure.message),
+        "attempts": row.attempts + (1 if outcome.burns else 0),
+        "bad_responses": row.bad_responses + (failure.kind is FailureKind.BAD_RESPONSE),
+    }
+    if outcome.is_blocked:
+        since_ms, started_at_ms = row.blocked_since_ms, outcome.started_at_ms
+        facts["blocked_since_ms"] = (
+            started_at_ms
+            if since_ms is None
+            else waiting_since_ms(since_ms, row.blocked_until_ms, now_ms=started_at_ms)
+        )
+        facts["blocked_until_ms"] = outcome.not_before_ms
+    if move is Move.WAIT:
+        facts["not_before_ms"] = outcome.not_before_ms
+    writes.moves.append(_move(row, move, outcome, **facts))
+    if failure.body is not None and move is Move.FAIL:
+        writes.records.add_failure_body(outcome.job_id, failure.body)
+    writes.records.add_attempt(outcome, failure.kind.value)
+
+
+def _blocked(row: AnyRow) -> dict[str, Any]:
+    """Since when the job waits at a shut gate: a claim that is returned changes nothing of it."""
+    return {"blocked_since_ms": row.blocked_since_ms, "blocked_until_ms": row.blocked_until_ms}
+
+
+def _move(row: AnyRow, move: Move, outcome: Outcome, **facts: Any) -> dict[str, Any]:
+    """The parameters of one move. Columns that `facts` do not name become empty, but for what was burnt."""
+    state = LEGAL_MOVES[JobState(row.state), move]
+    values = _UNMOVED.copy()
+    values["job_id"] = row.id
+    values["new_state"] = state.value
+    values["new_attempts"] = row.attempts
+    values["new_bad_responses"] = row.bad_responses
+    if state.is_final:
+        values["new_ended_at_ms"] = outcome.ended_at_ms
+    for name, value in facts.items():
+        values[_NEW[name]] = value
+    return values
