@@ -27,9 +27,11 @@ from worker.broker.client import BrokerEpoch, broker_address, check_broker, coun
 from worker.broker.hints import SHARED_QUEUES, queues_of
 from worker.broker.publishing import publish
 from worker.clock import SystemClock
-from worker.consume.channel import Channel, Hand
+from worker.consume.consumer import Consumer
 from worker.consume.delivery import read_message, write_down
+from worker.consume.fetching import build_fetcher
 from worker.consume.request import BlankRequest
+from worker.consume.reserved import Reserved
 from worker.errors import ExitCode, tell_place
 from worker.ids import new_id
 from worker.logs.sink import flush_logs
@@ -159,6 +161,14 @@ class WorkerRuntime:
             spool_folder=settings.spool_folder,
             max_solo_losses=settings.max_solo_losses,
         )
+        self._reserved = Reserved(
+            limit=self._settings.thread_count,
+            bulk_limit=self._settings.concurrency + 1,  # until it is known how long a claim and a call take
+            refill_at=1,
+            give_back=self._give_hint_back,
+            on_broker_lost=self._relay.broker_lost,
+            max_message_bytes=self._settings.max_message_bytes,
+        )
         self._is_stopping = threading.Event()
         self._hurry = threading.Event()
         self._shutdown: threading.Thread | None = None
@@ -169,13 +179,7 @@ class WorkerRuntime:
 
     def start(self) -> None:
         """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
-        Channel.hand = Hand(
-            bulk_limit=self._settings.concurrency + 1,  # until it is known how long a claim and a call take
-            refill_at=1,
-            give_back=self._give_hint_back,
-            on_broker_lost=self._relay.broker_lost,
-            max_message_bytes=self._settings.max_message_bytes,
-        )
+        Consumer.fetcher = build_fetcher(self._settings, self._reserved)
         self._presence.begin()
         self._writer.start()
         self._heart.beat()
@@ -237,9 +241,9 @@ class WorkerRuntime:
 
     def _stage(self, ahead: int) -> None:
         """Holds as many bulk messages as are claimed ahead, and as are recorded meanwhile: about as many."""
-        if Channel.hand is not None:
-            Channel.hand.bulk_limit = self._settings.concurrency + min(2 * ahead, self._settings.staged_count)
-            Channel.hand.refill_at = max(1, ahead // 2)
+        staged = min(2 * ahead, self._settings.staged_count)
+        self._reserved.bulk_limit = self._settings.concurrency + staged
+        self._reserved.refill_at = max(1, ahead // 2)
 
     def end_job(self, job_id: str | None, adopted: NewJob | None) -> None:
         """Ends the row of a revoked message (`job_id`), and writes down one that ended before it was a row.
@@ -327,7 +331,7 @@ class WorkerRuntime:
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         self._spool.stop()
         try:
-            self._heart.end(Channel.hand.hinted_jobs if Channel.hand else ())
+            self._heart.end(self._reserved.hinted_jobs)
         except (DatabaseAway, OSError) as exc:
             log.warning("worker.end_not_recorded", error=type(exc).__name__)  # its lease will say so
         is_flushed = self._writer.stop(timeout_s=0.5)

@@ -136,6 +136,7 @@ def test_our_strategy_tells_events_and_logs_nothing_of_the_message(
         )
     assert type(taken[0]) is BlankRequest, "Celery's own class of it would run through its tracer"
     assert eventer.sent[0][0] == "task-received"
+    assert "retries" not in eventer.sent[0][1], "its message knows of no earlier try"
     assert "planted" not in repr(eventer.sent)
     assert "planted" not in repr([(record.getMessage(), record.__dict__) for record in caplog.records])
     assert taken[0] in state.reserved_requests
@@ -151,6 +152,7 @@ def test_our_strategy_tells_what_celerys_tells(app: Celery) -> None:
     apart |= {"_limit_post_eta": None, "pool": SimpleNamespace(apply_async=None)}
     strategy.default(task, app, consumer_of(ours, made))(message(given), None, None, None, [])
     default(task, app, consumer_of(theirs, made, **apart))(message(given), None, None, None, [])
+    assert theirs.sent[0][1].pop("retries") == 0  # which ours leaves out: a try before it is told at its end
     assert ours.sent == theirs.sent
     assert made[0].info() == made[1].info()
     for one in made:

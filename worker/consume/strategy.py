@@ -57,8 +57,7 @@ def default(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]:
                 kwargs=request.kwargsrepr,
                 root_id=request.root_id,
                 parent_id=request.parent_id,
-                retries=request.request_dict.get("retries", 0),
-                eta=None,
+                eta=None,  # and no `retries`: the message, which is new for each try, knows of none before it
                 expires=request.expires and request.expires.isoformat(),
             )
         bucket = None if consumer.disable_rate_limits else consumer.task_buckets[task.name]
