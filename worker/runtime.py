@@ -162,7 +162,7 @@ class WorkerRuntime:
             max_solo_losses=settings.max_solo_losses,
         )
         self._reserved = Reserved(
-            limit=self._settings.thread_count,
+            limit=self._settings.reserved_count,
             bulk_limit=self._settings.concurrency + 1,  # until it is known how long a claim and a call take
             refill_at=1,
             give_back=self._give_hint_back,
