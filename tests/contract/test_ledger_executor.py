@@ -13,7 +13,7 @@ from sqlalchemy import text, update
 from schemas.failure import FailureKind
 from tests.support.house import KEY, House
 from tests.support.ledger import NOW, job_row, rows, state
-from worker.attempt.execute import Verdict
+from worker.attempt.report import Verdict
 from worker.storage.moves import cancel_jobs
 from worker.storage.tables import jobs
 from worker.upkeep.spool import replay_leftovers
@@ -22,7 +22,7 @@ from worker.upkeep.spool import replay_leftovers
 def test_a_success_is_recorded_with_answer_usage_and_request_id(build: Callable[..., House]) -> None:
     house = build()
     id_ = house.put()
-    report = house.executor.execute(id_, is_bulk=True)
+    report = house.receive(id_, is_bulk=True).result(20)
     assert report.verdict is Verdict.SUCCEEDED
     assert "tokens" in report.summary
     row = job_row(house.ledger, id_)
@@ -165,7 +165,7 @@ def test_a_rate_limit_is_obeyed_by_all_and_burns_nothing(build: Callable[..., Ho
 def test_an_unknown_model_fails_its_job_once_the_endpoint_is_proven(build: Callable[..., House]) -> None:
     house = build(is_proven=True)
     id_ = house.put(model="no-such-model")
-    report = house.executor.execute(id_, is_bulk=False)
+    report = house.receive(id_).result(20)
     assert (report.verdict, report.failure) == (Verdict.FAILED, FailureKind.REJECTED)
     assert house.store.fetch() is None
     assert len(rows(house.ledger, "failure_bodies")) == 1
@@ -224,7 +224,7 @@ def test_a_spool_that_cannot_be_written_stops_new_claims(build: Callable[..., Ho
 
     house = build()
     broken = Broken()
-    house.executor._spool = broken
+    house.executor._spool = house.dispatcher._spool = broken
     assert house.execute(house.put()) is Verdict.SUCCEEDED
     assert broken.asked == 3
 

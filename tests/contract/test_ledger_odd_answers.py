@@ -30,7 +30,7 @@ from tests.support.ledger import (
     success,
 )
 from tests.support.wire import Asked, Speaker, WireServer, framed
-from worker.attempt.execute import Verdict
+from worker.attempt.report import Verdict
 from worker.reports.batchlines import output_line, write_lines
 from worker.storage.batches import fetch_batch, fetch_status, make_batch
 from worker.storage.engine import Ledger

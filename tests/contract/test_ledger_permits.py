@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
 from schemas.failure import FailureKind
-from tests.contract.test_ledger_executor import House, build
+from tests.support.house import House
 from tests.support.ledger import NOW
-from worker.attempt.execute import Verdict
+from worker.attempt.report import Verdict
 from worker.errors import Stopping
 from worker.storage.group import WriterStopped
 from worker.storage.tables import jobs
-
-__all__ = ["build"]
 
 
 def raising(exc: BaseException) -> Callable[..., Any]:
@@ -28,22 +25,24 @@ def raising(exc: BaseException) -> Callable[..., Any]:
 
 
 def claim_breaks(house: House, id_: str) -> None:
-    house.writer.claim = raising(KeyError("a defect"))  # type: ignore[method-assign]
+    def answer(_id: str, reply: Any, **_options: Any) -> None:
+        reply.set_exception(KeyError("a defect"))
+
+    house.writer.begin_claim = answer  # type: ignore[method-assign]
 
 
 def writer_has_stopped(house: House, id_: str) -> None:
-    house.writer.claim = raising(WriterStopped())  # type: ignore[method-assign]
+    house.writer.begin_claim = raising(WriterStopped())  # type: ignore[method-assign]
 
 
 def worker_stops_before_the_call(house: House, id_: str) -> None:
-    claim = house.writer.claim
+    attempt = house.executor.attempt
 
-    def claim_and_stop(*args: Any, **options: Any) -> Any:
-        job = claim(*args, **options)
-        house.slots.stop()
-        return job
+    def stop_and_attempt(*args: Any, **options: Any) -> Any:
+        house.dispatcher.stop()
+        return attempt(*args, **options)
 
-    house.writer.claim = claim_and_stop  # type: ignore[method-assign]
+    house.executor.attempt = stop_and_attempt  # type: ignore[method-assign]
 
 
 def worker_stops_in_the_call(house: House, id_: str) -> None:
@@ -61,6 +60,10 @@ def call_breaks(house: House, id_: str) -> None:
 def nothing_is_to_be_had(house: House, id_: str) -> None:
     with house.ledger.write() as connection:
         connection.execute(update(jobs).where(jobs.c.id == id_).values(state="succeeded"))
+
+
+def answer_is_not_read(house: House, id_: str) -> None:
+    house.client.complete = lambda *_, **__: None  # type: ignore[method-assign,assignment]
 
 
 def success_is_not_noted(house: House, id_: str) -> None:
@@ -88,7 +91,7 @@ def runs_alone(house: House, id_: str) -> None:
 
 def runs_alone_after_another(house: House, id_: str) -> None:
     runs_alone(house, id_)
-    assert house.executor._suspects.begin_turn("another")
+    assert house.dispatcher._turns.begin("another")
 
 
 def runs_alone_and_its_claim_breaks(house: House, id_: str) -> None:
@@ -116,6 +119,7 @@ EXITS = (
     call_is_cut,
     call_breaks,
     nothing_is_to_be_had,
+    answer_is_not_read,
     success_is_not_noted,
     failure_is_not_judged,
     gate_is_not_told,
@@ -136,8 +140,7 @@ def test_a_probe_leaves_its_place_free_whatever_ends_its_attempt(
     house.gatekeeper.shut(FailureKind.SERVER_ERROR, asked_s=None)
     house.clock.advance(1.0)
     leave_by(house, id_)
-    with suppress(KeyError, WriterStopped, Stopping):
-        house.execute(id_)
+    house.execute(id_)
     assert house.store.take_probe(ttl_s=60, token="the next", now_ms=house.clock.now_ms())
 
 

@@ -324,6 +324,21 @@ def test_a_worker_that_ends_says_so(ledger: Ledger, heart: Heart) -> None:
     assert row.end_reason == "stopped"
 
 
+def test_a_worker_that_ends_releases_what_it_could_not_give_back_and_keeps_what_it_holds(
+    ledger: Ledger, heart: Heart, writer: GroupWriter
+) -> None:
+    """Its writer may have died with claims that were never called; what is held has an answer in the spool."""
+    heart.beat()
+    orphans = [claim_one(ledger, put_one(ledger), worker=writer.worker_id).id for _ in range(3)]
+    held = claim_one(ledger, put_one(ledger), worker=writer.worker_id)
+    writer.held[held.id] = held.token
+    heart.end()
+    assert [(row.state, row.losses) for row in (job_row(ledger, id_) for id_ in orphans)] == [
+        ("queued", 0)
+    ] * 3
+    assert state(ledger, held.id) == "running"
+
+
 def test_a_spooled_answer_whose_job_was_pruned_is_put_aside_and_not_dropped(
     ledger: Ledger, heart: Heart, clock: FakeClock, tmp_path: Path
 ) -> None:

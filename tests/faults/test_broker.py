@@ -29,7 +29,7 @@ def begin(arena: Arena, *, full: int, short: int, most_slots: int = 32) -> int:
     for _ in range(WORKERS):
         arena.worker(concurrency=slots)
     arena.wait_for(lambda: arena.ended() > 2 * slots, "the run is in its middle")
-    return WORKERS * load_settings(concurrency=slots, _env_file=None).thread_count
+    return WORKERS * load_settings(concurrency=slots, _env_file=None).reserved_count
 
 
 def calls(arena: Arena) -> int:

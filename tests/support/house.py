@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from schemas.chat import parse_request
 from tests.support.clock import FakeClock
 from tests.support.ledger import put, state
 from worker.attempt.credentials import Credentials
-from worker.attempt.execute import Executor, Verdict
+from worker.attempt.dispatch import Dispatcher, Received
+from worker.attempt.execute import Executor
+from worker.attempt.report import Report, Verdict
 from worker.attempt.slots import Slots
+from worker.consume.delivery import write_down
 from worker.intake.submit import make_job
 from worker.policy.retry import RetryRules
 from worker.settings import load_settings
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.group import GroupWriter
+from worker.storage.intake import NewJob
 from worker.storage.window import take_due
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
@@ -55,6 +60,7 @@ class House:
         clock: FakeClock,
         *,
         is_proven: bool = True,
+        slots: Slots[Received] | None = None,
         **settings: Any,
     ) -> None:
         told = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
@@ -64,7 +70,9 @@ class House:
         self.writer = GroupWriter(
             self.ledger, worker_id="w1", endpoint=self.endpoint, clock=clock, window_s=0.0
         )
-        self.store, self.slots = MemoryGateStore(), Slots(4)
+        self.store: MemoryGateStore = MemoryGateStore()
+        self.slots: Slots[Received] = Slots(4) if slots is None else slots
+        self.is_paused = False
         self.gatekeeper = Gatekeeper(self.store, clock, probe_ttl_s=60.0)
         self.spool = SpoolFile(told.spool_folder, "w1")
         self.credentials = Credentials(told)
@@ -73,12 +81,23 @@ class House:
             credentials=self.credentials,
             writer=self.writer,
             gatekeeper=self.gatekeeper,
-            slots=self.slots,
             spool=self.spool,
             rules=RetryRules(),
             clock=clock,
             is_proven=is_proven,
+            is_stopping=lambda: self.slots.is_stopping,
+            is_paused=lambda: self.is_paused,
             rng=random.Random(1),
+        )
+        self.pool = ThreadPoolExecutor(16)
+        self.dispatcher = Dispatcher(
+            self.executor,
+            self.slots,
+            writer=self.writer,
+            spool=self.spool,
+            clock=clock,
+            spawn=self.pool.submit,
+            ahead_limit=4,
         )
         self.writer.start()
 
@@ -102,9 +121,23 @@ class House:
                 continue
         raise AssertionError("the writer never came back")
 
+    def receive(self, id_: str, *, is_bulk: bool = False) -> Future[Report]:
+        """The job's message is received; the report comes once."""
+        reported: Future[Report] = Future()
+        self.dispatcher.receive(Received(id_, is_bulk, reported.set_result, lambda: None))
+        return reported
+
+    def adopt(self, job: NewJob) -> Report:
+        """A message with its own request is received."""
+        report = write_down(self.writer, job, now_ms=self.clock.now_ms())
+        return self.receive(job.id).result(20) if report is None else report
+
     def execute(self, id_: str) -> Verdict:
-        return self.executor.execute(id_, is_bulk=False).verdict
+        return self.receive(id_).result(20).verdict
 
     def close(self) -> None:
+        self.dispatcher.stop()
+        assert self.slots.wait_until_idle(lambda: False, timeout_s=10)
+        self.pool.shutdown()
         assert self.writer.stop(10)
         self.client.close()

@@ -114,6 +114,9 @@ def test_jobs_wait_for_a_slot_when_all_are_in_use() -> None:
         (Why.SLOT, 9, f"9 jobs for a free slot: all 6 slots of {E} in use")
     ]
     assert explain(queued={E: 9}, workers=[a_worker(running=3)]) == []
+    ahead = a_worker(running=6)
+    assert (ahead.slots_in_use, ahead.slots) == (4, 4), "two are claimed ahead"
+    assert explain(queued={E: 9}, workers=[ahead, a_worker(running=3)]) == [], "the other has a free slot"
     [(_, _, said)] = explain(queued={E: 1}, workers=[a_worker(slots=1, running=1)])
     assert said == f"1 job for a free slot: the slot of {E} in use"
 

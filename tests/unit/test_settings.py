@@ -151,7 +151,7 @@ def test_zero_is_a_value() -> None:
     settings = load_settings(lone_slots=0, grace_s=0, gate_patience_s=0, group_window_s=0)
     assert (settings.lone_slot_count, settings.grace_s, settings.gate_patience_s) == (0, 0, 0)
     assert load_settings(concurrency=64).lone_slot_count == 4
-    assert load_settings(concurrency=64).thread_count == 64 + 4 + 4
+    assert load_settings(concurrency=64).thread_count == 64 + 4 + 16
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print them as 
         age_s = max(0, now_ms - one.beat_at_ms) / 1000
         out.print(
             Text(
-                f"{printable(one.hostname)}:{one.pid}  {one.running} of {one.slots} slots in use"
+                f"{printable(one.hostname)}:{one.pid}  {one.slots_in_use} of {one.slots} slots in use"
                 f" · last beat {format_seconds(age_s)} ago"
             )
         )

@@ -138,7 +138,7 @@ def _print_ledger(counts: Mapping[JobState, int], latest: Sequence[BatchStatus],
     for worker in look.workers:
         age_s = max(0, look.now_ms - worker.beat_at_ms) / 1000
         out.say(
-            f"worker {worker.hostname}:{worker.pid} · {worker.running} of {worker.slots} slots"
+            f"worker {worker.hostname}:{worker.pid} · {worker.slots_in_use} of {worker.slots} slots"
             f" · last beat {format_seconds(age_s)} ago"
         )
         if worker.is_silent(look.now_ms):

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from kombu.transport import virtual
 from kombu.utils.json import object_hook
 
 from schemas.bounds import MAX_DEPTH, MAX_ID_LENGTH, MAX_TIME_MS, find_unkeepable, is_keepable_text
@@ -52,16 +51,6 @@ class Payload(dict[str, Any]):
 
     decoded: list[Any] | None = None
     raw: bytes | None = None
-
-
-class Message(virtual.Message):
-    """kombu's, with the body that `worker.consume.foreign` has decoded."""
-
-    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
-        super().__init__(payload, channel=channel, **options)
-        decoded = getattr(payload, "decoded", None)
-        if decoded is not None:
-            self._decoded_cache = decoded
 
 
 class Unusable(Exception):

@@ -136,7 +136,7 @@ def _queued(endpoint: str, count: int, living: Sequence[WorkerFacts], gate: Gate
     if gate is not None:
         said = f"{format_count(count, 'job')} behind the shut gate of {endpoint} ({gate.kind.value})"
         yield Reason(Why.GATE, endpoint, count, said, gate.kind.value, gate.until_ms)
-    elif sum(one.running for one in living) >= slots:
+    elif sum(one.slots_in_use for one in living) >= slots:
         said = f"{format_count(count, 'job')} for a free slot: {_all(slots)} of {endpoint} in use"
         yield Reason(Why.SLOT, endpoint, count, said)
 

@@ -233,12 +233,23 @@ class Settings(BaseModel):
 
     @property
     def staged_count(self) -> int:
-        """Bulk messages held ready beyond `concurrency`, so that a free slot is refilled at once."""
-        return max(1, self.concurrency // 16)
+        """The most bulk messages that are held beyond `concurrency`: jobs claimed ahead, and those being recorded."""
+        return max(1, min(128, self.concurrency))
+
+    @property
+    def call_count(self) -> int:
+        """The most calls at once."""
+        return self.concurrency + self.lone_slot_count
+
+    @property
+    def reserved_count(self) -> int:
+        """The most messages that are held at once."""
+        return self.call_count + self.staged_count
 
     @property
     def thread_count(self) -> int:
-        return self.concurrency + self.lone_slot_count + self.staged_count
+        """Threads for calls, and for those whose call has ended and is being recorded."""
+        return self.call_count + max(1, min(64, self.concurrency // 4))
 
     @property
     def is_broker_embedded(self) -> bool:

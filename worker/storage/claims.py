@@ -79,6 +79,12 @@ _SUSPECTS = Prepared(
     )
 )
 
+_WANTED = (
+    select(jobs.c.is_cancel_requested, jobs.c.expires_at_ms, batches.c.held_at_ms)
+    .select_from(jobs.outerjoin(batches, batches.c.id == jobs.c.batch_id))
+    .where(jobs.c.id == bindparam("job"))
+)
+
 
 def claim_jobs(
     connection: Connection,
@@ -133,6 +139,17 @@ def claim_jobs(
         )
         for row in rows
     }
+
+
+def is_unwanted(connection: Connection, job_id: str, *, now_ms: int) -> bool:
+    """Whether a running job shall not be called any more: it was cancelled, its batch is held, or it has expired."""
+    row = connection.execute(_WANTED, {"job": job_id}).one_or_none()
+    return (
+        row is None
+        or bool(row.is_cancel_requested)
+        or row.held_at_ms is not None
+        or (row.expires_at_ms is not None and row.expires_at_ms <= now_ms)
+    )
 
 
 def fetch_suspects(connection: Connection, ids: Sequence[str]) -> set[str]:

@@ -105,6 +105,16 @@ class Gatekeeper:
             return self._grant(token)
         return _REFUSED
 
+    def is_known_shut(self, job_id: str) -> bool:
+        """Whether the gate, as it was last looked at, keeps this job away. Asks nobody: `admit` decides."""
+        gate = self._gate
+        if gate is None:
+            return False
+        admission = decide_admission(gate, now_ms=self._clock.now_ms())
+        if admission is Admission.PROBE_OF_OTHERS:
+            return job_id in gate.jobs
+        return admission is Admission.SHUT
+
     def _grant(self, token: str | None) -> Permit:
         number = self._next_number()
         self.calls = number  # not guarded: a few too low at times
