@@ -1,7 +1,7 @@
 """The Celery app: `celery -A worker worker|beat|flower` find it here. Its reasons are in docs/celery.md.
 
-A program that imports it, to call `complete_chat.delay`, may have a Celery app of its own. So this one never becomes the
-current app there, reads nothing that was said to the other, and changes nothing of the process (docs/adr/0023).
+A program that imports it, to call `complete_chat.delay`, may have a Celery app of its own. So this one never becomes
+the current app there, reads nothing that was said to the other, and changes nothing of the process (docs/adr/0023).
 """
 
 from __future__ import annotations
