@@ -1,6 +1,6 @@
 """The Celery app: `celery -A worker worker|beat|flower` find it here. Its reasons are in docs/celery.md.
 
-Whoever imports it, to call `complete_chat.delay`, may be a program with a Celery app of its own: this one never becomes
+A program that imports it, to call `complete_chat.delay`, may have a Celery app of its own. So this one never becomes
 the current app there, reads nothing that was said to the other, and changes nothing of the process (docs/adr/0023).
 """
 

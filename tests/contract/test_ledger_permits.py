@@ -9,14 +9,12 @@ import pytest
 from sqlalchemy import update
 
 from schemas.failure import FailureKind
-from tests.contract.test_ledger_executor import House, build
+from tests.support.house import House
 from tests.support.ledger import NOW
 from worker.attempt.report import Verdict
 from worker.errors import Stopping
 from worker.storage.group import WriterStopped
 from worker.storage.tables import jobs
-
-__all__ = ["build"]
 
 
 def raising(exc: BaseException) -> Callable[..., Any]:

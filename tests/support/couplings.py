@@ -18,9 +18,7 @@ from typing import NamedTuple
 LIBRARIES = frozenset(
     {"amqp", "billiard", "celery", "flower", "http", "kombu", "psycopg", "redis", "requests", "sqlalchemy", "tornado", "urllib3"}
 )  # fmt: skip
-_ALWAYS = frozenset(
-    {"__module__", "__doc__", "__init__", "__annotations__", "__dict__", "__weakref__", "__qualname__"}
-)
+_PUBLIC = frozenset({"_exit", "_fields", "_mapping", "_replace"})  # documented, for all their looks
 
 
 class Coupling(NamedTuple):
@@ -43,9 +41,14 @@ def find_couplings(root: Path, packages: tuple[str, ...] = ("worker", "api_clien
         imported = _imported(tree)
         found |= {Coupling(file, name, "set") for name in _set_anew(tree, imported)}
         found |= {Coupling(file, name, "private") for name in _private_imports(tree)}
-        found |= {Coupling(file, f"?:{name}", "private") for name in _private_attributes(tree, own)}
         if any(isinstance(node, ast.ClassDef) and node.bases for node in ast.walk(tree)) and imported:
             found |= set(_overrides(file))
+        known = {one.name.rpartition(".")[2] for one in found if one.file == file}
+        found |= {
+            Coupling(file, f"?:{name}", "private")
+            for name in _private_attributes(tree, own)
+            if name not in known
+        }
     return found
 
 
@@ -106,7 +109,11 @@ def _set_anew(tree: ast.Module, imported: dict[str, str]) -> Iterator[str]:
 
 def _private_attributes(tree: ast.Module, own: set[str]) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr) and node.attr not in own:
+        if (
+            isinstance(node, ast.Attribute)
+            and re.match(r"_[a-z]", node.attr)
+            and node.attr not in own | _PUBLIC
+        ):
             yield node.attr
 
 
@@ -123,7 +130,7 @@ def _overrides(file: str) -> Iterator[Coupling]:
         ]
         for name in vars(ours):
             owner = next((base for base in theirs if name in vars(base)), None)
-            if owner is not None and name not in _ALWAYS:
+            if owner is not None and not name.startswith("__") and name != "_abc_impl":
                 yield Coupling(file, f"{owner.__module__}:{owner.__qualname__}.{name}", "override")
         if theirs:
             for name in sorted(
