@@ -20,7 +20,7 @@ import structlog
 from sqlalchemy import Connection
 
 from worker.clock import Clock
-from worker.storage.claims import claim_jobs, fetch_suspects
+from worker.storage.claims import claim_jobs, fetch_solo_jobs
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.intake import KnownJob, NewJob, adopt_jobs
@@ -316,12 +316,12 @@ class GroupWriter:
             claimed |= claim([job_id for job_id in wanted if job_id in self._alone], are_alone=True)
             # Most unclaimed ids are second deliveries; find those that must run alone.
             unclaimed = [job_id for job_id in wanted if job_id not in claimed]
-            suspects = fetch_suspects(connection, unclaimed)
+            solo_jobs = fetch_solo_jobs(connection, unclaimed)
             if unclaimed:  # mostly not: then it costs nothing
                 unmark_strays(connection, unclaimed, self.endpoint)
-            return answers, recorded, known, claimed, suspects
+            return answers, recorded, known, claimed, solo_jobs
 
-        answers, recorded, known, claimed, suspects = self._ledger.run(write)
+        answers, recorded, known, claimed, solo_jobs = self._ledger.run(write)
         for job_id, job in claimed.items():
             self.held[job_id] = job.token
         for record, what in zip(records, recorded, strict=True):
@@ -332,7 +332,7 @@ class GroupWriter:
         for one, job_known in zip(written, known, strict=True):
             one.reply.set_result(job_known)
         for claiming in claims:
-            if claiming.job_id in suspects:
+            if claiming.job_id in solo_jobs:
                 claiming.reply.set_exception(RunsAlone())
             else:
                 claiming.reply.set_result(claimed.get(claiming.job_id))
