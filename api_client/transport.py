@@ -48,8 +48,8 @@ class Transport:
         probe = requests.Request("GET", config.address.at("/")).prepare().url or ""
         root, _, query = probe.partition("?")
         self._root, self._query = root.rstrip("/"), query and f"?{query}"
-        self._around = read_surroundings(probe)
-        self._adapter = _Adapter(probe, self._around.verify, self._around.proxies, config.pool_size)
+        around = read_surroundings(probe)
+        self._adapter = _Adapter(probe, around.verify, around.proxies, config.pool_size)
         self._timeout = Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
 
     def exchange(
@@ -62,12 +62,7 @@ class Transport:
         request.headers = cast("CaseInsensitiveDict[str]", headers)
         serve(call, self._config.read_timeout_s)
         try:
-            response = self._adapter.send(
-                request,
-                timeout=cast(Any, self._timeout),
-                verify=self._around.verify,
-                proxies=self._around.proxies,
-            )
+            response = self._adapter.send(request, timeout=cast(Any, self._timeout))
         except BREAKS as exc:
             return describe_break(exc, call.stage, self._config)
         finally:
@@ -136,12 +131,16 @@ def _ends_as_json_does(body: bytes) -> bool:
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter for one endpoint, whose pool is looked up once."""
+    """requests' adapter for one endpoint: what it works out for every call is worked out once."""
 
     def __init__(self, url: str, verify: bool | str, proxies: dict[str, str], pool_size: int) -> None:
         super().__init__(pool_connections=1, pool_maxsize=pool_size)
         probe = requests.Request("GET", url).prepare()
+        self._is_pool_known = False
+        self._verify = verify
         self._pool: Any = super().get_connection_with_tls_context(probe, verify, proxies=proxies)
+        # A forwarding proxy is sent the whole URL, everyone else the path.
+        self._is_full_url = not super().request_url(probe, proxies).startswith("/")
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         kwargs["socket_options"] = _socket_options()
@@ -162,6 +161,14 @@ class _Adapter(HTTPAdapter):
         if not is_sound:
             connection.close()
         self._pool._put_conn(connection)
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        if not self._is_pool_known:
+            super().cert_verify(conn, url, self._verify, cert)  # type: ignore[no-untyped-call]
+            self._is_pool_known = True
+
+    def request_url(self, request: requests.PreparedRequest, proxies: Any) -> str:
+        return str(request.url) if self._is_full_url else request.path_url
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
         response = requests.Response()  # bare: cookies, encoding and the rest are looked at by nobody
