@@ -115,6 +115,7 @@ class WorkerRuntime:
             clock,
             endpoint=endpoint,
             republish_after_s=settings.republish_after_s,
+            in_hand=self._hinted_jobs,
             backoff_cap_s=settings.backoff_cap_s,
             # What an endpoint asks for is capped, and a tenth of the backoff is added; a probe waits a minute.
             longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
@@ -162,7 +163,7 @@ class WorkerRuntime:
             max_solo_losses=settings.max_solo_losses,
         )
         self._reserved = Reserved(
-            limit=self._settings.thread_count,
+            limit=self._settings.reserved_count,
             bulk_limit=self._settings.concurrency + 1,  # until it is known how long a claim and a call take
             refill_at=1,
             give_back=self._give_hint_back,
@@ -278,6 +279,10 @@ class WorkerRuntime:
         with suppress(WriterStopped):  # the worker ends: the message, or whoever revokes, comes again
             self._writer.begin(work)
 
+    def _hinted_jobs(self) -> Sequence[str]:
+        """Jobs whose hints are reserved here. None while no answer can be kept: others may take them meanwhile."""
+        return self._reserved.hinted_jobs if self._spool.is_writable else ()
+
     def _give_hint_back(self, job_id: str) -> None:
         with suppress(WriterStopped):  # then the end of this worker has said it of all that was in hand
             self._writer.give_message_back(job_id)
@@ -365,11 +370,11 @@ class WorkerRuntime:
         self.begin_shutdown()
 
     def _end_when_drained(self, drain: Drain) -> None:
-        failed = drain.run(self._is_stopping)
-        if failed is None:
+        drained = drain.run(self._is_stopping)
+        if drained is None:
             return
-        log.info("worker.drained", failed_jobs=failed)
-        self._exit_code = ExitCode.FAILED_JOBS if failed else ExitCode.OK
+        drained.tell()
+        self._exit_code = ExitCode.FAILED_JOBS if drained.failed else ExitCode.OK
         state.should_stop = int(self._exit_code)
         self.begin_shutdown()
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.acceptance.test_capacity import _KILLER
 from tests.acceptance.test_commands_more import status, submit
-from tests.acceptance.test_producers import REQUEST, foreign, send  # noqa: F401  (fixtures)
+from tests.acceptance.test_producers import REQUEST
 from tests.support.audit import assert_sound, states
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
 from worker.errors import ExitCode
@@ -55,7 +55,7 @@ def test_a_draining_worker_that_is_stopped_before_its_end_says_so(plant: Shop, p
 def test_messages_of_a_foreign_app_are_drained_too(
     plant: Shop,
     plant_ledger: Ledger,
-    send,  # type: ignore[no-untyped-def]  # noqa: F811
+    send,  # type: ignore[no-untyped-def]
 ) -> None:
     for _ in range(30):
         send(request=REQUEST)

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.chat import InvalidRequest
 from schemas.job import JobState
-from tests.contract.test_ledger_executor import MODEL, House, build
+from tests.support.house import MODEL, House
 from tests.support.ledger import ENDPOINT, NOW, a_job, job_row, put_one, rows, state
 from worker.attempt.report import Verdict
 from worker.intake.messages import Asked, build_job, build_refused
@@ -19,7 +19,6 @@ from worker.storage.batches import ensure_open_batches, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import NewJob, adopt_jobs
 
-__all__ = ["build"]
 BASE = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from tests.contract.test_ledger_adoption import BASE, read
-from tests.contract.test_ledger_executor import House, build
+from tests.support.house import House
 from tests.support.ledger import NOW, job_row, rows, state
 from worker.attempt.dispatch import Received, choose_ahead
 from worker.attempt.report import Report, Verdict
@@ -26,8 +26,6 @@ from worker.storage.moves import cancel_jobs, expire_jobs
 from worker.storage.reply import Reply
 from worker.storage.tables import batches, jobs
 from worker.storage.workers import register_worker, release_orphans
-
-__all__ = ["build"]
 
 
 class Endpoint:

@@ -373,6 +373,24 @@ def test_stopping_tells_all_whose_requests_wait_for_the_database(
         owed.result(1)
 
 
+def test_an_outage_in_mid_halving_keeps_no_record_waiting_for_the_database(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
+) -> None:
+    """The other half is told as well: its answers are paid for, and belong into the spool."""
+    held = [claimed(writer, put_one(ledger)) for _ in range(4)]
+    id_ = put_one(ledger)
+    with in_one_group(writer):
+        records = [in_background(lambda job=job: writer.record(success(job))) for job in held]
+        claiming = in_background(lambda: writer.claim(id_))
+        wait_for_pending(writer, 5)
+        troubled.failures_before = [RuntimeError("a row that cannot be stored")]
+        troubled.is_away = True
+    assert [type(tell()) for tell in records] == [DatabaseAway] * 4
+    assert writer.held == {job.id: job.token for job in held}
+    troubled.is_away = False
+    assert claiming().id == id_
+
+
 def test_a_writer_that_dies_in_an_outage_tells_those_who_wait_for_the_database(
     ledger: Ledger, troubled: TroubledLedger, clock: FakeClock
 ) -> None:

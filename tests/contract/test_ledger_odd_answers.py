@@ -13,8 +13,8 @@ import orjson
 import pytest
 
 from schemas.failure import Failure, FailureKind
-from tests.contract.test_ledger_executor import House
 from tests.support.clock import FakeClock
+from tests.support.house import House
 from tests.support.ledger import (
     ENDPOINT,
     NOW,

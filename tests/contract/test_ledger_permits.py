@@ -9,14 +9,12 @@ import pytest
 from sqlalchemy import update
 
 from schemas.failure import FailureKind
-from tests.contract.test_ledger_executor import House, build
+from tests.support.house import House
 from tests.support.ledger import NOW
 from worker.attempt.report import Verdict
 from worker.errors import Stopping
 from worker.storage.group import WriterStopped
 from worker.storage.tables import jobs
-
-__all__ = ["build"]
 
 
 def raising(exc: BaseException) -> Callable[..., Any]:
@@ -93,7 +91,7 @@ def runs_alone(house: House, id_: str) -> None:
 
 def runs_alone_after_another(house: House, id_: str) -> None:
     runs_alone(house, id_)
-    assert house.dispatcher._suspects.begin_turn("another")
+    assert house.dispatcher._turns.begin("another")
 
 
 def runs_alone_and_its_claim_breaks(house: House, id_: str) -> None:

@@ -47,6 +47,7 @@ class Broker:
         self.is_away = False
         self.has_mark = True
         self.is_purged = False
+        self.lying: list[str] = []
 
     def publish(self, due: Sequence[Due]) -> None:
         self.states |= {state(self.ledger, job.id) for job in due}  # committed before it is published
@@ -63,6 +64,9 @@ class Broker:
 
     def is_empty(self) -> bool:
         return self.is_purged
+
+    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
+        return frozenset(self.lying)
 
 
 @pytest.fixture

@@ -119,9 +119,9 @@ def test_one_who_is_no_probe_takes_nothing_from_the_probe(make: Make, clock: Fak
     assert not first.admit().is_granted
 
 
-def test_a_pause_is_obeyed_by_a_second_process_and_ends_by_itself(make: Make, clock: FakeClock) -> None:
+def test_a_cooldown_is_obeyed_by_a_second_process_and_ends_by_itself(make: Make, clock: FakeClock) -> None:
     first, second = make(), make()
-    first.pause(K.RATE_LIMITED, asked_s=5.0)
+    first.cool_down(K.RATE_LIMITED, asked_s=5.0)
     assert not second.admit().is_granted
     clock.advance(4.9)
     assert (second.admit().is_granted, second.room(64)) == (False, 0)
@@ -154,7 +154,7 @@ def test_a_store_that_is_away_stops_nobody_and_is_counted(tmp_path: Path, clock:
     keeper = Gatekeeper(store, clock, probe_ttl_s=1.0)
     assert keeper.admit() == Permit(is_probe=False)
     assert store.failed_open == 1
-    keeper.pause(K.RATE_LIMITED, asked_s=1.0)
+    keeper.cool_down(K.RATE_LIMITED, asked_s=1.0)
     keeper.succeeded(Permit(is_probe=True))
     with Permit(is_probe=True, give_back=store.leave_probe):
         pass

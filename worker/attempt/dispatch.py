@@ -18,7 +18,7 @@ from schemas.shortage import describe_shortage, is_local_shortage
 from worker.attempt.execute import Executor, Spool
 from worker.attempt.report import GIVEN_BACK, NOTHING_TO_DO, PUT_OFF, Report, Verdict
 from worker.attempt.slots import Slots
-from worker.attempt.suspects import Suspects
+from worker.attempt.turns import Turns
 from worker.clock import Clock
 from worker.errors import Stopping, tell_place
 from worker.storage.group import GroupWriter, RunsAlone, WriterStopped
@@ -73,22 +73,22 @@ class Dispatcher:
         self._clock = clock
         self._ahead_limit = ahead_limit
         self._on_ahead = on_ahead
-        self._suspects = Suspects()
+        self._turns = Turns()
         self._claim_s = self._call_s = 0.0  # how long one takes, smoothed
         self._waits_for_spool = threading.Lock()  # held by the one thread that waits
         self._run_soon = spawn
 
     def receive(self, one: Received) -> None:
         """Takes the job on. Does not block; `one.finish` is called in the end."""
-        if self._suspects.puts_off(one.job_id):
+        if self._turns.puts_off(one.job_id):
             self._finish(one, PUT_OFF)
         elif self._slots.add(one):
-            self.pump()
+            self.advance()
         else:
             self._finish(one, GIVEN_BACK)
 
-    def pump(self) -> None:
-        """Claims what may be claimed now, and calls what may be called now."""
+    def advance(self) -> None:
+        """Claims what may be claimed now, and starts what may be called now."""
         if self._spool.is_writable:
             for one in self._slots.take_claimable():
                 self._claim(one)
@@ -127,7 +127,7 @@ class Dispatcher:
         self._claim_s = _smooth(self._claim_s, now_s - one.since_s)
         one.job, one.since_s = job, now_s
         if self._slots.add_claimed(one):
-            self.pump()
+            self.advance()
         else:
             self._give_back(one)
 
@@ -180,7 +180,7 @@ class Dispatcher:
 
     def _run_alone(self, one: Received) -> None:
         self._run(one, self._attempt_alone)
-        self.pump()  # the others were held back
+        self.advance()  # the others were held back
 
     def _break_off(self, one: Received) -> None:
         self._slots.end()
@@ -205,11 +205,11 @@ class Dispatcher:
         self._slots.leave(one)
         self._call_s = _smooth(self._call_s, self._clock.monotonic_s() - one.since_s)
         self._aim()
-        self.pump()
+        self.advance()
 
     def _attempt_alone(self, one: Received) -> Report:
-        """Claims once nobody else is claimed or in a call: whoever only waits must not be lost with the one inside."""
-        if not self._suspects.begin_turn(one.job_id):
+        """Claims once no other job is claimed or in a call here: a crash would be counted as their loss, too."""
+        if not self._turns.begin(one.job_id):
             return PUT_OFF
         try:
             with self._slots.alone():
@@ -220,7 +220,7 @@ class Dispatcher:
                 return self._executor.attempt(job)
         finally:
             with suppress(WriterStopped):  # then this worker's window is published again by the next
-                for other in self._suspects.end_turn():
+                for other in self._turns.end():
                     self._writer.give_message_back(other)
 
     def _aim(self) -> None:
@@ -236,7 +236,7 @@ class Dispatcher:
 
         def finish() -> None:
             self._tell(one, report)
-            self.pump()  # another one may be claimed instead
+            self.advance()  # another one may be claimed instead
 
         self._spawn(finish, or_else=lambda: self._tell(one, report))
 
@@ -257,7 +257,7 @@ class Dispatcher:
             return
         finally:
             self._waits_for_spool.release()
-        self.pump()
+        self.advance()
 
     def _spawn(self, work: Callable[[], None], *, or_else: Callable[[], None] = lambda: None) -> None:
         """Has a thread do the work; `or_else` where there are none any more, because the worker ends."""

@@ -62,7 +62,7 @@ class Judge:
         )
 
     def judge(self, job: ClaimedJob, failure: Failure, permit: Permit, *, now_ms: int) -> Judgement:
-        """What follows from the failure, once the gate is closed, paused or left as decided."""
+        """What follows from the failure. The gate is shut, given a cooldown or left alone first, as decided."""
         gate = self._gatekeeper.look(closely=True)
         verdict = self._whose(job, failure, permit, gate, now_ms)
         standing = self._standing(job, verdict)
@@ -117,20 +117,21 @@ class Judge:
     def _tell_the_gate(
         self, job: ClaimedJob, failure: Failure, decision: Decision, permit: Permit, gate: Gate | None
     ) -> int | None:
-        """Closes or pauses the gate as decided; when the job itself is due again, None where it fails."""
+        """Shuts the gate or gives it a cooldown, as decided. When the job is due again; None where it fails."""
         if decision.shuts_gate:
             shut = self._gatekeeper.shut(
                 failure.kind,
-                asked_s=decision.pause_s,
+                asked_s=decision.cooldown_s,
                 permit=permit,
                 job_id=job.id,
                 http_status=failure.http_status,
             )
             if decision.not_before_ms is None:
                 return None  # its patience is spent; the gate stays shut for the others
-            return shut.until_ms + self._rng.randrange(1000)  # so that the probes' crowd is thin
-        if decision.pause_s:
-            self._gatekeeper.pause(failure.kind, asked_s=decision.pause_s)
+            # Spread over a second: not all of those that waited come for the next probe at once.
+            return shut.until_ms + self._rng.randrange(1000)
+        if decision.cooldown_s:
+            self._gatekeeper.cool_down(failure.kind, asked_s=decision.cooldown_s)
         if self._is_probing(permit, gate):
             self._gatekeeper.decided_nothing(permit)
         return decision.not_before_ms

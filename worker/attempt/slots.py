@@ -49,10 +49,8 @@ class Slots(Generic[T]):
         self._idle = threading.Condition()
         self._active = 0
         self._solo_waiting = 0
-        self._invited: set[T] = (
-            set()
-        )  # those that waited when a solo ended: no solo begins before they are claimed
-        self._door_is_open_until_s = 0.0
+        self._held_back: set[T] = set()  # by the last solo: no other begins before they are claimed
+        self._others_until_s = 0.0
         self._is_solo_active = False
         self._is_stopping = threading.Event()
 
@@ -83,11 +81,11 @@ class Slots(Generic[T]):
         with self._idle:
             for is_bulk, limit in ((False, self._limit), (True, self._bulk_limit)):
                 waiting = self._waiting[is_bulk]
-                while waiting and self._is_door_open() and self._inside[is_bulk] < limit + self.ahead:
+                while waiting and self._may_claim() and self._inside[is_bulk] < limit + self.ahead:
                     found.append(waiting.popleft())
                     self._inside[is_bulk] += 1
                     self._active += 1
-                    self._invited.discard(found[-1])
+                    self._held_back.discard(found[-1])
         return found
 
     def add_claimed(self, one: T) -> bool:
@@ -158,9 +156,9 @@ class Slots(Generic[T]):
                 self._idle.wait(0.1)
             return self.active == 0
 
-    def _is_door_open(self) -> bool:
+    def _may_claim(self) -> bool:
         return not self._is_solo_active and (
-            not self._solo_waiting or bool(self._invited) or time.monotonic() < self._door_is_open_until_s
+            not self._solo_waiting or bool(self._held_back) or time.monotonic() < self._others_until_s
         )
 
     @contextmanager
@@ -170,7 +168,7 @@ class Slots(Generic[T]):
             self._active -= 1  # else two who want to be alone would wait for each other
             self._solo_waiting += 1
             self._idle.notify_all()
-            began_s = max(time.monotonic(), self._door_is_open_until_s)
+            began_s = max(time.monotonic(), self._others_until_s)
             self._idle.wait_for(lambda: self.is_stopping or self._may_solo())
             self._solo_waiting -= 1
             if self.is_stopping:
@@ -183,10 +181,10 @@ class Slots(Generic[T]):
             with self._idle:
                 self._is_solo_active = False
                 self._active += 1
-                self._invited = {*self._waiting[False], *self._waiting[True]}
+                self._held_back = {*self._waiting[False], *self._waiting[True]}
                 now_s = time.monotonic()
-                self._door_is_open_until_s = now_s + max(0.0, now_s - began_s)
+                self._others_until_s = now_s + max(0.0, now_s - began_s)
                 self._idle.notify_all()
 
     def _may_solo(self) -> bool:
-        return self._active == 0 and not self._is_solo_active and not self._invited
+        return self._active == 0 and not self._is_solo_active and not self._held_back

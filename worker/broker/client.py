@@ -11,7 +11,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.broker.hints import SHARED_QUEUES, Queues, list_keys
+from worker.broker.hints import SHARED_QUEUES, Queues, list_keys, read_hinted_job
 from worker.errors import BrokerAway, SettingsError
 from worker.files.home import broker_url, check_runtime_folder
 from worker.settings import Settings
@@ -99,6 +99,24 @@ class BrokerEpoch:
     def is_empty(self) -> bool:
         """Whether no message lies in the endpoint's queues. Raises BrokerAway."""
         return count_messages(self._client, self._queues.names) == 0
+
+    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
+        """Jobs whose hints lie in the endpoint's queues; of each list the `at_most` next ones. Raises BrokerAway."""
+        keys = [key for queue in self._queues.names for key in list_keys(queue)]
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.llen(key)
+                lengths = pipeline.execute()
+            # At once, so that none is passed over while others are taken. Not by LRANGE: no user needed that before.
+            with self._client.pipeline(transaction=True) as pipeline:
+                for key, length in zip(keys, lengths, strict=True):
+                    for place in range(1, min(length, at_most) + 1):
+                        pipeline.lindex(key, -place)
+                found = [read_hinted_job(raw) for raw in pipeline.execute() if raw is not None]
+        except redis.RedisError as exc:
+            raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
+        return frozenset(job_id for job_id in found if job_id is not None)
 
 
 def count_messages(client: redis.Redis, queues: Iterable[str] = SHARED_QUEUES.names) -> int:

@@ -136,6 +136,17 @@ def is_written_hint(raw: bytes) -> bool:
     return HINT_MARK in raw
 
 
+def read_hinted_job(raw: bytes) -> str | None:
+    """The id of the job that a message names as it lies in the broker; None where it is no hint."""
+    if not is_written_hint(raw):
+        return None
+    try:
+        job_id = orjson.loads(raw)["headers"]["id"]
+    except (ValueError, TypeError, LookupError):  # a foreign message that holds the mark somewhere
+        return None
+    return job_id if isinstance(job_id, str) else None
+
+
 def read_body(job_id: str) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
     """What the body of a hint decodes to: arguments, named arguments, and what Celery embeds."""
     return [], {"job_id": job_id}, dict(_EMBED)

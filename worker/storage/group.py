@@ -264,20 +264,26 @@ class GroupWriter:
         return group
 
     def _write(self, group: list[Request]) -> None:
-        self._groups += 1
-        token = f"{self.worker_id}:{self._groups}"
-        try:
+        """Writes the group. One that the database refuses is written in halves, down to the request that is at fault.
+
+        One row that cannot be stored must not cost its neighbours their record.
+        """
+        parts = [group]
+        while parts:
+            part = parts.pop()
+            self._groups += 1
+            token = f"{self.worker_id}:{self._groups}"
             try:
-                self._commit(group, token)
-            except DatabaseAway:
-                # A connection that broke while idle is not an outage: the second try has a new one.
-                self._commit(group, token)
-        except DatabaseAway as exc:
-            self._wait_out(group, token, exc)
-        except Exception as exc:
-            # Not swallowed: it reaches the one caller that it concerns. One row that cannot be stored must not cost
-            # its neighbours their record.
-            self._bisect(group, exc)
+                try:
+                    self._commit(part, token)
+                except DatabaseAway:
+                    # A connection that broke while idle is not an outage: the second try has a new one.
+                    self._commit(part, token)
+            except DatabaseAway as exc:
+                later = [request for other in reversed(parts) for request in other]
+                parts = self._wait_out([*part, *later], token, exc)
+            except Exception as exc:
+                parts += self._halve(part, exc)
 
     def _commit(self, group: list[Request], token: str) -> None:
         now_ms = self._clock.now_ms()
@@ -333,10 +339,11 @@ class GroupWriter:
         for asked, answer in zip(works, answers, strict=True):
             asked.reply.set_result(answer)
 
-    def _wait_out(self, group: list[Request], token: str, exc: DatabaseAway) -> None:
+    def _wait_out(self, group: list[Request], token: str, exc: DatabaseAway) -> list[list[Request]]:
         """Writes what waits for the database when it is back, and tells all others now that it is away.
 
-        Records that arrive meanwhile are told as well: they have a spool.
+        Records that arrive meanwhile are told as well: they have a spool. Returns halves where the database refuses
+        what has waited.
         """
         waiting: list[Request] = []
         self._take_over(group, waiting, exc)
@@ -344,11 +351,12 @@ class GroupWriter:
         records = sum(isinstance(one, RecordOutcome) for one in group)
         log.warning("ledger.away", error=str(exc), claims=claims, records=records)
         delay_s = _RETRY_FIRST_S
+        refused: list[list[Request]] = []
         while True:
             if self._stopping.wait(delay_s):
                 for request in waiting:
                     fail(request, WriterStopped())
-                return
+                return []
             self._take_over(self._gather(), waiting, exc)
             self._writing = waiting
             try:
@@ -357,9 +365,9 @@ class GroupWriter:
                 delay_s = min(delay_s * 2, _RETRY_CAP_S)
                 continue
             except Exception as other:
-                self._bisect(waiting, other)
+                refused = self._halve(waiting, other)
             log.info("ledger.back")
-            return
+            return refused
 
     def _take_over(self, group: list[Request], waiting: list[Request], exc: DatabaseAway) -> None:
         """Adds to `waiting` those of the group that wait for the database, and tells the others `exc`."""
@@ -372,14 +380,14 @@ class GroupWriter:
             else:
                 waiting.append(request)
 
-    def _bisect(self, group: list[Request], exc: Exception) -> None:
+    def _halve(self, group: list[Request], exc: Exception) -> list[list[Request]]:
+        """Both halves of the group, the first one last. Of a single request nothing is left: it is told `exc`."""
         if len(group) > 1:
             middle = len(group) // 2
-            self._write(group[:middle])
-            self._write(group[middle:])
-            return
+            return [group[middle:], group[:middle]]
         for request in group:
             fail(request, exc)
             if isinstance(request, (GiveHintBack, OwedWork)):  # no caller is told
                 is_hint = isinstance(request, GiveHintBack)
                 log.error("ledger.unwritten", error=type(exc).__name__, is_given_back=is_hint)
+        return []

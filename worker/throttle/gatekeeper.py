@@ -17,8 +17,8 @@ from worker.policy.gates import (
     Gate,
     as_seen,
     bring_forward,
+    cool_down,
     decide_admission,
-    pause,
     put_off,
     shut_further,
 )
@@ -180,9 +180,9 @@ class Gatekeeper:
             self._store.leave_probe()
         return gate
 
-    def pause(self, kind: FailureKind, *, asked_s: float) -> None:
+    def cool_down(self, kind: FailureKind, *, asked_s: float) -> None:
         """Keeps all workers away for as long as the endpoint asked."""
-        self._keep(pause(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
+        self._keep(cool_down(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
 
     def decided_nothing(self, permit: Permit) -> None:
         """A probe was answered, and nothing follows: the next one waits for a second, whatever the gate says."""
