@@ -268,8 +268,8 @@ class WorkerRuntime:
         with self._shutdown_lock:
             if self._shutdown is not None:
                 return
-            # Not a daemon: the interpreter waits for it even when Celery is done first.
-            self._shutdown = threading.Thread(target=self._shut_down, name="antrean-shutdown")
+            # Not a daemon, also where one begins it: the interpreter waits for it even when Celery is done first.
+            self._shutdown = threading.Thread(target=self._shut_down, name="antrean-shutdown", daemon=False)
         try:
             self._shutdown.start()
         except RuntimeError as exc:
