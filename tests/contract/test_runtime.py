@@ -1,4 +1,4 @@
-"""A worker's parts put together: what holds whichever of its threads ends it."""
+"""A worker's parts put together: its way out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.storage.engine import Ledger
 
 
 @pytest.mark.parametrize("is_daemon", [True, False])
-def test_the_interpreter_waits_for_the_way_out_whoever_began_it(
+def test_the_interpreter_waits_for_the_way_out_also_where_a_daemon_thread_began_it(
     sqlite_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_daemon: bool
 ) -> None:
     """A daemon thread that dies begins it; else Celery, which is done first, would take the process with it."""
