@@ -2,9 +2,10 @@
 #
 #   docker build -t antrean .
 #   docker run --rm antrean --help
-ARG PYTHON=3.11
+# By digest: docs/operations.md says how to renew it. Another version: --build-arg PYTHON=3.12-slim
+ARG PYTHON=3.11-slim@sha256:9c900dea9e8fb7e16277c179b555cc72d29a352dbc33cff48ad5a0412fd5bfc7
 
-FROM python:${PYTHON}-slim AS build
+FROM python:${PYTHON} AS build
 WORKDIR /build
 COPY requirements.lock .
 # Wheels only, each with its hash: no compiler is needed, and nothing comes in that was not locked.
@@ -16,7 +17,7 @@ COPY api_client /opt/antrean/api_client
 COPY worker /opt/antrean/worker
 RUN /opt/venv/bin/python -m compileall -q /opt/venv /opt/antrean
 
-FROM python:${PYTHON}-slim
+FROM python:${PYTHON}
 # The home folder belongs to the user before a volume is made of it: a new named volume takes that over.
 RUN groupadd --system --gid 10001 antrean \
  && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/antrean --no-create-home --shell /usr/sbin/nologin antrean \

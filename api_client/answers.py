@@ -28,8 +28,10 @@ _MODEL_NAMES = ("id", "model", "name", "model_name")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answered, paid-for call. `raw` is the decoded body as it came, of an event stream the completion that was
-    put together from it; `latency_s` spans the whole call.
+    """An answered, paid-for call.
+
+    `raw` is the decoded body as it came; of an event stream it is the completion that was put together from it.
+    `latency_s` spans the whole call.
 
     `request_id` is the header `x-request-id`, else the body's `request_id`. `rate_headers` are the
     `x-ratelimit-*` headers, names in lower case.
@@ -89,7 +91,7 @@ def decide_models(
 
 
 def _find_models(data: Any) -> list[str] | None:
-    """The ids of the first list that has any; an empty list only where it stands under its name."""
+    """The ids of the first list that holds any; an empty list only where it has one of the known names."""
     if isinstance(data, list):
         return _model_ids(data) or None
     if not isinstance(data, dict):
@@ -138,8 +140,10 @@ def decide_failure(
 
 
 def parse_json(body: bytes) -> Any:
-    """The decoded JSON, or None where it is none. Lone surrogates, NaN and bad UTF-8 are let through:
-    a completion that holds them was paid for."""
+    """The decoded JSON, or None where the body is none.
+
+    Lone surrogates, NaN and bad UTF-8 are let through: a completion that holds them was paid for.
+    """
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
         return orjson.loads(body)
@@ -183,9 +187,9 @@ def _error_inside(
     wall_now_s: float,
     secret: str | None,
 ) -> Failure:
-    """A 2xx with an error object in it: the failure that its own code says, in its own words.
+    """The failure that an error object in a 2xx names, in its own words.
 
-    Where the code is an HTTP status, it is the failure's: that is what the endpoint meant.
+    Where its code is an HTTP status, that is the failure's status: the endpoint meant it.
     """
     words = find_words({"error": error}, "") or "no words with it"
     return Failure(
@@ -209,7 +213,7 @@ def _no_use(
     wall_now_s: float,
     secret: str | None,
 ) -> Failure:
-    """A 2xx without what was asked for. Quotes an error object or a page's title, never other content."""
+    """The failure of a 2xx without what was asked for. It quotes an error object or a page's title, nothing else."""
     text = _text(body)
     if not body.strip():
         why = "the body is empty"

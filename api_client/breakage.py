@@ -37,7 +37,7 @@ def describe_break(exc: BaseException, stage: Stage, config: EndpointConfig) -> 
 
 
 def describe_lack(exc: BaseException, config: EndpointConfig) -> Failure:
-    """The failure of a call that this machine lacks something for. Nothing of it was sent."""
+    """The failure of a call for which this machine lacks something. Nothing was sent."""
     words = f"no call to {config.host_and_port}: {describe_shortage(exc)}"
     return Failure(FailureKind.UNREACHABLE, words, was_sent=False, is_local=True)
 
@@ -135,7 +135,7 @@ def _tls_words(cause: ssl.SSLError, where: str) -> str:
 
 
 def _causes(exc: BaseException) -> Iterator[BaseException]:
-    """The exception and all it was made of, outermost first, each once."""
+    """The exception and all its causes, outermost first, each once."""
     seen: set[int] = set()
     todo: list[object] = [exc]
     while todo:

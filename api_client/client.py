@@ -127,7 +127,7 @@ class EndpointClient:
         return verdict
 
     def _describe_no_thread(self, exc: RuntimeError) -> Failure:
-        """The failure of a call whose name could not be looked up, or whose time not be watched. Raises what is not."""
+        """The failure of a call for which no thread could be started. Any other error is raised again."""
         if not is_local_shortage(exc):
             raise exc
         return describe_lack(exc, self._config)
@@ -135,7 +135,7 @@ class EndpointClient:
     def _judge(
         self, call: Call, outcome: Received | Failure, decide: _Decide[_T], latency_s: float
     ) -> _T | Failure:
-        """A whole answer is kept, however its transport ended: it is paid for. Else the cause counts."""
+        """The answer where it is whole, however its connection ended: it is paid for. Else the failure."""
         if isinstance(outcome, Failure):
             return outcome if call.cut is None else describe_cut(call.cut, self._config)
         verdict = decide(outcome, latency_s)

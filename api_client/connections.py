@@ -156,18 +156,18 @@ class _Watched(HTTPConnection):
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether the exchange is provably at its end: all was sent, all was read, and nothing is left over."""
+        """Whether the exchange is certainly over: all was sent, all was read, and nothing is left."""
         answer = self._answer
         return self.sock is not None and self._is_request_sent and answer is not None and answer.is_spent
 
     @property
     def is_connected(self) -> bool:
-        """False also where something has come unasked: asked by the pool right before it is used again."""
+        """Whether it may be used again. False also where bytes came unasked. The pool asks right before each call."""
         pending = getattr(self.sock, "pending", None)
         return super().is_connected and not (pending is not None and pending())
 
     def release(self) -> None:
-        """Serve no call: a cut that comes late must not hit whoever gets the connection next."""
+        """Serve no call from now on: a late cut must not hit the connection's next call."""
         if self._serves is not None:
             self._serves.detach()
             self._serves = None
@@ -178,7 +178,7 @@ class WatchedHTTPConnection(_Watched):
 
 
 class WatchedHTTPSConnection(_Watched, HTTPSConnection):
-    """A TLS connection. The handshake hides its socket: a second descriptor stands in until it is done."""
+    """A TLS connection. The handshake hides its socket, so a second descriptor can be shut down until it is done."""
 
     def connect(self) -> None:
         self._stand_in: socket.socket | None = None
@@ -201,13 +201,13 @@ class WatchedHTTPSConnection(_Watched, HTTPSConnection):
 
 
 class _Guarded(urllib3.HTTPConnectionPool):
-    """What both pools have in common: only connections at rest are kept, and they serve no call."""
+    """What both pools share: they keep only connections whose exchange is over, and which serve no call."""
 
     def _put_conn(self, conn: Any) -> None:
         if conn is None:
             super()._put_conn(None)
             return
-        # Here, and nowhere else, a connection is kept: whatever is in doubt is closed. It is not put back then,
+        # Here, and nowhere else, a connection is kept. One in doubt is closed, and is not put back,
         # so that the next call finds one that is open.
         is_at_rest = conn.is_at_rest
         conn.release()

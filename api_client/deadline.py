@@ -65,7 +65,7 @@ class Call:
             self._on_cut = wake
 
     def _end_with(self, cut: Cut) -> bool:
-        """Whether the call was cut by this. The register's lock is held."""
+        """Cuts the call. False where it was cut before. The caller holds the register's lock."""
         if self.cut is not None:
             return False
         self.cut = cut
@@ -79,7 +79,7 @@ class Call:
 
 
 class CallRegister:
-    """All calls of one client. A watchdog thread starts with the first call and leaves after 30 idle s."""
+    """All calls of one client. A watchdog thread starts with the first call and ends after 30 s without one."""
 
     def __init__(self, deadline_s: float, clock: Callable[[], float]) -> None:
         self._deadline_s = deadline_s
@@ -115,13 +115,13 @@ class CallRegister:
             return self._clock() - call.began_s
 
     def cut_all(self) -> int:
-        """How many calls were cut by this. No further call begins."""
+        """How many calls were cut now. No further call begins."""
         with self._lock:
             self._is_shut = True
             return sum(call._end_with(Cut.SHUTDOWN) for call in list(self._calls))
 
     def shut(self) -> None:
-        """No further call begins; those in flight go on to their end, watched until then."""
+        """Lets no further call begin. Those in flight go on, and their deadlines hold."""
         with self._lock:
             self._is_shut = True
             self._wake.notify_all()
@@ -135,7 +135,7 @@ class CallRegister:
             self._wake.notify_all()
 
     def _watch(self) -> None:
-        # An error that nobody thought of ends this thread alone: the next call starts another, and until then the
+        # An unexpected error ends only this thread: the next call starts another one, and until then the
         # read timeouts hold.
         with self._lock:
             while True:
@@ -148,7 +148,9 @@ class CallRegister:
                         self._wake.wait(wait_s)
                     continue
                 is_needed = True
-                if not self._is_shut or self._calls:  # always wait here: who spins keeps the lock from `end`
+                if (
+                    not self._is_shut or self._calls
+                ):  # always wait here: a busy loop would keep the lock from `end`
                     self._is_watchdog_idle = True
                     is_needed = self._wake.wait(IDLE_WATCHDOG_S)
                     self._is_watchdog_idle = False

@@ -110,7 +110,7 @@ def find_error(data: Any) -> Any:
     """The error object in a decoded 2xx body, None where there is none.
 
     At the top, also in a list of one; beside the choices, in a choice or its message; or a `finish_reason` of
-    "error". An error that is null, empty, or whose fields all are, is none.
+    "error". An error that is null or empty, or has only such fields, does not count.
     """
     if isinstance(data, list):
         return (
@@ -149,7 +149,7 @@ def status_of_error(error: Any) -> int | None:
 def kind_of_error(error: Any) -> FailureKind:
     """What an error object's own code says: an HTTP status, else the words of its code, status or type.
 
-    A text is taken for a code where it has no spaces. Nothing that is known: BAD_RESPONSE.
+    A text counts as a code where it has no spaces. BAD_RESPONSE where no code is known.
     """
     codes = list(_codes(error, depth=0))
     by_words = [_kind_of_words(code) for code in codes if isinstance(code, str)]
@@ -184,7 +184,7 @@ def _kind_of_words(code: str) -> FailureKind | None:
 
 
 def _codes(error: Any, depth: int) -> Iterator[Any]:
-    """What may be a code, the most telling first: of the object, then of those in it."""
+    """The values that may be codes, the most telling first: those of the object, then of the objects in it."""
     if isinstance(error, str):
         yield error
     elif isinstance(error, list):
@@ -217,7 +217,7 @@ def _is_error_reason(reason: Any) -> bool:
 
 
 def _is_real(error: Any, depth: int = 0) -> bool:
-    """Whether an `error` is one, and not the place of one that did not happen."""
+    """Whether an `error` is an error. Some servers send the field with nothing in it."""
     if depth > 5:
         return bool(error)
     if isinstance(error, str):

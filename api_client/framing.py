@@ -1,7 +1,7 @@
 """An answer's head, read strictly: where its body ends, and whether its connection can serve another call.
 
-What is odd is read as well as it can be, because it was paid for. But only a head that leaves no doubt lets its
-connection be used again: bytes that are left over would be taken for the answer to another job.
+An odd answer is read as well as possible, because it was paid for. But its connection is used again only where the head
+leaves no doubt: bytes that are left over would be taken for the answer to another job.
 Source: RFC 9112, sections 4 to 6 and 9.3.
 """
 
@@ -29,11 +29,11 @@ _BODILESS = frozenset({101, 204, 304})
 
 
 class UnsoundFraming(http.client.HTTPException):
-    """Nobody can say where the body ends."""
+    """It is not clear where the body ends."""
 
 
 class _Tap(io.RawIOBase):
-    """What a response reads from, until it is shut: then only what is buffered by then can still be read."""
+    """What a response reads from. Once it is shut, only bytes that are buffered already can be read."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ class FramedResponse(http.client.HTTPResponse):
     """http.client's response with a head of our own reading.
 
     Interim answers (1xx other than 101) are read past, however many there are and however they are cut into
-    packets. `fields` are the final answer's header fields, names in lower case. `framing` is what urllib3 is to
-    know of them. `is_spent` is True once the whole body was read, its end is beyond doubt, and nothing follows it.
+    packets. `fields` are the final answer's header fields, names in lower case. `framing` are those that urllib3
+    is shown. `is_spent` is True once the whole body was read, its end is beyond doubt, and nothing follows it.
     """
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
@@ -103,7 +103,7 @@ class FramedResponse(http.client.HTTPResponse):
         return version, _status(int(number[:4]), line), reason.strip(), False
 
     def _read_field_lines(self) -> list[bytes]:
-        """The lines up to the empty one. One without an end stands for a head that was cut off."""
+        """The lines up to the empty one. A last line without an end means that the head was cut off."""
         lines: list[bytes] = []
         while True:
             line = self.fp.readline(LONGEST_LINE + 1)
@@ -136,7 +136,7 @@ class FramedResponse(http.client.HTTPResponse):
             self.chunked, self.length = False, 0
         self._is_reusable = (
             is_sound
-            # Any other answer may have come before the request was read: what is left of the request would
+            # Any other answer may have come before the request was read: the rest of the request would
             # be read as the next one, and answered under the next job.
             and 200 <= status < 300
             and status not in (204, 205)
@@ -175,16 +175,16 @@ class FramedResponse(http.client.HTTPResponse):
         return left
 
     def _close_conn(self) -> None:
-        """The body is at its end, or given up. The last moment at which what is buffered can be seen."""
+        """Ends the body, read or given up. Looks at the buffer first: it is gone afterwards."""
         is_whole = self._has_ended if self.chunked else self.length == 0
         if self.fp is not None and self._is_reusable and is_whole:
             self.is_spent = self._is_silent()
         super()._close_conn()  # type: ignore[misc]
 
     def _is_silent(self) -> bool:
-        """Nothing more has come with the answer: nothing is buffered here or in TLS.
+        """Whether nothing came after the answer: nothing is buffered here or in TLS.
 
-        No system call: what came later is seen by the pool, which asks the socket right before it is used again.
+        It makes no system call. The pool asks the socket, right before it uses it again.
         """
         self._tap.is_shut = True
         pending = getattr(self._socket, "pending", None)
@@ -200,7 +200,7 @@ def _status(number: int, line: bytes) -> int:
 def _parse_fields(lines: list[bytes]) -> tuple[dict[str, str], bool]:
     """The fields by name in lower case, and whether every line is as it should be.
 
-    Of a field that came several times the last counts; those that are lists, and decide the framing, are joined.
+    Of a repeated field the last one counts. Lists that decide the framing are joined.
     """
     fields: dict[str, str] = {}
     is_plain = True

@@ -1,4 +1,4 @@
-"""The body that is sent: the stored one, with streaming switched off in so many words. Pure."""
+"""The body that is sent: the stored one, with `"stream": false` in it. Pure."""
 
 from __future__ import annotations
 

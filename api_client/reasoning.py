@@ -1,4 +1,4 @@
-"""The answer and the reasoning of a message, apart. The raw text stays with the caller."""
+"""Splits a message into answer and reasoning. The raw text stays with the caller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TAG = re.compile(r"</?think>")
 
 @dataclass(frozen=True, slots=True)
 class Reasoned:
-    """`answer` is None where no answer came; `is_unclosed` tells a reasoning that was cut off."""
+    """An answer, None where none came, and the reasoning. `is_unclosed`: the reasoning was cut off."""
 
     answer: str | None
     reasoning: str | None

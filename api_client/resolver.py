@@ -1,4 +1,4 @@
-"""Addresses of a host, with a limit on the wait: the system's own look-up knows none."""
+"""Addresses of a host, within a time limit: the system's own look-up has none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def system_lookup(host: str, port: int) -> list[Address]:
 
 
 class Resolver:
-    """Looks names up in a thread, one look-up at a time for each name however many calls wait for it."""
+    """Looks names up in threads. Calls that wait for the same name share one look-up."""
 
     def __init__(self, lookup: Lookup = system_lookup) -> None:
         self._lookup = lookup
@@ -58,7 +58,7 @@ class Resolver:
         try:
             threading.Thread(target=self._run, args=(key, answer), name="antrean-dns", daemon=True).start()
         except RuntimeError as exc:
-            # Nobody will end this look-up: whoever comes later must not wait for it.
+            # This look-up will never end: later calls must not wait for it.
             self._forget(key)
             answer.set_exception(exc)
             raise
@@ -71,7 +71,7 @@ class Resolver:
             if not addresses:
                 raise socket.gaierror(socket.EAI_NONAME, "no addresses")
         except BaseException as exc:
-            # Whatever it was: it reaches those who wait, and the next call looks up anew.
+            # The error reaches all that wait, and the next call looks up anew.
             self._forget(key)
             answer.set_exception(exc)
         else:

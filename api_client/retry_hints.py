@@ -13,10 +13,10 @@ LONGEST_RETRY_AFTER_S = 86_400.0
 def parse_retry_after(headers: Mapping[str, str], *, wall_now_s: float) -> float | None:
     """Seconds the endpoint asks to wait, within [0, a day]; None where it says nothing that makes sense.
 
-    `retry-after-ms` wins over `retry-after`: seconds, or an HTTP date. A date is held against the answer's own `date`,
-    so that no two clocks are compared; where there is none, against `wall_now_s` (Unix time).
-    A date in the past, more than a day, and what is negative, NaN, infinite or garbage is dropped: a clock is wrong, or
-    a program, and a queue that stands still for a year because of it serves nobody.
+    `retry-after-ms` wins over `retry-after`, which is seconds or an HTTP date. A date is compared with the answer's own
+    `date`, so that only one clock counts, or with `wall_now_s` (Unix time) where there is none.
+    A date in the past, more than a day, and a value that is negative, NaN, infinite or no number is dropped: it shows
+    that a clock or a program is wrong, and the queue must not stand still for a year because of it.
     """
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         number = _number(headers.get(name))

@@ -1,4 +1,4 @@
-"""A completion that came as a stream of events although none was asked for: put together again. Pure.
+"""Puts a completion together that came as an event stream although none was asked for. Pure.
 
 Source: the WHATWG HTML standard, "Server-sent events", and the chunks of OpenAI's streaming API.
 """
@@ -26,7 +26,7 @@ _GROWING = frozenset({"content", "reasoning_content", "reasoning", "thinking", "
 
 @dataclass(slots=True)
 class Assembled:
-    """What a stream comes to. `is_whole`: its answer has an end. `data` is None where no event was understood."""
+    """The completion of a stream; `data` is None where no event was understood. `is_whole`: it came to its end."""
 
     data: dict[str, Any] | None
     is_whole: bool
@@ -39,7 +39,7 @@ class _Choice:
 
 
 def is_event_stream(headers: Mapping[str, str]) -> bool:
-    """Whether the answer calls itself one. Header names in lower case."""
+    """Whether the headers say that the answer is an event stream. Names in lower case."""
     return "event-stream" in headers.get("content-type", "").lower()
 
 
@@ -56,8 +56,8 @@ def looks_like_stream(body: bytes) -> bool:
 def assemble(body: bytes) -> Assembled:
     """The events of a body as one completion, in the shape of an answer that did not stream.
 
-    Chunks are put together by choice and by tool call. A whole completion among the events stands for itself. An
-    `error` event is the field `error`. The usage that came last counts. Never raises.
+    Chunks are joined by choice and by tool call. A whole completion among the events is taken as it is. An `error`
+    event becomes the field `error`. The last usage counts. Never raises.
     """
     data: dict[str, Any] = {}
     choices: dict[int, _Choice] = {}
@@ -96,9 +96,9 @@ def _is_error(kind: str, event: dict[str, Any]) -> bool:
 
 
 def _events(body: bytes) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Each event's name and object; None for `[DONE]`. What is no object is left out."""
+    """Each event's name and object; None for `[DONE]`. Data that is no object is left out."""
     whole = _load(body.rstrip().removesuffix(_DONE).rstrip().removesuffix(b"data:"))
-    if isinstance(whole, dict):  # an answer that did not stream, but for its end
+    if isinstance(whole, dict):  # an answer that did not stream, except for its end
         yield from (("", whole), ("", None))
         return
     kind = ""
@@ -202,7 +202,7 @@ def _merge_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
 
 
 def _of_type(holder: dict[str, Any], name: str, type_: type[_T]) -> _T:
-    """The field, made empty where it is missing or came as something else before."""
+    """The field, made empty first where it is missing or of another type."""
     known = holder.get(name)
     if not isinstance(known, type_):
         known = holder[name] = type_()
@@ -254,7 +254,7 @@ def _merge_tool_calls(known: list[Any], calls: list[Any]) -> None:
 
 
 def _find_call(known: list[Any], call: dict[str, Any]) -> dict[str, Any]:
-    """The call that a piece belongs to. Some servers number all calls 0: another id is another call."""
+    """The tool call that a piece belongs to. Some servers number all of them 0: another id is another call."""
     index, id_ = call.get("index"), call.get("id")
     for one in reversed(known):
         if not isinstance(one, dict):

@@ -1,8 +1,7 @@
-"""What this process's environment says of the way to an endpoint: the proxy, and whose certificates are trusted.
+"""What the environment says of the way to an endpoint: the proxy, and the certificates that are trusted.
 
-requests reads both, call by call, and says what is wrong with them in the words of its inner parts. Here they are read
-once, and each thing that is wrong is a sentence with the variable's name. No sentence quotes a proxy's address, which
-may hold a password.
+requests reads both for every call, and reports a mistake in them in words of its own parts. Here they are read once,
+and each mistake is a sentence with the variable's name. No sentence quotes a proxy's address: it may hold a password.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def _read_bundle(url: str, environ: Mapping[str, str]) -> bool | str:
     if not Path(path).exists():
         raise ValueError(f"the CA bundle that {variable} names does not exist: {path}")
     if url.startswith("https:") and not Path(path).is_dir():
-        # A certificate that is not readable fails each call, and looks like an endpoint that is away.
+        # With a certificate that cannot be read each call fails, as if the endpoint were away.
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
         except OSError as exc:  # an SSLError is one

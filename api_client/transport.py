@@ -27,7 +27,7 @@ LONGEST_ERROR_READ = CHUNK_BYTES + 4096  # what is kept of an error body, and ro
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What came back. `broken` says why the body is not whole; None: it is. Header names in lower case."""
+    """An answer as it came. `broken` says why the body is not whole, None if it is. Header names in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -38,8 +38,8 @@ class Received:
 class Transport:
     """A pool of connections to one endpoint. The environment (proxies, CA bundles) is read once, here.
 
-    There is no `Session`: all it would add is cookies, .netrc, redirects and a second look at the environment
-    for every call, none of which we want. Raises ValueError with a sentence for an impossible URL, and for a proxy or
+    There is no `Session`: it would only add cookies, .netrc, redirects and a second look at the environment for
+    every call. Raises ValueError with a sentence for an impossible URL, and for a proxy or
     a CA bundle that no call can use.
     """
 
@@ -55,10 +55,10 @@ class Transport:
     def exchange(
         self, call: Call, method: str, path: str, headers: dict[str, str], body: bytes | None
     ) -> Received | Failure:
-        """What came back, or the failure where not even a status came. Never raises for a broken exchange."""
+        """The answer, or the failure where not even a status came. Never raises for a broken exchange."""
         request = requests.PreparedRequest()
         request.method, request.url, request.body = method, self._root + path + self._query, body
-        # A plain dict will do, and costs less: we write each name in one way only.
+        # A plain dict is enough and costs less: we spell each name in one way only.
         request.headers = cast("CaseInsensitiveDict[str]", headers)
         serve(call, self._config.read_timeout_s)
         try:
@@ -99,8 +99,8 @@ class Transport:
     ) -> tuple[bytes, bool, Failure | None]:
         """Up to `most` decoded bytes, whether there were more, and how the body broke, None where it did not.
 
-        A stream of events ends with its `[DONE]`: some servers leave the connection open after it. It is not
-        waited for what may follow, and the connection is closed.
+        An event stream ends with its `[DONE]`. Some servers leave the connection open after it: nothing more is waited
+        for, and the connection is closed.
         """
         chunks: list[bytes] = []
         size = 0
@@ -126,12 +126,12 @@ class Transport:
 
 
 def _ends_as_json_does(body: bytes) -> bool:
-    """Whether a body may be whole. One that is cut short has a rest that is still to come."""
+    """Whether a body may be whole, by its last byte."""
     return body[-64:].rstrip()[-1:] in (b"}", b"]")
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter for one endpoint: what it works out for every call is worked out once."""
+    """requests' adapter for one endpoint. What requests works out for every call is worked out once."""
 
     def __init__(self, url: str, verify: bool | str, proxies: dict[str, str], pool_size: int) -> None:
         super().__init__(pool_connections=1, pool_maxsize=pool_size)
@@ -157,7 +157,7 @@ class _Adapter(HTTPAdapter):
         return self._pool
 
     def give_back(self, connection: Any, *, is_sound: bool) -> None:
-        """Keep the connection for another call if nothing speaks against it, else close it."""
+        """Keeps the connection for another call, or closes it if anything is in doubt."""
         if not is_sound:
             connection.close()
         self._pool._put_conn(connection)
@@ -171,7 +171,7 @@ class _Adapter(HTTPAdapter):
         return str(request.url) if self._is_full_url else request.path_url
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
-        response = requests.Response()  # bare: cookies, encoding and the rest are looked at by nobody
+        response = requests.Response()  # bare: nothing reads its cookies, encoding and the rest
         response.raw = resp
         return response
 

@@ -1,4 +1,4 @@
-"""What an error body says, as one sane sentence, whatever its shape."""
+"""An error body's message as one clean sentence, whatever the body's shape."""
 
 from __future__ import annotations
 

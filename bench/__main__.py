@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bench.contenders import RUNNERS, Stage, measure
 from bench.extras import measure_lone, measure_scale, measure_slope, measure_submit
 from bench.machine import describe_machine
 from bench.measure import medians
-from bench.options import CONTENDERS, Options, parse_options
+from bench.options import CONTENDERS, Measure, Options, parse_options
 from bench.processes import BenchError
 from bench.report import (
     format_extras,
@@ -41,9 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         rounds, extras, problems = _measure_all(options, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    results = {
-        slots: {name: medians(runs) for name, runs in found.items()} for slots, found in rounds.items()
-    }
+    results = {one: {name: medians(runs) for name, runs in found.items()} for one, found in rounds.items()}
     took_s = time.monotonic() - started_s
     text = _format(options, machine, results, extras, took_s)
     for problem in problems:
@@ -65,8 +64,8 @@ def _note(text: str) -> None:
 
 def _measure_all(
     options: Options, folder: Path
-) -> tuple[dict[int, dict[str, list[dict[str, Any]]]], dict[str, Any], list[str]]:
-    rounds: dict[int, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+) -> tuple[dict[Measure, dict[str, list[dict[str, Any]]]], dict[str, Any], list[str]]:
+    rounds: dict[Measure, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     extras: dict[str, Any] = {}
     problems: list[str] = []
     servers: list[Simulator | Broker | Postgres] = []
@@ -79,15 +78,18 @@ def _measure_all(
         stage = Stage(folder, simulator, broker, postgres, options.latency_s)
         # Interleaved: what the machine does meanwhile hits every contender alike.
         for number in range(options.repeat):
-            for slots in options.slots:
+            for one in options.measures:
+                at = replace(stage, latency_s=one.latency_s)
+                simulator.set_latency(one.latency_s)
                 for name in (name for name in CONTENDERS if options.has(name)):
-                    _note(f"{name}, {slots} slots, round {number + 1} of {options.repeat} …")
+                    _note(f"{name}, {one}, round {number + 1} of {options.repeat} …")
                     try:
-                        figures = measure(RUNNERS[name], stage, slots, options.job_count(slots))
+                        figures = measure(RUNNERS[name], at, one.slots, options.job_count(one))
                     except (BenchError, ValueError) as exc:
-                        problems.append(f"{name}, {slots} slots: {exc}")
+                        problems.append(f"{name}, {one}: {exc}")
                         continue
-                    rounds[slots][name].append(figures)
+                    rounds[one][name].append(figures)
+        simulator.set_latency(options.latency_s)
         works: tuple[tuple[str, bool, Callable[[], dict[str, Any]]], ...] = (
             ("submit", options.has("submit"), lambda: measure_submit(stage, options.submit_lines)),
             ("lone", options.has("lone"), lambda: measure_lone(stage, options.backlog, options.lone_probes)),
@@ -114,16 +116,16 @@ def _measure_all(
 def _format(
     options: Options,
     machine: dict[str, Any],
-    results: dict[int, dict[str, dict[str, Any]]],
+    results: dict[Measure, dict[str, dict[str, Any]]],
     extras: dict[str, Any],
     took_s: float,
 ) -> str:
     parts = [format_machine(machine, psutil.getloadavg())]
-    for slots, found in results.items():
-        jobs = options.job_count(slots)
-        parts.append(f"{slots} slots, an endpoint of {options.latency_s:g} s, {jobs:,} jobs each:")
-        parts += [format_slots(slots, options.latency_s, found), format_ratios(found), format_servers(found)]
-        parts += [f"{name}: {one['failed']} jobs failed" for name, one in found.items() if one["failed"]]
+    for one, found in results.items():
+        parts.append(f"{one}, {options.job_count(one):,} jobs each:")
+        parts += [format_slots(one.slots, one.latency_s, found), format_ratios(found)]
+        parts.append(format_servers(found))
+        parts += [f"{name}: {told['failed']} jobs failed" for name, told in found.items() if told["failed"]]
     parts.append(format_extras(extras))
     parts.append(f"Took {took_s:.0f} s.")
     return "\n\n".join(part for part in parts if part)
@@ -132,8 +134,8 @@ def _format(
 def _keep(
     options: Options,
     machine: dict[str, Any],
-    rounds: dict[int, dict[str, list[dict[str, Any]]]],
-    results: dict[int, dict[str, dict[str, Any]]],
+    rounds: dict[Measure, dict[str, list[dict[str, Any]]]],
+    results: dict[Measure, dict[str, dict[str, Any]]],
     extras: dict[str, Any],
     problems: list[str],
     text: str,
@@ -148,16 +150,15 @@ def _keep(
     stem = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + ("-quick" if options.is_quick else "")
     kept = {
         "machine": machine,
-        "latency_s": options.latency_s,
-        "rounds": {str(slots): dict(found) for slots, found in rounds.items()},
-        "medians": {str(slots): found for slots, found in results.items()},
+        "rounds": {str(one): dict(found) for one, found in rounds.items()},
+        "medians": {str(one): found for one, found in results.items()},
         "extras": extras,
         "problems": problems,
     }
     (options.out / f"{stem}.json").write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2))
     (options.out / f"{stem}.md").write_text(text + "\n")
     if any(results.values()):
-        title = f"{machine['date']}, {machine['cores']} cores, an endpoint of {options.latency_s:g} s"
+        title = f"{machine['date']}, {machine['cores']} cores"
         draw_chart(options.out / f"{stem}.svg", results, title)
     _note(f"kept as {options.out / stem}.json, .md and .svg")
 

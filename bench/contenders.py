@@ -32,6 +32,7 @@ from bench.requests_file import write_requests
 from bench.servers import Broker, Postgres, Simulator
 from worker.settings import load_settings
 from worker.storage.engine import Ledger, open_ledger
+from worker.storage.tables import attempts
 from worker.storage.tables import jobs as job_rows
 
 _PATIENCE_FACTOR = 6  # times the ceiling's duration until a contender is given up
@@ -227,12 +228,12 @@ def count_ended(ledger: Ledger) -> int:
 
 
 def fetch_spans(ledger: Ledger) -> tuple[list[Span], int]:
-    """When each job that succeeded was claimed and answered; and how many failed."""
-    columns = select(job_rows.c.state, job_rows.c.claimed_at_ms, job_rows.c.ended_at_ms)
+    """When the call of each job that succeeded began and was answered; and how many jobs failed."""
+    calls = select(attempts.c.started_at_ms, attempts.c.ended_at_ms).where(attempts.c.outcome == "succeeded")
     with ledger.read() as connection:
-        rows = connection.execute(columns.where(job_rows.c.ended_at_ms.is_not(None))).all()
-    spans = [Span(claimed / 1000, ended / 1000) for state, claimed, ended in rows if state == "succeeded"]
-    return spans, len(rows) - len(spans)
+        rows = connection.execute(calls).all()
+    spans = [Span(started / 1000, ended / 1000) for started, ended in rows]
+    return spans, count_ended(ledger) - len(spans)
 
 
 # The others -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A base URL as a person gives it: where its calls go, and what its jobs are filed under. Pure."""
+"""A base URL as a person gives it: where calls go, and the name under which jobs are filed. Pure."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ _SECRETS_IN_QUERY = re.compile(
 class Address:
     """Where an endpoint is.
 
-    `root` is what `/chat/completions` and `/models` are added to; `query` stands behind each of these paths,
-    without its `?`. `base_url` is the same address as short as it can be said, and `name` is what jobs are
-    filed under where nobody chose a name.
+    `/chat/completions` and `/models` are added to `root`, and `query` (without its `?`) to these. `base_url` is the
+    shortest form of the same address. `name` is what jobs are filed under where nobody chose a name.
     """
 
     root: str
@@ -83,7 +82,7 @@ def parse_address(base_url: str) -> Address:
 
 
 def other_addresses(address: Address) -> list[Address]:
-    """Where else the API of this address may be, likeliest first: with or without `/v1`, or at the top."""
+    """Other places where this host may have its API, likeliest first: with or without `/v1`, or at the top."""
     parts = urlsplit(address.root)
     origin = f"{parts.scheme}://{parts.netloc}"
     query = f"?{address.query}" if address.query else ""

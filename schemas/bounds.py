@@ -18,9 +18,9 @@ _UNKEEPABLE_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 def find_unkeepable(value: Any, *, with_text: bool) -> str | None:
-    """What of a decoded JSON value cannot be kept, as words that continue a field's name; None: nothing.
+    """Why a decoded JSON value cannot be kept, as words that continue a field's name; None if it can.
 
-    `with_text`: also of its texts and keys. Without recursion: the value may be nested as deep as it likes.
+    `with_text` looks at its texts and keys too. It does not recurse, so the value may be nested to any depth.
     """
     todo: list[tuple[Any, int]] = [(value, 1)]
     while todo:
@@ -54,5 +54,5 @@ def is_keepable_text(text: str) -> bool:
 
 
 def is_time_ms(value: int) -> bool:
-    """Whether this is a time in UTC milliseconds that a date can say."""
+    """Whether this is a time in UTC milliseconds that a date can express."""
     return abs(value) <= MAX_TIME_MS

@@ -164,7 +164,7 @@ def parse_request(
 def check_request(data: dict[str, Any], *, allow_zero_temperature: bool = False) -> None:
     """Returns if a decoded JSON object is a valid request, which may then be sent as it is.
 
-    What `parse_request` says, but most requests need no model built for it. Raises InvalidRequest.
+    It agrees with `parse_request`, and builds no model for most requests. Raises InvalidRequest.
     """
     if not _is_plainly_valid(data):
         parse_request(data, allow_zero_temperature=allow_zero_temperature)
@@ -210,9 +210,9 @@ _TYPED_KEYS = frozenset({"name", "tool_calls", "tool_call_id"})
 
 
 def _is_plainly_valid(data: dict[str, Any]) -> bool:
-    """Whether a decoded JSON object is beyond doubt a valid request; False says nothing.
+    """True for a decoded JSON object that is certainly a valid request; False leaves it open.
 
-    Messages of text, which is most of them, in a tenth of the time that pydantic takes.
+    It knows messages of text, which most are, and takes a tenth of pydantic's time.
     """
     model, messages, temperature = data.get("model"), data.get("messages"), data.get("temperature", 1)
     if type(model) is not str or not model or type(messages) is not list or not messages:
@@ -236,7 +236,7 @@ def _is_name(model: str) -> bool:
 
 
 def _is_seed(seed: Any) -> bool:
-    """False for a whole number that is too large, also where a reader of JSON has made it another one by now."""
+    """False for a whole number that is too large, also where a JSON reader has changed it already."""
     if type(seed) is int:
         return -(2**63) <= seed < 2**64
     return type(seed) is not float or abs(seed) < 2**53

@@ -1,4 +1,4 @@
-"""The endpoint's answer as it travels. Only what the page promises is required; all that comes is kept."""
+"""The endpoint's answer as it travels. Only what OpenAI's API promises is required; all that comes is kept."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ TokenCount = Annotated[int, BeforeValidator(_count_or_zero)]
 class Usage(BaseModel):
     """Tokens of one answered call. Absent counts are 0; cached and reasoning are parts of the sums.
 
-    A total that is absent is the sum of its parts. `input_tokens` and `output_tokens` stand for them where an
-    endpoint names them so.
+    An absent total is the sum of its parts. An endpoint may call the parts `input_tokens` and `output_tokens`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

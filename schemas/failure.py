@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class FailureKind(StrEnum):
-    """The kinds of DESIGN.md's table "What each answer means"."""
+    """The kinds that docs/answers.md tells of, and what follows each."""
 
     BAD_RESPONSE = "bad_response"  # 200 without a completion in it
     UNAUTHORIZED = "unauthorized"  # 401
@@ -25,7 +25,7 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Tokens that were paid for an answer that is of no use. `model` is as the answer named it."""
+    """Tokens that were paid for an answer without use. `model` is the one that the answer named."""
 
     model: str | None
     prompt_tokens: int
@@ -41,10 +41,10 @@ class Failure:
 
     `message` is for people: the endpoint's own words where it had any, never a key or a prompt of ours.
     `retry_after_s` is what the endpoint asked for, in seconds; `should_retry` is its `x-should-retry`.
-    `was_sent` False means that nothing of the request left: the endpoint was not there at all.
-    `http_status` is the answer's, or that of an error inside a 200 which named one of its own.
-    `spent` are the tokens that the answer says it cost all the same.
-    `is_local`: this machine had no descriptor, thread or memory for the call; it says nothing of the endpoint.
+    `was_sent` is False where nothing of the request was sent: the endpoint could not be reached.
+    `http_status` is that of the answer, or of an error inside a 2xx that names one.
+    `spent` are the tokens that the answer reports although it failed.
+    `is_local`: this machine had no descriptor, thread or memory for the call. It says nothing of the endpoint.
     `body` holds the raw error body (bytes, cut at 64 KiB) for the batch error file.
     """
 

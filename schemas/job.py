@@ -30,7 +30,7 @@ class Move(StrEnum):
     CLAIM = "claim"
     SUCCEED = "succeed"
     FAIL = "fail"
-    WAIT = "wait"  # a retry, or a shut gate: due at not_before
+    WAIT = "wait"  # after a failure, or at a shut gate: due at not_before
     RELEASE = "release"  # shutdown or rescue gives the job back
     RELAY = "relay"  # due, published
     CANCEL = "cancel"

@@ -20,7 +20,7 @@ class JobRow(SQLModel, table=True):
 
     __tablename__ = "jobs"
     __table_args__ = (
-        # One for each question that is asked all the time; a backlog of a million costs what ten cost.
+        # One for each query that runs all the time: with a million jobs it costs what it costs with ten.
         _partial("ix_jobs_ready", "endpoint", "batch_id", "priority", "id", where=_READY),
         _partial("ix_jobs_ready_lone", "endpoint", "priority", "id", where=f"{_READY} AND NOT is_bulk"),
         _partial("ix_jobs_published", "endpoint", "published_at_ms", where=_PUBLISHED),
@@ -41,10 +41,10 @@ class JobRow(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     idempotency_key: str | None = Field(default=None, unique=True)
-    # The job's home: the batch that it is scheduled with, and the first of those that want it (the others: WantRow).
-    batch_id: str = ""  # "" is a lone job: NULL would not group
-    position: int = 0  # place in its home: line or document number, 1-based
-    custom_id: str | None = None  # its name there
+    # The job's home batch: it is scheduled with this one, the first that wanted it. Others are in WantRow.
+    batch_id: str = ""  # "" where it has none: NULL would not group
+    position: int = 0  # place in its home batch: line or document number, 1-based
+    custom_id: str | None = None  # its name in the home batch
     source_key: str | None = None
     endpoint: str
     model: str
@@ -60,15 +60,15 @@ class JobRow(SQLModel, table=True):
     generation: int = 1
 
     worker_id: str | None = None  # who holds the claim
-    claim_token: str | None = None  # the fence: unique to each claim
+    claim_token: str | None = None  # the fence: no two claims of a job have the same
     claims: int = 0  # claims ever made; numbers the attempts
-    attempts: int = 0  # attempts burnt in this generation
+    attempts: int = 0  # burnt in this generation; the name is kept for older workers
     bad_responses: int = 0  # of them, answers without a completion in them
     max_attempts: int | None = None
     losses: int = 0  # times its worker died with it
     solo_losses: int = 0  # … while it ran alone
     blocked_since_ms: int | None = Field(default=None, sa_type=BigInteger)  # first refusal by a shut gate
-    # Until when its wait at the gate was meant to last. What comes after it is patience for a while only.
+    # When its wait at the gate was meant to end. Time after it counts as patience for 15 minutes only.
     blocked_until_ms: int | None = Field(default=None, sa_type=BigInteger)
 
     failure_kind: str | None = None
@@ -82,9 +82,9 @@ class JobRow(SQLModel, table=True):
 
 
 class WantRow(SQLModel, table=True):
-    """That a batch wants a job whose home is another batch, or another place of the same one.
+    """A batch that wants a job of another home batch, or wants it at a second place.
 
-    The want of the home itself is in the job's own row: a bulk submission writes no further row for each line.
+    The home batch's own want is in the job's row, so that a bulk submission writes one row less for each line.
     """
 
     __tablename__ = "wants"
@@ -93,7 +93,7 @@ class WantRow(SQLModel, table=True):
     position: int = Field(primary_key=True)
     job_id: str = Field(primary_key=True)
     custom_id: str | None = None
-    # Its batch was cancelled: a result that others have made is its own too, but nobody works for it.
+    # The batch was cancelled: it shares a result that others wait for, and nobody works for it.
     is_given_up: bool = Field(
         default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
     )
@@ -108,12 +108,12 @@ class RequestRow(SQLModel, table=True):
 
 
 class DetailRow(SQLModel, table=True):
-    """What a producer gave beside the request: its own metadata, and its Celery message's callbacks."""
+    """What a producer gave beside the request: metadata, and the callbacks of its Celery message."""
 
     __tablename__ = "details"
     job_id: str = Field(primary_key=True)
     user_metadata: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
-    # link, errbacks, chain, chord, group, root, parent, reply_to: an id-only republish would drop them
+    # link, errbacks, chain, chord, group, root, parent, reply_to: a hint does not carry them
     envelope: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
 
 
@@ -178,8 +178,8 @@ class UsageRow(SQLModel, table=True):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     is_used: bool = True
-    # Of an answer that was used and did not end in the ordinary way: length, content_filter … Few, so that
-    # counting them by batch is cheap however large it is.
+    # Of an answer that was used and ended out of the ordinary: length, content_filter … They are few, so that
+    # counting them is cheap in a batch of any size.
     odd_finish_reason: str | None = None
     created_at_ms: int = Field(sa_type=BigInteger)
 
@@ -194,13 +194,13 @@ class BatchRow(SQLModel, table=True):
     )
     id: str = Field(primary_key=True)
     idempotency_key: str | None = Field(default=None, unique=True)
-    kind: str  # run, submit
+    kind: str  # run and submit: of a folder or a file, closed; tasks: named by messages, any may join it
     label: str  # what it was made from, for people
     endpoint: str
     total: int = 0  # set once, when all its rows are written down
     created_at_ms: int = Field(sa_type=BigInteger)
     submitted_at_ms: int | None = Field(default=None, sa_type=BigInteger)  # None: still being written down
-    # A run's batch is only worked on while the run lives: nobody pays for what somebody walked away from.
+    # Set while the run that made the batch is stopped: nobody works on its jobs, and nobody pays for them.
     held_at_ms: int | None = Field(default=None, sa_type=BigInteger)
     details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 

@@ -1,6 +1,6 @@
 """The address of an SQLite file: `sqlite:///` and the path of the file, every character as it stands. Pure.
 
-It is no URL behind its slashes: `%20`, `?` and `#` are what the file's name has in it.
+Nothing behind the slashes is decoded: `%20`, `?` and `#` are characters of the file's name.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The Celery app: `celery -A worker worker|beat|flower` find it here. Its reasons are in docs/celery.md.
 
-Whoever imports it, to call `complete_chat.delay`, may be a program with a Celery app of its own: this one never becomes
+A program that imports it, to call `complete_chat.delay`, may have a Celery app of its own. So this one never becomes
 the current app there, reads nothing that was said to the other, and changes nothing of the process (docs/adr/0023).
 """
 
@@ -20,8 +20,8 @@ from kombu import Exchange, Queue
 from kombu.utils.objects import cached_property
 
 from worker.broker.client import broker_address
-from worker.broker.hints import LONE_QUEUE, SHARED_QUEUES, UNACKED_KEY, Queues, queues_of
-from worker.consume import channel
+from worker.broker.hints import LONE_QUEUE, SHARED_QUEUES, Queues, queues_of
+from worker.consume import connection
 from worker.errors import AntreanError
 from worker.logs.setup import configure_logs
 from worker.settings import load_settings
@@ -49,7 +49,6 @@ def build_conf() -> dict[str, Any]:
         "worker_pool": "threads",
         "worker_concurrency": settings.thread_count,
         "worker_prefetch_multiplier": 1,
-        "worker_disable_prefetch": True,  # reserves what the slots hold, hoards nothing
         "worker_enable_prefetch_count_reduction": False,  # the claim absorbs a double delivery
         "worker_consumer": "worker.consume.consumer:Consumer",
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # never kill a paid call
@@ -69,25 +68,17 @@ def build_conf() -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # long outages are survived
         "broker_transport_options": {
-            # Foreign messages in hand, leased (`worker.consume.channel`). Under keys of our own: other apps on this
-            # broker know nothing of leases, and may hold theirs for an hour.
-            "visibility_timeout": settings.lease_s,
-            "unacked_restore_interval": settings.beat_interval_s,
-            "unacked_restore_throttle": 1,
-            "unacked_key": UNACKED_KEY,
-            "unacked_index_key": f"{UNACKED_KEY}_index",
-            "unacked_mutex_key": f"{UNACKED_KEY}_mutex",
-            "unacked_mutex_expire": max(1, round(settings.lease_s)),
+            # kombu restores no message here: `worker.consume.notes` does, and other apps' are not ours to restore.
+            "ack_emulation": False,
             "socket_timeout": 5,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 5,
-            "queue_order_strategy": "priority",
         },
     }
 
 
-class AMQP(channel.AMQP):
+class AMQP(connection.AMQP):
     """Ours, with the queues of this process's ledger and endpoint, once somebody asks for queues.
 
     A worker says which they are. Celery's own tools (`purge`, `amqp`) ask the ledger, if there is one.
@@ -149,7 +140,6 @@ class Logging(CeleryLogging):
     """Our logs for whatever runs this app. A receiver of Celery's signal would be one for all apps of a process."""
 
     def setup_logging_subsystem(self, *_: Any, **__: Any) -> bool:
-        CeleryLogging._setup = True
         try:
             configure_logs(load_settings().log_level)
         except AntreanError as exc:

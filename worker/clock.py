@@ -24,17 +24,23 @@ class SystemClock:
 
 
 def describe_until(until_ms: int, now_ms: int) -> str:
-    """`until 14:03:20, in 45 s`, by this machine's clock and time zone; `until now` where it is over."""
+    """`until 14:03:20, in 45 s`, by this machine's clock and time zone; `until 14:03:20, which is over`."""
+    if until_ms <= now_ms:
+        return f"until {_local_time(until_ms, now_ms)}, which is over"
     return f"until {describe_moment(until_ms, now_ms).removeprefix('at ')}"
 
 
 def describe_moment(at_ms: int, now_ms: int) -> str:
-    """`at 14:03:20, in 45 s`, by this machine's clock and time zone; `now` where it is over."""
+    """`at 14:03:20, in 45 s`, by this machine's clock and time zone; `now` where it has come."""
     if at_ms <= now_ms:
         return "now"
+    return f"at {_local_time(at_ms, now_ms)}, in {-(-(at_ms - now_ms) // 1000):,} s"
+
+
+def _local_time(at_ms: int, now_ms: int) -> str:
     at = datetime.fromtimestamp(at_ms / 1000, UTC).astimezone()
-    day = "" if at_ms - now_ms < 12 * 3_600_000 else f"{at:%Y-%m-%d} "
-    return f"at {day}{at:%H:%M:%S}, in {-(-(at_ms - now_ms) // 1000):,} s"
+    day = "" if abs(at_ms - now_ms) < 12 * 3_600_000 else f"{at:%Y-%m-%d} "
+    return f"{day}{at:%H:%M:%S}"
 
 
 def iso_ms(at_ms: int) -> str:

@@ -11,7 +11,7 @@ class ExitCode(IntEnum):
     """What a program may conclude from how `antrean` ended."""
 
     OK = 0
-    FAILED_JOBS = 1  # it ran to the end; some jobs did not succeed
+    FAILED_JOBS = 1  # it ran to the end; some jobs did not succeed, or a question was answered with no
     USAGE = 2  # bad arguments or input; nothing was written
     SETTINGS = 3  # settings that do not hold together
     UNREACHABLE = 4  # broker, database or endpoint is away

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import structlog
 from celery.worker import state
@@ -17,15 +18,21 @@ from celery.worker.state import revoked
 from schemas.job import Due
 from schemas.shortage import describe_shortage
 from worker.attempt.credentials import Credentials
+from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.endpoint import open_endpoint
-from worker.attempt.execute import Executor, Report
+from worker.attempt.execute import Executor
+from worker.attempt.report import GIVEN_BACK, Report, Verdict
 from worker.attempt.slots import Slots
 from worker.broker.client import BrokerEpoch, broker_address, check_broker, count_messages, open_client
 from worker.broker.hints import SHARED_QUEUES, queues_of
 from worker.broker.publishing import publish
 from worker.clock import SystemClock
-from worker.consume.channel import Channel, Hand
-from worker.errors import ExitCode
+from worker.consume.consumer import Consumer
+from worker.consume.delivery import read_message, write_down
+from worker.consume.fetching import build_fetcher
+from worker.consume.request import BlankRequest
+from worker.consume.reserved import Reserved
+from worker.errors import ExitCode, tell_place
 from worker.ids import new_id
 from worker.logs.sink import flush_logs
 from worker.policy.gates import PROBE_CAP_S
@@ -70,7 +77,8 @@ class WorkerRuntime:
         self._ledger = ledger
         broker = open_client(broker_address(settings))
         endpoint = settings.endpoint
-        self._slots = Slots(settings.concurrency, settings.lone_slot_count)
+        self._slots: Slots[Received] = Slots(settings.concurrency, settings.lone_slot_count)
+        self._pool: Any = None  # Celery's, once it hands over a message
         self._client = open_endpoint(settings)
         self._writer = GroupWriter(
             ledger,
@@ -107,6 +115,7 @@ class WorkerRuntime:
             clock,
             endpoint=endpoint,
             republish_after_s=settings.republish_after_s,
+            in_hand=self._hinted_jobs,
             backoff_cap_s=settings.backoff_cap_s,
             # What an endpoint asks for is capped, and a tenth of the backoff is added; a probe waits a minute.
             longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
@@ -116,7 +125,6 @@ class WorkerRuntime:
             credentials=Credentials(settings),
             writer=self._writer,
             gatekeeper=gatekeeper,
-            slots=self._slots,
             spool=self._spool,
             rules=RetryRules(
                 max_attempts=settings.max_attempts,
@@ -128,7 +136,18 @@ class WorkerRuntime:
             ),
             clock=clock,
             is_proven=is_proven,
+            is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
+        )
+        self._dispatcher = Dispatcher(
+            self._executor,
+            self._slots,
+            writer=self._writer,
+            spool=self._spool,
+            clock=clock,
+            spawn=self._run_in_pool,
+            ahead_limit=max(1, settings.staged_count // 2),
+            on_ahead=self._stage,
         )
         self._heart = Heart(
             ledger,
@@ -143,6 +162,14 @@ class WorkerRuntime:
             spool_folder=settings.spool_folder,
             max_solo_losses=settings.max_solo_losses,
         )
+        self._reserved = Reserved(
+            limit=self._settings.reserved_count,
+            bulk_limit=self._settings.concurrency + 1,  # until it is known how long a claim and a call take
+            refill_at=1,
+            give_back=self._give_hint_back,
+            on_broker_lost=self._relay.broker_lost,
+            max_message_bytes=self._settings.max_message_bytes,
+        )
         self._is_stopping = threading.Event()
         self._hurry = threading.Event()
         self._shutdown: threading.Thread | None = None
@@ -153,14 +180,7 @@ class WorkerRuntime:
 
     def start(self) -> None:
         """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
-        staged = self._settings.staged_count
-        Channel.hand = Hand(
-            bulk_limit=self._settings.concurrency + staged,
-            refill_at=max(1, staged // 2),
-            give_back=self._give_hint_back,
-            on_broker_lost=self._relay.broker_lost,
-            max_message_bytes=self._settings.max_message_bytes,
-        )
+        Consumer.fetcher = build_fetcher(self._settings, self._reserved)
         self._presence.begin()
         self._writer.start()
         self._heart.beat()
@@ -182,10 +202,49 @@ class WorkerRuntime:
         """What this worker ends with, were it to end now."""
         return self._exit_code
 
-    def execute(self, job_id: str, *, is_bulk: bool, adopt: NewJob | None = None) -> Report:
-        """One delivery of a job, in the calling thread. `adopt`: the message carries its own request."""
+    def receive(self, request: BlankRequest, pool: Any) -> None:
+        """Takes on the job of a received message; calls are made in Celery's `pool`. Does not block."""
+        self._pool = pool
         self._relay.message_taken()
-        return self._executor.execute(job_id, is_bulk=is_bulk, adopt=adopt)
+        if request.hinted_job is not None:
+            self._dispatcher.receive(
+                Received(request.hinted_job, request.is_bulk, request.finish, request.begin)
+            )
+        else:
+            self._run_in_pool(lambda: self._write_down(request))
+
+    def _write_down(self, request: BlankRequest) -> None:
+        """A message of another program becomes a row first, and then goes the way of a hint."""
+        try:
+            found = read_message(request, self._settings)
+            if isinstance(found, str):
+                report, job_id = None, found
+            else:
+                report, job_id = write_down(self._writer, found, now_ms=SystemClock().now_ms()), found.id
+        except WriterStopped:
+            report, job_id = GIVEN_BACK, ""
+        except Exception as exc:
+            log.error("message.broke", task_id=request.id, error=type(exc).__name__, where=tell_place(exc))
+            report, job_id = Report(Verdict.BROKE, type(exc).__name__), ""
+        if report is not None:
+            request.finish(report)
+            return
+
+        def finish(report: Report) -> None:
+            if report.verdict is Verdict.NO_CLAIM:
+                log.info("message.no_claim", task_id=job_id)
+            request.finish(report)
+
+        self._dispatcher.receive(Received(job_id, request.is_bulk, finish, request.begin))
+
+    def _run_in_pool(self, work: Callable[[], None]) -> None:
+        self._pool.apply_async(work, callback=_ignore)
+
+    def _stage(self, ahead: int) -> None:
+        """Holds as many bulk messages as are claimed ahead, and as are recorded meanwhile: about as many."""
+        staged = min(2 * ahead, self._settings.staged_count)
+        self._reserved.bulk_limit = self._settings.concurrency + staged
+        self._reserved.refill_at = max(1, ahead // 2)
 
     def end_job(self, job_id: str | None, adopted: NewJob | None) -> None:
         """Ends the row of a revoked message (`job_id`), and writes down one that ended before it was a row.
@@ -219,6 +278,10 @@ class WorkerRuntime:
     def _begin(self, work: Callable[[Transaction], None]) -> None:
         with suppress(WriterStopped):  # the worker ends: the message, or whoever revokes, comes again
             self._writer.begin(work)
+
+    def _hinted_jobs(self) -> Sequence[str]:
+        """Jobs whose hints are reserved here. None while no answer can be kept: others may take them meanwhile."""
+        return self._reserved.hinted_jobs if self._spool.is_writable else ()
 
     def _give_hint_back(self, job_id: str) -> None:
         with suppress(WriterStopped):  # then the end of this worker has said it of all that was in hand
@@ -262,7 +325,7 @@ class WorkerRuntime:
         except RuntimeError as exc:  # all waits below have ends of their own, if later ones
             log.error("worker.stops_without_a_timer", lack=describe_shortage(exc))
         log.info("worker.stopping", calls_in_flight=self._client.calls_in_flight, grace_s=grace_s)
-        self._slots.stop()
+        self._dispatcher.stop()
         self._is_stopping.set()
         self._relay.poke()
         self._slots.wait_until_idle(lambda: self._hurry.is_set() or time.monotonic() >= end_s)
@@ -273,7 +336,7 @@ class WorkerRuntime:
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         self._spool.stop()
         try:
-            self._heart.end(Channel.hand.hinted_jobs if Channel.hand else ())
+            self._heart.end(self._reserved.hinted_jobs)
         except (DatabaseAway, OSError) as exc:
             log.warning("worker.end_not_recorded", error=type(exc).__name__)  # its lease will say so
         is_flushed = self._writer.stop(timeout_s=0.5)
@@ -307,11 +370,11 @@ class WorkerRuntime:
         self.begin_shutdown()
 
     def _end_when_drained(self, drain: Drain) -> None:
-        failed = drain.run(self._is_stopping)
-        if failed is None:
+        drained = drain.run(self._is_stopping)
+        if drained is None:
             return
-        log.info("worker.drained", failed_jobs=failed)
-        self._exit_code = ExitCode.FAILED_JOBS if failed else ExitCode.OK
+        drained.tell()
+        self._exit_code = ExitCode.FAILED_JOBS if drained.failed else ExitCode.OK
         state.should_stop = int(self._exit_code)
         self.begin_shutdown()
 
@@ -325,6 +388,10 @@ class WorkerRuntime:
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
+
+
+def _ignore(_result: object) -> None:
+    """What Celery's pool does with what a function of ours returns."""
 
 
 def build_worker(settings: Settings, *, drains: bool = False) -> WorkerRuntime:

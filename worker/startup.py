@@ -12,7 +12,8 @@ import structlog
 
 from worker.errors import AntreanError, ExitCode, explain_os_error, tell_place
 from worker.logs.crashes import tell_error
-from worker.printable import printable
+from worker.text.printable import printable
+from worker.text.wrapping import terminal_width, wrap_line
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +53,8 @@ def end_with(exc: Exception) -> NoReturn:
 def say(sentence: str) -> None:
     """A line on standard error, before there is a console or a log."""
     with suppress(OSError):  # nobody reads it
-        sys.stderr.write(f"antrean: {printable(sentence)}\n")
+        width = terminal_width(2) if sys.stderr.isatty() else None
+        sys.stderr.write("\n".join([*wrap_line(f"antrean: {printable(sentence)}", width), ""]))
         sys.stderr.flush()
 
 

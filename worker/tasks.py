@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from celery import Task, signals
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Reject
 from celery.platforms import SecurityWarning
 from celery.result import AsyncResult
 from celery.utils.functional import maybe_list
@@ -20,20 +20,12 @@ from celery.worker.control import revoke as celery_revoke
 
 from schemas.chat import InvalidRequest
 from schemas.job import JobState
-from worker.attempt.execute import Report, Verdict
 from worker.broker.hints import TASK
 from worker.celery import app, serve_queues
-from worker.consume.delivery import (
-    adopt_ended,
-    log_delivery,
-    pack_envelope,
-    read_delivery,
-    take_callbacks_away,
-    tell_retries,
-)
-from worker.consume.tracebacks import JobFailed, keep_words_only
+from worker.consume.delivery import adopt_ended, pack_envelope
+from worker.consume.request import BlankRequest
 from worker.errors import AntreanError
-from worker.heap import settle_heap
+from worker.heap import settle_heap, share_one_arena
 from worker.intake.messages import Asked, read_time_ms
 from worker.intake.producing import check_options, produce, read_call
 from worker.logs.setup import configure_logs
@@ -58,6 +50,10 @@ class ChatTask(Task):
     typing = False  # the arguments are checked with everything else, all problems at once
     Request = "worker.consume.request:BlankRequest"
     Strategy = "worker.consume.strategy:default"
+
+    def receive(self, request: BlankRequest, pool: Any) -> None:
+        """Takes on the job of a received message, whose call will be made in `pool`. Does not block."""
+        _running().receive(request, pool)
 
     def apply_async(
         self,
@@ -104,38 +100,20 @@ class ChatTask(Task):
         self.map(it)
 
 
-@app.task(name=TASK, base=ChatTask, bind=True, throws=(JobFailed,))
-def complete_chat(self: ChatTask, *args: Any, job_id: str | None = None, **kwargs: Any) -> str:
+@app.task(name=TASK, base=ChatTask, bind=True)
+def complete_chat(self: ChatTask, *args: Any, **kwargs: Any) -> NoReturn:
     """A chat completion. `complete_chat.delay({"model": …, "messages": […]})` queues one.
 
-    Its message names a job of the ledger, or, from a foreign app, carries the request itself.
+    Its message names a job of the ledger, or, from a foreign app, carries the request itself. A worker hands it to
+    `ChatTask.receive`; called like a function, there is nobody who would write the answer down.
     """
-    runtime = _running()
-    delivery = read_delivery(self.request, *read_call(args, kwargs), job_id, runtime.settings)
-    take_callbacks_away(self.request)
-    report = runtime.execute(delivery.job_id, is_bulk=delivery.is_bulk, adopt=delivery.adopt)
-    tell_retries(self.request, report)
-    return _tell_celery(log_delivery(delivery, report))
+    raise InvalidRequest(["complete_chat: is run by a worker: queue it with delay"])
 
 
 def _running() -> WorkerRuntime:
     if _runtime is None:
         raise Reject("this process runs no worker", requeue=True)
     return _runtime
-
-
-def _tell_celery(report: Report) -> str:
-    """The summary of a success; every other end in the form that Celery and Flower know it by."""
-    if report.verdict is Verdict.SUCCEEDED:
-        return report.summary
-    if report.verdict is Verdict.WAITING:
-        # Shown as RETRY and acknowledged; the delay is the ledger's (invariant 8).
-        raise Retry(report.summary, when=report.retry_in_s)
-    if report.verdict is Verdict.FAILED:
-        raise JobFailed(report.failure.value if report.failure else "failed")
-    if report.verdict is Verdict.GIVEN_BACK:
-        raise Reject(report.summary, requeue=True)
-    raise Ignore(report.summary)
 
 
 def _leave_stack() -> None:
@@ -155,6 +133,7 @@ def _prepare(instance: Any, options: Mapping[str, Any] | None = None, **_: Any) 
         "ignore", SecurityWarning
     )  # of root, who would run a message's pickle: none is taken
     _outlives_terminal = getsignal(SIGHUP) is SIG_IGN  # Celery has not put its own in place yet
+    share_one_arena()
     warn_of_unknown_names()
     settings = load_settings()
     make_room(settings)
@@ -163,7 +142,6 @@ def _prepare(instance: Any, options: Mapping[str, Any] | None = None, **_: Any) 
         _stack.ensure_broker()
     _runtime = build_worker(settings, drains=bool((options or {}).get("drain")))
     serve_queues(_runtime.queues)
-    keep_words_only()
 
 
 @signals.celeryd_after_setup.connect

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from tests.support.processes import Shop, SimulatorProcess
+from tests.support.scene import Scene, open_scene
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.migrating import migrate
@@ -77,3 +79,27 @@ def plant_ledger(plant_settings: Settings) -> Iterator[Ledger]:
     migrate(ledger)
     yield ledger
     ledger.dispose()
+
+
+@pytest.fixture
+def foreign(plant: Shop) -> Celery:
+    """A Celery app of somebody else, on the same broker."""
+    return Celery("foreign", broker=str(plant.settings["broker_url"]), set_as_current=False)
+
+
+@pytest.fixture
+def send(foreign: Celery) -> Callable[..., str]:
+    def send(*, task_id: str | None = None, options: dict[str, Any] | None = None, **kwargs: Any) -> str:
+        id_ = task_id or uuid.uuid4().hex
+        foreign.send_task(
+            "antrean.complete_chat", kwargs=kwargs, task_id=id_, ignore_result=True, **(options or {})
+        )
+        return id_
+
+    return send
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with open_scene() as scene:
+        yield scene

@@ -11,6 +11,8 @@ from celery import Celery
 
 from tests.support.audit import states
 from tests.support.processes import ROOT, Shop, end, wait_until
+from worker.broker.client import BrokerEpoch, open_client
+from worker.broker.hints import list_key, queues_of, write_hint
 from worker.settings import load_settings
 from worker.storage.engine import open_ledger
 
@@ -54,6 +56,10 @@ def test_the_brokers_user_needs_no_more_than_the_page_says(
     wait_until(is_aside, within_s=10, what="another app's message is set aside")
     assert end(worker)[0] == 0
     assert shop.antrean("give-back").code == 0
+    # What a relay does once calls have taken a minute.
+    queues = queues_of("ledger", "endpoint")
+    valkey.lpush(list_key(queues.bulk, 9), write_hint("j", queue=queues.bulk, priority=9))
+    assert BrokerEpoch(open_client(as_documented), "endpoint", queues).fetch_lying_jobs(9) == {"j"}
     log = (shop.folder / "worker.log").read_text()
     assert "broker.tells_nothing" not in log
     assert valkey.acl_log() == []

@@ -51,17 +51,17 @@ def assert_is_refused(shop: Shop, *words: str) -> None:
 def test_slots_beyond_the_hard_limit_of_files_are_refused_and_those_that_fit_are_told(plant: Shop) -> None:
     plant.begin_worker(python_path=limited(plant.folder, files=(200, 200)), concurrency=300)
     assert_is_refused(
-        plant, "ANTREAN_CONCURRENCY: 300 slots need 436 open files", "may have 200", "90 at most"
+        plant, "ANTREAN_CONCURRENCY: 300 slots need 418 open files", "may have 200", "94 at most"
     )
 
 
 def test_as_many_slots_as_were_said_to_fit_begin(plant: Shop) -> None:
-    plant.worker(python_path=limited(plant.folder, files=(200, 200)), concurrency=90)
+    plant.worker(python_path=limited(plant.folder, files=(200, 200)), concurrency=94)
 
 
 def test_slots_beyond_the_threads_that_can_begin_are_refused(plant: Shop) -> None:
     plant.begin_worker(python_path=limited(plant.folder, memory=1500 << 20), concurrency=1000)
-    assert_is_refused(plant, "ANTREAN_CONCURRENCY: 1000 slots need 1132 threads", "at most")
+    assert_is_refused(plant, "ANTREAN_CONCURRENCY: 1000 slots need 1134 threads", "at most")
 
 
 @pytest.mark.full

@@ -151,32 +151,6 @@ def test_a_job_tells_its_whole_story(plant: Shop, simulator: SimulatorProcess) -
     assert "is a batch" in plant.antrean("show", batch).err
 
 
-def test_a_story_fits_a_terminal_of_80_columns(shop: Shop) -> None:
-    submit(shop, 1)
-    with sqlite3.connect(shop.folder / ".antrean" / "antrean.db") as connection:
-        connection.execute(
-            "UPDATE jobs SET state = 'failed', failure_kind = 'rejected', http_status = 400,"
-            " failure_message = ?, custom_id = ?",
-            ("The model refuses. " * 30 + "\x1b[31m", "[bold]:smile: \u202eodd"),
-        )
-        [job] = connection.execute("SELECT id FROM jobs").fetchone()
-    connection.close()
-    env = environment(shop.settings) | {"COLUMNS": "80"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "worker.cli", "show", job],
-        cwd=shop.folder,
-        env=env,
-        capture_output=True,
-        timeout=60,
-        check=True,
-    )
-    told = done.stdout.decode()
-    assert max(map(len, told.splitlines())) <= 80
-    assert "[bold]:smile: \\u202eodd" in told
-    assert "\\x1b[31m" in told
-    assert "\x1b" not in told
-
-
 def test_usage_is_added_up_by_whatever_is_asked(plant: Shop) -> None:
     first, second = submit(plant, 3), submit(plant, 2, "more.jsonl")
     worker = plant.worker()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import os
@@ -13,230 +12,19 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
-import threading
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import psutil
 import pytest
-from celery import Celery
 
-from tests.support.processes import Shop, SimulatorProcess, end, wait_until
+from tests.support.processes import end, wait_until
+from tests.support.scene import PLANTED, TASK, Scene, is_shown
 from worker.broker.hints import UNACKED_KEY
-from worker.files.home import broker_url
 
-TASK = "antrean.complete_chat"
-PLANTED = "pl4nted"  # in every prompt, answer, key and foreign message of this file
-KEY = f"key-{PLANTED}-1"
-SECRET = f"The {PLANTED} sentence nobody may read. It ends here."
-REQUEST = {"model": "DeepSeek-V3.1", "messages": [{"role": "user", "content": SECRET}]}
-HEADERS = {"lang": "py", "task": TASK, "retries": 0, "argsrepr": SECRET, "kwargsrepr": SECRET, "note": SECRET}
 SUMMARY = re.compile(r"^'\d+ tokens · stop · \d+\.\d s'$")
-
-
-def is_shown(text: bytes | str) -> bool:
-    """Whether the planted word is in `text`, as it is or inside of base64."""
-    # A command line may hold any bytes: those of other tests beside this one do.
-    data = text.encode(errors="surrogateescape") if isinstance(text, str) else text
-    # Its middle, in each of the three ways in which base64 may be aligned.
-    inside = [base64.b64encode(b"x" * shift + PLANTED.encode())[4:8] for shift in range(3)]
-    return PLANTED.encode() in data or all(part in data for part in inside)
-
-
-@dataclass
-class Scene:
-    """A worker, Flower, and what was seen of them while prompts went through."""
-
-    shop: Shop
-    simulator: SimulatorProcess
-    port: int
-    foreign: Celery
-    worker: subprocess.Popen[bytes]
-    flower: subprocess.Popen[bytes]
-    events: list[dict[str, Any]] = field(default_factory=list)
-    inspected: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def home(self) -> Path:
-        return self.shop.folder / ".antrean"
-
-    @property
-    def password(self) -> str:
-        return (self.home / "flower.password").read_text().strip()
-
-    def get(self, path: str, *, data: bytes | None = None, password: str | None = "") -> tuple[int, bytes]:
-        """Status and body; logged in unless `password` is None."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data=data)
-        if password is not None:
-            token = base64.b64encode(f"antrean:{password or self.password}".encode()).decode()
-            request.add_header("Authorization", f"Basic {token}")
-        try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as exc:
-            with exc:
-                return exc.code, exc.read()
-
-    def tasks(self) -> dict[str, Any]:
-        return json.loads(self.get("/api/tasks")[1])
-
-    def state(self, task_id: str) -> str | None:
-        return self.tasks().get(task_id, {}).get("state")
-
-    def send(self, task_id: str | None = None, name: str = TASK, **options: Any) -> str:
-        return str(self.foreign.send_task(name, task_id=task_id, **options).id)
-
-    def begin_flower(self, **settings: object) -> None:
-        """`celery -A worker flower`, bare but for how often it saves, up to its first answer."""
-        command = ["celery", "-A", "worker", "flower", "--state_save_interval=500"]
-        self.flower = self.shop.begin(*command, log="flower.log", flower_port=self.port, **settings)
-        wait_until(self.is_up, within_s=30, what="Flower answers")
-
-    def is_up(self) -> bool:
-        assert self.flower.poll() is None, (self.shop.folder / "flower.log").read_text()[-2000:]
-        try:
-            return self.get("/healthcheck")[0] == 200
-        except OSError:
-            return False
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def scene() -> Iterator[Scene]:
-    folder = Path(tempfile.mkdtemp(prefix="an", dir="/tmp"))
-    simulator = SimulatorProcess("--latency", "0.1")
-    settings = {"home": folder / ".antrean", "base_url": simulator.url, "api_key": KEY, "max_attempts": 2}
-    shop = Shop(folder, {**settings, "backoff_base_s": 0.2, "lease_s": 3})
-    foreign = Celery("another", broker=broker_url(folder / ".antrean"), set_as_current=False)
-    foreign.conf.task_send_sent_event = True
-    try:
-        worker = shop.worker(concurrency=16)
-        scene = Scene(shop, simulator, free_port(), foreign, worker, worker)
-        scene.begin_flower()
-        stop = watch_events(scene)
-        try:
-            play(scene)
-        finally:
-            stop()
-        yield scene
-    finally:
-        foreign.close()
-        shop.close()
-        simulator.close()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def watch_events(scene: Scene) -> Callable[[], None]:
-    """Keeps every event, but those that the foreign producer publishes of itself."""
-    connection = scene.foreign.connection()
-    receiver = scene.foreign.events.Receiver(connection, handlers={"*": scene.events.append})
-    thread = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=True))
-
-    def stop() -> None:
-        receiver.should_stop = True
-        thread.join(20)
-        connection.close()
-
-    thread.start()
-    return stop
-
-
-def play(scene: Scene) -> None:
-    """Prompts by every door; bad messages; jobs that wait and fail; `inspect` while calls are in flight."""
-    folder, simulator = scene.shop.folder, scene.simulator
-    (folder / "documents").mkdir()
-    for i in range(3):
-        (folder / "documents" / f"{i}.txt").write_text(f"Note {i}. {SECRET}")
-    (folder / "prompt.md").write_text(f"---\nsystem: You {PLANTED}.\n---\nSummarise: {{{{ text }}}}\n")
-    done = scene.shop.antrean("run", "documents", "--prompt", "prompt.md")
-    assert done.code == 0, done.err
-    assert is_shown((folder / "results.jsonl").read_text()), "the answers hold what was planted"
-
-    simulator.set_faults(latency_s=8.0)
-    (folder / "requests.jsonl").write_text(json.dumps(REQUEST) + "\n")
-    scene.shop.antrean("submit", "requests.jsonl")
-    scene.send("kwargs-1", kwargs={"request": REQUEST}, headers={"note": SECRET}, shadow=SECRET)
-    scene.send("reprs-1", kwargs={"request": REQUEST}, argsrepr=SECRET, kwargsrepr=SECRET, root_id=SECRET)
-    scene.send("args-1", args=[REQUEST], parent_id=SECRET)
-    scene.send("later-1", kwargs={"request": REQUEST}, countdown=120)
-    wait_until(lambda: simulator.stats()["in_flight"] >= 3, within_s=15, what="calls are in flight")
-    inspect_all(scene, ["kwargs-1", "reprs-1", "args-1", "later-1"])
-    simulator.set_faults(latency_s=0.1)
-
-    plant_bad_messages(scene)
-    scene.send("after-1", kwargs={"request": REQUEST})
-    wait_until(lambda: scene.state("after-1") in ("SUCCESS", "FAILURE"), within_s=20, what="work goes on")
-    wait_until(lambda: scene.state("kwargs-1") == "SUCCESS", within_s=20, what="the looked-at calls end")
-    simulator.set_faults(rate_500=1.0)
-    scene.send("failed-1", kwargs={"request": REQUEST, "max_attempts": 1})
-    wait_until(lambda: scene.state("failed-1") == "FAILURE", within_s=20, what="a job fails")
-    simulator.set_faults(rate_500=0.0, rate_429=1.0, retry_after_s=600)
-    scene.send("waiting-1", kwargs={"request": REQUEST})
-    wait_until(lambda: scene.state("waiting-1") == "RETRY", within_s=20, what="a job waits")
-
-
-def inspect_all(scene: Scene, task_ids: list[str]) -> None:
-    command = ["celery", "-A", "worker", "inspect", "active"]
-    scene.shop.begin(*command, log="inspect.log").wait(
-        20
-    )  # first: on a busy machine it takes a while to start
-    ask = scene.foreign.control.inspect(timeout=0.7)
-    scene.inspected["query_task"] = ask.query_task(task_ids)
-    for name in ("active", "reserved", "scheduled", "stats", "conf", "report"):
-        scene.inspected[name] = getattr(ask, name)()
-
-
-def plant_bad_messages(scene: Scene) -> None:
-    scene.send("bad-1", args=[SECRET])
-    scene.send("bad-2", args=[SECRET, SECRET], kwargs={SECRET: SECRET})
-    scene.send("bad-3", kwargs={"request": {**REQUEST, SECRET: SECRET, "temperature": SECRET}})
-    scene.send("unknown-1", name="another.app.task", args=[SECRET], kwargs={"a": SECRET})
-    scene.send("unknown-2", name=SECRET, args=[SECRET])
-    scene.send("builtin-1", name="celery.accumulate", args=[SECRET])
-    scene.foreign.conf.task_protocol = 1
-    scene.send("old-1", kwargs={"request": REQUEST})
-    scene.send("old-2", name="another.app.task", args=[SECRET])
-    scene.foreign.conf.task_protocol = 2
-    good = json.dumps([[], {"request": REQUEST}, {}])
-    bodies: list[tuple[Any, dict[str, Any] | None, str]] = [
-        (f"no JSON {SECRET}", {**HEADERS, "id": "raw-1"}, "application/json"),
-        (b"\xff\xfe" + SECRET.encode(), {**HEADERS, "id": "raw-2"}, "application/json"),
-        (SECRET.encode(), {**HEADERS, "id": "raw-3"}, "application/x-python-serialize"),
-        (SECRET, {**HEADERS, "id": "raw-4"}, f"text/plain; {SECRET}"),
-        (json.dumps(SECRET), {"note": SECRET}, "application/json"),
-        (json.dumps({"task": [SECRET], "id": SECRET}), {}, "application/json"),
-        (json.dumps({"task": TASK, "kwargs": {"request": REQUEST}}), {}, "application/json"),
-        ("5", {**HEADERS, "id": "raw-5"}, "application/json"),
-        ("null", {**HEADERS, "id": "raw-6"}, "application/json"),
-        (json.dumps(SECRET), {**HEADERS, "id": "raw-7"}, "application/json"),
-        (json.dumps([SECRET]), {**HEADERS, "id": "raw-8"}, "application/json"),
-        (json.dumps([SECRET, SECRET, SECRET]), {**HEADERS, "id": "raw-9"}, "application/json"),
-        (json.dumps({"args": SECRET, "kwargs": SECRET}), {**HEADERS, "id": "raw-10"}, "application/json"),
-        (good, HEADERS, "application/json"),
-        (good, {**HEADERS, "id": [SECRET]}, "application/json"),
-        (good, {**HEADERS, "id": "raw-11", "task": {"a": SECRET}}, "application/json"),
-        (good, {**HEADERS, "id": "raw-12", "eta": SECRET}, "application/json"),
-        (good, {**HEADERS, "id": "raw-13", "expires": SECRET}, "application/json"),
-        (good, {**HEADERS, "id": "raw-14", "timelimit": SECRET}, "application/json"),
-        (good, {**HEADERS, "id": "raw-15", "retries": SECRET, "root_id": {"a": SECRET}}, "application/json"),
-        (good, {**HEADERS, "id": "raw-16", "stamped_headers": SECRET, "stamps": SECRET}, "application/json"),
-    ]
-    with scene.foreign.connection() as connection:
-        producer = connection.Producer()
-        for body, headers, content_type in bodies:
-            producer.publish(body, routing_key="celery", content_type=content_type, headers=headers)
 
 
 @pytest.mark.timeout(240)
@@ -362,9 +150,10 @@ def test_in_a_real_browser_one_logs_in_and_sees_workers_and_tasks(scene: Scene, 
     workers = browse("/workers", "--dump-dom", login=login)
     tasks = browse("/tasks", "--dump-dom", login=login)
     task = browse("/task/failed-1", "--dump-dom", login=login)
-    for name, path in (("workers", "/workers"), ("tasks", "/tasks")):
-        shot = shots / f"flower-{name}.png"
-        browse(path, f"--screenshot={shot}", "--window-size=1500,1000", login=login)
+    pages = (("workers", "/workers"), ("tasks", "/tasks"), ("task", "/task/failed-1"))
+    for (name, path), width in product(pages, (1280, 800)):
+        shot = shots / f"flower-{name}-{width}.png"
+        browse(path, f"--screenshot={shot}", f"--window-size={width},900", login=login)
         assert shot.read_bytes().startswith(b"\x89PNG")
         assert shot.stat().st_size > 10_000
 
@@ -373,20 +162,32 @@ def test_in_a_real_browser_one_logs_in_and_sees_workers_and_tasks(scene: Scene, 
     assert "Online" in workers
     assert all(word in tasks for word in ("waiting-1", "RETRY", "failed-1", "server_error", "tokens · stop"))
     assert "server_error" in task
+    assert "JobFailed" not in tasks + task
+    assert not re.search(r"'\d+ tokens", tasks)
+    headings = re.findall(r'<th[^>]* data-column="(\w+)"', tasks)
+    assert headings[:3] == ["state", "result", "exception"], "what a narrow window cuts off comes last"
     assert "btn-danger" not in task  # no button that revokes
     assert not any(is_shown(page) for page in (workers, tasks, task))
+
+
+def kept_states(scene: Scene) -> dict[str, str]:
+    """The tasks of the history that Flower has saved, which it replaces in one step."""
+    try:
+        kept = json.loads((scene.home / "flower.history.json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    return {task["uuid"]: task["state"] for task in kept["tasks"]}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_flower_still_knows_its_tasks_after_a_restart(scene: Scene, number: int) -> None:
     before = scene.tasks()
-    time.sleep(1.5)  # it saves every half a second here
+    known = {name: task["state"] for name, task in before.items()}
+    wait_until(lambda: known.items() <= kept_states(scene).items(), within_s=10, what="all is saved")
     end(scene.flower, number)
     scene.begin_flower()
     after = scene.tasks()
-    assert {name: task["state"] for name, task in before.items()}.items() <= {
-        name: task["state"] for name, task in after.items()
-    }.items()
+    assert known.items() <= {name: task["state"] for name, task in after.items()}.items()
 
 
 class Planted:

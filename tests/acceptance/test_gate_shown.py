@@ -47,7 +47,7 @@ def test_a_shut_gate_is_shown_with_its_end_and_check_wakes_those_who_wait(
     id_ = shut(plant_settings, plant_ledger, needs_probe=True)
     text = plant.antrean("status").out
     assert re.search(rf"server_error \(HTTP 503\): no job is called {ENDS}", text), text
-    assert re.search(rf"waiting server_error: no \({ENDS}\)", text), text
+    assert re.search(rf"waiting server_error \(HTTP 503\): no \({ENDS}\)", text), text
     facts = plant.antrean("status", "--json").json
     assert (facts["gate"]["kind"], facts["gate"]["http_status"], facts["gate"]["needs_probe"]) == (
         "server_error",
@@ -75,7 +75,7 @@ def test_a_pause_that_the_endpoint_asked_for_is_shown_and_kept(
     id_ = shut(plant_settings, plant_ledger, needs_probe=False)
     due_ms = job_row(plant_ledger, id_).not_before_ms
     said = plant.antrean("check").out
-    assert re.search(rf"rate_limited \(HTTP 503\): the endpoint asked for a pause {ENDS}", said), said
+    assert re.search(rf"rate_limited \(HTTP 503\): the endpoint asked everyone to wait {ENDS}", said), said
     assert job_row(plant_ledger, id_).not_before_ms == due_ms
     facts = plant.antrean("status", "--json").json["gate"]
     assert (facts["needs_probe"], facts["in_s"] > 0) == (False, True)

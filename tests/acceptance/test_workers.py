@@ -45,13 +45,13 @@ def test_after_a_kill_9_at_most_the_calls_in_flight_are_made_again(
     first = plant.worker(concurrency=32)
     wait_until(lambda: states(plant_ledger)["succeeded"] > 100, within_s=30, what="the run is in its middle")
     end(first, signal.SIGKILL)
-    in_flight = states(plant_ledger)["running"]
-    assert 0 < in_flight <= 32 + 2
+    claimed = states(plant_ledger)["running"]
+    assert 0 < claimed <= 32 + 2 + 16, "in a call, or claimed ahead of the slots"
     plant.worker(concurrency=64)
     wait_until(lambda: states(plant_ledger)["succeeded"] == 400, within_s=40, what="all jobs end")
     assert_sound(plant_ledger)
     extra = sum(call["received"] for call in simulator.calls().values()) - 400
-    assert extra <= in_flight
+    assert extra <= min(claimed, 32 + 2), "what was only claimed was not called"
 
 
 @pytest.mark.simulator("--latency", "0.2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import socket
 import threading
+import time
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_a_drip_of_bytes_ends_at_the_deadline(serve: Serve, first: bytes) -> Non
 
 
 def test_a_cut_connection_is_not_used_again(serve: Serve) -> None:
-    server, client = serve(deadline_s=0.3)
+    server, client = serve(deadline_s=1.0)  # enough for the second call on a busy machine
     server.say = server.hang
     failure_of(client)
     server.say = lambda conn: conn.sendall(reply())
@@ -98,11 +99,10 @@ def test_a_connection_that_breaks_before_an_answer_is_unreachable(serve: Serve, 
 
 def test_a_reset_in_mid_body_is_unreachable_and_knows_its_status(serve: Serve) -> None:
     server, client = serve()
-    is_half_read = threading.Event()
 
     def say(conn: socket.socket) -> None:
         conn.sendall(reply(COMPLETION[:20], 200, "X-Request-Id: r-3", length=500))
-        is_half_read.wait(0.2)
+        time.sleep(1)  # what is unread at a reset is gone, and nothing tells that it was read
         reset_now(conn)
 
     server.say = say

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import redis
-from kombu import Connection as KombuConnection
 from structlog.testing import capture_logs
 
-from tests.contract.test_channel import LONE, UNACKED, UNACKED_INDEX, Reader, ids
 from tests.contract.test_taking import LISTS
 from tests.support.mutants import first_protocol, message
+from tests.support.reader import LONE, UNACKED, UNACKED_INDEX, Reader, ids
 from worker.broker.hints import ASIDE_PREFIX, LONE_QUEUE, list_key
 from worker.consume.aside import count_aside, give_back, name_aside
-from worker.consume.channel import Channel, Connection, Hand
 from worker.consume.taking import Taker
 
 ASIDE = ASIDE_PREFIX + LONE_QUEUE
-
-
-@pytest.fixture(autouse=True)
-def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
-    made = Hand(bulk_limit=4, refill_at=1, give_back=lambda _: None, on_broker_lost=lambda: None)
-    monkeypatch.setattr(Channel, "hand", made)
-    return made
-
-
-@pytest.fixture
-def ours(valkey: redis.Redis, valkey_path: str) -> Iterator[KombuConnection]:
-    with Connection(f"redis+socket://{valkey_path}") as made:
-        yield made
 
 
 def theirs(task_id: str, task: Any = "their.task") -> dict[str, Any]:
@@ -54,7 +37,7 @@ def aside(valkey: redis.Redis, key: str = LONE_QUEUE) -> list[bytes]:
     return list(reversed(found))
 
 
-def test_they_are_set_aside_byte_for_byte_and_ours_go_on(ours: KombuConnection, valkey: redis.Redis) -> None:
+def test_they_are_set_aside_byte_for_byte_and_ours_go_on(valkey: redis.Redis, valkey_path: str) -> None:
     old = first_protocol("old")
     old["body"] = "eyJ0YXNrIjogInRoZWlyLnRhc2siLCAiaWQiOiAib2xkIn0="
     pickled = theirs("p") | {"content-type": "application/x-python-serialize"}
@@ -64,7 +47,7 @@ def test_they_are_set_aside_byte_for_byte_and_ours_go_on(ours: KombuConnection, 
     odd = json.dumps(theirs("odd", "their.\ud800")).encode()
     raws = put(valkey, theirs("t"), old, pickled, without_id, odd, theirs("none", None))
     put(valkey, message("ours"))
-    assert ids(Reader(ours, LONE).read(1)) == ["ours"]
+    assert ids(Reader(valkey_path, LONE).read(1)) == ["ours"]
     assert aside(valkey) == raws
     assert valkey.llen(LONE_QUEUE) == 0
     assert valkey.hlen(UNACKED) == valkey.zcard(UNACKED_INDEX) == 1, "ours alone is in hand"
@@ -81,22 +64,22 @@ def test_one_that_is_too_large_to_be_read_is_set_aside_whole(valkey: redis.Redis
 
 
 def test_they_are_counted_by_list_and_named_by_their_task_alone(
-    ours: KombuConnection, valkey: redis.Redis
+    valkey: redis.Redis, valkey_path: str
 ) -> None:
     high = list_key(LONE_QUEUE, 6)
     put(valkey, theirs("a"), theirs("b"))
     put(valkey, theirs("c", "Tell me, what is a task?"), key=high)
     put(valkey, message("ours"))
-    Reader(ours, LONE).read_all()
+    Reader(valkey_path, LONE).read_all()
     assert count_aside(valkey, [LONE_QUEUE]) == {LONE_QUEUE: 2, high: 1}
     assert (name_aside(valkey, LONE_QUEUE), name_aside(valkey, high)) == ("their.task", None)
 
 
 def test_they_are_given_back_before_what_came_since_and_in_their_order(
-    ours: KombuConnection, valkey: redis.Redis
+    valkey: redis.Redis, valkey_path: str
 ) -> None:
     raws = put(valkey, *(theirs(f"t{i}") for i in range(250)))
-    Reader(ours, LONE).read_all()
+    Reader(valkey_path, LONE).read_all()
     assert aside(valkey) == raws
     since = put(valkey, theirs("since"), key="theirs")
     assert give_back(valkey, LONE_QUEUE, "theirs") == 250
@@ -106,9 +89,9 @@ def test_they_are_given_back_before_what_came_since_and_in_their_order(
     assert give_back(valkey, LONE_QUEUE, "theirs") == 0
 
 
-def test_many_are_a_few_lines_in_the_log(ours: KombuConnection, valkey: redis.Redis) -> None:
+def test_many_are_a_few_lines_in_the_log(valkey: redis.Redis, valkey_path: str) -> None:
     put(valkey, *(theirs(f"t{i}", "their.many") for i in range(120)))
     with capture_logs() as said:
-        Reader(ours, LONE).read_all()
+        Reader(valkey_path, LONE).read_all()
     told = [line for line in said if line.get("task") == "their.many"]
     assert [line["count"] for line in told] == [1, 10, 100]

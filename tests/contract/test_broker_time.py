@@ -6,18 +6,12 @@ import time
 
 import pytest
 import redis
+from kombu import Connection as KombuConnection
 
-from tests.contract.test_channel import (  # noqa: F401  # fixtures and helpers of the neighbouring suite
-    UNACKED_INDEX,
-    Reader,
-    connection,
-    hand,
-    publish,
-    told,
-)
+from tests.contract.test_fetching import connection  # noqa: F401  # a fixture of the neighbouring suite
+from tests.support.reader import UNACKED_INDEX, Reader, publish
 from worker.broker.clock import BrokerClock
 from worker.broker.hints import LONE_QUEUE
-from worker.consume.channel import Connection
 
 HOUR_S = 3600.0
 
@@ -45,21 +39,21 @@ def test_its_seconds_go_on_between_two_looks(valkey: redis.Redis) -> None:
     assert clock.now_s() - before_s == pytest.approx(5)
 
 
-@pytest.mark.parametrize("connection", ["ours with a hand"], indirect=True)
 @pytest.mark.parametrize(
     ("age_s", "comes_again"), [(2.0, False), (2 * HOUR_S, True), (-20.0, False), (-HOUR_S, True)]
 )
 def test_a_lease_that_is_over_or_begins_in_the_future_is_given_out_again(
-    connection: Connection,  # noqa: F811
+    connection: KombuConnection,  # noqa: F811
     valkey: redis.Redis,
+    valkey_path: str,
     age_s: float,
     comes_again: bool,
 ) -> None:
     publish(connection, {"n": 1})
-    reader = Reader(connection)
+    reader = Reader(valkey_path)
     (message,) = reader.read(1)
     seconds, _ = valkey.time()
     assert abs(float(valkey.zscore(UNACKED_INDEX, message.delivery_tag) or 0) - seconds) < 5
     valkey.zadd(UNACKED_INDEX, {message.delivery_tag: seconds - age_s})
-    reader.channel.qos.restore_visible(interval=1)
+    reader.put_back_overdue()
     assert valkey.llen(LONE_QUEUE) == int(comes_again)

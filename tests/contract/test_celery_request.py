@@ -6,7 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-import tracemalloc
 import uuid
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -15,19 +14,18 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.app import trace
-from celery.app.task import Context
 from celery.events.state import State
-from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry
+from celery.exceptions import InvalidTaskError, TaskRevokedError
+from celery.worker import state
 from celery.worker.request import Request
 from celery.worker.strategy import default
 from kombu.message import Message
 
-from worker.attempt.execute import Report, Verdict
+from schemas.failure import FailureKind
+from worker.attempt.report import Report, Verdict
 from worker.celery import build_conf
 from worker.consume import strategy
-from worker.consume.delivery import tell_retries
 from worker.consume.request import BlankRequest, as_name
-from worker.consume.tracebacks import BriefInfo, JobFailed, keep_words_only
 from worker.logs.lines import read_record, render
 
 SECRET = "A planted sentence. Nobody reads it."
@@ -50,7 +48,7 @@ def app() -> Iterator[Celery]:
     app = Celery("contract", broker="memory://", set_as_current=False)
     app.conf.task_acks_late = True
 
-    @app.task(name="a.task", shared=False, throws=(JobFailed,))
+    @app.task(name="a.task", shared=False)
     def run(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("is not called")
 
@@ -85,15 +83,6 @@ def request_of(app: Celery, eventer: Eventer | None = None, **headers: Any) -> B
     return BlankRequest(given, app=app, task=app.tasks["a.task"], eventer=eventer, headers=given.headers)
 
 
-def failure(exc: BaseException) -> Any:
-    from billiard.einfo import ExceptionInfo  # local: only Celery's worker knows it
-
-    try:
-        raise exc
-    except BaseException:
-        return ExceptionInfo()
-
-
 def test_nothing_that_a_request_tells_is_of_the_message(app: Celery) -> None:
     request = request_of(app, shadow=SECRET, root_id=SECRET, parent_id=SECRET, retries=SECRET)
     told = [
@@ -122,31 +111,95 @@ def test_a_shadow_that_reads_as_a_name_stays(app: Celery) -> None:
     assert request_of(app, shadow=None).name == "a.task"
 
 
-def test_celerys_strategy_tells_events_and_logs_nothing_of_the_message(
+def consumer_of(eventer: Eventer | None, taken: list[Any], **facts: Any) -> Any:
+    """What a strategy asks of Celery's consumer."""
+    return SimpleNamespace(
+        hostname="w@h",
+        connection_errors=(),
+        event_dispatcher=eventer,
+        disable_rate_limits=True,
+        task_buckets={"a.task": None},
+        on_task_request=taken.append,
+        controller=SimpleNamespace(state=SimpleNamespace(revoked=set())),
+        **facts,
+    )
+
+
+def test_our_strategy_tells_events_and_logs_nothing_of_the_message(
     app: Celery, caplog: pytest.LogCaptureFixture
 ) -> None:
     eventer = Eventer()
     taken: list[Any] = []
-    consumer: Any = SimpleNamespace(
-        hostname="w@h",
-        connection_errors=(),
-        event_dispatcher=eventer,
-        timer=SimpleNamespace(call_at=None),
-        apply_eta_task=None,
-        disable_rate_limits=True,
-        task_buckets={"a.task": None},
-        on_task_request=taken.append,
-        _limit_task=None,
-        _limit_post_eta=None,
-        pool=SimpleNamespace(apply_async=None),
-        controller=SimpleNamespace(state=SimpleNamespace(revoked=set())),
-    )
     with caplog.at_level(logging.DEBUG):
-        default(app.tasks["a.task"], app, consumer)(message(), None, None, None, [])
-    assert isinstance(taken[0], BlankRequest)
+        strategy.default(app.tasks["a.task"], app, consumer_of(eventer, taken))(
+            message(), None, None, None, []
+        )
+    assert type(taken[0]) is BlankRequest, "Celery's own class of it would run through its tracer"
     assert eventer.sent[0][0] == "task-received"
+    assert "retries" not in eventer.sent[0][1], "its message knows of no earlier try"
     assert "planted" not in repr(eventer.sent)
     assert "planted" not in repr([(record.getMessage(), record.__dict__) for record in caplog.records])
+    assert taken[0] in state.reserved_requests
+    state.task_ready(taken[0])
+
+
+def test_our_strategy_tells_what_celerys_tells(app: Celery) -> None:
+    """Fails where a newer Celery says more of a task that it received, or looks at more before it takes it on."""
+    task, given = app.tasks["a.task"], {"id": "same", "root_id": "r", "expires": "2040-01-01T00:00:00+00:00"}
+    ours, theirs = Eventer(), Eventer()
+    made: list[Any] = []
+    apart = {"timer": SimpleNamespace(call_at=None), "apply_eta_task": None, "_limit_task": None}
+    apart |= {"_limit_post_eta": None, "pool": SimpleNamespace(apply_async=None)}
+    strategy.default(task, app, consumer_of(ours, made))(message(given), None, None, None, [])
+    default(task, app, consumer_of(theirs, made, **apart))(message(given), None, None, None, [])
+    assert theirs.sent[0][1].pop("retries") == 0  # which ours leaves out: a try before it is told at its end
+    assert ours.sent == theirs.sent
+    assert made[0].info() == made[1].info()
+    for one in made:
+        state.task_ready(one)
+
+
+def test_what_was_revoked_or_has_expired_is_not_taken_on(app: Celery) -> None:
+    eventer, taken, acks = Eventer(), [], []  # type: ignore[var-annotated]
+    consumer = consumer_of(eventer, taken)
+    consumer.controller.state.revoked = state.revoked
+    handle = strategy.default(app.tasks["a.task"], app, consumer)
+    state.revoked.add("gone")
+    try:
+        for given in ({"id": "gone"}, {"id": "late", "expires": "2020-01-01T00:00:00+00:00"}):
+            handle(message(given), None, lambda *_: acks.append(1), None, [])
+    finally:
+        state.revoked.discard("gone")
+        state.revoked.discard("late")
+    assert (taken, len(acks)) == ([], 2)
+    told = [(kind, fields["expired"]) for kind, fields in eventer.sent]
+    assert told == [("task-revoked", False), ("task-revoked", True)]
+
+
+def test_a_rate_limit_that_somebody_set_holds_a_request_back(app: Celery) -> None:
+    held: list[Any] = []
+    consumer = consumer_of(
+        None, [], _limit_task=lambda request, bucket, tokens: held.append((bucket, tokens))
+    )
+    consumer.disable_rate_limits, consumer.task_buckets = False, {"a.task": "bucket"}
+    strategy.default(app.tasks["a.task"], app, consumer)(message(), None, None, None, [])
+    assert held == [("bucket", 1)]
+
+
+def test_a_request_is_handed_to_its_task_and_not_to_celerys_tracer(app: Celery) -> None:
+    handed: list[Any] = []
+    app.tasks["a.task"].receive = lambda request, pool: handed.append((request, pool))
+    request = request_of(app)
+    request.execute_using_pool("the pool")
+    assert handed == [(request, "the pool")]
+    state.revoked.add(request.id)
+    request._on_ack = lambda *_: None
+    try:
+        with pytest.raises(TaskRevokedError):
+            request.execute_using_pool("the pool")
+    finally:
+        state.revoked.discard(request.id)
+    assert len(handed) == 1
 
 
 @pytest.mark.parametrize(
@@ -163,7 +216,7 @@ def test_a_waiting_job_says_why_and_is_acknowledged_afterwards(app: Celery) -> N
     eventer, acks = Eventer(), []
     request = request_of(app, eventer)
     request._on_ack = lambda *_: acks.append(len(eventer.sent))
-    request.on_failure(failure(Retry("waits: rate_limited", when=3)), return_ok=True)
+    request.finish(Report(Verdict.WAITING, "waits: rate_limited", 3.0))
     assert eventer.sent == [("task-retried", {"uuid": request.id, "exception": "waits: rate_limited"})]
     assert acks == [1]
 
@@ -171,20 +224,16 @@ def test_a_waiting_job_says_why_and_is_acknowledged_afterwards(app: Celery) -> N
 def test_the_end_of_a_try_counts_those_before_it_and_a_success_takes_back_why_one_waited(app: Celery) -> None:
     eventer = Eventer()
 
-    def ended(retries: int | None) -> BlankRequest:
+    def end(report: Report) -> None:
         request = request_of(app, eventer)
         request._on_ack = lambda *_: None
-        # What the task itself sees is this very mapping: Celery's promise on threads, on which this stands.
-        context = Context(request.request_dict)
-        tell_retries(context, Report(Verdict.WAITING, "", retries=retries))
+        request.finish(report)
         assert "antrean" not in repr(request.info())
-        return request
 
-    ended(1).on_failure(failure(Retry("waits: timeout", when=3)), return_ok=True)
-    ended(2).on_failure(failure(JobFailed("rejected")), return_ok=True)
-    ended(2).on_success((False, "'7 tokens'", 0.1))
-    ended(0).on_success((False, "'7 tokens'", 0.1))
-    ended(None).on_success((False, "'7 tokens'", 0.1))
+    end(Report(Verdict.WAITING, "waits: timeout", 3.0, retries=1))
+    end(Report(Verdict.FAILED, "failed", failure=FailureKind.REJECTED, retries=2))
+    for retries in (2, 0, None):
+        end(Report(Verdict.SUCCEEDED, "7 tokens", retries=retries))
     assert [(kind, fields.get("retries")) for kind, fields in eventer.sent] == [
         ("task-retried", 1),
         ("task-failed", 2),
@@ -198,71 +247,60 @@ def test_the_end_of_a_try_counts_those_before_it_and_a_success_takes_back_why_on
         seen.event(facts | fields | {"uuid": "j"})
     task = seen.tasks["j"]
     assert (task.state, task.exception, task.retries) == ("SUCCESS", None, 2)
+    assert task.result == "'7 tokens'", "as Celery's tracer would say it"
 
 
 def test_a_failed_job_says_its_kind_and_a_defect_only_its_type(app: Celery) -> None:
     eventer = Eventer()
-    for exc in (JobFailed("rejected"), ValueError(SECRET), KeyError(SECRET)):
+    for report in (
+        Report(Verdict.FAILED, "failed: rejected", failure=FailureKind.REJECTED),
+        Report(Verdict.BROKE, "KeyError"),
+    ):
         request = request_of(app, eventer)
         request._on_ack = lambda *_: None
-        request.on_failure(failure(exc), return_ok=True)
-    assert [fields["exception"] for _, fields in eventer.sent] == [
-        "JobFailed('rejected')",
-        "ValueError",
-        "KeyError",
+        request.finish(report)
+    assert [(kind, fields["exception"]) for kind, fields in eventer.sent] == [
+        ("task-failed", "JobFailed('rejected')"),
+        ("task-failed", "KeyError"),
     ]
-    assert "planted" not in repr(eventer.sent)
 
 
-def trace_once(app: Celery, exc: Exception) -> tuple[str, Any, int]:
-    """State and ExceptionInfo of a task that raises, from Celery's own tracer; and the most bytes that took."""
-
-    @app.task(name=f"raises.{uuid.uuid4().hex}", shared=False, throws=(JobFailed,), ignore_result=True)
-    def run() -> None:
-        raise exc
-
-    tracer = trace.build_tracer(run.name, run, app=app)
-
-    def once() -> Any:
-        return tracer(uuid.uuid4().hex, (), {}, {"id": "t", "is_eager": False, "delivery_info": {}})
-
-    once()
-    tracemalloc.start()
-    try:
-        _, info, _, _ = once()
-        return info.state, info.retval, tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize(
-    "exc", [Retry("waits"), Ignore("nothing to do"), Reject("given back"), JobFailed("timeout")], ids=repr
-)
-def test_an_end_of_our_own_word_is_kept_as_a_word(
-    app: Celery, monkeypatch: pytest.MonkeyPatch, exc: Exception
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_every_end_leaves_celerys_books_and_is_acknowledged_or_given_back_once(
+    app: Celery, verdict: Verdict
 ) -> None:
-    monkeypatch.setattr(trace, "ExceptionInfo", trace.ExceptionInfo)  # put back afterwards
-    state, _, heavy = trace_once(app, exc)
-    keep_words_only()
-    assert trace_once(app, exc)[0] == state
-    light = trace_once(app, exc)[2]
-    assert light < heavy / 4, f"{light} bytes instead of {heavy}"
-    info = BriefInfo((type(exc), exc, None))
-    assert (info.exception.exc, info.traceback, info.tb) == (exc, "", None)
-
-
-def test_a_defect_keeps_its_traceback(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace, "ExceptionInfo", BriefInfo)
-    try:
-        raise ValueError(SECRET)
-    except ValueError:
-        info = BriefInfo()
-    assert "test_celery_request.py" in info.traceback
-    assert trace_once(app, ValueError(SECRET))[0] == "FAILURE"
+    eventer, acks, rejects = Eventer(), [], []  # type: ignore[var-annotated]
+    request = request_of(app, eventer)
+    request._on_ack = lambda *_: acks.append(1)
+    request.on_reject = lambda _log, _errors, requeue: rejects.append(requeue)
+    state.task_reserved(request)
+    request.begin()
+    assert request in state.active_requests
+    request.finish(Report(verdict, "a word"))
+    assert request not in state.active_requests
+    assert request not in state.reserved_requests
+    assert (len(acks), rejects) == ((0, [True]) if verdict is Verdict.GIVEN_BACK else (1, []))
+    request.acknowledge()
+    assert len(acks) + len(rejects) == 1
+    assert [kind for kind, _ in eventer.sent] == [
+        "task-started",
+        *{
+            Verdict.SUCCEEDED: ["task-succeeded"],
+            Verdict.WAITING: ["task-retried"],
+            Verdict.FAILED: ["task-failed"],
+            Verdict.BROKE: ["task-failed"],
+            Verdict.GIVEN_BACK: ["task-rejected"],
+        }.get(verdict, []),
+    ]
 
 
 def test_the_tracers_log_says_where_a_defect_is_and_not_its_words() -> None:
-    info = failure(ValueError(SECRET))
+    from billiard.einfo import ExceptionInfo  # local: only Celery's worker knows it
+
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        info = ExceptionInfo()
     facts = {
         "name": "a.task",
         "id": "1-2",
@@ -295,7 +333,7 @@ def test_prompts_are_not(value: object) -> None:
 def test_a_blank_request_has_every_method_that_celerys_has() -> None:
     overridden = {
         name for name in vars(BlankRequest) if callable(getattr(BlankRequest, name)) and name != "__init__"
-    }
+    } - {"begin", "finish", "_runtime_s"}
     assert overridden <= set(dir(Request))
 
 
@@ -322,14 +360,20 @@ assert "planted" not in repr(task.as_dict()) and task.args == "()" and task.rout
 
 
 def test_invariant_8_no_eta_reaches_celerys_timers_it_is_put_aside_for_the_ledger(
-    monkeypatch: pytest.MonkeyPatch,
+    app: Celery,
 ) -> None:
-    seen: list[Message] = []
-    monkeypatch.setattr(strategy, "celery_default", lambda *_, **__: lambda message, *_: seen.append(message))
-    handle = strategy.default(None, None, None)
-    for eta in ("2030-01-01T00:00:00", None):
-        handle(message({"eta": eta}), None, None, None, None)
-    assert [one.headers["eta"] for one in seen] == [None, None]
-    assert [one.headers.get(strategy.NOT_BEFORE_HEADER) for one in seen] == ["2030-01-01T00:00:00", None]
+    taken: list[Any] = []
+    handle = strategy.default(app.tasks["a.task"], app, consumer_of(None, taken))
+    given = [message({"eta": eta}) for eta in ("2030-01-01T00:00:00", None)]
+    for one in given:
+        handle(one, None, None, None, [])
+    assert [one.eta for one in taken] == [None, None]
+    assert [one.headers["eta"] for one in given] == [None, None]
+    assert [one.request_dict.get(strategy.NOT_BEFORE_HEADER) for one in taken] == [
+        "2030-01-01T00:00:00",
+        None,
+    ]
+    for one in taken:
+        state.task_ready(one)
     conf = build_conf()
     assert not any("eta" in name or "countdown" in name or "autoretry" in name for name in conf)

@@ -11,15 +11,14 @@ import pytest
 
 from schemas.chat import InvalidRequest
 from schemas.job import JobState
-from tests.contract.test_ledger_executor import MODEL, House, build
+from tests.support.house import MODEL, House
 from tests.support.ledger import ENDPOINT, NOW, a_job, job_row, put_one, rows, state
-from worker.attempt.execute import Verdict
+from worker.attempt.report import Verdict
 from worker.intake.messages import Asked, build_job, build_refused
 from worker.storage.batches import ensure_open_batches, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.intake import NewJob, adopt_jobs
 
-__all__ = ["build"]
 BASE = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -86,7 +85,7 @@ def test_a_message_out_of_bounds_is_a_refused_row_with_a_sentence(
 ) -> None:
     house = build()
     job = read(house, Asked(**{"request": BASE} | what))
-    assert house.executor.execute(job.id, is_bulk=False, adopt=job).verdict is Verdict.FAILED
+    assert house.adopt(job).verdict is Verdict.FAILED
     row = job_row(house.ledger, "task-1")
     assert (row.state, row.failure_kind) == ("failed", "invalid_request")
     assert 0 < len(row.failure_message) <= 4000
@@ -99,7 +98,7 @@ def test_a_message_whose_id_no_row_can_have_is_a_row_all_the_same(
 ) -> None:
     house = build()
     job = read(house, Asked(request=BASE), task_id)
-    house.executor.execute(job.id, is_bulk=False, adopt=job)
+    house.adopt(job)
     [row] = rows(house.ledger, "jobs")
     assert (row.id, row.state) == (read(house, Asked(request=BASE), task_id).id, "failed")
     assert row.id.startswith("odd-")
@@ -116,7 +115,7 @@ def test_a_row_that_the_database_does_not_take_is_written_bare(
     """Whatever a bound has missed: the message must not vanish."""
     house = build()
     job = read(house, Asked(request=None if is_refused else BASE))
-    house.executor.execute(job.id, is_bulk=False, adopt=replace(job, **odd))
+    house.adopt(replace(job, **odd))
     row = job_row(house.ledger, job.id)
     assert (row.state, row.failure_kind, row.model) == ("failed", "invalid_request", "unknown")
     assert "database" in row.failure_message
@@ -125,10 +124,8 @@ def test_a_row_that_the_database_does_not_take_is_written_bare(
 def test_a_neighbour_of_such_a_row_is_served(build: Callable[..., House]) -> None:
     house = build()
     sound = read(house, Asked(request=BASE))
-    house.executor.execute(
-        "bad", is_bulk=False, adopt=replace(read(house, Asked(request=BASE), "bad"), priority=2**70)
-    )
-    assert house.executor.execute(sound.id, is_bulk=False, adopt=sound).verdict is Verdict.SUCCEEDED
+    house.adopt(replace(read(house, Asked(request=BASE), "bad"), priority=2**70))
+    assert house.adopt(sound).verdict is Verdict.SUCCEEDED
 
 
 def test_what_names_a_batch_of_a_file_is_refused_and_what_names_one_of_messages_joins(ledger: Ledger) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import partial
+from typing import Any
 
 from schemas.failure import FailureKind
 from tests.support.ledger import (
+    ENDPOINT,
     NOW,
     claim,
     claim_one,
@@ -17,9 +20,11 @@ from tests.support.ledger import (
     success,
 )
 from worker.cli.tracking import Progress, Tracker
+from worker.policy.gates import Gate
 from worker.storage.calls import fetch_oldest_call, sum_calls
 from worker.storage.engine import Ledger
 from worker.storage.moves import retry_jobs
+from worker.storage.pauses import pause
 from worker.storage.wants import Wanted
 from worker.storage.workers import rescue_jobs
 
@@ -108,3 +113,53 @@ def test_a_call_that_has_just_begun_is_not_named(ledger: Ledger) -> None:
     tracker = Tracker(ledger, [id_], Progress(total=1))
     claim_one(ledger, id_, now_ms=time.time_ns() // 1_000_000)
     assert tracker.look().trouble is None
+
+
+def shut(kind: FailureKind, until_ms: int) -> Gate:
+    return Gate(kind, until_ms, 1, needs_probe=True, http_status=401)
+
+
+def block(ledger: Ledger, kind: FailureKind, message: str, not_before_ms: int, **facts: Any) -> None:
+    endpoint = facts.get("endpoint", ENDPOINT)
+    id_ = put_one(ledger, **facts)
+    job = claim(ledger, id_, endpoint=endpoint)[id_]
+    record(
+        ledger,
+        setback(
+            job,
+            kind=kind,
+            message=message,
+            not_before_ms=not_before_ms,
+            burns=False,
+            is_blocked=True,
+        ),
+    )
+
+
+def test_a_run_waits_for_what_the_gate_is_shut_for_now_not_for_what_a_job_met_before(ledger: Ledger) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    block(ledger, FailureKind.UNREACHABLE, "refused", now_ms - 60_000)
+    gate: list[Gate | None] = [None]
+    tracker = Tracker(ledger, [], Progress(total=1), endpoint=ENDPOINT, find_gate=lambda: gate[0])
+    assert tracker.look().trouble == "unreachable: refused (the next try is due)"
+    gate[0] = shut(FailureKind.UNAUTHORIZED, now_ms + 45_000)
+    said = tracker.look().trouble or ""
+    assert said.startswith("unauthorized (HTTP 401): no job is called until "), said
+    block(ledger, FailureKind.UNAUTHORIZED, "no such key", now_ms + 45_000)
+    said = tracker.look().trouble or ""
+    assert re.fullmatch(r"unauthorized \(HTTP 401\): no such key \(until [\d:]+, in 4\d s\)", said), said
+    gate[0] = shut(FailureKind.UNAUTHORIZED, now_ms)
+    assert (
+        tracker.look().trouble
+        == "unauthorized (HTTP 401): no such key (the next job tries whether it is over)"
+    )
+
+
+def test_a_run_waits_for_nothing_that_is_another_endpoints(ledger: Ledger) -> None:
+    elsewhere = "https://another.test"
+    block(ledger, FailureKind.QUOTA, "no money left", NOW, endpoint=elsewhere)
+    ledger.run(partial(pause, endpoint=elsewhere, reason="moved", now_ms=NOW))
+    tracker = Tracker(ledger, [], Progress(total=1), endpoint=ENDPOINT)
+    assert tracker.look().trouble is None
+    ledger.run(partial(pause, endpoint=ENDPOINT, reason=None, now_ms=NOW))
+    assert (tracker.look().trouble or "").startswith(f"{ENDPOINT} is paused (no reason given)")

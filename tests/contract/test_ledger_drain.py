@@ -6,6 +6,7 @@ from functools import partial
 from threading import Event
 
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.failure import FailureKind
 from tests.contract.test_ledger_wants import a_batch, want
@@ -28,7 +29,7 @@ from worker.storage.engine import Ledger
 from worker.storage.leftovers import count_failed_since, has_work
 from worker.storage.moves import cancel_jobs
 from worker.storage.pauses import pause, resume
-from worker.upkeep.drain import Drain
+from worker.upkeep.drain import Drain, Drained
 
 
 def is_left(ledger: Ledger) -> bool:
@@ -62,6 +63,26 @@ def test_a_run_that_was_stopped_keeps_no_worker(ledger: Ledger) -> None:
     assert is_left(ledger), "a call of it is in flight"
     record(ledger, success(got[jobs[0].id]))
     assert not is_left(ledger)
+
+
+def test_held_jobs_are_told_at_the_end_with_the_reason(ledger: Ledger) -> None:
+    jobs = want(ledger, a_batch(ledger, "b"), "x", "y", "z")
+    record(ledger, success(claim(ledger, jobs[0].id)[jobs[0].id]))
+    want(ledger, a_batch(ledger, "c"), "w")
+    for batch_id in "bc":
+        ledger.run(partial(hold_batch, batch_id=batch_id, now_ms=NOW))
+    drained = drain(ledger).run(Event())
+    assert drained == Drained(0, {"b": 2, "c": 1})
+    with capture_logs() as told:
+        drained.tell()
+    [held] = [entry for entry in told if entry["event"] == "worker.left_held_jobs"]
+    assert (held["jobs"], held["batches"]) == (3, "b, c")
+    words = " ".join(str(value) for value in held.values())
+    assert "their run was stopped" in words
+    assert "antrean cancel BATCH" in words
+    with capture_logs() as told:
+        Drained(1, {}).tell()
+    assert [entry["event"] for entry in told] == ["worker.drained"]
 
 
 def test_failures_are_counted_from_the_beginning_on(ledger: Ledger) -> None:
@@ -104,13 +125,13 @@ def drain(ledger: Ledger, *, messages: Broker | None = None, in_hand: Broker | N
 @pytest.mark.parametrize("kind", ["messages", "in_hand"])
 def test_one_quiet_look_is_not_enough_and_a_busy_one_begins_anew(ledger: Ledger, kind: str) -> None:
     source = Broker(True, False, True, False, False, True)
-    assert drain(ledger, **{kind: source}).run(Event()) == 0
+    assert drain(ledger, **{kind: source}).run(Event()) == Drained(0, {})
     assert source.answers == [True], "it ended after two quiet looks in a row"
 
 
 def test_a_broker_that_does_not_answer_keeps_the_worker(ledger: Ledger) -> None:
     messages = Broker(False, BrokerAway("away"), False, False)
-    assert drain(ledger, messages=messages).run(Event()) == 0
+    assert drain(ledger, messages=messages).run(Event()) == Drained(0, {})
     assert messages.asked == 4
 
 
@@ -124,7 +145,7 @@ def test_it_tells_how_many_failed_meanwhile(ledger: Ledger) -> None:
             return super().__call__()
 
     messages = Ends()
-    assert drain(ledger, messages=messages).run(Event()) == 1
+    assert drain(ledger, messages=messages).run(Event()) == Drained(1, {})
     assert messages.asked == 5, "the job was left for three looks"
 
 
@@ -146,6 +167,6 @@ def test_a_pause_is_waited_out_and_told_once(ledger: Ledger, capsys: pytest.Capt
                 record(ledger, success(job))
             return super().__call__()
 
-    assert drain(ledger, messages=Resumes()).run(Event()) == 0
+    assert drain(ledger, messages=Resumes()).run(Event()) == Drained(0, {})
     told = capsys.readouterr()
     assert (told.out + told.err).count("drain.waits_for_resume") == 1

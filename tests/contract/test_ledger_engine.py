@@ -222,7 +222,7 @@ def test_a_server_that_is_there_and_never_answers_is_a_database_away(
         began_s = time.monotonic()
         with pytest.raises(DatabaseAway, match=r"no answer for 0\.5 s"):
             put_one(ledger)
-        assert 0.5 <= time.monotonic() - began_s < 2
+        assert 0.5 <= time.monotonic() - began_s < 10, "by itself it would wait for ever"
         proxy.thaw()
         job_id = put_one(ledger)
         assert state(ledger, job_id) == "queued"

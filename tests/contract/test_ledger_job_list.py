@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.support.ledger import (
     setback,
     success,
 )
+from worker.storage.batches import hold_batch
 from worker.storage.engine import Ledger
 from worker.storage.job_list import Choice, ListedJob, Texts, count_open_lone, find_ids, iterate_jobs
 from worker.storage.reading import iterate_lone_outcomes
@@ -53,6 +55,18 @@ def test_a_batch_is_listed_in_the_order_of_its_input_whatever_the_page(
     assert names(ledger, Choice("b1"), looked_at=looked_at) == [f"c{n}" for n in range(1, 8)]
     # A batch has one order, which is its input's.
     assert names(ledger, Choice("b1"), looked_at=looked_at, is_newest_first=True)[0] == "c1"
+
+
+def test_a_job_whose_home_is_held_is_listed_as_held_whoever_asks(ledger: Ledger) -> None:
+    first, second = want(ledger, a_batch(ledger, "b1"), "x", "y")
+    want(ledger, a_batch(ledger, "b2"), "x")
+    record(ledger, success(claim_one(ledger, second.id)))
+    assert [job.is_held for job in listed(ledger)] == [False, False]
+    for batch_id in ("b1", "b2"):
+        ledger.run(partial(hold_batch, batch_id=batch_id, now_ms=NOW))
+    for choice in (Choice(), Choice("b1"), Choice("b2")):
+        assert {job.id: job.is_held for job in listed(ledger, choice)}[first.id], choice
+    assert [job.is_held for job in listed(ledger) if job.id == second.id] == [False], "it has ended"
 
 
 @pytest.mark.parametrize("looked_at", [1, 2, 5, 100])

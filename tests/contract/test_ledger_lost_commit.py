@@ -164,6 +164,9 @@ class Broker:
     def is_empty(self) -> bool:
         return False
 
+    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
+        return frozenset()
+
 
 @pytest.mark.parametrize("nth", range(4))
 def test_jobs_that_a_relay_took_are_published_although_its_commit_is_not_answered(

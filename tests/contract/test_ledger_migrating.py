@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+import uuid
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, MetaData, Table
+from sqlalchemy import Connection, MetaData, Table, event, text
 
 from tests.support.ledger import ENDPOINT, NOW, rows
+from worker.settings import load_settings
 from worker.storage.batches import count_states, finish_submission, hold_batch
 from worker.storage.claims import claim_jobs
-from worker.storage.engine import Ledger
-from worker.storage.migrating import HEAD, SCRIPTS, migrate
+from worker.storage.engine import Ledger, open_ledger
+from worker.storage.errors import DatabaseAway
+from worker.storage.migrating import HEAD, SCRIPTS, Migrated, migrate
 from worker.storage.reading import iterate_batch_outcomes
 
 
@@ -92,3 +99,80 @@ def test_a_ledger_without_wants_keeps_its_batches_and_their_jobs(empty_ledger: L
         )
     )
     assert set(got) == {"file-2"}
+
+
+@pytest.fixture
+def empty_postgres(postgres_url: Callable[[str], str], tmp_path: Path) -> Iterator[Callable[..., Ledger]]:
+    """Opens an empty database on PostgreSQL, the same one each time."""
+    settings = load_settings(
+        home=tmp_path, database_url=postgres_url(f"m{uuid.uuid4().hex[:12]}"), _env_file=None
+    )
+    opened: list[Ledger] = []
+
+    def make(**limits: float) -> Ledger:
+        opened.append(open_ledger(settings, **limits))
+        return opened[-1]
+
+    yield make
+    for ledger in opened:
+        ledger.dispose()
+
+
+SLOW_DDL = """
+CREATE TABLE seen (tag text, statement_timeout text, lock_timeout text);
+CREATE FUNCTION look() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO seen VALUES (tg_tag, current_setting('statement_timeout'), current_setting('lock_timeout'));
+    IF tg_tag = 'CREATE INDEX' AND (SELECT count(*) FROM seen WHERE tag = 'CREATE INDEX') = 1 THEN
+        PERFORM pg_sleep(1.5);
+    END IF;
+END $$;
+CREATE EVENT TRIGGER looks ON ddl_command_start EXECUTE FUNCTION look();
+"""
+
+
+@pytest.mark.postgresql
+def test_a_statement_of_a_migration_may_take_as_long_as_it_needs(
+    empty_postgres: Callable[..., Ledger],
+) -> None:
+    """An index on a large ledger takes minutes; every other statement is given half one, by the server and by us."""
+    ledger = empty_postgres(answer_within_s=1.0)
+    with ledger.write() as connection:
+        connection.exec_driver_sql(SLOW_DDL)
+
+    assert migrate(ledger).after == HEAD
+
+    with ledger.read() as connection:
+        seen = connection.execute(text("SELECT DISTINCT statement_timeout, lock_timeout FROM seen")).all()
+        after = connection.execute(text("SELECT current_setting('statement_timeout')")).scalar()
+    assert [tuple(row) for row in seen] == [("0", "10s")], (
+        "who waits for a table keeps others waiting behind it"
+    )
+    assert after == "30s", "the limits are lifted for the migration alone"
+    with pytest.raises(DatabaseAway, match="no answer for 1 s"), ledger.read() as connection:
+        connection.execute(text("SELECT pg_sleep(5)"))
+
+
+@pytest.mark.postgresql
+def test_a_second_deployment_waits_for_the_first_as_long_as_it_migrates(
+    empty_postgres: Callable[..., Ledger],
+) -> None:
+    first, second = empty_postgres(), empty_postgres(answer_within_s=1.0)
+    asked: list[tuple[str, str]] = []
+
+    @event.listens_for(second.engine, "before_cursor_execute")
+    def _look(_connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "pg_advisory_xact_lock" in statement:
+            found = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
+            asked.append(cursor.execute(found).fetchone())
+
+    done: list[Migrated] = []
+    waiter = threading.Thread(target=lambda: done.append(migrate(second)))
+    with first.write() as connection:
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({0x616E7472})"))
+        waiter.start()
+        waiter.join(1.5)
+        assert waiter.is_alive(), "longer than any other answer is waited for"
+    waiter.join(30)
+    assert [one.after for one in done] == [HEAD]
+    assert asked == [("0", "0")]

@@ -13,8 +13,8 @@ import orjson
 import pytest
 
 from schemas.failure import Failure, FailureKind
-from tests.contract.test_ledger_executor import House
 from tests.support.clock import FakeClock
+from tests.support.house import House
 from tests.support.ledger import (
     ENDPOINT,
     NOW,
@@ -30,7 +30,7 @@ from tests.support.ledger import (
     success,
 )
 from tests.support.wire import Asked, Speaker, WireServer, framed
-from worker.attempt.execute import Verdict
+from worker.attempt.report import Verdict
 from worker.reports.batchlines import output_line, write_lines
 from worker.storage.batches import fetch_batch, fetch_status, make_batch
 from worker.storage.engine import Ledger

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from schemas.chat import parse_request
-from tests.contract.test_ledger_executor import House, build  # noqa: F401
 from tests.support.clock import FakeClock
+from tests.support.house import House
 from tests.support.ledger import job_row, put, rows, state
 from tests.support.moody import MODEL, MoodyEndpoint, Reply, completion
 from worker.intake.submit import make_job
@@ -91,6 +91,9 @@ class _Mark:
 
     def is_empty(self) -> bool:
         return False
+
+    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
+        return frozenset()
 
 
 @pytest.fixture
@@ -262,7 +265,7 @@ def test_the_last_attempt_of_a_job_is_not_spent_on_an_outage(town: Town) -> None
 
 
 def test_a_refused_key_fails_a_job_when_its_patience_is_spent(
-    build: Callable[..., House],  # noqa: F811
+    build: Callable[..., House],
 ) -> None:
     house = build(api_key="sk-wrong")
     id_ = house.put()
@@ -281,7 +284,7 @@ def test_a_refused_key_fails_a_job_when_its_patience_is_spent(
 
 
 def test_a_rate_limit_met_in_the_evening_has_not_spent_its_patience_in_the_morning(
-    build: Callable[..., House],  # noqa: F811
+    build: Callable[..., House],
 ) -> None:
     house = build(simulated={"rate_429": 1.0, "retry_after_s": 1.0})
     id_ = house.put()

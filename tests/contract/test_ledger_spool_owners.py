@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import Connection, update
 from structlog.testing import capture_logs
 
-from tests.contract.test_ledger_executor import AwayWhenTold
 from tests.contract.test_ledger_spool import files, leave, paid
 from tests.support.clock import FakeClock
+from tests.support.house import AwayWhenTold
 from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, of_job, put_one, rows, state, success
 from tests.support.processes import wait_until
 from worker.storage import tables

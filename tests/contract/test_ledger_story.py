@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from schemas.failure import FailureKind
+from tests.contract.test_ledger_wants import a_batch, want
 from tests.support.ledger import ENDPOINT, NOW, claim_one, give_back, put_one, record, setback, success
-from worker.storage.batches import make_batch
+from worker.storage.batches import hold_batch, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.moves import cancel_jobs, retry_jobs
 from worker.storage.story import Story, fetch_story
@@ -168,3 +171,13 @@ def test_texts_are_told_only_to_who_asks(ledger: Ledger) -> None:
 def test_an_odd_id_is_an_id(ledger: Ledger, id_: str) -> None:
     put_one(ledger, id=id_)
     assert tell(ledger, id_).id == id_
+
+
+def test_a_job_is_held_while_it_is_to_be_done_and_its_run_is_stopped(ledger: Ledger) -> None:
+    first, second = want(ledger, a_batch(ledger, "b"), "x", "y")
+    assert not tell(ledger, first.id).is_held
+    claim_one(ledger, second.id)
+    ledger.run(partial(hold_batch, batch_id="b", now_ms=NOW))
+    assert tell(ledger, first.id).is_held
+    assert not tell(ledger, second.id).is_held, "its call goes on"
+    assert not tell(ledger, put_one(ledger)).is_held, "a lone job is nobody's to hold"

@@ -47,6 +47,7 @@ class Broker:
         self.is_away = False
         self.has_mark = True
         self.is_purged = False
+        self.lying: list[str] = []
 
     def publish(self, due: Sequence[Due]) -> None:
         self.states |= {state(self.ledger, job.id) for job in due}  # committed before it is published
@@ -63,6 +64,9 @@ class Broker:
 
     def is_empty(self) -> bool:
         return self.is_purged
+
+    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
+        return frozenset(self.lying)
 
 
 @pytest.fixture
@@ -318,6 +322,21 @@ def test_a_worker_that_ends_says_so(ledger: Ledger, heart: Heart) -> None:
     heart.end()
     [row] = rows(ledger, "workers")
     assert row.end_reason == "stopped"
+
+
+def test_a_worker_that_ends_releases_what_it_could_not_give_back_and_keeps_what_it_holds(
+    ledger: Ledger, heart: Heart, writer: GroupWriter
+) -> None:
+    """Its writer may have died with claims that were never called; what is held has an answer in the spool."""
+    heart.beat()
+    orphans = [claim_one(ledger, put_one(ledger), worker=writer.worker_id).id for _ in range(3)]
+    held = claim_one(ledger, put_one(ledger), worker=writer.worker_id)
+    writer.held[held.id] = held.token
+    heart.end()
+    assert [(row.state, row.losses) for row in (job_row(ledger, id_) for id_ in orphans)] == [
+        ("queued", 0)
+    ] * 3
+    assert state(ledger, held.id) == "running"
 
 
 def test_a_spooled_answer_whose_job_was_pruned_is_put_aside_and_not_dropped(

@@ -11,7 +11,16 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, state
 from worker.broker.client import BrokerEpoch, count_messages
-from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, is_bulk_queue, list_key, list_keys, queues_of
+from worker.broker.hints import (
+    BULK_QUEUE,
+    HINT_MARK,
+    LONE_QUEUE,
+    is_bulk_queue,
+    list_key,
+    list_keys,
+    queues_of,
+    write_hint,
+)
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter
 from worker.storage.identity import fetch_identity
@@ -70,6 +79,26 @@ def test_messages_of_others_do_not_hide_that_ones_own_queues_are_empty(valkey: A
         valkey.delete(list_keys(queue)[number])
     assert count_messages(valkey, theirs.names) == 2
     assert count_messages(valkey) == 2
+
+
+def test_the_jobs_whose_hints_lie_in_ones_own_queues_are_known_whatever_else_lies_there(valkey: Any) -> None:
+    ours, theirs = queues_of("ledger", ENDPOINT), queues_of("ledger", ELSEWHERE)
+    epoch = BrokerEpoch(valkey, ENDPOINT, ours)
+    assert epoch.fetch_lying_jobs(9) == set()
+    for number, queue in enumerate((*ours.names, *theirs.names)):
+        for priority in (0, 9):
+            hint = write_hint(f"{number}-{priority}", queue=queue, priority=priority)
+            valkey.lpush(list_key(queue, priority), hint)
+    for odd in (
+        b"x",
+        HINT_MARK,
+        b"[" + HINT_MARK + b"]",
+        b"{" + HINT_MARK + b"}",
+        b'{"headers":{"id":"not"}}',
+    ):
+        valkey.rpush(list_key(ours.bulk, 9), odd)
+    assert epoch.fetch_lying_jobs(9) == {"0-0", "0-9", "1-0", "1-9"}
+    assert epoch.fetch_lying_jobs(1) == {"0-0", "0-9", "1-0"}, "those that are taken next"
 
 
 def test_a_hint_of_another_endpoint_is_published_again_for_its_own_at_once(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.desk import Desk
-from worker.cli import run_work
+from worker.cli import run_locks, run_work
 from worker.cli.request_file import make_requests_batch, open_requests, submit_requests
 from worker.cli.run_input import open_input
 from worker.cli.run_work import Work
@@ -93,7 +93,7 @@ def test_a_batch_that_is_submitted_while_a_run_of_it_lives_goes_on_after_the_run
 def test_a_killed_run_of_requests_is_held_by_the_next_command(desk: Desk) -> None:
     with open_requests(desk.documents.parent / "r.jsonl") as source:
         requests = source.check(desk.settings, "m")
-        details = {"home": run_work.home_name(desk.settings)}
+        details = {"home": run_locks.home_name(desk.settings)}
         batch = make_requests_batch(desk.ledger, desk.settings, requests, kind="run", details=details)
         submit_requests(desk.ledger, desk.settings, batch, requests)
     (desk.settings.home / "runs").mkdir()

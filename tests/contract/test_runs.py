@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -12,27 +12,25 @@ import pytest
 from tests.support.desk import Desk
 from tests.support.ledger import (
     NOW,
-    a_job,
     claim,
     claim_one,
     job_row,
-    put,
     record,
     rows,
     setback,
     state,
     success,
 )
-from worker.cli import run_work
+from worker.cli import run_locks, run_work
 from worker.cli.tracking import Progress, Tracker
-from worker.clock import SystemClock
-from worker.errors import InputError
-from worker.ids import new_batch_id
 from worker.sources.documents import find_documents
-from worker.storage.batches import Batch, fetch_batch, fetch_status, finish_submission, hold_batch, make_batch
+from worker.storage.batches import (
+    fetch_batch,
+    fetch_status,
+    hold_batch,
+)
 from worker.storage.engine import Ledger
 from worker.storage.moves import cancel_batch, retry_batch
-from worker.storage.pruning import OfAge, OfBatch, Pruned, prune
 
 
 @pytest.fixture
@@ -87,7 +85,7 @@ def test_a_run_that_begins_is_not_held_by_another_that_begins(
     documents = find_documents(desk.documents)
     run_work.submit_run(desk.ledger, desk.settings, batch, documents, desk.prompt, "m")  # and killed
     looked, go = threading.Event(), threading.Event()
-    real = run_work._is_run_by_somebody
+    real = run_locks.is_run_by_somebody
 
     def look_slowly(path: Path) -> bool:
         answer = real(path)
@@ -95,7 +93,7 @@ def test_a_run_that_begins_is_not_held_by_another_that_begins(
         go.wait(5)
         return answer
 
-    monkeypatch.setattr(run_work, "_is_run_by_somebody", look_slowly)
+    monkeypatch.setattr(run_work, "is_run_by_somebody", look_slowly)
     other = threading.Thread(target=lambda: run_work.hold_abandoned(desk.ledger, desk.settings))
     other.start()
     assert looked.wait(5)
@@ -338,102 +336,6 @@ def test_a_living_run_makes_good_what_two_transactions_missed(desk: Desk) -> Non
         run_work.tend(desk.ledger, part.batch_id)
         assert not desk.is_held(part)
         assert desk.relayed() == set(part.ids)
-
-
-def test_pruning_spares_what_a_living_run_wants_and_nothing_of_one_that_has_ended(desk: Desk) -> None:
-    with desk.run() as whole:
-        desk.answer(*whole.ids)
-        with desk.run("sub"):
-            pass
-        later_ms = SystemClock().now_ms() + 60_000
-        assert prune(desk.ledger, OfAge(later_ms), with_usage=False).removed == 0
-        assert desk.results(whole) == ["sub/0.txt", "sub/1.txt", "sub/2.txt"]
-    assert prune(desk.ledger, OfAge(later_ms), with_usage=False).removed == 3
-    assert rows(desk.ledger, "wants") == []
-
-
-def test_a_batch_that_a_living_run_shares_is_pruned_down_to_what_the_run_wants(desk: Desk) -> None:
-    with desk.run() as whole:
-        desk.answer(*whole.ids)
-    desk.write("other.txt", "more")
-    with desk.run("sub") as part:
-        assert prune(desk.ledger, OfBatch(whole.batch_id), with_usage=False) == Pruned(0, spared=3)
-        assert desk.names(part) == desk.results(part) == ["0.txt", "1.txt", "2.txt"]
-        assert desk.results(whole) == []
-    assert [row.id for row in rows(desk.ledger, "batches")] == [part.batch_id]
-
-
-def test_only_runs_that_nobody_runs_are_kept_from_running(desk: Desk) -> None:
-    with desk.run() as held:
-        pass
-    with desk.run("sub") as living:
-        killed = run_work.make_run(desk.ledger, desk.settings, desk.documents / "sub/0.txt", desk.prompt, "m")
-        batches = [_fetch(desk.ledger, id_) for id_ in (held.batch_id, living.batch_id)]
-        with run_work.kept_from_running(desk.ledger, desk.settings) as runs:
-            assert (runs.idle, runs.living) == ({killed.id}, {living.batch_id})
-        for batch, also in zip(batches, ({held.batch_id}, set()), strict=True):
-            with run_work.kept_from_running(desk.ledger, desk.settings, batch) as runs:
-                assert (runs.idle, runs.living) == ({killed.id, *also}, {living.batch_id})
-
-
-def test_a_submitted_batch_that_somebody_runs_is_spared_whatever_is_said(desk: Desk) -> None:
-    """`run requests.jsonl` goes on with the batch that `submit` made."""
-    batch_id = new_batch_id()
-    make = partial(make_batch, kind="submit", label="r.jsonl", endpoint=desk.settings.endpoint,
-                   idempotency_key=None, now_ms=NOW)  # fmt: skip
-    desk.ledger.run(lambda connection: make(connection, batch_id))
-    put(desk.ledger, a_job(batch_id=batch_id, is_bulk=True, endpoint=desk.settings.endpoint))
-    desk.ledger.run(partial(finish_submission, batch_id=batch_id, now_ms=NOW))
-    desk.ledger.run(partial(cancel_batch, batch_id=batch_id, now_ms=NOW))
-    batch = _fetch(desk.ledger, batch_id)
-    for is_run in (True, False):
-        with run_work.worked_on(desk.ledger, desk.settings, batch) if is_run else nullcontext():
-            with run_work.kept_from_running(desk.ledger, desk.settings) as runs:
-                assert (batch_id in runs.living) is is_run
-                what = OfAge(NOW + 10_000, even_unfinished=True, ended_runs=runs.idle, living=runs.living)
-                done = prune(desk.ledger, what, with_usage=False)
-            assert (done.removed, done.spared) == ((0, 1) if is_run else (1, 0))
-
-
-def test_a_run_is_of_the_home_that_runs_it_last(desk: Desk, tmp_path: Path) -> None:
-    """Whoever prunes asks the locks of that home."""
-    batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
-    elsewhere = desk.settings.model_copy(update={"home": tmp_path / "another"})
-    with run_work.worked_on(desk.ledger, elsewhere, batch):
-        assert not run_work.is_of_home(_fetch(desk.ledger, batch.id), desk.settings)
-        with run_work.kept_from_running(desk.ledger, desk.settings) as runs:
-            assert batch.id not in runs.idle
-
-
-def test_a_run_whose_batch_was_pruned_while_it_waited_writes_nothing_down(desk: Desk) -> None:
-    batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
-    prune(desk.ledger, OfBatch(batch.id), with_usage=False)
-    with (
-        pytest.raises(InputError, match="was pruned just now: type the command again"),
-        run_work.worked_on(desk.ledger, desk.settings, batch),
-    ):
-        pytest.fail("it went on")
-    with pytest.raises(InputError, match="was pruned while it was written down"):
-        desk.ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=NOW))
-
-
-def _fetch(ledger: Ledger, batch_id: str) -> Batch:
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, batch_id)
-    assert batch is not None
-    return batch
-
-
-def test_a_run_does_not_wait_for_jobs_that_somebody_has_removed(desk: Desk) -> None:
-    with desk.run() as work:
-        progress = Progress(total=3)
-        tracker = Tracker(desk.ledger, work.open, progress)
-        with desk.ledger.write() as connection:
-            connection.exec_driver_sql(f"DELETE FROM jobs WHERE id = '{work.ids[0]}'")
-        desk.answer(*work.ids)
-        tracker.look()
-        assert tracker.is_done
-        assert (progress.succeeded, progress.failures) == (2, {"removed": 1})
 
 
 def test_the_same_path_in_another_home_is_another_run(desk: Desk, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -11,13 +10,24 @@ from typing import Any
 import pytest
 import redis
 from kombu import Connection as KombuConnection
-from kombu.asynchronous import Hub, set_event_loop
+from kombu.asynchronous import Hub
 
-from tests.contract.test_channel import BULK, LONE, UNACKED, UNACKED_INDEX, Reader, ids, publish, put_hints
-from tests.contract.test_doorbell import allow_no_tracking
+from tests.contract.test_fetching import connection, hub  # noqa: F401  # fixtures of the neighbouring suite
 from tests.support.proxy import Proxy
+from tests.support.reader import (
+    BULK,
+    LONE,
+    UNACKED,
+    UNACKED_INDEX,
+    KombuReader,
+    Reader,
+    ids,
+    publish,
+    put_hints,
+)
 from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, list_key, list_keys, write_hint
-from worker.consume.channel import Channel, Connection, Hand
+from worker.consume.connection import Transport
+from worker.consume.fetching import POLL_S
 from worker.consume.foreign import REFUSED_HEADER
 from worker.consume.taking import Taken, Taker
 
@@ -25,17 +35,9 @@ LISTS = [(queue, key) for queue in (LONE_QUEUE, BULK_QUEUE) for key in list_keys
 
 
 @pytest.fixture
-def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
-    """A worker's hand for four bulk messages."""
-    made = Hand(bulk_limit=4, refill_at=1, give_back=lambda _: None, on_broker_lost=lambda: None)
-    monkeypatch.setattr(Channel, "hand", made)
-    return made
-
-
-@pytest.fixture
-def ours(valkey: redis.Redis, valkey_path: str) -> Iterator[KombuConnection]:
-    with Connection(f"redis+socket://{valkey_path}") as made:
-        yield made
+def ours(connection: KombuConnection) -> KombuConnection:  # noqa: F811
+    """A foreign app's connection to our broker."""
+    return connection
 
 
 @pytest.fixture
@@ -44,16 +46,6 @@ def proxy(valkey_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     made = Proxy(valkey_path, listen=path)
     yield made, str(path)
     made.close()
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    """Celery's event loop, as a worker runs it."""
-    made = Hub()
-    set_event_loop(made)
-    yield made
-    made.close()
-    set_event_loop(None)
 
 
 def take(valkey: redis.Redis, count: int = 100) -> list[Taken]:
@@ -88,9 +80,7 @@ def test_a_foreign_message_is_kept_by_the_broker_though_the_taker_never_hears_of
     client.close()
 
 
-def test_the_note_is_the_one_that_kombu_makes(
-    ours: KombuConnection, valkey: redis.Redis, valkey_path: str
-) -> None:
+def test_the_note_is_the_one_that_kombu_makes(ours: KombuConnection, valkey: redis.Redis) -> None:
     publish(ours, {"n": 1, "text": 'é\\"\u2028/'}, priority=3)
     (raw,) = valkey.lrange(list_key(LONE_QUEUE, 3), 0, -1)
     (taken,) = take(valkey)
@@ -98,22 +88,20 @@ def test_the_note_is_the_one_that_kombu_makes(
     of_ours = notes(valkey)
     valkey.flushall()
     valkey.lpush(list_key(LONE_QUEUE, 3), raw)
-    with KombuConnection(f"redis+socket://{valkey_path}") as connection:
-        Reader(connection).read(1)
-        assert notes(valkey) == of_ours
+    KombuReader(ours).read(1)
+    assert notes(valkey) == of_ours
 
 
 def test_kombu_puts_back_what_was_taken_once_it_is_overdue(
-    ours: KombuConnection, valkey: redis.Redis, valkey_path: str
+    ours: KombuConnection, valkey: redis.Redis
 ) -> None:
     publish(ours, {"n": 1}, queue=BULK, priority=9)
     assert len(take(valkey)) == 1
     (tag,) = notes(valkey)
     valkey.zadd(UNACKED_INDEX, {tag: 1.0})
-    with KombuConnection(f"redis+socket://{valkey_path}") as connection:
-        reader = Reader(connection)
-        reader.channel.qos.restore_visible(interval=1)
-        assert reader.read(1)[0].payload[1] == {"n": 1}
+    reader = KombuReader(ours)
+    reader.channel.qos.restore_visible(interval=1)
+    assert reader.read(1)[0].payload[1] == {"n": 1}
 
 
 def test_lists_are_emptied_in_their_order_and_hints_are_not_noted(
@@ -150,11 +138,11 @@ def test_a_broker_that_takes_no_writes_gives_nothing_out_and_says_so(
 
 
 def test_a_full_broker_notes_what_it_gives_out(
-    ours: KombuConnection, valkey: redis.Redis, hand: Hand
+    ours: KombuConnection, valkey: redis.Redis, valkey_path: str
 ) -> None:
     """kombu's note would be refused, after the message was taken off its list."""
     publish(ours, {"n": 1})
-    reader = Reader(ours)
+    reader = Reader(valkey_path)
     valkey.config_set("maxmemory", 1)
     try:
         (message,) = reader.read(1)
@@ -166,14 +154,14 @@ def test_a_full_broker_notes_what_it_gives_out(
 
 
 def test_what_cannot_be_decoded_is_delivered_refused_and_kept_until_that_is_written(
-    ours: KombuConnection, valkey: redis.Redis, hand: Hand
+    ours: KombuConnection, valkey: redis.Redis, valkey_path: str
 ) -> None:
     message = json.loads(write_hint("j-1", queue=LONE_QUEUE, priority=0))
     del message["headers"]["antrean_hint"]
     message["properties"]["body_encoding"] = "of another world"
     valkey.lpush(LONE_QUEUE, json.dumps(message))
     publish(ours, {"n": 2})
-    refused, read = Reader(ours, LONE).read_all()
+    refused, read = Reader(valkey_path, LONE).read_all()
     assert refused.headers["id"] == "j-1"
     assert refused.headers[REFUSED_HEADER] == ["the body must be text, as it is or in base64"]
     assert refused.payload == [[], {}, {}]
@@ -192,18 +180,32 @@ def test_what_is_no_message_is_taken_and_not_noted(valkey: redis.Redis, trash: b
     assert notes(valkey) == {}
 
 
-# Waiting.
+@pytest.mark.parametrize(
+    ("lone", "bulk", "expected"), [(1, 2, "lbb"), (0, 9, "bbb"), (9, 0, "ll"), (2, 1, "llb")]
+)
+def test_lone_and_bulk_messages_are_bounded_apart(
+    valkey: redis.Redis, lone: int, bulk: int, expected: str
+) -> None:
+    put_hints(valkey, "b-1", "b-2", "b-3")
+    put_hints(valkey, "l-1", "l-2", queue=LONE_QUEUE, priority=0)
+    taker = Taker(valkey, notes=UNACKED, index=UNACKED_INDEX)
+    taken = taker.take(LISTS, 9, lone=lone, bulk=bulk)
+    assert "".join("b" if one.queue == BULK_QUEUE else "l" for one in taken) == expected
+    left = 5 - len(expected)
+    assert valkey.llen(LONE_QUEUE) + valkey.llen(list_key(BULK_QUEUE, 9)) == left
+
+
+# Polling.
 
 
 def test_a_worker_without_a_free_slot_leaves_messages_in_their_list(
-    ours: KombuConnection, valkey: redis.Redis, hand: Hand
+    ours: KombuConnection, valkey: redis.Redis, valkey_path: str
 ) -> None:
     """kombu has popped the next one by then."""
     valkey.config_resetstat()
     for n in range(3):
         publish(ours, {"n": n})
-    reader = Reader(ours)
-    reader.channel.basic_qos(0, 1, False)
+    reader = Reader(valkey_path, limit=1)
     assert [message.payload[1]["n"] for message in reader.read_all()] == [0]
     assert valkey.llen(LONE_QUEUE) == 2
     reader.messages[0].ack()
@@ -211,137 +213,179 @@ def test_a_worker_without_a_free_slot_leaves_messages_in_their_list(
     assert "cmdstat_brpop" not in valkey.info("commandstats")
 
 
-def turn_until_it_waits(reader: Reader, loop: Iterator[None]) -> None:
-    """Until it waits at the bell, and knows that there is nothing."""
-    while reader.channel._bell is None or reader.channel._bell.is_waiting_for_an_answer:
+def turn(loop: Iterator[None], until: Any) -> None:
+    """Runs Celery's loop until something is so. A turn lasts until the next poll at most."""
+    end_s = time.monotonic() + 10
+    while not until():
+        assert time.monotonic() < end_s, "not within ten seconds"
         next(loop)
 
 
-@pytest.mark.parametrize("user", ["", "untold:p@"], ids=["told", "not told"])
 def test_a_worker_reads_what_comes_later(
-    valkey: redis.Redis, valkey_path: str, hand: Hand, hub: Hub, user: str
+    ours: KombuConnection,
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
 ) -> None:
-    """Through Celery's loop: lone messages, then bulk, each after a wait for nothing."""
-    allow_no_tracking(valkey)
-    with Connection(f"redis+socket://{user}{valkey_path}") as connection:
-        reader = Reader(connection)
-        connection.transport.register_with_event_loop(connection.connection, hub)
-        loop = hub.create_loop()
-
-        def turn_until(count: int) -> None:
-            for _ in range(200):  # a turn lasts as long as nothing happens, a second at most
-                if len(reader.messages) == count:
-                    return
-                next(loop)
-            raise AssertionError(f"{len(reader.messages)} of {count} messages came")
-
-        for _ in range(3):
-            next(loop)
-        assert reader.messages == []
-        publish(connection, {"n": 1})
-        turn_until(1)
-        put_hints(valkey, "j-1", "j-2")
-        turn_until(3)
-        assert ids(reader.messages[1:]) == ["j-1", "j-2"]
-
-
-def test_a_worker_whose_hand_was_full_waits_for_bulk_again_once_there_is_room(
-    ours: KombuConnection, valkey: redis.Redis, hand: Hand, hub: Hub
-) -> None:
-    reader = Reader(ours)
-    ours.transport.register_with_event_loop(ours.connection, hub)
+    """Through Celery's loop: lone messages, then bulk, each after polls that found nothing."""
+    reader = Reader(valkey_path)
+    reader.fetcher.run_in(hub)
     loop = hub.create_loop()
-    put_hints(valkey, *(f"j-{n}" for n in range(4)))
-    while len(reader.messages) < 4:
+    for _ in range(3):
         next(loop)
-    bell = reader.channel._bell
-    while bell is None or list_key(BULK_QUEUE, 9) in bell.keys or bell.is_waiting_for_an_answer:
-        next(loop)
-        bell = reader.channel._bell
-    reader.messages[0].ack()  # there is nothing to fetch, and from here on there may be
-    next(loop)
-    assert list_key(BULK_QUEUE, 9) in bell.keys
-    put_hints(valkey, "j-4")
-    while len(reader.messages) < 5:
-        next(loop)
-
-
-def test_room_that_is_made_by_a_message_of_a_broken_connection_is_used_at_once(
-    valkey: redis.Redis, valkey_path: str, hand: Hand, hub: Hub
-) -> None:
-    """Not when the next second has passed: calls go on while the broker's connection is made again."""
-    url = f"redis+socket://{valkey_path}"
-    put_hints(valkey, *(f"j-{n}" for n in range(8)))
-    with Connection(url) as broken:
-        taken = Reader(broken).read(4)
-    set_event_loop(None)  # as after a broken connection, when Celery has begun its loop anew
-    with Connection(url) as connection:
-        reader = Reader(connection)
-        connection.transport.register_with_event_loop(connection.connection, hub)
-        loop = hub.create_loop()
-        turn_until_it_waits(reader, loop)
-        for message in taken:
-            message.ack()
-        next(loop)
-        assert len(reader.messages) == 4, "only what else happens, or the next second, would fetch them"
-
-
-def test_a_connection_that_is_dropped_at_the_bell_is_made_again(
-    ours: KombuConnection, valkey: redis.Redis, hand: Hand, hub: Hub
-) -> None:
-    reader = Reader(ours)
-    ours.transport.register_with_event_loop(ours.connection, hub)
-    loop = hub.create_loop()
-    turn_until_it_waits(reader, loop)
-    valkey.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    with pytest.raises(ours.connection_errors):
-        list(itertools.islice(loop, 10))
-    loop = hub.create_loop()
+    assert reader.messages == []
     publish(ours, {"n": 1})
-    while not reader.messages:
+    turn(loop, lambda: len(reader.messages) == 1)
+    put_hints(valkey, "j-1", "j-2")
+    turn(loop, lambda: len(reader.messages) == 3)
+    assert ids(reader.messages[1:]) == ["j-1", "j-2"]
+
+
+def test_a_lone_message_waits_for_a_poll_and_no_longer(
+    ours: KombuConnection,
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    reader = Reader(valkey_path)
+    reader.fetcher.run_in(hub)
+    loop = hub.create_loop()
+    waits_s = []
+    for n in range(20):
         next(loop)
+        publish(ours, {"n": n})
+        began_s = time.monotonic()
+        turn(loop, lambda n=n: len(reader.messages) == n + 1)
+        waits_s.append(time.monotonic() - began_s)
+    assert sorted(waits_s)[10] < 3 * POLL_S
+
+
+def test_room_for_bulk_is_used_at_once(valkey: redis.Redis, valkey_path: str, hub: Hub) -> None:  # noqa: F811
+    """Not when the next poll is due: jobs with quick answers would wait for it in vain."""
+    reader = Reader(valkey_path, bulk_limit=4)
+    reader.fetcher.run_in(hub)
+    loop = hub.create_loop()
+    put_hints(valkey, *(f"j-{n}" for n in range(8)))
+    turn(loop, lambda: len(reader.messages) == 4)
+    for message in list(reader.messages):
+        message.ack()
+    next(loop)
+    assert len(reader.messages) == 8
+
+
+def test_an_idle_connection_that_is_dropped_costs_nothing(
+    ours: KombuConnection,
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    reader = Reader(valkey_path)
+    reader.fetcher.run_in(hub)
+    loop = hub.create_loop()
+    publish(ours, {"n": 0})
+    turn(loop, lambda: len(reader.messages) == 1)
+    publish(ours, {"n": 1})
+    valkey.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    turn(loop, lambda: len(reader.messages) == 2)
+
+
+def test_an_answer_that_is_cut_off_reaches_celery_and_the_next_loop_reads_on(
+    valkey: redis.Redis,
+    valkey_path: str,
+    proxy: tuple[Proxy, str],
+    hub: Hub,  # noqa: F811
+) -> None:
+    """Celery tells the worker that hints may be lost, and begins its loop anew; what was reserved stays reserved."""
+    wire, path = proxy
+    reader = Reader(path)
+    reader.fetcher.run_in(hub)
+    hub.propagate_errors = Transport.connection_errors  # as Celery does
+    loop = hub.create_loop()
+    put_hints(valkey, "j-1")
+    turn(loop, lambda: len(reader.messages) == 1)
+    wire.swallow_answer_to(b"EVALSHA")
+    with pytest.raises(Transport.connection_errors):
+        turn(loop, lambda: False)
+    hub.reset()
+    assert reader.reserved.hinted_jobs == ["j-1"]
+    reader.fetcher.run_in(hub)
+    loop = hub.create_loop()
+    put_hints(valkey, "j-2")
+    turn(loop, lambda: len(reader.messages) == 2)
+
+
+@pytest.mark.parametrize("breaks", ["the hash of notes", "a list"])
+def test_what_nobody_thought_of_ends_the_loop_as_it_ends_the_worker(
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+    breaks: str,
+) -> None:
+    """A timer of Celery's loop only logs an error, fifty times a second."""
+    valkey.set(LONE_QUEUE if breaks == "a list" else UNACKED_INDEX, "text")
+    reader = Reader(valkey_path, beat_s=0.02)
+    reader.fetcher.run_in(hub)
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        turn(hub.create_loop(), lambda: False)
 
 
 def test_a_message_in_hand_is_leased_and_one_that_nobody_has_comes_again(
-    valkey: redis.Redis, valkey_path: str, hand: Hand, hub: Hub
+    ours: KombuConnection,
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
 ) -> None:
     """The one that nobody has: a worker took it and was killed, or its answer was cut off on the way."""
-    options = {"visibility_timeout": 0.6, "unacked_restore_interval": 0.1, "unacked_restore_throttle": 1}
-    with Connection(f"redis+socket://{valkey_path}", transport_options=options) as connection:
-        publish(connection, {"n": 1})
-        assert len(take(valkey, 1)) == 1
-        publish(connection, {"n": 2})
-        reader = Reader(connection)
-        connection.transport.register_with_event_loop(connection.connection, hub)
-        loop = hub.create_loop()
-        while len(reader.messages) < 2:
-            next(loop)
-        assert [message.payload[1]["n"] for message in reader.messages] == [2, 1]
-        end_s = time.monotonic() + 3 * 0.6
-        while time.monotonic() < end_s:
-            next(loop)
-        assert len(reader.messages) == 2, "what is in hand was given out again"
-        for message in reader.messages:
-            message.ack()
-        reader.channel.renew_leases()
-        assert notes(valkey) == {}, "a lease that is renewed late brings nothing back"
+    publish(ours, {"n": 1})
+    assert len(take(valkey, 1)) == 1
+    publish(ours, {"n": 2})
+    reader = Reader(valkey_path, lease_s=0.6, beat_s=0.1)
+    reader.fetcher.run_in(hub)
+    loop = hub.create_loop()
+    turn(loop, lambda: len(reader.messages) == 2)
+    assert [message.payload[1]["n"] for message in reader.messages] == [2, 1]
+    end_s = time.monotonic() + 3 * 0.6
+    turn(loop, lambda: time.monotonic() > end_s)
+    assert len(reader.messages) == 2, "what is in hand was given out again"
+    for message in reader.messages:
+        message.ack()
+    reader.fetcher.renew_leases()
+    assert notes(valkey) == {}, "a lease that is renewed late brings nothing back"
+
+
+def test_two_workers_that_find_one_message_overdue_put_it_back_once(
+    ours: KombuConnection, valkey: redis.Redis, valkey_path: str
+) -> None:
+    publish(ours, {"n": 1})
+    [taken] = take(valkey)
+    [raw] = [note for note in (valkey.hget(UNACKED, taken.tag),) if note]
+    first, second = Reader(valkey_path).notes, Reader(valkey_path).notes
+    script = second._put_back
+    second._put_back = lambda **given: (  # type: ignore[assignment]  # the other was quicker by one step
+        first.put_back(taken.tag, [LONE_QUEUE], is_next=True),
+        script(**given),
+    )[1]
+    second.put_back(taken.tag, [LONE_QUEUE], is_next=True)
+    assert raw is not None
+    assert valkey.llen(LONE_QUEUE) == 1
+    assert notes(valkey) == {}
 
 
 def test_what_kombu_itself_loses(
     valkey: redis.Redis, proxy: tuple[Proxy, str], ours: KombuConnection
 ) -> None:
-    """Why all this: the same cut, and kombu's own channel. Should this fail one day, worker/consume/taking.py can go."""
+    """Why all this: the same cut, and kombu's own channel. Should this fail one day, `take.lua` can go."""
     wire, path = proxy
     with KombuConnection(
         f"redis+socket://{path}", transport_options={"socket_timeout": 5, "retry_on_timeout": None}
-    ) as connection:
-        reader = Reader(connection, LONE)
+    ) as theirs:
+        reader = KombuReader(theirs, LONE)
         wire.swallow_answer_to(b"BRPOP")
         with pytest.raises(TimeoutError):
-            connection.drain_events(timeout=0.1)  # it waits in BRPOP now
+            theirs.drain_events(timeout=0.1)  # it waits in BRPOP now
         publish(ours, {"n": 1})
-        with pytest.raises(connection.connection_errors):
-            connection.drain_events(timeout=5)
+        with pytest.raises(theirs.connection_errors):
+            theirs.drain_events(timeout=5)
         assert reader.messages == []
         assert valkey.llen(LONE_QUEUE) == 0
         assert notes(valkey) == {}

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
-from kombu import Connection as KombuConnection
 
-from tests.contract.test_channel import LONE, UNACKED, UNACKED_INDEX, Reader
 from tests.contract.test_taking import LISTS, notes
 from tests.support.mutants import message, nested
+from tests.support.reader import LONE, UNACKED, UNACKED_INDEX, Reader
 from worker.broker.hints import LONE_QUEUE, list_key
-from worker.consume.channel import Channel, Connection, Hand
 from worker.consume.foreign import REFUSED_HEADER
-from worker.consume.taking import Taken, Taker, read_note, write_note
-
-
-@pytest.fixture
-def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
-    made = Hand(bulk_limit=4, refill_at=1, give_back=lambda _: None, on_broker_lost=lambda: None)
-    monkeypatch.setattr(Channel, "hand", made)
-    return made
-
-
-@pytest.fixture
-def ours(valkey: redis.Redis, valkey_path: str) -> Iterator[KombuConnection]:
-    with Connection(f"redis+socket://{valkey_path}") as made:
-        yield made
+from worker.consume.notes import read_note, write_note
+from worker.consume.taking import Taken, Taker
 
 
 def put(valkey: redis.Redis, *made: Any, queue: str = LONE_QUEUE) -> list[bytes]:
@@ -99,13 +84,13 @@ def test_what_is_too_large_is_cut_to_its_ends_and_noted_so(valkey: redis.Redis) 
 
 
 def test_a_message_that_only_python_can_read_is_noted_by_its_reader(
-    ours: KombuConnection, valkey: redis.Redis, hand: Hand
+    valkey: redis.Redis, valkey_path: str
 ) -> None:
     """Redis knows no half of a surrogate pair."""
     made = message("a")
     made["headers"]["origin"] = "\ud800"
     [raw] = put(valkey, made)
-    [read] = Reader(ours, LONE).read(1)
+    [read] = Reader(valkey_path, LONE).read(1)
     assert read.payload[1]["request"] == json.loads(json.dumps(read.payload[1]["request"]))
     assert read_note(valkey.hget(UNACKED, read.delivery_tag)) == (raw, LONE_QUEUE)
     read.ack()
@@ -128,22 +113,19 @@ def test_a_message_that_only_python_can_read_is_noted_by_its_reader(
     ],
 )
 def test_a_note_is_put_back_whatever_it_holds(
-    ours: KombuConnection, valkey: redis.Redis, hand: Hand, note: bytes, priority: int
+    valkey: redis.Redis, valkey_path: str, note: bytes, priority: int
 ) -> None:
     """In the step that removes it, and without being decoded as kombu would."""
     valkey.hset(UNACKED, "t", note)
-    valkey.zadd(UNACKED_INDEX, {"t": 1.0, "without a note": 1.0})
-    qos = Reader(ours, LONE).channel.qos
-    qos.restore_visible(interval=1)
+    valkey.zadd(UNACKED_INDEX, {"t": 1.0, "without a note": 1.0, b"\xff of nobody": 1.0})
+    Reader(valkey_path, LONE).put_back_overdue()
     assert valkey.hlen(UNACKED) == valkey.zcard(UNACKED_INDEX) == 0
     assert valkey.llen(list_key(LONE_QUEUE, priority)) == (1 if note else 0)
 
 
-def test_a_message_that_comes_again_says_so_and_is_read(
-    ours: KombuConnection, valkey: redis.Redis, hand: Hand
-) -> None:
+def test_a_message_that_comes_again_says_so_and_is_read(valkey: redis.Redis, valkey_path: str) -> None:
     put(valkey, message("a"))
-    reader = Reader(ours, LONE)
+    reader = Reader(valkey_path, LONE)
     [first] = reader.read(1)
     first.reject(requeue=True)
     [_, again] = reader.read(2)

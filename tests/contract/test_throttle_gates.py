@@ -17,7 +17,7 @@ from tests.support.ledger import at_once
 from tests.support.processes import ROOT
 from worker.logs.sink import flush_logs
 from worker.policy.gates import Gate
-from worker.throttle.gatekeeper import Gatekeeper, Pass
+from worker.throttle.gatekeeper import Gatekeeper, Permit
 from worker.throttle.redis_store import RedisGateStore
 from worker.throttle.store import GateStore, MemoryGateStore
 
@@ -40,7 +40,7 @@ def make(store: GateStore, clock: FakeClock) -> Make:
 
 def test_an_open_gate_lets_everyone_through(make: Make) -> None:
     keeper = make()
-    assert [keeper.admit() for _ in range(3)] == [Pass(is_probe=False)] * 3
+    assert [keeper.admit() for _ in range(3)] == [Permit(is_probe=False)] * 3
     assert keeper.room(64) == 64
 
 
@@ -55,11 +55,11 @@ def test_a_gate_comes_back_from_its_store_as_it_went(store: GateStore) -> None:
 
 def test_a_shut_gate_is_shut_for_every_process(make: Make, clock: FakeClock) -> None:
     first, second = make(), make()
-    assert second.admit() is not None
+    assert second.admit().is_granted
     first.shut(K.UNAUTHORIZED, asked_s=None)
     clock.advance(0.3)  # what a process looked at is fresh for a quarter of a second
-    assert first.admit() is None
-    assert second.admit() is None
+    assert not first.admit().is_granted
+    assert not second.admit().is_granted
     assert second.room(64) == 0
 
 
@@ -68,7 +68,7 @@ def test_one_probe_at_a_time_passes_a_gate_whose_time_has_come(make: Make, clock
     keepers[0].shut(K.UNAUTHORIZED, asked_s=None)
     clock.advance(1.0)
     answers = at_once(4, lambda i: keepers[i].admit())
-    assert sorted(answer is not None for answer in answers) == [False, False, False, True]
+    assert sorted(answer.is_granted for answer in answers) == [False, False, False, True]
     assert [keeper.room(64) for keeper in keepers] == [1] * 4
 
 
@@ -77,10 +77,10 @@ def test_a_probe_that_succeeds_opens_the_gate_for_all(make: Make, clock: FakeClo
     first.shut(K.UNAUTHORIZED, asked_s=None)
     clock.advance(1.0)
     probe = first.admit()
-    assert probe == Pass(is_probe=True)
+    assert probe == Permit(is_probe=True)
     first.succeeded(probe)
     clock.advance(0.3)
-    assert first.admit() == second.admit() == Pass(is_probe=False)
+    assert first.admit() == second.admit() == Permit(is_probe=False)
 
 
 def test_a_probe_that_is_refused_shuts_the_gate_for_longer_and_the_next_may_try(
@@ -89,12 +89,12 @@ def test_a_probe_that_is_refused_shuts_the_gate_for_longer_and_the_next_may_try(
     keeper = make()
     keeper.shut(K.UNAUTHORIZED, asked_s=None)
     clock.advance(1.0)
-    assert keeper.admit() == Pass(is_probe=True)
+    assert keeper.admit() == Permit(is_probe=True)
     assert keeper.shut(K.UNAUTHORIZED, asked_s=None).strikes == 2
     clock.advance(1.0)
-    assert keeper.admit() is None
+    assert not keeper.admit().is_granted
     clock.advance(1.0)
-    assert keeper.admit() == Pass(is_probe=True)
+    assert keeper.admit() == Permit(is_probe=True)
 
 
 def test_a_probe_that_decided_nothing_gives_its_place_back(make: Make, clock: FakeClock) -> None:
@@ -102,31 +102,31 @@ def test_a_probe_that_decided_nothing_gives_its_place_back(make: Make, clock: Fa
     first.shut(K.UNAUTHORIZED, asked_s=None)
     clock.advance(1.0)
     probe = first.admit()
-    assert probe is not None
-    assert second.admit() is None
-    first.leave(probe)
-    assert second.admit() == Pass(is_probe=True)
+    assert probe.is_granted
+    assert not second.admit().is_granted
+    probe.leave()
+    assert second.admit() == Permit(is_probe=True)
 
 
 def test_one_who_is_no_probe_takes_nothing_from_the_probe(make: Make, clock: FakeClock) -> None:
     first, second = make(), make()
     before = first.admit()
-    assert before is not None
+    assert before.is_granted
     second.shut(K.UNAUTHORIZED, asked_s=None)
     clock.advance(1.0)
-    assert second.admit() == Pass(is_probe=True)
-    first.leave(before)
-    assert first.admit() is None
+    assert second.admit() == Permit(is_probe=True)
+    before.leave()
+    assert not first.admit().is_granted
 
 
-def test_a_pause_is_obeyed_by_a_second_process_and_ends_by_itself(make: Make, clock: FakeClock) -> None:
+def test_a_cooldown_is_obeyed_by_a_second_process_and_ends_by_itself(make: Make, clock: FakeClock) -> None:
     first, second = make(), make()
-    first.pause(K.RATE_LIMITED, asked_s=5.0)
-    assert second.admit() is None
+    first.cool_down(K.RATE_LIMITED, asked_s=5.0)
+    assert not second.admit().is_granted
     clock.advance(4.9)
-    assert (second.admit(), second.room(64)) == (None, 0)
+    assert (second.admit().is_granted, second.room(64)) == (False, 0)
     clock.advance(0.2)
-    assert second.admit() == Pass(is_probe=False)
+    assert second.admit() == Permit(is_probe=False)
     assert second.room(64) == 64
 
 
@@ -152,11 +152,12 @@ def test_a_store_that_is_away_stops_nobody_and_is_counted(tmp_path: Path, clock:
     )
     store = RedisGateStore(client, "e")
     keeper = Gatekeeper(store, clock, probe_ttl_s=1.0)
-    assert keeper.admit() == Pass(is_probe=False)
+    assert keeper.admit() == Permit(is_probe=False)
     assert store.failed_open == 1
-    keeper.pause(K.RATE_LIMITED, asked_s=1.0)
-    keeper.succeeded(Pass(is_probe=True))
-    keeper.leave(Pass(is_probe=True))
+    keeper.cool_down(K.RATE_LIMITED, asked_s=1.0)
+    keeper.succeeded(Permit(is_probe=True))
+    with Permit(is_probe=True, give_back=store.leave_probe):
+        pass
     assert store.take_probe(ttl_s=1.0)
     assert store.failed_open == 6
     client.close()
@@ -193,13 +194,13 @@ def test_a_late_failure_of_a_call_from_before_gives_no_probes_place_away(
 ) -> None:
     first, second = make(), make()
     before = first.admit()
-    assert before is not None
+    assert before.is_granted
     second.shut(K.SERVER_ERROR, asked_s=None)
     clock.advance(1.0)
-    assert second.admit() == Pass(is_probe=True)
-    assert first.shut(K.SERVER_ERROR, asked_s=None, leave=before).strikes == 1
+    assert second.admit() == Permit(is_probe=True)
+    assert first.shut(K.SERVER_ERROR, asked_s=None, permit=before).strikes == 1
     clock.advance(0.3)
-    assert first.admit() is None, "the probe's place is taken still"
+    assert not first.admit().is_granted, "the probe's place is taken still"
 
 
 def test_a_probe_that_ends_late_gives_its_own_place_back_and_no_other(make: Make, clock: FakeClock) -> None:
@@ -207,11 +208,11 @@ def test_a_probe_that_ends_late_gives_its_own_place_back_and_no_other(make: Make
     first.shut(K.TIMEOUT, asked_s=None)
     clock.advance(1.0)
     hangs = first.admit("a")
-    assert hangs == Pass(is_probe=True)
+    assert hangs == Permit(is_probe=True)
     clock.advance(5.0)
-    assert second.admit("b") == Pass(is_probe=True)
-    first.leave(hangs)
-    assert first.admit("c") is None
+    assert second.admit("b") == Permit(is_probe=True)
+    hangs.leave()
+    assert not first.admit("c").is_granted
     assert second.room(64) == 1
 
 
@@ -223,7 +224,7 @@ def test_while_probes_hang_others_begin_every_few_seconds_and_there_is_a_limit(
     clock.advance(1.0)
     begun = []
     for second in range(360):
-        if keeper.admit(f"job{second}"):
+        if keeper.admit(f"job{second}").is_granted:
             begun.append(second)
         clock.advance(1.0)
     assert begun[:4] == [0, 5, 10, 15]
@@ -235,15 +236,16 @@ def test_a_probe_of_an_outage_that_is_over_opens_no_later_gate(make: Make, clock
     first.shut(K.TIMEOUT, asked_s=None)
     clock.advance(1.0)
     old = first.admit("a")
-    assert old is not None
+    assert old.is_granted
     clock.advance(5.0)
     new = second.admit("b")
-    assert new is not None
+    assert new.is_granted
     second.succeeded(new)
     second.shut(K.TIMEOUT, asked_s=None)
     first.succeeded(old)
     clock.advance(0.3)
-    assert first.admit("c") is second.admit("c") is None
+    assert not first.admit("c").is_granted
+    assert not second.admit("c").is_granted
 
 
 def test_a_late_refusal_does_not_shut_a_gate_that_was_opened_meanwhile(store: GateStore) -> None:
@@ -261,13 +263,13 @@ def test_an_answer_to_a_call_from_before_opens_nothing_and_brings_the_probe_forw
 ) -> None:
     keeper = make()
     before = keeper.admit()
-    assert before is not None
+    assert before.is_granted
     keeper.shut(K.SERVER_ERROR, asked_s=30.0)
     clock.advance(2.0)
-    assert keeper.admit("a") is None
+    assert not keeper.admit("a").is_granted
     keeper.succeeded(before)
-    assert keeper.admit("a") == Pass(is_probe=True)
-    assert keeper.admit("b") is None
+    assert keeper.admit("a") == Permit(is_probe=True)
+    assert not keeper.admit("b").is_granted
 
 
 def test_a_refused_key_is_tried_with_another_job_before_its_time(make: Make, clock: FakeClock) -> None:
@@ -277,13 +279,13 @@ def test_a_refused_key_is_tried_with_another_job_before_its_time(make: Make, clo
         clock.advance((gate.until_ms - clock.now_ms()) / 1000)
     first.shut(K.UNAUTHORIZED, asked_s=None, job_id="denied")
     clock.advance(1.1)
-    assert second.admit("denied") is None
-    assert second.admit() is None
+    assert not second.admit("denied").is_granted
+    assert not second.admit().is_granted
     probe = second.admit("another")
-    assert probe == Pass(is_probe=True)
+    assert probe == Permit(is_probe=True)
     second.succeeded(probe)
     clock.advance(0.3)
-    assert first.admit("denied") == Pass(is_probe=False)
+    assert first.admit("denied") == Permit(is_probe=False)
 
 
 def test_a_gate_that_is_shut_for_one_job_alone_opens_when_the_refusal_was_its_own(
@@ -292,13 +294,13 @@ def test_a_gate_that_is_shut_for_one_job_alone_opens_when_the_refusal_was_its_ow
     keeper = make()
     keeper.shut(K.QUOTA, asked_s=None, job_id="dear")
     keeper.acquit("another")
-    assert keeper.admit("x") is None
+    assert not keeper.admit("x").is_granted
     keeper.acquit("dear")
-    assert keeper.admit("x") == Pass(is_probe=False)
+    assert keeper.admit("x") == Permit(is_probe=False)
     keeper.shut(K.QUOTA, asked_s=None, job_id="dear")
-    keeper.shut(K.QUOTA, asked_s=None, leave=Pass(is_probe=False), job_id="another")
+    keeper.shut(K.QUOTA, asked_s=None, permit=Permit(is_probe=False), job_id="another")
     keeper.acquit("dear")
-    assert keeper.admit("x") is None, "it is refused to others as well"
+    assert not keeper.admit("x").is_granted, "it is refused to others as well"
 
 
 def test_a_probe_that_was_answered_otherwise_is_followed_by_one_a_second_later(
@@ -308,11 +310,11 @@ def test_a_probe_that_was_answered_otherwise_is_followed_by_one_a_second_later(
     keeper.shut(K.SERVER_ERROR, asked_s=None)
     clock.advance(1.0)
     probe = keeper.admit("a")
-    assert probe is not None
+    assert probe.is_granted
     keeper.decided_nothing(probe)
-    assert keeper.admit("b") is None
+    assert not keeper.admit("b").is_granted
     clock.advance(1.0)
-    assert keeper.admit("b") == Pass(is_probe=True)
+    assert keeper.admit("b") == Permit(is_probe=True)
 
 
 def test_a_gate_that_another_machines_fast_clock_shut_is_shut_for_as_long_as_it_meant(
@@ -321,11 +323,11 @@ def test_a_gate_that_another_machines_fast_clock_shut_is_shut_for_as_long_as_it_
     fast = FakeClock(clock.now_ms() + 7 * 3_600_000)
     Gatekeeper(store, fast, probe_ttl_s=60.0).shut(K.SERVER_ERROR, asked_s=None)
     keeper = Gatekeeper(store, clock, probe_ttl_s=60.0)
-    assert keeper.admit("a") is None
+    assert not keeper.admit("a").is_granted
     clock.advance(0.6)
-    assert keeper.admit("a") is None
+    assert not keeper.admit("a").is_granted
     clock.advance(0.5)
-    assert keeper.admit("a") == Pass(is_probe=True)
+    assert keeper.admit("a") == Permit(is_probe=True)
 
 
 def test_a_gate_that_flaps_is_told_of_once_in_a_while(
@@ -338,7 +340,7 @@ def test_a_gate_that_flaps_is_told_of_once_in_a_while(
         keeper.shut(K.SERVER_ERROR, asked_s=None, http_status=503)
         clock.advance(1.0)
         probe = keeper.admit("a")
-        assert probe is not None
+        assert probe.is_granted
         keeper.succeeded(probe)
     told = capsys.readouterr()
     text = told.out + told.err

@@ -22,6 +22,7 @@ from tests.support.outage import (
 from tests.support.processes import end
 from tests.support.proxy import Proxy
 from tests.support.servers import PostgresProcess
+from worker.settings.database import PostgresqlAddress
 from worker.storage.tables import jobs
 
 Hang = Callable[[], Callable[[], object]]
@@ -130,8 +131,9 @@ def proxy(arena: Arena) -> Iterator[Proxy]:
 
 def through_the_proxy(arena: Arena) -> str:
     """The address of the arena's database by way of its proxy."""
-    address = arena.settings.ledger_url.update_query_dict({"host": str(arena.folder / "px")})
-    return address.render_as_string(hide_password=False)
+    address = arena.settings.ledger_address
+    assert isinstance(address, PostgresqlAddress)
+    return address.with_parameters({"host": str(arena.folder / "px")}).render()
 
 
 @on_postgresql

@@ -1,4 +1,4 @@
-"""An endpoint that misbehaves, held against DESIGN.md's table "What each answer means", and what it may not break:
+"""An endpoint that misbehaves, held against docs/answers.md, and what it may not break:
 invariants 1 and 3, no thread stuck past the total deadline, flat memory, no record lost to a neighbour's bytes."""
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from sqlalchemy import select
 from tests.support.arena import Arena
 from tests.support.outage import assert_nobody_was_lost
 from tests.support.proxy import Proxy
+from worker.settings.database import PostgresqlAddress
 from worker.storage.tables import workers
 
 _COMMIT = b"COMMIT"
@@ -36,8 +37,10 @@ def proxy(arena: Arena) -> Iterator[Proxy]:
 
 def start_worker(arena: Arena, slots: int) -> bytes:
     """The id of a worker behind the proxy."""
-    address = arena.settings.ledger_url.update_query_dict({"host": str(arena.folder / "px")})
-    arena.worker(concurrency=slots, database_url=address.render_as_string(hide_password=False))
+    address = arena.settings.ledger_address
+    assert isinstance(address, PostgresqlAddress)
+    through = address.with_parameters({"host": str(arena.folder / "px")}).render()
+    arena.worker(concurrency=slots, database_url=through)
     with arena.ledger.read() as connection:
         [worker_id] = connection.execute(select(workers.c.id)).scalars()
     return str(worker_id).encode()

@@ -185,7 +185,12 @@ def test_the_death_of_a_worker_is_told_to_those_who_use_it(home: Path, stack: St
         pid = _pid(second, "worker-2")
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        assert _next_event(second) == {"event": "service_died", "service": "worker-2", "status": -9}
+        assert _next_event(second) == {
+            "event": "service_died",
+            "service": "worker-2",
+            "status": -9,
+            "reason": "signal 9, SIGKILL",
+        }
         assert stack.poll_events() == []
 
 
@@ -213,7 +218,12 @@ def test_a_worker_that_dies_is_announced_and_started_again(stack: Stack) -> None
     first = _pid(stack, "worker")
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    assert _next_event(stack) == {"event": "service_died", "service": "worker", "status": -9}
+    assert _next_event(stack) == {
+        "event": "service_died",
+        "service": "worker",
+        "status": -9,
+        "reason": "signal 9, SIGKILL",
+    }
     wait_until(lambda: _pid(stack, "worker") not in (None, first))
 
 

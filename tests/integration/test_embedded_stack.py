@@ -203,7 +203,12 @@ def test_a_broker_that_is_killed_comes_back_with_what_it_held(home: Path) -> Non
         assert client.get("key") == b"value"
         client.close()
         assert stack.poll_events() == [
-            {"event": "service_died", "service": "broker", "status": -signal.SIGKILL}
+            {
+                "event": "service_died",
+                "service": "broker",
+                "status": -signal.SIGKILL,
+                "reason": "signal 9, SIGKILL",
+            }
         ]
 
 
@@ -251,3 +256,31 @@ def test_a_keeper_that_is_told_to_end_stops_the_broker_first(home: Path) -> None
     os.kill(int(stack.status()["pid"]), signal.SIGTERM)
     assert stack.leave() is True
     assert is_gone(broker)
+
+
+def test_the_keepers_process_is_gone_when_the_last_command_has_left(home: Path) -> None:
+    """A command that came at once met the one before ending: its process was still there, milliseconds long."""
+    for _ in range(50):
+        with Stack.attach(home) as one:
+            keeper = psutil.Process(int(one.status()["pid"]))
+            with Stack.attach(home) as other:
+                pass
+        assert not keeper.is_running() or keeper.status() == psutil.STATUS_ZOMBIE
+        assert (one.fileno(), other.fileno()) == (-1, -1)
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["told to end", "left"])
+def test_an_orderly_end_logs_nothing_alarming(home: Path, is_told: bool) -> None:
+    """Python 3.11 logs a traceback for each handler of a server that is cancelled at the loop's end."""
+    first = Stack.attach(home)
+    stacks = [first, *(Stack.attach(home) for _ in range(3))]
+    first.ensure_broker()
+    if is_told:
+        os.kill(int(first.status()["pid"]), signal.SIGTERM)
+    for stack in reversed(stacks):
+        stack.leave()
+    log = (home / "logs" / "keeper.log").read_text()
+    assert "keeper.stopped" in log
+    assert not any(
+        word in log for word in ("Traceback", "Cancelled", "ERROR", "WARNING", "never retrieved")
+    ), log

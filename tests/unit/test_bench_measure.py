@@ -115,12 +115,33 @@ def test_ratios_need_the_official_client() -> None:
 def test_a_quick_run_measures_every_contender_too() -> None:
     quick = parse_options(["--quick"])
     assert set(CONTENDERS) <= set(quick.only)
-    assert quick.job_count(50) >= 3 * 50
+    assert [quick.job_count(one) for one in quick.measures] == [8 * 50]
+
+
+def test_a_whole_run_measures_quick_answers_and_many_slots() -> None:
+    whole = parse_options([])
+    found = {(one.slots, one.latency_s): whole.job_count(one) for one in whole.measures}
+    assert found == {(100, 0.2): 6000, (100, 0.5): 2400, (100, 2.0): 800, (500, 2.0): 4000}
+    told = parse_options(["--slots", "10,20", "--latency", "0.5,1", "--jobs", "70"])
+    assert [(one.slots, one.latency_s) for one in told.measures] == [
+        (10, 0.5),
+        (20, 0.5),
+        (10, 1.0),
+        (20, 1.0),
+    ]
+    assert [told.job_count(one) for one in told.measures] == [70, 80, 70, 80]
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--slots", "many"], ["--slots", "0"], ["--latency", "0"], ["--only", "nothing"], ["--repeat", "0"]],
+    [
+        ["--slots", "many"],
+        ["--slots", "0"],
+        ["--latency", "0"],
+        ["--latency", "soon"],
+        ["--only", "nothing"],
+        ["--repeat", "0"],
+    ],
 )
 def test_options_without_sense_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -217,8 +217,16 @@ def test_the_image_holds_our_modules_and_nothing_else_of_this_folder() -> None:
     let_in = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
     assert sorted(let_in) == sorted(copied)
     assert any(fnmatch.fnmatch("worker/__pycache__", pattern) for pattern in patterns[1:])
-    assert instructions("FROM")[-1].split()[0].endswith("-slim")
+    assert {line.split()[0] for line in instructions("FROM")} == {"python:${PYTHON}"}
+    assert re.fullmatch(r"PYTHON=3\.\d+-slim@sha256:[0-9a-f]{64}", instructions("ARG")[0])
     assert "--require-hashes" in " ".join(DOCKERFILE)
+
+
+def test_the_images_of_others_are_held_to_a_digest() -> None:
+    images = [one["image"] for one in COMPOSE["services"].values() if "build" not in one and "image" in one]
+    others = sorted({image for image in images if not image.startswith("antrean")})
+    assert [image.split(":")[0] for image in others] == ["postgres", "valkey/valkey"]
+    assert all(re.fullmatch(r"[a-z/]+:\d+@sha256:[0-9a-f]{64}", image) for image in others), others
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)

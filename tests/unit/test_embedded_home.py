@@ -78,6 +78,16 @@ def test_a_runtime_folder_that_somebody_else_laid_out_is_not_used(tmp_path: Path
         runtime_folder(home).unlink()
 
 
+def test_a_run_folder_of_a_home_that_was_there_before_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o755)
+    prepare_home(tmp_path)
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o755
+    (tmp_path / "run").chmod(0o777)
+    with pytest.raises(AntreanError, match="run can be written by everybody"):
+        prepare_home(tmp_path)
+
+
 def test_the_last_line_of_a_log_is_the_last_that_is_not_blank(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert last_line(log) == ""

@@ -13,11 +13,11 @@ import pytest
 
 from worker.files.private import (
     close_file,
-    close_folder,
     close_home,
     find_distrust,
     make_private_folder,
     open_private,
+    prepare_folder,
 )
 
 STRANGER = 54321
@@ -43,29 +43,60 @@ def test_files_and_folders_are_private_under_any_umask(tmp_path: Path) -> None:
     assert [mode(path) for path in (tmp_path / "a", inner, inner / "file")] == [0o700, 0o700, 0o600]
 
 
-def test_what_was_there_before_is_closed_when_it_is_used(tmp_path: Path) -> None:
-    folder = tmp_path / "logs"
-    folder.mkdir()
-    folder.chmod(0o755)
+def test_a_file_that_was_there_before_is_closed_when_it_is_used(tmp_path: Path) -> None:
     for name in ("opened", "closed", "read-only"):
-        (folder / name).write_text("old\n")
-        (folder / name).chmod(0o444 if name == "read-only" else 0o666)
-    close_folder(folder)
-    os.close(open_private(folder / "opened", os.O_RDWR))
-    close_file(folder / "closed")
-    close_file(folder / "read-only")
-    close_file(folder / "missing")
-    assert mode(folder) == 0o700
-    assert [mode(folder / name) for name in ("opened", "closed", "read-only")] == [0o600, 0o600, 0o400]
-    assert (folder / "opened").read_text() == "old\n"
+        (tmp_path / name).write_text("old\n")
+        (tmp_path / name).chmod(0o444 if name == "read-only" else 0o666)
+    os.close(open_private(tmp_path / "opened", os.O_RDWR))
+    close_file(tmp_path / "closed")
+    close_file(tmp_path / "read-only")
+    close_file(tmp_path / "missing")
+    assert [mode(tmp_path / name) for name in ("opened", "closed", "read-only")] == [0o600, 0o600, 0o400]
+    assert (tmp_path / "opened").read_text() == "old\n"
 
 
-def test_a_folder_that_others_could_write_in_is_not_closed_over_what_they_left(tmp_path: Path) -> None:
+def test_a_folder_that_was_there_before_keeps_its_mode_and_a_new_one_is_private(tmp_path: Path) -> None:
+    """A project's `runs` were closed to its group once antrean wrote a lock there."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o755)
+    for name in ("runs", "spool"):
+        prepare_folder(tmp_path / name)
+    assert (mode(tmp_path / "runs"), mode(tmp_path / "spool")) == (0o755, 0o700)
+
+
+def test_a_folder_that_others_could_write_in_is_not_used(tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     folder.mkdir()
     folder.chmod(0o777)
     with pytest.raises(PermissionError, match="can be written by everybody"):
-        close_folder(folder)
+        prepare_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("runs", "batch_x.lock"),
+        ("workers", "w1.lock"),
+        ("spool", "w1.spool"),
+        ("logs", "worker-2.log.1"),
+        ("valkey", "appendonlydir"),
+        ("simulation", "antrean.db-wal"),
+    ],
+)
+def test_of_a_home_only_the_folders_are_closed_that_hold_nothing_else(
+    tmp_path: Path, name: str, ours: str
+) -> None:
+    (tmp_path / "stack.lock").touch()
+    folder = tmp_path / name
+    folder.mkdir()
+    folder.chmod(0o755)
+    for file in (ours, "experiment-1"):
+        (folder / file).touch()
+    close_home(tmp_path)
+    assert mode(folder) == 0o755, "it is a project's own as well"
+    (folder / "experiment-1").unlink()
+    close_home(tmp_path)
+    assert mode(folder) == 0o700
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:

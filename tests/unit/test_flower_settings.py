@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from celery.events.state import Task
 
 from worker.errors import SettingsError
 from worker.flower.setup import check_exposure, decide_options, is_loopback, kept_secret
@@ -44,6 +45,26 @@ def test_without_a_password_nobody_is_asked_and_without_a_database_nothing_is_ke
 
 def test_no_column_shows_arguments() -> None:
     assert not {"args", "kwargs"} & set(options()["tasks_columns"].split(","))
+
+
+def test_the_columns_that_say_how_a_task_went_are_those_that_a_narrow_window_shows() -> None:
+    assert options()["tasks_columns"].split(",")[:3] == ["state", "result", "exception"]
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({"result": "'35 tokens · stop · 0.2 s'"}, ("35 tokens · stop · 0.2 s", None)),
+        ({"exception": "JobFailed('server_error')"}, (None, "server_error")),
+        ({"exception": "waits: rate_limited"}, (None, "waits: rate_limited")),
+        ({"result": "None", "exception": "KeyError('x')"}, ("None", "KeyError('x')")),
+    ],
+)
+def test_a_page_shows_words_and_not_how_python_writes_them(
+    told: dict[str, str], shown: tuple[str | None, str | None]
+) -> None:
+    task = options()["format_task"](Task(uuid="t", **told))
+    assert (task.result, task.exception) == shown
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.mutants import ODD_VALUES, REQUEST, encode, first_protocol, message, mutants, nested
 from worker.broker.hints import HINT_HEADER, LONE_QUEUE, TASK, write_hint
-from worker.consume.delivery import read_delivery
+from worker.consume.delivery import read_message
 from worker.consume.foreign import (
     NOT_BEFORE_HEADER,
     REFUSED_HEADER,
@@ -24,7 +24,6 @@ from worker.consume.foreign import (
     read_fragments,
     read_hint,
 )
-from worker.intake.producing import read_call
 from worker.settings import Settings, load_settings
 from worker.storage.intake import NewJob
 
@@ -44,19 +43,21 @@ def adopted(payload: Payload, told: Settings) -> NewJob | None:
     headers = payload["headers"]
     assert payload.decoded is not None
     args, kwargs, embedded = payload.decoded
-    context = SimpleNamespace(
+    request = SimpleNamespace(
         id=headers["id"],
-        headers=headers,
-        expires=headers["expires"],
-        delivery_info={
-            **payload["properties"]["delivery_info"],
-            "priority": payload["properties"]["priority"],
+        request_dict={
+            **headers,
+            "delivery_info": {
+                **payload["properties"]["delivery_info"],
+                "priority": payload["properties"]["priority"],
+            },
         },
-        **embedded,
+        args=args,
+        kwargs=kwargs,
+        embedded=embedded,
     )
-    kwargs = dict(kwargs)
-    job_id = kwargs.pop("job_id", None)
-    return read_delivery(context, *read_call(args, kwargs), job_id, told).adopt
+    found = read_message(request, told)
+    return found if isinstance(found, NewJob) else None
 
 
 def test_a_sound_message_keeps_what_it_asks_for(told: Settings) -> None:

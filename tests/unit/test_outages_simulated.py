@@ -13,7 +13,7 @@ from schemas.failure import Failure, FailureKind
 from tests.support.clock import FakeClock
 from worker.policy.retry import Whose
 from worker.throttle.evidence import Evidence
-from worker.throttle.gatekeeper import Gatekeeper, Pass
+from worker.throttle.gatekeeper import Gatekeeper, Permit
 from worker.throttle.store import MemoryGateStore
 
 DOWN = Failure(FailureKind.SERVER_ERROR, "HTTP 503", http_status=503)
@@ -61,31 +61,31 @@ class World:
 
     def _begin(self, process: int) -> None:
         job = f"job{self._jobs}"
-        leave = self.keepers[process].admit(job) if self.has_gate else self.keepers[process]._pass(None)
-        if leave is None:
+        permit = self.keepers[process].admit(job) if self.has_gate else self.keepers[process]._grant(None)
+        if not permit.is_granted:
             self._at(self.now_s + TICK_S, lambda: self._begin(process))
             return
         self.began.append(self.now_s)
         fails = self.fails(self.now_s)
         took_s = self.latency_s * (0.1 if fails else 1.0)
-        self._at(self.now_s + took_s, lambda: self._end(process, job, leave, fails=fails))
+        self._at(self.now_s + took_s, lambda: self._end(process, job, permit, fails=fails))
 
-    def _end(self, process: int, job: str, leave: Pass, *, fails: bool) -> None:
+    def _end(self, process: int, job: str, permit: Permit, *, fails: bool) -> None:
         if fails:
-            self._fail(process, job, leave)
+            self._fail(process, job, permit)
         else:
             self.answered.append(self.now_s)
-            self.keepers[process].succeeded(leave)
+            self.keepers[process].succeeded(permit)
             self._note_openings(process)
             self.evidence[process].succeeded(
                 job,
                 "m",
-                began=leave.order,
+                began=permit.order,
                 now_s=self.clock.monotonic_s(),
             )
         self._begin(process)
 
-    def _fail(self, process: int, job: str, leave: Pass) -> None:
+    def _fail(self, process: int, job: str, permit: Permit) -> None:
         keeper = self.keepers[process]
         gate = keeper.look(closely=True) if self.has_gate else None
         self._note_openings(process)
@@ -94,21 +94,21 @@ class World:
             "m",
             DOWN,
             gate=gate,
-            is_probe=leave.is_probe and gate is not None and gate.needs_probe,
+            is_probe=permit.is_probe and gate is not None and gate.needs_probe,
             is_proven=True,
             is_last=False,
             is_only=False,
             has_others=lambda: True,
-            number=leave.number,
+            number=permit.number,
             calls=keeper.calls,
             order=keeper.next_order(),
             now_s=self.clock.monotonic_s(),
         )
         if verdict.whose is Whose.ENDPOINTS and self.has_gate:
-            keeper.shut(DOWN.kind, asked_s=None, leave=leave, job_id=job, http_status=503)
+            keeper.shut(DOWN.kind, asked_s=None, permit=permit, job_id=job, http_status=503)
         else:
             self.burnt += 1
-            keeper.leave(leave)
+            permit.leave()
 
     def _note_openings(self, process: int) -> None:
         if self.openings[process] != self.keepers[process].openings:

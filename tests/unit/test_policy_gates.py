@@ -10,9 +10,9 @@ from worker.policy.gates import (
     Gate,
     as_seen,
     bring_forward,
+    cool_down,
     decide_admission,
     next_probe_after_s,
-    pause,
     shut_further,
 )
 
@@ -54,23 +54,23 @@ def test_what_the_endpoint_asked_for_is_the_least_wait() -> None:
     assert shut(asked_s=0.1).until_ms == NOW + 1000
 
 
-def test_a_pause_is_over_by_itself() -> None:
-    gate = pause(None, K.RATE_LIMITED, now_ms=NOW, asked_s=5)
+def test_a_cooldown_is_over_by_itself() -> None:
+    gate = cool_down(None, K.RATE_LIMITED, now_ms=NOW, asked_s=5)
     assert decide_admission(gate, now_ms=NOW + 4999) is Admission.SHUT
     assert decide_admission(gate, now_ms=NOW + 5000) is Admission.OPEN
 
 
-def test_a_pause_never_shortens_a_longer_one_nor_opens_a_shut_gate() -> None:
-    long = pause(None, K.RATE_LIMITED, now_ms=NOW, asked_s=50)
-    assert pause(long, K.RATE_LIMITED, now_ms=NOW, asked_s=5) is long
-    assert pause(long, K.RATE_LIMITED, now_ms=NOW, asked_s=60).until_ms == NOW + 60_000
+def test_a_cooldown_never_shortens_a_longer_one_nor_opens_a_shut_gate() -> None:
+    long = cool_down(None, K.RATE_LIMITED, now_ms=NOW, asked_s=50)
+    assert cool_down(long, K.RATE_LIMITED, now_ms=NOW, asked_s=5) is long
+    assert cool_down(long, K.RATE_LIMITED, now_ms=NOW, asked_s=60).until_ms == NOW + 60_000
     refused = shut()
-    assert pause(refused, K.RATE_LIMITED, now_ms=NOW, asked_s=60) is refused
+    assert cool_down(refused, K.RATE_LIMITED, now_ms=NOW, asked_s=60) is refused
 
 
-def test_a_refusal_during_a_pause_is_the_first_strike_and_keeps_the_longer_wait() -> None:
-    paused = pause(None, K.RATE_LIMITED, now_ms=NOW, asked_s=50)
-    gate = shut(paused)
+def test_a_refusal_during_a_cooldown_is_the_first_strike_and_keeps_the_longer_wait() -> None:
+    cooling = cool_down(None, K.RATE_LIMITED, now_ms=NOW, asked_s=50)
+    gate = shut(cooling)
     assert (gate.strikes, gate.needs_probe, gate.until_ms) == (1, True, NOW + 50_000)
 
 
@@ -119,8 +119,8 @@ def test_a_clock_that_runs_ahead_keeps_nobody_away_for_longer_than_it_meant_to()
     gate = shut_further(None, K.SERVER_ERROR, now_ms=ahead_ms, asked_s=None)
     seen = as_seen(gate, now_ms=NOW)
     assert seen.until_ms == NOW + 1000
-    paused = as_seen(pause(None, K.RATE_LIMITED, now_ms=ahead_ms, asked_s=30), now_ms=NOW)
-    assert paused.until_ms == NOW + 30_000
+    cooling = as_seen(cool_down(None, K.RATE_LIMITED, now_ms=ahead_ms, asked_s=30), now_ms=NOW)
+    assert cooling.until_ms == NOW + 30_000
     assert as_seen(seen, now_ms=NOW + 500) == seen
 
 
@@ -128,8 +128,8 @@ def test_a_sign_of_life_brings_the_next_probe_forward_to_a_second_after_the_last
     gate = shut_further(None, K.SERVER_ERROR, now_ms=NOW, asked_s=60.0)
     assert bring_forward(gate, now_ms=NOW + 200).until_ms == NOW + 1000
     assert bring_forward(gate, now_ms=NOW + 5000).until_ms == NOW + 5000
-    paused = pause(None, K.RATE_LIMITED, now_ms=NOW, asked_s=60)
-    assert bring_forward(paused, now_ms=NOW + 5000) is paused, "what was asked for is kept"
+    cooling = cool_down(None, K.RATE_LIMITED, now_ms=NOW, asked_s=60)
+    assert bring_forward(cooling, now_ms=NOW + 5000) is cooling, "what was asked for is kept"
 
 
 def test_probes_that_hang_are_followed_by_others_ever_more_slowly() -> None:

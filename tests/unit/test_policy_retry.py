@@ -1,4 +1,4 @@
-"""DESIGN.md's table "What each answer means", row by row; and what holds for any failure."""
+"""The table "What follows" of docs/answers.md, row by row; and what holds for any failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_what_may_pass_is_tried_again_after_a_while_and_burns(kind: FailureKind)
     decision = judge(kind)
     assert decision.not_before_ms is not None
     assert NOW <= decision.not_before_ms <= NOW + 1000
-    assert (decision.burns, decision.is_blocked, decision.shuts_gate, decision.pause_s) == (
+    assert (decision.burns, decision.is_blocked, decision.shuts_gate, decision.cooldown_s) == (
         True,
         False,
         False,
@@ -97,7 +97,7 @@ def test_a_refusal_that_concerns_all_shuts_the_gate_and_burns_nothing(kind: Fail
 def test_a_rate_limit_burns_nothing_and_needs_no_probe() -> None:
     decision = judge(K.RATE_LIMITED, status=429, attempts=5)
     assert decision.not_before_ms is not None
-    assert (decision.burns, decision.is_blocked, decision.shuts_gate, decision.pause_s) == (
+    assert (decision.burns, decision.is_blocked, decision.shuts_gate, decision.cooldown_s) == (
         False,
         True,
         False,
@@ -123,12 +123,12 @@ def test_what_the_endpoint_asked_for_is_obeyed_by_all(kind: FailureKind) -> None
     decision = judge(kind, retry_after_s=12.0)
     assert decision.not_before_ms is not None
     assert NOW + 12_000 <= decision.not_before_ms <= NOW + 12_000 + 12_000
-    assert decision.pause_s == 12.0
+    assert decision.cooldown_s == 12.0
 
 
 def test_a_retry_after_is_capped_and_never_negative() -> None:
-    assert judge(K.SERVER_ERROR, retry_after_s=1e9).pause_s == 3600.0
-    assert judge(K.SERVER_ERROR, retry_after_s=-5.0).pause_s == 0.0
+    assert judge(K.SERVER_ERROR, retry_after_s=1e9).cooldown_s == 3600.0
+    assert judge(K.SERVER_ERROR, retry_after_s=-5.0).cooldown_s == 0.0
     decision = judge(K.SERVER_ERROR, retry_after_s=0.0)
     assert decision.not_before_ms is not None
     assert decision.not_before_ms <= NOW + 100
@@ -219,6 +219,11 @@ def test_what_this_machine_lacks_is_nobodys_attempt_and_no_gates_business(number
     standing = Standing(5, 0, 6, number, None, False)
     for seed in range(20):
         found = decide(failure, standing, now_ms=NOW, rules=RetryRules(), rng=random.Random(seed))
-        assert (found.burns, found.is_blocked, found.shuts_gate, found.pause_s) == (False, True, False, None)
+        assert (found.burns, found.is_blocked, found.shuts_gate, found.cooldown_s) == (
+            False,
+            True,
+            False,
+            None,
+        )
         assert found.not_before_ms is not None
         assert NOW + 1000 <= found.not_before_ms <= NOW + 18_000

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from worker.printable import csv_cell, printable, printable_json, printable_text
+from worker.text.printable import csv_cell, printable, printable_json, printable_text
 
 _STEERS = [
     "\x1b]0;owned\x07",

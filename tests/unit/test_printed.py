@@ -16,8 +16,8 @@ from rich.text import Text
 from worker.cli import console
 from worker.cli.console import PlainConsole, complain, encode_json, json_for_output, note, print_text
 from worker.cli.content import content_texts
-from worker.printable import in_ascii
 from worker.storage.story import Content
+from worker.text.printable import in_ascii
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "[/nope] [bold]:smile: \x1b]0;owned\x07\x1b[2J \x9b31m \u202eevil \x00 \ud800"
@@ -56,7 +56,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 def test_whatever_is_printed_is_one_line_of_text(printed: io.StringIO) -> None:
     say = console.out
-    say.say(HOSTILE, (HOSTILE, "bold red"), end="\n")
+    say.say(HOSTILE, (HOSTILE, "bold red"))
     say.print(HOSTILE)
     say.print(HOSTILE, style="dim")
     note(HOSTILE + "\nantrean: all is well")

@@ -12,6 +12,7 @@ from schemas.job import Due
 from worker.broker.publishing import PromptPublisher
 from worker.errors import BrokerAway
 
+PATIENT_S = 30.0  # for a broker that answers: on a busy machine its thread may take its time
 JOB = Due("a", 0, is_bulk=False)
 
 
@@ -42,7 +43,7 @@ def wait_until_it_is_back(publisher: PromptPublisher) -> None:
 
 def test_a_broker_that_answers_has_the_job_when_the_producer_goes_on() -> None:
     broker = Broker()
-    publisher = PromptPublisher(broker.take)
+    publisher = PromptPublisher(broker.take, within_s=PATIENT_S)
     publisher.publish([JOB])
     assert broker.taken == [JOB]
     assert not publisher.is_away()
@@ -55,10 +56,10 @@ def test_a_broker_that_hangs_costs_one_caller_a_fifth_of_a_second_and_the_next_n
     began_s = time.monotonic()
     with pytest.raises(BrokerAway, match=r"within 0\.2 s"):
         publisher.publish([JOB])
-    assert 0.15 < time.monotonic() - began_s < 0.5
+    assert 0.15 < time.monotonic() - began_s < 10, "it hangs for thirty"
     began_s = time.monotonic()
     assert all(publisher.is_away() for _ in range(100))
-    assert time.monotonic() - began_s < 0.1
+    assert time.monotonic() - began_s < 10, "a hundred waits would take twenty"
     broker.is_there.set()
     wait_until_it_is_back(publisher)
     publisher.publish([JOB])
@@ -68,7 +69,7 @@ def test_a_broker_that_hangs_costs_one_caller_a_fifth_of_a_second_and_the_next_n
 def test_a_broker_that_refuses_is_away_until_it_was_asked_again() -> None:
     broker = Broker()
     broker.refuses = True
-    publisher = PromptPublisher(broker.take)
+    publisher = PromptPublisher(broker.take, within_s=PATIENT_S)
     with pytest.raises(BrokerAway, match="it is away"):
         publisher.publish([JOB])
     assert publisher.is_away()
@@ -81,7 +82,7 @@ def test_a_broker_that_refuses_is_away_until_it_was_asked_again() -> None:
 def test_callers_of_many_threads_wait_at_the_same_time() -> None:
     broker = Broker()
     broker.is_there.clear()
-    publisher = PromptPublisher(broker.take)
+    publisher = PromptPublisher(broker.take, within_s=1.0)
     failures = []
 
     def call() -> None:
@@ -96,7 +97,7 @@ def test_callers_of_many_threads_wait_at_the_same_time() -> None:
         thread.start()
     for thread in threads:
         thread.join(5)
-    assert time.monotonic() - began_s < 0.6
+    assert time.monotonic() - began_s < 5, "one after the other they would take eight"
     assert len(failures) == 8
     broker.is_there.set()
 
@@ -110,7 +111,7 @@ def test_a_defect_is_told_to_who_waits_and_the_next_one_is_served() -> None:
             raise ValueError("of an option")
         broker.take(due)
 
-    publisher = PromptPublisher(take)
+    publisher = PromptPublisher(take, within_s=PATIENT_S)
     with pytest.raises(BrokerAway, match="ValueError"):
         publisher.publish([JOB])
     wait_until_it_is_back(publisher)

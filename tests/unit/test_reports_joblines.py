@@ -21,6 +21,7 @@ JOB = ListedJob(
     position=1,
     custom_id="c",
     state=JobState.SUCCEEDED,
+    is_held=False,
     failure_kind=None,
     http_status=200,
     request_id="r",

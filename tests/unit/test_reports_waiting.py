@@ -93,12 +93,30 @@ def test_a_shut_gate_is_the_reason_of_its_own_endpoint_only() -> None:
     assert found == [(Why.GATE, 5, f"5 jobs behind the shut gate of {E} (quota)")]
 
 
+def test_what_the_gate_is_shut_for_now_comes_before_what_jobs_met_before() -> None:
+    gate = Gate(FailureKind.UNAUTHORIZED, NOW + 45_000, 3, True, http_status=401)
+    found = explain(
+        waits=[
+            Waits(E, "timeout", False, 1, NOW + 1000),
+            Waits(E, "unreachable", True, 2, NOW - 60_000),
+            Waits(E, "unauthorized", True, 3, NOW - 1),
+        ],
+        gates={E: gate},
+    )
+    assert [(why, jobs) for why, jobs, _ in found] == [(Why.GATE, 2), (Why.GATE, 3), (Why.RETRY, 1)]
+    assert found[0][2] == f"2 jobs behind the shut gate of {E} (unauthorized): the first is due"
+    assert found[1][2] == "3 jobs at the gate after unauthorized: the first is due"
+
+
 def test_jobs_wait_for_a_slot_when_all_are_in_use() -> None:
     busy = [a_worker(running=4), a_worker(slots=2, running=3), a_worker(endpoint="another")]
     assert explain(queued={E: 9}, workers=busy) == [
         (Why.SLOT, 9, f"9 jobs for a free slot: all 6 slots of {E} in use")
     ]
     assert explain(queued={E: 9}, workers=[a_worker(running=3)]) == []
+    ahead = a_worker(running=6)
+    assert (ahead.slots_in_use, ahead.slots) == (4, 4), "two are claimed ahead"
+    assert explain(queued={E: 9}, workers=[ahead, a_worker(running=3)]) == [], "the other has a free slot"
     [(_, _, said)] = explain(queued={E: 1}, workers=[a_worker(slots=1, running=1)])
     assert said == f"1 job for a free slot: the slot of {E} in use"
 
@@ -114,7 +132,7 @@ def test_waiting_jobs_say_after_what_and_when_the_first_goes_on() -> None:
     at = r"at [-0-9 ]*\d\d:\d\d:\d\d, in"
     patterns = [
         (Why.RETRY, 3, rf"3 jobs for the next try after timeout: the first {at} 45 s"),
-        (Why.GATE, 1, r"1 job at the gate after server_error: the first now"),
+        (Why.GATE, 1, r"1 job at the gate after server_error: the first is due"),
         (Why.LATER, 2, rf"2 jobs for the time that was asked for: the first {at} 172,800 s"),
     ]
     for (why, jobs, said), (expected, count, pattern) in zip(found, patterns, strict=True):

@@ -10,7 +10,8 @@ import pytest
 from worker.broker.client import open_client
 from worker.errors import SettingsError
 from worker.settings import load_settings
-from worker.settings.values import check_broker_url
+from worker.settings.database import PostgresqlAddress
+from worker.settings.values import check_broker_url, check_home
 
 
 def problems(**overrides: object) -> list[str]:
@@ -87,13 +88,16 @@ def test_files_that_an_address_names_are_absolute(tmp_path: Path, monkeypatch: p
     )
     assert settings.broker_url is not None
     assert f"ssl_ca_certs={tmp_path}/ca.pem" in settings.broker_url.get_secret_value().replace("%2F", "/")
-    ledger_url = settings.ledger_url.render_as_string(hide_password=False).replace("%2F", "/")
-    assert f"sslrootcert={tmp_path}/ca.pem" in ledger_url
-    assert "sslcert=/etc/c.pem" in ledger_url
-    assert (
-        load_settings(database_url="postgresql://h/d?sslrootcert=system").ledger_url.query["sslrootcert"]
-        == "system"
-    )
+    address = settings.ledger_address
+    assert isinstance(address, PostgresqlAddress)
+    assert address.parameters == {
+        "sslrootcert": f"{tmp_path}/ca.pem",
+        "sslcert": "/etc/c.pem",
+        "sslmode": "verify-full",
+    }
+    system = load_settings(database_url="postgresql://h/d?sslrootcert=system").ledger_address
+    assert isinstance(system, PostgresqlAddress)
+    assert system.parameters["sslrootcert"] == "system"
 
 
 @pytest.mark.parametrize(
@@ -130,3 +134,21 @@ def test_a_current_folder_that_is_gone_is_a_sentence(tmp_path: Path, monkeypatch
         "ANTREAN_HOME: is relative to the current folder, which is gone: change to one that exists"
     ]
     os.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["/", "//", "/.", "/tmp/..", "/etc", "/etc/", "/usr/local", "/var/lib", "/tmp", "/home"]
+)
+def test_a_folder_of_the_system_is_no_home(name: str) -> None:
+    """Antrean keeps `run`, `logs` and `valkey` in its home: of `/` they are the machine's. Only asked, never tried."""
+    with pytest.raises(ValueError, match="is a folder of the system: choose one of your own"):
+        check_home(Path(name))
+
+
+def test_a_link_to_a_folder_of_the_system_is_no_home_and_one_within_is(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/var/lib")
+    with pytest.raises(ValueError, match="link is a folder of the system"):
+        check_home(tmp_path / "link")
+    for name in ("/var/lib/antrean", "/etc/antrean", "/srv", "/root", str(tmp_path)):
+        assert check_home(Path(name)) == Path(name)
+    assert problems(home="/etc") == ["ANTREAN_HOME: /etc is a folder of the system: choose one of your own"]

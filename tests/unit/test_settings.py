@@ -10,7 +10,9 @@ import pytest
 
 from worker.errors import SettingsError
 from worker.settings import Settings, load_settings
+from worker.settings.database import PostgresqlAddress
 from worker.settings.sources import unknown_names
+from worker.storage.postgresql import engine_url
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +23,11 @@ def _no_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def postgresql_of(settings: Settings) -> PostgresqlAddress:
+    assert isinstance(settings.ledger_address, PostgresqlAddress)
+    return settings.ledger_address
+
+
 def problems(**overrides: Any) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         load_settings(**overrides)
@@ -29,8 +36,7 @@ def problems(**overrides: Any) -> list[str]:
 
 def test_without_being_told_anything_it_works_at_home() -> None:
     settings = load_settings()
-    assert settings.ledger_url.get_backend_name() == "sqlite"
-    assert settings.ledger_url.database == str(Path.cwd() / ".antrean" / "antrean.db")
+    assert settings.ledger_address == Path.cwd() / ".antrean" / "antrean.db"
     assert settings.is_broker_embedded
     assert settings.endpoint == settings.base_url
 
@@ -79,7 +85,7 @@ def test_secrets_are_in_no_text(tmp_path: Path) -> None:
 
 def test_postgresql_is_spoken_through_psycopg_whatever_it_was_called() -> None:
     for url in ("postgresql://u:p%40@h/d", "postgresql+psycopg2://u:p%40@h/d"):
-        found = load_settings(database_url=url).ledger_url
+        found = engine_url(postgresql_of(load_settings(database_url=url)))
         assert found.render_as_string(hide_password=False) == "postgresql+psycopg://u:p%40@h/d"
 
 
@@ -104,11 +110,11 @@ def test_postgresql_is_spoken_through_psycopg_whatever_it_was_called() -> None:
 def test_a_path_is_the_file_of_that_name_and_no_other(name: str) -> None:
     """Whatever its characters mean in an address, and however often the settings are handed on."""
     home = load_settings(home=name)
-    assert home.ledger_url.database == str(Path.cwd() / name / "antrean.db")
+    assert str(home.ledger_address) == str(Path.cwd() / name / "antrean.db")
     ledger = load_settings(database_url=f"sqlite:///./{name}")
-    assert ledger.ledger_url.database == str(Path.cwd() / name)
+    assert str(ledger.ledger_address) == str(Path.cwd() / name)
     child = load_settings(database_url=ledger.as_environment()["ANTREAN_DATABASE_URL"])
-    assert (child.ledger_url.database, child.ledger_url.query) == (str(Path.cwd() / name), {})
+    assert str(child.ledger_address) == str(Path.cwd() / name)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +151,7 @@ def test_zero_is_a_value() -> None:
     settings = load_settings(lone_slots=0, grace_s=0, gate_patience_s=0, group_window_s=0)
     assert (settings.lone_slot_count, settings.grace_s, settings.gate_patience_s) == (0, 0, 0)
     assert load_settings(concurrency=64).lone_slot_count == 4
-    assert load_settings(concurrency=64).thread_count == 64 + 4 + 4
+    assert load_settings(concurrency=64).thread_count == 64 + 4 + 16
 
 
 @pytest.mark.parametrize(
@@ -181,8 +187,8 @@ def test_settings_travel_to_a_child_through_its_environment(monkeypatch: pytest.
 def test_a_simulation_lives_in_a_house_of_its_own() -> None:
     real = load_settings(api_key="sk-real", database_url="postgresql://h/d", broker_url="redis://h")
     told: Settings = real.for_simulation("http://127.0.0.1:1", "sk-sim")
-    assert told.ledger_url.get_backend_name() == "sqlite"
     assert told.home == real.home / "simulation"
+    assert told.ledger_address == told.home / "antrean.db"
     assert (told.is_broker_embedded, told.endpoint) == (True, "simulation")
     assert "sk-real" not in str(told.as_environment())
 
@@ -215,6 +221,6 @@ def test_a_database_address_with_what_no_postgresql_takes_is_told_before_anybody
 
 def test_an_address_keeps_the_parameters_that_postgresql_has() -> None:
     said = "sslmode=require&options=-c work_mem=9MB&application_name=mine&connect_timeout=3"
-    url = str(load_settings(database_url=f"postgresql://u@h/db?{said}").ledger_url)
+    url = str(engine_url(postgresql_of(load_settings(database_url=f"postgresql://u@h/db?{said}"))))
     assert url.startswith("postgresql+psycopg://u@h/db?")
     assert "application_name=mine" in url

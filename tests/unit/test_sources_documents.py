@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from worker.errors import InputError
+from worker.files.names import FileName
 from worker.sources import documents
 from worker.sources.documents import Document, UnreadableDocuments, find_documents, source_key
 from worker.sources.left_out import Reason
@@ -198,7 +199,7 @@ def test_a_document_that_changed_after_its_check_is_named(tmp_path: Path) -> Non
 
 def test_a_source_key_is_relative_inside_its_base_and_absolute_outside(tmp_path: Path) -> None:
     write(tmp_path, "in/a/b.txt")
-    document = Document(tmp_path / "in", "a/b.txt")
+    document = Document(tmp_path / "in", FileName("a/b.txt"))
     assert source_key(document, tmp_path) == "in/a/b.txt"
     assert source_key(document, tmp_path / "other") == (tmp_path.resolve() / "in/a/b.txt").as_posix()
 
@@ -206,4 +207,4 @@ def test_a_source_key_is_relative_inside_its_base_and_absolute_outside(tmp_path:
 def test_a_source_key_is_the_same_by_every_way_to_the_file(tmp_path: Path) -> None:
     write(tmp_path, "in/a.txt")
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    assert source_key(Document(tmp_path / "link", "a.txt"), tmp_path / "in/..") == "in/a.txt"
+    assert source_key(Document(tmp_path / "link", FileName("a.txt")), tmp_path / "in/..") == "in/a.txt"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.chat import ChatRequest, encode_request
 from worker.errors import InputError
+from worker.files.names import FileName
 from worker.sources.documents import Document
 from worker.sources.prompt import Prompt
 
@@ -24,7 +25,7 @@ def render(
 ) -> ChatRequest:
     (folder / "in").mkdir(exist_ok=True)
     (folder / "in/a.txt").write_bytes(text.encode())
-    return parse(source).render(Document(folder, "in/a.txt"), model, **options)
+    return parse(source).render(Document(folder, FileName("in/a.txt")), model, **options)
 
 
 def sent(request: ChatRequest) -> dict[str, Any]:

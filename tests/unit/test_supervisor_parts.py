@@ -9,7 +9,7 @@ import pytest
 
 from worker.settings import Settings, load_settings
 from worker.stack.figures import Figures, describe_health, parse_figures
-from worker.stack.part import decide_restart_delay_s, describe_status
+from worker.stack.kept import decide_restart_delay_s, describe_status
 from worker.stack.plan import Plan, make_plan
 
 

@@ -31,7 +31,7 @@ def open_endpoint(
                 read_timeout_s=read_s,
                 deadline_s=deadline_s,
                 max_response_bytes=settings.max_response_bytes,
-                pool_size=settings.thread_count if pool_size is None else pool_size,
+                pool_size=settings.call_count if pool_size is None else pool_size,
             )
         )
     except ValueError as exc:

@@ -1,13 +1,10 @@
-"""One attempt at a job: admit, claim, call, decide, record. The only place that calls the endpoint."""
+"""One attempt at a claimed job: admit, call, decide, record. The only place that calls the endpoint."""
 
 from __future__ import annotations
 
 import random
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
@@ -18,51 +15,24 @@ from api_client.client import EndpointClient
 from api_client.config import Credential
 from api_client.errors import ApiError
 from api_client.payload import switch_stream_off
-from api_client.reasoning import split_reasoning
-from schemas.completion import Usage as Tokens
-from schemas.failure import Failure, FailureKind, Spent
+from schemas.failure import Failure, FailureKind
 from worker.attempt.credentials import Credentials
 from worker.attempt.judge import Judge
-from worker.attempt.slots import Place, Slots
-from worker.attempt.suspects import Suspects
+from worker.attempt.outcomes import make_setback, make_success, report_setback, report_success
+from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report, Verdict
 from worker.clock import Clock
 from worker.errors import Stopping
 from worker.policy.retry import RetryRules
+from worker.storage.claims import is_unwanted
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter, RunsAlone, WriterStopped
-from worker.storage.intake import NewJob, adopt_jobs, make_bare
-from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success, Usage
-from worker.throttle.gatekeeper import Gatekeeper, Pass
+from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
+from worker.throttle.gatekeeper import Gatekeeper, Permit
 
+__all__ = ["Executor", "Report", "Spool", "Verdict"]
 log = structlog.get_logger(__name__)
-
-
-class Verdict(StrEnum):
-    """What came of a delivery."""
-
-    SUCCEEDED = "succeeded"
-    WAITING = "waiting"
-    FAILED = "failed"
-    NO_CLAIM = "no_claim"  # somebody else's, ended, or a duplicate delivery: no call was made
-    NOT_ADMITTED = "not_admitted"  # the gate is shut: the job is the relay's again
-    GIVEN_BACK = "given_back"  # shutdown: unburnt
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a delivery came to, for Flower and logs: never a prompt, a completion or a key."""
-
-    verdict: Verdict
-    summary: str
-    retry_in_s: float | None = None
-    failure: FailureKind | None = None
-    retries: int | None = None  # tries before the one that this delivery made, or is to be waited for
-
-
-_RECORD_WITHIN_S = (
-    5.0  # a database that takes longer over a paid answer counts as away: the spool has it then
-)
-_PUT_OFF = Report(Verdict.NOT_ADMITTED, "waits: it runs alone, after another")
+_RECORD_WITHIN_S = 5.0  # a database that takes longer over a paid answer counts as away: it goes to the spool
+_FRESH_S = 1.0  # a claim that waited longer for its slot is looked at once more before its call
 
 
 class Spool(Protocol):
@@ -83,7 +53,7 @@ class Spool(Protocol):
 
 
 class Executor:
-    """Makes the attempts of one worker process. Thread-safe; one call of `execute` is one slot in use."""
+    """Makes the attempts of one worker process. Thread-safe."""
 
     def __init__(
         self,
@@ -92,22 +62,22 @@ class Executor:
         credentials: Credentials,
         writer: GroupWriter,
         gatekeeper: Gatekeeper,
-        slots: Slots,
         spool: Spool,
         rules: RetryRules,
         clock: Clock,
         is_proven: bool,
+        is_stopping: Callable[[], bool],
         is_paused: Callable[[], bool] = lambda: False,
         rng: random.Random | None = None,
     ) -> None:
+        """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint."""
         self._client = client
         self._credentials = credentials
         self._writer = writer
         self._gatekeeper = gatekeeper
-        self._slots = slots
-        self._suspects = Suspects()
         self._spool = spool
         self._clock = clock
+        self._is_stopping = is_stopping
         self._is_paused = is_paused
         self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
         self._judge = Judge(
@@ -119,121 +89,90 @@ class Executor:
             is_proven=is_proven,
         )
 
-    def execute(self, job_id: str, *, is_bulk: bool, adopt: NewJob | None = None) -> Report:
-        """What this delivery of the job came to. Raises nothing of its own making.
-
-        `adopt` is the job of a message that carries its own request: it becomes a row when it is claimed.
-        """
-        if adopt is not None and adopt.ended_as is not None:
-            return self._refuse(adopt)
-        if self._suspects.puts_off(job_id):
-            return _PUT_OFF
+    def refuse(self, job_id: str) -> Report | None:
+        """Why the job is not to be claimed now, as far as is known without asking. Its message is the relay's then."""
+        if not self._is_paused() and not self._gatekeeper.is_known_shut(job_id):
+            return None
         try:
-            with self._slots.enter(is_bulk=is_bulk) as place:
-                return self._admit(job_id, adopt, place)
-        except (Stopping, WriterStopped):
-            return Report(Verdict.GIVEN_BACK, "given back: the worker is shutting down")
-
-    def _admit(self, job_id: str, adopt: NewJob | None, place: Place) -> Report:
-        while not self._spool.is_writable:
-            self._spool.wait_until_writable()
-        leave = None if self._is_paused() else self._gatekeeper.admit(job_id)
-        if leave is None:
-            self._leave_to_the_relay(job_id, adopt)
-            return Report(Verdict.NOT_ADMITTED, "waits: the gate is shut, or somebody paused the endpoint")
-        try:
-            job = self._writer.claim(job_id, adopt=adopt, is_urgent=not place.is_bulk)
-        except RunsAlone:
-            return self._attempt_alone(job_id, leave, place)
-        except (Stopping, WriterStopped):
-            raise
-        except Exception as exc:
-            self._gatekeeper.leave(leave)
-            if adopt is None:
-                raise
-            return self._refuse(_bare(adopt, exc))
-        if job is None and adopt is not None and adopt.not_before_ms is not None:
-            wait_s = max(0.0, (adopt.not_before_ms - self._clock.now_ms()) / 1000)
-            self._gatekeeper.leave(leave)
-            return Report(Verdict.WAITING, "waits for its time", wait_s)
-        return self._attempt(job, leave, place)
-
-    def _refuse(self, job: NewJob) -> Report:
-        """Writes down a message that cannot become a call: it must neither vanish nor poison the queue."""
-        try:
-            self._write_down(job)
-        except WriterStopped:
-            return Report(Verdict.GIVEN_BACK, "given back: the worker is shutting down")
-        return Report(Verdict.FAILED, "failed: invalid_request", failure=FailureKind.INVALID_REQUEST)
-
-    def _leave_to_the_relay(self, job_id: str, adopt: NewJob | None) -> None:
-        if adopt is None:
             self._writer.give_message_back(job_id)
-        else:
-            self._write_down(adopt)
+        except WriterStopped:
+            return GIVEN_BACK
+        return NOT_ADMITTED
 
-    def _write_down(self, job: NewJob) -> None:
-        """The row of a message's own request. Waits while the database is away: the message is its only copy."""
-        while True:
-            try:
-                self._writer.call(partial(adopt_jobs, new=[job], now_ms=self._clock.now_ms()))
-            except DatabaseAway:
-                self._spool.wait_until_writable()  # a second, or the end of the worker
-                continue
-            except WriterStopped:
-                raise
-            except Exception as exc:
-                if job == make_bare(job):
-                    log.error("message.lost", task_id=job.id, error=type(exc).__name__)
-                    return
-                job = _bare(job, exc)
-                continue
-            return
+    def attempt(
+        self, job: ClaimedJob, *, waited_s: float = 0.0, leave_slot: Callable[[], None] = lambda: None
+    ) -> Report:
+        """What the call of a claimed job came to, once that is written down.
 
-    def _attempt_alone(self, job_id: str, leave: Pass, place: Place) -> Report:
-        """Claims once nobody else is in a call: whoever only waits must not be lost with the one inside."""
-        if not self._suspects.begin_turn(job_id):
-            self._gatekeeper.leave(leave)
-            return _PUT_OFF
+        The claim has waited for its slot for `waited_s`. `leave_slot` is called as soon as the call has ended.
+        """
+        if self._is_stopping():
+            return self._put_back(job, GIVEN_BACK)
+        if self._is_paused() or (waited_s > _FRESH_S and self._is_unwanted(job)):
+            return self._put_back(job, NOT_ADMITTED)
+        with self._gatekeeper.admit(job.id) as permit:
+            outcome = self._decide(job, permit, leave_slot) if permit.is_granted else None
+        if outcome is None:
+            leave_slot()
+            return self._put_back(job, NOT_ADMITTED)
+        if isinstance(outcome, Success):
+            return self._record_answer(job, outcome)
+        self._record_or_forget(outcome)
+        return GIVEN_BACK if isinstance(outcome, GiveBack) else self._tell_setback(outcome)
+
+    def give_back_soon(self, job: ClaimedJob, then: Callable[[], None]) -> None:
+        """Gives back a job whose call has not begun. Does not block; `then` is called once that is written, or cannot
+        be."""
+
+        def forget() -> None:
+            self._writer.forget(job.id)
+            then()
+
         try:
-            with self._slots.alone():
-                job = self._writer.claim(job_id, is_urgent=True, is_alone=True)
-                return self._attempt(job, leave, place)
-        except (Stopping, WriterStopped):
-            self._gatekeeper.leave(leave)
-            raise
-        finally:
-            with suppress(WriterStopped):  # then this worker's window is published again by the next
-                for other in self._suspects.end_turn():
-                    self._writer.give_message_back(other)
+            self._writer.begin_record(self._uncalled(job), _Told(then, forget))
+        except WriterStopped:
+            forget()
 
-    def _attempt(self, job: ClaimedJob | None, leave: Pass, place: Place) -> Report:
-        if job is None:
-            self._gatekeeper.leave(leave)
-            return Report(Verdict.NO_CLAIM, "nothing to do")
+    def _put_back(self, job: ClaimedJob, report: Report) -> Report:
+        self._record_or_forget(self._uncalled(job))
+        return report
+
+    def _uncalled(self, job: ClaimedJob) -> GiveBack:
+        now_ms = self._clock.now_ms()
+        return GiveBack(claim=job.claim, started_at_ms=now_ms, ended_at_ms=now_ms, was_called=False)
+
+    def _is_unwanted(self, job: ClaimedJob) -> bool:
+        """Whether the job was cancelled or held, or has expired, while it waited for its slot."""
         try:
-            if self._slots.is_stopping:
-                raise Stopping
+            return self._writer.call(partial(is_unwanted, job_id=job.id, now_ms=self._clock.now_ms()))
+        except (DatabaseAway, WriterStopped):
+            return False
+
+    def _decide(
+        self, job: ClaimedJob, permit: Permit, leave_slot: Callable[[], None]
+    ) -> Success | Setback | GiveBack:
+        """Calls, and tells the gate. What comes of it is not written down yet."""
+        started_at_ms = self._clock.now_ms()
+        try:
             try:
                 answer = self._call(job)
             finally:
-                place.leave()  # the next call need not wait until this one is written down
+                leave_slot()  # the next call need not wait until this one is written down
+            success = make_success(job, answer, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())
         except ApiError as exc:
             if exc.failure.kind is FailureKind.INTERRUPTED:
-                self._gatekeeper.leave(leave)
-                return self._give_back(job)
-            return self._set_back(job, exc.failure, leave, latency_s=exc.latency_s)
+                return self._interrupted(job, started_at_ms)
+            return self._set_back(job, exc.failure, permit, started_at_ms, exc.latency_s)
         except Stopping:
-            self._gatekeeper.leave(leave)
-            return self._give_back(job)
+            return self._interrupted(job, started_at_ms)
         except Exception as exc:
             # A defect of ours costs this job an attempt, not the worker its thread.
-            return self._set_back(job, _defect(exc, job.id), leave, latency_s=None)
+            return self._set_back(job, _defect(exc, job.id), permit, started_at_ms, None)
         try:
-            self._judge.note_success(job, leave)
+            self._judge.note_success(job, permit)
         except Exception as exc:  # a defect there must not cost the answer, which is paid for
             log.error("gate.not_told", job_id=job.id, error=type(exc).__name__)
-        return self._succeed(job, answer, leave)
+        return success
 
     def _call(self, job: ClaimedJob) -> Answer:
         """The answer, trying the other header style and a changed key where the key was refused."""
@@ -262,38 +201,44 @@ class Executor:
                 return candidate
         return self._credentials.current() if self._credentials.reread(refused) else None
 
-    def _succeed(self, job: ClaimedJob, answer: Answer, leave: Pass) -> Report:
-        completion = answer.completion
-        choice = completion.choices[0]
-        reasoned = split_reasoning(choice.message)
+    def _interrupted(self, job: ClaimedJob, started_at_ms: int) -> GiveBack:
+        return GiveBack(claim=job.claim, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())
+
+    def _set_back(
+        self, job: ClaimedJob, failure: Failure, permit: Permit, started_at_ms: int, latency_s: float | None
+    ) -> Setback:
         now_ms = self._clock.now_ms()
-        success = Success(
-            claim=job.claim,
-            started_at_ms=job.claimed_at_ms,
-            ended_at_ms=now_ms,
-            latency_ms=round(answer.latency_s * 1000),
-            http_status=answer.http_status,
-            request_id=answer.request_id,
-            finish_reason=choice.finish_reason,
-            answer=reasoned.answer,
-            reasoning=reasoned.reasoning,
-            is_reasoning_unclosed=reasoned.is_unclosed,
-            raw=answer.raw,
-            usage=_usage_of(completion.usage, job, completion.model) or Usage(completion.model or job.model),
-        )
-        tokens = success.usage.total_tokens
-        summary = f"{tokens} tokens · {choice.finish_reason or 'no finish reason'} · {answer.latency_s:.1f} s"
+        if failure.is_local:
+            self._shortages += 1
+            log.warning("call.local_shortage", job_id=job.id, lack=failure.message, count=self._shortages)
         try:
-            recorded = self._record_success(success, is_urgent=not job.is_bulk)
+            judged = self._judge.judge(job, failure, permit, now_ms=now_ms)
+        except Exception as exc:  # nor must it keep the job in this worker's hands for ever
+            log.error("gate.not_asked", job_id=job.id, error=type(exc).__name__)
+            judged = self._judge.judge_alone(job, failure, now_ms=now_ms)
+        return make_setback(
+            job, failure, judged, started_at_ms=started_at_ms, ended_at_ms=now_ms, latency_s=latency_s
+        )
+
+    def _record_answer(self, job: ClaimedJob, success: Success) -> Report:
+        try:
+            return report_success(success, self._record_success(success, is_urgent=not job.is_bulk))
         except Exception as exc:
             # The ledger cannot store this answer, whatever it is: the spool keeps it for a person, and the
             # job must not hang. What cannot be put aside now is spooled, and put aside by a later beat.
             if not self._spool.reject(success):
                 self._spool.keep(success)
-            return self._set_back(job, _defect(exc, job.id), leave, latency_s=answer.latency_s)
-        if recorded is Recorded.UNUSED:
-            summary += " · came second, kept as usage only"
-        return Report(Verdict.SUCCEEDED, summary, retries=job.number - 1)
+            failure, now_ms = _defect(exc, job.id), self._clock.now_ms()
+            setback = make_setback(
+                job,
+                failure,
+                self._judge.judge_alone(job, failure, now_ms=now_ms),
+                started_at_ms=success.started_at_ms,
+                ended_at_ms=now_ms,
+                latency_s=success.latency_ms / 1000,
+            )
+            self._record_or_forget(setback)
+            return self._tell_setback(setback)
 
     def _record_success(self, success: Success, *, is_urgent: bool) -> Recorded:
         """Recorded, or spooled: either way the answer outlives this process (invariant 5)."""
@@ -308,50 +253,6 @@ class Executor:
                 # Neither the database nor the spool takes it: hold it in memory until one does.
                 self._spool.wait_until_writable()
 
-    def _set_back(self, job: ClaimedJob, failure: Failure, leave: Pass, *, latency_s: float | None) -> Report:
-        now_ms = self._clock.now_ms()
-        if failure.is_local:
-            self._shortages += 1
-            log.warning("call.local_shortage", job_id=job.id, lack=failure.message, count=self._shortages)
-        try:
-            judged = self._judge.judge(job, failure, leave, now_ms=now_ms)
-        except Exception as exc:  # nor must it keep the job in this worker's hands for ever
-            log.error("gate.not_asked", job_id=job.id, error=type(exc).__name__)
-            judged = self._judge.judge_alone(job, failure, now_ms=now_ms)
-        not_before_ms = judged.not_before_ms
-        setback = Setback(
-            claim=job.claim,
-            started_at_ms=job.claimed_at_ms,
-            ended_at_ms=now_ms,
-            latency_ms=None if latency_s is None else round(latency_s * 1000),
-            failure=failure,
-            not_before_ms=not_before_ms,
-            burns=judged.burns,
-            is_blocked=judged.is_blocked,
-            usage=_usage_of(failure.spent, job),
-        )
-        self._record_or_forget(setback)
-        if not_before_ms is None:
-            log.info("job.failed", job_id=job.id, kind=failure.kind.value, http_status=failure.http_status)
-            return Report(
-                Verdict.FAILED,
-                f"failed: {failure.kind.value}",
-                failure=failure.kind,
-                retries=job.number - 1,
-            )
-        wait_s = max(0.0, (not_before_ms - now_ms) / 1000)
-        log.info("job.waiting", job_id=job.id, kind=failure.kind.value, retry_in_s=round(wait_s, 3))
-        return Report(Verdict.WAITING, f"waits: {failure.kind.value}", wait_s, failure.kind, job.number)
-
-    def _give_back(self, job: ClaimedJob) -> Report:
-        give_back = GiveBack(
-            claim=job.claim,
-            started_at_ms=job.claimed_at_ms,
-            ended_at_ms=self._clock.now_ms(),
-        )
-        self._record_or_forget(give_back)
-        return Report(Verdict.GIVEN_BACK, "given back: the worker is shutting down")
-
     def _record_or_forget(self, outcome: Setback | GiveBack) -> None:
         try:
             self._writer.record(outcome)
@@ -359,25 +260,33 @@ class Executor:
             # Nothing was paid for: the next beat, or a rescue, finds the claim without a holder.
             self._writer.forget(outcome.job_id)
 
-
-def _usage_of(tokens: Tokens | Spent | None, job: ClaimedJob, model: str | None = None) -> Usage | None:
-    """What an answer cost, as the ledger keeps it; None where it did not say."""
-    if tokens is None:
-        return None
-    return Usage(
-        model=model or getattr(tokens, "model", None) or job.model,
-        prompt_tokens=tokens.prompt_tokens,
-        completion_tokens=tokens.completion_tokens,
-        total_tokens=tokens.total_tokens,
-        cached_tokens=tokens.cached_tokens,
-        reasoning_tokens=tokens.reasoning_tokens,
-    )
+    def _tell_setback(self, setback: Setback) -> Report:
+        report, kind = report_setback(setback), setback.failure.kind.value
+        if report.retry_in_s is None:
+            log.info("job.failed", job_id=setback.job_id, kind=kind, http_status=setback.failure.http_status)
+        else:
+            log.info("job.waiting", job_id=setback.job_id, kind=kind, retry_in_s=round(report.retry_in_s, 3))
+        return report
 
 
-def _bare(job: NewJob, exc: Exception) -> NewJob:
-    """The last resort for a message that the database does not take as it is: it must not vanish."""
-    log.error("message.unstorable", task_id=job.id, error=type(exc).__name__)
-    return make_bare(job)
+class _Told:
+    """What follows once a record is written, and where it cannot be: one of both, once."""
+
+    __slots__ = ("_or_else", "_then")
+
+    def __init__(self, then: Callable[[], None], or_else: Callable[[], None]) -> None:
+        self._then: Callable[[], None] | None = then
+        self._or_else = or_else
+
+    def set_result(self, _value: Recorded) -> None:
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+    def set_exception(self, _exception: BaseException) -> None:
+        then, self._then = self._then, None
+        if then is not None:
+            self._or_else()
 
 
 def _defect(exc: Exception, job_id: str) -> Failure:

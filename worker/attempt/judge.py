@@ -15,7 +15,7 @@ from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.waking import has_other_jobs
 from worker.throttle.evidence import Evidence, Verdict
-from worker.throttle.gatekeeper import Gatekeeper, Pass
+from worker.throttle.gatekeeper import Gatekeeper, Permit
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +49,27 @@ class Judge:
         self._evidence = Evidence()
         self._openings = gatekeeper.openings
 
-    def note_success(self, job: ClaimedJob, leave: Pass) -> None:
+    def note_success(self, job: ClaimedJob, permit: Permit) -> None:
         """The call was answered: a gate that waited for this opens."""
         self._is_proven = True
-        self._gatekeeper.succeeded(leave)
+        self._gatekeeper.succeeded(permit)
         self._note_openings()
         self._evidence.succeeded(
             job.id,
             job.model,
-            began=leave.order,
+            began=permit.order,
             now_s=self._clock.monotonic_s(),
         )
 
-    def judge(self, job: ClaimedJob, failure: Failure, leave: Pass, *, now_ms: int) -> Judgement:
-        """What follows from the failure, once the gate is closed, paused or left as decided."""
+    def judge(self, job: ClaimedJob, failure: Failure, permit: Permit, *, now_ms: int) -> Judgement:
+        """What follows from the failure. The gate is shut, given a cooldown or left alone first, as decided."""
         gate = self._gatekeeper.look(closely=True)
-        verdict = self._whose(job, failure, leave, gate, now_ms)
+        verdict = self._whose(job, failure, permit, gate, now_ms)
         standing = self._standing(job, verdict)
         if verdict.whose is Whose.OWN:
             self._gatekeeper.acquit(job.id)
         decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
-        not_before_ms = self._tell_the_gate(job, failure, decision, leave, gate)
+        not_before_ms = self._tell_the_gate(job, failure, decision, permit, gate)
         return Judgement(not_before_ms, decision.burns, decision.is_blocked)
 
     def judge_alone(self, job: ClaimedJob, failure: Failure, *, now_ms: int) -> Judgement:
@@ -91,7 +91,7 @@ class Judge:
         )
 
     def _whose(
-        self, job: ClaimedJob, failure: Failure, leave: Pass, gate: Gate | None, now_ms: int
+        self, job: ClaimedJob, failure: Failure, permit: Permit, gate: Gate | None, now_ms: int
     ) -> Verdict:
         self._note_openings()
         budget = self._rules.max_attempts if job.max_attempts is None else job.max_attempts
@@ -100,13 +100,13 @@ class Judge:
             job.model,
             failure,
             gate=gate,
-            is_probe=self._is_probing(leave, gate),
+            is_probe=self._is_probing(permit, gate),
             is_proven=self._is_proven,
             is_last=job.attempts + 1 >= budget,
             is_only=budget == 1,
             has_others=lambda: self._has_other_jobs(job.id),
             was_accepted=self._gatekeeper.was_key_accepted,
-            number=leave.number,
+            number=permit.number,
             calls=self._gatekeeper.calls,
             order=self._gatekeeper.next_order(),
             now_s=self._clock.monotonic_s(),
@@ -115,31 +115,30 @@ class Judge:
         )
 
     def _tell_the_gate(
-        self, job: ClaimedJob, failure: Failure, decision: Decision, leave: Pass, gate: Gate | None
+        self, job: ClaimedJob, failure: Failure, decision: Decision, permit: Permit, gate: Gate | None
     ) -> int | None:
-        """Closes or pauses the gate as decided; when the job itself is due again, None where it fails."""
+        """Shuts the gate or gives it a cooldown, as decided. When the job is due again; None where it fails."""
         if decision.shuts_gate:
             shut = self._gatekeeper.shut(
                 failure.kind,
-                asked_s=decision.pause_s,
-                leave=leave,
+                asked_s=decision.cooldown_s,
+                permit=permit,
                 job_id=job.id,
                 http_status=failure.http_status,
             )
             if decision.not_before_ms is None:
                 return None  # its patience is spent; the gate stays shut for the others
-            return shut.until_ms + self._rng.randrange(1000)  # so that the probes' crowd is thin
-        if decision.pause_s:
-            self._gatekeeper.pause(failure.kind, asked_s=decision.pause_s)
-        if self._is_probing(leave, gate):
-            self._gatekeeper.decided_nothing(leave)
-        else:
-            self._gatekeeper.leave(leave)
+            # Spread over a second: not all of those that waited come for the next probe at once.
+            return shut.until_ms + self._rng.randrange(1000)
+        if decision.cooldown_s:
+            self._gatekeeper.cool_down(failure.kind, asked_s=decision.cooldown_s)
+        if self._is_probing(permit, gate):
+            self._gatekeeper.decided_nothing(permit)
         return decision.not_before_ms
 
-    def _is_probing(self, leave: Pass, gate: Gate | None) -> bool:
+    def _is_probing(self, permit: Permit, gate: Gate | None) -> bool:
         """Whether this call decides about the gate: one from before it was opened does not."""
-        return leave.is_probe and gate is not None and gate.needs_probe
+        return permit.is_probe and gate is not None and gate.needs_probe
 
     def _has_other_jobs(self, job_id: str) -> bool:
         ask = partial(has_other_jobs, endpoint=self._writer.endpoint, job_id=job_id)

@@ -1,64 +1,56 @@
-"""Slots: how many calls a process makes at once, some kept for lone jobs, and a place to run alone."""
+"""Slots: how many calls a process makes at once, which jobs are claimed ahead of them, and when one runs alone.
+
+Nothing here blocks, talks to a database or starts a thread, but for `alone`: the dispatcher asks what may be claimed
+now and what may be called now, and says what became of it.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
+from typing import Generic, Protocol, TypeVar
 
 from worker.errors import Stopping
 
 
-class _Places:
-    """So many tokens, held one a job. A queue in C: a Semaphore costs several times as much a wake-up."""
+class Received(Protocol):
+    """A job whose message was received."""
 
-    def __init__(self, count: int) -> None:
-        self._tokens: SimpleQueue[None] = SimpleQueue()
-        for _ in range(count):
-            self._tokens.put(None)
-        self.take = self._tokens.get
-
-    def free(self) -> None:
-        self._tokens.put(None)
+    @property
+    def is_bulk(self) -> bool:
+        """False: a lone job, which never waits for bulk."""
 
 
-class Place:
-    """What a job holds while it is inside of the slots."""
-
-    __slots__ = ("_held", "is_bulk")
-
-    def __init__(self, held: tuple[_Places, ...], *, is_bulk: bool) -> None:
-        self._held = held
-        self.is_bulk = is_bulk
-
-    def leave(self) -> None:
-        """Lets the next job call; this one still counts as active until the end of `enter`."""
-        held, self._held = self._held, ()
-        for places in held:
-            places.free()
+T = TypeVar("T", bound=Received)
 
 
-class Slots:
-    """Bulk jobs take one of `bulk_limit` places; lone jobs pass beside them; with `lone_limit`, all together
-    never take more than the sum of both.
+class Slots(Generic[T]):
+    """Where each received job of a process is: not claimed yet, claimed, in a call, or recorded just now.
 
-    A job that runs alone waits until no other call of this process is in flight, and holds new ones back. Then the
-    others have their turn, for as long as they were held back, before the next one that runs alone has its own.
+    Bulk jobs use at most `bulk_limit` slots. Lone jobs may use those and `lone_limit` more, or any number where that
+    is None. `ahead` jobs of each kind are claimed beyond the slots that they may use.
+
+    A job that runs alone waits until no other job of this process is claimed or in a call, and holds new claims back.
+    Then the others have their turn, for as long as they were held back, before the next one that runs alone.
     """
 
-    def __init__(self, bulk_limit: int, lone_limit: int | None = None) -> None:
-        bulk, every = _Places(bulk_limit), None if lone_limit is None else _Places(bulk_limit + lone_limit)
-        self._lone_needs = () if every is None else (every,)
-        self._bulk_needs = (bulk, *self._lone_needs)
+    def __init__(self, bulk_limit: int, lone_limit: int | None = None, *, ahead: int = 1) -> None:
+        self.ahead = ahead
+        self._bulk_limit = bulk_limit
+        self._limit = float("inf") if lone_limit is None else bulk_limit + lone_limit
+        self._waiting: dict[bool, deque[T]] = {False: deque(), True: deque()}  # by `is_bulk`
+        self._claimed: dict[bool, deque[T]] = {False: deque(), True: deque()}
+        self._started: deque[T] = deque()  # those that have a slot, and no thread yet
+        self._inside = {False: 0, True: 0}  # whose claim was asked for and whose call has not ended
+        self._calling = {False: 0, True: 0}
         self._idle = threading.Condition()
         self._active = 0
         self._solo_waiting = 0
-        self._at_the_door = 0
-        self._invited = 0  # of those at the door: no solo begins before they are in
-        self._solos = 0
-        self._door_is_open_until_s = 0.0
+        self._held_back: set[T] = set()  # by the last solo: no other begins before they are claimed
+        self._others_until_s = 0.0
         self._is_solo_active = False
         self._is_stopping = threading.Event()
 
@@ -68,70 +60,115 @@ class Slots:
 
     @property
     def active(self) -> int:
-        """Jobs inside: those that run alone, or wait to, are too."""
+        """Jobs from their claim to their record: those that run alone, or wait to, are among them."""
         return self._active + self._solo_waiting + self._is_solo_active
 
-    def stop(self) -> None:
-        """Lets nobody in any more; those who wait raise Stopping."""
-        self._is_stopping.set()
-        for places in self._bulk_needs:
-            places.free()  # each one that wakes wakes the next
+    @property
+    def bulk_limit(self) -> int:
+        return self._bulk_limit
+
+    def add(self, one: T) -> bool:
+        """Takes a job in, to be claimed. False during a shutdown."""
         with self._idle:
+            if self.is_stopping:
+                return False
+            self._waiting[one.is_bulk].append(one)
+            return True
+
+    def take_claimable(self) -> list[T]:
+        """Those to claim now, lone jobs first. Each is followed by `add_claimed`, or by `leave` and `end`."""
+        found: list[T] = []
+        with self._idle:
+            for is_bulk, limit in ((False, self._limit), (True, self._bulk_limit)):
+                waiting = self._waiting[is_bulk]
+                while waiting and self._may_claim() and self._inside[is_bulk] < limit + self.ahead:
+                    found.append(waiting.popleft())
+                    self._inside[is_bulk] += 1
+                    self._active += 1
+                    self._held_back.discard(found[-1])
+        return found
+
+    def add_claimed(self, one: T) -> bool:
+        """Takes a claimed job in, to be called. False during a shutdown."""
+        with self._idle:
+            if self.is_stopping:
+                return False
+            self._claimed[one.is_bulk].append(one)
+            return True
+
+    def take_slots(self) -> int:
+        """Gives free slots to claimed jobs, lone jobs first; how many threads are to ask `take_started` therefore."""
+        found = 0
+        with self._idle:
+            for is_bulk in (False, True):
+                claimed = self._claimed[is_bulk]
+                while claimed and self._calling[False] + self._calling[True] < self._limit:
+                    if is_bulk and self._calling[True] >= self._bulk_limit:
+                        break
+                    self._started.append(claimed.popleft())
+                    self._calling[is_bulk] += 1
+                    found += 1
+        return found
+
+    def take_started(self) -> T | None:
+        """The next job that has a slot, for a thread that makes its call; None where a shutdown took it."""
+        with self._idle:
+            return self._started.popleft() if self._started else None
+
+    def leave(self, one: T, *, has_slot: bool = True) -> None:
+        """The call has ended, or there will be none: the next job may have its slot."""
+        with self._idle:
+            self._inside[one.is_bulk] -= 1
+            if has_slot:
+                self._calling[one.is_bulk] -= 1
+
+    def end(self) -> None:
+        """What became of a job is written down: it is active no more."""
+        with self._idle:
+            self._active -= 1
+            if self._solo_waiting or self.is_stopping:
+                self._idle.notify_all()
+
+    def stop(self) -> tuple[list[T], list[T]]:
+        """Lets nobody in any more. Those that were not claimed yet, and those that were and have no thread.
+
+        `leave` and `end` must follow for the latter. Those who wait to run alone raise Stopping.
+        """
+        with self._idle:
+            self._is_stopping.set()
+            waiting = [*self._waiting[False], *self._waiting[True]]
+            claimed = [*self._claimed[False], *self._claimed[True]]
+            for one in self._started:
+                self._calling[one.is_bulk] -= 1
+            claimed += self._started
+            self._started.clear()
+            for lines in (self._waiting, self._claimed):
+                for line in lines.values():
+                    line.clear()
             self._idle.notify_all()
+        return waiting, claimed
 
     def wait_until_idle(self, is_enough: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
-        """Whether no call was in flight in the end; gives up when `is_enough` says so, asked ten times a second."""
+        """Whether no job was active in the end; gives up when `is_enough` says so, asked ten times a second."""
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         with self._idle:
             while self.active and not is_enough() and (end_s is None or time.monotonic() < end_s):
                 self._idle.wait(0.1)
             return self.active == 0
 
-    @contextmanager
-    def enter(self, *, is_bulk: bool) -> Iterator[Place]:
-        """A place for one job, held while inside. Raises Stopping instead of waiting through a shutdown."""
-        needs = self._bulk_needs if is_bulk else self._lone_needs
-        for places in needs:
-            places.take()
-        place = Place(needs, is_bulk=is_bulk)
-        try:
-            with self._idle:
-                if self.is_stopping or not self._is_door_open():
-                    self._wait_at_the_door()
-                self._active += 1
-            try:
-                yield place
-            finally:
-                with self._idle:
-                    self._active -= 1
-                    if self._solo_waiting or self.is_stopping:
-                        self._idle.notify_all()
-        finally:
-            place.leave()
-
-    def _is_door_open(self) -> bool:
+    def _may_claim(self) -> bool:
         return not self._is_solo_active and (
-            not self._solo_waiting or time.monotonic() < self._door_is_open_until_s
+            not self._solo_waiting or bool(self._held_back) or time.monotonic() < self._others_until_s
         )
-
-    def _wait_at_the_door(self) -> None:
-        arrived = self._solos
-        self._at_the_door += 1
-        # Whoever was there when a solo ended goes in, however late its thread wakes.
-        self._idle.wait_for(lambda: self.is_stopping or self._solos > arrived or self._is_door_open())
-        self._at_the_door -= 1
-        self._invited = max(0, self._invited - (self._solos > arrived))
-        if self.is_stopping:
-            raise Stopping
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Within `enter`: nobody else's call is in flight while inside. Raises Stopping."""
+        """For an active job without a slot: no other is active while inside. Blocks. Raises Stopping."""
         with self._idle:
-            self._active -= 1  # waits outside, so that two who want to be alone do not wait for each other
+            self._active -= 1  # else two who want to be alone would wait for each other
             self._solo_waiting += 1
             self._idle.notify_all()
-            began_s = max(time.monotonic(), self._door_is_open_until_s)
+            began_s = max(time.monotonic(), self._others_until_s)
             self._idle.wait_for(lambda: self.is_stopping or self._may_solo())
             self._solo_waiting -= 1
             if self.is_stopping:
@@ -144,11 +181,10 @@ class Slots:
             with self._idle:
                 self._is_solo_active = False
                 self._active += 1
-                self._solos += 1
-                self._invited = self._at_the_door
+                self._held_back = {*self._waiting[False], *self._waiting[True]}
                 now_s = time.monotonic()
-                self._door_is_open_until_s = now_s + max(0.0, now_s - began_s)
+                self._others_until_s = now_s + max(0.0, now_s - began_s)
                 self._idle.notify_all()
 
     def _may_solo(self) -> bool:
-        return self._active == 0 and not self._is_solo_active and not self._invited
+        return self._active == 0 and not self._is_solo_active and not self._held_back

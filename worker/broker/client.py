@@ -11,14 +11,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.broker.hints import SHARED_QUEUES, Queues, list_keys
+from worker.broker.hints import SHARED_QUEUES, Queues, list_keys, read_hinted_job
 from worker.errors import BrokerAway, SettingsError
 from worker.files.home import broker_url, check_runtime_folder
 from worker.settings import Settings
 
 _TIMEOUT_S = 5.0
-# redis-py itself tries ten times with growing waits: a minute in which a slot would stand still.
-_ONCE_MORE = Retry(NoBackoff(), 1)
 
 
 def broker_address(settings: Settings) -> str:
@@ -32,13 +30,16 @@ def broker_address(settings: Settings) -> str:
     return broker_url(settings.home)
 
 
-def open_client(address: str) -> redis.Redis:
+def open_client(address: str, *, tries_again: bool = True) -> redis.Redis:
     """A client for the broker at `address`. Connects lazily; every wait of it ends within seconds.
 
-    Raises SettingsError for an option in the address that nobody knows.
+    `tries_again` sends a command once more when its connection broke: wrong for a command that pops.
+    Raises SettingsError for an option in the address that redis-py does not know.
     """
+    # redis-py itself tries ten times with growing waits: a minute in which a slot would stand still.
+    retry = Retry(NoBackoff(), 1 if tries_again else 0)
     try:
-        client = _open(address)
+        client = _open(address, retry)
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # reads the options, and connects to nobody
     except (TypeError, ValueError, redis.RedisError) as exc:
@@ -50,7 +51,7 @@ def open_client(address: str) -> redis.Redis:
     return client
 
 
-def _open(address: str) -> redis.Redis:
+def _open(address: str, retry: Retry) -> redis.Redis:
     parts = urlsplit(address)
     if parts.scheme == "redis+socket":
         database = parse_qs(parts.query).get("virtual_host", ["0"])[0].lstrip("/") or "0"
@@ -61,14 +62,14 @@ def _open(address: str) -> redis.Redis:
             password=unquote(parts.password) if parts.password else None,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
-            retry=_ONCE_MORE,
+            retry=retry,
         )
     return redis.Redis.from_url(
         address,
         socket_timeout=_TIMEOUT_S,
         socket_connect_timeout=_TIMEOUT_S,
         health_check_interval=5,
-        retry=_ONCE_MORE,
+        retry=retry,
     )
 
 
@@ -98,6 +99,24 @@ class BrokerEpoch:
     def is_empty(self) -> bool:
         """Whether no message lies in the endpoint's queues. Raises BrokerAway."""
         return count_messages(self._client, self._queues.names) == 0
+
+    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
+        """Jobs whose hints lie in the endpoint's queues; of each list the `at_most` next ones. Raises BrokerAway."""
+        keys = [key for queue in self._queues.names for key in list_keys(queue)]
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.llen(key)
+                lengths = pipeline.execute()
+            # At once, so that none is passed over while others are taken. Not by LRANGE: no user needed that before.
+            with self._client.pipeline(transaction=True) as pipeline:
+                for key, length in zip(keys, lengths, strict=True):
+                    for place in range(1, min(length, at_most) + 1):
+                        pipeline.lindex(key, -place)
+                found = [read_hinted_job(raw) for raw in pipeline.execute() if raw is not None]
+        except redis.RedisError as exc:
+            raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
+        return frozenset(job_id for job_id in found if job_id is not None)
 
 
 def count_messages(client: redis.Redis, queues: Iterable[str] = SHARED_QUEUES.names) -> int:

@@ -1,4 +1,4 @@
-"""The broker's clock, as this process knows it: the leases of foreign messages are told by it, by no worker's own."""
+"""The broker's clock, as this process knows it. Leases of foreign messages go by it, not by a worker's own clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import redis
 
 
 class BrokerClock:
-    """Asked now and then, and carried on by the monotonic clock between. Before it is asked: this machine's clock."""
+    """The broker's time: asked now and then, carried on by the monotonic clock between.
+
+    Until the broker was asked it is this machine's clock.
+    """
 
     def __init__(
         self, wall_s: Callable[[], float] = time.time, monotonic_s: Callable[[], float] = time.monotonic

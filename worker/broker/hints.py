@@ -1,7 +1,7 @@
 """Hints: the messages that name a job of the ledger and carry nothing else.
 
-They are written here as kombu would write them, and told apart by a header. Losing one loses nothing
-(invariant 1), so nobody acknowledges them: see docs/adr/0012.
+They have kombu's form and a header of our own. Losing one loses nothing (invariant 1), so they are not acknowledged
+(docs/adr/0012).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TASK = "antrean.complete_chat"
 LONE_QUEUE = "celery"  # Celery's default: a foreign producer needs no routing
 BULK_QUEUE = "antrean.bulk"  # where older versions put the hints of all endpoints
 UNACKED_KEY = (
-    "antrean.unacked"  # kombu's hash of foreign messages in hand, and the beginning of its other keys
+    "antrean.unacked"  # the hash of foreign messages that a worker has, and the beginning of its index's key
 )
 ASIDE_PREFIX = "antrean.set-aside:"  # before a list's key: the list of what lay there and is another app's
 HINT_HEADER = "antrean_hint"
@@ -70,7 +70,7 @@ def list_keys(queue: str) -> list[str]:
 
 
 class Lists(NamedTuple):
-    """Queue and key of all lists that are read, by priority and then as declared; those of lone jobs, and of bulk."""
+    """Queue and key of each list that a worker reads, in the order to empty them: all, those of lone jobs, of bulk."""
 
     every: list[tuple[str, str]]
     lone: list[tuple[str, str]]
@@ -134,6 +134,17 @@ def write_body(job_id: str) -> str:
 def is_written_hint(raw: bytes) -> bool:
     """Whether this message, as it lay in the broker, is a hint; if so, plain JSON reads it whole."""
     return HINT_MARK in raw
+
+
+def read_hinted_job(raw: bytes) -> str | None:
+    """The id of the job that a message names as it lies in the broker; None where it is no hint."""
+    if not is_written_hint(raw):
+        return None
+    try:
+        job_id = orjson.loads(raw)["headers"]["id"]
+    except (ValueError, TypeError, LookupError):  # a foreign message that holds the mark somewhere
+        return None
+    return job_id if isinstance(job_id, str) else None
 
 
 def read_body(job_id: str) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:

@@ -53,10 +53,10 @@ class _Letter:
 
 
 class PromptPublisher:
-    """Publishes for a producer, who waits for the broker `within_s` and no longer, and for one that is away once.
+    """Publishes for a producer, which waits at most `within_s` for the broker, and only once for a broker that is away.
 
-    A thread talks to the broker: whatever it hangs in (a name that does not resolve, a firewall, a handshake) is not
-    the caller's time. What did not arrive is the relay's. Thread-safe; not to be used after a fork.
+    A thread talks to the broker, so that a name that does not resolve, a firewall or a handshake costs the caller no
+    more. The relay publishes what did not arrive. Thread-safe; not to be used after a fork.
     """
 
     def __init__(self, publish: Callable[[Sequence[Due]], None], *, within_s: float = 0.2) -> None:
@@ -110,7 +110,7 @@ class PromptPublisher:
                 self._publish(letter.due)
             except BrokerAway as exc:
                 failure = exc
-            except Exception as exc:  # whoever waits is told, and the next letter is taken
+            except Exception as exc:  # the caller is told, and the next letter is taken
                 log.error("publisher.failed", error=type(exc).__name__, where=tell_place(exc))
                 failure = BrokerAway(f"the broker was not reached: {type(exc).__name__}")
             with self._lock:

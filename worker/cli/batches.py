@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +20,7 @@ from worker.reports.batchlines import is_standard_output, write_lines, write_res
 from worker.reports.outputs import LONE, Output
 from worker.reports.summary import describe_finish_reasons, format_count
 from worker.settings import load_settings
-from worker.storage.batches import (
-    Batch,
-    count_states,
-    fetch_batch,
-    resume_batch,
-)
+from worker.storage.batches import Batch, count_states, fetch_batch, resume_batch, resume_for_workers
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.storage.job_list import count_open_lone
@@ -126,7 +122,8 @@ def retry(
 ) -> None:
     """Queue failed, cancelled or expired jobs of a batch again.
 
-    Each starts anew, with all of its attempts. Jobs with a result are never called again.
+    Each starts anew, with all of its attempts. Jobs with a result are never called again. Those of a run that has
+    ended are for any worker, until the run is started again.
     """
     chosen = [
         state
@@ -154,8 +151,7 @@ def retry(
         queued += len(ids)
     if queued and was_idle:
         # It is held because its run has ended, not because somebody left it.
-        while ledger.run(lambda connection: resume_batch(connection, found.id)) >= MAX_ROWS:
-            pass
+        leave_to_workers(ledger, found)
     why_nobody = why_nobody_works(ledger, settings, found.endpoint)
     if as_json:
         print_json({"batch_id": found.id, "queued": queued, "is_worked_on": why_nobody is None})
@@ -165,6 +161,13 @@ def retry(
         note("the batch is held since its run was stopped: the same `antrean run` goes on with it")
     elif queued and why_nobody is not None:
         note(why_nobody)
+
+
+def leave_to_workers(ledger: Ledger, batch: Batch) -> None:
+    """Lets jobs of the batch that were queued again go on: also those of a run, until it is run again."""
+    step = resume_for_workers if batch.kind == "run" else resume_batch
+    while ledger.run(partial(step, batch_id=batch.id)) >= MAX_ROWS:
+        pass
 
 
 def find_named(ledger: Ledger, batch_id: str) -> Batch:

@@ -183,4 +183,4 @@ def _print_findings(
         )
         return
     for name, text, exc in findings:
-        out.say(("ok", "green") if exc is None else ("no", "bold red"), f"  {name}: {text}")
+        out.say(("ok", "green") if exc is None else ("no", "bold red"), f"  {name}: {text}", hang=4)

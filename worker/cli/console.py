@@ -18,7 +18,9 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from worker.printable import in_ascii, printable, printable_json, printable_text
+from worker.files.names import rejoined
+from worker.text.printable import in_ascii, printable, printable_json, printable_text
+from worker.text.wrapping import break_line
 
 _MOST_PROBLEMS = 20
 _ERRORS = "antrean.in_ascii"
@@ -27,19 +29,42 @@ Part = str | tuple[str, str]
 
 
 class PlainConsole(Console):
-    """rich's console, but a string is one line of text: no markup, and nothing in it that steers the terminal."""
+    """rich's console, but a string is one line of text: no markup, and nothing in it that steers the terminal.
+
+    On a terminal the line is broken between words, its further rows indented. In a pipe or a file it stays one line.
+    """
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
-    def say(self, *parts: Part, end: str = "\n") -> None:
-        """One line, of parts with a style of their own or without. A line break in a part is spelled out."""
+    @property
+    def wraps_at(self) -> int | None:
+        """Columns of the terminal; None where lines stay whole. (FORCE_COLOR makes no terminal of a pipe.)"""
+        return self.width if self.file.isatty() else None
+
+    def say(self, *parts: Part, hang: int | None = None, end: str = "\n") -> None:
+        """One line, of parts with a style of their own or without. A line break in a part is spelled out.
+
+        `hang`: how far its further rows are indented; two columns more than the line begins with unless given.
+        """
         told = ((part, "") if isinstance(part, str) else part for part in parts)
-        super().print(Text.assemble(*((printable(text), style) for text, style in told)), end=end)
+        line = Text.assemble(*((printable(rejoined(text)), style) for text, style in told))
+        super().print(self._broken(line, hang), end=end)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As rich's; a string is one line."""
-        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
+        shown = (Text(printable(rejoined(one))) if isinstance(one, str) else one for one in objects)
+        super().print(*(self._broken(one) if isinstance(one, Text) else one for one in shown), **options)
+
+    def _broken(self, text: Text, hang: int | None = None) -> Text:
+        width = self.wraps_at
+        if width is None:
+            return text
+        rows: list[Text] = []
+        for line in text.split("\n", allow_blank=True):
+            for row in break_line(line.plain, width, hang=hang):
+                rows.append(Text(" " * row.indent) + line[row.start : row.end])
+        return Text("\n", end=text.end).join(rows)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # rich itself ends the process with 1, as of jobs that failed

@@ -19,7 +19,6 @@ from worker.clock import SystemClock
 from worker.consume.aside import count_aside, name_aside
 from worker.errors import BrokerAway, ExitCode
 from worker.files.home import broker_socket
-from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import Settings, load_settings
 from worker.storage.doctor import (
@@ -43,6 +42,7 @@ from worker.storage.migrating import fetch_newer_revision, is_current, migrate
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.transitions import record_outcomes
 from worker.storage.workers import is_of_this_ledger
+from worker.text.printable import printable
 from worker.upkeep.presence import forget, has_died, is_alive
 from worker.upkeep.spool import (
     REJECTED,

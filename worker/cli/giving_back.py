@@ -13,13 +13,13 @@ from worker.cli.console import note, out, print_json
 from worker.consume.aside import count_aside, give_back
 from worker.errors import InputError
 from worker.files.home import broker_socket
-from worker.printable import printable
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_identity
 from worker.storage.migrating import prepare_ledger
 from worker.storage.workers import fetch_workers
+from worker.text.printable import printable
 
 
 def register(app: typer.Typer) -> None:

@@ -16,13 +16,14 @@ from worker.cli.job_names import find_batch_id, parse_kinds
 from worker.cli.listing import complete_batch_id
 from worker.clock import SystemClock, describe_until
 from worker.errors import InputError
-from worker.printable import printable, printable_text
 from worker.reports.joblines import spell_texts, write_csv, write_json
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.cleaning import clean_text
 from worker.storage.job_list import Choice, ListedJob, Texts, iterate_jobs
+from worker.storage.leftovers import HELD_ADVICE
 from worker.storage.migrating import prepare_ledger
+from worker.text.printable import printable, printable_text
 
 _ON_SCREEN = 50
 
@@ -43,7 +44,11 @@ def jobs(
     ] = None,
     lone: Annotated[bool, typer.Option("--lone", help="Only jobs of no batch.")] = False,
     state: Annotated[
-        list[JobState] | None, typer.Option(help="Only jobs in this state; may be given several times.")
+        list[JobState] | None,
+        typer.Option(
+            metavar="<state>",
+            help=f"Only jobs in this state, of {', '.join(JobState)}; may be given several times.",
+        ),
     ] = None,
     kind: Annotated[
         list[str] | None,
@@ -115,15 +120,18 @@ def _print_jobs(
 ) -> None:
     """Two lines a job; its id stands alone with its state, so that nothing cuts it however narrow the terminal."""
     jobs_ = iter(found)
-    shown = 0
+    shown = held = 0
     for job in islice(jobs_, limit):
         shown += 1
-        out.print(f"{job.id}  {job.state.value}")
+        held += job.is_held
+        out.print(f"{job.id}  {job.state.value}{', held' if job.is_held else ''}")
         out.print(f"  {_describe(job, is_of_batch=is_of_batch)}")
         for label, text in spell_texts(job, texts):
             if text is not None:
                 out.say((f"  {label}:", "dim"))
                 print_text(textwrap.indent(printable_text(text), "    "))
+    if held:
+        note(f"{format_count(held, 'job')} held since their run was stopped: {HELD_ADVICE}")
     if not shown:
         note("no job fits")
     elif next(jobs_, None) is not None:
@@ -143,7 +151,9 @@ def _describe(job: ListedJob, *, is_of_batch: bool) -> str:
         if job.http_status is not None:
             parts.append(f"HTTP {job.http_status}")
     if job.not_before_ms is not None:
-        parts.append(f"waits {describe_until(job.not_before_ms, SystemClock().now_ms())}")
+        now_ms = SystemClock().now_ms()
+        is_due = job.not_before_ms <= now_ms
+        parts.append("due now" if is_due else f"waits {describe_until(job.not_before_ms, now_ms)}")
     if job.claims > 1:
         parts.append(format_count(job.claims, "attempt"))
     if job.latency_ms is not None:

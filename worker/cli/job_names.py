@@ -9,13 +9,13 @@ from uuid import UUID
 
 from schemas.failure import FailureKind
 from worker.errors import InputError
-from worker.printable import printable
 from worker.reports.batchlines import LINE_ID
 from worker.storage.batches import fetch_batch
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.storage.job_list import Choice, ListedJob, find_ids, iterate_jobs
 from worker.storage.reading import fetch_states
+from worker.text.printable import printable
 
 _MOST_SHOWN = 20
 _DASHES = (8, 12, 16, 20)  # digits of a job's id before each of its dashes

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -17,7 +17,6 @@ from worker.cli.job_names import find_batch_id, find_job_id, find_named_job_id, 
 from worker.cli.listing import complete_batch_id, iso
 from worker.clock import SystemClock
 from worker.errors import InputError
-from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch, count_asked, fetch_batch
@@ -27,6 +26,7 @@ from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_batch, cancel_jobs
 from worker.storage.reading import fetch_states
 from worker.storage.story import Attempt, Result, Story, fetch_story
+from worker.text.printable import printable
 
 _TELL_EVERY_S = 5.0
 _LABEL = 13
@@ -176,9 +176,9 @@ def show(
         return
     _print_job(story)
     for attempt in story.attempts:
-        _print_attempt(attempt)
+        _print_attempt(attempt, _round(story, attempt.generation))
     if story.state is JobState.RUNNING:
-        _head(f"attempt {story.claims}", f"generation {story.generation}", "running")
+        _head(f"attempt {story.claims}", *_round(story, story.generation), "running")
         _line("started", _moment(story.claimed_at_ms))
         _line("worker", _worker(story.worker_host, story.worker_id))
     if story.result is not None:
@@ -191,12 +191,15 @@ def show(
 
 def _print_job(story: Story) -> None:
     out.print(Text(f"job {printable(story.id)}", style="bold"))
-    state = story.state.value
+    state = story.state.value + (", held" if story.is_held else "")
     if story.not_before_ms is not None and story.state is JobState.WAITING:
         state += f" until {_moment(story.not_before_ms)}"
     if story.is_cancel_requested and not story.state.is_final:
         state += ", asked to stop"
     _line("state", state)
+    if story.is_held:
+        give_up = f"`antrean cancel {story.batch_id}` gives it up"
+        _line("held", f"since its run was stopped: the same `antrean run` goes on, {give_up}")
     if story.failure_kind is not None:
         _line("why", _why(story.failure_kind, story.http_status, story.request_id))
         _line("", story.failure_message)
@@ -221,16 +224,20 @@ def _print_job(story: Story) -> None:
     if not story.state.is_final:
         _line("expires", _moment(story.expires_at_ms))
     _line("ended", _moment(story.ended_at_ms))
-    budget = "" if story.max_attempts is None else f" of {story.max_attempts}"
-    _line("attempts", f"{story.burnt}{budget} burnt in generation {story.generation}")
+    _line("attempts", _describe_attempts(story))
     if story.losses:
         _line("losses", f"its worker died {story.losses} times with it, {story.solo_losses} of them alone")
 
 
-def _print_attempt(attempt: Attempt) -> None:
+def _round(story: Story, generation: int) -> list[str]:
+    """Which of the times the job was queued for; nothing where it was queued once."""
+    return [] if story.generation == 1 else [f"generation {generation}"]
+
+
+def _print_attempt(attempt: Attempt, its_round: Sequence[str]) -> None:
     if attempt.waited_ms is not None:
         out.print(Text(f"\n  waited {format_seconds(attempt.waited_ms / 1000)}", style="dim"))
-    _head(f"attempt {attempt.number}", f"generation {attempt.generation}", attempt.outcome)
+    _head(f"attempt {attempt.number}", *its_round, attempt.outcome)
     _line("started", _moment(attempt.started_at_ms))
     latency = "" if attempt.latency_ms is None else f", latency {format_seconds(attempt.latency_ms / 1000)}"
     _line("ended", f"{_moment(attempt.ended_at_ms)}{latency}")
@@ -256,22 +263,27 @@ def _print_result(result: Result) -> None:
         _line("reasoning", "began and did not end: the answer is empty or part of it")
 
 
+def _describe_attempts(story: Story) -> str:
+    """`3 made; 1 counts towards the 6 after which it fails; queued again once`."""
+    parts = [f"{format_count(story.claims)} made" if story.claims else "none yet"]
+    if story.claims and not story.state.is_final:
+        limit = "ANTREAN_MAX_ATTEMPTS" if story.max_attempts is None else f"the {story.max_attempts}"
+        counting = "counts" if story.burnt == 1 else "count"
+        number = format_count(story.burnt) if story.burnt else "none"
+        parts.append(f"{number} of them {counting} towards {limit} after which it fails")
+    if story.generation > 1:
+        parts.append(f"queued again {'once' if story.generation == 2 else f'{story.generation - 1} times'}")
+    return "; ".join(parts)
+
+
 def _head(*parts: str) -> None:
     out.print(Text("\n" + " · ".join(map(printable, parts)), style="bold"))
 
 
 def _line(label: str, value: str | None) -> None:
-    """A labelled value, words wrapped below each other; ids are left whole, so that they can be copied."""
-    if not value:
-        return
-    lines = textwrap.wrap(
-        printable(value),
-        max(20, out.width - _LABEL - 4),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    for i, line in enumerate(lines):
-        out.print(Text(f"  {'' if i else label:<{_LABEL}} {line}"))
+    """A labelled value, its rows below each other."""
+    if value:
+        out.say(f"  {label:<{_LABEL}} {value}", hang=_LABEL + 3)
 
 
 def _moment(at_ms: int | None) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 from typer.main import get_group
 
-from worker.printable import printable
+from worker.files.names import FileName, as_text
+from worker.text.printable import printable
 
 _UsageError: Any = typer.BadParameter.__base__  # typer has it in public by its children only
 
@@ -92,6 +94,7 @@ def load_commands(home: str) -> dict[str, Any]:
         # A line for each paragraph: a terminal of any width wraps it well.
         paragraphs = inspect.getdoc(command.callback) or ""
         command.help = "\n\n".join(" ".join(one.split()) for one in paragraphs.split("\n\n"))
+        command.callback = _with_words(cast(Callable[..., Any], command.callback))
     return dict(get_group(app).commands)
 
 
@@ -107,6 +110,22 @@ class _Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _show_flags_plainly(self.get_params(ctx))
         super().format_help(ctx, formatter)
+
+
+def _with_words(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, whose arguments are UTF-8 in every locale; a path stays what the system calls it."""
+
+    @wraps(callback)
+    def called(**given: Any) -> Any:
+        return callback(**{name: _as_words(value) for name, value in given.items()})
+
+    return called
+
+
+def _as_words(value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(map(_as_words, value))
+    return as_text(FileName(value)) if type(value) is str and not value.isascii() else value
 
 
 class _Commands(Mapping[str, Any]):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from worker.cli.console import note
-from worker.printable import printable
 from worker.reports.summary import format_count
 from worker.sources.left_out import LeftOut, Reason
+from worker.text.printable import printable
 
 _FIRST = 3
 

@@ -14,13 +14,13 @@ from rich.text import Text
 
 from schemas.job import JobState, derive_batch_status
 from worker.cli.console import note, out, print_json
-from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch, count_states, fetch_batches
 from worker.storage.engine import open_ledger
 from worker.storage.migrating import prepare_ledger
 from worker.storage.workers import WorkerFacts, fetch_workers
+from worker.text.printable import printable
 
 _PLAIN_ID = re.compile("[A-Za-z0-9_.-]+")  # a producer may name a batch as it likes; a shell must not run it
 _COMPLETED = 200
@@ -58,7 +58,8 @@ def batches(
     for batch, counts in found:
         status = derive_batch_status(counts, is_submitted=batch.submitted_at_ms is not None)
         states = [f"{format_count(counts[state])} {state.value}" for state in JobState if counts.get(state)]
-        out.print(Text(f"{printable(batch.id)}  {status:<11}  {iso(batch.created_at_ms)}"))
+        status += ", held" if _is_held(batch, counts) else ""
+        out.say(f"{batch.id}  {status:<11}  {iso(batch.created_at_ms)}")
         total = format_count(sum(counts.values()), "job")
         out.print(Text(f"  {printable(batch.label)} · {total}: {' · '.join(states) or 'none'}"))
 
@@ -84,7 +85,7 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print them as 
         age_s = max(0, now_ms - one.beat_at_ms) / 1000
         out.print(
             Text(
-                f"{printable(one.hostname)}:{one.pid}  {one.running} of {one.slots} slots in use"
+                f"{printable(one.hostname)}:{one.pid}  {one.slots_in_use} of {one.slots} slots in use"
                 f" · last beat {format_seconds(age_s)} ago"
             )
         )
@@ -134,6 +135,10 @@ def _look_up(incomplete: str, found: list[tuple[str, str]]) -> None:
     ]
 
 
+def _is_held(batch: Batch, counts: Mapping[JobState, int]) -> bool:
+    return batch.held_at_ms is not None and any(not state.is_final for state in counts)
+
+
 def _batch_facts(batch: Batch, counts: Mapping[JobState, int]) -> dict[str, object]:
     return {
         "batch_id": batch.id,
@@ -141,6 +146,7 @@ def _batch_facts(batch: Batch, counts: Mapping[JobState, int]) -> dict[str, obje
         "label": batch.label,
         "endpoint": batch.endpoint,
         "status": derive_batch_status(dict(counts), is_submitted=batch.submitted_at_ms is not None),
+        "held": _is_held(batch, counts),
         "total": sum(counts.values()),
         "jobs": {state.value: counts.get(state, 0) for state in JobState},
         "created_at": iso(batch.created_at_ms),

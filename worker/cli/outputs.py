@@ -7,12 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from worker.files.names import as_file_name, as_text, is_utf8
 from worker.reports.outputs import Inputs
 from worker.settings import SIMULATION, Settings
 from worker.sources.folder import SUFFIXES
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 
+_SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")  # the database, and what SQLite lays beside it
 FORCE_HELP = "Overwrite a file that is not results, or results that cannot be written again; never an input."
 
 
@@ -43,7 +45,7 @@ def inputs_of_run(
 
 def inputs_of_batch(settings: Settings, details: Mapping[str, Any]) -> Inputs:
     """What a batch was made from, as `name_inputs` wrote it down."""
-    named = {name: Path(details[name]) for name in ("source", "prompt") if name in details}
+    named = {name: Path(as_file_name(details[name])) for name in ("source", "prompt") if name in details}
     folders = [path for path in [named.get("source")] if path is not None and path.is_dir()]
     files = [
         (path, f"an input of this batch ({name})") for name, path in named.items() if path not in folders
@@ -60,9 +62,9 @@ def name_inputs(*, source: Path, prompt: Path | None = None) -> dict[str, str]:
     """Where a batch's inputs are, for its details: only what lasts, and a file or a folder."""
     named = {"source": source, "prompt": prompt}
     return {
-        name: str(path.resolve())
+        name: as_text(path.resolve())
         for name, path in named.items()
-        if path is not None and (path.is_file() or path.is_dir()) and _is_text(path)
+        if path is not None and (path.is_file() or path.is_dir()) and is_utf8(as_text(path.resolve()))
     }
 
 
@@ -85,21 +87,16 @@ def _own_files(settings: Settings) -> list[tuple[Path, str]]:
         settings.broker_password_file,
         settings.flower_password_file,
     ]
-    url = settings.ledger_url
-    ledger = url.database if url.get_backend_name() == "sqlite" else None
+    ledger = settings.ledger_address
     return [
         *((Path(name), "a file of settings") for name in (".env", "antrean.toml")),
         *((path, "a file of a password or a key") for path in secrets if path is not None),
-        *([(Path(ledger), "the ledger")] if ledger else []),
+        *(
+            (Path(f"{ledger}{suffix}"), "the ledger")
+            for suffix in _SQLITE_SUFFIXES
+            if isinstance(ledger, Path)
+        ),
     ]
-
-
-def _is_text(path: Path) -> bool:
-    try:
-        str(path.resolve()).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_document(path: Path) -> bool:

@@ -11,12 +11,12 @@ from worker.cli.console import note, out, print_json
 from worker.cli.listing import iso
 from worker.cli.nobody import why_nobody_works
 from worker.clock import SystemClock
-from worker.printable import printable
 from worker.settings import load_settings
 from worker.storage import pauses
 from worker.storage.engine import Transaction
 from worker.storage.migrating import prepare_ledger
 from worker.storage.pauses import Pause
+from worker.text.printable import printable
 
 
 def register(app: typer.Typer) -> None:

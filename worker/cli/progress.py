@@ -12,8 +12,8 @@ from rich.text import Text
 from worker.cli.console import err
 from worker.cli.live_lines import LiveLines
 from worker.cli.tracking import Progress
-from worker.printable import printable
 from worker.reports.summary import format_count, format_seconds
+from worker.text.printable import printable
 
 _PLAIN_EVERY_S = 5.0
 _NARROWEST = (

@@ -9,11 +9,11 @@ from rich.text import Text
 
 from schemas.job import JobState
 from worker.cli.console import err, out
-from worker.printable import printable
 from worker.reports.summary import format_bytes, format_count
 from worker.storage.batches import fetch_batch
 from worker.storage.engine import Ledger
 from worker.storage.prune_survey import Share, Survey
+from worker.text.printable import printable
 
 _SHOWN = 10
 
@@ -38,6 +38,11 @@ def print_survey(ledger: Ledger, found: Survey, *, is_question: bool, with_usage
         console.print(Text(f"{format_count(found.open, 'job')} would stay: they have not ended"))
     if total.total:
         console.print(Text("The same input would be called, and paid for, again."))
+        if total.counts[JobState.SUCCEEDED]:
+            # What `run` and `results` refuse from then on is said while it can be helped.
+            console.print(
+                Text("`run` and `results` would need --force to write over a file of their results.")
+            )
         if with_usage:
             console.print(Text("`antrean usage` would forget their tokens."))
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import Annotated
 
 import typer
 
+from worker.cli.asking import can_ask, is_confirmed
 from worker.cli.console import note, out, print_json
 from worker.cli.listing import complete_batch_id
 from worker.cli.prune_words import print_survey, survey_facts
-from worker.cli.run_work import RunsOfHome, is_of_home, kept_from_running
-from worker.clock import SystemClock
+from worker.cli.run_locks import RunsOfHome, is_of_home, kept_from_running
+from worker.clock import SystemClock, iso_ms
 from worker.errors import ExitCode, InputError
-from worker.printable import printable
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.storage.batches import Batch, count_states, fetch_batch
@@ -23,9 +22,11 @@ from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 from worker.storage.prune_survey import Survey, survey
 from worker.storage.pruning import OfAge, OfBatch, Pruned, prune
+from worker.text.printable import printable
 
 _AGE = re.compile(r"(\d{1,6})\s*([mhdw])")
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
+_NOTHING = "nothing was removed"
 _EVEN_UNFINISHED = "--even-unfinished removes what has ended of it"
 
 
@@ -80,19 +81,21 @@ def prune_ledger(
     Token counts stay unless --with-usage, so that `antrean usage` goes on to say what was paid. Works in small
     steps beside running workers; stopped half way, it goes on when it is called again.
 
-    A job that is removed is forgotten: the same input is called, and paid for, again. Fetch results first. The
-    database's file keeps its size; the room is used again.
+    A job that is removed is forgotten: the same input is called, and paid for, again. Fetch results first; a file
+    that has them is then overwritten with --force only. The database's file keeps its size; the room is used again.
     """
     age_ms = _read_what(batch, older_than, everything)
-    if not (yes or dry_run or _can_ask()):
+    if not (yes or dry_run or can_ask()):
         raise InputError(
             "nobody can be asked here: --yes removes without a question, --dry-run shows what it would be"
         )
-    before_ms = SystemClock().now_ms() - age_ms
+    before_ms = max(
+        0, SystemClock().now_ms() - age_ms
+    )  # an age of centuries ends with the calendar of computers
     settings = load_settings()
     ledger = prepare_ledger(settings)
     chosen = None if batch is None else _find(ledger, batch)
-    facts: dict[str, object] = {"before_ms": before_ms} if chosen is None else {"batch_id": chosen.id}
+    facts: dict[str, object] = {"before": iso_ms(before_ms)} if chosen is None else {"batch_id": chosen.id}
     if not yes or dry_run:
         found = _survey(ledger, settings, chosen, before_ms, even_unfinished)
         if as_json:
@@ -102,11 +105,11 @@ def prune_ledger(
             return
         print_survey(ledger, found, is_question=not dry_run, with_usage=with_usage)
         if dry_run:
-            out.print("nothing was removed")
+            out.print(_NOTHING)
             return
-        if found.total.total and not _is_confirmed():
-            note("nothing was removed")
-            raise typer.Exit(ExitCode.INTERRUPTED)
+        if found.total.total and not _is_agreed():
+            note(_NOTHING)
+            raise typer.Exit(ExitCode.FAILED_JOBS)
     done = _prune(ledger, settings, chosen, before_ms, even_unfinished, with_usage)
     facts |= {"jobs": done.removed, "spared": done.spared, "open": done.open}
     if as_json:
@@ -162,7 +165,7 @@ def _survey(
 ) -> Survey:
     with kept_from_running(ledger, settings, batch) as runs:
         if batch is None:
-            return survey(ledger, OfAge(before_ms, even_unfinished, runs.idle, runs.living))
+            return survey(ledger, OfAge(before_ms, even_unfinished, runs.idle, runs.find_living))
         _check_batch(ledger, settings, batch, runs, even_unfinished)
         return survey(ledger, OfBatch(batch.id))
 
@@ -175,11 +178,11 @@ def _prune(
     even_unfinished: bool,
     with_usage: bool,
 ) -> Pruned:
-    # A run that begins meanwhile waits: it would find its jobs, and lose them.
+    # A run that begins meanwhile waits, or is seen by the next step: it would find its jobs, and lose them.
     with kept_from_running(ledger, settings, batch) as runs:
         if batch is None:
             return prune(
-                ledger, OfAge(before_ms, even_unfinished, runs.idle, runs.living), with_usage=with_usage
+                ledger, OfAge(before_ms, even_unfinished, runs.idle, runs.find_living), with_usage=with_usage
             )
         _check_batch(ledger, settings, batch, runs, even_unfinished)
         return prune(ledger, OfBatch(batch.id), with_usage=with_usage)
@@ -209,16 +212,12 @@ def _check_batch(
         )
 
 
-def _can_ask() -> bool:
-    # The question goes to standard error: whoever has it in a file would wait for nothing.
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-
-
-def _is_confirmed() -> bool:
+def _is_agreed() -> bool:
     try:
-        return typer.confirm("Remove them?", err=True)
-    except typer.Abort:
-        return False
+        return is_confirmed("Remove them?")
+    except KeyboardInterrupt:
+        note(_NOTHING)
+        raise
 
 
 def _say_what_stays(done: Pruned, *, is_batch: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from schemas.chat import encode_decoded
 from worker.clock import SystemClock
 from worker.errors import InputError
+from worker.files.names import as_text
 from worker.ids import new_batch_id, new_ids
 from worker.intake.submit import BULK_PRIORITY, Submitted, identify, submit_many
 from worker.operations.preflight import EndpointFacts, choose_model
@@ -69,7 +70,7 @@ def open_requests(file: Path) -> Iterator[RequestFile]:
         raise InputError(f"{file} is a folder: submit takes a file; for a folder there is `antrean run`")
     _check_is_there(file)
     with as_file(file) as path:
-        yield RequestFile(path, name_input(file), str(file) if path == file else name_input(file))
+        yield RequestFile(path, name_input(file), as_text(file) if path == file else name_input(file))
 
 
 def _check_is_there(file: Path) -> None:

@@ -20,12 +20,11 @@ from worker.cli.request_file import (
     open_requests,
     submit_requests,
 )
+from worker.cli.run_locks import RunLock, home_name
 from worker.cli.run_work import (
-    RunLock,
     Work,
     check_documents,
     find_run,
-    home_name,
     make_run,
     submit_run,
     take_up,

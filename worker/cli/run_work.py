@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from schemas.job import JobState
 from worker.cli.outputs import name_inputs
+from worker.cli.run_locks import RunLock, home_name, is_run_by_somebody, lock_path, open_lock
 from worker.clock import SystemClock
-from worker.errors import InputError, SettingsError
-from worker.files.home import open_lock_file, try_lock
-from worker.files.private import close_folder
+from worker.errors import InputError
+from worker.files.home import try_lock
+from worker.files.names import as_file_name, as_text
 from worker.ids import new_batch_id
 from worker.intake.submit import identify, make_job, submit_many
 from worker.settings import SIMULATION, Settings
@@ -24,8 +24,8 @@ from worker.sources.documents import Document, DocumentSet, source_key
 from worker.sources.prompt import Prompt
 from worker.storage.batches import (
     Batch,
+    begin_run,
     count_open_at_home,
-    fetch_batch,
     fetch_unheld_runs,
     find_batch,
     finish_submission,
@@ -117,34 +117,17 @@ def make_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt,
             make_batch,
             batch_id=new_batch_id(),
             kind="run",
-            label=f"{Path(os.path.abspath(source)).name} × {Path(template.label).name}",
+            label=f"{Path(as_text(Path(os.path.abspath(source)))).name} × {Path(template.label).name}",
             endpoint=settings.endpoint,
             idempotency_key=identify("run", home, *parts),
-            details={"home": home, **name_inputs(source=source, prompt=Path(template.label))},
+            details={"home": home, **name_inputs(source=source, prompt=Path(as_file_name(template.label)))},
             now_ms=SystemClock().now_ms(),
         )
     )
 
 
 def _identity(settings: Settings, source: Path, template: Prompt, model: str) -> tuple[str, ...]:
-    return str(source.resolve()), template.digest, model, settings.endpoint
-
-
-class RunLock:
-    """The lock of a run's batch: shared by all who run it just now."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Whether nobody else runs the batch; while inside, nobody begins to."""
-        # Who fails to get it alone loses it; meanwhile the others, who are why, keep the batch from being held.
-        is_alone = try_lock(self._descriptor)
-        try:
-            yield is_alone
-        finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+    return as_text(source.resolve()), template.digest, model, settings.endpoint
 
 
 def submit_run(
@@ -239,11 +222,11 @@ def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunL
     Nobody shall pay for jobs of a run that somebody walked away from, because another one came along. What a
     living run wants too goes on with that one.
     """
-    descriptor = _open_lock(settings, batch.id)
+    descriptor = open_lock(settings, batch.id)
     try:
         # Waits while somebody holds the batch because its last run was killed; then it goes on.
         fcntl.flock(descriptor, fcntl.LOCK_SH)
-        _require(ledger, batch)
+        _begin(ledger, batch)
         _resume(ledger, batch.id)
         if batch.kind == "run" and batch.details.get("home") != home_name(settings):
             # Whoever prunes, or looks for runs that were left, asks the locks of this home from now on.
@@ -257,10 +240,9 @@ def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunL
         os.close(descriptor)
 
 
-def _require(ledger: Ledger, batch: Batch) -> None:
-    with ledger.read() as connection:
-        if fetch_batch(connection, batch.id) is None:
-            raise InputError(f"{batch.id} was pruned just now: type the command again")
+def _begin(ledger: Ledger, batch: Batch) -> None:
+    if not ledger.run(partial(begin_run, batch_id=batch.id)):
+        raise InputError(f"{batch.id} was pruned just now: type the command again")
 
 
 def tend(ledger: Ledger, batch_id: str) -> None:
@@ -287,10 +269,11 @@ def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]
         runs = fetch_unheld_runs(connection, home=home_name(settings))
     held = []
     for batch in runs:
+        # Whoever tried its jobs again meant them for the workers, and nobody runs it.
         # A look first, which keeps nobody waiting; then under the lock, so that a run that begins waits for us.
-        if _is_run_by_somebody(_lock_path(settings, batch.id)):
+        if batch.is_for_workers or is_run_by_somebody(lock_path(settings, batch.id)):
             continue
-        descriptor = _open_lock(settings, batch.id)
+        descriptor = open_lock(settings, batch.id)
         try:
             if try_lock(descriptor):
                 _hold(ledger, batch.id)
@@ -300,44 +283,6 @@ def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]
     with ledger.read() as connection:
         counts = [(batch, count_open_at_home(connection, batch.id)) for batch in held]
     return [(batch, count) for batch, count in counts if count]
-
-
-@dataclass(frozen=True, slots=True)
-class RunsOfHome:
-    """Ids of batches: `idle` ones that nobody of this home runs, and `living` ones that somebody does."""
-
-    idle: frozenset[str]
-    living: frozenset[str]
-
-
-@contextmanager
-def kept_from_running(ledger: Ledger, settings: Settings, batch: Batch | None = None) -> Iterator[RunsOfHome]:
-    """Which batches are run in this home, and which are not though they are not held; `batch` is one of either.
-
-    While inside, nobody begins to run the idle ones: whoever tries waits.
-    """
-    with ledger.read() as connection:
-        runs = fetch_unheld_runs(connection, home=home_name(settings))
-    candidates = {one.id for one in runs if is_of_home(one, settings)} | ({batch.id} if batch else set())
-    # A run of requests may be of a batch that `submit` made, or another home: its lock tells.
-    living = {
-        path.stem for path in _lock_path(settings, "").parent.glob("*.lock") if _is_run_by_somebody(path)
-    }
-    with ExitStack() as locks:
-        idle: set[str] = set()
-        for run_id in sorted(candidates):
-            descriptor = _open_lock(settings, run_id)
-            locks.callback(os.close, descriptor)
-            if try_lock(descriptor):
-                idle.add(run_id)
-            else:
-                living.add(run_id)
-        yield RunsOfHome(frozenset(idle), frozenset(living - idle))
-
-
-def is_of_home(batch: Batch, settings: Settings) -> bool:
-    """Whether a run is one of this home, whose locks tell if it lives."""
-    return batch.kind == "run" and batch.details.get("home") == home_name(settings)
 
 
 def keep_from_runs(ledger: Ledger, batch: Batch) -> None:
@@ -355,34 +300,3 @@ def _hold(ledger: Ledger, batch_id: str) -> None:
 def _resume(ledger: Ledger, batch_id: str) -> None:
     if ledger.run(partial(resume_batch, batch_id=batch_id)) >= MAX_ROWS:
         _repeat(ledger, partial(bring_home, batch_id=batch_id))
-
-
-def _lock_path(settings: Settings, batch_id: str) -> Path:
-    return settings.home / "runs" / f"{batch_id}.lock"
-
-
-def _open_lock(settings: Settings, batch_id: str) -> int:
-    path = _lock_path(settings, batch_id)
-    try:
-        close_folder(path.parent)
-    except OSError as exc:
-        raise SettingsError(
-            [f"{path.parent} cannot be used ({exc.strerror}): choose another ANTREAN_HOME"]
-        ) from None
-    return open_lock_file(path)
-
-
-def _is_run_by_somebody(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        return not try_lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def home_name(settings: Settings) -> str:
-    """This home among those that may share a database."""
-    return f"{socket.gethostname()}:{settings.home}"

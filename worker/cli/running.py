@@ -22,9 +22,11 @@ from worker.cli.progress import Display
 from worker.cli.run_input import open_input
 from worker.cli.run_work import Work, hold_abandoned, tend, worked_on
 from worker.cli.tracking import Progress, Tracker
+from worker.cli.typed import name_command
 from worker.errors import ExitCode, Unreachable
 from worker.files.disk import describe_full_disk
 from worker.files.home import last_line
+from worker.files.names import as_text
 from worker.operations.capacity import make_room
 from worker.operations.gates import GateWatch
 from worker.operations.preflight import NOT_ASKED, ask_endpoint
@@ -126,7 +128,7 @@ def run(
     where --output names none, the results of another batch.
     """
     started_s = time.monotonic()
-    settings = load_settings()
+    given = settings = load_settings()
     make_room(settings)  # before anything is written: its worker would be refused
     if not simulate:
         settings.require_lasting_files()
@@ -135,7 +137,7 @@ def run(
     last_words = LastWords()
     with ExitStack() as begun:
         begun.enter_context(_interruptible())
-        given = begun.enter_context(
+        found = begun.enter_context(
             open_input(
                 documents,
                 prompt,
@@ -147,28 +149,30 @@ def run(
         )
         target: Output | None = None
         if not is_printed:
-            inputs = given.find_inputs(settings, path)
+            inputs = found.find_inputs(settings, path)
             target = Output(path, inputs, is_named=output is not None, is_forced=force)
             target.check_file()
         stack = begun.enter_context(_attached(settings, simulate, last_words))
         if simulate:
             settings = _simulated(settings, stack, latency=latency, fault_rate=fault_rate)
+        antrean = name_command(settings, given)
         announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
-        checked = given.check(settings, model, facts)
+        checked = found.check(settings, model, facts)
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
         warn_of_left_jobs(ledger, settings)
         if target is not None:
+            target.say_commands_as(antrean)
             _check_results(target, ledger, settings, checked.find_batch(ledger, settings))
         batch = checked.make_batch(ledger, settings)
         with worked_on(ledger, settings, batch) as lock:
-            _mention_held(hold_abandoned(ledger, settings))
+            _mention_held(hold_abandoned(ledger, settings), antrean)
             last_words.are_of(ledger, batch.id)
             work = checked.write_down(ledger, settings, batch, lock)
             progress = Progress(total=len(work.ids), succeeded=work.done)
-            with _growing(ledger, work, target) as growing:
+            with _growing(ledger, work, target, antrean) as growing:
                 if work.open:
                     if work.done:
                         note(f"{format_count(work.done)} of {format_count(len(work.ids))} were done before")
@@ -196,7 +200,7 @@ def _check_results(target: Output, ledger: Ledger, settings: Settings, batch: Ba
 
 
 @contextmanager
-def _growing(ledger: Ledger, work: Work, target: Output | None) -> Iterator[GrowingResults]:
+def _growing(ledger: Ledger, work: Work, target: Output | None, antrean: str) -> Iterator[GrowingResults]:
     """The results of the run; one that ends early says where those are that it has."""
     if target is not None:
         target.belong_to(work.batch_id)
@@ -205,15 +209,15 @@ def _growing(ledger: Ledger, work: Work, target: Output | None) -> Iterator[Grow
         yield growing
     finally:
         if growing.part is not None:
-            note(f"what was done in order is in {growing.part}; `antrean results {work.batch_id}` has all")
+            note(f"what was done in order is in {growing.part}; `{antrean} results {work.batch_id}` has all")
         growing.close()
 
 
-def _mention_held(held: list[tuple[Batch, int]]) -> None:
+def _mention_held(held: list[tuple[Batch, int]], antrean: str) -> None:
     for batch, count in held:
         note(
             f"{format_count(count, 'job')} of {batch.label} are left from an earlier run: the same command goes on "
-            f"with them, `antrean cancel {batch.id}` drops them"
+            f"with them, `{antrean} cancel {batch.id}` drops them"
         )
 
 
@@ -291,7 +295,12 @@ def _follow(
 ) -> None:
     written = [settings.home, *([ledger.folder] if ledger.folder else [])]
     tracker = Tracker(
-        ledger, work.open, progress, find_trouble=lambda: describe_full_disk(written) or gate.describe()
+        ledger,
+        work.open,
+        progress,
+        endpoint=settings.endpoint,
+        find_gate=gate.look,
+        find_trouble=lambda: describe_full_disk(written),
     )
     display = Display()
     deaths = 0
@@ -314,7 +323,8 @@ def _follow(
                 log = settings.home / "logs" / f"{event['service']}.log"
                 if deaths >= _MOST_DEATHS and progress.succeeded == work.done:
                     raise Unreachable(f"the worker does not stay up; {log} ends with: {last_line(log)}")
-                note(f"the {event['service']} died ({event['status']}) and is started again; see {log}")
+                how = event.get("reason", event["status"])
+                note(f"the {event['service']} died ({how}) and is started again; see {log}")
 
 
 def _summarise(
@@ -335,7 +345,7 @@ def _summarise(
         "completion_tokens": progress.completion_tokens,
         **call_facts(progress.calls),
         "seconds": round(seconds, 3),
-        "output": str(output),
+        "output": as_text(output),
     }
     if as_json:
         print_json(facts)
@@ -343,8 +353,8 @@ def _summarise(
     tokens = f"{format_count(progress.prompt_tokens)} prompt + {format_count(progress.completion_tokens)} completion"
     # Results on standard output leave standard error for everything else.
     say = err.say if str(output) == "-" else out.say
-    say((format_count(succeeded), "bold"), f" of {format_count(len(work.ids))} jobs succeeded", end="")
-    say(f" ({format_count(work.done)} were done before)" if work.done else "")
+    before = f" ({format_count(work.done)} were done before)" if work.done else ""
+    say((format_count(succeeded), "bold"), f" of {format_count(len(work.ids))} jobs succeeded{before}")
     if counts.total > succeeded:
         kinds = ", ".join(f"{kind} {count}" for kind, count in progress.failures.most_common())
         complain(

@@ -10,6 +10,9 @@ import typer
 from worker.cli.console import out
 from worker.errors import InputError, Unreachable
 from worker.settings import IN_STACK, load_settings
+from worker.text.wrapping import terminal_width
+
+_BANNER_COLUMNS = 100
 
 
 def register(app: typer.Typer) -> None:
@@ -48,8 +51,9 @@ def worker(
 
     from worker.celery import app
 
-    # Beside other processes, twenty lines of banner are noise.
-    quiet = ["--quiet"] if IN_STACK in os.environ else []
+    # Beside other processes, twenty lines of banner are noise; in a narrow terminal they are torn.
+    columns = terminal_width(1) or _BANNER_COLUMNS
+    quiet = ["--quiet"] if IN_STACK in os.environ or columns < _BANNER_COLUMNS else []
     argv = [*quiet, "worker", "--loglevel", settings.log_level.upper()]
     if name:
         _check_node_name(name)
@@ -88,10 +92,13 @@ def simulate(
     rpm: Annotated[int | None, typer.Option(help="Calls a minute and key before 429 answers.")] = None,
     key: Annotated[
         str | None,
-        typer.Option(envvar="ANTREAN_SIMULATOR_KEY", help="The key to ask for; none without it."),
+        typer.Option(
+            envvar="ANTREAN_SIMULATOR_KEY", show_envvar=False, help="The key to ask for; none without it."
+        ),
     ] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="A model to run; may be given several times.")
+        list[str] | None,
+        typer.Option(metavar="<str>", help="A model to run; may be given several times."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the faults the same each time.")] = None,
     rate_429: Annotated[float, typer.Option("--rate-429", help="Share of 429 with Retry-After.")] = 0.0,
@@ -119,7 +126,7 @@ def simulate(
     """Serve a simulated endpoint, with faults on demand.
 
     It answers chat completions and lists models as the documented endpoint does. To be used with
-    ANTREAN_BASE_URL=http://127.0.0.1:8080 and any key. Ctrl-C ends it.
+    ANTREAN_BASE_URL=http://127.0.0.1:8080 and any key, or that of --key or ANTREAN_SIMULATOR_KEY. Ctrl-C ends it.
     """
     from api_client.simulator import SimulatorConfig, serve  # local: only this command needs an event loop
 

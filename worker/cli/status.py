@@ -14,7 +14,7 @@ from worker.cli.console import note, out, print_json
 from worker.cli.listing import complete_batch_id, iso, worker_facts
 from worker.cli.pausing import describe_pause
 from worker.clock import SystemClock
-from worker.operations.gates import GateWatch, describe_gate, gate_facts
+from worker.operations.gates import GateWatch, describe_gate, describe_trouble, gate_facts
 from worker.policy.gates import Gate
 from worker.reports.summary import format_count, format_seconds
 from worker.reports.waiting import (
@@ -29,7 +29,7 @@ from worker.storage.batches import BatchStatus, count_states, fetch_batches, fet
 from worker.storage.identity import fetch_place
 from worker.storage.migrating import prepare_ledger
 from worker.storage.pauses import Pause, fetch_pauses
-from worker.storage.reading import fetch_trouble
+from worker.storage.reading import Trouble, fetch_trouble
 from worker.storage.standing import Standing, fetch_standing
 from worker.storage.workers import WorkerFacts, fetch_workers
 
@@ -51,7 +51,7 @@ class _Look:
     standing: Standing
     workers: Sequence[WorkerFacts]
     pauses: Sequence[Pause]
-    trouble: str | None
+    trouble: Trouble | None  # of a ledger
     now_ms: int
     gate: Gate | None = None  # of `endpoint`, that of these settings: no other is known
     endpoint: str = ""
@@ -61,6 +61,11 @@ class _Look:
         return endpoint in self.standing.queued or any(
             one.endpoint == endpoint for one in self.standing.waits
         )
+
+    @property
+    def waits_for(self) -> str | None:
+        """What concerns all jobs of the ledger, in a sentence."""
+        return None if self.trouble is None else describe_trouble(self.trouble, self.gate, now_ms=self.now_ms)
 
     @property
     def reasons(self) -> list[Reason]:
@@ -103,7 +108,7 @@ def status(
             standing=fetch_standing(connection, named),
             workers=fetch_workers(connection),
             pauses=fetch_pauses(connection),
-            trouble=fetch_trouble(connection, now_ms=now_ms),
+            trouble=fetch_trouble(connection) if named is None else None,
             now_ms=now_ms,
         )
     # A broker that does not answer takes seconds to say so: no transaction waits for it.
@@ -133,17 +138,18 @@ def _print_ledger(counts: Mapping[JobState, int], latest: Sequence[BatchStatus],
     for worker in look.workers:
         age_s = max(0, look.now_ms - worker.beat_at_ms) / 1000
         out.say(
-            f"worker {worker.hostname}:{worker.pid} · {worker.running} of {worker.slots} slots"
+            f"worker {worker.hostname}:{worker.pid} · {worker.slots_in_use} of {worker.slots} slots"
             f" · last beat {format_seconds(age_s)} ago"
         )
         if worker.is_silent(look.now_ms):
             out.say(("  silent for longer than its lease: it counts as dead", "yellow"))
     for pause in look.pauses:
         out.say((describe_pause(pause), "yellow"), ": `antrean resume` goes on")
-    if look.gate is not None:
-        _print_reason("gate", describe_gate(look.gate, now_ms=look.now_ms))
-    if look.trouble is not None and not look.pauses:
-        _print_reason("waiting", look.trouble)
+    shut = None if look.gate is None else describe_gate(look.gate, now_ms=look.now_ms)
+    if shut is not None:
+        _print_reason("gate", shut)
+    if look.waits_for not in (None, shut) and not look.pauses:
+        _print_reason("waiting", str(look.waits_for))
     _print_open(look)
 
 
@@ -194,7 +200,7 @@ def _ledger_facts(
             for one in look.pauses
         ],
         "gate": gate_facts(settings.endpoint, look.gate, now_ms=look.now_ms),
-        "waiting_for": look.trouble,
+        "waiting_for": look.waits_for,
         **_open_facts(look),
     }
 

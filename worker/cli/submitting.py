@@ -45,10 +45,17 @@ def submit(
     again: Annotated[
         bool, typer.Option("--again", help="Submit anew even if this very file was submitted before.")
     ] = False,
-    no_check: Annotated[bool, typer.Option("--no-check", help="Ask the endpoint nothing first.")] = False,
+    no_check: Annotated[
+        bool,
+        typer.Option("--no-check", help="Ask the endpoint nothing first: send nothing, write down only."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the batch as JSON.")] = False,
 ) -> None:
     """Write a batch of requests down, for workers to do.
+
+    The endpoint is asked first, so that a wrong address, key or model is told before anything is queued: for its
+    models, and at its chat address with a request without messages, which no endpoint completes and which costs
+    nothing. With --no-check nothing is sent; only workers call the endpoint then.
 
     The whole file is checked first: nothing is queued while a line is wrong. The same content again, for the same
     endpoint and with the same model for lines that name none, gives the same batch, so that a repeated or
@@ -86,8 +93,8 @@ def submit(
             }
         )
         return
-    out.say((batch.id, "bold"), f": {format_count(submitted.new)} requests queued", end="")
-    out.print(f", {format_count(submitted.known)} were there before" if submitted.known else "")
+    before = f", {format_count(submitted.known)} were there before" if submitted.known else ""
+    out.say((batch.id, "bold"), f": {format_count(submitted.new, 'request')} queued{before}")
     note(f"follow it with `antrean status {batch.id}`")
     if why_nobody is not None:
         note(why_nobody)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from schemas.job import JobState
+from worker.operations.gates import describe_trouble
+from worker.policy.gates import Gate
 from worker.reports.summary import format_seconds
 from worker.storage.calls import CallSums, fetch_oldest_call
 from worker.storage.engine import Ledger
@@ -67,10 +69,16 @@ class Tracker:
         ids: Iterable[str],
         progress: Progress,
         *,
+        endpoint: str | None = None,
+        find_gate: Callable[[], Gate | None] = lambda: None,
         find_trouble: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """`endpoint`: whose pauses and refusals concern the jobs; any without it. `find_trouble`: of which neither
+        the gate nor a waiting job knows."""
         self._ledger = ledger
-        self._find_trouble = find_trouble  # of which no waiting job knows
+        self._endpoint = endpoint
+        self._find_gate = find_gate
+        self._find_trouble = find_trouble
         self._open = Counter(ids)
         self._since_ms = time.time_ns() // 1_000_000
         self._looked_through_s = float("-inf")
@@ -91,8 +99,10 @@ class Tracker:
         with self._ledger.read() as connection:
             endings = fetch_endings(connection, since_ms=self._since_ms - _OVERLAP_MS)
             self.progress.in_flight = count_running(connection)
-            trouble = fetch_trouble(connection, now_ms=time.time_ns() // 1_000_000)
-        self.progress.trouble = trouble or self._find_trouble()
+            trouble = fetch_trouble(connection, self._endpoint)
+        now_ms = time.time_ns() // 1_000_000
+        said = describe_trouble(trouble, self._find_gate(), now_ms=now_ms)
+        self.progress.trouble = said or self._find_trouble()
         if now_s - self._looked_through_s >= _RECONCILE_S:
             # Whatever the tail may have missed (a clock that jumped, a very large burst) is found here.
             self._looked_through_s = now_s

@@ -35,7 +35,7 @@ def up(
     flower_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="Where Flower listens; ANTREAN_FLOWER_PORT or 5555 unless given."
+            min=0, max=65535, help="The port that Flower listens on; as set, or 5555, unless given."
         ),
     ] = None,
     health_every: Annotated[
@@ -44,8 +44,9 @@ def up(
 ) -> None:
     """Run the whole stack in the foreground: database, broker, workers and Flower, until stopped.
 
-    Without ANTREAN_BROKER_URL it brings its own broker. A part that dies is started again. Ctrl-C or SIGTERM
-    lets calls in flight end within ANTREAN_GRACE_S and gives the others back unburnt; a second Ctrl-C cuts them.
+    Without ANTREAN_BROKER_URL it brings its own broker. ANTREAN_FLOWER_PORT sets Flower's port. A part that dies is
+    started again. Ctrl-C or SIGTERM lets calls in flight end within ANTREAN_GRACE_S and gives the others back
+    unburnt; a second Ctrl-C cuts them.
     """
     settings = load_settings()
     settings.require_lasting_files()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
@@ -14,17 +14,19 @@ from typing import Annotated, Any, TextIO, cast
 
 import orjson
 import typer
+from rich.cells import cell_len, set_cell_size
 
 from worker.cli.console import json_for_output, note, out
 from worker.cli.listing import complete_batch_id, iso
 from worker.errors import InputError
-from worker.printable import csv_cell, printable
 from worker.reports.summary import format_count
 from worker.settings import load_settings
 from worker.storage.batches import fetch_batch
 from worker.storage.cleaning import clean_text
 from worker.storage.migrating import prepare_ledger
 from worker.storage.usage_sums import UsageBy, UsageSum, iterate_usage
+from worker.text.printable import csv_cell, printable
+from worker.text.wrapping import wrap_line
 
 _EPOCH_DAY = date(1970, 1, 1).toordinal()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -80,7 +82,12 @@ def register(app: typer.Typer) -> None:
 
 def usage(
     by: Annotated[
-        UsageBy, typer.Option("--by", help="What to group by; days are days in UTC.")
+        UsageBy,
+        typer.Option(
+            "--by",
+            metavar="<what>",
+            help="What to group by: model, day (in UTC), batch or custom (custom_id).",
+        ),
     ] = UsageBy.MODEL,
     since: Annotated[
         str | None,
@@ -195,16 +202,37 @@ def _write_table(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
         return
     absent = "(no batch)" if by is UsageBy.BATCH else "(no custom_id)"
     names = [printable(f"{_key(by, one) or absent}  {one.label or ''}".rstrip()) for one in shown]
-    lines = [_SHOWN, *(_figures(one) for one in shown), _figures(total)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_SHOWN))]
-    names = [by.value, *names, "all"]
-    widest = max(map(len, names))
-    is_narrow = widest + sum(widths) + 2 * len(widths) > out.width
-    for name, line in zip(names, lines, strict=True):
-        figures = "  ".join(map(str.rjust, line, widths))
-        file.write(f"{name}\n    {figures}\n" if is_narrow else f"{name:<{widest}}  {figures}\n")
+    rows = [(name, _figures(one)) for name, one in zip(names, shown, strict=True)]
+    for line in lay_out(by.value, [*rows, ("all", _figures(total))], out.wraps_at):
+        file.write(f"{line}\n")
     if left:
         note(f"{format_count(left, 'group')} more are in the sum but not shown: --csv has them all")
+
+
+def lay_out(title: str, rows: Sequence[tuple[str, Sequence[str]]], width: int | None) -> Iterator[str]:
+    """The lines of the table: of names with their figures, beside each other where `width` columns hold them.
+
+    Where they do not, a name has a line of its own; and where the figures are too wide for one, each has its word
+    before it. Whoever reads no terminal (None) has a line a group.
+    """
+    widths = [max(len(word), *(len(figures[i]) for _, figures in rows)) for i, word in enumerate(_SHOWN)]
+    widest = max(cell_len(name) for name in (title, *(name for name, _ in rows)))
+    beside = sum(widths) + 2 * len(widths)
+    table = [(title, _SHOWN), *rows]
+    if width is None or widest + beside <= width:
+        for name, figures in table:
+            yield f"{set_cell_size(name, widest)}  {'  '.join(map(str.rjust, figures, widths))}"
+    elif beside <= width:
+        for name, figures in table:
+            yield from wrap_line(name, width)
+            yield f"  {'  '.join(map(str.rjust, figures, widths))}"
+    else:
+        for name, figures in rows:
+            yield from wrap_line(name, width)
+            # A word and its figure stay together; whoever copies them gets an ordinary space.
+            told = [f"{word}\xa0{figure}" for word, figure in zip(_SHOWN, figures, strict=True)]
+            for line in wrap_line(f"  {' · '.join(told)}", width, hang=2):
+                yield line.replace("\xa0", " ")
 
 
 def _figures(one: UsageSum | _Total) -> tuple[str, ...]:

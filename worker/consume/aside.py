@@ -1,13 +1,14 @@
-"""Messages of other apps that share a queue with us: set aside as they are, and given back when somebody asks.
+"""Messages of other apps that share a queue with us: set aside as they are, and given back when an operator asks.
 
-Whoever reads a queue pops what is in it, whoever it is for. To drop such a message loses somebody's work; to put it
-back has it go round between the workers for ever. So it goes to a list of its own, which nobody reads (docs/adr/0023).
+A worker pops what lies in a queue, also what is meant for another app. Dropping such a message loses work of the other
+app; putting it back makes it go round between the workers for ever. So it goes to a list of its own, which no worker
+reads (docs/adr/0023).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ import structlog
 
 from worker.broker.hints import ASIDE_PREFIX, list_keys
 from worker.consume.foreign import as_name
+from worker.consume.notes import Notes
 from worker.consume.taking import Taken
 from worker.errors import BrokerAway
 
@@ -25,21 +27,23 @@ _AT_ONCE = 100  # messages given back in one step
 
 
 class Aside:
-    """What a worker process has set aside: told the first time, the tenth, the hundredth …"""
+    """Sets messages aside for one worker process. The log tells the first, the tenth, the hundredth … of each task."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: redis.Redis, notes: Notes) -> None:
+        self._client = client
+        self._notes = notes
         self._counts: Counter[str | None] = Counter()
 
-    def put(self, client: redis.Redis, taken: Taken, task: str | None, forget: Callable[..., Any]) -> None:
-        """Puts the message aside, and has the broker drop its note in the same step. Raises redis.RedisError.
+    def put(self, taken: Taken, task: str | None) -> None:
+        """Sets the message aside, and drops its note in the same step. Raises redis.RedisError.
 
-        `forget(tag, pipeline)` adds what drops the note of a tag. `task` is for the log.
+        `task` is for the log.
         """
         if not taken.is_aside:
-            with client.pipeline() as pipeline:
+            with self._client.pipeline() as pipeline:
                 pipeline.lpush(ASIDE_PREFIX + taken.key, taken.raw)
                 if taken.is_noted:
-                    forget(taken.tag, pipeline)
+                    self._notes.add_drop(taken.tag, pipeline)
                 pipeline.execute()
         if len(self._counts) >= _MOST_NAMES:
             task = None if task not in self._counts else task

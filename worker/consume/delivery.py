@@ -1,61 +1,51 @@
-"""What Celery delivers, read once: which job, and the request where the message carries its own."""
+"""A message that is more than a hint, read once: which job it names, or the row that its own request becomes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 from kombu.utils import json
 
 from schemas.chat import InvalidRequest
+from schemas.failure import FailureKind
 from schemas.job import JobState
-from worker.attempt.execute import Report, Verdict
-from worker.broker.hints import HINT_HEADER, is_bulk_queue
+from worker.attempt.report import Report, Verdict
 from worker.consume.foreign import NOT_BEFORE_HEADER, REFUSED_HEADER
-from worker.consume.request import RETRIES
 from worker.intake.messages import Asked, build_job, build_refused, make_row_id, read_time_ms
+from worker.intake.producing import read_call
 from worker.settings import Settings
-from worker.storage.intake import NewJob
+from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.intake import NewJob, make_bare
 
 log = structlog.get_logger(__name__)
 _CALLBACKS = ("callbacks", "errbacks", "chain", "chord")
 _ENVELOPE = (*_CALLBACKS, "group", "group_index", "root_id", "parent_id", "reply_to", "correlation_id")
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """One delivered message. `adopt` is None where it only names a job of the ledger."""
+def read_message(request: Any, settings: Settings) -> str | NewJob:
+    """The id of the job that a message names, or the job of its own request; a bad one is a job that is refused.
 
-    job_id: str
-    is_bulk: bool
-    adopt: NewJob | None = None
-    is_hint: bool = False  # published by us: it may well find that the job is done
-
-
-def read_delivery(
-    context: Any, request: Any, options: Mapping[str, Any], job_id: Any, settings: Settings
-) -> Delivery:
-    """The delivery of a task's request context and its arguments; a bad one is a job that is refused."""
-    is_bulk = is_bulk_queue((context.delivery_info or {}).get("routing_key"))
-    headers = context.headers or {}
-    task_id = str(context.id)
-    problems = [str(problem) for problem in headers.get(REFUSED_HEADER) or ()]
+    `request` is the one that `worker.consume.request` made of the message.
+    """
+    facts = {**request.request_dict, **(request.embedded or {})}
+    problems = [str(problem) for problem in facts.get(REFUSED_HEADER) or ()]
+    named = dict(request.kwargs)
+    job_id = named.pop("job_id", None)
     if job_id is not None and not problems:
         if isinstance(job_id, str) and make_row_id(job_id) == job_id:
-            return Delivery(job_id, is_bulk, is_hint=HINT_HEADER in headers)
+            return job_id
         problems = ["job_id: must be the id of a job"]
+    asked_for, options = read_call(request.args, named)
     try:
         if problems:
             raise InvalidRequest(problems)
-        asked = _asked(context, request, options)
+        asked = _asked(facts, asked_for, options)
     except InvalidRequest as exc:
-        bare = Asked(request=request)
-        job = build_refused(task_id, bare, exc.errors, endpoint=settings.endpoint)
-    else:
-        job = adopt(task_id, asked, settings)
-    return Delivery(job.id, is_bulk, job)
+        bare = Asked(request=asked_for)
+        return build_refused(str(request.id), bare, exc.errors, endpoint=settings.endpoint)
+    return adopt(str(request.id), asked, settings)
 
 
 def adopt(task_id: str, asked: Asked, settings: Settings) -> NewJob:
@@ -82,23 +72,31 @@ def adopt_ended(request: Any, *, ended_as: JobState, settings: Settings) -> NewJ
     return build_refused(str(request.id), asked, [], endpoint=settings.endpoint, ended_as=ended_as)
 
 
-def log_delivery(delivery: Delivery, report: Report) -> Report:
-    """The report; a foreign message that got no claim is logged besides."""
-    if report.verdict is Verdict.NO_CLAIM and not delivery.is_hint:
-        log.info("message.no_claim", task_id=delivery.job_id)
-    return report
+def write_down(writer: GroupWriter, job: NewJob, *, now_ms: int) -> Report | None:
+    """Writes the row of a message's own request, before anything else happens to it. Blocks until it is written.
 
-
-def take_callbacks_away(context: Any) -> None:
-    """Celery must not send them itself: a queue of another app would fail the finished task."""
-    for name in _CALLBACKS:
-        setattr(context, name, None)
-
-
-def tell_retries(context: Any, report: Report) -> None:
-    """The events of this delivery say how often its job was tried before: its message, new for each try, cannot."""
-    if report.retries is not None:
-        context.delivery_info[RETRIES] = report.retries
+    What the message came to, where it ends or waits as a row; None where its job is to be claimed. Whatever the message
+    holds, it neither vanishes nor comes again for ever. Raises WriterStopped.
+    """
+    try:
+        writer.write_down(job, is_urgent=not job.is_bulk)
+    except WriterStopped:
+        raise
+    except Exception as exc:
+        # The last resort for what the database does not take as it is.
+        log.error("message.unstorable", task_id=job.id, error=type(exc).__name__)
+        job = make_bare(job)
+        try:
+            writer.write_down(job)
+        except WriterStopped:
+            raise
+        except Exception as again:
+            log.error("message.lost", task_id=job.id, error=type(again).__name__)
+    if job.ended_as is not None:
+        return Report(Verdict.FAILED, "failed: invalid_request", failure=FailureKind.INVALID_REQUEST)
+    if job.not_before_ms is not None:
+        return Report(Verdict.WAITING, "waits for its time", max(0.0, (job.not_before_ms - now_ms) / 1000))
+    return None
 
 
 def pack_envelope(facts: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -113,18 +111,16 @@ def pack_envelope(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     return plain
 
 
-def _asked(context: Any, request: Any, options: Mapping[str, Any]) -> Asked:
-    facts = {name: getattr(context, name, None) for name in _ENVELOPE}
-    if facts["root_id"] == context.id:
-        facts["root_id"] = None
-    if facts["correlation_id"] == context.id:
-        facts["correlation_id"] = None
-    info = context.delivery_info or {}
+def _asked(facts: Mapping[str, Any], request: Any, options: Mapping[str, Any]) -> Asked:
+    kept = {name: facts.get(name) for name in _ENVELOPE}
+    for name in ("root_id", "correlation_id"):
+        if kept[name] == facts["id"]:
+            kept[name] = None
     return Asked(
         request=request,
         options=options,
-        priority=info.get("priority"),
-        expires_at_ms=read_time_ms(context.expires),
-        not_before_ms=read_time_ms((context.headers or {}).get(NOT_BEFORE_HEADER)),
-        envelope=pack_envelope(facts),
+        priority=facts["delivery_info"]["priority"],
+        expires_at_ms=read_time_ms(facts.get("expires")),
+        not_before_ms=read_time_ms(facts.get(NOT_BEFORE_HEADER)),
+        envelope=pack_envelope(kept),
     )

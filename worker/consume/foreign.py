@@ -1,10 +1,10 @@
-"""Messages of other programs, read once and made harmless before kombu and Celery see them.
+"""Messages of other programs, read once and made harmless before Celery sees them.
 
-Anybody may put anything on a queue. kombu and Celery take much of a message on trust, and what breaks them ends the
-worker, comes back and ends the next one. So what they are handed here is of their own second protocol, in types that
-they expect, its body decoded. A message of ours that cannot be used goes on all the same, refused: it ends as a row
-that says why, and is acknowledged once that is written. What has no usable id is dropped with a line in the log.
-What is a message of another app is nobody's to drop: whoever reads it here sets it aside.
+Any program may put anything on a queue. Celery trusts much of a message, and a message that breaks it ends the
+worker, comes back and ends the next one. So Celery is handed messages of its own second protocol only, in the types
+that it expects, with their bodies decoded. A message of our task that cannot be used is marked as refused: it becomes
+a row that says why, and is acknowledged once that row is written. A message without a usable id is dropped with a line
+in the log. A message of another app is set aside.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from kombu.transport import virtual
 from kombu.utils.json import object_hook
 
 from schemas.bounds import MAX_DEPTH, MAX_ID_LENGTH, MAX_TIME_MS, find_unkeepable, is_keepable_text
@@ -45,27 +44,17 @@ _OURS = re.compile(rb'"task"\s*:\s*"' + re.escape(TASK.encode()) + rb'"')
 
 
 class Payload(dict[str, Any]):
-    """A message as kombu's JSON would say it, with its body decoded: arguments, named arguments, what is embedded.
+    """A message in kombu's JSON form, with its body decoded: arguments, named arguments, what is embedded.
 
-    `raw` is the message as it lay in the broker, where nobody has noted it yet.
+    `raw` is the message as it lay in the broker, where it has no note yet. None: it has one.
     """
 
     decoded: list[Any] | None = None
     raw: bytes | None = None
 
 
-class Message(virtual.Message):
-    """kombu's, with the body that `worker.consume.foreign` has decoded."""
-
-    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:
-        super().__init__(payload, channel=channel, **options)
-        decoded = getattr(payload, "decoded", None)
-        if decoded is not None:
-            self._decoded_cache = decoded
-
-
 class Unusable(Exception):
-    """Nothing can be done with the message: it has no id, or is none."""
+    """The message has no id, or is no message."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)

@@ -6,43 +6,45 @@ about a message is therefore its id, its task's name and what reads as a name or
 
 from __future__ import annotations
 
+import os
+from time import monotonic, time
 from typing import Any
 
-from celery.exceptions import InvalidTaskError, TaskPredicate
-from celery.worker import state
-from celery.worker.request import ExceptionWithTraceback, Request
+from celery.exceptions import InvalidTaskError, TaskRevokedError
+from celery.worker.request import Request
+from celery.worker.state import task_ready
 
-from worker.broker.hints import hinted_job, read_body
+from worker.attempt.report import Report, Verdict
+from worker.broker.hints import hinted_job, is_bulk_queue, read_body
 from worker.consume.foreign import as_name as as_name
 
 NO_ARGS = "()"
 NO_KWARGS = "{}"
-RETRIES = "antrean_retries"  # in the delivery_info of this process alone: how often the job was tried before
-_ENDS_OF_A_TRY = frozenset({"task-retried", "task-succeeded", "task-failed"})
 
 
 class BlankRequest(Request):
     """What the worker's consumer makes of each message. Blank at once, so that nothing later has to think of it."""
 
+    hinted_job: str | None
     name: str
     _root_id: str | None
     _parent_id: str | None
 
     def __init__(self, message: Any, **options: Any) -> None:
-        job_id = hinted_job(message)
+        job_id = self.hinted_job = hinted_job(message)  # None: the message is more than a hint
         if job_id is not None:
             # Known without decoding it, twice, as Celery would. Whatever else its body says is not looked at.
             options |= {"body": read_body(job_id), "decoded": True}
         elif not options.get("decoded") and isinstance(message._decoded_cache, list):
             options |= {"body": message._decoded_cache, "decoded": True}  # by `worker.consume.foreign`
         super().__init__(message, **options)
-        embed = self._payload[2]
+        embed = self.embedded
         if (
             not isinstance(self._args, (list, tuple))
             or not isinstance(self._kwargs, dict)
             or not (embed is None or isinstance(embed, dict))
         ):
-            # It would break Celery's tracer in the pool's thread: never acknowledged, its slot lost for good.
+            # Whoever reads it expects these types.
             raise InvalidTaskError("the body is not [arguments, named arguments, embedded]")
         self.time_limits = (
             None,
@@ -74,35 +76,55 @@ class BlankRequest(Request):
             },
         }
 
-    def send_event(self, type: str, **fields: Any) -> None:
-        """As Celery's; the end of a try counts those before it, and a success takes back why an earlier one waited."""
-        retries = self._delivery_info.get(RETRIES)
-        if retries is not None and type in _ENDS_OF_A_TRY:
-            fields["retries"] = retries
-            if retries and type == "task-succeeded":
-                fields["exception"] = None
-        super().send_event(type, **fields)
+    @property
+    def is_bulk(self) -> bool:
+        """Whether it came by a queue of bulk jobs: their slots are counted by it."""
+        return is_bulk_queue(self._delivery_info["routing_key"])
 
-    def on_retry(self, exc_info: Any) -> None:
-        """Says why the job waits, where Celery would say `None` and give a traceback."""
-        try:
-            # Before the broker is asked, unlike Celery: the ledger has the wait already, and a next attempt that
-            # ends while this thread waits for the broker would be shown as waiting for good.
-            self.send_event("task-retried", exception=str(_bare(exc_info.exception).message or "waits"))
-        finally:
+    @property
+    def embedded(self) -> dict[str, Any] | None:
+        """What the body carries beside the arguments: callbacks and chains."""
+        embedded: dict[str, Any] | None = self._payload[2]
+        return embedded
+
+    def execute_using_pool(self, pool: Any, **_: Any) -> None:
+        """Hands the request to its task, which takes it on without blocking. Raises TaskRevokedError."""
+        if self.revoked():
+            raise TaskRevokedError(self.id)
+        self.task.receive(self, pool)
+
+    def begin(self) -> None:
+        """The call begins, in the calling thread."""
+        self.on_accepted(os.getpid(), monotonic())
+
+    def finish(self, report: Report) -> None:
+        """Tells Celery and Flower what the message came to, and the broker that it is done with, or comes again."""
+        verdict = report.verdict
+        tried: dict[str, Any] = {} if report.retries is None else {"retries": report.retries}
+        task_ready(self, successful=verdict is Verdict.SUCCEEDED)
+        if verdict is Verdict.SUCCEEDED:
+            self.acknowledge()
+            if report.retries:
+                tried["exception"] = None  # takes back why an earlier try waited
+            self.send_event("task-succeeded", result=repr(report.summary), runtime=self._runtime_s(), **tried)
+        elif verdict is Verdict.WAITING:
+            try:
+                # Before the broker is asked: the ledger has the wait already, and a next attempt that ends while this
+                # thread waits for the broker would be shown as waiting for good.
+                self.send_event("task-retried", exception=report.summary, **tried)
+            finally:
+                self.acknowledge()
+        elif verdict is Verdict.FAILED:
+            self.acknowledge()
+            why = "failed" if report.failure is None else report.failure.value
+            self.send_event("task-failed", exception=f"JobFailed({why!r})", **tried)
+        elif verdict is Verdict.BROKE:
+            self.acknowledge()
+            self.send_event("task-failed", exception=report.summary)
+        elif verdict is Verdict.GIVEN_BACK:
+            self.reject(requeue=True)
+        else:
             self.acknowledge()
 
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """As Celery's, but the event has no traceback, and of a defect only its type: its text may quote anything."""
-        exc_info.traceback = None
-        exc = exc_info.exception = _bare(exc_info.exception)
-        if not isinstance(exc, Exception) or isinstance(exc, (TaskPredicate, *self.task.throws)):
-            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
-            return
-        super().on_failure(exc_info, send_failed_event=False, return_ok=return_ok)
-        if send_failed_event and not state.should_terminate:
-            self.send_event("task-failed", exception=type(exc).__name__)
-
-
-def _bare(exc: BaseException) -> Any:
-    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+    def _runtime_s(self) -> float:
+        return 0.0 if self.time_start is None else max(0.0, time() - self.time_start)

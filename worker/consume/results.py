@@ -1,4 +1,4 @@
-"""What Celery is told of results: they are in the ledger, and nobody waits for them at the broker."""
+"""Celery's result backend without results: they are in the ledger."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ResultsInLedger(NotImplementedError):
 
 
 class LedgerOnly(DisabledBackend):
-    """A result backend without results: whoever asks it is told where they are."""
+    """A result backend without results. Each question about a result raises ResultsInLedger, which says where it is."""
 
     supports_autoexpire = (
         True  # else Celery's beat has a task clean it up every night, which no worker here runs

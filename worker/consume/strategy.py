@@ -1,32 +1,72 @@
-"""Celery's strategy for our task, without its timers: an ETA is the ledger's (invariant 8)."""
+"""What is made of a message for our task: a request of ours, told to Celery and Flower as Celery's own strategy does.
+
+Celery's strategy makes a class of requests whose run goes through its tracer: it calls the task, and knows an outcome
+by the exception that is raised. A job here has its claim first, then a thread, and ends by its report. Nor are there
+Celery's timers: an ETA is the ledger's (invariant 8).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from celery.worker.strategy import default as celery_default
+from celery import signals
+from celery.worker.state import task_reserved
 
-from worker.broker.hints import hinted_job, read_body
 from worker.consume.foreign import NOT_BEFORE_HEADER
+from worker.consume.request import BlankRequest
 
 __all__ = ["NOT_BEFORE_HEADER", "default"]
 
 
-def default(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., Any]:
-    """Celery's handler of one message, handed a message whose ETA is put aside for the ledger."""
-    handle = celery_default(task, app, consumer, **options)
+def default(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]:
+    """The handler of one message for `task`."""
+    hostname, eventer = consumer.hostname, consumer.event_dispatcher
+    connection_errors, revoked = consumer.connection_errors, consumer.controller.state.revoked
+    tells = bool(eventer and eventer.enabled and task.send_events)
+    take_on = consumer.on_task_request
 
-    def handle_without_eta(
-        message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **kwargs: Any
-    ) -> Any:
-        job_id = hinted_job(message)
-        if job_id is not None:
-            message._decoded_cache = read_body(job_id)  # known without decoding it
+    def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
         headers = message.headers
-        if headers and headers.get("eta"):
+        if headers.get("eta"):
             headers[NOT_BEFORE_HEADER] = headers["eta"]
             headers["eta"] = None
-        return handle(message, body, ack, reject, callbacks, **kwargs)
+        request = BlankRequest(
+            message,
+            on_ack=ack,
+            on_reject=reject,
+            app=app,
+            hostname=hostname,
+            eventer=eventer,
+            task=task,
+            connection_errors=connection_errors,
+            body=message.body,
+            headers=headers,
+            decoded=False,
+            utc=True,
+        )
+        if (request.expires or request.id in revoked) and request.revoked():
+            return
+        signals.task_received.send(sender=consumer, request=request)
+        if tells:
+            eventer.send(
+                "task-received",
+                uuid=request.id,
+                name=request.name,
+                args=request.argsrepr,
+                kwargs=request.kwargsrepr,
+                root_id=request.root_id,
+                parent_id=request.parent_id,
+                eta=None,  # and no `retries`: the message, which is new for each try, knows of none before it
+                expires=request.expires and request.expires.isoformat(),
+            )
+        bucket = None if consumer.disable_rate_limits else consumer.task_buckets[task.name]
+        if bucket:  # somebody said `celery control rate_limit`
+            consumer._limit_task(request, bucket, 1)
+            return
+        task_reserved(request)
+        for callback in callbacks or ():
+            callback(request)
+        take_on(request)
 
-    return handle_without_eta
+    return handle

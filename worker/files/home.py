@@ -79,7 +79,7 @@ def prepare_home(home: Path) -> Path:
         ) from None
     if (sentence := describe_full_disk([real_home])) is not None:
         raise Unreachable(sentence)  # else broker, logs and locks would fail, each in words of its own
-    _prepare_runtime_folder(runtime_folder(real_home))
+    _prepare_runtime_folder(runtime_folder(real_home), real_home)
     return real_home
 
 
@@ -127,20 +127,27 @@ def last_line(log: Path) -> str:
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
-def _prepare_runtime_folder(folder: Path) -> None:
-    """Make the sockets' folder. A stranger may have made it first in /tmp: then it is not used."""
+def _prepare_runtime_folder(folder: Path, home: Path) -> None:
+    """Make the sockets' folder. A stranger may have made it first in /tmp: then it is not used.
+
+    In the home it may be somebody's own, which keeps its mode; the sockets in it are closed themselves.
+    """
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o700)  # a umask may take more than the others' rights
+    except FileExistsError:
         facts = folder.lstat()
-        if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid():
-            folder.chmod(0o700)
-            return
-    except FileExistsError:  # a file or a dangling link
-        pass
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():  # or a file, or a dangling link
+            raise _not_yours(folder) from None
+        if folder.parent != home:
+            folder.chmod(0o700)  # its name says whose it is
+        elif (distrust := find_distrust(folder)) is not None:
+            raise SettingsError(
+                [f"{folder} {distrust.reason}: choose another folder with ANTREAN_HOME"]
+            ) from None
     except OSError as exc:
         reason = exc.strerror or "no reason given"
         raise SettingsError([f"{folder} cannot be made ({reason}): choose another ANTREAN_HOME"]) from None
-    raise _not_yours(folder)
 
 
 def _not_yours(folder: Path) -> SettingsError:

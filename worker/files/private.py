@@ -11,10 +11,19 @@ import os
 import pwd
 import stat
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-# What a home holds beside the sockets: an older version, or a person, may have left it open.
-_HOME_FOLDERS = ("logs", "valkey", "valkey.broken", "spool", "workers", "runs", "simulation")
+# What a home holds beside the sockets: an older version, or a person, may have left it open. And what is in it by name.
+_HOME_FOLDERS = {
+    "logs": ("*.log", "*.log.1"),
+    "valkey": ("appendonly*", "*.rdb", "temp-*"),
+    "valkey.broken": ("*",),
+    "spool": ("*.spool", "rejected.jsonl"),
+    "workers": ("*.lock", "*.new"),
+    "runs": ("*.lock",),
+    "simulation": (),  # a home in the home
+}
 _LOCKS = tuple(f"{name}.lock" for name in ("stack", "start", "broker", "up", "flower"))
 _HOME_FILES = (
     *(f"antrean.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal")),
@@ -77,29 +86,45 @@ def make_private_folder(folder: Path) -> None:
         folder.chmod(0o700)  # a umask may take more than the others' rights
 
 
-def close_folder(folder: Path) -> None:
-    """As `make_private_folder`; one that is there is closed to all others. Raises OSError if they could write there."""
+def prepare_folder(folder: Path) -> None:
+    """As `make_private_folder`; raises OSError also where others could write in one that is there.
+
+    That one keeps its mode: it may be somebody's own, in a home that holds other things as well.
+    """
     make_private_folder(folder)
     distrust = find_distrust(folder)
     if distrust is not None:
         raise PermissionError(errno.EPERM, f"it {distrust.reason}", str(folder))
-    _close(folder, folder.stat().st_mode)
 
 
 def close_home(home: Path) -> None:
     """Closes what antrean keeps in `home` to all others, used or not. The home keeps its own mode. Raises OSError.
 
     A folder that is no home yet is left alone: its `logs` are somebody else's, and so is what a link leads to. So are
-    the folders of a home that holds other things as well, such as a project's own.
+    the folders of a home that holds other things as well, such as a project's own, and one that itself does.
     """
     if not any((home / name).is_file() for name in _MARKS_OF_A_HOME):
         return
-    if all(_is_of_a_home(path.name) for path in home.iterdir()):
-        for folder in (home / name for name in _HOME_FOLDERS):
-            if folder.is_dir() and not folder.is_symlink():
-                close_folder(folder)
+    if _is_a_home_alone(home):
+        for name in _HOME_FOLDERS:
+            folder = home / name
+            if folder.is_dir() and not folder.is_symlink() and _is_antreans(folder):
+                prepare_folder(folder)
+                _close(folder, folder.stat().st_mode)
     for name in _HOME_FILES:
         close_file(home / name)
+
+
+def _is_a_home_alone(home: Path) -> bool:
+    return all(_is_of_a_home(path.name) for path in home.iterdir())
+
+
+def _is_antreans(folder: Path) -> bool:
+    """Whether nothing is in a folder of a home but what antrean itself puts there."""
+    patterns = _HOME_FOLDERS[folder.name]
+    if not patterns:
+        return _is_a_home_alone(folder)
+    return all(any(fnmatchcase(path.name, one) for one in patterns) for path in folder.iterdir())
 
 
 def _is_of_a_home(name: str) -> bool:

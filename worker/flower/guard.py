@@ -93,7 +93,7 @@ class GuardedFlower(Flower):
 
 
 class Misdirected(web.RequestHandler):
-    """The answer to whoever asks an open page by a name that is not this machine's own."""
+    """The answer to a request that names an open page by a name that is not this machine's own."""
 
     def prepare(self) -> None:
         """Answers, whatever the method."""

@@ -18,7 +18,7 @@ from pathlib import PurePath
 from typing import Any
 
 from worker.logs.crashes import tell_error, tell_traceback
-from worker.printable import printable, printable_text
+from worker.text.printable import printable, printable_text
 
 _OURS = ("antrean", "worker", "api_client", "schemas")
 _PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")

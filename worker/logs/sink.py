@@ -16,6 +16,7 @@ from typing import Any
 
 from worker.logs.counts import Counted
 from worker.logs.lines import is_ours, read_record, render
+from worker.text.wrapping import terminal_width, wrap_lines
 
 # Celery says three lines a task, and of each failure what the ledger says better.
 _SPEAKS_FROM = {
@@ -98,6 +99,8 @@ class _Sink:
     def _write(self, facts: Mapping[str, Any]) -> None:
         line = render(facts, as_json=self._as_json)
         try:
+            if not self._as_json and sys.stderr.isatty():
+                line = wrap_lines(line, terminal_width(2))
             with self._lock:
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()

@@ -32,7 +32,7 @@ def make_room(settings: Settings) -> None:
 
 
 def _files_for(settings: Settings) -> int:
-    return settings.thread_count + _OTHER_FILES
+    return settings.call_count + _OTHER_FILES
 
 
 def _threads_for(settings: Settings) -> int:

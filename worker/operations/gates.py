@@ -13,11 +13,13 @@ from worker.clock import SystemClock, describe_until, iso_ms
 from worker.policy.gates import Gate, bring_forward
 from worker.settings import Settings
 from worker.storage.engine import Ledger
+from worker.storage.reading import Trouble
 from worker.storage.tables import MAX_ROWS
 from worker.storage.waking import SPREAD_MS, wake_blocked
 from worker.throttle.redis_store import RedisGateStore
 
 _LOOK_S = 1.0
+_NEXT_JOB_TRIES = "the next job tries whether it is over"
 
 
 class GateWatch:
@@ -28,7 +30,7 @@ class GateWatch:
         self._client = open_client(broker_address(settings)) if client is None else client
         self._store = RedisGateStore(self._client, self._endpoint)
         self._looked_at_s = float("-inf")
-        self._described: str | None = None
+        self._seen: Gate | None = None
 
     def fetch(self) -> Gate | None:
         """The gate, where it keeps jobs waiting now. A broker that does not answer counts as an open one."""
@@ -38,20 +40,19 @@ class GateWatch:
         is_over = gate is not None and not gate.needs_probe and gate.until_ms <= SystemClock().now_ms()
         return None if is_over else gate
 
-    def describe(self) -> str | None:
-        """One line, at most a second old; None where no job has to wait."""
+    def look(self) -> Gate | None:
+        """What `fetch` returns, at most a second old: for whoever asks all the time."""
         now_s = time.monotonic()
         if now_s - self._looked_at_s >= _LOOK_S:
             self._looked_at_s = now_s
-            gate = self.fetch()
-            self._described = None if gate is None else describe_gate(gate, now_ms=SystemClock().now_ms())
-        return self._described
+            self._seen = self.fetch()
+        return self._seen
 
     def wake(self, ledger: Ledger) -> int:
         """Number of jobs brought forward, now that the endpoint has answered somebody.
 
-        A gate that needs a probe is probed at once, and not opened: one answer of one path is no proof of all.
-        A pause that the endpoint asked for is kept.
+        A gate that needs a probe is probed at once, and not opened: an answer of one path proves nothing of another.
+        A cooldown is kept.
         """
         now_ms = SystemClock().now_ms()
         if (
@@ -75,14 +76,42 @@ class GateWatch:
             return False
 
 
+def describe_trouble(found: Trouble, gate: Gate | None, *, now_ms: int) -> str | None:
+    """Why all jobs wait, in a sentence, or None: a pause, then the gate that is shut now, then what jobs met before.
+
+    Jobs remember the refusal that they met themselves, which may be older than what the gate is shut for now. So
+    their words are told where they are of the gate's own kind.
+    """
+    if found.pause is not None:
+        reason = found.pause.reason or "no reason given"
+        return f"{found.pause.endpoint} is paused ({reason}); `antrean resume` goes on"
+    if gate is not None:
+        words = next((one.message for one in found.blocked if one.kind == gate.kind and one.message), None)
+        if words is None or not gate.needs_probe:
+            return describe_gate(gate, now_ms=now_ms)
+        return f"{_cause(gate)}: {words} ({_until(gate.until_ms, now_ms) or _NEXT_JOB_TRIES})"
+    if not found.blocked:
+        return None
+    first = found.blocked[0]
+    return f"{first.kind}: {first.message} ({_until(first.not_before_ms, now_ms) or 'the next try is due'})"
+
+
 def describe_gate(gate: Gate, *, now_ms: int) -> str:
-    """`server_error (HTTP 503): no job is called until 14:03:20, in 5 s; then one tries again`, or a pause."""
-    status = "" if gate.http_status is None else f" (HTTP {gate.http_status})"
+    """`server_error (HTTP 503): no job is called until 14:03:20, in 5 s; then one tries again`, or a cooldown."""
+    cause = _cause(gate)
     if not gate.needs_probe:
-        return f"{gate.kind.value}{status}: the endpoint asked for a pause {describe_until(gate.until_ms, now_ms)}"
+        return f"{cause}: the endpoint asked everyone to wait {describe_until(gate.until_ms, now_ms)}"
     if gate.until_ms <= now_ms:
-        return f"{gate.kind.value}{status}: the next job tries whether it is over"
-    return f"{gate.kind.value}{status}: no job is called {describe_until(gate.until_ms, now_ms)}; then one tries again"
+        return f"{cause}: {_NEXT_JOB_TRIES}"
+    return f"{cause}: no job is called {describe_until(gate.until_ms, now_ms)}; then one tries again"
+
+
+def _cause(gate: Gate) -> str:
+    return gate.kind.value if gate.http_status is None else f"{gate.kind.value} (HTTP {gate.http_status})"
+
+
+def _until(at_ms: int, now_ms: int) -> str | None:
+    return None if at_ms <= now_ms else describe_until(at_ms, now_ms)
 
 
 def gate_facts(endpoint: str, gate: Gate | None, *, now_ms: int) -> dict[str, Any] | None:

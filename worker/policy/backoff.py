@@ -6,10 +6,10 @@ import random
 
 
 def decide_delay_s(n: int, *, base_s: float, cap_s: float, rng: random.Random) -> float:
-    """Seconds to wait before attempt `n` + 1 (`n` failed ones, 1-based), within [0, cap_s].
+    """Seconds to wait after `n` failed attempts (1-based), within [0, cap_s].
 
-    Full jitter over an exponential base, so that a thousand jobs that failed together do not come back
-    together. Raises ValueError if n < 1. Source: AWS Architecture Blog, "Exponential Backoff and Jitter".
+    Full jitter over an exponential base: a thousand jobs that failed together do not come back together.
+    Raises ValueError if n < 1. Source: AWS Architecture Blog, "Exponential Backoff and Jitter".
     """
     if n < 1:
         raise ValueError("n counts the failed attempts and begins at 1")

@@ -1,4 +1,4 @@
-"""When a shut gate lets the next probe through. Pure."""
+"""A shut gate: how long it stays shut, and when it lets the next probe through. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.failure import FailureKind
 PROBE_BASE_S = 1.0
 PROBE_CAP_S = 60.0  # a refused key, a spent quota: a person has to act
 OUTAGE_PROBE_CAP_S = 5.0  # what passes by itself: its end is to be noticed within seconds
-# Probes that hang hold no other back for long: the next may begin after so many seconds, and after more where several
+# A probe that hangs does not hold up the next one for long: it may begin after so many seconds, and later where several
 # hang. So the return of an endpoint that hangs is noticed, and its calls of five minutes do not fill the slots.
 PROBE_EVERY_S = 5.0
 MOST_PROBES = 12
@@ -22,10 +22,10 @@ _OF_A_KEY = frozenset({FailureKind.UNAUTHORIZED, FailureKind.QUOTA})
 class Gate:
     """A gate that is shut for every worker of an endpoint.
 
-    Nothing passes before `until_ms`; after it a pause is over, while a gate that `needs_probe` lets one call
-    at a time try whether the refusal still holds. `wait_ms` is how long the wait to `until_ms` was when it was
-    written: a clock that runs ahead must keep nobody away for longer. `struck_ms` is when it was last refused.
-    `jobs` are the first different jobs that were refused, `SEVERAL` at most.
+    Nothing passes before `until_ms`. Then a cooldown is over; a gate that `needs_probe` lets one call at a time test
+    whether the refusal still holds. `wait_ms` is the length of the wait when it was written, so that a clock that runs
+    ahead keeps nobody away for longer. `struck_ms` is the time of the last refusal. `jobs` are the first different
+    jobs that were refused, at most `SEVERAL`.
     """
 
     kind: FailureKind
@@ -44,7 +44,7 @@ class Gate:
 
     @property
     def is_outage(self) -> bool:
-        """Whether it waits for an endpoint in trouble: what fails meanwhile is nobody's own failure."""
+        """Whether it waits for an endpoint in trouble. What fails meanwhile is no job's own failure."""
         return self.needs_probe and not self.is_of_a_key
 
 
@@ -52,16 +52,16 @@ class Admission(StrEnum):
     """What a job may do at the gate."""
 
     OPEN = "open"
-    PROBE = "probe"  # may pass if it gets a probe's place
-    PROBE_OF_OTHERS = "probe_of_others"  # … and was not refused itself
+    PROBE = "probe"  # may pass as a probe, if one may begin now
+    PROBE_OF_OTHERS = "probe_of_others"  # the same, for a job that was not refused itself
     SHUT = "shut"
 
 
 def decide_admission(gate: Gate | None, *, now_ms: int) -> Admission:
-    """What the gate says at `now_ms`.
+    """What the gate allows at `now_ms`.
 
-    A key that was refused to one job or two is tried with another one at once, whatever the wait: the refusal may be
-    those jobs' own, and then nobody else has to wait for it.
+    A key that was refused to one or two jobs is tested with another job at once, whatever the wait: the refusal may be
+    those jobs' own, and then nobody else has to wait.
     """
     if gate is None:
         return Admission.OPEN
@@ -88,10 +88,10 @@ def shut_further(
     job_id: str | None = None,
     http_status: int | None = None,
 ) -> Gate:
-    """The gate after one more refusal: it doubles its wait from 1 s to its cap, or longer when asked to.
+    """The gate after one more refusal. Its wait doubles from 1 s to a cap, and is at least what the endpoint asked for.
 
-    The cap is 60 s for a refused key or quota, and 5 s for an endpoint in trouble. `is_probe` False is a call from
-    before: it says nothing new of a gate that is shut, but for which jobs are refused.
+    The cap is 60 s for a refused key or quota, and 5 s for an endpoint in trouble. With `is_probe` False the call began
+    before the gate was shut: its job is added to those that were refused, and nothing else changes.
     """
     if gate is not None and gate.needs_probe:
         known = gate if job_id is None else _with_job(gate, job_id)
@@ -103,7 +103,7 @@ def shut_further(
     wait_s = max(min(cap_s, PROBE_BASE_S * 2.0 ** min(strikes - 1, 60)), asked_s or 0.0)
     until_ms = now_ms + round(wait_s * 1000)
     if gate is not None and not gate.needs_probe:
-        until_ms = max(until_ms, gate.until_ms)  # a pause that the endpoint asked for is not cut short
+        until_ms = max(until_ms, gate.until_ms)  # a cooldown is not cut short
     shut = Gate(
         kind,
         until_ms,
@@ -117,8 +117,8 @@ def shut_further(
     return shut if job_id is None else _with_job(shut, job_id)
 
 
-def pause(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: float) -> Gate:
-    """The gate after the endpoint asked everyone to stay away for `asked_s`."""
+def cool_down(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: float) -> Gate:
+    """The gate after the endpoint asked everyone to stay away for `asked_s`. A longer wait is not cut short."""
     until_ms = now_ms + round(asked_s * 1000)
     if gate is not None and (gate.needs_probe or gate.until_ms >= until_ms):
         return gate
@@ -126,7 +126,7 @@ def pause(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: float) 
 
 
 def bring_forward(gate: Gate, *, now_ms: int) -> Gate:
-    """The gate after a sign of life that is no proof: it may be probed now, a second after the last probe."""
+    """The gate after a sign of life that proves nothing: the next probe may go, at least a second after the last."""
     earliest_ms = now_ms if gate.struck_ms is None else gate.struck_ms + round(PROBE_BASE_S * 1000)
     if not gate.needs_probe or gate.until_ms <= max(now_ms, earliest_ms):
         return gate
@@ -134,13 +134,13 @@ def bring_forward(gate: Gate, *, now_ms: int) -> Gate:
 
 
 def put_off(gate: Gate, *, now_ms: int) -> Gate:
-    """The gate after a probe that was answered and yet decided nothing: the next one comes a second later."""
+    """The gate after a probe that was answered and decided nothing: the next one may go a second later."""
     until_ms = now_ms + round(PROBE_BASE_S * 1000)
     return replace(gate, until_ms=until_ms, wait_ms=until_ms - now_ms) if gate.until_ms < until_ms else gate
 
 
 def as_seen(gate: Gate, *, now_ms: int) -> Gate:
-    """A gate that was just fetched, by the clock of who sees it: it lasts no longer than it was shut for."""
+    """A gate as it was just fetched, by the reader's own clock: it lasts no longer than it was shut for."""
     if gate.wait_ms is None or gate.until_ms - now_ms <= gate.wait_ms:
         return gate
     ahead_ms = gate.until_ms - now_ms - gate.wait_ms
@@ -149,7 +149,7 @@ def as_seen(gate: Gate, *, now_ms: int) -> Gate:
 
 
 def next_probe_after_s(live: int) -> float:
-    """Seconds from the beginning of the latest probe to the next one, while `live` of them have not ended."""
+    """Seconds from the start of the latest probe to the next one, while `live` probes have not ended."""
     return PROBE_EVERY_S * max(1, live - 2) if live else 0.0
 
 

@@ -1,7 +1,7 @@
 """How an outage of the endpoint is told from a job's own failure. Pure.
 
-One failed call says nothing of whose fault it is. Several different jobs in a row that fail alike, with no success
-in between, do: as many as would be a rare accident at the rate at which this endpoint fails anyway.
+One failed call does not say whose fault it is. Several different jobs that fail alike in a row, with no success in
+between, do: so many that it would be a rare accident at the rate at which this endpoint usually fails.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from schemas.failure import Failure, FailureKind
 from worker.policy.gates import SEVERAL
 from worker.policy.retry import is_local
 
-HEALTHY_RATE = 0.05  # an endpoint that fails more rarely is taken to fail so often
-# Answers from which the rate is learnt: more than are in flight at once, or one burst would set the rate.
+HEALTHY_RATE = 0.05  # the least rate of failures that is assumed of any endpoint
+# The rate is learnt from so many answers: more than are in flight at once, or one burst would set it.
 KNOWN_FROM = 1000
 _ACCIDENT = 2e-4
 _LONGEST_RUN = 16
-# Calls that fail return first. So the failed calls must also be a larger share of the calls that began with them than
+# Failed calls return before answered ones. So they must also be a larger share of the calls that began with them than
 # this endpoint's usual failures explain.
 _PART = 0.25
 _LARGEST_PART = 0.7
@@ -31,9 +31,9 @@ _DETAILS = re.compile(r"\d+|[0-9a-f]{8,}|`[^`]*`|'[^']*'|\"[^\"]*\"", re.IGNOREC
 
 
 def is_trouble(failure: Failure) -> bool:
-    """Whether an endpoint that is down, or the proxy before it, fails like this: 5xx, silence, a reset, a page.
+    """Whether an endpoint that is down, or a proxy before it, fails like this: 5xx, silence, a reset, a page.
 
-    An answer in JSON without a completion in it is no such thing: a model may do that to one request.
+    JSON without a completion is no trouble of this kind: a model may answer one request so.
     """
     if is_local(failure):
         return False
@@ -48,28 +48,28 @@ def is_refusal(failure: Failure) -> bool:
 
 
 def is_about_the_request(failure: Failure) -> bool:
-    """Whether the refusal is worded for one request: a field, its size. A page is a proxy's, whatever its status."""
+    """Whether the refusal is about one request: a field of it, its size. A page is a proxy's, whatever its status."""
     is_page = failure.body is not None and failure.body.lstrip()[:1] == b"<"
     return failure.kind is FailureKind.REJECTED and failure.http_status in _OF_THE_REQUEST and not is_page
 
 
 def likeness(failure: Failure, model: str) -> str:
-    """What two refusals have in common that are the same one: status, model, and words without their details."""
+    """What two equal refusals have in common: kind, status, model, and the message without its details."""
     words = _DETAILS.sub("…", failure.message)[:200]
     return f"{failure.kind.value} {failure.http_status} {model} {words}"
 
 
 def several(failure: Failure) -> int:
-    """So many different jobs refused in a row, in the same words, are the endpoint's state."""
+    """How many different jobs, refused in a row in the same words, show that it is the endpoint's state."""
     return _SAME_WORDS_FOR_REQUESTS if is_about_the_request(failure) else SEVERAL
 
 
 def is_outage(*, jobs: int, numbers: Sequence[int], calls: int, failure_rate: float) -> bool:
     """Whether a run of failures is no accident.
 
-    `jobs` different ones failed in a row, as the calls of these `numbers` out of `calls`, at an endpoint whose calls
-    fail at `failure_rate`. In an outage all calls fail that began with the later half of them, but for those that have
-    only just begun.
+    `jobs` different jobs failed in a row; `numbers` are those of their calls, out of `calls` in all; `failure_rate` is
+    the endpoint's usual one. In an outage nearly every call fails that began since the middle one of these: only the
+    latest have not ended yet.
     """
     if jobs < SEVERAL or len(numbers) < longest_accident(failure_rate):
         return False
@@ -79,8 +79,8 @@ def is_outage(*, jobs: int, numbers: Sequence[int], calls: int, failure_rate: fl
 
 
 def longest_accident(failure_rate: float) -> int:
-    """From how many failures in a row on it is no accident: 3 for a healthy endpoint, 14 if half of its calls fail."""
-    # The rate is known from a thousand answers at most: it may be a little higher.
+    """How many failures in a row are no accident any more: 3 at a healthy endpoint, 14 where half of the calls fail."""
+    # The rate comes from a thousand answers at most: the true one may be a little higher.
     margin = 2 * math.sqrt(failure_rate * (1 - failure_rate) / KNOWN_FROM)
     rate = min(max(failure_rate + margin if failure_rate > 0.1 else failure_rate, HEALTHY_RATE), 0.99)
     return max(SEVERAL, min(_LONGEST_RUN, math.ceil(math.log(_ACCIDENT) / math.log(rate))))

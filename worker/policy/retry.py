@@ -1,4 +1,4 @@
-"""What follows a failure: wait, or fail, and whether the gate closes for all. Pure; DESIGN.md's table as code."""
+"""What follows a failure: the job waits or fails, and the gate shuts or stays open. Pure. See docs/answers.md."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from schemas.failure import Failure, FailureKind
 from worker.policy.backoff import decide_delay_s
 
 _REFUSALS = frozenset({403, 404, 405})
-
-
-_NOBODYS = frozenset({FailureKind.INVALID_REQUEST, FailureKind.INTERNAL_ERROR})
+_NOT_BY_THE_ENDPOINT = frozenset({FailureKind.INVALID_REQUEST, FailureKind.INTERNAL_ERROR})
 
 
 class Whose(StrEnum):
     """Whose a failure is, as far as other jobs' answers tell."""
 
-    UNKNOWN = "unknown"  # nothing is known beside the failure itself
+    UNKNOWN = "unknown"  # nothing is known but the failure itself
     ENDPOINTS = "endpoints"  # unrelated jobs fail alike: it is the endpoint's state
     UNDECIDED = "undecided"  # another job's answer will soon tell
     OWN = "own"  # others are answered, and this job is not
@@ -27,7 +25,7 @@ class Whose(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RetryRules:
-    """The knobs of retrying. Seconds where the name ends in `_s`."""
+    """The settings of retrying. Seconds where the name ends in `_s`."""
 
     max_attempts: int = 6
     bad_response_max_attempts: int = 3
@@ -39,38 +37,40 @@ class RetryRules:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where the job stands: what it has spent, and whether the endpoint ever answered anyone."""
+    """Where the job stands: the attempts it has used, and whether the endpoint ever answered any job."""
 
     attempts: int  # burnt before this failure
-    bad_responses: int  # of them
-    max_attempts: int | None  # the job's own budget, None for the rules'
+    bad_responses: int  # of these, answers without a completion
+    max_attempts: int | None  # the job's own budget; None: that of the rules
     number: int  # the claim's ordinal, 1-based
-    blocked_since_ms: int | None
-    is_proven: bool
+    blocked_since_ms: int | None  # since when it waits at a gate
+    is_proven: bool  # the endpoint has answered a job before
     whose: Whose = Whose.UNKNOWN
-    undecided: int = 0  # how often it was asked of this job already, and stayed open
+    undecided: int = 0  # how often this job's failures were left undecided
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do. `not_before_ms` None fails the job; `shuts_gate` stops all workers, with or without probe.
+    """What to do.
 
-    `pause_s` is how long the endpoint asked everyone to stay away.
+    `not_before_ms` is when the job is due again; None fails it. `burns`: the attempt counts against the budget.
+    `is_blocked`: the job waits at a gate, and its patience runs. `shuts_gate` stops all workers until a probe is
+    answered. `cooldown_s` is how long the endpoint asked everyone to stay away.
     """
 
     not_before_ms: int | None
     burns: bool
     is_blocked: bool = False
     shuts_gate: bool = False
-    pause_s: float | None = None
+    cooldown_s: float | None = None
 
 
 def decide(
     failure: Failure, standing: Standing, *, now_ms: int, rules: RetryRules, rng: random.Random
 ) -> Decision:
-    """The decision for one failure. Randomness and time are arguments."""
+    """What follows one failure. Time and randomness are arguments."""
     kind = failure.kind
-    if failure.is_local:  # this machine lacks something: nobody's attempt, and no gate's business
+    if failure.is_local:  # this machine lacks something: no attempt is burnt, and no gate shuts
         if _is_patience_spent(standing, now_ms, rules):
             return Decision(None, burns=False)
         n = max(1, min(standing.number, 5))
@@ -79,16 +79,20 @@ def decide(
     is_refusal = kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
     if standing.whose is Whose.OWN and (is_refusal or kind is FailureKind.REJECTED):
         return Decision(None, burns=True)
-    if standing.whose is Whose.UNDECIDED and kind not in _NOBODYS:
+    if standing.whose is Whose.UNDECIDED and kind not in _NOT_BY_THE_ENDPOINT:
         return _wait_a_moment(failure, standing, now_ms, rules, rng)
-    # An endpoint that is not there is nobody's attempt: an outage of half an hour must not fail a night's jobs.
+    # An endpoint that is not there burns no attempt: an outage of half an hour must not fail a night's jobs.
     if is_refusal or not failure.was_sent or _is_misconfiguration(failure, standing):
         return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=True)
     if kind is FailureKind.INVALID_REQUEST:
         return Decision(None, burns=False)
     if failure.should_retry is False:
         return Decision(None, burns=True)
-    if standing.whose is Whose.ENDPOINTS and kind not in _NOBODYS and kind is not FailureKind.RATE_LIMITED:
+    if (
+        standing.whose is Whose.ENDPOINTS
+        and kind not in _NOT_BY_THE_ENDPOINT
+        and kind is not FailureKind.RATE_LIMITED
+    ):
         return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=True)
     if kind is FailureKind.RATE_LIMITED:
         return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=False)
@@ -98,12 +102,12 @@ def decide(
 
 
 def is_local(failure: Failure) -> bool:
-    """Whether this machine could not make the call: no descriptor, no memory, no thread, no port left."""
+    """Whether this machine could not make the call: it had no descriptor, memory, thread or port left."""
     return failure.is_local
 
 
 def _is_misconfiguration(failure: Failure, standing: Standing) -> bool:
-    # A wrong base URL must not fail 200,000 jobs: until it has worked once, it is the setup's fault.
+    # A wrong base URL must not fail 200,000 jobs: until it has worked once, the setup is at fault.
     return (
         failure.kind is FailureKind.REJECTED and failure.http_status in _REFUSALS and not standing.is_proven
     )
@@ -121,18 +125,18 @@ def _retry(
     asked_s = _asked_s(failure, rules)
     if asked_s is not None:
         delay_s = asked_s + delay_s / 10  # never sooner than asked, and not all at once
-    return Decision(now_ms + round(delay_s * 1000), burns=True, pause_s=asked_s)
+    return Decision(now_ms + round(delay_s * 1000), burns=True, cooldown_s=asked_s)
 
 
 def _wait_a_moment(
     failure: Failure, standing: Standing, now_ms: int, rules: RetryRules, rng: random.Random
 ) -> Decision:
-    """Unburnt until another job's answer may have told: about 1, 2, 4, 8, 8 … s."""
+    """Waits unburnt until another job's answer may have told: about 1, 2, 4, 8, 8 … s."""
     if _is_patience_spent(standing, now_ms, rules):
         return Decision(None, burns=False)
     delay_s = 2.0 ** min(standing.undecided, 3) * rng.uniform(1.0, 1.25)
     return Decision(
-        now_ms + round(delay_s * 1000), burns=False, is_blocked=True, pause_s=_asked_s(failure, rules)
+        now_ms + round(delay_s * 1000), burns=False, is_blocked=True, cooldown_s=_asked_s(failure, rules)
     )
 
 
@@ -152,7 +156,7 @@ def _wait_at_gate(
 ) -> Decision:
     if _is_patience_spent(standing, now_ms, rules):
         # The job gives up, but what it met still concerns everybody.
-        return Decision(None, burns=False, shuts_gate=needs_probe, pause_s=_asked_s(failure, rules))
+        return Decision(None, burns=False, shuts_gate=needs_probe, cooldown_s=_asked_s(failure, rules))
     asked_s = _asked_s(failure, rules)
     n = max(1, min(standing.number, 8))
     delay_s = decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
@@ -163,7 +167,7 @@ def _wait_at_gate(
         burns=False,
         is_blocked=True,
         shuts_gate=needs_probe,
-        pause_s=asked_s,
+        cooldown_s=asked_s,
     )
 
 

@@ -1,4 +1,4 @@
-"""Results as OpenAI batch output lines, written so that a reader never sees half a file."""
+"""Results as OpenAI batch output lines. A reader never sees half a file."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ import orjson
 from schemas.failure import FailureKind
 from schemas.job import ORDINARY_FINISH_REASONS, JobState
 from worker.errors import InputError
-from worker.printable import printable_json
 from worker.storage.reading import JobOutcome
+from worker.text.printable import printable_json
 
 _ENDED_BY_STATE = {
     JobState.CANCELLED: ("batch_cancelled", "The job was cancelled before it had a result."),
@@ -67,7 +67,7 @@ class Counts:
 
 
 def count_lines(counts: Counter[JobState], finish_reasons: Mapping[str, int]) -> Counts:
-    """How many lines there are, from how many jobs ended so, and how their results ended."""
+    """How many lines there are, counted from the jobs by state and from their results by finish reason."""
     return Counts(
         succeeded=counts[JobState.SUCCEEDED],
         failed=counts[JobState.FAILED],
@@ -103,7 +103,7 @@ def output_line(outcome: JobOutcome) -> bytes:
 
 
 def write_lines(outcomes: Iterable[JobOutcome], stream: BinaryIO) -> Counts:
-    """Writes a line for each outcome, in their order, and says how many. A closed pipe raises BrokenPipeError."""
+    """How many lines were written: one for each outcome, in their order. A closed pipe raises BrokenPipeError."""
     states: Counter[JobState] = Counter()
     finish_reasons: Counter[str] = Counter()
     for outcome in outcomes:
@@ -117,10 +117,10 @@ def write_lines(outcomes: Iterable[JobOutcome], stream: BinaryIO) -> Counts:
 def write_results(
     outcomes: Iterable[JobOutcome], path: Path | None, *, check_again: Callable[[], None] | None = None
 ) -> Counts:
-    """Writes the lines to the file, or to standard output where `path` is None, and says how many.
+    """How many lines were written to the file, or to standard output where `path` is None.
 
-    The file appears whole or not at all: a full disk or a reader that is interrupted leaves the old one. Right
-    before it does, `check_again` may raise. Raises InputError if it cannot be written.
+    The file appears whole or not at all: a full disk or an interrupt leaves the old one. `check_again` is called right
+    before and may raise. Raises InputError if the file cannot be written.
     """
     if path is None:
         return write_lines(outcomes, sys.stdout.buffer)
@@ -145,10 +145,10 @@ def write_results(
 
 
 def put_in_place(stream: BinaryIO, part: Path, path: Path) -> None:
-    """Gives a file that is written the name `path`, whole and with the mode of the file that had it."""
+    """Gives a finished file the name `path`, and the mode of the file that had this name."""
     target = Path(os.path.realpath(path))
     stream.flush()
-    os.fsync(stream.fileno())  # before the new name: a power cut must not leave an empty file under it
+    os.fsync(stream.fileno())  # synced before it gets the name: a power cut must not leave an empty file
     if target.exists():
         part.chmod(stat.S_IMODE(target.stat().st_mode))
     part.replace(target)
@@ -173,7 +173,7 @@ def check_output(path: Path) -> None:
 
 
 def is_standard_output(path: Path) -> bool:
-    """Whether the path means standard output, which may be a file that must not be replaced by another."""
+    """Whether the path means standard output. That may be a file, which must be written to and not replaced."""
     return str(path) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
@@ -203,7 +203,7 @@ def _code(outcome: JobOutcome) -> str:
 
 
 def _error_body(outcome: JobOutcome, status: int) -> Any:
-    """OpenAI's `{"error": {…}}`: the endpoint's own where it sent one, else made of what it did say."""
+    """OpenAI's `{"error": {…}}`: the endpoint's own where it sent one, else made of its words."""
     raw = outcome.error_raw
     said = None if raw is None else _parse(raw)
     if raw is not None and isinstance(said, dict) and isinstance(said.get("error"), dict):
@@ -222,7 +222,7 @@ def _error_body(outcome: JobOutcome, status: int) -> Any:
 
 
 def _embed(raw: bytes) -> Any:
-    """The endpoint's bytes as they are, where they are strict JSON on one line; else the same value anew."""
+    """The endpoint's bytes unchanged where they are strict JSON on one line; else the same value written anew."""
     if b"\n" not in raw and b"\r" not in raw:
         try:
             orjson.loads(raw)
@@ -231,7 +231,7 @@ def _embed(raw: bytes) -> Any:
         else:
             return orjson.Fragment(raw)
     value = _parse(raw)
-    if value is None:  # not JSON in any reading: its text, so that nothing paid for is lost
+    if value is None:  # no JSON at all: its text, so that nothing paid for is lost
         value = raw.decode("utf-8", "replace")
     # Lone surrogates are no text in any encoding: strict readers refuse the whole line, escaped or not.
     try:

@@ -14,9 +14,9 @@ _PERCENTS = (50, 95, 99)
 
 
 def find_percentile(counts: Mapping[int, int], percent: float) -> int | None:
-    """The smallest value that at least `percent` of all do not exceed; None where there is none.
+    """The smallest value that at least `percent` of all values do not exceed; None where there are no values.
 
-    `counts` says how often each value comes.
+    `counts` says how often each value occurs.
     """
     total = sum(counts.values())
     if not total:

@@ -1,4 +1,4 @@
-"""A file of results that grows while the jobs end, and takes its name when it is finished."""
+"""A file of results that grows while jobs end. It gets its name when it is finished."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _PAGE = 500
 
 
 class GrowingResults:
-    """The output lines of `ids`, in their order, for `path`; None is standard output, which is written at the end.
+    """The output lines of `ids`, in their order, for `path`. None is standard output, which is written at the end.
 
-    Until `finish` they are in `<path>.part`, which holds the lines up to the first job that has not ended: whoever
-    stops or kills the run finds them there, and nobody takes that file for all of them.
+    Until `finish` the lines are in `<path>.part`, up to the first job that has not ended. They are there also when the
+    run is stopped or killed, and the name says that they are not all.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class GrowingResults:
 
     @property
     def part(self) -> Path | None:
-        """Where the lines are by now, if there are any and others can know where."""
+        """The file with the lines so far; None where there are none, or only this process can open it."""
         return self._part if self._part is not None and self._is_to_stay() else None
 
     def _is_to_stay(self) -> bool:
@@ -67,16 +67,16 @@ class GrowingResults:
             try:
                 self._append(page[:ended])
             except OSError:
-                # They are in the ledger. At the end it is tried again, and what is wrong with the file is said.
+                # The results are in the ledger. `finish` tries again, and says what is wrong with the file.
                 self._is_growing = False
                 self._states.clear()
                 self._finish_reasons.clear()
                 self.close()
 
     def finish(self) -> Counts:
-        """Writes what is left, puts the file in its place, and says how many lines it has.
+        """Writes the rest and puts the file in its place. How many lines it has.
 
-        Raises InputError if that cannot be done, or would replace what must not be.
+        Raises InputError if that fails, or would replace a file that must stay.
         """
         if not self._is_growing or self._path is None:
             self._check_again()
@@ -99,7 +99,7 @@ class GrowingResults:
         return count_lines(written, self._finish_reasons)
 
     def close(self) -> None:
-        """Leaves the lines where they are, if there are any and others can know where."""
+        """Leaves the lines in their `.part` file, if there are any and others can open it."""
         if self._stream is None:
             return
         with suppress(OSError):
@@ -126,9 +126,9 @@ class GrowingResults:
         self._stream.flush()
 
     def _look_again(self) -> None:
-        """Writes the lines anew: a job that failed may have been tried again meanwhile, by another run.
+        """Writes the lines anew: another run may have retried a job that had failed.
 
-        A line of a success is final; it is kept even if its job has been removed from the ledger since.
+        The line of a success is final. It is kept even if its job has been removed from the ledger since.
         """
         assert self._stream is not None
         assert self._part is not None
@@ -159,7 +159,7 @@ class GrowingResults:
         self._part, self._stream = path, again
 
     def _fetch(self, ids: Sequence[str]) -> list[JobOutcome | None]:
-        """What became of each of `ids` (at most 500); None has not ended, or is not there any more."""
+        """The outcome of each of `ids` (at most 500); None where the job has not ended, or is gone."""
         ended = iterate_outcomes(self._ledger, ids)
         found: list[JobOutcome | None] = []
         outcome = next(ended, None)
@@ -173,7 +173,7 @@ class GrowingResults:
 
 
 def _open_part(target: Path, output: Output | None) -> tuple[Path, BinaryIO]:
-    """An empty file beside the target. A file of that name that is not an earlier run's is left as it is."""
+    """An empty file beside the target. A file of that name which no earlier run left is not touched."""
     path = part_of(target)
     if output is None or output.may_grow_in(path):
         # Unless another run writes it just now, or has put it in its place.
@@ -186,7 +186,7 @@ def _open_part(target: Path, output: Output | None) -> tuple[Path, BinaryIO]:
 
 
 def _open_own(path: Path) -> BinaryIO | None:
-    """The file, empty and locked; None where it is not what a run left behind."""
+    """The file, emptied and locked; None where no run left it behind."""
     flags = (
         os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     )  # a link may lead to anything, and a pipe waits

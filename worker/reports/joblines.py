@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import orjson
 
 from worker.clock import iso_ms
-from worker.printable import csv_cell, printable_json
 from worker.storage.job_list import ListedJob, Texts
+from worker.text.printable import csv_cell, printable_json
 
 _FACTS = (
     "job_id",
@@ -32,6 +32,7 @@ _FACTS = (
     "created_at",
     "not_before",
     "ended_at",
+    "held",
 )
 
 
@@ -68,7 +69,7 @@ def write_csv(found: Iterable[ListedJob], stream: BinaryIO, *, texts: frozenset[
 
 
 def spell_texts(job: ListedJob, texts: frozenset[Texts]) -> list[tuple[str, str | None]]:
-    """The texts that were asked for, as people read them, each with its name."""
+    """The texts that were asked for, by name, as people read them."""
     found: list[tuple[str, str | None]] = []
     if Texts.PROMPT in texts:
         found.append(("prompt", _spell_out(_messages(job.request))))
@@ -99,6 +100,7 @@ def _facts(job: ListedJob) -> dict[str, Any]:
         _moment(job.created_at_ms),
         _moment(job.not_before_ms),
         _moment(job.ended_at_ms),
+        job.is_held,
     )
     return dict(zip(_FACTS, values, strict=True))
 
@@ -108,7 +110,7 @@ def _moment(at_ms: int | None) -> str | None:
 
 
 class _Utf8Lines:
-    """A stream of bytes as the CSV writer wants it."""
+    """A text stream for the CSV writer, on top of a stream of bytes."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -129,7 +131,7 @@ def _messages(request: str | None) -> Any:
 
 
 def _spell_out(messages: Any) -> str | None:
-    """The messages as a text: the only one's words, or each with its role before it."""
+    """The messages as one text: that of a single message, or each with its role before it."""
     if messages is None or isinstance(messages, str):
         return messages
     if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):

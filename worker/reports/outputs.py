@@ -1,4 +1,4 @@
-"""What a command may overwrite: results that it can write again, and nothing else that cost money or work."""
+"""What a command may overwrite: results that it can write again. Nothing else that cost money or work."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ def _no_simulation() -> Ledger | None:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a command reads, and its own files: nothing that it may ever overwrite.
+    """What a command reads, and its own files: it may never overwrite any of them.
 
-    `files` has each with what a sentence calls it. `documents` are those of a run, found already; `folders` hold
-    them: a file in one is an input if `is_document` says so of it, and it is not an earlier run's results.
+    `files` holds each with the name that a sentence uses, also those that are not there yet. `documents` are those
+    that a run has found; `folders` hold them. A file in such a folder is an input if `is_document` says so and it
+    holds no earlier results.
     """
 
     files: Sequence[tuple[Path, str]] = ()
@@ -60,14 +61,14 @@ class Inputs:
 
 @dataclass(slots=True)
 class Holding:
-    """The lines of a file of results by whose they are.
+    """The lines of a file of results, counted by whose they are.
 
     `lost` are results that the ledger cannot write again: their jobs were removed, or are another ledger's.
     """
 
     own: int = 0
     others: Counter[str] = field(default_factory=Counter)  # by the batch that wants them
-    unwanted: int = 0  # no batch wants them any more: a document was edited or removed
+    unwanted: int = 0  # of jobs that no batch wants any more: a document was edited or removed
     simulated: int = 0
     lost: int = 0
     is_foreign: bool = False  # a line is not ours
@@ -83,8 +84,9 @@ class _Line:
 class Output:
     """A file that results go to, and what of it may be replaced.
 
-    An input never. With `is_forced` only: a file that holds no results, and results that cannot be written again.
-    Results of another batch that can be are replaced where the file `is_named`: not where its name is the default.
+    An input is never replaced. A file without results, and results that cannot be written again, are replaced with
+    `is_forced` only. Other results of another batch are replaced where the file `is_named`, not where its name is the
+    default.
     """
 
     def __init__(self, path: Path, inputs: Inputs, *, is_named: bool = True, is_forced: bool = False) -> None:
@@ -96,12 +98,18 @@ class Output:
         self._ledger: Ledger | None = None
         self._batch_id: str | None = None
         self._simulation: Callable[[], Ledger | None] = _no_simulation
+        self._antrean = "antrean"
+
+    def say_commands_as(self, antrean: str) -> None:
+        """Has sentences name commands so, where `antrean` alone would look in another ledger."""
+        self._antrean = antrean
 
     def check_file(self) -> None:
-        """Raises InputError if results must not or cannot be written there, whoever wrote what is there."""
+        """Raises InputError if results must not or cannot be written there, whatever is in the file."""
         check_output(self.path)
         facts = _stat(self.path)
         if facts is None:
+            self._check_names()
             return
         if stat.S_ISBLK(facts.st_mode):
             raise InputError(f"{self.path} is a disk: {_ANOTHER}")
@@ -121,7 +129,7 @@ class Output:
         *,
         simulation: Callable[[], Ledger | None] = _no_simulation,
     ) -> str | None:
-        """What is to be said of results there that will be replaced. Raises InputError where they must not be.
+        """The remark about results there that will be replaced. Raises InputError where they must not be.
 
         `batch_id` is whose results are to be written, None for a batch that is not made yet. Results of `simulation`,
         a ledger that is opened when it is needed, cost nothing.
@@ -133,11 +141,11 @@ class Output:
         return self._judge()
 
     def belong_to(self, batch_id: str) -> None:
-        """Says whose results these are, once their batch is made."""
+        """Sets whose results these are, once their batch is made."""
         self._batch_id = batch_id
 
     def check_again(self) -> None:
-        """Just before the file is replaced: somebody may have put another in its place. Raises InputError."""
+        """Checks again just before the file is replaced: another may be in its place by now. Raises InputError."""
         if _fingerprint(self.path) == self._seen:
             return
         try:
@@ -145,8 +153,8 @@ class Output:
             self._judge()
         except InputError as exc:
             raise InputError(
-                f"while the results were made, this has come about: {exc}; `antrean results {self._batch_id} -o FILE` "
-                "writes them elsewhere"
+                f"while the results were made, this has come about: {exc}; "
+                f"`{self._antrean} results {self._batch_id} -o FILE` writes them elsewhere"
             ) from None
 
     def may_grow_in(self, part: Path) -> bool:
@@ -165,6 +173,13 @@ class Output:
             if _is_same(file, facts):
                 raise InputError(f"{self.path} is {what}, which is never overwritten: {_ANOTHER}")
 
+    def _check_names(self) -> None:
+        """Of a file that is not there: results under the name of such a file would be read as one from then on."""
+        real = os.path.realpath(self.path)
+        for file, what in self._inputs.files:
+            if os.path.realpath(file) == real:
+                raise InputError(f"{self.path} is the name of {what}, which results never take: {_ANOTHER}")
+
     def _check_own(self, facts: os.stat_result) -> None:
         real = Path(os.path.realpath(self.path))
         if self._inputs.home is not None and real.is_relative_to(os.path.realpath(self._inputs.home)):
@@ -178,7 +193,7 @@ class Output:
             raise InputError(f"{self.path} is one of the documents, which are never overwritten: {_ANOTHER}")
 
     def _check_growing(self, ledger: Ledger) -> None:
-        """Two runs of one default name would both be paid for before the second is told."""
+        """Refuses a default name that another run writes to: else both are paid for before the second hears of it."""
         part = part_of(self.path)
         if not _is_being_written(part):
             return
@@ -203,12 +218,12 @@ class Output:
             whose, others = _describe(ledger, holding.others)
             if not self._is_named:
                 raise InputError(f"{self.path} holds the results of {whose}: {_OR_FORCE}")
-            return f"{self.path} held the results of {whose}: `antrean results {others}` writes them again"
+            return f"{self.path} held the results of {whose}: `{self._antrean} results {others}` writes them again"
         return f"{self.path} held the results of a simulation" if holding.simulated else None
 
 
 def part_of(path: Path) -> Path:
-    """Where the results of a run grow until they take the name `path`, or that of the file that it is a link to."""
+    """The file in which the results of a run grow, beside `path` or the file that `path` is a link to."""
     target = Path(os.path.realpath(path))
     return target.with_name(f"{target.name}.part")
 
@@ -220,7 +235,7 @@ def weigh(
     *,
     simulation: Callable[[], Ledger | None] = _no_simulation,
 ) -> Holding:
-    """Whose the lines of a file of results are, for somebody who writes those of `batch_id`; memory stays flat.
+    """Whose the lines of a file of results are, for a writer of those of `batch_id`. Memory stays flat.
 
     Raises InputError if the file cannot be read, DatabaseAway.
     """
@@ -285,7 +300,7 @@ def _job_id(line: _Line, undashed: dict[str, str]) -> str:
 
 
 def _read_lines(file: BinaryIO, holding: Holding) -> Iterator[_Line]:
-    """The lines that are ours; `holding` learns of others. A last line that was cut off is as good as none."""
+    """The lines that are ours; others are counted in `holding`. A last line that was cut off is left out."""
     for raw in file:
         found = _LINE.match(raw)
         if found is not None:
@@ -301,7 +316,7 @@ def _read_lines(file: BinaryIO, holding: Holding) -> Iterator[_Line]:
 
 
 def _describe(ledger: Ledger, others: Counter[str]) -> tuple[str, str]:
-    """Whose most of them are, for a sentence; and what `antrean results` is told to write them again."""
+    """Whose most of them are, for a sentence; and the argument with which `antrean results` writes them again."""
     [(batch_id, _)] = others.most_common(1)
     if batch_id == LONE:
         return "jobs of no batch", LONE
@@ -352,5 +367,5 @@ def _fingerprint(path: Path) -> _Fingerprint | None:
 
 
 def _storable(name: str | None) -> str | None:
-    """The name as an output line has it."""
+    """The name as it stands in an output line."""
     return None if name is None else name.encode("utf-8", "replace").decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from worker.printable import printable
+from worker.text.printable import printable
 
 
 def format_count(count: int, noun: str = "", plural: str | None = None) -> str:
@@ -56,7 +56,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_share(part: int, whole: int) -> str:
-    """`part` of `whole` in per cent; 100 only when nothing is missing, 0 only when nothing is there."""
+    """`part` of `whole` in per cent: 100 only when nothing is missing, 0 only when there is nothing."""
     if whole <= 0:
         return "–"
     percent = 100 * part / whole

@@ -1,4 +1,4 @@
-"""Why open jobs are not called just now, and whose turn it is to do something about it. Pure."""
+"""Why open jobs are not called just now, and what they wait for. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.storage.workers import WorkerFacts
 class Why(StrEnum):
     """What jobs wait for."""
 
-    PAUSED = "paused"  # somebody says `antrean resume`
+    PAUSED = "paused"  # an operator says `antrean resume`
     HELD = "held"  # their run goes on
     NO_WORKER = "no_worker"  # a worker of their endpoint starts
     GATE = "gate"  # the endpoint answers again
@@ -50,7 +50,7 @@ def explain_waiting(
     """Why the queued and waiting jobs wait, endpoint by endpoint; empty where each is about to be called.
 
     A job has one reason: the one that would keep it waiting if the others were gone. `gates`: those that are shut,
-    by endpoint, as far as they are known.
+    by endpoint, as far as they are known; what a gate is shut for now comes before all else of its endpoint.
     """
     reasons: list[Reason] = []
     paused = {one.endpoint for one in pauses}
@@ -61,17 +61,20 @@ def explain_waiting(
         due = queued + sum(one.jobs for one in waits)
         of_it = [one for one in workers if one.endpoint == endpoint]
         living = [one for one in of_it if not one.is_silent(now_ms)]
+        found: list[Reason] = []
         if endpoint in standing.held:
-            reasons.append(_held(endpoint, standing.held[endpoint]))
-        if not due:
-            continue
-        if endpoint in paused:
-            reasons.append(_paused(endpoint, due))
-        elif not living:
-            reasons.append(_no_worker(endpoint, due, of_it, now_ms))
-        else:
-            reasons += _queued(endpoint, queued, living, gates.get(endpoint))
-            reasons += (_waiting(one, now_ms) for one in waits)
+            found.append(_held(endpoint, standing.held[endpoint]))
+        if due and endpoint in paused:
+            found.append(_paused(endpoint, due))
+        elif due and not living:
+            found.append(_no_worker(endpoint, due, of_it, now_ms))
+        elif due:
+            gate = gates.get(endpoint)
+            found += _queued(endpoint, queued, living, gate)
+            found += (_waiting(one, gate, now_ms) for one in waits)
+            if gate is not None:
+                found.sort(key=lambda one: one.why is not Why.GATE)
+        reasons += found
     return reasons
 
 
@@ -133,20 +136,26 @@ def _queued(endpoint: str, count: int, living: Sequence[WorkerFacts], gate: Gate
     if gate is not None:
         said = f"{format_count(count, 'job')} behind the shut gate of {endpoint} ({gate.kind.value})"
         yield Reason(Why.GATE, endpoint, count, said, gate.kind.value, gate.until_ms)
-    elif sum(one.running for one in living) >= slots:
+    elif sum(one.slots_in_use for one in living) >= slots:
         said = f"{format_count(count, 'job')} for a free slot: {_all(slots)} of {endpoint} in use"
         yield Reason(Why.SLOT, endpoint, count, said)
 
 
-def _waiting(one: Waits, now_ms: int) -> Reason:
-    number, first = format_count(one.jobs, "job"), f"the first {describe_moment(one.next_ms, now_ms)}"
-    if one.is_at_gate:
+def _waiting(one: Waits, gate: Gate | None, now_ms: int) -> Reason:
+    number, kind = format_count(one.jobs, "job"), one.kind
+    is_due = one.next_ms <= now_ms
+    first = "the first is due" if is_due else f"the first {describe_moment(one.next_ms, now_ms)}"
+    if one.is_at_gate and gate is not None and gate.kind != one.kind:
+        # What they met themselves is over: they would go on, were the gate not shut for something else.
+        kind = gate.kind.value
+        said, why = f"{number} behind the shut gate of {one.endpoint} ({kind}): {first}", Why.GATE
+    elif one.is_at_gate:
         said, why = f"{number} at the gate after {one.kind}: {first}", Why.GATE
     elif one.kind is not None:
         said, why = f"{number} for the next try after {one.kind}: {first}", Why.RETRY
     else:
         said, why = f"{number} for the time that was asked for: {first}", Why.LATER
-    return Reason(why, one.endpoint, one.jobs, said, one.kind, one.next_ms)
+    return Reason(why, one.endpoint, one.jobs, said, kind, one.next_ms)
 
 
 def _all(slots: int) -> str:

@@ -1,7 +1,7 @@
 """What a folder's `.env` and `antrean.toml` say, each read once, and what is wrong in them, by line.
 
-What cannot be read must not pass for what is not there: the default would take its place, and key and documents would
-go to another host. No sentence here quotes a value, nor a name that may be one: it may be the key.
+A line that cannot be read must not count as missing: the default would take its place, and key and documents would go
+to another host. No sentence here quotes a value, nor a name that may be one: it may be the key.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from pydantic import (
@@ -27,8 +27,9 @@ from schemas.address import parse_address
 from schemas.chat import put_plainly
 from schemas.sqlite_address import format_sqlite_address, is_sqlite_address, parse_sqlite_path
 from worker.errors import SettingsError
+from worker.settings.database import PostgresqlAddress, parse_postgresql
 from worker.settings.files import ENV_FILE
-from worker.settings.postgresql import read_postgresql_url
+from worker.settings.postgresql import check_postgresql
 from worker.settings.provenance import find_problems_of_home, find_problems_of_owners
 from worker.settings.sources import PREFIX, describe_unknown, read_sources, unknown_names
 from worker.settings.values import (
@@ -36,14 +37,13 @@ from worker.settings.values import (
     absolute_file,
     absolute_path,
     check_broker_url,
+    check_home,
     check_text,
     expanded_path,
+    holds_path,
     shown,
 )
 from worker.startup import say
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
@@ -129,8 +129,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _text_is_text(cls, value: object, info: ValidationInfo) -> object:
-        is_path = info.field_name is None or info.field_name.endswith(("_file", "home"))
-        if not is_path and not is_sqlite_address(str(value)):  # paths are bytes
+        if info.field_name is not None and not holds_path(info.field_name, value):  # paths are bytes
             check_text(value)
         return value
 
@@ -170,19 +169,10 @@ class Settings(BaseModel):
         if is_sqlite_address(address):
             # Absolute: a worker has a folder of its own.
             return SecretStr(format_sqlite_address(str(absolute_path(Path(parse_sqlite_path(address))))))
-        # Local: what asks no database, such as a command's help, does without SQLAlchemy's tenth of a second.
-        from sqlalchemy.engine import make_url
-        from sqlalchemy.exc import ArgumentError
-
-        try:
-            url = make_url(address)
-        except (ArgumentError, ValueError):  # the latter for a port that is no number
-            raise ValueError("is not a database address") from None
-        if url.get_backend_name() not in ("postgresql", "postgres"):
-            raise ValueError("must begin with sqlite:/// or postgresql://")
-        files = {n: absolute_file(str(v)) for n, v in url.query.items() if n in DATABASE_FILES}
-        url = read_postgresql_url(url).update_query_dict(files)
-        return SecretStr(url.render_as_string(hide_password=False))
+        parsed = parse_postgresql(address)
+        check_postgresql(parsed)
+        files = {n: absolute_file(str(v)) for n, v in parsed.parameters.items() if n in DATABASE_FILES}
+        return SecretStr(parsed.with_parameters(files).render())
 
     @field_validator("api_key")
     @classmethod
@@ -197,6 +187,11 @@ class Settings(BaseModel):
     @classmethod
     def _path_is_absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else expanded_path(value)
+
+    @field_validator("home")
+    @classmethod
+    def _home_is_not_the_systems(cls, value: Path) -> Path:
+        return check_home(value)
 
     @model_validator(mode="after")
     def _values_fit_each_other(self) -> Settings:
@@ -238,31 +233,37 @@ class Settings(BaseModel):
 
     @property
     def staged_count(self) -> int:
-        """Bulk messages held ready beyond `concurrency`, so that a free slot is refilled at once."""
-        return max(1, self.concurrency // 16)
+        """The most bulk messages that are held beyond `concurrency`: jobs claimed ahead, and those being recorded."""
+        return max(1, min(128, self.concurrency))
+
+    @property
+    def call_count(self) -> int:
+        """The most calls at once."""
+        return self.concurrency + self.lone_slot_count
+
+    @property
+    def reserved_count(self) -> int:
+        """The most messages that are held at once."""
+        return self.call_count + self.staged_count
 
     @property
     def thread_count(self) -> int:
-        return self.concurrency + self.lone_slot_count + self.staged_count
+        """Threads for calls, and for those whose call has ended and is being recorded."""
+        return self.call_count + max(1, min(64, self.concurrency // 4))
 
     @property
     def is_broker_embedded(self) -> bool:
         return self.broker_url is None
 
     @property
-    def ledger_url(self) -> URL:
-        """The database's SQLAlchemy address: as configured, else SQLite in the home folder.
-
-        A path goes into it as it is: in an address that is parsed, `%41` would be another file.
-        """
-        from sqlalchemy.engine import URL, make_url  # local: as above
-
+    def ledger_address(self) -> Path | PostgresqlAddress:
+        """Where the ledger is: an SQLite file, in the home folder unless told otherwise, or a PostgreSQL."""
         if self.database_url is None:
-            return URL.create("sqlite", database=str(self.home / "antrean.db"))
+            return self.home / "antrean.db"
         address = self.database_url.get_secret_value()
         if is_sqlite_address(address):
-            return URL.create("sqlite", database=parse_sqlite_path(address))
-        return make_url(address)
+            return Path(parse_sqlite_path(address))
+        return parse_postgresql(address)
 
     @property
     def spool_folder(self) -> Path:

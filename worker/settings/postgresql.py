@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-from urllib.parse import unquote
+from collections.abc import Iterator, Mapping
 
 from schemas.address import is_host
-
-if TYPE_CHECKING:
-    from sqlalchemy import URL
+from worker.settings.database import Parameter, PostgresqlAddress
 
 _NUMBERS = frozenset(
     {"connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"}
@@ -17,16 +14,15 @@ _NUMBERS = frozenset(
 _ENCODINGS = frozenset({"utf8", "unicode"})  # a prompt may hold any character
 
 
-def read_postgresql_url(url: URL) -> URL:
-    """The address for our driver. Raises ValueError, which quotes a parameter's name at most."""
+def check_postgresql(address: PostgresqlAddress) -> None:
+    """Raises ValueError where libpq could not use the address; its words quote a parameter's name at most."""
     # Local: ten megabytes that a process on SQLite does without.
     from psycopg.pq import Conninfo
-    from sqlalchemy.exc import ArgumentError
 
-    if "\0" in unquote(url.render_as_string(hide_password=False)):
+    if any("\0" in text for text in _texts(address)):
         raise ValueError("must not hold U+0000, where libpq would stop to read")
     known = {option.keyword.decode() for option in Conninfo.get_defaults()}
-    for name, value in url.query.items():
+    for name, value in address.parameters.items():
         if name not in known:
             hint = "antrean sees itself whether a pooler is in between" if name == "pgbouncer" else ""
             raise ValueError(
@@ -37,19 +33,46 @@ def read_postgresql_url(url: URL) -> URL:
             raise ValueError(f"{name} must be a whole number")
         if name not in ("host", "port") and not isinstance(value, str):
             raise ValueError(f"{name} stands there twice")
-    encoding = url.query.get("client_encoding", "utf8")
+    encoding = address.parameters.get("client_encoding", "utf8")
     if str(encoding).lower().replace("-", "") not in _ENCODINGS:
         raise ValueError("client_encoding must be utf8: prompts and answers hold any character")
-    if url.port is not None and not 0 < url.port < 65536:
+    if address.port is not None and not 0 < address.port < 65536:
         raise ValueError("its port must be a number of 1 to 65535")
-    if url.host and not url.host.startswith("/") and not all(map(is_host, url.host.split(","))):
+    host = address.host
+    if host and not host.startswith("/") and not all(map(is_host, host.split(","))):
         raise ValueError("is not an address: its host is not readable")
-    url = url.set(drivername="postgresql+psycopg")
+    if not _do_hosts_and_ports_fit(address.parameters):
+        raise ValueError("its hosts and ports do not go together, or a port is no number")
+
+
+def _do_hosts_and_ports_fit(parameters: Mapping[str, Parameter]) -> bool:
+    """Whether `host` and `port` of the query can be told apart: `host=a,b&port=1,2`, or `host=a:1&host=b:2`."""
+    hosts, ports = parameters.get("host"), parameters.get("port")
+    if isinstance(hosts, tuple):
+        pairs = [host.split(":") for host in hosts]
+        return ports is None and all(len(pair) < 3 and _is_port("".join(pair[1:])) for pair in pairs)
+    if ports is None:
+        return True
+    numbers = ports.split(",") if isinstance(ports, str) else ports
+    host_count = 1 if hosts is None else len(hosts.split(","))
+    return all(map(_is_port, numbers)) and len(numbers) == host_count
+
+
+def _is_port(text: str) -> bool:
+    if not text:
+        return True  # libpq's own
     try:
-        url.get_dialect()().create_connect_args(url)
-    except ArgumentError:
-        raise ValueError("its hosts and ports do not go together, or a port is no number") from None
-    return url
+        int(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _texts(address: PostgresqlAddress) -> Iterator[str]:
+    yield from (one for one in (address.user, address.password, address.host, address.database) if one)
+    for name, value in address.parameters.items():
+        yield name
+        yield from (value,) if isinstance(value, str) else value
 
 
 def _plain(name: str) -> str:

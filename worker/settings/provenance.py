@@ -1,4 +1,4 @@
-"""Who could have written what a command is about to believe: the files of this folder, and the home.
+"""Whether another user could have written the files of settings in this folder, or in the home.
 
 A folder may come from anywhere: a download, a neighbour, /tmp.
 """
@@ -30,7 +30,7 @@ def find_problems_of_owners() -> list[str]:
 
 
 def find_problems_of_home(home: Path) -> list[str]:
-    """Why `home` is not used: whoever can write there says what antrean does."""
+    """Why `home` is not used: a user who can write there decides what antrean does."""
     distrust = find_distrust(home)
     if distrust is None:
         return []

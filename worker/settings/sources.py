@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from worker.files.names import FileName, as_file_name, as_text
 from worker.settings.files import ENV_FILE, TOML_FILE, read_dotenv, read_toml
+from worker.settings.values import holds_path
 
 PREFIX = "ANTREAN_"
 ENVIRONMENT = "the environment"
@@ -48,6 +50,7 @@ def read_sources(
     variables may be in any case. Without an `env_file` neither file of the folder is read.
     """
     found = Sources()
+    environ = {as_text(FileName(name)): as_text(FileName(value)) for name, value in environ.items()}
     variables = [(ENVIRONMENT, _settings_in(environ, names))]
     if env_file is not None:
         dotenv, toml = read_dotenv(Path(env_file), environ), read_toml(Path(TOML_FILE))
@@ -96,7 +99,10 @@ def _settings_in(variables: Mapping[str, str], names: Collection[str]) -> dict[s
 
 
 def _take(found: Sources, origin: str, values: Mapping[str, Any]) -> None:
-    found.values |= values
+    found.values |= {
+        name: as_file_name(value) if isinstance(value, str) and holds_path(name, value) else value
+        for name, value in values.items()
+    }
     found.origins |= dict.fromkeys(values, origin)
 
 

@@ -1,7 +1,7 @@
 """Values of settings, checked: paths, and the addresses of broker and database. Each raises ValueError with a sentence.
 
-A relative path means one below the current folder of whoever set it. Workers have a folder of their own, so every path
-is made absolute here, also one inside an address.
+A relative path is below the current folder of the process that was given it. Workers have a folder of their own, so
+every path is made absolute here, also one inside an address.
 """
 
 from __future__ import annotations
@@ -11,13 +11,51 @@ from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from schemas.address import is_host
+from schemas.sqlite_address import is_sqlite_address
 
 _BROKER_SCHEMES = ("redis", "rediss", "redis+socket")
 _BROKER_FILES = frozenset({"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"})
 DATABASE_FILES = frozenset(
     {"sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir", "passfile", "servicefile"}
 )
+# Of the machine, or of all its users: programs of the system keep folders there that have the names of a home's.
+_SYSTEM_FOLDERS = frozenset(
+    {
+        "/",
+        "/bin",
+        "/boot",
+        "/dev",
+        "/etc",
+        "/home",
+        "/lib",
+        "/lib64",
+        "/proc",
+        "/run",
+        "/sbin",
+        "/sys",
+        "/tmp",
+    }
+    | {"/usr", "/usr/bin", "/usr/lib", "/usr/lib64", "/usr/local", "/usr/sbin"}
+    | {"/var", "/var/lib", "/var/log", "/var/run", "/var/tmp"}
+    | {
+        "/Applications",
+        "/Library",
+        "/System",
+        "/Users",
+        "/Volumes",
+        "/private",
+        "/private/etc",
+        "/private/tmp",
+    }
+    | {"/private/var"}
+)
 _NO_FILES = frozenset({"system"})  # sslrootcert=system
+
+
+def holds_path(name: str, value: object) -> bool:
+    """Whether a setting of this name and value says where a file is: then it is a FileName, not text."""
+    text = str(value)
+    return name.endswith(("_file", "home")) or is_sqlite_address(text) or text.startswith("redis+socket:")
 
 
 def check_text(value: object) -> None:
@@ -37,6 +75,16 @@ def expanded_path(path: Path) -> Path:
     A `~name` of nobody is a name like any other, as in a shell: Path's own way would raise.
     """
     return absolute_path(Path(os.path.expanduser(path)))  # noqa: PTH111
+
+
+def check_home(path: Path) -> Path:
+    """The home folder, absolute. Raises ValueError for one that is the system's: what is in a home is closed to others.
+
+    Looks at where links lead, and at nothing else.
+    """
+    if any(os.path.normpath(one) in _SYSTEM_FOLDERS for one in (path, os.path.realpath(path))):
+        raise ValueError(f"{shown(path)} is a folder of the system: choose one of your own")
+    return path
 
 
 def absolute_path(path: Path) -> Path:

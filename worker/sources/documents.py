@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from worker.errors import InputError
+from worker.files.names import FileName, as_text, is_utf8
 from worker.sources.folder import SUFFIXES, walk
 from worker.sources.left_out import LeftOut, Reason
 from worker.sources.own_files import OwnFiles
@@ -19,15 +20,20 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text file. `root` is an absolute folder, `relative` the way from it, with slashes."""
+    """A text file. `root` is an absolute folder, `way` the way from it, with slashes."""
 
     root: Path
-    relative: str
+    way: FileName
 
     @property
     def path(self) -> Path:
         """Where it is, absolute."""
-        return self.root / self.relative
+        return self.root / self.way
+
+    @property
+    def relative(self) -> str:
+        """The way from its folder, as it is told and stored: the same in every locale."""
+        return as_text(self.way)
 
     @property
     def name(self) -> str:
@@ -91,17 +97,18 @@ def find_documents(path: Path, *, own: OwnFiles | None = None, skips_unreadable:
     if (words := own.describe(path)) is not None:
         raise InputError(f"{path} is {words}: name a document, or a folder of documents alone")
     left_out: list[LeftOut] = []
+    candidates: list[FileName] = []
     if kind == stat.S_IFDIR:
-        root, candidates = path.absolute(), []
+        root = path.absolute()
         for found in walk(root, own):
             if isinstance(found, LeftOut):
                 left_out.append(found)
             else:
                 candidates.append(found)
     else:
-        root, candidates = path.absolute().parent, [path.name]
+        root, candidates = path.absolute().parent, [FileName(path.name)]
         own = OwnFiles()  # earlier results that are named are meant
-    documents = _check([Document(root, name) for name in sorted(candidates)], own, left_out)
+    documents = _check([Document(root, name) for name in sorted(candidates, key=as_text)], own, left_out)
     left_out.sort(key=lambda one: one.name)
     unreadable = [one for one in left_out if one.reason is Reason.UNREADABLE]
     if unreadable and not (skips_unreadable and documents):
@@ -116,7 +123,7 @@ def source_key(document: Document, base: Path) -> str:
     """What names the document in the ledger: its resolved path, from `base` where it lies inside it."""
     path = document.path.resolve()
     base = base.resolve()
-    return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
+    return as_text(path.relative_to(base) if path.is_relative_to(base) else path)
 
 
 def _check(candidates: list[Document], own: OwnFiles, left_out: list[LeftOut]) -> list[Document]:
@@ -124,7 +131,7 @@ def _check(candidates: list[Document], own: OwnFiles, left_out: list[LeftOut]) -
     usable: list[Document] = []
     for document in candidates:
         try:
-            if not _is_utf8(document.relative):
+            if not is_utf8(document.relative):
                 raise _Unusable("its name is not UTF-8; rename it")
             raw = _read(document.path)
             if (words := own.describe_text(raw)) is not None:
@@ -162,7 +169,7 @@ def _decode(raw: bytes) -> str:
 
 def _unreadable(path: Path, unreadable: list[LeftOut]) -> UnreadableDocuments:
     problems = [f"{printable_name(one.name)}: {one.details}" for one in unreadable]
-    error = input_error(str(path), problems)
+    error = input_error(as_text(path), problems)
     return UnreadableDocuments(str(error), error.problems)
 
 
@@ -181,14 +188,6 @@ def _nothing(path: Path, found: DocumentSet) -> InputError:
             if (count := found.count_left_out(reason))
         )
     return InputError(problem)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def printable_name(name: str) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from worker.files.names import FileName, as_text
 from worker.sources.left_out import LeftOut, Reason
 from worker.sources.own_files import OwnFiles
 from worker.sources.problems import why
@@ -17,7 +18,7 @@ SUFFIXES = (
 )
 
 
-def walk(root: Path, own: OwnFiles) -> Iterator[str | LeftOut]:
+def walk(root: Path, own: OwnFiles) -> Iterator[FileName | LeftOut]:
     """Relative paths, with slashes, of the files below `root` that may be documents, and what is left out.
 
     In no order. Links are followed where they lead to something in `root`; each folder is walked once, under its own
@@ -32,36 +33,38 @@ class _Walk:
         self._own = own
         self._real_root = Path(os.path.realpath(root))
         self._seen: set[tuple[int, int]] = set()
-        self._folders = [""]
-        self._linked: list[str] = []  # walked last: most are there under their own names
+        self._folders = [FileName("")]
+        self._linked: list[FileName] = []  # walked last: most are there under their own names
 
-    def steps(self) -> Iterator[str | LeftOut]:
+    def steps(self) -> Iterator[FileName | LeftOut]:
         while self._folders or self._linked:
             folder = (self._folders or self._linked).pop()
             try:
                 facts = (self._root / folder).stat()
                 if (facts.st_dev, facts.st_ino) in self._seen:
-                    yield LeftOut(f"{folder}/", Reason.AGAIN)
+                    yield LeftOut(f"{as_text(folder)}/", Reason.AGAIN)
                     continue
                 self._seen.add((facts.st_dev, facts.st_ino))
                 with os.scandir(self._root / folder) as scan:
                     entries = sorted(scan, key=lambda entry: entry.name, reverse=True)
             except OSError as exc:
                 details = f"the folder cannot be read ({why(exc)})"
-                yield LeftOut(f"{folder}/" if folder else str(self._root), Reason.UNREADABLE, details)
+                yield LeftOut(
+                    f"{as_text(folder)}/" if folder else as_text(self._root), Reason.UNREADABLE, details
+                )
                 continue
             for entry in entries:
-                relative = f"{folder}/{entry.name}" if folder else entry.name
+                way = FileName(f"{folder}/{entry.name}" if folder else entry.name)
                 try:
-                    found = self._look_at(entry, relative)
+                    found = self._look_at(entry, way)
                 except OSError as exc:
-                    found = LeftOut(relative, Reason.UNREADABLE, f"cannot be read ({why(exc)})")
+                    found = LeftOut(as_text(way), Reason.UNREADABLE, f"cannot be read ({why(exc)})")
                 if found is not None:
                     yield found
 
-    def _look_at(self, entry: os.DirEntry[str], relative: str) -> str | LeftOut | None:
+    def _look_at(self, entry: os.DirEntry[str], way: FileName) -> FileName | LeftOut | None:
         """What the entry is; None for a folder that is walked in its turn."""
-        path = Path(entry.path)
+        path, relative = Path(entry.path), as_text(way)
         is_link, words = entry.is_symlink(), self._own.describe(path)
         if is_link:
             real = Path(os.path.realpath(path))
@@ -78,9 +81,9 @@ class _Walk:
         if entry.name.startswith("."):
             return LeftOut(shown, Reason.HIDDEN)
         if is_folder:
-            (self._linked if is_link else self._folders).append(relative)
+            (self._linked if is_link else self._folders).append(way)
             return None
         is_file = not is_there or entry.is_file()
         if is_file and path.suffix.lower() in SUFFIXES:
-            return relative
+            return way
         return LeftOut(relative, Reason.OTHER_KIND)

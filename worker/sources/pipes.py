@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from worker.errors import InputError
+from worker.files.names import FileName, as_text
 from worker.sources.problems import why
 
 _CHUNK_BYTES = 1024 * 1024
@@ -30,11 +31,11 @@ def name_input(path: Path) -> str:
     if str(path) in _STANDARD_INPUT:
         return "standard input"
     if _is_read_once(path):
-        return "a pipe" if path.is_fifo() else str(path)
+        return "a pipe" if path.is_fifo() else as_text(path)
     if _DESCRIPTOR.fullmatch(str(path)):
         real = Path(os.path.realpath(path))
-        return real.name if real.exists() else "an open file"
-    return path.name
+        return as_text(FileName(real.name)) if real.exists() else "an open file"
+    return as_text(FileName(path.name))
 
 
 def is_stream(path: Path) -> bool:

@@ -17,6 +17,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from schemas.chat import ChatRequest, InvalidRequest, parse_request
 from worker.errors import InputError
+from worker.files.names import FileName, as_text
 from worker.sources.documents import Document
 from worker.sources.frontmatter import FrontMatter, parse_front_matter, split_front_matter
 from worker.sources.pipes import name_input, read_input
@@ -42,7 +43,7 @@ class Prompt:
     @classmethod
     def load(cls, path: Path) -> Self:
         """The prompt of this file. Raises InputError that names every problem of it at once."""
-        label = str(path) if path.name == name_input(path) else name_input(path)
+        label = as_text(path) if as_text(FileName(path.name)) == name_input(path) else name_input(path)
         return cls.parse(_read(path, label), label=label)
 
     @classmethod

@@ -6,7 +6,9 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -24,12 +26,15 @@ from worker.files.home import (
     prepare_home,
     try_lock,
 )
+from worker.files.names import FileName, as_text
 from worker.stack.environment import inherited_environment
 
 _PROTOCOL = 1
 _DEFAULT_GRACE_S = 30.0
 _LOCK_LIMIT_S = 10.0
 _LOCK_POLL_S = 0.02
+_END_LIMIT_S = 5.0  # from the end of all that a keeper kept to its own; it takes milliseconds
+_CREDENTIALS = struct.Struct("3i")
 
 
 class StackLost(Unreachable):
@@ -48,6 +53,7 @@ class Stack:
         self._stops_worker = False
         self.worker_service = "worker"
         self._has_said_bye = False
+        self._keeper: int | None = None  # its process, as a descriptor
 
     @classmethod
     def attach(cls, home: Path) -> Self:
@@ -79,6 +85,7 @@ class Stack:
             hello = stack._ask({"op": "hello"})
             if hello.get("error") != "stopping":
                 if hello.get("protocol") == _PROTOCOL:
+                    stack._keeper = _open_process(_peer_pid(connection))
                     return stack
                 stack._connection.close()
                 raise AntreanError(f"another version of antrean runs in {home}: stop it first")
@@ -112,7 +119,7 @@ class Stack:
                 )
             starter.wait()  # it forks the keeper and ends at once
             stack = cls(home, ours)
-            stack._ask({"op": "hello"})
+            stack._keeper = _open_process(int(stack._ask({"op": "hello"})["pid"]))
             return stack
         except (StackLost, OSError) as exc:
             ours.close()
@@ -171,8 +178,8 @@ class Stack:
     def poll_events(self) -> list[dict[str, Any]]:
         """What happened since the last call, oldest first. Never waits.
 
-        `{"event": "service_died", "service": "worker", "status": -9}` is all there is. Raises StackLost if
-        the keeper is gone.
+        `{"event": "service_died", "service": "worker", "status": -9, "reason": "signal 9, SIGKILL"}` is all there
+        is; a restart that failed has no status. Raises StackLost if the keeper is gone.
         """
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -190,7 +197,9 @@ class Stack:
     def leave(self, wait: bool = True) -> bool:
         """Whether this was the last attachment; then, with `wait`, returns when everything has stopped.
 
-        Where others stay, it returns when the worker has stopped that only this command used.
+        The keeper's process is gone by then, too, so that the next command meets none that is ending (where the
+        system cannot tell, as on macOS, it may have milliseconds to live). Where others stay, it returns when the
+        worker has stopped that only this command used.
 
         After a KeyboardInterrupt it may be called again, to go on waiting. A lost stack counts as stopped.
         """
@@ -207,7 +216,9 @@ class Stack:
                 self._drain()
         except StackLost:
             self._is_last = True if self._is_last is None else self._is_last
-        self._connection.close()
+        if wait and self._is_last and self._keeper is not None:
+            _wait_for_end(self._keeper)
+        self._close()
         return self._is_last
 
     def __enter__(self) -> Self:
@@ -220,7 +231,13 @@ class Stack:
             if self.fileno() != -1:
                 self.leave()
         finally:
-            self._connection.close()
+            self._close()
+
+    def _close(self) -> None:
+        self._connection.close()
+        if self._keeper is not None:
+            os.close(self._keeper)
+            self._keeper = None
 
     def _ensure(
         self, service: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path | None
@@ -228,10 +245,11 @@ class Stack:
         return {
             "op": "ensure",
             "service": service,
-            "argv": list(argv),
-            "env": dict(env),
-            "base_env": inherited_environment(os.environ),
-            "cwd": str(self._home if cwd is None else cwd),
+            # As text: the keeper's locale is that of another command, perhaps.
+            "argv": [as_text(FileName(one)) for one in argv],
+            "env": _told(env),
+            "base_env": _told(inherited_environment(os.environ)),
+            "cwd": as_text(self._home if cwd is None else cwd),
         }
 
     def _request(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -287,6 +305,34 @@ class Stack:
 
     def _lost(self) -> StackLost:
         return StackLost(f"the embedded stack of {self._home} is gone: run the command again")
+
+
+def _told(env: Mapping[str, str]) -> dict[str, str]:
+    return {as_text(FileName(name)): as_text(FileName(value)) for name, value in env.items()}
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    """The process that listens at the other end, as this one sees it; 0 if it cannot: it is in another container."""
+    if sys.platform != "linux":
+        return 0
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(raw)[0])
+
+
+def _open_process(pid: int) -> int | None:
+    """A descriptor of a process, readable from its end on; None where the system has no such thing."""
+    if sys.platform != "linux" or pid <= 0:
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None  # an older kernel, or it is gone already
+
+
+def _wait_for_end(process: int) -> None:
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    poll.poll(_END_LIMIT_S * 1000)
 
 
 def _take_stack_lock(home: Path) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from worker.errors import AntreanError
 from worker.stack.attachment import Stack, StackLost
-from worker.stack.part import decide_restart_delay_s, describe_status
+from worker.stack.kept import decide_restart_delay_s, describe_status
 
 
 class EmbeddedBroker:

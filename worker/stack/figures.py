@@ -24,12 +24,12 @@ from worker.broker.client import broker_address, open_client
 from worker.clock import SystemClock
 from worker.errors import AntreanError
 from worker.logs.setup import configure_logs
-from worker.operations.gates import GateWatch
+from worker.operations.gates import GateWatch, describe_trouble
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.storage.batches import count_states
 from worker.storage.engine import Transaction, open_ledger
-from worker.storage.reading import fetch_trouble
+from worker.storage.reading import Trouble, fetch_trouble
 from worker.storage.workers import fetch_workers
 
 _LOOK_S = 1.0
@@ -84,6 +84,7 @@ class Lookout:
 
     def __init__(self, settings: Settings, interval_s: float) -> None:
         self._interval_s = interval_s
+        self._endpoint = settings.endpoint
         self._ledger = open_ledger(settings, pool_size=1)
         self._broker = open_client(broker_address(settings))
         self._gate = GateWatch(settings, self._broker)
@@ -93,6 +94,7 @@ class Lookout:
     def look(self) -> dict[str, Any]:
         """One look, as the line that is printed."""
         away: dict[str, str] = {}
+        trouble, gate = Trouble(None, ()), None
         facts: dict[str, Any] = {"workers": [], "away": away, "trouble": None}
         try:
             with self._ledger.read() as connection:
@@ -100,7 +102,7 @@ class Lookout:
                 facts["workers"] = [
                     (one.pid, one.started_at_ms) for one in fetch_workers(connection) if one.hostname == here
                 ]
-                facts["trouble"] = fetch_trouble(connection, now_ms=SystemClock().now_ms())
+                trouble = fetch_trouble(connection, self._endpoint)
                 facts |= self._count(connection)
         except AntreanError as exc:
             away["database"] = str(exc)
@@ -109,7 +111,8 @@ class Lookout:
         except redis.RedisError as exc:
             away["broker"] = f"the broker does not answer: {' '.join(str(exc).split())[:200]}"
         else:
-            facts["trouble"] = facts["trouble"] or self._gate.describe()
+            gate = self._gate.look()
+        facts["trouble"] = describe_trouble(trouble, gate, now_ms=SystemClock().now_ms())
         return facts
 
     def _count(self, connection: Transaction) -> dict[str, Any]:

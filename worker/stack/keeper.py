@@ -15,7 +15,8 @@ A request and its answer are a JSON object a line:
     {"op": "bye"}                            {"ok": true, "last": true}, end of file once all is stopped
                                              {"ok": true, "last": false, "stops": true}, end of file once the
                                              worker is stopped that nobody else uses
-    (unasked)                                {"event": "service_died", "service": "worker", "status": -9}
+    (unasked)                                {"event": "service_died", "service": "worker", "status": -9,
+                                              "reason": "signal 9, SIGKILL"}
 
 A command has one worker, shared with all that asked for the same settings: `worker`, and beside it, for other
 settings, `worker-2` and so on, each with a log of its own. It stops with its last user. A name says nothing of the
@@ -28,7 +29,6 @@ Environments hold the API key: they travel here, never through arguments, and ar
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
@@ -38,7 +38,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,12 @@ from worker.files.home import (
     runtime_folder,
     try_lock,
 )
+from worker.files.names import as_file_name
 from worker.logs.sink import take_over, tell_crashes
 from worker.stack import valkey
 from worker.stack.child import Child
-from worker.stack.service import Launch, Service
+from worker.stack.kept import End, KeptProcess, Launch
+from worker.stack.services import Service, Workplace, fingerprint_of, launch_plainly, log_starts
 from worker.stack.simulator import SimulatorProcess
 
 PROTOCOL = 1
@@ -70,23 +72,6 @@ _ORPHAN_LIMIT_S = 20.0
 _ORPHAN_POLL_S = 0.05
 
 log = logging.getLogger("antrean.keeper")
-
-
-@dataclass(slots=True)
-class Workplace:
-    """A worker's place: the settings that it is for, and the commands that use it."""
-
-    fingerprint: str
-    users: set[asyncio.StreamWriter] = field(default_factory=set)
-    last_user: asyncio.StreamWriter | None = None
-
-    def leave(self, writer: asyncio.StreamWriter) -> bool:
-        """Whether `writer` was the last of its users."""
-        if writer not in self.users:
-            return False
-        self.users.discard(writer)
-        self.last_user = writer
-        return not self.users
 
 
 class Keeper:
@@ -112,9 +97,9 @@ class Keeper:
         loop.add_signal_handler(signal.SIGTERM, self._stop_requested.set)
         address = control_socket(self._home)
         address.unlink(missing_ok=True)  # of a keeper that was killed: the lock says that it is gone
-        server = await asyncio.start_unix_server(self._serve, address, limit=LINE_MAX_BYTES)
-        reader, writer = await asyncio.open_unix_connection(sock=first_client, limit=LINE_MAX_BYTES)
-        first = asyncio.create_task(self._serve(reader, writer))
+        # Not a coroutine: asyncio would log a traceback for each that is cancelled at the end.
+        server = await asyncio.start_unix_server(self._begin_to_serve, address, limit=LINE_MAX_BYTES)
+        self._begin_to_serve(*await asyncio.open_unix_connection(sock=first_client, limit=LINE_MAX_BYTES))
         log.info("keeper.started home=%s pid=%d", self._home, os.getpid())
 
         await self._stop_requested.wait()
@@ -123,13 +108,15 @@ class Keeper:
         await asyncio.gather(*(self._stop_worker(name) for name in list(self._workers)))
         for name in _STOP_ORDER:
             if name in self._services:
-                await self._services[name].stop(is_hurried=False)
+                await self._stop_service(name)
         server.close()
         self._remove_sockets()
         log.info("keeper.stopped home=%s", self._home)
         # From here on a new keeper may start; the end of file, at this process's end, tells those who wait.
         os.close(stack_lock)
-        first.cancel()
+
+    def _begin_to_serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._begin(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients.add(writer)
@@ -164,7 +151,13 @@ class Keeper:
 
     async def _stop_worker(self, name: str) -> None:
         if name in self._services:
-            await self._services[name].stop(is_hurried=self._workers[name].last_user in self._hurried)
+            await self._stop_service(name, is_hurried=self._workers[name].last_user in self._hurried)
+
+    async def _stop_service(self, name: str, *, is_hurried: bool = False) -> None:
+        process = self._services[name].process
+        await process.stop(is_hurried=is_hurried)
+        if process.child is not None:
+            log.info("service.stopped service=%s status=%s", name, process.child.status)
 
     async def _stop_unused(self, name: str) -> None:
         async with self._starting[name]:
@@ -217,7 +210,7 @@ class Keeper:
 
     async def _ensure(self, message: dict[str, Any]) -> dict[str, Any]:
         name = message["service"]
-        asked = _fingerprint(message)
+        asked = fingerprint_of(message)
         service = await self._started(name, asked, message)
         answer: dict[str, Any] = {"same": service.fingerprint == asked}
         if name == "broker":
@@ -228,7 +221,7 @@ class Keeper:
 
     async def _ensure_worker(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
         """The worker with these settings: the one that runs, or one of its own beside those with others."""
-        asked = _fingerprint(message)
+        asked = fingerprint_of(message)
         for name, place in list(self._workers.items()):
             # A command works with one worker: whoever asks for another needs its former one no longer.
             if place.fingerprint != asked and place.leave(writer):
@@ -244,30 +237,39 @@ class Keeper:
     async def _started(self, name: str, fingerprint: str, message: dict[str, Any]) -> Service:
         async with self._starting[name]:
             service = self._services.get(name)
-            if service is None or not service.is_alive:
+            if service is None or not service.process.is_alive:
                 if service is not None:  # dead and perhaps waiting for its backoff: begin afresh
-                    await service.stop(is_hurried=False)
-                service = self._services[name] = self._service(name, fingerprint, message)
-                await service.start()
+                    await self._stop_service(name)
+                process = self._make_process(name, message)
+                service = self._services[name] = Service(process, fingerprint)
+                await process.start()
             return service
 
-    def _service(self, name: str, fingerprint: str, message: dict[str, Any]) -> Service:
+    def _make_process(self, name: str, message: dict[str, Any]) -> KeptProcess:
         launch: Launch
         if name == "broker":
             launch, stop_limit_s = self._launch_broker, _STOP_LIMIT_S[name]
         else:
-            argv: list[str] = message["argv"]
-            env: dict[str, str] = {**message["base_env"], **message["env"]}
-            cwd, output = Path(message["cwd"]), self._home / "logs" / f"{name}.log"
+            argv: list[str] = [as_file_name(one) for one in message["argv"]]
+            told = {**message["base_env"], **message["env"]}
+            env: dict[str, str] = {as_file_name(one): as_file_name(value) for one, value in told.items()}
+            cwd, output = Path(as_file_name(message["cwd"])), self._home / "logs" / f"{name}.log"
             if name == "simulator":
                 self._simulator = SimulatorProcess(argv, env, cwd, output)
                 launch, stop_limit_s = self._simulator.launch, _STOP_LIMIT_S[name]
             else:
-                launch, stop_limit_s = _plain(argv, env, cwd, output), message["grace_s"] + _WORKER_MARGIN_S
+                launch, stop_limit_s = (
+                    launch_plainly(argv, env, cwd, output),
+                    message["grace_s"] + _WORKER_MARGIN_S,
+                )
         # A simulator that came back would listen elsewhere: its end is announced only.
-        is_revived = name != "simulator"
-        return Service(
-            name, fingerprint, launch, self._announce, is_revived=is_revived, stop_limit_s=stop_limit_s
+        is_restarted = name != "simulator"
+        return KeptProcess(
+            name,
+            log_starts(name, launch),
+            partial(self._announce, name),
+            is_restarted=is_restarted,
+            stop_limit_s=stop_limit_s,
         )
 
     async def _launch_broker(self, adopt: Callable[[Child], Child]) -> None:
@@ -293,10 +295,10 @@ class Keeper:
     def _status(self) -> dict[str, Any]:
         services = {
             name: {
-                "pid": service.child.pid if service.is_alive and service.child else None,
-                "restart_count": service.restart_count,
+                "pid": process.child.pid if process.is_alive and process.child else None,
+                "restart_count": process.restart_count,
             }
-            for name, service in self._services.items()
+            for name, process in ((name, one.process) for name, one in self._services.items())
         }
         return {"pid": os.getpid(), "client_count": len(self._clients), "services": services}
 
@@ -306,17 +308,22 @@ class Keeper:
         for name, place in self._workers.items():
             # Whose last user it was: then it is being stopped.
             if not place.users and place.last_user is writer and name in self._services:
-                self._services[name].hurry()
+                self._services[name].process.hurry()
 
-    def _announce(self, name: str, status: int | None) -> None:
+    def _announce(self, name: str, end: End) -> None:
+        if end.status is None:
+            log.error("service.restart_failed service=%s error=%s", name, end.reason)
+        else:
+            log.warning("service.died service=%s status=%s", name, end.status)
         place = self._workers.get(name)
         for writer in self._clients if place is None else place.users:
-            _send(writer, {"event": "service_died", "service": name, "status": status})
+            _send(
+                writer, {"event": "service_died", "service": name, "status": end.status, "reason": end.reason}
+            )
 
     def _reap(self) -> None:
         for service in self._services.values():
-            if service.child is not None:
-                service.child.reap()
+            service.process.reap()
 
     def _remove_sockets(self) -> None:
         for address in (broker_socket(self._home), control_socket(self._home)):
@@ -327,18 +334,6 @@ class Keeper:
                 folder.rmdir()
             except OSError as exc:
                 log.warning("keeper.folder_left folder=%s error=%s", folder, exc.strerror)
-
-
-def _fingerprint(message: dict[str, Any]) -> str:
-    """What tells one worker's settings from another's. It is made of secrets, and is shown to nobody."""
-    return hashlib.sha256(json.dumps([message.get("argv"), message.get("env")]).encode()).hexdigest()
-
-
-def _plain(argv: list[str], env: dict[str, str], cwd: Path, output: Path) -> Launch:
-    async def launch(adopt: Callable[[Child], Child]) -> None:
-        adopt(Child(argv, env=env, cwd=cwd, log=output))
-
-    return launch
 
 
 def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from worker.printable import printable
+from rich.cells import cell_len
+
+from worker.text.printable import printable
+from worker.text.wrapping import wrap_line
 
 _LINE_MAX_BYTES = 16 * 1024
 # A child's colours and cursor movements would mean nothing beside its neighbours' lines.
@@ -63,6 +66,16 @@ def make_prefix(name: str, *, width: int, number: int, is_coloured: bool) -> str
     """`worker1 | `, as wide as its neighbours; on a terminal in the colour of part `number`."""
     text = f"{name:<{width}} |"
     return f"{_PREFIX_COLOURS[number % len(_PREFIX_COLOURS)]}{text}{_RESET} " if is_coloured else f"{text} "
+
+
+def wrap_beside(prefix: str, row: str, width: int | None) -> list[str]:
+    """`row` behind `prefix`, broken between words for a terminal of `width` columns; each part has the prefix."""
+    room = None if width is None else max(1, width - _shown_len(prefix))
+    return [prefix + part for part in wrap_line(row, room, measure=_shown_len)]
+
+
+def _shown_len(text: str) -> int:
+    return cell_len(_ESCAPES.sub("", text))
 
 
 def _parse_record(line: str) -> dict[str, Any] | None:

@@ -11,9 +11,12 @@ import select
 import time
 from collections import deque
 
+from worker.text.wrapping import terminal_width
+
 _LIMIT_BYTES = 1024 * 1024
 _RETRY_S = 0.05
 _LAST_WORDS_S = 1.0
+_CTRL_C = 2  # columns: the terminal writes ^C before the line that answers it
 
 
 class Screen:
@@ -29,6 +32,12 @@ class Screen:
         self._retry: asyncio.TimerHandle | None = None
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
+
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal that a line may fill; None where it is a file or a pipe."""
+        columns = terminal_width(self._descriptor)
+        return None if columns is None else columns - _CTRL_C
 
     def line(self, text: str) -> None:
         """Prints it now, or as soon as somebody reads. Called in the event loop."""

@@ -6,13 +6,13 @@ import asyncio
 import signal
 from collections.abc import Callable
 
-from worker.printable import printable
 from worker.stack.broker import EmbeddedBroker
 from worker.stack.figures import Figures, describe_health, parse_figures
-from worker.stack.lines import make_prefix, make_readable
+from worker.stack.lines import make_prefix, make_readable, wrap_beside
 from worker.stack.part import Part, Recipe
 from worker.stack.plan import Plan
 from worker.stack.screen import Screen
+from worker.text.printable import printable
 
 OWN_NAME = "antrean"
 _FLOWER_LOOK_S = 0.25
@@ -51,7 +51,7 @@ class Supervisor:
         if self._broker is not None:
             self._broker.watch(self._say)
         for part in self._all_parts():
-            part.start()
+            part.begin()
         watch_flower = asyncio.create_task(self._watch_flower())
         await self._stop_requested.wait()
         watch_flower.cancel()
@@ -93,12 +93,16 @@ class Supervisor:
         def show(line: str) -> None:
             for row in make_readable(line, is_coloured=self._is_coloured):
                 if row.strip():
-                    self._screen.line(prefix + row)
+                    self._show(prefix, row)
 
         return show
 
     def _say(self, sentence: str) -> None:
-        self._screen.line(self._own_prefix + printable(sentence))
+        self._show(self._own_prefix, printable(sentence))
+
+    def _show(self, prefix: str, row: str) -> None:
+        for part in wrap_beside(prefix, row, self._screen.width):
+            self._screen.line(part)
 
     def _take_figures(self, line: str) -> None:
         figures = parse_figures(line)
@@ -162,4 +166,4 @@ def _is_registered(part: Part, figures: Figures) -> bool:
 
 
 def _kind(trouble: str | None) -> str:
-    return (trouble or "").partition(":")[0]
+    return (trouble or "").partition(":")[0].partition(" (HTTP ")[0]

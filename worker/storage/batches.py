@@ -18,6 +18,7 @@ from worker.storage.window import unmark_published
 _SHORTEST_PREFIX = 12
 _OPEN_KIND = "tasks"
 _RUN_KIND, _SUBMIT_KIND = "run", "submit"
+_FOR_WORKERS = "is_for_workers"
 CLOSED_BATCH = "batch: is one that `antrean run` or `antrean submit` made; messages may join their own only"
 _HAS_OPEN_JOBS = exists().where(jobs.c.batch_id == batches.c.id, is_in(*OPEN)).correlate(batches)
 _WANTED_ELSEWHERE = wants.join(jobs, jobs.c.id == wants.c.job_id)
@@ -41,6 +42,11 @@ class Batch:
     def is_closed(self) -> bool:
         """Whether it was made from a file or a folder: no message joins it, and its jobs have its endpoint."""
         return self.kind != _OPEN_KIND
+
+    @property
+    def is_for_workers(self) -> bool:
+        """Whether somebody had jobs of this run, which has ended, tried again by whoever works."""
+        return bool(self.details.get(_FOR_WORKERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +142,16 @@ def fetch_closed(connection: Connection, batch_ids: Iterable[str]) -> set[str]:
 def hold_batch(connection: Connection, batch_id: str, *, now_ms: int) -> int:
     """Keeps the jobs of a run from being relayed and claimed; calls in flight end and are kept.
 
-    A batch that somebody has submitted is not held: see `free_batch`. What another batch wants too, which is not
-    held, goes on with that one: at most 500 jobs here, and how many it were; `hand_over` does the rest.
+    A batch that somebody has submitted is not held: see `free_batch`; nor one that is the workers', see
+    `resume_for_workers`. What another batch wants too, which is not held, goes on with that one: at most 500 jobs
+    here, and how many it were; `hand_over` does the rest.
     """
-    connection.execute(
-        update(batches)
-        .where(batches.c.id == batch_id, batches.c.kind == _RUN_KIND, batches.c.held_at_ms.is_(None))
-        .values(held_at_ms=now_ms)
-    )
+    if not _lock_details(connection, batch_id).get(_FOR_WORKERS):
+        connection.execute(
+            update(batches)
+            .where(batches.c.id == batch_id, batches.c.kind == _RUN_KIND, batches.c.held_at_ms.is_(None))
+            .values(held_at_ms=now_ms)
+        )
     return hand_over(connection, batch_id)
 
 
@@ -175,6 +183,26 @@ def free_batch(connection: Connection, batch_id: str) -> int:
     return resume_batch(connection, batch_id)
 
 
+def resume_for_workers(connection: Connection, batch_id: str) -> int:
+    """Lets the batch of a run go on, whoever works on it, until it is run again: no end of a run holds it till then.
+
+    Returns what `resume_batch` does.
+    """
+    _note_detail(connection, batch_id, _FOR_WORKERS, True)
+    return resume_batch(connection, batch_id)
+
+
+def begin_run(connection: Connection, batch_id: str) -> bool:
+    """Whether the batch is there for a run to begin. Its end holds it, whatever was said before.
+
+    Waits for whoever removes jobs of the batch just now: what the run finds after this, stays.
+    """
+    found = connection.execute(select(batches).where(batches.c.id == batch_id).with_for_update()).first()
+    if found is not None and _batch(found).is_for_workers:
+        _note_detail(connection, batch_id, _FOR_WORKERS, False)
+    return found is not None
+
+
 def is_held(connection: Connection, batch_id: str) -> bool:
     """Whether the batch is held; one that is not there is not."""
     held = select(batches.c.id).where(batches.c.id == batch_id, batches.c.held_at_ms.is_not(None))
@@ -194,9 +222,7 @@ def fetch_held(connection: Connection, endpoint: str) -> list[str]:
 
 def move_run(connection: Connection, batch_id: str, home: str) -> None:
     """A run goes on in this home: its lock is there."""
-    of_batch = batches.c.id == batch_id
-    found = connection.execute(select(batches.c.details).where(of_batch).with_for_update()).scalar_one()
-    connection.execute(update(batches).where(of_batch).values(details={**found, "home": home}))
+    _note_detail(connection, batch_id, "home", home)
 
 
 def fetch_unheld_runs(connection: Connection, *, home: str) -> list[Batch]:
@@ -330,6 +356,17 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
         completion_tokens=completion,
         total_tokens=total,
     )
+
+
+def _lock_details(connection: Connection, batch_id: str) -> Mapping[str, Any]:
+    """What the batch was made with, and nobody changes until this transaction ends; empty where it is gone."""
+    found = select(batches.c.details).where(batches.c.id == batch_id).with_for_update()
+    return connection.execute(found).scalar_one_or_none() or {}
+
+
+def _note_detail(connection: Connection, batch_id: str, name: str, value: object) -> None:
+    details = {**_lock_details(connection, batch_id), name: value}
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(details=details))
 
 
 def _batch(row: Row[Any]) -> Batch:

@@ -73,10 +73,16 @@ _BODIES = Prepared(
     lambda dialect: select(requests.c.job_id, requests.c.body).where(is_among(dialect, requests.c.job_id))
 )
 
-_SUSPECTS = Prepared(
+_SOLO_JOBS = Prepared(
     lambda dialect: select(jobs.c.id).where(
         is_among(dialect, jobs.c.id), jobs.c.state == "queued", jobs.c.losses >= bindparam("losses_from")
     )
+)
+
+_WANTED = (
+    select(jobs.c.is_cancel_requested, jobs.c.expires_at_ms, batches.c.held_at_ms)
+    .select_from(jobs.outerjoin(batches, batches.c.id == jobs.c.batch_id))
+    .where(jobs.c.id == bindparam("job"))
 )
 
 
@@ -135,9 +141,20 @@ def claim_jobs(
     }
 
 
-def fetch_suspects(connection: Connection, ids: Sequence[str]) -> set[str]:
+def is_unwanted(connection: Connection, job_id: str, *, now_ms: int) -> bool:
+    """Whether a running job shall not be called any more: it was cancelled, its batch is held, or it has expired."""
+    row = connection.execute(_WANTED, {"job": job_id}).one_or_none()
+    return (
+        row is None
+        or bool(row.is_cancel_requested)
+        or row.held_at_ms is not None
+        or (row.expires_at_ms is not None and row.expires_at_ms <= now_ms)
+    )
+
+
+def fetch_solo_jobs(connection: Connection, ids: Sequence[str]) -> set[str]:
     """Those of `ids` that are queued and run alone."""
     if not ids:
         return set()
-    rows = _SUSPECTS.run(connection, {"ids": pack_ids(connection, ids), "losses_from": SOLO_AFTER_LOSSES})
+    rows = _SOLO_JOBS.run(connection, {"ids": pack_ids(connection, ids), "losses_from": SOLO_AFTER_LOSSES})
     return set(rows.scalars())

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -128,13 +128,15 @@ def open_ledger(
     A PostgreSQL that has not answered a statement `answer_within_s` is away; SQLite has a timeout of its own.
     """
     _close_home(settings.home)
-    url = settings.ledger_url
-    if url.get_backend_name() == "sqlite":
-        _make_folder(Path(url.database or "").parent)
+    address = settings.ledger_address
+    if isinstance(address, Path):
+        path = address
+        _make_folder(path.parent)
+        # A path goes in as it is: in an address that is parsed, `%41` would be another file.
+        url = URL.create("sqlite", database=str(path))
         engine = create_engine(
             url, pool_size=pool_size, max_overflow=8, pool_timeout=30, hide_parameters=True
         )
-        path = Path(url.database or "")
         _make_private(engine, path)
         _prepare_sqlite(engine, synchronous=settings.sqlite_synchronous)
         _close_to_others(engine, path)
@@ -144,7 +146,7 @@ def open_ledger(
     # Local: a worker on SQLite does without psycopg's eight megabytes.
     from worker.storage.postgresql import create_postgresql_engine
 
-    engine = create_postgresql_engine(url, pool_size=pool_size, idle_ms=idle_ms, within_s=answer_within_s)
+    engine = create_postgresql_engine(address, pool_size=pool_size, idle_ms=idle_ms, within_s=answer_within_s)
     return Ledger(engine)
 
 

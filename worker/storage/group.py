@@ -99,24 +99,17 @@ class GroupWriter:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def claim(
-        self, job_id: str, *, adopt: NewJob | None = None, is_urgent: bool = False, is_alone: bool = False
-    ) -> ClaimedJob | None:
+    def claim(self, job_id: str, *, is_urgent: bool = False, is_alone: bool = False) -> ClaimedJob | None:
         """The job, now ours alone, or None when it is not to be had. Waits while the database is away.
 
-        An urgent one does not wait until others come. `adopt` becomes the job's row first, if it has none.
-        Raises WriterStopped during a shutdown, and RunsAlone of a job that has to run alone, without `is_alone`.
+        An urgent one does not wait until others come. Raises WriterStopped during a shutdown, and RunsAlone of a job
+        that has to run alone, without `is_alone`.
         """
         reply: Reply[ClaimedJob | None] = Reply()
         if is_alone:
             self._alone.add(job_id)
         try:
-            if adopt is None:
-                self.begin_claim(job_id, reply, is_urgent=is_urgent)
-            else:
-                written: Reply[KnownJob] = Reply()
-                self._put(WriteDownJob(adopt, written), ClaimJob(job_id, reply), is_urgent=is_urgent)
-                written.result()
+            self.begin_claim(job_id, reply, is_urgent=is_urgent)
             return reply.result()
         finally:
             if is_alone:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from worker.storage.claims import claim_jobs, fetch_suspects
+from worker.storage.claims import claim_jobs, fetch_solo_jobs
 from worker.storage.intake import adopt_jobs
 from worker.storage.outcomes import Claim, ClaimedJob
 from worker.storage.reply import Answer
@@ -85,7 +85,7 @@ def write_group(
     claimed |= claim([job_id for job_id in wanted if job_id in alone], are_alone=True)
     # Most unclaimed ids are second deliveries; find those that must run alone.
     unclaimed = [job_id for job_id in wanted if job_id not in claimed]
-    suspects = fetch_suspects(connection, unclaimed)
+    suspects = fetch_solo_jobs(connection, unclaimed)
     if unclaimed:  # mostly not: then it costs nothing
         unmark_strays(connection, unclaimed, endpoint)
     answers += [(one.reply, what) for one, what in zip(records, recorded, strict=True)]

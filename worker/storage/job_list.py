@@ -24,9 +24,20 @@ from sqlalchemy import (
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.engine import Ledger
+from worker.storage.places import (
+    AT_HOME,
+    FAILURE_BODY,
+    HTTP_STATUS,
+    REQUEST_ID,
+    RESULT_OF_SUCCESS,
+    USAGE_OF_RESULT,
+    at_home,
+    elsewhere,
+)
 from worker.storage.tables import (
     AnyRow,
     attempts,
+    batches,
     failure_bodies,
     is_in,
     jobs,
@@ -35,7 +46,7 @@ from worker.storage.tables import (
     usage,
     wants,
 )
-from worker.storage.wants import OPEN
+from worker.storage.wants import HOLDABLE, OPEN
 
 _LOOKED_AT = 5_000  # rows of one page, whether they are chosen or not
 _LOOKED_AT_WITH_TEXTS = 250
@@ -69,6 +80,7 @@ class ListedJob:
     position: int  # in the batch
     custom_id: str | None
     state: JobState
+    is_held: bool  # to be done, and left to the run of its batch, which was stopped
     failure_kind: str | None
     http_status: int | None
     request_id: str | None
@@ -194,17 +206,13 @@ class _Order:
 
 
 def _order_of(connection: Connection, choice: Choice, *, is_falling: bool) -> _Order:
-    at_home = select(jobs.c.id, jobs.c.position, jobs.c.custom_id)
     if choice.is_lone:
-        return _Order((at_home.where(_IS_LONE),), is_by_id=False, is_falling=is_falling)
+        return _Order((AT_HOME.where(_IS_LONE),), is_by_id=False, is_falling=is_falling)
     if choice.batch_id is None:
-        return _Order((at_home,), is_by_id=True, is_falling=is_falling)
-    home = at_home.where(jobs.c.batch_id == choice.batch_id)
-    elsewhere = select(wants.c.job_id.label("id"), wants.c.position, wants.c.custom_id).where(
-        wants.c.batch_id == choice.batch_id
-    )
-    is_mixed = connection.execute(elsewhere.limit(1)).first() is not None
-    return _Order((home, elsewhere) if is_mixed else (home,), is_by_id=False, is_falling=is_falling)
+        return _Order((AT_HOME,), is_by_id=True, is_falling=is_falling)
+    home, beside = at_home(choice.batch_id), elsewhere(choice.batch_id)
+    is_mixed = connection.execute(beside.limit(1)).first() is not None
+    return _Order((home, beside) if is_mixed else (home,), is_by_id=False, is_falling=is_falling)
 
 
 def _page(
@@ -217,8 +225,9 @@ def _page(
     place = order.between(after, through)
     source = (
         place.join(jobs, jobs.c.id == place.c.id)
-        .outerjoin(results, (results.c.job_id == jobs.c.id) & (jobs.c.state == "succeeded"))
-        .outerjoin(usage, (usage.c.job_id == results.c.job_id) & (usage.c.number == results.c.number))
+        .outerjoin(batches, batches.c.id == jobs.c.batch_id)
+        .outerjoin(*RESULT_OF_SUCCESS)
+        .outerjoin(*USAGE_OF_RESULT)
         .outerjoin(
             attempts, (attempts.c.job_id == results.c.job_id) & (attempts.c.number == results.c.number)
         )
@@ -229,9 +238,10 @@ def _page(
         place.c.custom_id,
         jobs.c.batch_id,
         jobs.c.state,
+        batches.c.held_at_ms,
         jobs.c.failure_kind,
-        func.coalesce(results.c.http_status, jobs.c.http_status).label("http_status"),
-        func.coalesce(results.c.request_id, jobs.c.request_id).label("request_id"),
+        HTTP_STATUS,
+        REQUEST_ID,
         jobs.c.model,
         jobs.c.endpoint,
         jobs.c.claims,
@@ -249,9 +259,7 @@ def _page(
     if Texts.ANSWER in texts:
         columns.append(results.c.answer)
     if Texts.ERROR in texts:
-        source = source.outerjoin(
-            failure_bodies, (failure_bodies.c.job_id == jobs.c.id) & (jobs.c.state == "failed")
-        )
+        source = source.outerjoin(*FAILURE_BODY)
         columns += [jobs.c.failure_message.label("error"), failure_bodies.c.raw.label("error_body")]
     return (
         select(*columns).select_from(source).where(*_conditions(choice, place)).order_by(*order.sort(place))
@@ -282,6 +290,7 @@ def _listed(row: AnyRow, choice: Choice) -> ListedJob:
         position=row.position,
         custom_id=row.custom_id,
         state=JobState(row.state),
+        is_held=row.held_at_ms is not None and row.state in HOLDABLE,
         failure_kind=row.failure_kind,
         http_status=row.http_status,
         request_id=row.request_id,

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy import Connection, func, select
 
 from schemas.job import JobState
 from worker.storage.batches import fetch_held
 from worker.storage.tables import is_in, is_published, is_ready, jobs
+from worker.storage.wants import HOLDABLE
+
+HELD_ADVICE = "the same `antrean run` goes on, `antrean cancel BATCH` gives it up"
+"""What to do about jobs of a run that was stopped."""
 
 
 def has_work(connection: Connection, endpoint: str) -> bool:
@@ -23,6 +29,17 @@ def has_work(connection: Connection, endpoint: str) -> bool:
         connection.execute(of_endpoint.where(is_so, is_unheld)).first() is not None
         for is_so in (is_in(JobState.WAITING), is_published(), is_ready())
     )
+
+
+def count_held(connection: Connection, endpoint: str) -> Mapping[str, int]:
+    """Jobs of this endpoint that are left to runs that were stopped, by the id of the run's batch; by id."""
+    statement = (
+        select(jobs.c.batch_id, func.count().label("left"))
+        .where(jobs.c.batch_id.in_(fetch_held(connection, endpoint)), is_in(*HOLDABLE))
+        .group_by(jobs.c.batch_id)
+        .order_by(jobs.c.batch_id)
+    )
+    return {row.batch_id: int(row.left) for row in connection.execute(statement)}
 
 
 def count_failed_since(connection: Connection, endpoint: str, *, since_ms: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,16 +32,28 @@ def migrate(ledger: Ledger) -> Migrated:
 
     NotMigrated: a newer antrean was here, and this one can do nothing about it.
     """
-    with ledger.write() as connection:
-        if ledger.is_postgresql:
-            # Two deployments at once: the second waits here and then finds nothing to do.
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+    with ledger.write() as connection, _alone(connection) if ledger.is_postgresql else nullcontext():
         before = _revision(connection)
         if _is_newer(before):
             raise _of_a_newer(before)
         if before != HEAD:
             _upgrade(connection)
         return Migrated(before, HEAD)
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """Two deployments at once: the second waits here, as long as the first works, and then finds nothing to do.
+
+    A migration takes the time that it needs; what any other statement is given would end it on a large ledger.
+    """
+    # Local: a worker on SQLite does without psycopg's eight megabytes.
+    from worker.storage.postgresql import unhurried, waiting_for_locks
+
+    with unhurried(connection):
+        with waiting_for_locks(connection):
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+        yield
 
 
 def prepare_ledger(settings: Settings) -> Ledger:

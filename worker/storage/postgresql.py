@@ -7,13 +7,16 @@ What an address or PGOPTIONS says itself is left alone (docs/adr/0023).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
 from sqlalchemy import URL, Connection, Engine, create_engine, event
+
+from worker.settings.database import PostgresqlAddress
 
 T = TypeVar("T")
 # What the address does not say itself. `fallback_…`: a name in PGAPPNAME counts as well.
@@ -31,7 +34,7 @@ _STATEMENT_MS = 30_000
 _LOCK_MS = 10_000
 # Sent by the address or by PGOPTIONS (`client`): it is meant.
 _SET_UNSAID = """
-SELECT set_config(wanted.name, wanted.value, false)
+SELECT set_config(wanted.name, wanted.value, %s)
 FROM unnest(%s::text[], %s::text[]) AS wanted(name, value) JOIN pg_settings USING (name)
 WHERE pg_settings.source <> 'client'
 """
@@ -48,7 +51,7 @@ _NO_SESSION = (
 class PatientConnection(psycopg.Connection[Any]):
     """psycopg's connection; whatever it waits for comes `within_s`, or the connection is closed."""
 
-    within_s = 35.0
+    within_s: float | None = 35.0  # None: whoever is connected may take its time
     is_pooled = False  # a pooler is in between: the session on the server may be another's a moment later
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
@@ -62,7 +65,9 @@ class PatientConnection(psycopg.Connection[Any]):
             raise psycopg.OperationalError(f"no answer for {self.within_s:g} s") from None
 
 
-def create_postgresql_engine(url: URL, *, pool_size: int, idle_ms: int, within_s: float) -> Engine:
+def create_postgresql_engine(
+    address: PostgresqlAddress, *, pool_size: int, idle_ms: int, within_s: float
+) -> Engine:
     """An engine whose connections wait `within_s` for each answer, and hold locks in silence for `idle_ms`.
 
     Through a pooler (PgBouncer) it needs nothing of a session: it works in session and in transaction mode.
@@ -73,12 +78,12 @@ def create_postgresql_engine(url: URL, *, pool_size: int, idle_ms: int, within_s
         "idle_in_transaction_session_timeout": idle_ms,
     }
     engine = create_engine(
-        url,
+        engine_url(address),
         pool_size=pool_size,
         max_overflow=8,
         pool_timeout=30,
         hide_parameters=True,  # an error's text must not quote a prompt or an answer (invariant 10)
-        connect_args={name: value for name, value in _DEFAULTS.items() if name not in url.query},
+        connect_args={name: value for name, value in _DEFAULTS.items() if name not in address.parameters},
     )
 
     @event.listens_for(engine, "do_connect")
@@ -93,6 +98,48 @@ def create_postgresql_engine(url: URL, *, pool_size: int, idle_ms: int, within_s
             connection.exec_driver_sql(begin)
 
     return engine
+
+
+@contextmanager
+def unhurried(connection: Connection) -> Iterator[None]:
+    """While inside, a statement of this transaction may take as long as it needs.
+
+    It still gives up soon when it waits for a lock on a table: whoever comes after it waits behind it.
+    """
+    driver: Any = connection.connection.driver_connection
+    within_s = driver.within_s
+    driver.within_s = None
+    try:
+        connection.exec_driver_sql(_SET_UNSAID, tuple(_unsaid({"statement_timeout": 0}, is_local=True)))
+        yield
+    finally:
+        driver.within_s = within_s
+
+
+@contextmanager
+def waiting_for_locks(connection: Connection) -> Iterator[None]:
+    """While inside, this transaction waits for locks as long as it takes. For a lock that nobody else waits for."""
+    connection.exec_driver_sql(_SET_UNSAID, tuple(_unsaid({"lock_timeout": 0}, is_local=True)))
+    yield
+    connection.exec_driver_sql(_SET_UNSAID, tuple(_unsaid({"lock_timeout": _LOCK_MS}, is_local=True)))
+
+
+def _unsaid(limits: Mapping[str, int], *, is_local: bool) -> list[Any]:
+    """The arguments of _SET_UNSAID; what `is_local` ends with its transaction."""
+    return [is_local, list(limits), [str(value) for value in limits.values()]]
+
+
+def engine_url(address: PostgresqlAddress) -> URL:
+    """SQLAlchemy's address of it, for our driver."""
+    return URL.create(
+        "postgresql+psycopg",
+        username=address.user,
+        password=address.password,
+        host=address.host,
+        port=address.port,
+        database=address.database,
+        query=address.parameters,
+    )
 
 
 def _connect(args: Any, kwargs: Any, limits: Mapping[str, int], *, within_s: float) -> PatientConnection:
@@ -112,7 +159,7 @@ def _connect(args: Any, kwargs: Any, limits: Mapping[str, int], *, within_s: flo
         if connection.is_pooled:
             connection.prepare_threshold = None  # else a statement is prepared in somebody else's session
         else:
-            connection.execute(_SET_UNSAID, [list(limits), [str(value) for value in limits.values()]])
+            connection.execute(_SET_UNSAID, _unsaid(limits, is_local=False))
             connection.autocommit = False
     except psycopg.Error as exc:
         is_silent = connection.closed and isinstance(exc, psycopg.OperationalError)

@@ -8,10 +8,9 @@ others want too stays theirs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -80,13 +79,14 @@ class OfAge:
     """Jobs that ended before then, of any batch or none.
 
     With `even_unfinished` only those are spared that a run wants which may be living. A run may, unless it is held,
-    or is among `ended_runs`, which nobody works on. `living` are batches of any kind that somebody runs.
+    or is among `ended_runs`, which nobody works on. `find_living` tells which of some batches, of any kind that is
+    run, somebody runs by now: it is asked while a run that begins waits, see `begin_run`.
     """
 
     before_ms: int
     even_unfinished: bool = False
     ended_runs: frozenset[str] = frozenset()
-    living: frozenset[str] = frozenset()
+    find_living: Callable[[Collection[str]], frozenset[str]] = lambda _: frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def prune(
         if on_step is not None:
             on_step(done.removed)
         if page.met < size:
-            ledger.run(lambda connection: connection.execute(delete(batches).where(_is_done_with(what))))
+            _remove_empty(ledger, what)
             return done
         size = min(MAX_ROWS, max(_SMALLEST_STEP, round(page.met * _STEP_S / max(took_s, 1e-6))))
 
@@ -163,7 +163,8 @@ def look(
     met = connection.execute(ended, query).all()
     if not met:
         return Page(0, (), after)
-    spared = _find_spared(connection, {row.id: row.batch_id for row in met}, what)
+    homes = {row.id: row.batch_id for row in met}
+    spared = _find_spared(connection, homes, what, is_to_write=is_to_write)
     ids = sorted(row.id for row in met if row.id not in spared)
     return Page(len(met), ids, (met[-1].ended_at_ms, met[-1].id), spared=len(spared))
 
@@ -225,23 +226,32 @@ def _prune_some(
     return page
 
 
-def _find_spared(connection: Connection, homes: Mapping[str, str], what: OfAge) -> set[str]:
+def _find_spared(
+    connection: Connection, homes: Mapping[str, str], what: OfAge, *, is_to_write: bool
+) -> set[str]:
     """Those of these jobs (at most 500, each with its home) that somebody still waits for."""
     elsewhere = connection.execute(
         select(wants.c.job_id, wants.c.batch_id).where(wants.c.job_id.in_(sorted(homes)))
     )
     pairs = {*homes.items(), *((row.job_id, row.batch_id) for row in elsewhere)}
     named = sorted({batch_id for _, batch_id in pairs if batch_id})
-    awaited = _may_live(what) if what.even_unfinished else _is_unfinished(what)
+    closed = (
+        select(batches.c.id).where(batches.c.id.in_(named), batches.c.kind != "tasks").order_by(batches.c.id)
+    )
+    if is_to_write:
+        # A run that begins waits from here on, and finds what this step leaves.
+        closed = closed.with_for_update(read=True)
+    living = what.find_living(connection.execute(closed).scalars().all())
+    awaited = _may_live(what, living) if what.even_unfinished else _is_unfinished(what, living)
     unfinished = set(
         connection.execute(select(batches.c.id).where(batches.c.id.in_(named), awaited)).scalars()
     )
     return {job_id for job_id, batch_id in pairs if batch_id in unfinished}
 
 
-def _may_live(what: OfAge) -> ColumnElement[bool]:
+def _may_live(what: OfAge, living: frozenset[str]) -> ColumnElement[bool]:
     return or_(
-        batches.c.id.in_(sorted(what.living)),
+        batches.c.id.in_(sorted(living)),
         and_(
             batches.c.kind == "run",
             batches.c.held_at_ms.is_(None),
@@ -250,10 +260,10 @@ def _may_live(what: OfAge) -> ColumnElement[bool]:
     )
 
 
-def _is_unfinished(what: OfAge) -> ColumnElement[bool]:
+def _is_unfinished(what: OfAge, living: frozenset[str]) -> ColumnElement[bool]:
     return (batches.c.kind != "tasks") & or_(
         batches.c.submitted_at_ms.is_(None),
-        _may_live(what),
+        _may_live(what, living),
         exists().where(jobs.c.batch_id == batches.c.id, is_in(*OPEN)).correlate(batches),
         exists()
         .where(wants.c.batch_id == batches.c.id, jobs.c.id == wants.c.job_id, is_in(*OPEN))
@@ -261,12 +271,34 @@ def _is_unfinished(what: OfAge) -> ColumnElement[bool]:
     )
 
 
-def _is_done_with(what: OfAge | OfBatch) -> Any:
+def _remove_empty(ledger: Ledger, what: OfAge | OfBatch) -> None:
+    """Removes batches that nothing is left of, in steps of at most 500."""
     if isinstance(what, OfBatch):
-        return and_(batches.c.id == what.batch_id, _IS_EMPTY)
-    return and_(
-        batches.c.created_at_ms < what.before_ms,
-        batches.c.submitted_at_ms.is_not(None),
-        ~_may_live(what),
-        _IS_EMPTY,
+        is_it = batches.c.id == what.batch_id
+        ledger.run(lambda connection: connection.execute(delete(batches).where(is_it, _IS_EMPTY)))
+        return
+    after: str | None = ""
+    while after is not None:
+        after = ledger.run(partial(_remove_some_empty, what=what, after=after))
+
+
+def _remove_some_empty(connection: Connection, *, what: OfAge, after: str) -> str | None:
+    """The last batch that was met behind `after`; None when all were."""
+    empty = (
+        select(batches.c.id, batches.c.kind)
+        .where(
+            batches.c.id > after,
+            batches.c.created_at_ms < what.before_ms,
+            batches.c.submitted_at_ms.is_not(None),
+            _IS_EMPTY,
+        )
+        .order_by(batches.c.id)
+        .limit(MAX_ROWS)
+        .with_for_update(skip_locked=True)
     )
+    met = connection.execute(empty).all()
+    living = what.find_living([row.id for row in met if row.kind != "tasks"])
+    ids = [row.id for row in met if row.id not in living]
+    if ids:
+        connection.execute(delete(batches).where(batches.c.id.in_(ids), ~_may_live(what, living), _IS_EMPTY))
+    return met[-1].id if len(met) == MAX_ROWS else None

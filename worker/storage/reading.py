@@ -10,12 +10,24 @@ from sqlalchemy import Connection, Row, Select, func, not_, select, tuple_, unio
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
-from worker.clock import describe_until
 from worker.storage.engine import Ledger
-from worker.storage.tables import failure_bodies, is_in, jobs, pauses, results, usage, wants
+from worker.storage.pauses import Pause, fetch_pause, fetch_pauses
+from worker.storage.places import (
+    AT_HOME,
+    FAILURE_BODY,
+    HTTP_STATUS,
+    REQUEST_ID,
+    RESULT,
+    RESULT_OF_SUCCESS,
+    USAGE_OF_RESULT,
+    at_home,
+    elsewhere,
+)
+from worker.storage.tables import failure_bodies, is_in, jobs, results, usage, wants
 from worker.storage.wants import Wanted
 
 _PAGE = 500
+_MOST_BLOCKED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +62,19 @@ class Ending:
     failure_message: str | None
 
 
-_RESULT = (results, results.c.job_id == jobs.c.id)
-_FAILURE_BODY = (failure_bodies, (failure_bodies.c.job_id == jobs.c.id) & (jobs.c.state == "failed"))
 _FACTS = (
     jobs.c.source_key,
     jobs.c.state,
     results.c.raw,
     failure_bodies.c.raw.label("error_raw"),
     results.c.answer,
-    func.coalesce(results.c.http_status, jobs.c.http_status).label("http_status"),
-    func.coalesce(results.c.request_id, jobs.c.request_id).label("request_id"),
+    HTTP_STATUS,
+    REQUEST_ID,
     jobs.c.failure_kind,
     jobs.c.failure_message,
     results.c.finish_reason,
 )
-_OUTCOME = select(jobs.c.id, jobs.c.custom_id, jobs.c.position, *_FACTS).select_from(
-    jobs.outerjoin(*_RESULT).outerjoin(*_FAILURE_BODY)
-)
+_OUTCOME = AT_HOME.add_columns(*_FACTS).select_from(jobs.outerjoin(*RESULT).outerjoin(*FAILURE_BODY))
 _ENDED = ("succeeded", "failed", "cancelled", "expired")
 
 
@@ -77,7 +85,7 @@ def iterate_batch_outcomes(ledger: Ledger, batch_id: str) -> Iterator[JobOutcome
     nothing open.
     """
     after = (-1, "")
-    any_elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch_id).limit(1)
+    any_elsewhere = elsewhere(batch_id).limit(1)
     while True:
         with ledger.read() as connection:
             is_mixed = connection.execute(any_elsewhere).first() is not None
@@ -129,33 +137,25 @@ def _page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
 
 def _mixed_page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
     """The next ended jobs that this batch wants, whichever their home is, behind a position and an id."""
-    at_home = (
-        select(jobs.c.id, jobs.c.position, jobs.c.custom_id)
-        .where(
-            jobs.c.batch_id == batch_id,
-            tuple_(jobs.c.position, jobs.c.id) > after,
-            jobs.c.state.in_(_ENDED),
-        )
+    home = (
+        at_home(batch_id)
+        .where(tuple_(jobs.c.position, jobs.c.id) > after, jobs.c.state.in_(_ENDED))
         .order_by(jobs.c.position, jobs.c.id)
         .limit(_PAGE)
         .subquery()
     )
-    elsewhere = (
-        select(wants.c.job_id.label("id"), wants.c.position, wants.c.custom_id)
+    beside = (
+        elsewhere(batch_id)
         .select_from(wants.join(jobs, jobs.c.id == wants.c.job_id))
-        .where(
-            wants.c.batch_id == batch_id,
-            tuple_(wants.c.position, wants.c.job_id) > after,
-            jobs.c.state.in_(_ENDED),
-        )
+        .where(tuple_(wants.c.position, wants.c.job_id) > after, jobs.c.state.in_(_ENDED))
         .order_by(wants.c.position, wants.c.job_id)
         .limit(_PAGE)
         .subquery()
     )
-    page = union_all(select(at_home), select(elsewhere)).order_by("position", "id").limit(_PAGE).subquery()
+    page = union_all(select(home), select(beside)).order_by("position", "id").limit(_PAGE).subquery()
     return (
         select(page.c.id, page.c.custom_id, page.c.position, *_FACTS)
-        .select_from(page.join(jobs, jobs.c.id == page.c.id).outerjoin(*_RESULT).outerjoin(*_FAILURE_BODY))
+        .select_from(page.join(jobs, jobs.c.id == page.c.id).outerjoin(*RESULT).outerjoin(*FAILURE_BODY))
         .order_by(page.c.position, page.c.id)
     )
 
@@ -187,11 +187,7 @@ def _endings() -> Select[tuple[object, ...]]:
         usage.c.completion_tokens,
         jobs.c.failure_kind,
         jobs.c.failure_message,
-    ).select_from(
-        jobs.outerjoin(results, (results.c.job_id == jobs.c.id) & (jobs.c.state == "succeeded")).outerjoin(
-            usage, (usage.c.job_id == results.c.job_id) & (usage.c.number == results.c.number)
-        )
-    )
+    ).select_from(jobs.outerjoin(*RESULT_OF_SUCCESS).outerjoin(*USAGE_OF_RESULT))
 
 
 def _ending(row: Row[tuple[object, ...]]) -> Ending:
@@ -247,21 +243,35 @@ def count_running(connection: Connection) -> int:
     return int(connection.execute(statement).scalar_one())
 
 
-def fetch_trouble(connection: Connection, *, now_ms: int | None = None) -> str | None:
-    """Why jobs wait for something that concerns them all (a pause, a refused key, a spent quota), or None.
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """A waiting job that a refusal for all keeps back: the refusal that it met, and when it is due again."""
 
-    With `now_ms` it says until when the first of them waits.
-    """
-    pause = connection.execute(select(pauses.c.endpoint, pauses.c.reason).limit(1)).first()
-    if pause is not None:
-        return f"{pause.endpoint} is paused ({pause.reason or 'no reason given'}); `antrean resume` goes on"
-    row = connection.execute(
+    kind: str
+    message: str | None
+    not_before_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What concerns all jobs of an endpoint, or of a ledger, as far as rows tell."""
+
+    pause: Pause | None
+    blocked: Sequence[Blocked]  # those that are due first, at most 20
+
+
+def fetch_trouble(connection: Connection, endpoint: str | None = None) -> Trouble:
+    """What keeps the jobs of `endpoint` waiting, or of any where it is None: a pause, a refused key, a spent quota."""
+    if endpoint is None:
+        pause = next(iter(fetch_pauses(connection)), None)
+    else:
+        pause = fetch_pause(connection, endpoint)
+    statement = (
         select(jobs.c.failure_kind, jobs.c.failure_message, jobs.c.not_before_ms)
         .where(is_in(JobState.WAITING), jobs.c.blocked_since_ms.is_not(None))
         .order_by(jobs.c.not_before_ms)
-        .limit(1)
-    ).first()
-    if row is None:
-        return None
-    end = "" if now_ms is None else f" ({describe_until(row.not_before_ms, now_ms)})"
-    return f"{row.failure_kind}: {row.failure_message}{end}"
+        .limit(_MOST_BLOCKED)
+    )
+    if endpoint is not None:
+        statement = statement.where(jobs.c.endpoint == endpoint)
+    return Trouble(pause, [Blocked(*row) for row in connection.execute(statement)])

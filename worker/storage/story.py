@@ -21,7 +21,7 @@ from worker.storage.tables import (
     usage,
     workers,
 )
-from worker.storage.wants import fetch_wants
+from worker.storage.wants import HOLDABLE, fetch_wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,7 @@ class Story:
     losses: int
     solo_losses: int
     is_cancel_requested: bool
+    is_held: bool  # to be done, and left to the run of its batch, which was stopped
     worker_id: str | None
     worker_host: str | None
     created_at_ms: int
@@ -131,7 +132,9 @@ class Story:
     content: Content | None
 
 
-_JOB = select(jobs, batches.c.label.label("batch_label"), workers.c.hostname, workers.c.pid).select_from(
+_JOB = select(
+    jobs, batches.c.label.label("batch_label"), batches.c.held_at_ms, workers.c.hostname, workers.c.pid
+).select_from(
     jobs.outerjoin(batches, batches.c.id == jobs.c.batch_id).outerjoin(
         workers, workers.c.id == jobs.c.worker_id
     )
@@ -201,6 +204,7 @@ def fetch_story(connection: Connection, job_id: str, *, with_content: bool = Fal
         losses=row.losses,
         solo_losses=row.solo_losses,
         is_cancel_requested=row.is_cancel_requested,
+        is_held=row.held_at_ms is not None and row.state in HOLDABLE,
         worker_id=row.worker_id,
         worker_host=_host(row),
         created_at_ms=row.created_at_ms,

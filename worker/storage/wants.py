@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 
 from schemas.job import OPEN_STATES, JobState
+from worker.storage.places import at_home, elsewhere
 from worker.storage.tables import (
     MAX_ROWS,
     batches,
@@ -43,6 +44,8 @@ from worker.storage.tables import (
 )
 
 OPEN = tuple(state for state in JobState if state in OPEN_STATES)
+HOLDABLE = (JobState.QUEUED, JobState.WAITING)
+"""States of a job that nobody calls while its home is held; a call that has begun ends."""
 
 
 class Wanted(str):
@@ -233,21 +236,25 @@ def fetch_places(
     connection: Connection, batch_id: str, *, after: tuple[int, str], limit: int = MAX_ROWS
 ) -> list[tuple[int, str]]:
     """The next places of a batch behind a position and an id, each with the job wanted there; at most `limit`."""
-    at_home = (
-        select(jobs.c.position, jobs.c.id)
-        .where(jobs.c.batch_id == batch_id, tuple_(jobs.c.position, jobs.c.id) > after)
+    home = (
+        at_home(batch_id)
+        .where(tuple_(jobs.c.position, jobs.c.id) > after)
         .order_by(jobs.c.position, jobs.c.id)
         .limit(limit)
         .subquery()
     )
-    elsewhere = (
-        select(wants.c.position, wants.c.job_id.label("id"))
-        .where(wants.c.batch_id == batch_id, tuple_(wants.c.position, wants.c.job_id) > after)
+    beside = (
+        elsewhere(batch_id)
+        .where(tuple_(wants.c.position, wants.c.job_id) > after)
         .order_by(wants.c.position, wants.c.job_id)
         .limit(limit)
         .subquery()
     )
-    both = union_all(select(at_home), select(elsewhere)).order_by("position", "id").limit(limit)
+    both = (
+        union_all(*(select(one.c.position, one.c.id) for one in (home, beside)))
+        .order_by("position", "id")
+        .limit(limit)
+    )
     return [(row.position, row.id) for row in connection.execute(both)]
 
 

@@ -74,14 +74,30 @@ _UNMARK = (
     )
     .values(published_at_ms=None)
 )
-_STRAYS = select(jobs.c.id).where(jobs.c.id.in_(_ids), is_published(), jobs.c.endpoint != _endpoint)
-_PUBLISHED_BEFORE = (
+_RENEW_MARKS = (
+    update(jobs)
+    .where(
+        jobs.c.id.in_(
+            select(jobs.c.id)
+            .where(jobs.c.id.in_(_ids), is_published())
+            .order_by(jobs.c.id)
+            .with_for_update(skip_locked=True)
+            .scalar_subquery()
+        )
+    )
+    .values(published_at_ms=bindparam("now_ms"))
+)
+_MARKED_AMONG = select(jobs.c.id).where(
+    jobs.c.id.in_(_ids), is_published(), jobs.c.published_at_ms < bindparam("before_ms")
+)
+_MARKED_BEFORE = (
     select(jobs.c.id)
     .where(is_published(), jobs.c.endpoint == _endpoint, jobs.c.published_at_ms < bindparam("before_ms"))
     .order_by(jobs.c.published_at_ms)
     .limit(MAX_ROWS)
-    .with_for_update(skip_locked=True)
 )
+_STRAYS = select(jobs.c.id).where(jobs.c.id.in_(_ids), is_published(), jobs.c.endpoint != _endpoint)
+_PUBLISHED_BEFORE = _MARKED_BEFORE.with_for_update(skip_locked=True)
 _PUBLISHED_AFTER = (
     select(jobs.c.id)
     .where(is_published(), jobs.c.endpoint == _endpoint, jobs.c.published_at_ms > bindparam("after_ms"))
@@ -253,6 +269,28 @@ def unmark_published_before(
         ids += list(later)[: MAX_ROWS - len(ids)]
     unmark_published(connection, ids)
     return len(ids)
+
+
+def fetch_marked_among(connection: Connection, ids: Collection[str], *, before_ms: int) -> list[str]:
+    """Those of `ids` that are published and unclaimed, and were marked so before `before_ms`."""
+    found: list[str] = []
+    every = sorted(ids)
+    for start in range(0, len(every), MAX_ROWS):
+        query = {"ids": every[start : start + MAX_ROWS], "before_ms": before_ms}
+        found += connection.execute(_MARKED_AMONG, query).scalars()
+    return found
+
+
+def fetch_marked_before(connection: Connection, endpoint: str, *, before_ms: int) -> list[str]:
+    """Jobs (at most 500) that are unclaimed and were marked as published before `before_ms`, oldest mark first."""
+    query = {"of_endpoint": endpoint, "before_ms": before_ms}
+    return list(connection.execute(_MARKED_BEFORE, query).scalars())
+
+
+def renew_marks(connection: Connection, ids: Sequence[str], now_ms: int) -> None:
+    """Says of those of `ids` that nobody claimed yet that their messages are known not to be lost."""
+    for start in range(0, len(ids), MAX_ROWS):
+        connection.execute(_RENEW_MARKS, {"ids": sorted(ids)[start : start + MAX_ROWS], "now_ms": now_ms})
 
 
 def fetch_mark_bound(connection: Connection, endpoint: str, *, now_ms: int) -> int:

@@ -47,7 +47,11 @@ class WorkerFacts:
     started_at_ms: int
     beat_at_ms: int
     lease_ms: int
-    running: int
+    running: int  # jobs claimed by it, also ahead of its slots
+
+    @property
+    def slots_in_use(self) -> int:
+        return min(self.running, self.slots)
 
     def is_silent(self, now_ms: int) -> bool:
         """Whether its last beat is older than its lease: for people, by two clocks; rescue decides by none."""

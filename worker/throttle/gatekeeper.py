@@ -17,8 +17,8 @@ from worker.policy.gates import (
     Gate,
     as_seen,
     bring_forward,
+    cool_down,
     decide_admission,
-    pause,
     put_off,
     shut_further,
 )
@@ -30,17 +30,40 @@ _CLOSELY_S = 0.05
 _QUIET_S = 10.0  # one that flaps is told of so often
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """Permission to call the endpoint. A probe decides for everyone; its place is under its `token`.
+@dataclass(slots=True)
+class Permit:
+    """Permission to call the endpoint, held inside its `with`. A probe decides for everyone.
 
-    `order` tells which of two things of this process came first, `number` is the call's place among its calls.
+    The place of a probe, under its `token`, is given back when the `with` ends, however it ends, unless the call has
+    settled it before. `order` tells which of two things of this process came first, `number` is the call's place among
+    its calls.
     """
 
-    is_probe: bool
+    is_granted: bool = True
+    is_probe: bool = False
     token: str | None = field(default=None, compare=False)
     order: int = field(default=0, compare=False)
     number: int = field(default=0, compare=False)
+    give_back: Callable[[str | None], object] | None = field(default=None, compare=False, repr=False)
+
+    def __enter__(self) -> Permit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Gives a probe's place back. Once."""
+        give_back, self.give_back = self.give_back, None
+        if give_back is not None:
+            give_back(self.token)
+
+    def settle(self) -> None:
+        """The place is nobody's any more: there is nothing to give back."""
+        self.give_back = None
+
+
+_REFUSED = Permit(is_granted=False)
 
 
 class Gatekeeper:
@@ -61,28 +84,43 @@ class Gatekeeper:
         self.calls = 0
         self.openings = 0  # how often a gate that needed a probe was seen to open
 
-    def admit(self, job_id: str | None = None) -> Pass | None:
-        """Leave to call, or None: the job goes back to the ledger, unburnt."""
+    def admit(self, job_id: str | None = None) -> Permit:
+        """`with gatekeeper.admit(job_id) as permit:` holds leave to call while inside.
+
+        Where `permit.is_granted` is false there is none: the job goes back to the ledger, unburnt.
+        """
         gate = self.look()
         if gate is None:
-            return self._pass(None)
+            return self._grant(None)
         now_ms = self._clock.now_ms()
         admission = decide_admission(gate, now_ms=now_ms)
         if admission is Admission.OPEN:
-            return self._pass(None)
+            return self._grant(None)
         if admission is Admission.SHUT:
-            return None
+            return _REFUSED
         if admission is Admission.PROBE_OF_OTHERS and (job_id is None or job_id in gate.jobs):
-            return None
+            return _REFUSED
         token = new_id()
         if self._store.take_probe(ttl_s=self._probe_ttl_s, token=token, now_ms=now_ms):
-            return self._pass(token)
-        return None
+            return self._grant(token)
+        return _REFUSED
 
-    def _pass(self, token: str | None) -> Pass:
+    def is_known_shut(self, job_id: str) -> bool:
+        """Whether the gate, as it was last looked at, keeps this job away. Asks nobody: `admit` decides."""
+        gate = self._gate
+        if gate is None:
+            return False
+        admission = decide_admission(gate, now_ms=self._clock.now_ms())
+        if admission is Admission.PROBE_OF_OTHERS:
+            return job_id in gate.jobs
+        return admission is Admission.SHUT
+
+    def _grant(self, token: str | None) -> Permit:
         number = self._next_number()
         self.calls = number  # not guarded: a few too low at times
-        return Pass(token is not None, token, self.next_order(), number)
+        is_probe = token is not None
+        give_back = self._store.leave_probe if is_probe else None
+        return Permit(True, is_probe, token, self.next_order(), number, give_back)
 
     def look(self, *, closely: bool = False) -> Gate | None:
         """The gate as of at most a quarter of a second ago; `closely`, a twentieth."""
@@ -112,7 +150,7 @@ class Gatekeeper:
         kind: FailureKind,
         *,
         asked_s: float | None,
-        leave: Pass | None = None,
+        permit: Permit | None = None,
         job_id: str | None = None,
         http_status: int | None = None,
     ) -> Gate:
@@ -122,7 +160,7 @@ class Gatekeeper:
         """
         now_ms = self._clock.now_ms()
         before = self._fetch()
-        is_probe = leave is None or leave.is_probe
+        is_probe = permit is None or permit.is_probe
         gate = shut_further(
             before,
             kind,
@@ -136,24 +174,21 @@ class Gatekeeper:
             self._keep(gate, only_if_shut=before is not None and before.needs_probe)
             if gate.strikes != (before.strikes if before is not None and before.needs_probe else 0):
                 self._tell_shut(gate)
-        if is_probe:
-            self._store.leave_probe(None if leave is None else leave.token)
+        if permit is not None:
+            permit.leave()
+        else:
+            self._store.leave_probe()
         return gate
 
-    def pause(self, kind: FailureKind, *, asked_s: float) -> None:
+    def cool_down(self, kind: FailureKind, *, asked_s: float) -> None:
         """Keeps all workers away for as long as the endpoint asked."""
-        self._keep(pause(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
+        self._keep(cool_down(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
 
-    def leave(self, leave: Pass) -> None:
-        """Gives a probe's place back when its call decided nothing."""
-        if leave.is_probe:
-            self._store.leave_probe(leave.token)
-
-    def decided_nothing(self, leave: Pass) -> None:
-        """The same of a probe that was answered: the next one waits for a second, whatever the gate says."""
-        if leave.is_probe:
+    def decided_nothing(self, permit: Permit) -> None:
+        """A probe was answered, and nothing follows: the next one waits for a second, whatever the gate says."""
+        if permit.is_probe:
             self._change(lambda gate: put_off(gate, now_ms=self._clock.now_ms()))
-        self.leave(leave)
+        permit.leave()
 
     def was_key_accepted(self) -> bool:
         """Whether the endpoint took the key in the last two minutes, when a command asked it."""
@@ -167,13 +202,15 @@ class Gatekeeper:
             with self._lock:
                 self._see(None)
 
-    def succeeded(self, leave: Pass) -> None:
+    def succeeded(self, permit: Permit) -> None:
         """A call was answered: a gate that waits for a probe opens for all if it was one.
 
         A call from before the gate was shut is a sign of life and no proof: it lets the next probe come soon.
         """
-        if leave.is_probe:
-            if self._store.clear(leave.token):
+        if permit.is_probe:
+            has_opened = self._store.clear(permit.token)
+            permit.settle()  # cleared with the gate, or lost before
+            if has_opened:
                 with self._lock:
                     self._see(None)
             return

@@ -1,6 +1,9 @@
 -- Gives the place of one probe back.
+--
 -- KEYS[1]  as in take_probe.lua
--- ARGV     token, how long a probe may take (ms)
+-- ARGV[1]  the token of the caller
+-- ARGV[2]  how long a probe may take (ms)
+--
 -- Answers 1 if the place was the caller's, else 0.
 local probes = cjson.decode(redis.call('GET', KEYS[1]) or '{}')
 if not probes[ARGV[1]] then

@@ -1,7 +1,12 @@
 -- Takes the place of a probe, if there is one.
+--
 -- KEYS[1]  the probes that have not ended, as JSON: token to when it began (ms of this server's clock)
--- ARGV     token, now (ms; nothing: this server's clock, which is the same for all), how long a probe may take (ms), most probes at once,
---          then for 1, 2, … live probes: how long after the latest the next may begin (ms)
+-- ARGV[1]  the token of the caller
+-- ARGV[2]  now (ms; '' for this server's clock, which is the same for all)
+-- ARGV[3]  how long a probe may take (ms)
+-- ARGV[4]  most probes at once
+-- ARGV[5]… for 1, 2, … live probes: how long after the latest the next may begin (ms)
+--
 -- Answers 1 if the place is the caller's, else 0. Uses no more commands than the ACL in docs/operations.md grants.
 local now, ttl, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 if not now then

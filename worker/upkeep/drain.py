@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
 
 from worker.clock import Clock
 from worker.errors import AntreanError
 from worker.storage.engine import Ledger
-from worker.storage.leftovers import count_failed_since, has_work
+from worker.storage.leftovers import HELD_ADVICE, count_failed_since, count_held, has_work
 from worker.storage.pauses import fetch_pause
 
 log = structlog.get_logger(__name__)
 _LOOK_EVERY_S = 0.5
+_MOST_NAMED = 5
 _QUIET_LOOKS = 2  # in the first of them, a message may be on its way from the broker to Celery
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """How a drain ended: the jobs that failed meanwhile, and those that are left to runs that were stopped."""
+
+    failed: int
+    held: Mapping[str, int]  # by the id of the run's batch
+
+    def tell(self) -> None:
+        """Logs it; what is left with the reason, and what to do about it."""
+        if self.held:
+            log.warning(
+                "worker.left_held_jobs",
+                jobs=sum(self.held.values()),
+                batches=", ".join(list(self.held)[:_MOST_NAMED]),
+                why="their run was stopped",
+                advice=HELD_ADVICE,
+            )
+        log.info("worker.drained", failed_jobs=self.failed)
 
 
 class Drain:
@@ -46,15 +68,18 @@ class Drain:
         self._began_at_ms = clock.now_ms()
         self._is_pause_told = False
 
-    def run(self, is_stopping: threading.Event) -> int | None:
-        """The number of jobs that failed meanwhile, once nothing is left; None when the worker stops before that."""
+    def run(self, is_stopping: threading.Event) -> Drained | None:
+        """What came of it once nothing is left; None when the worker stops before that."""
         quiet_looks = 0
         while not is_stopping.wait(self._look_every_s):
             try:
                 quiet_looks = 0 if self._is_work_left() else quiet_looks + 1
                 if quiet_looks >= _QUIET_LOOKS:
                     with self._ledger.read() as connection:
-                        return count_failed_since(connection, self._endpoint, since_ms=self._began_at_ms)
+                        return Drained(
+                            count_failed_since(connection, self._endpoint, since_ms=self._began_at_ms),
+                            count_held(connection, self._endpoint),
+                        )
             except AntreanError as exc:
                 quiet_looks = 0
                 log.warning("drain.cannot_look", error=type(exc).__name__)

@@ -113,14 +113,17 @@ class Heart:
     def end(self, hinted_jobs: Sequence[str] = ()) -> None:
         """Marks this worker as stopped, and the jobs whose messages it leaves behind as not published.
 
-        Raises DatabaseAway. What was given back meanwhile is then said by the lock that stays.
+        A claim that could not be given back, because its writer has ended, is released: no call was made for it, or
+        none that brought an answer. Raises DatabaseAway; what was given back is then said by the lock that stays.
         """
-        now_ms = self._clock.now_ms()
+        worker_id, held, now_ms = self._writer.worker_id, dict(self._writer.held), self._clock.now_ms()
 
         def work(connection: Transaction) -> None:
             for start in range(0, len(hinted_jobs), MAX_ROWS):
                 unmark_published(connection, hinted_jobs[start : start + MAX_ROWS])
-            end_worker(connection, self._writer.worker_id, reason="stopped", now_ms=now_ms)
+            while release_orphans(connection, worker_id, held=held, now_ms=now_ms):
+                pass
+            end_worker(connection, worker_id, reason="stopped", now_ms=now_ms)
 
         try:
             self._ledger.run(work)

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from worker.files.home import try_lock
-from worker.files.private import close_folder, open_private
+from worker.files.private import open_private, prepare_folder
 
 log = structlog.get_logger(__name__)
 _SUFFIX = ".lock"
@@ -34,7 +34,7 @@ class Presence:
         # Locked before it has its name: who looks at a lock holds it for that moment, and would keep it from us.
         unnamed = self._path.with_suffix(".new")
         try:
-            close_folder(self._folder)
+            prepare_folder(self._folder)
             self._descriptor = open_private(unnamed, os.O_RDWR | os.O_CREAT)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             unnamed.rename(self._path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -24,6 +24,9 @@ from worker.storage.window import (
     count_live_slots,
     count_published,
     fetch_mark_bound,
+    fetch_marked_among,
+    fetch_marked_before,
+    renew_marks,
     take_due,
     take_lone_due,
     unmark_published,
@@ -38,7 +41,9 @@ LONE_WINDOW = 64
 _LOOK_FOR_EMPTY_S = 1.0
 _LOOK_FOR_LONG_WAITS_S = 5.0
 _MOST_PROBE_HINTS = 4
-_MISSED_AFTER_MS = 5_000  # a message that old, in an empty broker, is in some worker's hand or gone
+_MISSED_AFTER_MS = 5_000  # a mark that old is of a message that nobody has in hand
+_RENEW_AFTER_MS = 2_000  # whoever has a message in hand lets its mark grow no older than about this
+_EMPTY_FOR_S = 3.0  # by then, who took the last message has renewed its mark, however old that was
 
 
 class Epoch(Protocol):
@@ -52,6 +57,9 @@ class Epoch(Protocol):
 
     def is_empty(self) -> bool:
         """Whether no message lies in the queues of this endpoint. Raises BrokerAway."""
+
+    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
+        """Jobs whose hints lie in these queues; of each list the `at_most` next ones. Raises BrokerAway."""
 
 
 class Relay:
@@ -67,13 +75,18 @@ class Relay:
         *,
         endpoint: str,
         republish_after_s: float,
+        in_hand: Callable[[], Collection[str]] = tuple,
         backoff_cap_s: float = 120.0,
         longest_wait_s: float = 3720.0,
     ) -> None:
-        """`longest_wait_s`: no retry of ours waits longer; `backoff_cap_s`: nor one that nobody asked to wait."""
+        """`in_hand`: the jobs whose messages this process has taken, and will claim once there is a slot.
+
+        `longest_wait_s`: no retry of ours waits longer; `backoff_cap_s`: nor one that nobody asked to wait.
+        """
         self._ledger = ledger
         self._publish = publish
         self._epoch = epoch
+        self._in_hand = in_hand
         self._gatekeeper = gatekeeper
         self._clock = clock
         self._endpoint = endpoint
@@ -84,6 +97,7 @@ class Relay:
         # Monotonic, as all that is done once in a while: a wall clock that is set back must not put it off.
         self._republished_at_s = float("-inf")
         self._looked_for_empty_at_s = float("-inf")
+        self._empty_since_s = float("inf")
         self._capped_at_s = float("-inf")
         self._poked = threading.Event()
         self._window = WINDOW_FLOOR
@@ -252,7 +266,7 @@ class Relay:
             if jobs:  # a new broker of a ledger that was idle has lost nothing
                 log.warning("relay.published_anew", jobs=jobs, broker_forgot=not is_known)
             return
-        age_ms = self._age_of_the_lost()
+        age_ms = self._age_of_the_lost(now_ms)
         if age_ms is None:
             return
         # As far ahead as behind: a mark in the future was made by a clock that was ahead.
@@ -276,18 +290,54 @@ class Relay:
             jobs += some
         return jobs
 
-    def _age_of_the_lost(self) -> int | None:
-        """How old a mark is, in milliseconds, whose message is to be published again; None: it is not time to look."""
+    def _age_of_the_lost(self, now_ms: int) -> int | None:
+        """How old a mark is, in milliseconds, whose message is to be published again; None: it is not time to look.
+
+        Calls may take minutes, and whatever waits for their slots is not lost. So a mark says when its message was last
+        seen: by the worker that has it in hand, or by a relay that saw it lie in the broker.
+        """
         now_s = self._clock.monotonic_s()
+        if now_s - self._looked_for_empty_at_s < _LOOK_FOR_EMPTY_S:
+            return None
+        self._looked_for_empty_at_s = now_s
+        self._renew_marks_in_hand(now_ms)
         if now_s - self._republished_at_s >= self._republish_after_ms / 4000:
-            self._republished_at_s = self._looked_for_empty_at_s = now_s
+            self._republished_at_s = now_s
+            self._renew_marks_in_broker(now_ms)
             return self._republish_after_ms
-        if now_s - self._looked_for_empty_at_s >= _LOOK_FOR_EMPTY_S:
-            self._looked_for_empty_at_s = now_s
-            # A purge leaves the mark. What workers have in hand is published twice by this, and claimed once.
-            if self._epoch.is_empty():
-                return _MISSED_AFTER_MS
-        return None
+        if not self._epoch.is_empty():
+            self._empty_since_s = float("inf")
+            return None
+        self._empty_since_s = min(self._empty_since_s, now_s)
+        # A purge leaves the mark.
+        return _MISSED_AFTER_MS if now_s - self._empty_since_s >= _EMPTY_FOR_S else None
+
+    def _renew_marks_in_hand(self, now_ms: int) -> None:
+        ids = self._in_hand()
+        if not ids:
+            return
+        with self._ledger.read() as connection:
+            age_ms = min(_RENEW_AFTER_MS, self._republish_after_ms // 2)
+            old = fetch_marked_among(connection, ids, before_ms=now_ms - age_ms)
+        if old:
+            self._ledger.run(partial(renew_marks, ids=old, now_ms=now_ms))
+
+    def _renew_marks_in_broker(self, now_ms: int) -> None:
+        lying: frozenset[str] | None = None
+        while True:
+            with self._ledger.read() as connection:
+                old = fetch_marked_before(
+                    connection, self._endpoint, before_ms=now_ms - self._republish_after_ms // 2
+                )
+            if not old:
+                return
+            if lying is None:
+                lying = self._epoch.fetch_lying_jobs(self._window + LONE_WINDOW)
+            seen = [job_id for job_id in old if job_id in lying]
+            if seen:
+                self._ledger.run(partial(renew_marks, ids=seen, now_ms=now_ms))
+            if not seen or len(old) < MAX_ROWS:
+                return
 
     def _cap_waits(self, now_ms: int) -> None:
         """Lets no retry wait for a clock that was ahead."""

@@ -22,7 +22,7 @@ import orjson
 import structlog
 
 from worker.errors import Stopping
-from worker.files.private import close_folder, open_private
+from worker.files.private import open_private, prepare_folder
 from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import Claim, Success, Usage
 
@@ -117,7 +117,7 @@ class SpoolFile:
 
     def _open(self) -> int:
         if self._fd is None:
-            close_folder(self._folder)
+            prepare_folder(self._folder)
             fd = open_private(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -259,7 +259,7 @@ def _put_aside(folder: Path, lines: bytes, *, answers: int) -> bool:
     """Whether all of the lines are now in `rejected.jsonl`, synced; else none of them is."""
     path = folder / REJECTED
     try:
-        close_folder(folder)
+        prepare_folder(folder)
         fd = open_private(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # of several processes: what is cut off below is one's own

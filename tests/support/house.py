@@ -1,0 +1,143 @@
+"""A worker's parts around one simulated endpoint, and a ledger that is away when it is told to be."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from api_client.client import EndpointClient
+from api_client.config import EndpointConfig
+from api_client.simulator.thread import SimulatorThread
+from schemas.chat import parse_request
+from tests.support.clock import FakeClock
+from tests.support.ledger import put, state
+from worker.attempt.credentials import Credentials
+from worker.attempt.dispatch import Dispatcher, Received
+from worker.attempt.execute import Executor
+from worker.attempt.report import Report, Verdict
+from worker.attempt.slots import Slots
+from worker.consume.delivery import write_down
+from worker.intake.submit import make_job
+from worker.policy.retry import RetryRules
+from worker.settings import load_settings
+from worker.storage.engine import Ledger
+from worker.storage.errors import DatabaseAway
+from worker.storage.group import GroupWriter
+from worker.storage.intake import NewJob
+from worker.storage.window import take_due
+from worker.throttle.gatekeeper import Gatekeeper
+from worker.throttle.store import MemoryGateStore
+from worker.upkeep.spool import SpoolFile
+
+KEY = "sk-the-right-key"
+MODEL = "DeepSeek-V3.1"
+
+
+class AwayWhenTold(Ledger):
+    """The real ledger, away while `is_away()`."""
+
+    is_away: Callable[[], bool] = staticmethod(lambda: False)
+
+    def run(self, work: Callable[[Connection], Any]) -> Any:
+        if self.is_away():
+            raise DatabaseAway("away")
+        return super().run(work)
+
+
+class House:
+    """A worker's parts around one simulated endpoint."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        simulator: SimulatorThread,
+        folder: Path,
+        clock: FakeClock,
+        *,
+        is_proven: bool = True,
+        slots: Slots[Received] | None = None,
+        **settings: Any,
+    ) -> None:
+        told = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
+        self.simulator, self.clock, self.endpoint = simulator, clock, told.endpoint
+        self.ledger = AwayWhenTold(ledger.engine)
+        self.client = EndpointClient(EndpointConfig(simulator.url, pool_size=4))
+        self.writer = GroupWriter(
+            self.ledger, worker_id="w1", endpoint=self.endpoint, clock=clock, window_s=0.0
+        )
+        self.store: MemoryGateStore = MemoryGateStore()
+        self.slots: Slots[Received] = Slots(4) if slots is None else slots
+        self.is_paused = False
+        self.gatekeeper = Gatekeeper(self.store, clock, probe_ttl_s=60.0)
+        self.spool = SpoolFile(told.spool_folder, "w1")
+        self.credentials = Credentials(told)
+        self.executor = Executor(
+            client=self.client,
+            credentials=self.credentials,
+            writer=self.writer,
+            gatekeeper=self.gatekeeper,
+            spool=self.spool,
+            rules=RetryRules(),
+            clock=clock,
+            is_proven=is_proven,
+            is_stopping=lambda: self.slots.is_stopping,
+            is_paused=lambda: self.is_paused,
+            rng=random.Random(1),
+        )
+        self.pool = ThreadPoolExecutor(16)
+        self.dispatcher = Dispatcher(
+            self.executor,
+            self.slots,
+            writer=self.writer,
+            spool=self.spool,
+            clock=clock,
+            spawn=self.pool.submit,
+            ahead_limit=4,
+        )
+        self.writer.start()
+
+    def put(self, model: str = MODEL, **facts: Any) -> str:
+        request = parse_request({"model": model, "messages": [{"role": "user", "content": "Say hello"}]})
+        return put(self.ledger, make_job(request, endpoint=self.endpoint, **facts))[0].id
+
+    def again(self, id_: str) -> None:
+        """Time passes until the job is due, and the relay hands it out."""
+        self.clock.advance(3000)
+        now_ms = self.clock.now_ms()
+        self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, after_batch="", now_ms=now_ms))
+        assert state(self.ledger, id_) == "queued"
+
+    def wait_for_the_database(self) -> None:
+        """Returns when the writer has seen that it is back."""
+        for _ in range(50):
+            try:
+                return self.writer.call(lambda connection: None)
+            except DatabaseAway:
+                continue
+        raise AssertionError("the writer never came back")
+
+    def receive(self, id_: str, *, is_bulk: bool = False) -> Future[Report]:
+        """The job's message is received; the report comes once."""
+        reported: Future[Report] = Future()
+        self.dispatcher.receive(Received(id_, is_bulk, reported.set_result, lambda: None))
+        return reported
+
+    def adopt(self, job: NewJob) -> Report:
+        """A message with its own request is received."""
+        report = write_down(self.writer, job, now_ms=self.clock.now_ms())
+        return self.receive(job.id).result(20) if report is None else report
+
+    def execute(self, id_: str) -> Verdict:
+        return self.receive(id_).result(20).verdict
+
+    def close(self) -> None:
+        self.dispatcher.stop()
+        assert self.slots.wait_until_idle(lambda: False, timeout_s=10)
+        self.pool.shutdown()
+        assert self.writer.stop(10)
+        self.client.close()

@@ -1,0 +1,304 @@
+"""Dispatching: each received job is claimed ahead of the slots, and called by a thread once a slot is free.
+
+A claim waits for its group's commit. So no slot and no thread waits with it: the claim's answer, in the writer's
+thread, hands the job on, and a thread is woken once there is a call to make (docs/adr/0028).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+
+from schemas.shortage import describe_shortage, is_local_shortage
+from worker.attempt.execute import Executor, Spool
+from worker.attempt.report import GIVEN_BACK, NOTHING_TO_DO, PUT_OFF, Report, Verdict
+from worker.attempt.slots import Slots
+from worker.attempt.turns import Turns
+from worker.clock import Clock
+from worker.errors import Stopping, tell_place
+from worker.storage.group import GroupWriter, RunsAlone, WriterStopped
+from worker.storage.outcomes import ClaimedJob
+
+log = structlog.get_logger(__name__)
+_CLAIMS_COVERED = 3.0  # ahead of the slots: so many times as many as end while a claim takes
+_SMOOTHING = 0.05  # of one claim's or call's duration in the means
+
+
+@dataclass(slots=True, eq=False)
+class Received:
+    """A job whose message was received.
+
+    `begin` is told, in a thread of its own, that the call begins; `finish`, what became of the job. Both once at most,
+    and `finish` always.
+    """
+
+    job_id: str
+    is_bulk: bool
+    finish: Callable[[Report], None]
+    begin: Callable[[], None]
+    job: ClaimedJob | None = field(default=None, repr=False)
+    since_s: float = 0.0  # when its claim was asked for, then when it was claimed, then when its call began
+    has_left: bool = False  # its slot
+
+
+class Dispatcher:
+    """One per process. Thread-safe; only what `spawn` runs may block."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        slots: Slots[Received],
+        *,
+        writer: GroupWriter,
+        spool: Spool,
+        clock: Clock,
+        spawn: Callable[[Callable[[], None]], object],
+        ahead_limit: int,
+        on_ahead: Callable[[int], None] = lambda ahead: None,
+    ) -> None:
+        """`spawn` runs a function in a thread that may block, and raises RuntimeError where none is to be had.
+
+        `ahead_limit`: the most jobs of each kind that are claimed and wait for a slot. `on_ahead` is told of a new
+        number that is aimed at.
+        """
+        self._executor = executor
+        self._slots = slots
+        self._writer = writer
+        self._spool = spool
+        self._clock = clock
+        self._ahead_limit = ahead_limit
+        self._on_ahead = on_ahead
+        self._turns = Turns()
+        self._claim_s = self._call_s = 0.0  # how long one takes, smoothed
+        self._waits_for_spool = threading.Lock()  # held by the one thread that waits
+        self._run_soon = spawn
+
+    def receive(self, one: Received) -> None:
+        """Takes the job on. Does not block; `one.finish` is called in the end."""
+        if self._turns.puts_off(one.job_id):
+            self._finish(one, PUT_OFF)
+        elif self._slots.add(one):
+            self.advance()
+        else:
+            self._finish(one, GIVEN_BACK)
+
+    def advance(self) -> None:
+        """Claims what may be claimed now, and starts what may be called now."""
+        if self._spool.is_writable:
+            for one in self._slots.take_claimable():
+                self._claim(one)
+            for _ in range(self._slots.take_slots()):
+                self._spawn(self._run_next)
+        elif self._waits_for_spool.acquire(blocking=False):
+            self._spawn(self._wait_for_spool, or_else=self._waits_for_spool.release)
+
+    def stop(self) -> None:
+        """Gives back what has no thread yet, claimed or not; those in a call go on."""
+        waiting, claimed = self._slots.stop()
+        for one in waiting:
+            self._finish(one, GIVEN_BACK)
+        for one in claimed:
+            self._give_back(one)
+
+    # The claim: in the hub's thread, and its answer in the writer's. --------------------------------------------
+
+    def _claim(self, one: Received) -> None:
+        refusal = self._executor.refuse(one.job_id)
+        if refusal is not None:
+            self._drop(one, refusal)
+            return
+        one.since_s = self._clock.monotonic_s()
+        try:
+            self._writer.begin_claim(one.job_id, _Answer(self, one), is_urgent=not one.is_bulk)
+        except WriterStopped:
+            self._drop(one, GIVEN_BACK)
+
+    def claimed(self, one: Received, job: ClaimedJob | None) -> None:
+        """The writer's answer."""
+        if job is None:
+            self._drop(one, NOTHING_TO_DO)
+            return
+        now_s = self._clock.monotonic_s()
+        self._claim_s = _smooth(self._claim_s, now_s - one.since_s)
+        one.job, one.since_s = job, now_s
+        if self._slots.add_claimed(one):
+            self.advance()
+        else:
+            self._give_back(one)
+
+    def not_claimed(self, one: Received, exc: BaseException) -> None:
+        """The writer's answer where there is none."""
+        if isinstance(exc, RunsAlone):
+            self._slots.leave(one, has_slot=False)
+            self._spawn(lambda: self._run_alone(one), or_else=lambda: self._break_off(one))
+        elif isinstance(exc, (WriterStopped, Stopping)):
+            self._drop(one, GIVEN_BACK)
+        else:
+            log.error("claim.failed", job_id=one.job_id, error=type(exc).__name__, where=tell_place(exc))
+            self._drop(one, NOTHING_TO_DO)
+
+    def _drop(self, one: Received, report: Report) -> None:
+        self._slots.leave(one, has_slot=False)
+        self._slots.end()
+        self._finish(one, report)
+
+    def _give_back(self, one: Received) -> None:
+        """Of a job that was claimed and has no slot."""
+        assert one.job is not None
+        self._slots.leave(one, has_slot=False)
+
+        def is_back() -> None:
+            self._slots.end()
+            self._finish(one, GIVEN_BACK)
+
+        self._executor.give_back_soon(one.job, is_back)
+
+    # The call: in a thread of its own. --------------------------------------------------------------------------
+
+    def _run_next(self) -> None:
+        one = self._slots.take_started()
+        if one is not None:
+            self._run(one, self._attempt)
+
+    def _run(self, one: Received, attempt: Callable[[Received], Report]) -> None:
+        try:
+            report = attempt(one)
+        except (Stopping, WriterStopped):
+            report = GIVEN_BACK
+        except Exception as exc:
+            # A defect of ours: the next beat releases the claim, and the worker keeps its thread.
+            log.error("attempt.broke", job_id=one.job_id, error=type(exc).__name__, where=tell_place(exc))
+            self._writer.forget(one.job_id)
+            report = Report(Verdict.BROKE, type(exc).__name__)
+        self._slots.end()
+        self._tell(one, report)
+
+    def _run_alone(self, one: Received) -> None:
+        self._run(one, self._attempt_alone)
+        self.advance()  # the others were held back
+
+    def _break_off(self, one: Received) -> None:
+        self._slots.end()
+        self._tell(one, GIVEN_BACK)
+
+    def _attempt(self, one: Received) -> Report:
+        assert one.job is not None
+        claimed_s, one.since_s = one.since_s, self._clock.monotonic_s()
+        try:
+            one.begin()
+            return self._executor.attempt(
+                one.job, waited_s=one.since_s - claimed_s, leave_slot=lambda: self._leave(one)
+            )
+        finally:
+            self._leave(one)
+
+    def _leave(self, one: Received) -> None:
+        """The call has ended: the next one need not wait until this one is written down."""
+        if one.has_left:
+            return
+        one.has_left = True
+        self._slots.leave(one)
+        self._call_s = _smooth(self._call_s, self._clock.monotonic_s() - one.since_s)
+        self._aim()
+        self.advance()
+
+    def _attempt_alone(self, one: Received) -> Report:
+        """Claims once no other job is claimed or in a call here: a crash would be counted as their loss, too."""
+        if not self._turns.begin(one.job_id):
+            return PUT_OFF
+        try:
+            with self._slots.alone():
+                job = self._writer.claim(one.job_id, is_urgent=True, is_alone=True)
+                if job is None:
+                    return NOTHING_TO_DO
+                one.begin()
+                return self._executor.attempt(job)
+        finally:
+            with suppress(WriterStopped):  # then this worker's window is published again by the next
+                for other in self._turns.end():
+                    self._writer.give_message_back(other)
+
+    def _aim(self) -> None:
+        ahead = choose_ahead(self._slots.bulk_limit, self._claim_s, self._call_s, limit=self._ahead_limit)
+        if ahead != self._slots.ahead:
+            self._slots.ahead = ahead
+            self._on_ahead(ahead)
+
+    # Both. ------------------------------------------------------------------------------------------------------
+
+    def _finish(self, one: Received, report: Report) -> None:
+        """In a thread of its own: to acknowledge a foreign message, the broker is asked."""
+
+        def finish() -> None:
+            self._tell(one, report)
+            self.advance()  # another one may be claimed instead
+
+        self._spawn(finish, or_else=lambda: self._tell(one, report))
+
+    def _tell(self, one: Received, report: Report) -> None:
+        try:
+            one.finish(report)
+        except Exception as exc:
+            # The ledger has it, and the message comes again or is not needed: no thread and no writer ends by this.
+            log.error(
+                "message.unfinished", job_id=one.job_id, error=type(exc).__name__, where=tell_place(exc)
+            )
+
+    def _wait_for_spool(self) -> None:
+        try:
+            while not self._spool.is_writable:
+                self._spool.wait_until_writable()
+        except Stopping:
+            return
+        finally:
+            self._waits_for_spool.release()
+        self.advance()
+
+    def _spawn(self, work: Callable[[], None], *, or_else: Callable[[], None] = lambda: None) -> None:
+        """Has a thread do the work; `or_else` where there are none any more, because the worker ends."""
+        try:
+            self._run_soon(work)
+        except RuntimeError as exc:
+            if is_local_shortage(exc):
+                # The pool has the work by then, for the next thread that is free.
+                log.error("worker.shortage", lack=describe_shortage(exc))
+            else:
+                or_else()
+
+
+def choose_ahead(slots: int, claim_s: float, call_s: float, *, limit: int) -> int:
+    """How many jobs to claim ahead of so many slots, at least 1 and at most `limit`.
+
+    As many as calls end while a claim takes, some times over, because calls end in groups. With slow answers that is
+    one: a claim that waits for long is one that another worker could have had.
+    """
+    return min(limit, 1 + math.ceil(_CLAIMS_COVERED * slots * claim_s / max(call_s, 0.001)))
+
+
+def _smooth(mean_s: float, value_s: float) -> float:
+    return mean_s + _SMOOTHING * (value_s - mean_s) if mean_s else value_s
+
+
+class _Answer:
+    """What the writer says to a claim, once: a second word is not heard."""
+
+    __slots__ = ("_dispatcher", "_one")
+
+    def __init__(self, dispatcher: Dispatcher, one: Received) -> None:
+        self._dispatcher = dispatcher
+        self._one: Received | None = one
+
+    def set_result(self, value: ClaimedJob | None) -> None:
+        one, self._one = self._one, None
+        if one is not None:
+            self._dispatcher.claimed(one, value)
+
+    def set_exception(self, exception: BaseException) -> None:
+        one, self._one = self._one, None
+        if one is not None:
+            self._dispatcher.not_claimed(one, exception)

@@ -1,0 +1,71 @@
+"""Celery's connection to the broker. Events and remote control go through it; messages of tasks do not.
+
+`worker.consume.fetching` fetches those. Celery still names the queues of a worker by a kombu consumer, for `inspect
+active_queues`, `add_consumer` and `cancel_consumer`: here it only names them.
+"""
+
+from __future__ import annotations
+
+from queue import Empty
+from typing import Any
+
+import redis as redis_client
+import structlog
+from celery.app import amqp
+from kombu import Connection as KombuConnection
+from kombu import Consumer
+from kombu.transport import redis
+
+log = structlog.get_logger(__name__)
+
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+# A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
+REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
+_RECONNECT_AFTER_S, _RECONNECT_STEP_S, _RECONNECT_AFTER_MAX_S = 1.0, 1.0, 3.0
+
+
+class Channel(redis.Channel):
+    """kombu's channel, which survives a broadcast that it cannot read."""
+
+    def _receive_one(self, c: Any) -> Any:
+        try:
+            return super()._receive_one(c)
+        except _UNREADABLE as exc:
+            log.error("message.unreadable", queue="broadcast", error=type(exc).__name__)
+            raise Empty from None
+
+
+class Transport(redis.Transport):
+    """kombu's Redis transport, for which a broker that refuses writes is a broken connection."""
+
+    Channel = Channel
+    connection_errors = (*redis.Transport.connection_errors, *REFUSES_WRITES)
+
+
+class Connection(KombuConnection):
+    """A kombu connection that uses our transport, whatever Redis scheme its URL has."""
+
+    def get_transport_cls(self) -> type[Transport]:
+        return Transport
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """kombu's, which after a long outage looks only twice a minute whether the broker is back."""
+        kwargs.setdefault("interval_start", _RECONNECT_AFTER_S)
+        kwargs.setdefault("interval_step", _RECONNECT_STEP_S)
+        kwargs.setdefault("interval_max", _RECONNECT_AFTER_MAX_S)
+        return super().ensure_connection(*args, **kwargs)
+
+
+class NamesQueues(Consumer):
+    """kombu's consumer, which names the queues of a worker and takes no message from them."""
+
+    def consume(self, no_ack: bool | None = None) -> None:
+        """Does nothing: the worker's Fetcher reads the queues."""
+
+
+class AMQP(amqp.AMQP):
+    """Celery's AMQP with our connections."""
+
+    Connection = Connection
+    BrokerConnection = Connection
+    Consumer = NamesQueues

@@ -1,0 +1,263 @@
+"""Fetching messages for this process: a timer of Celery's loop asks the broker, and the consumer is handed what came.
+
+Bulk messages are fetched many at a time, and only while there is room for them; lone ones at any time. A hint (see
+`worker.broker.hints`) is not acknowledged: it is only remembered while it is reserved. A foreign message is noted by
+the broker in the step that takes it, leased while it is reserved, and dropped or put back in the end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Any
+
+import redis
+import structlog
+from kombu.message import Message as KombuMessage
+
+from worker.broker.client import broker_address, open_client
+from worker.broker.hints import Lists, is_bulk_queue, is_written_hint, read_body
+from worker.consume.aside import Aside
+from worker.consume.foreign import OfAnother, Unusable, read_hint
+from worker.consume.notes import Notes
+from worker.consume.reserved import Reserved
+from worker.consume.taking import Taken, Taker, read_taken
+from worker.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 0.02  # how often the broker is asked; a lone job waits half of it on average
+_RENEWALS_A_LEASE = 6
+_MOST_LONE = 16  # lone messages between two turns of Celery's loop
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+class Message(KombuMessage):
+    """A message whose body is decoded already. The Fetcher stands in for kombu's channel."""
+
+    def __init__(self, payload: dict[str, Any], decoded: Any, fetcher: Fetcher) -> None:
+        properties = payload["properties"]
+        super().__init__(
+            body="",
+            channel=fetcher,
+            delivery_tag=properties["delivery_tag"],
+            content_type="application/json",
+            content_encoding="utf-8",
+            delivery_info=properties["delivery_info"],
+            properties=properties,
+            headers=payload["headers"],
+        )
+        self._decoded_cache = decoded
+
+
+class Fetcher:
+    """Fetches messages from this worker's queues, hands them on, and finishes them when the consumer says so."""
+
+    no_ack_consumers = None  # kombu's messages ask their channel for it
+
+    def __init__(
+        self, reserved: Reserved, takes: redis.Redis, notes: Notes, *, lease_s: float, beat_s: float
+    ) -> None:
+        """`takes` is the client that takes messages. It must not try again by itself.
+
+        A foreign message that nobody renews goes back after `lease_s`; such messages are looked for every `beat_s`.
+        """
+        self.reserved = reserved
+        self._lease_s, self._beat_s = lease_s, beat_s
+        self._notes = notes
+        self._taker = Taker(takes, notes=notes.key, index=notes.index_key, longest=reserved.max_message_bytes)
+        self._aside = Aside(takes, notes)
+        self._queues: Callable[[], Iterable[str]] = tuple
+        self._on_message: Callable[[Message], Any] = Message.requeue
+        self._hub: Any = None
+        self._is_poll_due = False
+        self._may_have_lone = self._may_have_bulk = True  # as far as the last answer tells
+        self._polled_s = 0.0
+        self._names: tuple[str, ...] = ()
+        self._lists = Lists([], [], [])
+
+    def begin(self, queues: Callable[[], Iterable[str]], on_message: Callable[[Message], Any]) -> None:
+        """Hands messages to `on_message` from now on. `queues` names those to read, in the order to empty them."""
+        self._queues, self._on_message = queues, on_message
+
+    def run_in(self, hub: Any) -> None:
+        """Has Celery's loop fetch, renew leases and look for abandoned messages. Its timers end with the loop."""
+        self._hub = hub
+        self._is_poll_due = False
+        for every_s, act in (
+            (POLL_S, self._poll_in_turn),
+            (self._lease_s / _RENEWALS_A_LEASE, self.renew_leases),
+            (self._beat_s, self.put_back_overdue),
+        ):
+            hub.call_repeatedly(every_s, self._run, act)
+
+    def poll(self) -> int:
+        """Fetches what there is room for and hands it on: how many messages. Raises redis.RedisError.
+
+        For the thread of Celery's loop alone.
+        """
+        self._polled_s = monotonic()
+        reserved, lists = self.reserved, self._read_lists()
+        room = reserved.room
+        lone = min(room, _MOST_LONE)
+        bulk = reserved.bulk_room if reserved.is_refill_due else 0
+        wanted = lists.every if bulk else lists.lone
+        if not room or not wanted:
+            self._may_have_lone = self._may_have_bulk = True
+            return 0
+        taken = self._taker.take(wanted, room, lone=lone, bulk=bulk)
+        bulk_taken = sum(is_bulk_queue(one.queue) for one in taken)
+        lone_taken = len(taken) - bulk_taken
+        self._may_have_lone = lone_taken >= lone
+        self._may_have_bulk = bulk_taken >= bulk
+        self._hand_on(taken)
+        self._poll_soon()
+        return len(taken)
+
+    def renew_leases(self) -> None:
+        """Tells the broker that this process has its foreign messages still. Raises redis.RedisError."""
+        self._notes.renew(self.reserved.foreign_tags)
+
+    def put_back_overdue(self) -> None:
+        """Puts back foreign messages whose worker has not renewed their leases. Raises redis.RedisError."""
+        self._notes.put_back_overdue(self._lease_s, self._read_names())
+
+    def put_back_all(self) -> None:
+        """Puts back the foreign messages of this process, at its end. Raises redis.RedisError."""
+        for tag in self.reserved.foreign_tags:
+            self.reserved.remove(tag)
+            self._notes.put_back(tag, self._read_names(), is_next=True)
+
+    def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
+        """Finishes a message. From any thread. Raises redis.RedisError."""
+        if self.reserved.remove(delivery_tag) is None:
+            self._notes.drop(delivery_tag)
+        self._poll_soon()
+
+    def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Drops a message, or gives it back. From any thread. Raises redis.RedisError."""
+        job_id = self.reserved.remove(delivery_tag)
+        if job_id is not None:
+            if requeue:
+                self.reserved.give_back(job_id)
+        elif requeue:
+            self._notes.put_back(delivery_tag, self._read_names(), is_next=False)
+        else:
+            self._notes.drop(delivery_tag)
+        self._poll_soon()
+
+    def _poll_in_turn(self) -> None:
+        if monotonic() - self._polled_s > POLL_S / 2:
+            self.poll()
+
+    def _poll_soon(self) -> None:
+        """Has Celery's loop poll at its next turn if that is worth it. From any thread."""
+        if self._hub is None or self._is_poll_due:
+            return
+        reserved = self.reserved
+        if (self._may_have_bulk and reserved.is_refill_due) or (
+            self._may_have_lone and reserved.room >= reserved.refill_at
+        ):
+            self._is_poll_due = True
+            self._hub.call_soon(self._poll_now)
+
+    def _poll_now(self) -> None:
+        self._is_poll_due = False
+        self.poll()
+
+    def _run(self, act: Callable[[], Any]) -> None:
+        """Runs what is due by a timer, whose errors Celery's loop would only log."""
+        try:
+            act()
+        except Exception as exc:
+            self._hub.call_soon(_raise, exc)
+
+    def _read_names(self) -> tuple[str, ...]:
+        return tuple(self._queues())
+
+    def _read_lists(self) -> Lists:
+        names = self._read_names()
+        if names != self._names:
+            self._lists = Lists.of(names)
+            self._names = names
+        return self._lists
+
+    def _hand_on(self, taken: Iterable[Taken]) -> None:
+        messages: deque[Message] = deque()
+        try:
+            for one in taken:
+                message = self._read(one)
+                if message is not None:
+                    messages.append(message)
+            while messages:
+                self._on_message(messages[0])
+                messages.popleft()
+        except BaseException:
+            self._let_go(messages)
+            raise
+
+    def _read(self, taken: Taken) -> Message | None:
+        """The message, reserved; None where it is not for us, or is none."""
+        try:
+            if taken.is_aside:
+                raise OfAnother
+            job_id, message = self._make(taken)
+            is_bulk = is_bulk_queue(message.delivery_info["routing_key"])
+        except OfAnother as exc:
+            self._aside.put(taken, exc.task)
+            return None
+        except Unusable as exc:
+            # Something that is no message was put on the list: it is gone, and the worker is not.
+            log.error("message.unreadable", why=exc.why, size_bytes=len(taken.raw), queue=taken.queue)
+            self._forget(taken)
+            return None
+        except _UNREADABLE as exc:
+            log.error("message.unreadable", error=type(exc).__name__, queue=taken.queue)
+            self._forget(taken)
+            return None
+        self.reserved.add(message.delivery_tag, job_id=job_id, is_bulk=is_bulk)
+        return message
+
+    def _make(self, taken: Taken) -> tuple[str | None, Message]:
+        """The job of a hint, None for a foreign message; and the message. Raises Unusable and redis.RedisError."""
+        if not taken.is_noted and is_written_hint(taken.raw):
+            hint = read_hint(taken.raw)
+            if hint is not None:
+                job_id = hint["headers"]["id"]
+                return job_id, Message(hint, read_body(job_id), self)
+        payload = read_taken(taken)
+        message = Message(payload, payload.decoded, self)
+        if payload.raw is not None:
+            self._notes.write(message.delivery_tag, payload.raw, taken.queue)
+        return None, message
+
+    def _forget(self, taken: Taken) -> None:
+        if taken.is_noted:
+            self._notes.drop(taken.tag)
+
+    def _let_go(self, messages: Iterable[Message]) -> None:
+        """Gives back what nobody was handed. A foreign message that cannot be put back comes again after its lease."""
+        for message in messages:
+            if message.acknowledged:
+                continue
+            try:
+                message.requeue()
+            except redis.RedisError as exc:
+                log.warning("message.not_put_back", error=type(exc).__name__)
+
+
+def _raise(exc: Exception) -> None:
+    raise exc
+
+
+def build_fetcher(settings: Settings, reserved: Reserved) -> Fetcher:
+    """The fetcher of a worker process. Connects lazily. Raises AntreanError for an address that cannot be used."""
+    address = broker_address(settings)
+    return Fetcher(
+        reserved,
+        open_client(address, tries_again=False),
+        Notes(open_client(address)),
+        lease_s=settings.lease_s,
+        beat_s=settings.beat_interval_s,
+    )

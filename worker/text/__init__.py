@@ -1,0 +1,1 @@
+"""Text as others may be given it: printable, and broken between words."""
