@@ -19,6 +19,7 @@ import redis
 from sqlalchemy import text
 
 from tests.support.clock import FakeClock
+from tests.support.interpreters import interpreters, is_forking_wanted
 from tests.support.postgres import postgres_wheel
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
@@ -57,6 +58,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="runs with --storm"))
         elif item.get_closest_marker("full") and not (is_storm or config.getoption("--full")):
             item.add_marker(pytest.mark.skip(reason="runs with --full"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    is_full = item.config.getoption("--storm") or item.config.getoption("--full")
+    is_real = is_full or item.get_closest_marker("real_interpreter") is not None
+    interpreters.may_fork = is_forking_wanted() and not is_real
+
+
+def pytest_unconfigure() -> None:
+    interpreters.close()
 
 
 def _short_folder() -> Path:

@@ -29,6 +29,8 @@ from sqlalchemy.engine import make_url
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
 from tests.support.tls import TlsFront, make_certificate
 
+pytestmark = pytest.mark.real_interpreter
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
