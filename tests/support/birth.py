@@ -21,9 +21,7 @@ def tell_birth() -> dict[str, object]:
         "cwd": str(Path.cwd()),
         "env": dict(os.environ),
         "path": sys.path,
-        "descriptors": sorted(
-            int(one) for one in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{one}").exists()
-        ),
+        "descriptors": sorted(int(one.name) for one in list(Path("/proc/self/fd").iterdir()) if one.exists()),
         "streams": [
             (one.fileno(), one.name, one.encoding, one.errors, one.line_buffering, one.mode, one.isatty())
             for one in streams
