@@ -37,6 +37,7 @@ def queue(ledger: Ledger, settings: Settings, count: int) -> None:
     )
 
 
+@pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.4")
 def test_after_a_kill_9_at_most_the_calls_in_flight_are_made_again(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
@@ -109,6 +110,7 @@ def test_invariant_4_only_a_claim_calls_the_endpoint_and_a_duplicate_message_mak
     assert_sound(plant_ledger)
 
 
+@pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.1")
 def test_invariant_1_the_database_is_the_truth_and_a_flushed_broker_loses_no_job(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess, valkey: object

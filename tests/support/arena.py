@@ -26,6 +26,7 @@ from worker.clock import SystemClock
 from worker.intake.submit import make_job, submit_many
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
+from worker.storage.migrating import migrate
 from worker.storage.tables import attempts, jobs, usage, workers
 
 LEASE_S = 2.0
@@ -306,11 +307,10 @@ def make_arena(
         **settings,
     }
     shop = Shop(folder, given)
-    assert shop.antrean("migrate").code == 0
     loaded = load_settings(**given, _env_file=None)
-    return Arena(
-        folder, database, is_full, simulator, valkey, postgres, shop, loaded, open_ledger(loaded), report
-    )
+    ledger = open_ledger(loaded)
+    migrate(ledger)
+    return Arena(folder, database, is_full, simulator, valkey, postgres, shop, loaded, ledger, report)
 
 
 def close_arena(arena: Arena) -> None:
