@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sqlalchemy import text
 from tests.support.clock import FakeClock
 from tests.support.interpreters import interpreters, is_forking_wanted
 from tests.support.postgres import postgres_wheel
+from tests.support.selection import find_twins, order_for_workers
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.migrating import migrate
@@ -55,28 +55,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     is_storm = config.getoption("--storm")
     for item in items:
+        if item.get_closest_marker("measures") and "acceptance" not in item.path.parts:
+            raise pytest.UsageError(f"{item.nodeid} measures: scripts/test finds it in tests/acceptance only")
         if item.get_closest_marker("storm") and not is_storm:
             item.add_marker(pytest.mark.skip(reason="runs with --storm"))
         elif item.get_closest_marker("full") and not (is_storm or config.getoption("--full")):
             item.add_marker(pytest.mark.skip(reason="runs with --full"))
     if not (is_storm or config.getoption("--full")):
-        for item in _find_twins(items):
+        for item in find_twins(items):
             item.add_marker(pytest.mark.skip(reason="runs on SQLite; on PostgreSQL with --full"))
-
-
-def _find_twins(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Tests of real processes that run on PostgreSQL as they do on SQLite: what they ask of the database, the contract
-    suite asks of both. Those that are marked for both are not among them."""
-    databases: dict[tuple[object, ...], set[str]] = defaultdict(set)
-    found = []
-    for item in items:
-        params = dict(getattr(getattr(item, "callspec", None), "params", {}))
-        database = str(params.pop("plant", ""))
-        key = (item.nodeid.partition("[")[0], *sorted((name, repr(value)) for name, value in params.items()))
-        databases[key].add(database)
-        if database == "postgresql" and item.get_closest_marker("both_databases") is None:
-            found.append((key, item))
-    return [item for key, item in found if "sqlite" in databases[key]]
+    items[:] = order_for_workers(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -162,6 +162,7 @@ def test_a_hundred_slots_keep_97_percent_of_their_calls_in_flight(
     assert steady >= 0.97 * 50
 
 
+@pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.3")
 def test_a_pause_stops_claims_and_lets_calls_end_until_it_is_lifted(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
