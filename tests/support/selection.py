@@ -32,7 +32,9 @@ def find_twins(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     found = []
     for item in items:
         params = dict(getattr(getattr(item, "callspec", None), "params", {}))
-        database = str(params.pop("plant", ""))
+        if "plant" not in params:
+            continue
+        database = str(params.pop("plant"))
         key = (item.nodeid.partition("[")[0], *sorted((name, repr(value)) for name, value in params.items()))
         databases[key].add(database)
         if database == "postgresql" and item.get_closest_marker("both_databases") is None:
