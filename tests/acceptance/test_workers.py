@@ -37,6 +37,7 @@ def queue(ledger: Ledger, settings: Settings, count: int) -> None:
     )
 
 
+@pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.4")
 def test_after_a_kill_9_at_most_the_calls_in_flight_are_made_again(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
@@ -114,6 +115,7 @@ def test_invariant_4_only_a_claim_calls_the_endpoint_and_a_duplicate_message_mak
     assert_sound(plant_ledger)
 
 
+@pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.1")
 def test_invariant_1_the_database_is_the_truth_and_a_flushed_broker_loses_no_job(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess, valkey: object
@@ -165,6 +167,7 @@ def test_a_hundred_slots_keep_97_percent_of_their_calls_in_flight(
     assert steady >= 0.97 * 50
 
 
+@pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.3")
 def test_a_pause_stops_claims_and_lets_calls_end_until_it_is_lifted(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.contract.test_ledger_upkeep import Broker
 from tests.support.ledger import claim, record, success
+from tests.support.upkeep import Broker
 from worker.cli import run_work
 from worker.cli.run_work import Work
 from worker.clock import SystemClock
