@@ -51,23 +51,23 @@ def status(shop: Shop, batch: str) -> Any:
 def test_cancelling_a_batch_ends_what_waits_and_keeps_what_is_paid_for(plant: Shop) -> None:
     batch = submit(plant, 30)
     worker = plant.worker(concurrency=4, lone_slots=0)
-    wait_until(lambda: status(plant, batch)["jobs"]["running"] == 4, within_s=20, what="four are running")
+    wait_until(lambda: status(plant, batch)["jobs"]["running"] >= 4, within_s=20, what="four are running")
     done = plant.antrean("cancel", batch, "--json")
     assert (done.code, done.json["batch_id"]) == (0, batch)
     cancelled, asked = done.json["cancelled"], done.json["asked"]
-    assert 0 < asked <= 4
-    kept = 30 - cancelled  # the four of the moment, and whatever ended before on a busy machine
-    assert kept >= asked
+    assert 0 < asked <= 4 + 2, "in a call, or claimed ahead of the slots"
+    claimed = 30 - cancelled  # those of the moment, and whatever ended before on a busy machine
+    assert claimed >= asked
     again = plant.antrean("cancel", batch)
     assert again.out.startswith("0 jobs cancelled")
     wait_until(lambda: status(plant, batch)["status"] == "cancelled", within_s=20, what="the calls ended")
-    assert (
-        status(plant, batch)["jobs"] | {"succeeded": kept, "cancelled": cancelled}
-        == status(plant, batch)["jobs"]
-    )
+    left = status(plant, batch)["jobs"]
+    kept, uncalled = left["succeeded"], left["cancelled"] - cancelled
+    assert (kept + uncalled, left["cancelled"]) == (claimed, 30 - kept)
+    assert 0 <= uncalled <= 2, "one that waited for its slot for more than a second is not called any more"
     usage = plant.antrean("usage", "--by", "batch", "--json").json
     assert [(one["batch_id"], one["used"]) for one in usage["groups"]] == [(batch, kept)]
-    assert plant.antrean("retry", batch, "--cancelled", "--json").json["queued"] == cancelled
+    assert plant.antrean("retry", batch, "--cancelled", "--json").json["queued"] == left["cancelled"]
     assert end(worker)[0] == 0
 
 
