@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from signal import SIG_IGN, SIGHUP, SIGINT, SIGQUIT, SIGTERM, getsignal, signal
 from types import FrameType
 from typing import Any, NoReturn
@@ -116,13 +117,13 @@ def _running() -> WorkerRuntime:
     return _runtime
 
 
-def _leave_stack() -> None:
+def _leave_stack(*, waits: bool = False) -> None:
     if _stack is not None:
-        _stack.leave(wait=False)
+        _stack.leave(wait=waits)
 
 
 @signals.celeryd_init.connect
-@or_end(_leave_stack)
+@or_end(partial(_leave_stack, waits=True))  # nothing of this process runs yet that would miss the broker
 def _prepare(instance: Any, options: Mapping[str, Any] | None = None, **_: Any) -> None:
     """Before Celery starts anything: what cannot work ends the process with a sentence and its exit code."""
     global _runtime, _stack, _outlives_terminal
