@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
+from worker.consume.channel import Channel
+from worker.consume.hand import Hand
 
 from tests.contract.test_ledger_upkeep import Broker
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, put_one, success
 from worker.broker.hints import HINT_HEADER
-from worker.consume.channel import Channel
-from worker.consume.hand import Hand
 from worker.runtime import WorkerRuntime
 from worker.settings import load_settings
 from worker.storage.engine import Ledger

@@ -1,4 +1,7 @@
-"""The locks of the runs of a home: a run holds its batch's while it lives, and who prunes holds those of the others."""
+"""The locks of the runs of a home: they tell which batches are run just now, also after a crash.
+
+A run holds its batch's lock while it lives; a prune holds the locks of all others. The files stay and are empty.
+"""
 
 from __future__ import annotations
 

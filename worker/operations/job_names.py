@@ -1,4 +1,4 @@
-"""What people call jobs and batches at the command line: an id, the beginning of one, an output line's id, a name."""
+"""What people call jobs and batches: an id, the beginning of one, an output line's id, a name. Changes nothing."""
 
 from __future__ import annotations
 
