@@ -37,8 +37,9 @@ def try_newest(root: Path, folder: Path, wanted: list[str]) -> int:
     python = folder / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-I", "-m", "venv", str(folder / "venv")], check=True)
     pip = [str(python), "-I", "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
-    if not run([*pip, "download", "--no-deps", "--dest", str(folder), "packaging"], folder, shows=False):
-        say("the package index cannot be reached: not run")
+    known = next(without_upper_bound(one) for one in wanted if one.startswith("celery"))
+    if not run([*pip, "download", "--no-deps", "--dest", str(folder), known], folder, shows=False):
+        say("no package index that can be reached has what is installed now: not run")
         return 0
     if not run([*pip, "install", *map(without_upper_bound, wanted)], folder):
         say("the newest releases cannot be installed together: see above")

@@ -25,7 +25,7 @@ from worker.celery import app, serve_queues
 from worker.consume.delivery import adopt_ended, pack_envelope
 from worker.consume.request import BlankRequest
 from worker.errors import AntreanError
-from worker.heap import settle_heap
+from worker.heap import settle_heap, share_one_arena
 from worker.intake.messages import Asked, read_time_ms
 from worker.intake.producing import check_options, produce, read_call
 from worker.logs.setup import configure_logs
@@ -133,6 +133,7 @@ def _prepare(instance: Any, options: Mapping[str, Any] | None = None, **_: Any) 
         "ignore", SecurityWarning
     )  # of root, who would run a message's pickle: none is taken
     _outlives_terminal = getsignal(SIGHUP) is SIG_IGN  # Celery has not put its own in place yet
+    share_one_arena()
     warn_of_unknown_names()
     settings = load_settings()
     make_room(settings)

@@ -54,6 +54,8 @@ class Server:
                 conn, _ = self._listener.accept()
             except OSError:
                 return
+            # What is said leaves at once: else a second answer waits for the client to have acknowledged the first.
+            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.accepted += 1
             threading.Thread(target=self._serve, args=(conn,), daemon=True).start()
 

@@ -6,6 +6,7 @@ from functools import partial
 from threading import Event
 
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.failure import FailureKind
 from tests.contract.test_ledger_wants import a_batch, want
@@ -64,9 +65,7 @@ def test_a_run_that_was_stopped_keeps_no_worker(ledger: Ledger) -> None:
     assert not is_left(ledger)
 
 
-def test_held_jobs_are_told_at_the_end_with_the_reason(
-    ledger: Ledger, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_held_jobs_are_told_at_the_end_with_the_reason(ledger: Ledger) -> None:
     jobs = want(ledger, a_batch(ledger, "b"), "x", "y", "z")
     record(ledger, success(claim(ledger, jobs[0].id)[jobs[0].id]))
     want(ledger, a_batch(ledger, "c"), "w")
@@ -74,13 +73,16 @@ def test_held_jobs_are_told_at_the_end_with_the_reason(
         ledger.run(partial(hold_batch, batch_id=batch_id, now_ms=NOW))
     drained = drain(ledger).run(Event())
     assert drained == Drained(0, {"b": 2, "c": 1})
-    drained.tell()
-    told = "".join(capsys.readouterr())
-    for words in ("worker.left_held_jobs", "jobs=3", "b, c", "their run was stopped", "antrean cancel BATCH"):
-        assert words in told, (words, told)
-    Drained(1, {}).tell()
-    told = "".join(capsys.readouterr())
-    assert "worker.drained" in told and "held" not in told
+    with capture_logs() as told:
+        drained.tell()
+    [held] = [entry for entry in told if entry["event"] == "worker.left_held_jobs"]
+    assert (held["jobs"], held["batches"]) == (3, "b, c")
+    words = " ".join(str(value) for value in held.values())
+    assert "their run was stopped" in words
+    assert "antrean cancel BATCH" in words
+    with capture_logs() as told:
+        Drained(1, {}).tell()
+    assert [entry["event"] for entry in told] == ["worker.drained"]
 
 
 def test_failures_are_counted_from_the_beginning_on(ledger: Ledger) -> None:

@@ -189,6 +189,39 @@ def test_a_claim_and_a_record_can_be_asked_for_without_waiting(ledger: Ledger, w
             begin(Told())
 
 
+class Broken(Told):
+    """An answer that raises."""
+
+    def set_result(self, value: Any) -> None:
+        super().set_result(value)
+        raise LookupError("a defect of the caller")
+
+
+def test_an_answer_that_raises_ends_the_writer_and_writes_nothing_twice(
+    ledger: Ledger, clock: FakeClock
+) -> None:
+    died: list[BaseException] = []
+    writer = GroupWriter(
+        ledger, worker_id="w1", endpoint=ENDPOINT, clock=clock, window_s=0.0, on_death=died.append
+    )
+    writer.start()
+    job, ids, broken, other = (
+        claimed(writer, put_one(ledger)),
+        [put_one(ledger), put_one(ledger)],
+        Broken(),
+        Told(),
+    )
+    with in_one_group(writer):
+        writer.begin_record(setback(job, not_before_ms=NOW + 9), Broken())
+        writer.begin_claim(ids[0], broken)
+        writer.begin_claim(ids[1], other)
+    wait_until(lambda: died, within_s=10, what="the writer has ended")
+    assert [type(exc) for exc in died] == [LookupError]
+    assert [type(exc) for exc in other.errors] == [WriterStopped]
+    assert None not in broken.results, "its claim is committed: it is no second delivery"
+    assert [(row.state, row.attempts) for row in rows(ledger, "jobs", id=job.id)] == [("waiting", 1)]
+
+
 def test_claims_that_nobody_waits_for_are_told_of_the_end_and_records_that_the_database_is_away(
     ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
 ) -> None:
@@ -411,6 +444,7 @@ def test_a_writer_that_dies_in_an_outage_tells_those_who_wait_for_the_database(
     assert isinstance(claiming(), WriterStopped)
     with pytest.raises(WriterStopped):
         writer.claim("b")
+    wait_until(lambda: died, within_s=10, what="the writer has ended")
     assert [type(exc) for exc in died] == [GeneratorExit]
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
-from worker.consume.channel import Channel
-from worker.consume.hand import Hand
 
 from tests.contract.test_ledger_upkeep import Broker
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, put_one, success
-from worker.broker.hints import HINT_HEADER
 from worker.runtime import WorkerRuntime
 from worker.settings import load_settings
 from worker.storage.engine import Ledger
@@ -137,7 +133,7 @@ def test_a_mark_of_a_job_that_is_claimed_is_not_made_anew(
 
 
 def test_a_worker_that_cannot_keep_answers_leaves_what_it_has_in_hand_to_others(
-    sqlite_ledger: Ledger, tmp_path: Path, valkey_path: str, monkeypatch: pytest.MonkeyPatch
+    sqlite_ledger: Ledger, tmp_path: Path, valkey_path: str
 ) -> None:
     settings = load_settings(
         home=tmp_path / "only",
@@ -147,13 +143,9 @@ def test_a_worker_that_cannot_keep_answers_leaves_what_it_has_in_hand_to_others(
         _env_file=None,
     )
     runtime = WorkerRuntime(settings, sqlite_ledger)
-    hand = Hand(bulk_limit=4, refill_at=1, give_back=lambda _: None, on_broker_lost=lambda: None)
-    monkeypatch.setattr(Channel, "hand", hand)
-    message = SimpleNamespace(
-        delivery_info={"routing_key": "x"}, headers={HINT_HEADER: 1, "id": put_one(sqlite_ledger)}
-    )
-    assert hand.take(message, "tag")
-    assert list(runtime._hinted_jobs()) == [message.headers["id"]]
+    id_ = put_one(sqlite_ledger)
+    runtime._reserved.add("tag", job_id=id_, is_bulk=False)
+    assert list(runtime._hinted_jobs()) == [id_]
     settings.spool_folder.write_text("where its folder should be")
-    assert not runtime._spool.keep(success(claim_one(sqlite_ledger, message.headers["id"])))
+    assert not runtime._spool.keep(success(claim_one(sqlite_ledger, id_)))
     assert list(runtime._hinted_jobs()) == []

@@ -17,7 +17,7 @@ from tests.support.ledger import (
     rows,
     state,
 )
-from worker.storage.claims import fetch_suspects
+from worker.storage.claims import fetch_solo_jobs
 from worker.storage.engine import Ledger
 from worker.storage.moves import cancel_jobs
 from worker.storage.reading import count_running
@@ -139,7 +139,7 @@ def test_after_two_losses_a_job_runs_alone_and_only_then_do_losses_count(ledger:
     seen = []
     for i in range(5):
         in_company = claim(ledger, id_, token=f"t{i}")
-        runs_alone = ledger.run(lambda c: fetch_suspects(c, [id_])) == {id_}
+        runs_alone = ledger.run(lambda c: fetch_solo_jobs(c, [id_])) == {id_}
         assert runs_alone is (not in_company), "a claim is one, or says that it has to be alone"
         if runs_alone:
             claim_one(ledger, id_, token=f"t{i}", are_alone=True)

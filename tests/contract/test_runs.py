@@ -93,7 +93,7 @@ def test_a_run_that_begins_is_not_held_by_another_that_begins(
         go.wait(5)
         return answer
 
-    monkeypatch.setattr(run_work, "is_run_by_somebody", look_slowly)
+    monkeypatch.setattr(run_holding, "is_run_by_somebody", look_slowly)
     other = threading.Thread(target=lambda: run_holding.hold_abandoned(desk.ledger, desk.settings))
     other.start()
     assert looked.wait(5)
@@ -110,7 +110,7 @@ def test_a_run_waits_while_its_batch_is_being_held_and_then_goes_on(
     batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
     has_lock, begun = threading.Event(), threading.Event()
     was_early: list[bool] = []
-    real = run_work._hold
+    real = run_holding._hold
 
     def hold_slowly(ledger: Ledger, batch_id: str) -> None:
         if threading.current_thread() is other:
@@ -118,7 +118,7 @@ def test_a_run_waits_while_its_batch_is_being_held_and_then_goes_on(
             was_early.append(begun.wait(0.2))
         real(ledger, batch_id)
 
-    monkeypatch.setattr(run_work, "_hold", hold_slowly)
+    monkeypatch.setattr(run_holding, "_hold", hold_slowly)
     other = threading.Thread(target=lambda: run_holding.hold_abandoned(desk.ledger, desk.settings))
     other.start()
     assert has_lock.wait(5)

@@ -117,7 +117,7 @@ def test_a_note_is_put_back_whatever_it_holds(
 ) -> None:
     """In the step that removes it, and without being decoded as kombu would."""
     valkey.hset(UNACKED, "t", note)
-    valkey.zadd(UNACKED_INDEX, {"t": 1.0, "without a note": 1.0})
+    valkey.zadd(UNACKED_INDEX, {"t": 1.0, "without a note": 1.0, b"\xff of nobody": 1.0})
     Reader(valkey_path, LONE).put_back_overdue()
     assert valkey.hlen(UNACKED) == valkey.zcard(UNACKED_INDEX) == 0
     assert valkey.llen(list_key(LONE_QUEUE, priority)) == (1 if note else 0)

@@ -21,8 +21,8 @@ def is_confirmed(question: str) -> bool:
     Ctrl-C raises KeyboardInterrupt.
     """
     while True:
-        err.say(f"{question} [y/N] ", end="")
         try:
+            err.say(f"{question} [y/N]", end=" ")
             line = sys.stdin.buffer.readline()
         except KeyboardInterrupt:
             err.say("")  # the terminal stands behind the question

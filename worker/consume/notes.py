@@ -42,18 +42,18 @@ class Notes:
             pipeline.hset(self.key, tag, write_note(raw, queue))
             pipeline.execute()
 
-    def drop(self, tag: str) -> None:
+    def drop(self, tag: str | bytes) -> None:
         """Forgets a message that is finished."""
         with self._client.pipeline() as pipeline:
             self.add_drop(tag, pipeline)
             pipeline.execute()
 
-    def add_drop(self, tag: str, pipeline: Any) -> None:
+    def add_drop(self, tag: str | bytes, pipeline: Any) -> None:
         """Adds the commands of `drop` to a pipeline."""
         pipeline.zrem(self.index_key, tag)
         pipeline.hdel(self.key, tag)
 
-    def put_back(self, tag: str, queues: Collection[str], *, is_next: bool) -> None:
+    def put_back(self, tag: str | bytes, queues: Collection[str], *, is_next: bool) -> None:
         """Puts a message back on its list: the next to be taken, or the last. `queues` are those that are read here.
 
         The message is not decoded as kombu would decode it: it may be what ended its worker.
@@ -84,7 +84,7 @@ class Notes:
         for low, high in ((0, now_s - lease_s), (now_s + _SKEW_S, "+inf")):
             tags: Any = self._client.zrangebyscore(self.index_key, low, high)
             for tag in tags:
-                self.put_back(tag.decode("utf-8", "surrogateescape"), queues, is_next=True)
+                self.put_back(tag, queues, is_next=True)
 
 
 def read_script(name: str) -> str:

@@ -135,26 +135,26 @@ class _CustomIds:
 
     def find_duplicates(self, file: BinaryIO) -> Iterator[tuple[int, str]]:
         """Number and problem of each line whose custom_id an earlier line has, in order."""
-        suspects = self._suspect_lines()
-        if not suspects:
+        to_compare = self._lines_to_compare()
+        if not to_compare:
             return
         file.seek(0)
         first: dict[str, int] = {}
         for number, raw in _lines(file):
-            if number in suspects:
+            if number in to_compare:
                 custom_id = orjson.loads(raw)["custom_id"]
                 if custom_id in first:
                     yield number, f"custom_id: {_quote(custom_id)} is on line {first[custom_id]} as well"
                 else:
                     first[custom_id] = number
 
-    def _suspect_lines(self) -> set[int]:
-        suspects: set[int] = set()
+    def _lines_to_compare(self) -> set[int]:
+        to_compare: set[int] = set()
         for hashes, numbers in self._buckets:
             if len(set(hashes)) < len(hashes):
                 counts = Counter(hashes)
-                suspects.update(n for n, one in zip(numbers, hashes, strict=True) if counts[one] > 1)
-        return suspects
+                to_compare.update(n for n, one in zip(numbers, hashes, strict=True) if counts[one] > 1)
+        return to_compare
 
 
 def _parse_line(

@@ -73,7 +73,7 @@ _BODIES = Prepared(
     lambda dialect: select(requests.c.job_id, requests.c.body).where(is_among(dialect, requests.c.job_id))
 )
 
-_SUSPECTS = Prepared(
+_SOLO_JOBS = Prepared(
     lambda dialect: select(jobs.c.id).where(
         is_among(dialect, jobs.c.id), jobs.c.state == "queued", jobs.c.losses >= bindparam("losses_from")
     )
@@ -152,9 +152,9 @@ def is_unwanted(connection: Connection, job_id: str, *, now_ms: int) -> bool:
     )
 
 
-def fetch_suspects(connection: Connection, ids: Sequence[str]) -> set[str]:
+def fetch_solo_jobs(connection: Connection, ids: Sequence[str]) -> set[str]:
     """Those of `ids` that are queued and run alone."""
     if not ids:
         return set()
-    rows = _SUSPECTS.run(connection, {"ids": pack_ids(connection, ids), "losses_from": SOLO_AFTER_LOSSES})
+    rows = _SOLO_JOBS.run(connection, {"ids": pack_ids(connection, ids), "losses_from": SOLO_AFTER_LOSSES})
     return set(rows.scalars())

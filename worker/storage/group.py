@@ -3,8 +3,7 @@
 A commit for each job costs five times as much and stalls the slots. One thread writes. While it commits, the next
 group gathers. A request that comes alone is not held back until others come.
 
-In a transaction, all requests of one kind are written together: first functions that callers want run, then records,
-hints that are given back, rows of messages, and claims.
+What a transaction does with the requests of a group is in `group_commit.py`.
 """
 
 from __future__ import annotations
@@ -20,15 +19,13 @@ import structlog
 from sqlalchemy import Connection
 
 from worker.clock import Clock
-from worker.storage.claims import claim_jobs, fetch_suspects
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.intake import KnownJob, NewJob, adopt_jobs
+from worker.storage.group_commit import Written, write_group
+from worker.storage.intake import KnownJob, NewJob
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded
 from worker.storage.reply import Answer, Reply
 from worker.storage.tables import MAX_ROWS
-from worker.storage.transitions import record_outcomes
-from worker.storage.window import unmark_published, unmark_strays
 from worker.storage.writer_requests import (
     ClaimJob,
     GiveHintBack,
@@ -275,69 +272,45 @@ class GroupWriter:
             token = f"{self.worker_id}:{self._groups}"
             try:
                 try:
-                    self._commit(part, token)
+                    written = self._commit(part, token)
                 except DatabaseAway:
                     # A connection that broke while idle is not an outage: the second try has a new one.
-                    self._commit(part, token)
+                    written = self._commit(part, token)
             except DatabaseAway as exc:
                 later = [request for other in reversed(parts) for request in other]
                 parts = self._wait_out([*part, *later], token, exc)
             except Exception as exc:
                 parts += self._halve(part, exc)
-
-    def _commit(self, group: list[Request], token: str) -> None:
-        now_ms = self._clock.now_ms()
-        works: list[Work | OwedWork] = [one for one in group if isinstance(one, Work)]
-        works += [one for one in group if isinstance(one, OwedWork)]
-        records = [one for one in group if isinstance(one, RecordOutcome)]
-        hints = [one.job_id for one in group if isinstance(one, GiveHintBack)]
-        written = [one for one in group if isinstance(one, WriteDownJob)]
-        claims = [one for one in group if isinstance(one, ClaimJob)]
-
-        def write(
-            connection: Connection,
-        ) -> tuple[list[Any], list[Recorded], list[KnownJob], dict[str, ClaimedJob], set[str]]:
-            # Before the claims: a beat would take those of its own group, not in `held` yet, for orphans.
-            answers = [one.work(connection) for one in works]
-            recorded = record_outcomes(connection, [one.outcome for one in records])
-            unmark_published(connection, hints)
-            new = [one.job for one in written]
-            known = adopt_jobs(connection, new, now_ms=now_ms, published_at_ms=now_ms)
-            wanted = [one.job_id for one in claims if one.job_id not in self.held]
-            claim = partial(
-                claim_jobs,
-                connection,
-                worker_id=self.worker_id,
-                token=token,
-                endpoint=self.endpoint,
-                now_ms=now_ms,
-            )
-            claimed = claim([job_id for job_id in wanted if job_id not in self._alone])
-            claimed |= claim([job_id for job_id in wanted if job_id in self._alone], are_alone=True)
-            # Most unclaimed ids are second deliveries; find those that must run alone.
-            unclaimed = [job_id for job_id in wanted if job_id not in claimed]
-            suspects = fetch_suspects(connection, unclaimed)
-            if unclaimed:  # mostly not: then it costs nothing
-                unmark_strays(connection, unclaimed, self.endpoint)
-            return answers, recorded, known, claimed, suspects
-
-        answers, recorded, known, claimed, suspects = self._ledger.run(write)
-        for job_id, job in claimed.items():
-            self.held[job_id] = job.token
-        for record, what in zip(records, recorded, strict=True):
-            ended = record.outcome.claim
-            if self.held.get(ended.job_id) == ended.token:
-                del self.held[ended.job_id]
-            record.reply.set_result(what)
-        for one, job_known in zip(written, known, strict=True):
-            one.reply.set_result(job_known)
-        for claiming in claims:
-            if claiming.job_id in suspects:
-                claiming.reply.set_exception(RunsAlone())
             else:
-                claiming.reply.set_result(claimed.get(claiming.job_id))
-        for asked, answer in zip(works, answers, strict=True):
-            asked.reply.set_result(answer)
+                self._tell(written)
+
+    def _commit(self, group: list[Request], token: str) -> Written:
+        """Commits the group, and knows from then on what it holds."""
+        written = self._ledger.run(
+            partial(
+                write_group,
+                group=group,
+                worker_id=self.worker_id,
+                endpoint=self.endpoint,
+                token=token,
+                held=self.held,
+                alone=self._alone,
+                now_ms=self._clock.now_ms(),
+            )
+        )
+        for job_id, job in written.claimed.items():
+            self.held[job_id] = job.token
+        for claim in written.ended:
+            if self.held.get(claim.job_id) == claim.token:
+                del self.held[claim.job_id]
+        return written
+
+    def _tell(self, written: Written) -> None:
+        """Tells all callers. Outside of what catches errors: what is committed must not be written again."""
+        for answer, value in written.answers:
+            answer.set_result(value)
+        for answer in written.refused:
+            answer.set_exception(RunsAlone())
 
     def _wait_out(self, group: list[Request], token: str, exc: DatabaseAway) -> list[list[Request]]:
         """Writes what waits for the database when it is back, and tells all others now that it is away.
@@ -351,7 +324,6 @@ class GroupWriter:
         records = sum(isinstance(one, RecordOutcome) for one in group)
         log.warning("ledger.away", error=str(exc), claims=claims, records=records)
         delay_s = _RETRY_FIRST_S
-        refused: list[list[Request]] = []
         while True:
             if self._stopping.wait(delay_s):
                 for request in waiting:
@@ -360,14 +332,16 @@ class GroupWriter:
             self._take_over(self._gather(), waiting, exc)
             self._writing = waiting
             try:
-                self._commit(waiting, token)
+                written = self._commit(waiting, token)
             except DatabaseAway:
                 delay_s = min(delay_s * 2, _RETRY_CAP_S)
                 continue
             except Exception as other:
-                refused = self._halve(waiting, other)
+                log.info("ledger.back")
+                return self._halve(waiting, other)
             log.info("ledger.back")
-            return refused
+            self._tell(written)
+            return []
 
     def _take_over(self, group: list[Request], waiting: list[Request], exc: DatabaseAway) -> None:
         """Adds to `waiting` those of the group that wait for the database, and tells the others `exc`."""

@@ -12,7 +12,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class Answer(Protocol[T_contra]):
-    """Where the writer puts its answer, in its own thread: nothing there may wait or raise.
+    """Where the writer puts its answer, in its own thread: nothing there may wait, and an error there ends the writer.
 
     The first call counts; a later one must be ignored. There is one where a record was abandoned and is written after
     all, and where the writer dies.

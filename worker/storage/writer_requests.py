@@ -1,7 +1,6 @@
 """What the group writer can be asked for: a small value for each request, with where its answer goes.
 
-A group is a list of them, in the order in which they were asked for. What each kind means in a transaction, and in
-which order the kinds are written, is the writer's (`group.py`).
+A group is a list of them, in the order in which they were asked for. `group_commit.py` writes them, kind by kind.
 """
 
 from __future__ import annotations

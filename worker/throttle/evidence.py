@@ -21,7 +21,7 @@ from worker.policy.outages import (
 )
 from worker.policy.retry import Whose
 
-_MOST_SUSPECTS = 4096
+_MOST_HISTORIES = 4096
 _MOST_KEYS = 256
 _LONGEST_LOOKED_AT = 400
 _MOST_UNDECIDED = 5  # 1 + 2 + 4 + 8 + 8 s: then a job that nobody can be asked about fails
@@ -33,13 +33,13 @@ _OWN_FOR_S = 600.0
 
 
 @dataclass(slots=True)
-class _Suspect:
-    """A job that failed, and what is not known yet."""
+class _History:
+    """The failures of one job while it is not known whose they are."""
 
     order: int  # of its latest failure, among all that this process saw
     count: int = 0  # failures so far
     again: int = 0  # of them, after others were answered
-    chances: int = 0  # how often its last attempt failed and was not counted
+    chances: int = 0  # how often the failure of its last attempt was not counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Evidence:
         self._numbers: list[int] = []  # of the calls of that run
         self._refusals: dict[str, dict[str, None]] = {}  # the same of refusals, by likeness
         self._own: OrderedDict[str, tuple[str, float]] = OrderedDict()  # likeness to model and when
-        self._suspects: OrderedDict[str, _Suspect] = OrderedDict()
+        self._histories: OrderedDict[str, _History] = OrderedDict()
         self._rate = HEALTHY_RATE
         self._answers = 10.0
         self._failures = 0  # since the last success, also behind a shut gate: not in the rate yet
@@ -93,8 +93,8 @@ class Evidence:
             if self._own:
                 for key in [key for key, (of_model, _) in self._own.items() if of_model == model]:
                     del self._own[key]
-            if self._suspects:
-                self._suspects.pop(job_id, None)
+            if self._histories:
+                self._histories.pop(job_id, None)
 
     def reopened(self) -> None:
         """A probe opened the gate: what failed before it was the outage's, and says nothing of other times."""
@@ -174,14 +174,14 @@ class Evidence:
     ) -> Verdict:
         with self._lock:
             is_outage_known = gate is not None and gate.is_outage
-            suspect, was_served = self._suspect(job_id, order)
+            history, was_served = self._note_failure(job_id, order)
             if is_outage_known:
-                del self._suspects[job_id]
+                del self._histories[job_id]
                 self._failures += not is_probe
                 return Verdict(Whose.ENDPOINTS)
             self._failures += 1
-            suspect.again += was_served
-            if not suspect.again:  # else others were answered between its failures: they may be its own
+            history.again += was_served
+            if not history.again:  # else others were answered between its failures: they may be its own
                 self._run[job_id] = None
                 self._numbers.append(number)
                 del self._numbers[:-_LONGEST_LOOKED_AT]
@@ -192,12 +192,12 @@ class Evidence:
                 failure_rate=self._rate,
             ):
                 for one in self._run:
-                    self._suspects.pop(one, None)
+                    self._histories.pop(one, None)
                 return Verdict(Whose.ENDPOINTS)
-            if is_last and self._run.keys() - {job_id} and suspect.chances < _MOST_LAST_CHANCES:
+            if is_last and self._run.keys() - {job_id} and history.chances < _MOST_LAST_CHANCES:
                 # Its last attempt, and others fail too: it is not spent before it is known whose this is.
-                suspect.chances += 1
-                return Verdict(Whose.UNDECIDED, suspect.chances - 1)
+                history.chances += 1
+                return Verdict(Whose.UNDECIDED, history.chances - 1)
             return Verdict(Whose.UNKNOWN)
 
     def _judge_refusal(
@@ -213,17 +213,17 @@ class Evidence:
     ) -> Verdict:
         is_of_a_key = failure.kind is not FailureKind.REJECTED
         if not is_of_a_key and gate is not None and gate.is_outage and not is_about_the_request(failure):
-            self._suspect(job_id, order)
+            self._note_failure(job_id, order)
             return Verdict(Whose.ENDPOINTS)
         key = likeness(failure, model)
         run = self._refusals.setdefault(key, {})
         if len(self._refusals) > _MOST_KEYS:
             self._refusals = {key: run}
         others = len(run) - (job_id in run)
-        suspect, was_served = self._suspect(job_id, order)
-        suspect.again += was_served
+        history, was_served = self._note_failure(job_id, order)
+        history.again += was_served
         run[job_id] = None
-        if suspect.again and (not others or suspect.again > 1 or is_of_a_key):
+        if history.again and (not others or history.again > 1 or is_of_a_key):
             # Others were answered since it was refused, and again it is.
             self._own[key] = (model, now_s)
             if len(self._own) > _MOST_KEYS:
@@ -235,30 +235,30 @@ class Evidence:
         if len(run) >= several(failure):
             return Verdict(Whose.ENDPOINTS)
         if is_of_a_key:
-            return Verdict(Whose.UNDECIDED, suspect.count - 1) if is_known_own else Verdict(Whose.UNKNOWN)
+            return Verdict(Whose.UNDECIDED, history.count - 1) if is_known_own else Verdict(Whose.UNKNOWN)
         if not is_proven or (is_about_the_request(failure) and not others):
             return Verdict(Whose.UNKNOWN)
-        if suspect.count > _MOST_UNDECIDED:
+        if history.count > _MOST_UNDECIDED:
             return Verdict(Whose.OWN)
-        return Verdict(Whose.UNDECIDED, suspect.count - 1)
+        return Verdict(Whose.UNDECIDED, history.count - 1)
 
     def _has_worked_since(self, since_s: float) -> bool:
         """Whether the key worked a moment before then, or later."""
         with self._lock:
             return self._succeeded_s >= since_s - _A_MOMENT_AGO_S
 
-    def _suspect(self, job_id: str, order: int) -> tuple[_Suspect, bool]:
+    def _note_failure(self, job_id: str, order: int) -> tuple[_History, bool]:
         """What is known of the job, now with one failure more; whether others were answered since the last."""
-        suspect = self._suspects.pop(job_id, None)
-        was_served = suspect is not None and self._latest_began > suspect.order
-        if suspect is None:
-            suspect = _Suspect(order)
-            if len(self._suspects) >= _MOST_SUSPECTS:
-                self._suspects.popitem(last=False)
-        suspect.order = order
-        suspect.count += 1
-        self._suspects[job_id] = suspect
-        return suspect, was_served
+        history = self._histories.pop(job_id, None)
+        was_served = history is not None and self._latest_began > history.order
+        if history is None:
+            history = _History(order)
+            if len(self._histories) >= _MOST_HISTORIES:
+                self._histories.popitem(last=False)
+        history.order = order
+        history.count += 1
+        self._histories[job_id] = history
+        return history, was_served
 
     def _learn(self, value: float, times: int) -> None:
         self._answers = min(self._answers + times, KNOWN_FROM)

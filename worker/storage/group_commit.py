@@ -1,0 +1,85 @@
+"""What the group writer does in one transaction: all requests of a group, kind by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection
+
+from worker.storage.claims import claim_jobs, fetch_solo_jobs
+from worker.storage.intake import adopt_jobs
+from worker.storage.outcomes import Claim, ClaimedJob
+from worker.storage.reply import Answer
+from worker.storage.transitions import record_outcomes
+from worker.storage.window import unmark_published, unmark_strays
+from worker.storage.writer_requests import (
+    ClaimJob,
+    GiveHintBack,
+    OwedWork,
+    RecordOutcome,
+    Request,
+    Work,
+    WriteDownJob,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a group came to, to be told once it is committed."""
+
+    claimed: dict[str, ClaimedJob]
+    ended: list[Claim]  # of the outcomes
+    answers: list[tuple[Answer[Any], Any]]
+    refused: list[Answer[Any]]  # claims of jobs that have to run alone, and were not to
+
+
+def write_group(
+    connection: Connection,
+    group: Sequence[Request],
+    *,
+    worker_id: str,
+    endpoint: str,
+    token: str,
+    held: Container[str],
+    alone: Container[str],
+    now_ms: int,
+) -> Written:
+    """Writes the requests of a group. Nobody is told yet: the transaction may fail, and be run again.
+
+    Jobs that are `held` are not claimed again: it is a second delivery. Those that are `alone` may run alone.
+    """
+    works: list[Work | OwedWork] = [one for one in group if isinstance(one, Work)]
+    works += [one for one in group if isinstance(one, OwedWork)]
+    records = [one for one in group if isinstance(one, RecordOutcome)]
+    hints = [one.job_id for one in group if isinstance(one, GiveHintBack)]
+    messages = [one for one in group if isinstance(one, WriteDownJob)]
+    claims = [one for one in group if isinstance(one, ClaimJob)]
+    # Before the claims: a beat would take those of its own group, not in `held` yet, for orphans.
+    answers: list[tuple[Answer[Any], Any]] = [(one.reply, one.work(connection)) for one in works]
+    recorded = record_outcomes(connection, [one.outcome for one in records])
+    unmark_published(connection, hints)
+    new = [one.job for one in messages]
+    known = adopt_jobs(connection, new, now_ms=now_ms, published_at_ms=now_ms)
+    wanted = [one.job_id for one in claims if one.job_id not in held]
+    claim = partial(
+        claim_jobs, connection, worker_id=worker_id, token=token, endpoint=endpoint, now_ms=now_ms
+    )
+    claimed = claim([job_id for job_id in wanted if job_id not in alone])
+    claimed |= claim([job_id for job_id in wanted if job_id in alone], are_alone=True)
+    # Most unclaimed ids are second deliveries; find those that must run alone.
+    unclaimed = [job_id for job_id in wanted if job_id not in claimed]
+    suspects = fetch_solo_jobs(connection, unclaimed)
+    if unclaimed:  # mostly not: then it costs nothing
+        unmark_strays(connection, unclaimed, endpoint)
+    answers += [(one.reply, what) for one, what in zip(records, recorded, strict=True)]
+    answers += [(one.reply, job) for one, job in zip(messages, known, strict=True)]
+    answers += [(one.reply, claimed.get(one.job_id)) for one in claims if one.job_id not in suspects]
+    return Written(
+        claimed=claimed,
+        ended=[one.outcome.claim for one in records],
+        answers=answers,
+        refused=[one.reply for one in claims if one.job_id in suspects],
+    )
