@@ -15,7 +15,7 @@ from rich.text import Text
 from schemas.job import JobState, derive_batch_status
 from worker.cli.console import note, out, print_json
 from worker.operations.batches import fetch_latest_batches, list_batches
-from worker.operations.served import list_workers
+from worker.operations.workers import list_workers
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch

@@ -1,4 +1,4 @@
-"""Who works on the jobs of this ledger: its workers, and why an endpoint's jobs are not called. Changes nothing.
+"""Whether anybody works on an endpoint's jobs, and which other endpoints' jobs are left. Changes nothing.
 
 It is for people: a worker that is silent for longer than its lease, by two clocks, counts as dead.
 """
@@ -14,7 +14,6 @@ from worker.storage.doctor import Look, fetch_live_endpoints
 from worker.storage.elsewhere import MOST_COUNTED, fetch_left_elsewhere
 from worker.storage.engine import Ledger
 from worker.storage.pauses import fetch_pause
-from worker.storage.workers import WorkerFacts, fetch_workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +22,6 @@ class Left:
 
     count: int
     is_cut: bool
-
-
-def list_workers(ledger: Ledger) -> list[WorkerFacts]:
-    """The workers that have not ended, the oldest first."""
-    with ledger.read() as connection:
-        return fetch_workers(connection)
 
 
 def why_nobody_works(ledger: Ledger, settings: Settings, endpoint: str) -> str | None:
