@@ -12,7 +12,10 @@ from api_client.simulator.config import SimulatorConfig
 from api_client.simulator.thread import SimulatorThread
 from tests.support.clock import FakeClock
 from tests.support.house import KEY, House
+from tests.support.ledger import ENDPOINT
+from tests.support.writing import TroubledLedger
 from worker.storage.engine import Ledger
+from worker.storage.group import GroupWriter
 
 
 @pytest.fixture
@@ -32,3 +35,18 @@ def build(ledger: Ledger, clock: FakeClock, tmp_path: Path) -> Iterator[Callable
     for house in opened:
         house.close()
         house.simulator.__exit__(None, None, None)
+
+
+@pytest.fixture
+def troubled(ledger: Ledger) -> TroubledLedger:
+    return TroubledLedger(ledger)
+
+
+@pytest.fixture
+def writer(troubled: TroubledLedger, clock: FakeClock) -> Iterator[GroupWriter]:
+    writer = GroupWriter(troubled, worker_id="w1", endpoint=ENDPOINT, clock=clock, window_s=0.002)  # type: ignore[arg-type]
+    writer.start()
+    yield writer
+    troubled.is_away = False
+    troubled.go_on.set()
+    assert writer.stop(10)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.test_ledger_upkeep import Broker, add_worker
 from tests.support.clock import FakeClock
 from tests.support.ledger import (
     ENDPOINT,
@@ -21,6 +20,7 @@ from tests.support.ledger import (
     state,
     success,
 )
+from tests.support.upkeep import Broker, add_worker
 from worker.operations.tracking import Progress, Tracker
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter

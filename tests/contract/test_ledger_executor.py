@@ -13,6 +13,7 @@ from sqlalchemy import text, update
 from schemas.failure import FailureKind
 from tests.support.house import KEY, House
 from tests.support.ledger import NOW, job_row, rows, state
+from tests.support.writing import in_background
 from worker.attempt.report import Verdict
 from worker.storage.moves import cancel_jobs
 from worker.storage.tables import jobs
@@ -262,8 +263,6 @@ def test_a_call_cut_by_the_shutdown_is_given_back_unburnt(build: Callable[..., H
 def test_a_paid_answer_of_a_job_that_was_cancelled_meanwhile_is_kept(build: Callable[..., House]) -> None:
     house = build(simulated={"latency_s": 0.2})
     id_ = house.put()
-    from tests.contract.test_ledger_group import in_background  # local: a helper of the neighbouring suite
-
     running = in_background(lambda: house.execute(id_))
     house.simulator.wait_for(lambda stats: stats["in_flight"] == 1)
     assert house.ledger.run(lambda c: cancel_jobs(c, [id_], now_ms=NOW)) == 1
@@ -280,8 +279,6 @@ def test_one_that_runs_alone_at_a_time_and_the_next_holds_no_slot_meanwhile(
         connection.execute(
             update(jobs).where(jobs.c.id.in_([first, *others])).values(losses=2, published_at_ms=NOW)
         )
-    from tests.contract.test_ledger_group import in_background  # local: a helper of the neighbouring suite
-
     on_trial = in_background(lambda: house.execute(first))
     house.simulator.wait_for(lambda stats: stats["in_flight"] == 1)
     held_back = [in_background(partial(house.execute, id_)) for id_ in (*others, innocent)]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from schemas.job import Due
-from tests.contract.test_ledger_upkeep import Broker
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, NOW, a_job, claim, claim_one, put, put_one, record, setback
+from tests.support.upkeep import Broker
 from worker.storage.batches import hold_batch, make_batch, resume_batch
 from worker.storage.engine import Ledger
 from worker.storage.window import take_due, take_lone_due

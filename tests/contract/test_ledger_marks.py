@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tests.contract.test_ledger_upkeep import Broker
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, put, put_one, success
+from tests.support.upkeep import Broker
 from worker.runtime import WorkerRuntime
 from worker.settings import load_settings
 from worker.storage.engine import Ledger

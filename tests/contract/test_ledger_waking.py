@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 
 from schemas.failure import FailureKind
-from tests.contract.test_ledger_upkeep import Broker
 from tests.support.clock import FakeClock
 from tests.support.ledger import (
     ENDPOINT,
@@ -22,6 +21,7 @@ from tests.support.ledger import (
     setback,
     state,
 )
+from tests.support.upkeep import Broker
 from worker.policy.patience import waiting_since_ms
 from worker.storage.batches import hold_batch, make_batch
 from worker.storage.engine import Ledger

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.contract.test_ledger_upkeep import Broker
 from tests.support.ledger import claim, record, success
+from tests.support.upkeep import Broker
 from worker.clock import SystemClock
 from worker.operations import run_holding, run_work
 from worker.operations.run_work import Work

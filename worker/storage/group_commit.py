@@ -51,14 +51,28 @@ def write_group(
 
     Jobs that are `held` are not claimed again: it is a second delivery. Those that are `alone` may run alone.
     """
-    works: list[Work | OwedWork] = [one for one in group if isinstance(one, Work)]
-    works += [one for one in group if isinstance(one, OwedWork)]
-    records = [one for one in group if isinstance(one, RecordOutcome)]
-    hints = [one.job_id for one in group if isinstance(one, GiveHintBack)]
-    messages = [one for one in group if isinstance(one, WriteDownJob)]
-    claims = [one for one in group if isinstance(one, ClaimJob)]
+    claims: list[ClaimJob] = []
+    records: list[RecordOutcome] = []
+    hints: list[str] = []
+    messages: list[WriteDownJob] = []
+    works: list[Work] = []
+    owed: list[OwedWork] = []
+    for request in group:  # in one pass, the most frequent first
+        if isinstance(request, ClaimJob):
+            claims.append(request)
+        elif isinstance(request, RecordOutcome):
+            records.append(request)
+        elif isinstance(request, GiveHintBack):
+            hints.append(request.job_id)
+        elif isinstance(request, WriteDownJob):
+            messages.append(request)
+        elif isinstance(request, Work):
+            works.append(request)
+        else:
+            owed.append(request)
     # Before the claims: a beat would take those of its own group, not in `held` yet, for orphans.
     answers: list[tuple[Answer[Any], Any]] = [(one.reply, one.work(connection)) for one in works]
+    answers += [(one.reply, one.work(connection)) for one in owed]
     recorded = record_outcomes(connection, [one.outcome for one in records])
     unmark_published(connection, hints)
     new = [one.job for one in messages]
