@@ -16,7 +16,7 @@ from schemas.job import JobState
 from tests.support.desk import Desk
 from tests.support.ledger import a_job, claim_one, job_row, put, put_one, record, setback, state, success
 from worker.clock import SystemClock
-from worker.errors import InputError
+from worker.errors import InputError, InUse, NotFound
 from worker.operations.batches import count_jobs, find_named_batch, list_batches
 from worker.operations.cancel import CancelledBatch, CancelledJob, cancel
 from worker.operations.doctor import examine
@@ -97,9 +97,9 @@ def test_one_job_is_cancelled_and_what_has_ended_stays(desk: Desk) -> None:
 def test_the_beginning_of_a_batchs_id_is_enough_to_look_and_not_to_end_or_remove_it(desk: Desk) -> None:
     batch, ids = a_batch(desk, "a")
     assert find_named_batch(desk.ledger, batch.id[:-1]) == batch
-    with pytest.raises(InputError, match="no batch and no job"):
+    with pytest.raises(NotFound, match="no batch and no job"):
         cancel(desk.ledger, batch.id[:-1], on_step=pytest.fail)
-    with pytest.raises(InputError, match="no batch"):
+    with pytest.raises(NotFound, match="no batch"):
         find_batch_to_prune(desk.ledger, batch.id[:-1])
     assert state(desk.ledger, ids[0]) == "queued"
     assert find_batch_to_prune(desk.ledger, batch.id) == batch
@@ -146,7 +146,7 @@ def test_a_batch_is_shown_before_it_is_removed_and_each_step_is_told(desk: Desk)
     what = ToPrune(batch, before_ms=0)
     for refused in (survey, remove):
         more = {"with_usage": False} if refused is remove else {}
-        with pytest.raises(InputError, match="2 jobs not ended"):
+        with pytest.raises(InUse, match="2 jobs not ended"):
             refused(desk.ledger, desk.settings, what, **more)
     for n, id_ in enumerate(ids):
         record(desk.ledger, success(claimed(desk, id_, f"t{n}")))
@@ -156,7 +156,7 @@ def test_a_batch_is_shown_before_it_is_removed_and_each_step_is_told(desk: Desk)
     told: list[int] = []
     done = remove(desk.ledger, desk.settings, what, with_usage=True, on_step=told.append)
     assert (done.removed, told[-1]) == (2, 2)
-    with pytest.raises(InputError):
+    with pytest.raises(NotFound):
         find_batch_to_prune(desk.ledger, batch.id)
 
 
@@ -189,12 +189,12 @@ def test_a_job_is_listed_and_its_story_told_by_id_and_by_name(desk: Desk) -> Non
     story = fetch_story_of(desk.ledger, ids[1], with_content=False)
     assert (story.id, len(story.attempts), story.content) == (ids[1], 1, None)
     assert fetch_story_of_named(desk.ledger, "b", batch.id, with_content=False) == story
-    with pytest.raises(InputError, match="no job has the custom_id"):
+    with pytest.raises(NotFound, match="no job has the custom_id"):
         fetch_story_of_named(desk.ledger, "c", None, with_content=False)
 
 
 def test_a_list_of_jobs_of_an_unknown_batch_is_refused_before_anything_is_read_from_it(desk: Desk) -> None:
-    with pytest.raises(InputError, match="no batch"):
+    with pytest.raises(NotFound, match="no batch"):
         list_jobs(desk.ledger, batch="batch_unknown")
 
 
@@ -205,7 +205,7 @@ def test_usage_is_summed_by_name_for_the_batch_that_is_called_so(desk: Desk) -> 
         assert found.batch_id == batch.id
         assert [(one.key, one.total_tokens) for one in found.groups] == [("a", 7)]
     with (
-        pytest.raises(InputError, match="no batch"),
+        pytest.raises(NotFound, match="no batch"),
         open_usage(desk.ledger, UsageBy.MODEL, since_ms=None, batch="batch_unknown"),
     ):
         pytest.fail("it is refused before anything is read")
@@ -272,6 +272,6 @@ def test_an_odd_name_of_a_job_changes_nothing(desk: Desk) -> None:
     id_ = put_one(desk.ledger)
     before = job_row(desk.ledger, id_)
     for name in ("", "\x00", "batch_req_", "%"):
-        with pytest.raises(InputError):
+        with pytest.raises(NotFound):
             cancel(desk.ledger, name, on_step=pytest.fail)
     assert job_row(desk.ledger, id_) == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schemas.job import JobState
-from worker.errors import InputError
+from worker.errors import NotFound
 from worker.storage.batches import Batch, count_states, fetch_batch, fetch_batches
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
@@ -22,11 +22,11 @@ def fetch_latest_batches(ledger: Ledger, *, limit: int) -> list[Batch]:
 
 
 def find_named_batch(ledger: Ledger, batch_id: str) -> Batch:
-    """The batch with this id, or the only one whose id begins with it. Raises InputError where there is none."""
+    """The batch with this id, or the only one whose id begins with it. Raises NotFound where there is none."""
     with ledger.read() as connection:
         batch = fetch_batch(connection, clean_text(batch_id) or "")
     if batch is None:
-        raise InputError(f"there is no batch {batch_id}: `antrean status` lists the latest")
+        raise NotFound(f"there is no batch {batch_id}: `antrean status` lists the latest")
     return batch
 
 

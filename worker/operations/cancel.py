@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from schemas.job import JobState
 from worker.clock import SystemClock
-from worker.errors import InputError
+from worker.errors import NotFound
 from worker.operations.job_names import names_of
 from worker.storage.batches import Batch, count_asked, fetch_batch
 from worker.storage.cleaning import clean_text
@@ -50,7 +50,7 @@ def cancel(ledger: Ledger, called: str, *, on_step: Callable[[int], None]) -> Ca
     """Cancels the batch or the job that is called so.
 
     A batch is named by its whole id; a job also by the id of its output line. `on_step` gets the number of jobs ended
-    so far after each step of at most 500. Stopped half way, it goes on when it is called again. Raises InputError
+    so far after each step of at most 500. Stopped half way, it goes on when it is called again. Raises NotFound
     where there is no such batch and no such job, and then changes nothing.
     """
     wanted = clean_text(called) or ""
@@ -64,7 +64,7 @@ def cancel(ledger: Ledger, called: str, *, on_step: Callable[[int], None]) -> Ca
         return _cancel_batch(ledger, batch, on_step)
     if states:
         return _cancel_job(ledger, next(name for name in names if name in states))
-    raise InputError(f"there is no batch and no job {printable(wanted)}: `antrean batches` lists the batches")
+    raise NotFound(f"there is no batch and no job {printable(wanted)}: `antrean batches` lists the batches")
 
 
 def _cancel_batch(ledger: Ledger, batch: Batch, on_step: Callable[[int], None]) -> CancelledBatch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from worker.broker.client import broker_address, open_client
 from worker.broker.hints import SHARED_QUEUES, list_keys, queues_of
 from worker.broker.set_aside import count_aside, give_back
-from worker.errors import InputError
+from worker.errors import InputError, InUse
 from worker.files.home import broker_socket
 from worker.reports.summary import format_count
 from worker.settings import Settings
@@ -20,9 +20,9 @@ from worker.storage.workers import fetch_workers
 def give_messages_back(ledger: Ledger, settings: Settings, queue: str | None) -> int:
     """How many messages were put back, where they lay or on `queue`.
 
-    Raises InputError, before anything is moved, for a queue without a usable name, where workers of this ledger live
-    that read the queue, and where the embedded broker does not run. Raises BrokerAway; what has gone back by then
-    stays there.
+    Before anything is moved, raises InputError for a queue without a usable name and where the embedded broker does
+    not run, and InUse where workers of this ledger live that read the queue. Raises BrokerAway; what has gone back by
+    then stays there.
     """
     read_here = _read_queues(ledger, settings)
     if queue is not None and (not queue.isprintable() or not queue or len(queue) > 200):
@@ -31,7 +31,7 @@ def give_messages_back(ledger: Ledger, settings: Settings, queue: str | None) ->
         with ledger.read() as connection:
             living = len(fetch_workers(connection))
         if living:
-            raise InputError(
+            raise InUse(
                 f"{format_count(living, 'worker')} of this ledger would set them aside again: give antrean a broker "
                 "of its own and end the workers here, or name the other app's own queue with --queue"
             )

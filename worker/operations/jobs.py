@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
-from worker.errors import InputError
+from worker.errors import NotFound
 from worker.operations.job_names import find_batch_id, find_job_id, find_named_job_id
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
@@ -28,7 +28,7 @@ def list_jobs(
     """The jobs that fit all that is given: those of a batch in the order of its input, others the newest first.
 
     They are read page by page: memory stays flat, and a reader that pauses holds no transaction open. Raises
-    InputError at once where there is no such batch.
+    NotFound at once where there is no such batch.
     """
     choice = Choice(
         batch_id=None if batch is None else find_batch_id(ledger, batch),
@@ -43,7 +43,7 @@ def list_jobs(
 def fetch_story_of(ledger: Ledger, called: str, *, with_content: bool) -> Story:
     """The story of the job that is called so: by its id, the beginning of it, or its output line's id.
 
-    Texts are in it only `with_content`. Raises InputError where there is no such job, and where there are several.
+    Texts are in it only `with_content`. Raises NotFound where there is no such job, InputError where there are several.
     """
     return _fetch_story(ledger, find_job_id(ledger, called), with_content=with_content)
 
@@ -58,5 +58,5 @@ def _fetch_story(ledger: Ledger, job_id: str, *, with_content: bool) -> Story:
     with ledger.read() as connection:
         story = fetch_story(connection, job_id, with_content=with_content)
     if story is None:
-        raise InputError(f"the job {printable(job_id)} was removed just now")
+        raise NotFound(f"the job {printable(job_id)} was removed just now")
     return story

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from worker.errors import InputError
+from worker.errors import InUse, NotFound
 from worker.operations.run_locks import is_of_home, kept_from_running
 from worker.reports.summary import format_count
 from worker.settings import Settings
@@ -38,12 +38,12 @@ class ToPrune:
 
 
 def find_batch_to_prune(ledger: Ledger, batch_id: str) -> Batch:
-    """The batch with this id. Raises InputError where there is none: the beginning of an id is not enough."""
+    """The batch with this id. Raises NotFound where there is none: the beginning of an id is not enough."""
     wanted = clean_text(batch_id) or ""
     with ledger.read() as connection:
         batch = fetch_batch(connection, wanted)
     if batch is None or batch.id != wanted:  # the beginning of an id is enough to look, not to remove
-        raise InputError(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
+        raise NotFound(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
     return batch
 
 
@@ -64,7 +64,7 @@ def remove(
     """Removes it in small steps beside running workers, and says how many jobs went and how many stay.
 
     `on_step` gets the number removed so far after each step. Stopped half way, it goes on when it is called again.
-    Raises InputError, and changes nothing, where the batch is run just now, or is not done and not `even_unfinished`.
+    Raises InUse, and changes nothing, where the batch is run just now, or is not done and not `even_unfinished`.
     """
     # A run that begins meanwhile waits, or is seen by the next step: it would find its jobs, and lose them.
     with _chosen(ledger, settings, what) as chosen:
@@ -86,25 +86,25 @@ def _chosen(ledger: Ledger, settings: Settings, what: ToPrune) -> Iterator[OfAge
             yield OfAge(what.before_ms, what.even_unfinished, runs.idle, runs.find_living)
             return
         if what.batch.id in runs.living:
-            raise InputError(f"{what.batch.id} is run just now: wait for its end, or stop it")
+            raise InUse(f"{what.batch.id} is run just now: wait for its end, or stop it")
         if not what.even_unfinished:
             _check_batch(ledger, settings, what.batch)
         yield OfBatch(what.batch.id)
 
 
 def _check_batch(ledger: Ledger, settings: Settings, batch: Batch) -> None:
-    """Raises InputError where the batch is not done, or may be going on in another home."""
+    """Raises InUse where the batch is not done, or may be going on in another home."""
     with ledger.read() as connection:
         counts = count_states(connection, batch.id)
     left = sum(count for state, count in counts.items() if not state.is_final)
     if left:
-        raise InputError(
+        raise InUse(
             f"{batch.id} has {format_count(left, 'job')} not ended: `antrean cancel {batch.id}` ends them; "
             f"{_EVEN_UNFINISHED}"
         )
     if batch.submitted_at_ms is None:
-        raise InputError(f"not all of {batch.id} is written down yet: {_EVEN_UNFINISHED}")
+        raise InUse(f"not all of {batch.id} is written down yet: {_EVEN_UNFINISHED}")
     if batch.kind == "run" and batch.held_at_ms is None and not is_of_home(batch, settings):
-        raise InputError(
+        raise InUse(
             f"{batch.id} is a run of {batch.details.get('home')}, and may be going on there: {_EVEN_UNFINISHED}"
         )

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from worker.clock import SystemClock
-from worker.errors import InputError
+from worker.errors import NotFound
 from worker.files.home import try_lock
 from worker.operations.run_locks import RunLock, home_name, is_run_by_somebody, lock_path, open_lock
 from worker.operations.steps import repeat_steps
@@ -37,7 +37,7 @@ from worker.storage.wants import bring_home, hand_over, needs_bringing_home
 def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunLock]:
     """While inside, the batch's jobs are worked on; after it, only if another run of the same batch lives.
 
-    Raises InputError where the batch was pruned just now, SettingsError where the home cannot be used.
+    Raises NotFound where the batch was pruned just now, SettingsError where the home cannot be used.
     """
     descriptor = open_lock(settings, batch.id)
     try:
@@ -59,7 +59,7 @@ def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunL
 
 def _begin(ledger: Ledger, batch: Batch) -> None:
     if not ledger.run(partial(begin_run, batch_id=batch.id)):
-        raise InputError(f"{batch.id} was pruned just now: type the command again")
+        raise NotFound(f"{batch.id} was pruned just now: type the command again")
 
 
 def tend(ledger: Ledger, batch_id: str) -> None:

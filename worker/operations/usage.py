@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from worker.errors import InputError
+from worker.errors import NotFound
 from worker.storage.batches import fetch_batch
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
@@ -29,13 +29,13 @@ def open_usage(
     """The usage recorded at or after `since_ms`, of one batch where it is named by its id or the beginning of it.
 
     A transaction is open while inside: read the groups at once, and hand them on afterwards. Memory stays flat however
-    many there are. Raises InputError where there is no such batch.
+    many there are. Raises NotFound where there is no such batch.
     """
     batch_id = clean_text(batch)
     with ledger.read() as connection:
         if batch_id is not None:
             chosen = fetch_batch(connection, batch_id) if batch_id else None
             if chosen is None:
-                raise InputError(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
+                raise NotFound(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
             batch_id = chosen.id
         yield UsageGroups(iterate_usage(connection, by, since_ms=since_ms, batch_id=batch_id), batch_id)
