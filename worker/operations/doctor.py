@@ -49,7 +49,7 @@ from worker.upkeep.spool import (
 )
 
 _OVERDUE_FACTOR = 3  # a relay publishes again what was published once this long ago; so none is at work
-_CROWD_FLOOR = 1_000
+_MOST_UNEXPLAINED = 1_000
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
 
 
 def _mend_once(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
-    # What was paid for is recorded before anyone is taken for dead, as a worker's heart does it. Then the rows are
+    # What was paid for is recorded before anyone is taken for dead, as a worker's heartbeat does it. Then the rows are
     # set right: a rescue needs whole claims, and must not queue a job whose result is there.
     if found.dead or any(one.name == "stray_spool" for one in found.findings):
         replay_leftovers(
@@ -111,9 +111,9 @@ def _mend_once(ledger: Ledger, settings: Settings, found: Examination) -> Examin
     folder, now_ms = settings.home / "workers", SystemClock().now_ms()
     for suspect in found.dead:
         if not has_died(folder, suspect.worker_id):
-            continue  # a heart was quicker
+            continue  # a worker has rescued it meanwhile
         if holds_answers(settings.spool_folder, suspect.worker_id):
-            continue  # a heart is recording it, or nobody can read it: the finding stays
+            continue  # a worker is recording it, or nobody can read it: the finding stays
         rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
         forget(folder, suspect.worker_id)
     return examine(ledger, settings)
@@ -144,7 +144,7 @@ def _look_at_workers(ledger: Ledger, settings: Settings, look: Look, found: Exam
     with ledger.read() as connection:
         suspects = fetch_suspects(connection, look)
     folder = settings.home / "workers"
-    # Only a lock that is free is certain. Whoever else seems gone is for a worker, which watches it for a lease.
+    # Only a lock that is free is certain. Others that seem gone are left to a worker, which watches them for a lease.
     found.dead = [one for one in suspects if has_died(folder, one.worker_id)]
     silent = [
         one
@@ -182,7 +182,7 @@ def _look_into_broker(ledger: Ledger, settings: Settings, look: Look, found: Exa
         found.findings.append(Finding("set_aside", sum(aside.values()), tuple(names[:MOST_EXAMPLES])))
     if forgot and found.published:
         found.findings.append(Finding("broker_forgot", len(forgot), tuple(forgot[:MOST_EXAMPLES])))
-    if found.messages > 2 * found.published + _CROWD_FLOOR:
+    if found.messages > 2 * found.published + _MOST_UNEXPLAINED:
         found.findings.append(Finding("crowded_broker", found.messages, ()))
 
 
@@ -195,6 +195,6 @@ def _record_spooled(ledger: Ledger, success: Success) -> None:
     try:
         [recorded] = ledger.run(partial(record_outcomes, outcomes=[success]))
     except UNSTORABLE as exc:
-        raise Unstorable from exc  # as a heart does: one line must not keep the others
+        raise Unstorable from exc  # as a worker does: one line must not keep the others
     if recorded is Recorded.CLAIM_LOST:
         raise Unstorable  # no such job: pruned, or this spool is of another ledger

@@ -46,7 +46,7 @@ def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunL
         _begin(ledger, batch)
         _resume(ledger, batch.id)
         if batch.kind == "run" and batch.details.get("home") != home_name(settings):
-            # Whoever prunes, or looks for runs that were left, asks the locks of this home from now on.
+            # A prune, and a look for runs that were left, ask the locks of this home from now on.
             ledger.run(partial(move_run, batch_id=batch.id, home=home_name(settings)))
         try:
             yield RunLock(descriptor)
@@ -86,7 +86,7 @@ def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]
         runs = fetch_unheld_runs(connection, home=home_name(settings))
     held = []
     for batch in runs:
-        # Whoever tried its jobs again meant them for the workers, and nobody runs it.
+        # Its jobs were queued again for any worker: no run of it need live.
         # A look first, which keeps nobody waiting; then under the lock, so that a run that begins waits for us.
         if batch.is_for_workers or is_run_by_somebody(lock_path(settings, batch.id)):
             continue

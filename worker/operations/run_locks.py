@@ -60,7 +60,7 @@ class RunsOfHome:
 def kept_from_running(ledger: Ledger, settings: Settings, batch: Batch | None = None) -> Iterator[RunsOfHome]:
     """Which batches are run in this home, and which are not though they are not held; `batch` is one of either.
 
-    While inside, nobody begins to run the idle ones: whoever tries waits.
+    While inside, nobody begins to run the idle ones: a run that tries waits.
     """
     with ledger.read() as connection:
         runs = fetch_unheld_runs(connection, home=home_name(settings))
