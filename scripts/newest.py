@@ -16,7 +16,7 @@ import tomllib
 from pathlib import Path
 
 INSTALL_WITHIN_S = 300
-TESTS_WITHIN_S = 900
+TESTS_WITHIN_S = 480
 SHOWN_LINES = 15
 _UPPER_BOUND = re.compile(r"\s*,?\s*(<=?|~=|==)\s*[\w.*]+")
 

@@ -19,7 +19,9 @@ import redis
 from sqlalchemy import text
 
 from tests.support.clock import FakeClock
+from tests.support.interpreters import interpreters, is_forking_wanted
 from tests.support.postgres import postgres_wheel
+from tests.support.selection import find_twins, order_for_workers
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.migrating import migrate
@@ -53,10 +55,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     is_storm = config.getoption("--storm")
     for item in items:
+        if item.get_closest_marker("measures") and "acceptance" not in item.path.parts:
+            raise pytest.UsageError(f"{item.nodeid} measures: scripts/test finds it in tests/acceptance only")
         if item.get_closest_marker("storm") and not is_storm:
             item.add_marker(pytest.mark.skip(reason="runs with --storm"))
         elif item.get_closest_marker("full") and not (is_storm or config.getoption("--full")):
             item.add_marker(pytest.mark.skip(reason="runs with --full"))
+    if not (is_storm or config.getoption("--full")):
+        for item in find_twins(items):
+            item.add_marker(pytest.mark.skip(reason="runs on SQLite; on PostgreSQL with --full"))
+    items[:] = order_for_workers(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    is_full = item.config.getoption("--storm") or item.config.getoption("--full")
+    is_real = is_full or item.get_closest_marker("real_interpreter") is not None
+    interpreters.may_fork = is_forking_wanted() and not is_real
+
+
+def pytest_unconfigure() -> None:
+    interpreters.close()
 
 
 def _short_folder() -> Path:
@@ -74,8 +93,8 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[Callable[[str], str]]:
-    """Makes a new database on the embedded PostgreSQL and tells its address."""
+def postgres_url() -> Iterator[Callable[..., str]]:
+    """Makes a new database on the embedded PostgreSQL, empty or as `template`, and tells its address."""
     folder = _short_folder()
     server = postgres_wheel().get_server(folder / "pg", cleanup_mode="stop")
     address = server.get_uri()
@@ -84,9 +103,9 @@ def postgres_url() -> Iterator[Callable[[str], str]]:
             connection.execute(f"ALTER SYSTEM SET {name} = off")
         connection.execute("SELECT pg_reload_conf()")
 
-    def make(name: str) -> str:
+    def make(name: str, *, template: str = "template1") -> str:
         with psycopg.connect(address, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         head, _, query = address.partition("?")
         return head.rsplit("/", 1)[0].replace("postgresql://", "postgresql+psycopg://") + f"/{name}?{query}"
 
@@ -105,7 +124,38 @@ def _migrated_postgres(postgres_url: Callable[[str], str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _postgres_without_rows(_migrated_postgres: str) -> Iterator[Callable[[], object]]:
+    """Removes all rows of the migrated PostgreSQL ledger, in one transaction."""
+    tables = (
+        jobs,
+        wants,
+        requests,
+        details,
+        attempts,
+        results,
+        failure_bodies,
+        usage,
+        batches,
+        pauses,
+        workers,
+    )
+    removal = ";".join(f'DELETE FROM "{table.name}"' for table in tables).encode()
+    with psycopg.connect(_migrated_postgres.replace("+psycopg", ""), autocommit=True) as connection:
+        yield lambda: connection.execute(removal)
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres_url(postgres_url: Callable[..., str]) -> Callable[[str], str]:
+    """Makes a new database that is migrated and without rows, and tells its address."""
+    ledger = open_ledger(_settings(Path("/nonexistent"), postgres_url("antrean_template")), pool_size=1)
+    migrate(ledger)
+    ledger.dispose()  # nobody may be connected to what is copied
+    return lambda name: postgres_url(name, template="antrean_template")
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a migrated SQLite ledger without rows, to be copied."""
     home = tmp_path_factory.mktemp("template")
     ledger = open_ledger(_settings(home))
     migrate(ledger)
@@ -119,27 +169,11 @@ def ledger_settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     home = tmp_path / "home"
     if request.param == "sqlite":
         home.mkdir()
-        shutil.copy(request.getfixturevalue("_migrated_sqlite"), home / "antrean.db")
+        shutil.copy(request.getfixturevalue("migrated_sqlite"), home / "antrean.db")
         return _settings(home)
-    settings = _settings(home, request.getfixturevalue("_migrated_postgres"))
-    ledger = open_ledger(settings, pool_size=1)
-    with ledger.write() as connection:
-        for table in (
-            jobs,
-            wants,
-            requests,
-            details,
-            attempts,
-            results,
-            failure_bodies,
-            usage,
-            batches,
-            pauses,
-            workers,
-        ):
-            connection.execute(table.delete())
-    ledger.dispose()
-    return settings
+    url = request.getfixturevalue("_migrated_postgres")
+    request.getfixturevalue("_postgres_without_rows")()
+    return _settings(home, url)
 
 
 @pytest.fixture
@@ -167,10 +201,10 @@ def empty_ledger(empty_settings: Settings) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def sqlite_ledger(_migrated_sqlite: Path, tmp_path: Path) -> Iterator[Ledger]:
+def sqlite_ledger(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Ledger]:
     """A migrated SQLite ledger, for what only SQLite does."""
     (tmp_path / "only").mkdir()
-    shutil.copy(_migrated_sqlite, tmp_path / "only" / "antrean.db")
+    shutil.copy(migrated_sqlite, tmp_path / "only" / "antrean.db")
     ledger = open_ledger(_settings(tmp_path / "only"))
     yield ledger
     ledger.dispose()

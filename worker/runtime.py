@@ -21,18 +21,17 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.endpoint import open_endpoint
 from worker.attempt.execute import Executor
-from worker.attempt.report import GIVEN_BACK, Report, Verdict
 from worker.attempt.slots import Slots
 from worker.broker.client import BrokerEpoch, broker_address, check_broker, count_messages, open_client
 from worker.broker.hints import SHARED_QUEUES, queues_of
 from worker.broker.publishing import publish
 from worker.clock import SystemClock
 from worker.consume.consumer import Consumer
-from worker.consume.delivery import read_message, write_down
 from worker.consume.fetching import build_fetcher
+from worker.consume.receiving import Receiver
 from worker.consume.request import BlankRequest
 from worker.consume.reserved import Reserved
-from worker.errors import ExitCode, tell_place
+from worker.errors import ExitCode
 from worker.ids import new_id
 from worker.logs.sink import flush_logs
 from worker.policy.gates import PROBE_CAP_S
@@ -149,6 +148,7 @@ class WorkerRuntime:
             ahead_limit=max(1, settings.staged_count // 2),
             on_ahead=self._stage,
         )
+        self._receiver = Receiver(self._dispatcher, self._writer, settings, clock, spawn=self._run_in_pool)
         self._heart = Heart(
             ledger,
             self._writer,
@@ -206,36 +206,7 @@ class WorkerRuntime:
         """Takes on the job of a received message; calls are made in Celery's `pool`. Does not block."""
         self._pool = pool
         self._relay.message_taken()
-        if request.hinted_job is not None:
-            self._dispatcher.receive(
-                Received(request.hinted_job, request.is_bulk, request.finish, request.begin)
-            )
-        else:
-            self._run_in_pool(lambda: self._write_down(request))
-
-    def _write_down(self, request: BlankRequest) -> None:
-        """A message of another program becomes a row first, and then goes the way of a hint."""
-        try:
-            found = read_message(request, self._settings)
-            if isinstance(found, str):
-                report, job_id = None, found
-            else:
-                report, job_id = write_down(self._writer, found, now_ms=SystemClock().now_ms()), found.id
-        except WriterStopped:
-            report, job_id = GIVEN_BACK, ""
-        except Exception as exc:
-            log.error("message.broke", task_id=request.id, error=type(exc).__name__, where=tell_place(exc))
-            report, job_id = Report(Verdict.BROKE, type(exc).__name__), ""
-        if report is not None:
-            request.finish(report)
-            return
-
-        def finish(report: Report) -> None:
-            if report.verdict is Verdict.NO_CLAIM:
-                log.info("message.no_claim", task_id=job_id)
-            request.finish(report)
-
-        self._dispatcher.receive(Received(job_id, request.is_bulk, finish, request.begin))
+        self._receiver.receive(request)
 
     def _run_in_pool(self, work: Callable[[], None]) -> None:
         self._pool.apply_async(work, callback=_ignore)

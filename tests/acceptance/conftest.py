@@ -16,7 +16,6 @@ from tests.support.processes import Shop, SimulatorProcess
 from tests.support.scene import Scene, open_scene
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
-from worker.storage.migrating import migrate
 
 
 @pytest.fixture
@@ -58,12 +57,12 @@ def plant(
         "endpoint_name": f"endpoint-{uuid.uuid4().hex[:8]}",
     }
     if request.param == "postgresql":
-        make: Callable[[str], str] = request.getfixturevalue("postgres_url")
+        make: Callable[[str], str] = request.getfixturevalue("migrated_postgres_url")
         settings["database_url"] = make(f"p{uuid.uuid4().hex[:12]}")
     else:
+        shutil.copy(request.getfixturevalue("migrated_sqlite"), folder / "plant.db")
         settings["database_url"] = f"sqlite:///{folder}/plant.db"
     shop = Shop(folder, settings)
-    assert shop.antrean("migrate").code == 0
     yield shop
     shop.close()
 
@@ -76,7 +75,6 @@ def plant_settings(plant: Shop) -> Settings:
 @pytest.fixture
 def plant_ledger(plant_settings: Settings) -> Iterator[Ledger]:
     ledger = open_ledger(plant_settings)
-    migrate(ledger)
     yield ledger
     ledger.dispose()
 

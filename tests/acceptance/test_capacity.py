@@ -18,11 +18,14 @@ from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.tables import attempts, jobs, workers
 
-pytestmark = pytest.mark.parametrize(
-    "plant",
-    ["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.full])],
-    indirect=True,
-)
+pytestmark = [
+    pytest.mark.real_interpreter,
+    pytest.mark.parametrize(
+        "plant",
+        ["sqlite", pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.full])],
+        indirect=True,
+    ),
+]
 SETTINGS_CODE, INTERNAL_CODE = 3, 70
 
 

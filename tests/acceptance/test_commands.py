@@ -196,6 +196,7 @@ def test_the_changelog_and_the_licence_are_there() -> None:
     assert "Apache License" in (ROOT / "LICENSE").read_text()
 
 
+@pytest.mark.slow
 def test_a_locale_without_utf_8_ends_no_command(shop: Shop) -> None:
     (shop.folder / "documents").mkdir()
     (shop.folder / "documents" / "one.txt").write_text("Na\u00efve \u2014 \u65e5\u672c.", encoding="utf-8")

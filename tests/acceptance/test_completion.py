@@ -14,6 +14,8 @@ import pytest
 from tests.acceptance.test_commands_more import submit
 from tests.support.processes import Finished, Shop, environment
 
+pytestmark = pytest.mark.real_interpreter
+
 
 def complete(shop: Shop, line: str, word: int, **settings: object) -> Finished:
     """What bash is told to complete `line` with at its word number `word`."""

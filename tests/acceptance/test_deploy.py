@@ -29,6 +29,8 @@ from sqlalchemy.engine import make_url
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
 from tests.support.tls import TlsFront, make_certificate
 
+pytestmark = pytest.mark.real_interpreter
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
@@ -200,6 +202,7 @@ def in_flower(site: Site, password: str | None) -> int:
         return int(exc.code)
 
 
+@pytest.mark.slow
 @pytest.mark.postgresql
 @pytest.mark.simulator("--latency", "1", "--key", PASSWORDS["api_key"])
 def test_the_services_of_the_compose_file_work_together(site: Site, simulator: SimulatorProcess) -> None:
@@ -244,6 +247,7 @@ def test_the_services_of_the_compose_file_work_together(site: Site, simulator: S
     assert site.health("valkey") != 0
 
 
+@pytest.mark.slow
 @pytest.mark.postgresql
 def test_a_worker_that_hangs_or_has_no_broker_is_not_healthy(site: Site) -> None:
     valkey = site.up("valkey")

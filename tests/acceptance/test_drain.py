@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 
 import pytest
 
@@ -11,15 +10,16 @@ from tests.acceptance.test_capacity import _KILLER
 from tests.acceptance.test_commands_more import status, submit
 from tests.acceptance.test_producers import REQUEST
 from tests.support.audit import assert_sound, states
-from tests.support.processes import Shop, SimulatorProcess, end, wait_until
+from tests.support.processes import Process, Shop, SimulatorProcess, end, wait_until
 from worker.errors import ExitCode
 from worker.storage.engine import Ledger
 
 
-def drain(shop: Shop, **settings: object) -> subprocess.Popen[bytes]:
+def drain(shop: Shop, **settings: object) -> Process:
     return shop.begin("worker.cli", "worker", "--drain", log="worker.log", **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.05", "--rate-500", "0.5", "--seed", "1")
 def test_a_draining_worker_waits_for_retries_and_ends_with_0(plant: Shop, plant_ledger: Ledger) -> None:
     batch = submit(plant, 20)

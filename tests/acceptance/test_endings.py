@@ -12,6 +12,8 @@ import pytest
 from tests.acceptance.test_run import write_documents
 from tests.support.processes import Shop, SimulatorProcess, environment
 
+pytestmark = pytest.mark.real_interpreter
+
 COMMAND = [sys.executable, "-P", "-m", "worker.cli"]
 USAGE, CLOSED_PIPE = 2, 141
 LOOKS = [["status"], ["status", "--json"], ["usage"], ["usage", "--csv"], ["batches", "--json"], ["--help"]]

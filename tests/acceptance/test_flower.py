@@ -24,6 +24,8 @@ from tests.support.processes import end, wait_until
 from tests.support.scene import PLANTED, TASK, Scene, is_shown
 from worker.broker.hints import UNACKED_KEY
 
+pytestmark = pytest.mark.real_interpreter
+
 SUMMARY = re.compile(r"^'\d+ tokens · stop · \d+\.\d s'$")
 
 

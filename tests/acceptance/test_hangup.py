@@ -9,18 +9,28 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.test_run import result_lines, write_documents
-from tests.support.processes import Shop, SimulatorProcess, end, ignoring, processes_under, wait_until
+from tests.support.processes import (
+    Process,
+    Shop,
+    SimulatorProcess,
+    end,
+    ignoring,
+    processes_under,
+    wait_until,
+)
+
+pytestmark = pytest.mark.real_interpreter
 
 GOES_ON_S = 2.0
 
 
-def ignores_hangup(process: subprocess.Popen[bytes]) -> bool:
+def ignores_hangup(process: Process) -> bool:
     facts = Path(f"/proc/{process.pid}/status").read_text()
     (mask,) = [line.split()[1] for line in facts.splitlines() if line.startswith("SigIgn:")]
     return bool(int(mask, 16) & 1 << (signal.SIGHUP - 1))
 
 
-def goes_on_after_a_hangup(process: subprocess.Popen[bytes]) -> bool:
+def goes_on_after_a_hangup(process: Process) -> bool:
     process.send_signal(signal.SIGHUP)
     try:
         process.wait(GOES_ON_S)

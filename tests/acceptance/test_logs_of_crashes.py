@@ -20,6 +20,8 @@ from celery import Celery
 
 from tests.support.processes import Shop, wait_until
 
+pytestmark = pytest.mark.real_interpreter
+
 PLANTED = "pl4nted"
 KEY, BROKER_PASSWORD, DATABASE_PASSWORD = (f"{what}-{PLANTED}" for what in ("key", "broker", "database"))
 SECRET = f"The {PLANTED} sentence nobody may read. It ends here."

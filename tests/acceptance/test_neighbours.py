@@ -18,7 +18,10 @@ import pytest
 from tests.support.processes import Shop, SimulatorProcess, end, wait_until
 from worker.files.home import runtime_folder
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root becomes somebody else")
+pytestmark = [
+    pytest.mark.real_interpreter,
+    pytest.mark.skipif(os.getuid() != 0, reason="only root becomes somebody else"),
+]
 
 STRANGER = 54321  # a bare number: it needs no account
 # What the stranger tries: lists folders, opens files to read and to write, connects to sockets.

@@ -10,6 +10,7 @@ from tests.acceptance.test_commands_more import status, submit
 from tests.support.processes import Shop, end, wait_until
 
 
+@pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.01", "--rate-500", "1")
 def test_who_queues_is_told_when_no_worker_lives(plant: Shop) -> None:
     endpoint = plant.settings["endpoint_name"]
@@ -32,6 +33,7 @@ def test_who_queues_is_told_when_no_worker_lives(plant: Shop) -> None:
     assert (elsewhere.json["queued"], elsewhere.json["is_worked_on"]) == (0, False)
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_is_nobody_and_a_pause_is_named(plant: Shop) -> None:
     worker = plant.worker()
     submit(plant, 1)

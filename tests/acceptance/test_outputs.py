@@ -29,6 +29,7 @@ def names(path: Path) -> list[str]:
     return [json.loads(line)["custom_id"] for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_run_writes_over_nothing_that_it_reads_and_queues_nothing(shop: Shop, documents: Path) -> None:
     (shop.folder / ".env").write_text("# mine\n")
     (shop.folder / "hard.jsonl").hardlink_to(documents / "a.txt")

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.processes import Shop, processes_under
 
+pytestmark = pytest.mark.real_interpreter
+
 _NAMES = ["a%41 b?c=d#e'\"\\\n;é[/x]*", os.fsdecode(b"file:caf\xe9?mode=ro"), ":memory:"]
 
 

@@ -188,6 +188,7 @@ def test_the_worker_of_another_app_that_imports_our_task_stays_its_own(
     assert "Warm shutdown" in log.read_text(), "and its own way out"
 
 
+@pytest.mark.both_databases
 def test_five_hundred_messages_of_a_foreign_app_become_rows_with_results(
     plant: Shop, plant_ledger: Ledger, simulator: SimulatorProcess, send: Callable[..., str]
 ) -> None:
@@ -219,6 +220,7 @@ def test_five_hundred_messages_of_a_foreign_app_become_rows_with_results(
     assert_sound(plant_ledger)
 
 
+@pytest.mark.both_databases
 def test_a_foreign_message_that_is_not_valid_ends_failed_and_poisons_nothing(
     plant: Shop, plant_ledger: Ledger, simulator: SimulatorProcess, send: Callable[..., str], foreign: Celery
 ) -> None:
@@ -251,6 +253,7 @@ def test_callbacks_of_a_foreign_message_are_kept_and_not_sent_by_celery(
     assert fetch_job(plant_ledger, job_id).priority == 3
 
 
+@pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.3")
 def test_revoke_and_expires_end_the_row(
     plant: Shop, plant_ledger: Ledger, simulator: SimulatorProcess, send: Callable[..., str], foreign: Celery

@@ -227,6 +227,7 @@ def test_the_commands_that_a_stopped_simulation_names_work_as_they_stand(shop: S
     assert (again.code, "has all" in again.err) == (0, False)
 
 
+@pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.5")
 def test_what_somebody_walked_away_from_is_not_paid_for_by_the_next_run(shop: Shop, simulator) -> None:  # type: ignore[no-untyped-def]
     write_documents(shop.folder, 100)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from celery import Celery
 
 from tests.acceptance.test_producers import REQUEST, fetch_job
@@ -28,6 +29,8 @@ def test_what_is_no_message_neither_ends_the_worker_nor_stops_the_others(
     assert "secret plan" not in (plant.folder / "worker.log").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.both_databases
 def test_tasks_of_another_app_on_our_queue_are_kept_told_and_given_back(
     plant: Shop, plant_ledger: Ledger, send: Callable[..., str], foreign: Celery, valkey: Any
 ) -> None:

@@ -15,6 +15,8 @@ from tests.acceptance.test_run import result_lines, write_documents
 from tests.support.processes import Finished, Shop, SimulatorProcess, environment, processes_under
 from tests.support.tls import TlsFront, make_certificate
 
+pytestmark = pytest.mark.real_interpreter
+
 SETTINGS, UNREACHABLE = 3, 4
 LINE = '{"model":"DeepSeek-V3.1","messages":[{"role":"user","content":"Hi."}]}\n'
 

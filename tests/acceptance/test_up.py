@@ -17,6 +17,8 @@ import pytest
 
 from tests.support.processes import Shop, SimulatorProcess, end, environment, processes_under, wait_until
 
+pytestmark = pytest.mark.real_interpreter
+
 PREFIXED = re.compile(r"^(antrean|worker\d|flower ) +\| ")
 
 

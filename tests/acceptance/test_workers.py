@@ -37,6 +37,7 @@ def queue(ledger: Ledger, settings: Settings, count: int) -> None:
     )
 
 
+@pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.4")
 def test_after_a_kill_9_at_most_the_calls_in_flight_are_made_again(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
@@ -46,12 +47,17 @@ def test_after_a_kill_9_at_most_the_calls_in_flight_are_made_again(
     wait_until(lambda: states(plant_ledger)["succeeded"] > 100, within_s=30, what="the run is in its middle")
     end(first, signal.SIGKILL)
     claimed = states(plant_ledger)["running"]
-    assert 0 < claimed <= 32 + 2 + 16, "in a call, or claimed ahead of the slots"
+    unfinished = (
+        sum(call["received"] for call in simulator.calls().values()) - states(plant_ledger)["succeeded"]
+    )
+    assert 0 < unfinished <= claimed <= 32 + 8 + 16, (
+        "in a call, being recorded, or claimed ahead of the slots"
+    )
     plant.worker(concurrency=64)
     wait_until(lambda: states(plant_ledger)["succeeded"] == 400, within_s=40, what="all jobs end")
     assert_sound(plant_ledger)
     extra = sum(call["received"] for call in simulator.calls().values()) - 400
-    assert extra <= min(claimed, 32 + 2), "what was only claimed was not called"
+    assert extra <= unfinished, "what was only claimed was not called"
 
 
 @pytest.mark.simulator("--latency", "0.2")
@@ -109,6 +115,7 @@ def test_invariant_4_only_a_claim_calls_the_endpoint_and_a_duplicate_message_mak
     assert_sound(plant_ledger)
 
 
+@pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.1")
 def test_invariant_1_the_database_is_the_truth_and_a_flushed_broker_loses_no_job(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess, valkey: object
@@ -160,6 +167,7 @@ def test_a_hundred_slots_keep_97_percent_of_their_calls_in_flight(
     assert steady >= 0.97 * 50
 
 
+@pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.3")
 def test_a_pause_stops_claims_and_lets_calls_end_until_it_is_lifted(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess

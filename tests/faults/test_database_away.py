@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -19,7 +18,7 @@ from tests.support.outage import (
     spooled,
     stay_away,
 )
-from tests.support.processes import end
+from tests.support.processes import Process, end
 from tests.support.proxy import Proxy
 from tests.support.servers import PostgresProcess
 from worker.settings.database import PostgresqlAddress
@@ -210,7 +209,7 @@ def hang(arena: Arena, request: pytest.FixtureRequest) -> Iterator[Hang]:
         yield lock
 
 
-def hang_in_mid_run(arena: Arena, hang: Hang) -> tuple[subprocess.Popen[bytes], Callable[[], object]]:
+def hang_in_mid_run(arena: Arena, hang: Hang) -> tuple[Process, Callable[[], object]]:
     """A worker whose calls have all been answered since its database hung; and what ends that."""
     slots = arena.size(50, 8)
     arena.queue(arena.size(400, 60))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 import time
 
@@ -10,6 +9,7 @@ import pytest
 from sqlalchemy import func, select
 
 from tests.support.arena import LEASE_S, Arena
+from tests.support.processes import Process
 from worker.storage.tables import attempts, jobs
 
 
@@ -93,7 +93,7 @@ def test_a_job_that_kills_its_worker_each_time_fails_and_the_others_are_untouche
     with arena.ledger.read() as connection:
         poison = connection.execute(select(jobs.c.id).order_by(jobs.c.id).offset(2).limit(1)).scalar_one()
     allowed = deaths = seen = 0
-    worker: subprocess.Popen[bytes] | None = None
+    worker: Process | None = None
 
     def is_called_again() -> bool:
         return arena.calls_of(poison) > seen

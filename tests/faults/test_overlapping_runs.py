@@ -9,7 +9,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from sqlalchemy import select
 
 from tests.support.arena import Arena, Figures
 from tests.support.audit import assert_sound
-from tests.support.processes import Shop, processes_under
+from tests.support.processes import Process, Shop, processes_under
 from worker.settings import Settings, load_settings
 from worker.storage.engine import open_ledger
 from worker.storage.tables import jobs
@@ -39,7 +38,7 @@ class Command:
     name: str
     folder: str
     names: list[str]  # of its lines
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     is_told: bool = False
     codes: Counter[int] = field(default_factory=Counter)
 

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from sqlalchemy import func, select
 
 from schemas.chat import parse_request
 from tests.support.arena import MODEL, Arena
-from tests.support.processes import end
+from tests.support.processes import Process, end
 from tests.support.storm import ENDPOINT_FAULTS, Fault, Kind, plan_storm
 from worker.clock import SystemClock
 from worker.intake.submit import make_job, submit_many
@@ -46,7 +45,7 @@ class Storm:
         self.acknowledged = 0
         self._slots = slots
         self._lock = threading.Lock()
-        self._workers: list[subprocess.Popen[bytes]] = []
+        self._workers: list[Process] = []
         self._broker = threading.Lock()
         self._is_over = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -141,14 +140,14 @@ class Storm:
         }
         met[fault.kind](fault)
 
-    def _pick(self, fault: Fault) -> subprocess.Popen[bytes] | None:
+    def _pick(self, fault: Fault) -> Process | None:
         """A worker that nobody else hits; it is no longer the supervisor's, who starts another."""
         with self._lock:
             if not self._workers:
                 return None
             return self._workers.pop(int(fault.draw * len(self._workers)))
 
-    def _hold_still(self, worker: subprocess.Popen[bytes]) -> bool:
+    def _hold_still(self, worker: Process) -> bool:
         """Suspends it and counts what it has in hand as calls that may be made again."""
         worker.send_signal(signal.SIGSTOP)
         self.arena.wait_for(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
 
 from tests.support.arena import LEASE_S, Arena
+from tests.support.processes import Process
 from worker.storage.tables import attempts, jobs, usage
 
 # Imported by Python at its start, before anything else: this process's wall clock is wrong, its monotonic one right.
@@ -41,7 +41,7 @@ def _burnt(arena: Arena) -> int:
         return connection.execute(select(func.sum(jobs.c.attempts))).scalar_one()
 
 
-def _suspend(arena: Arena, worker: subprocess.Popen[bytes]) -> int:
+def _suspend(arena: Arena, worker: Process) -> int:
     """Suspends it past its lease, until another has taken over; the number of jobs it had in hand."""
     worker.send_signal(signal.SIGSTOP)
     arena.wait_for(lambda: arena.is_stopped(worker), "it stands still")

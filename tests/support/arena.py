@@ -7,7 +7,6 @@ gives the row of figures that `scripts/test --storm` prints.
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,12 +20,13 @@ from sqlalchemy import Select, func, select
 from schemas.chat import parse_request
 from schemas.failure import FailureKind
 from tests.support.audit import assert_sound, states
-from tests.support.processes import Shop, SimulatorProcess, end, wait_until
+from tests.support.processes import Process, Shop, SimulatorProcess, end, wait_until
 from tests.support.servers import PostgresProcess, ValkeyProcess
 from worker.clock import SystemClock
 from worker.intake.submit import make_job, submit_many
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
+from worker.storage.migrating import migrate
 from worker.storage.tables import attempts, jobs, usage, workers
 
 LEASE_S = 2.0
@@ -89,12 +89,12 @@ class Arena:
             clock=SystemClock(),
         )
 
-    def worker(self, *, python_path: Path | None = None, **settings: object) -> subprocess.Popen[bytes]:
+    def worker(self, *, python_path: Path | None = None, **settings: object) -> Process:
         """A worker process that is ready, with a log of its own (`worker_log`)."""
         log = f"worker{len(self.shop.started)}.log"
         return self.shop.worker(log=log, python_path=python_path, **settings)
 
-    def begin_worker(self, **settings: object) -> subprocess.Popen[bytes]:
+    def begin_worker(self, **settings: object) -> Process:
         """A worker process that is only just starting."""
         return self.shop.begin_worker(log=f"worker{len(self.shop.started)}.log", **settings)
 
@@ -160,7 +160,7 @@ class Arena:
 
         self.wait_for(have_all_claimed, "every worker claims again", within_s=within_s)
 
-    def ids_held_by(self, worker: subprocess.Popen[bytes]) -> list[str]:
+    def ids_held_by(self, worker: Process) -> list[str]:
         """Jobs that the ledger shows in the hands of this process: calls in flight, or about to be."""
         with self.ledger.read() as connection:
             return list(
@@ -171,22 +171,22 @@ class Arena:
                 ).scalars()
             )
 
-    def held_by(self, worker: subprocess.Popen[bytes]) -> int:
+    def held_by(self, worker: Process) -> int:
         """How many jobs the ledger shows in the hands of this process."""
         return len(self.ids_held_by(worker))
 
-    def beats_of(self, worker: subprocess.Popen[bytes]) -> int:
+    def beats_of(self, worker: Process) -> int:
         """The sequence number of this process's lease."""
         with self.ledger.read() as connection:
             return connection.execute(
                 select(workers.c.sequence).where(workers.c.pid == worker.pid)
             ).scalar_one()
 
-    def is_stopped(self, worker: subprocess.Popen[bytes]) -> bool:
+    def is_stopped(self, worker: Process) -> bool:
         """Whether SIGSTOP has reached it."""
         return bool(psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED)
 
-    def kill(self, worker: subprocess.Popen[bytes]) -> int:
+    def kill(self, worker: Process) -> int:
         """kill -9; how many calls it had in flight. It stands still while they are counted."""
         worker.send_signal(signal.SIGSTOP)
         wait_until(lambda: self.is_stopped(worker), within_s=5, what="it stands still")
@@ -307,11 +307,10 @@ def make_arena(
         **settings,
     }
     shop = Shop(folder, given)
-    assert shop.antrean("migrate").code == 0
     loaded = load_settings(**given, _env_file=None)
-    return Arena(
-        folder, database, is_full, simulator, valkey, postgres, shop, loaded, open_ledger(loaded), report
-    )
+    ledger = open_ledger(loaded)
+    migrate(ledger)
+    return Arena(folder, database, is_full, simulator, valkey, postgres, shop, loaded, ledger, report)
 
 
 def close_arena(arena: Arena) -> None:

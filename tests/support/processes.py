@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -18,7 +16,7 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.interpreters import ROOT, Process, interpreters
 
 
 @contextmanager
@@ -72,24 +70,19 @@ class Shop:
 
     folder: Path
     settings: dict[str, object] = field(default_factory=dict)
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    started: list[Process] = field(default_factory=list)
 
     def antrean(self, *args: str, timeout_s: float = 90.0, **settings: object) -> Finished:
         """Runs a command to its end."""
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "worker.cli", *args],
-            cwd=self.folder,
-            env=environment({**self.settings, **settings}),
-            capture_output=True,
-            timeout=timeout_s,
-            stdin=subprocess.DEVNULL,
-            check=False,
+        env = environment({**self.settings, **settings})
+        code, out, err = interpreters.run(
+            ["worker.cli", *args], cwd=self.folder, env=env, timeout_s=timeout_s
         )
-        return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return Finished(code, out.decode(), err.decode())
 
     def begin(
         self, *args: str, log: str = "command.log", python_path: Path | None = None, **settings: object
-    ) -> subprocess.Popen[bytes]:
+    ) -> Process:
         """Starts a command in a process group of its own; its output goes to `log`.
 
         `python_path` is a folder that this process alone imports from first.
@@ -98,13 +91,12 @@ class Shop:
         if python_path is not None:
             env["PYTHONPATH"] = f"{python_path}{os.pathsep}{env['PYTHONPATH']}"
         with (self.folder / log).open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", *args],
+            process = interpreters.begin(
+                args,
                 cwd=self.folder,
                 env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                stdout=output.fileno(),
+                stderr=output.fileno(),
                 start_new_session=True,
             )
         self.started.append(process)
@@ -112,14 +104,14 @@ class Shop:
 
     def begin_worker(
         self, *, log: str = "worker.log", python_path: Path | None = None, **settings: object
-    ) -> subprocess.Popen[bytes]:
+    ) -> Process:
         """A `celery -A worker worker` that is only just starting."""
         command = ("celery", "-A", "worker", "worker", "-n", f"w{len(self.started)}@%h")
         return self.begin(*command, log=log, python_path=python_path, **settings)
 
     def worker(
         self, *, log: str = "worker.log", python_path: Path | None = None, **settings: object
-    ) -> subprocess.Popen[bytes]:
+    ) -> Process:
         """A `celery -A worker worker` that is ready to take jobs."""
         path = self.folder / log
         before = path.read_text().count("ready.") if path.exists() else 0
@@ -139,9 +131,7 @@ class Shop:
             process.wait(10)
 
 
-def end(
-    process: subprocess.Popen[bytes], number: int = signal.SIGTERM, *, within_s: float = 40.0
-) -> tuple[int, float]:
+def end(process: Process, number: int = signal.SIGTERM, *, within_s: float = 40.0) -> tuple[int, float]:
     """Exit code and seconds that a process took to end after a signal."""
     started_s = time.monotonic()
     process.send_signal(number)
@@ -169,16 +159,21 @@ class SimulatorProcess:
         self._begin(0)
 
     def _begin(self, port: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "api_client.simulator", "--port", str(port), *self._options],
-            cwd=ROOT,
-            env=environment({}),
-            stdout=subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().decode()
+        output, their_end = os.pipe()
+        self._output = os.fdopen(output, "rb")
+        try:
+            self._process = interpreters.begin(
+                ["api_client.simulator", "--port", str(port), *self._options],
+                cwd=ROOT,
+                env=environment({}),
+                stdout=their_end,
+                stderr=2,
+            )
+        finally:
+            os.close(their_end)
+        line = self._output.readline().decode()
         self.url = line.split()[-1]
-        self._drain = threading.Thread(target=self._process.stdout.read, daemon=True)
+        self._drain = threading.Thread(target=self._output.read, daemon=True)
         self._drain.start()
 
     def kill(self) -> None:
@@ -217,8 +212,7 @@ class SimulatorProcess:
     def _close_output(self) -> None:
         self._process.wait(10)
         self._drain.join(5)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._output.close()
 
     def _get(self, path: str, body: Mapping[str, object] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 import socket
-import subprocess
 import tempfile
 import threading
 import urllib.error
@@ -19,7 +18,7 @@ from typing import Any
 
 from celery import Celery
 
-from tests.support.processes import Shop, SimulatorProcess, wait_until
+from tests.support.processes import Process, Shop, SimulatorProcess, wait_until
 from worker.files.home import broker_url
 
 TASK = "antrean.complete_chat"
@@ -47,8 +46,8 @@ class Scene:
     simulator: SimulatorProcess
     port: int
     foreign: Celery
-    worker: subprocess.Popen[bytes]
-    flower: subprocess.Popen[bytes]
+    worker: Process
+    flower: Process
     events: list[dict[str, Any]] = field(default_factory=list)
     inspected: dict[str, Any] = field(default_factory=dict)
 

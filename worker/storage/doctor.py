@@ -32,6 +32,7 @@ from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway, describe, is_damaged
 from worker.storage.tables import (
+    IDLE,
     MAX_ROWS,
     attempts,
     batches,
@@ -293,7 +294,7 @@ _CHECKS: Mapping[str, _Check] = {
         is_plain=False,
     ),
     "request_missing": _Check(
-        lambda _: is_in(JobState.QUEUED, JobState.WAITING) & ~exists().where(requests.c.job_id == jobs.c.id),
+        lambda _: is_in(*IDLE) & ~exists().where(requests.c.job_id == jobs.c.id),
         repairs.fail_as_invalid,
         is_plain=False,
     ),

@@ -35,6 +35,7 @@ from worker.storage.places import (
     elsewhere,
 )
 from worker.storage.tables import (
+    IDLE,
     AnyRow,
     attempts,
     batches,
@@ -46,7 +47,7 @@ from worker.storage.tables import (
     usage,
     wants,
 )
-from worker.storage.wants import HOLDABLE, OPEN
+from worker.storage.wants import OPEN
 
 _LOOKED_AT = 5_000  # rows of one page, whether they are chosen or not
 _LOOKED_AT_WITH_TEXTS = 250
@@ -290,7 +291,7 @@ def _listed(row: AnyRow, choice: Choice) -> ListedJob:
         position=row.position,
         custom_id=row.custom_id,
         state=JobState(row.state),
-        is_held=row.held_at_ms is not None and row.state in HOLDABLE,
+        is_held=row.held_at_ms is not None and row.state in IDLE,
         failure_kind=row.failure_kind,
         http_status=row.http_status,
         request_id=row.request_id,

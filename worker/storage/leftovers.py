@@ -8,8 +8,7 @@ from sqlalchemy import Connection, func, select
 
 from schemas.job import JobState
 from worker.storage.batches import fetch_held
-from worker.storage.tables import is_in, is_published, is_ready, jobs
-from worker.storage.wants import HOLDABLE
+from worker.storage.tables import IDLE, is_in, is_published, is_ready, jobs
 
 HELD_ADVICE = "the same `antrean run` goes on, `antrean cancel BATCH` gives it up"
 """What to do about jobs of a run that was stopped."""
@@ -35,7 +34,7 @@ def count_held(connection: Connection, endpoint: str) -> Mapping[str, int]:
     """Jobs of this endpoint that are left to runs that were stopped, by the id of the run's batch; by id."""
     statement = (
         select(jobs.c.batch_id, func.count().label("left"))
-        .where(jobs.c.batch_id.in_(fetch_held(connection, endpoint)), is_in(*HOLDABLE))
+        .where(jobs.c.batch_id.in_(fetch_held(connection, endpoint)), is_in(*IDLE))
         .group_by(jobs.c.batch_id)
         .order_by(jobs.c.batch_id)
     )

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, delete, extract, func, not_, select, update
 
 from schemas.job import JobState, Move, states_open_to
-from worker.storage.tables import MAX_ROWS, failure_bodies, is_in, jobs, wants
+from worker.storage.tables import IDLE, MAX_ROWS, failure_bodies, is_in, jobs, wants
 from worker.storage.transitions import move_jobs
-from worker.storage.unwanted import IDLE, give_up, want_again
+from worker.storage.unwanted import give_up, want_again
 from worker.storage.wants import bring_home, settle
 
 # What a job that is queued again keeps of its generation before: nothing.

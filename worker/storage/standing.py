@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, Connection, Select, func, literal, select,
 
 from schemas.job import JobState
 from worker.storage.batches import Batch
-from worker.storage.tables import batches, is_in, is_published, is_ready, jobs, wants, workers
-from worker.storage.wants import HOLDABLE, OPEN
+from worker.storage.tables import IDLE, batches, is_in, is_published, is_ready, jobs, wants, workers
+from worker.storage.wants import OPEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def fetch_standing(connection: Connection, batch: Batch | None = None) -> Standi
         queued = _count(connection, batch, is_ready() & ~_IS_HELD, is_published() & ~_IS_HELD)
     held: dict[str, int] = {}
     if connection.execute(_HELD_HOMES.limit(1)).first() is not None:
-        held = _count(connection, batch, is_in(*HOLDABLE) & _IS_HELD)
+        held = _count(connection, batch, is_in(*IDLE) & _IS_HELD)
     return Standing(
         queued=queued,
         waits=_fetch_waits(connection, batch),

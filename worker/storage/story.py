@@ -10,6 +10,7 @@ from sqlalchemy import Connection, select
 
 from schemas.job import JobState
 from worker.storage.tables import (
+    IDLE,
     AnyRow,
     attempts,
     batches,
@@ -21,7 +22,7 @@ from worker.storage.tables import (
     usage,
     workers,
 )
-from worker.storage.wants import HOLDABLE, fetch_wants
+from worker.storage.wants import fetch_wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ def fetch_story(connection: Connection, job_id: str, *, with_content: bool = Fal
         losses=row.losses,
         solo_losses=row.solo_losses,
         is_cancel_requested=row.is_cancel_requested,
-        is_held=row.held_at_ms is not None and row.state in HOLDABLE,
+        is_held=row.held_at_ms is not None and row.state in IDLE,
         worker_id=row.worker_id,
         worker_host=_host(row),
         created_at_ms=row.created_at_ms,

@@ -47,6 +47,8 @@ identity = _table(IdentityRow)
 
 AnyRow = Row[*tuple[Any, ...]]
 MAX_ROWS = 500  # rows locked by one multi-row write
+# States of an open job that nobody calls: it ends at once when it is cancelled, and stays while its home is held.
+IDLE = (JobState.QUEUED, JobState.WAITING)
 
 
 def is_in(*states: JobState) -> ColumnElement[bool]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, delete, not_, select, tuple_, update
 
 from schemas.job import JobState, Move
-from worker.storage.tables import MAX_ROWS, is_in, jobs, wants
+from worker.storage.tables import IDLE, MAX_ROWS, is_in, jobs, wants
 from worker.storage.transitions import move_jobs
 from worker.storage.wants import (
     HOME_COLUMNS,
@@ -23,8 +23,6 @@ from worker.storage.wants import (
     want_of,
     wanter,
 )
-
-IDLE = (JobState.QUEUED, JobState.WAITING)
 
 
 def give_up(connection: Connection, batch_id: str) -> int:

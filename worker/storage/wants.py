@@ -44,8 +44,6 @@ from worker.storage.tables import (
 )
 
 OPEN = tuple(state for state in JobState if state in OPEN_STATES)
-HOLDABLE = (JobState.QUEUED, JobState.WAITING)
-"""States of a job that nobody calls while its home is held; a call that has begun ends."""
 
 
 class Wanted(str):
