@@ -34,6 +34,14 @@ class InputError(AntreanError):
         self.problems = problems or []
 
 
+class NotFound(InputError):
+    """No batch or job is called so, or it was removed just now. Nothing was changed."""
+
+
+class InUse(InputError):
+    """What is asked must wait: a run or a worker needs what it would change. Nothing was changed."""
+
+
 class SettingsError(AntreanError):
     """Settings that cannot be used. `problems` names all of them at once."""
 

@@ -166,13 +166,17 @@ def test_commands_and_the_keeper_that_crash_say_where_and_not_on_what(house: Sho
     (house.folder / "prompt.md").write_text("Summarise: {{ text }}\n")
     run = ("worker.cli", "run", "documents", "-p", "prompt.md")
     for name, command, fault in (
-        ("run.log", run, "import worker.cli.run_input as one\none.check_documents = fail"),
+        ("run.log", run, "import worker.operations.run_input as one\none.check_documents = fail"),
         (
             "submit.log",
             ("worker.cli", "submit", "requests.jsonl"),
-            "import worker.cli.request_file as one\none.submit_many = fail",
+            "import worker.operations.request_file as one\none.submit_many = fail",
         ),
-        ("status.log", ("worker.cli", "status"), "import worker.cli.status as one\none.count_states = fail"),
+        (
+            "status.log",
+            ("worker.cli", "status"),
+            "import worker.operations.status as one\none.count_states = fail",
+        ),
     ):
         process = begin(house, form, *command, fault=fault, log=name)
         assert process.wait(60) == 70

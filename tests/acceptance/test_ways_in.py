@@ -142,7 +142,7 @@ def test_what_an_earlier_version_submitted_is_not_paid_for_again(away: Shop, nam
 
 def test_a_file_that_is_still_written_to_is_not_submitted(away: Shop) -> None:
     """Its last lines would belong to no batch."""
-    slow = "import sys, worker.sources.jsonl as j, worker.cli.request_file as s; from pathlib import Path\n"
+    slow = "import sys, worker.sources.jsonl as j, worker.operations.request_file as s; from pathlib import Path\n"
     slow += "real = s.check_requests\n"
     slow += "def check(path, **how):\n found = real(path, **how); path.open('a').write('\\n'); return found\n"
     slow += "s.check_requests = check\nfrom worker.cli.main import main; sys.argv[0] = 'antrean'; main()\n"

@@ -12,7 +12,7 @@ from tests.contract.test_taking import LISTS
 from tests.support.mutants import first_protocol, message
 from tests.support.reader import LONE, UNACKED, UNACKED_INDEX, Reader, ids
 from worker.broker.hints import ASIDE_PREFIX, LONE_QUEUE, list_key
-from worker.consume.aside import count_aside, give_back, name_aside
+from worker.broker.set_aside import count_aside, give_back, name_aside
 from worker.consume.taking import Taker
 
 ASIDE = ASIDE_PREFIX + LONE_QUEUE

@@ -25,8 +25,9 @@ from schemas.failure import FailureKind
 from worker.attempt.report import Report, Verdict
 from worker.celery import build_conf
 from worker.consume import strategy
-from worker.consume.request import BlankRequest, as_name
+from worker.consume.request import BlankRequest
 from worker.logs.lines import read_record, render
+from worker.text.names import as_name
 
 SECRET = "A planted sentence. Nobody reads it."
 

@@ -19,7 +19,7 @@ from tests.support.ledger import (
     setback,
     success,
 )
-from worker.cli.tracking import Progress, Tracker
+from worker.operations.tracking import Progress, Tracker
 from worker.policy.gates import Gate
 from worker.storage.calls import fetch_oldest_call, sum_calls
 from worker.storage.engine import Ledger

@@ -21,7 +21,7 @@ from tests.support.ledger import (
     success,
 )
 from tests.support.upkeep import Broker, add_worker
-from worker.cli.tracking import Progress, Tracker
+from worker.operations.tracking import Progress, Tracker
 from worker.storage.engine import Ledger
 from worker.storage.group import GroupWriter
 from worker.storage.moves import expire_jobs

@@ -13,7 +13,7 @@ from schemas.job import LEGAL_MOVES, JobState, Move
 from tests.support.ledger import a_job, claim, put, record, rows, state, success
 from tests.support.ward import DAY_MS, RAW, WORKER, Ward, make_ward, now_ms
 from worker.cli.doctor_words import MEANINGS
-from worker.cli.doctoring import mend
+from worker.operations.doctor import mend
 from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.tables import attempts, batches, jobs, requests, results, usage, wants

@@ -15,7 +15,7 @@ from tests.support.ledger import ENDPOINT, a_claim, a_job, claim, job_row, put, 
 from tests.support.ward import HOUR_MS, RAW, WORKER, Ward, admit, make_ward, now_ms, with_broker
 from worker.broker.client import BrokerEpoch
 from worker.broker.hints import BULK_QUEUE, list_keys
-from worker.cli.doctoring import examine, mend
+from worker.operations.doctor import examine, mend
 from worker.settings import Settings
 from worker.storage.batches import finish_submission, hold_batch, make_batch
 from worker.storage.doctor import rescue_worker

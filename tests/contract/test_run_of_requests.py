@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.desk import Desk
-from worker.cli import run_locks, run_work
-from worker.cli.request_file import make_requests_batch, open_requests, submit_requests
-from worker.cli.run_input import open_input
-from worker.cli.run_work import Work
+from worker.operations import run_holding, run_locks
 from worker.operations.preflight import NOT_ASKED
+from worker.operations.request_file import make_requests_batch, open_requests, submit_requests
+from worker.operations.run_input import open_input
+from worker.operations.run_work import Work
 from worker.storage.batches import Batch
 from worker.storage.engine import Ledger
 
@@ -41,12 +41,11 @@ def run(desk: Desk) -> Iterator[Work]:
         output=Path("out.jsonl"),
         settings=desk.settings,
         skips_unreadable=False,
-        names_all=False,
     )
     with given as found:
-        checked = found.check(desk.settings, "m", NOT_ASKED)
+        checked = found.check(desk.settings, "m", NOT_ASKED, on_doubt=pytest.fail)
         batch = checked.make_batch(desk.ledger, desk.settings)
-        with run_work.worked_on(desk.ledger, desk.settings, batch) as lock:
+        with run_holding.worked_on(desk.ledger, desk.settings, batch) as lock:
             yield checked.write_down(desk.ledger, desk.settings, batch, lock)
 
 
@@ -54,7 +53,7 @@ def submit(desk: Desk) -> Batch:
     with open_requests(desk.documents.parent / "r.jsonl") as source:
         requests = source.check(desk.settings, "m")
         batch = make_requests_batch(desk.ledger, desk.settings, requests)
-        run_work.keep_from_runs(desk.ledger, batch)
+        run_holding.keep_from_runs(desk.ledger, batch)
         submit_requests(desk.ledger, desk.settings, batch, requests)
     return batch
 
@@ -78,7 +77,7 @@ def test_a_run_that_is_walked_away_from_is_held_until_somebody_submits_it(desk: 
     with suppress(KeyboardInterrupt), run(desk) as again:
         raise KeyboardInterrupt
     assert not desk.is_held(again), "whoever submitted it wants it done"
-    assert run_work.hold_abandoned(desk.ledger, desk.settings) == []
+    assert run_holding.hold_abandoned(desk.ledger, desk.settings) == []
     assert not desk.is_held(again)
 
 
@@ -97,7 +96,7 @@ def test_a_killed_run_of_requests_is_held_by_the_next_command(desk: Desk) -> Non
         batch = make_requests_batch(desk.ledger, desk.settings, requests, kind="run", details=details)
         submit_requests(desk.ledger, desk.settings, batch, requests)
     (desk.settings.home / "runs").mkdir()
-    assert [(held.id, count) for held, count in run_work.hold_abandoned(desk.ledger, desk.settings)] == [
+    assert [(held.id, count) for held, count in run_holding.hold_abandoned(desk.ledger, desk.settings)] == [
         (batch.id, 2)
     ]
     assert desk.relayed() == set()

@@ -21,8 +21,8 @@ from tests.support.ledger import (
     state,
     success,
 )
-from worker.cli import run_locks, run_work
-from worker.cli.tracking import Progress, Tracker
+from worker.operations import run_holding, run_locks, run_work
+from worker.operations.tracking import Progress, Tracker
 from worker.sources.documents import find_documents
 from worker.storage.batches import (
     fetch_batch,
@@ -93,8 +93,8 @@ def test_a_run_that_begins_is_not_held_by_another_that_begins(
         go.wait(5)
         return answer
 
-    monkeypatch.setattr(run_work, "is_run_by_somebody", look_slowly)
-    other = threading.Thread(target=lambda: run_work.hold_abandoned(desk.ledger, desk.settings))
+    monkeypatch.setattr(run_holding, "is_run_by_somebody", look_slowly)
+    other = threading.Thread(target=lambda: run_holding.hold_abandoned(desk.ledger, desk.settings))
     other.start()
     assert looked.wait(5)
     with desk.run() as one:
@@ -110,7 +110,7 @@ def test_a_run_waits_while_its_batch_is_being_held_and_then_goes_on(
     batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
     has_lock, begun = threading.Event(), threading.Event()
     was_early: list[bool] = []
-    real = run_work._hold
+    real = run_holding._hold
 
     def hold_slowly(ledger: Ledger, batch_id: str) -> None:
         if threading.current_thread() is other:
@@ -118,8 +118,8 @@ def test_a_run_waits_while_its_batch_is_being_held_and_then_goes_on(
             was_early.append(begun.wait(0.2))
         real(ledger, batch_id)
 
-    monkeypatch.setattr(run_work, "_hold", hold_slowly)
-    other = threading.Thread(target=lambda: run_work.hold_abandoned(desk.ledger, desk.settings))
+    monkeypatch.setattr(run_holding, "_hold", hold_slowly)
+    other = threading.Thread(target=lambda: run_holding.hold_abandoned(desk.ledger, desk.settings))
     other.start()
     assert has_lock.wait(5)
     with desk.run() as one:
@@ -330,10 +330,10 @@ def test_a_living_run_makes_good_what_two_transactions_missed(desk: Desk) -> Non
         with desk.ledger.write() as connection:
             connection.exec_driver_sql(f"UPDATE batches SET held_at_ms = 1 WHERE id = '{whole.batch_id}'")
         assert desk.relayed() == set()
-        run_work.tend(desk.ledger, part.batch_id)
+        run_holding.tend(desk.ledger, part.batch_id)
         assert desk.relayed() == set(part.ids)
         desk.ledger.run(partial(hold_batch, batch_id=part.batch_id, now_ms=NOW))
-        run_work.tend(desk.ledger, part.batch_id)
+        run_holding.tend(desk.ledger, part.batch_id)
         assert not desk.is_held(part)
         assert desk.relayed() == set(part.ids)
 

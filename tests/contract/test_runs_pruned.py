@@ -17,11 +17,11 @@ from tests.support.ledger import (
     put,
     rows,
 )
-from worker.cli import run_locks, run_work
-from worker.cli.tracking import Progress, Tracker
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.ids import new_batch_id
+from worker.operations import run_holding, run_locks, run_work
+from worker.operations.tracking import Progress, Tracker
 from worker.storage.batches import (
     Batch,
     fetch_batch,
@@ -78,7 +78,7 @@ def test_a_submitted_batch_that_somebody_runs_is_spared_whatever_is_said(desk: D
     """`run requests.jsonl` goes on with the batch that `submit` made."""
     batch = _submitted(desk, 1)
     for is_run in (True, False):
-        with run_work.worked_on(desk.ledger, desk.settings, batch) if is_run else nullcontext():
+        with run_holding.worked_on(desk.ledger, desk.settings, batch) if is_run else nullcontext():
             with run_locks.kept_from_running(desk.ledger, desk.settings) as runs:
                 assert (batch.id in runs.living) is is_run
                 what = OfAge(
@@ -95,7 +95,7 @@ def test_a_submitted_batch_that_a_run_begins_while_prune_goes_on_is_spared_from_
 
         def begin(_removed: int) -> None:
             if not begun:
-                runs_of_test.enter_context(run_work.worked_on(desk.ledger, desk.settings, batch))
+                runs_of_test.enter_context(run_holding.worked_on(desk.ledger, desk.settings, batch))
                 begun.extend(row.id for row in rows(desk.ledger, "jobs"))
 
         what = OfAge(SystemClock().now_ms(), ended_runs=runs.idle, find_living=runs.find_living)
@@ -113,7 +113,7 @@ def test_a_run_that_begins_while_prune_decides_what_goes_finds_what_is_left(desk
     was_early: list[bool] = []
 
     def run() -> None:
-        with run_work.worked_on(desk.ledger, desk.settings, batch):
+        with run_holding.worked_on(desk.ledger, desk.settings, batch):
             found.extend(row.id for row in rows(desk.ledger, "jobs"))
             begun.set()
             assert go.wait(30)
@@ -144,7 +144,7 @@ def test_an_empty_batch_that_a_run_begins_is_not_removed(desk: Desk) -> None:
         connection.exec_driver_sql("DELETE FROM jobs")
     with (
         run_locks.kept_from_running(desk.ledger, desk.settings) as runs,
-        run_work.worked_on(desk.ledger, desk.settings, batch),
+        run_holding.worked_on(desk.ledger, desk.settings, batch),
     ):
         what = OfAge(SystemClock().now_ms(), ended_runs=runs.idle, find_living=runs.find_living)
         prune(desk.ledger, what, with_usage=False)
@@ -157,7 +157,7 @@ def test_a_run_is_of_the_home_that_runs_it_last(desk: Desk, tmp_path: Path) -> N
     """Whoever prunes asks the locks of that home."""
     batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
     elsewhere = desk.settings.model_copy(update={"home": tmp_path / "another"})
-    with run_work.worked_on(desk.ledger, elsewhere, batch):
+    with run_holding.worked_on(desk.ledger, elsewhere, batch):
         assert not run_locks.is_of_home(_fetch(desk.ledger, batch.id), desk.settings)
         with run_locks.kept_from_running(desk.ledger, desk.settings) as runs:
             assert batch.id not in runs.idle
@@ -168,7 +168,7 @@ def test_a_run_whose_batch_was_pruned_while_it_waited_writes_nothing_down(desk: 
     prune(desk.ledger, OfBatch(batch.id), with_usage=False)
     with (
         pytest.raises(InputError, match="was pruned just now: type the command again"),
-        run_work.worked_on(desk.ledger, desk.settings, batch),
+        run_holding.worked_on(desk.ledger, desk.settings, batch),
     ):
         pytest.fail("it went on")
     with pytest.raises(InputError, match="was pruned while it was written down"):

@@ -18,8 +18,8 @@ from tests.support.ledger import (
     setback,
     state,
 )
-from worker.cli import run_work
-from worker.cli.batches import leave_to_workers
+from worker.operations import run_holding, run_work
+from worker.operations.retry import leave_to_workers
 from worker.storage.batches import (
     Batch,
     begin_run,
@@ -40,12 +40,12 @@ def test_jobs_that_somebody_had_tried_again_are_not_held_by_the_next_run(desk: D
         fail(desk, whole)
     batch = try_again(desk, whole)
     assert desk.relayed() == set(whole.ids)
-    assert run_work.hold_abandoned(desk.ledger, desk.settings) == []
+    assert run_holding.hold_abandoned(desk.ledger, desk.settings) == []
     assert not desk.is_held(whole)
     claim(desk.ledger, *whole.ids, endpoint=desk.settings.endpoint, token="again")
     assert {state(desk.ledger, id_) for id_ in whole.ids} == {"running"}
 
-    with suppress(KeyboardInterrupt), run_work.worked_on(desk.ledger, desk.settings, batch):
+    with suppress(KeyboardInterrupt), run_holding.worked_on(desk.ledger, desk.settings, batch):
         raise KeyboardInterrupt
     assert desk.is_held(whole), "a run that is stopped keeps its jobs to itself, as ever"
 
@@ -63,7 +63,7 @@ def test_a_run_that_was_killed_after_jobs_were_tried_again_is_held(desk: Desk) -
         fail(desk, whole)
     batch = try_again(desk, whole)
     assert desk.ledger.run(partial(begin_run, batch_id=batch.id))  # and killed
-    assert [one.id for one, _ in run_work.hold_abandoned(desk.ledger, desk.settings)] == [batch.id]
+    assert [one.id for one, _ in run_holding.hold_abandoned(desk.ledger, desk.settings)] == [batch.id]
     assert desk.is_held(whole)
 
 

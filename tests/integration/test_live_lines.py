@@ -17,7 +17,7 @@ _SCRIPT = """
 import itertools, sys, time
 from worker.cli.console import err
 from worker.cli.progress import Display
-from worker.cli.tracking import Progress
+from worker.operations.tracking import Progress
 for number in range(int(sys.argv[1])):
     print("above", number, flush=True)
 display = Display()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tests.support.ledger import claim, record, success
 from tests.support.upkeep import Broker
-from worker.cli import run_work
-from worker.cli.run_work import Work
 from worker.clock import SystemClock
+from worker.operations import run_holding, run_work
+from worker.operations.run_work import Work
 from worker.settings import Settings, load_settings
 from worker.sources.documents import find_documents
 from worker.sources.prompt import Prompt
@@ -57,7 +57,7 @@ class Desk:
         """A run over a part of the folder, which lives inside."""
         source = self.documents / part
         batch = run_work.make_run(self.ledger, self.settings, source, self.prompt, "m")
-        with run_work.worked_on(self.ledger, self.settings, batch) as lock:
+        with run_holding.worked_on(self.ledger, self.settings, batch) as lock:
             yield run_work.submit_run(
                 self.ledger, self.settings, batch, find_documents(source), self.prompt, "m", lock
             )

@@ -13,7 +13,7 @@ from schemas.failure import FailureKind
 from schemas.job import JobState
 from tests.support.ledger import ENDPOINT, a_job, claim, job_row, put, record, rows, setback, success
 from worker.broker.client import BrokerEpoch
-from worker.cli.doctoring import Examination, examine
+from worker.operations.doctor import Examination, examine
 from worker.settings import Settings
 from worker.storage.doctor import Finding
 from worker.storage.engine import Ledger

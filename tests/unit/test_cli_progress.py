@@ -10,7 +10,7 @@ from rich.text import Text
 
 from worker.cli.live_lines import LiveLines
 from worker.cli.progress import describe, draw
-from worker.cli.tracking import Progress
+from worker.operations.tracking import Progress
 
 SMALL = Progress(total=20, succeeded=8, in_flight=4, tokens_per_s=92.4, jobs_per_s=1.2)
 LARGE = Progress(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from worker.cli.job_names import _beginning, names_of, parse_kinds
 from worker.errors import InputError
+from worker.operations.job_names import _beginning, names_of, parse_kinds
 
 HEX = "0193f0a1000070008000000000000000"
 ID = "0193f0a1-0000-7000-8000-000000000000"

@@ -15,6 +15,7 @@ from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.clock import SystemClock
 from worker.errors import AntreanError, ExitCode, SettingsError, Unreachable
 from worker.operations.capacity import make_room
+from worker.operations.database import check_database, migrate_database, name_database
 from worker.operations.gates import GateWatch, describe_gate, gate_facts
 from worker.operations.preflight import EndpointFacts, ask_endpoint, check_models, choose_model, list_models
 from worker.reports.summary import format_count
@@ -22,9 +23,6 @@ from worker.settings import Settings, load_settings
 from worker.settings.sources import unknown_names
 from worker.stack.attachment import Stack
 from worker.storage.engine import open_ledger
-from worker.storage.errors import NotMigrated
-from worker.storage.migrating import is_current
-from worker.storage.migrating import migrate as migrate_ledger
 
 
 def register(app: typer.Typer) -> None:
@@ -102,7 +100,7 @@ def migrate() -> None:
     in the home folder is brought up to date by each command.
     """
     settings = load_settings()
-    done = migrate_ledger(open_ledger(settings))
+    done = migrate_database(settings)
     if done.before == done.after:
         out.print(f"the database is at revision {done.after} already")
     else:
@@ -122,14 +120,9 @@ def _check_broker(settings: Settings) -> str:
 
 
 def _check_database(settings: Settings) -> str:
-    ledger = open_ledger(settings)
-    kind = "PostgreSQL" if ledger.is_postgresql else "SQLite"
-    if settings.database_url is None:
-        migrate_ledger(ledger)
-    elif not is_current(ledger):
-        raise NotMigrated(f"{kind} answers, but has not this version's schema: run `antrean migrate`")
+    ledger = check_database(settings)
     warn_of_left_jobs(ledger, settings)
-    return f"{kind}, schema up to date"
+    return f"{name_database(ledger)}, schema up to date"
 
 
 def _check_endpoint(settings: Settings, facts: list[EndpointFacts]) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from schemas.address import parse_address
 from worker.cli.console import note
-from worker.clock import SystemClock
 from worker.errors import AntreanError
+from worker.operations.served import find_left_jobs
 from worker.reports.summary import format_count
 from worker.settings import Settings
-from worker.storage.elsewhere import MOST_COUNTED, fetch_left_elsewhere
 from worker.storage.engine import Ledger
 
 
@@ -22,13 +21,12 @@ def announce_endpoint(settings: Settings) -> None:
 def warn_of_left_jobs(ledger: Ledger, settings: Settings) -> None:
     """Names the endpoints whose jobs wait in this ledger while nobody works on them."""
     try:
-        with ledger.read() as connection:
-            left = fetch_left_elsewhere(connection, settings.endpoint, now_ms=SystemClock().now_ms())
+        left_jobs = find_left_jobs(ledger, settings)
     except AntreanError:  # whoever goes on says it, of the database
         return
-    for endpoint, count in left.items():
-        jobs = f"{'at least ' * (count >= MOST_COUNTED)}{format_count(count, 'job')}"
+    for endpoint, left in left_jobs.items():
+        jobs = f"{'at least ' * left.is_cut}{format_count(left.count, 'job')}"
         note(
-            f"warning: {jobs} in this ledger {'waits' if count == 1 else 'wait'} for {endpoint}, which no "
+            f"warning: {jobs} in this ledger {'waits' if left.count == 1 else 'wait'} for {endpoint}, which no "
             "worker calls: is ANTREAN_BASE_URL right?"
         )

@@ -7,18 +7,11 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from worker.broker.client import broker_address, open_client
-from worker.broker.hints import SHARED_QUEUES, list_keys, queues_of
 from worker.cli.console import note, out, print_json
-from worker.consume.aside import count_aside, give_back
-from worker.errors import InputError
-from worker.files.home import broker_socket
+from worker.operations import give_back
 from worker.reports.summary import format_count
-from worker.settings import Settings, load_settings
-from worker.storage.engine import Ledger
-from worker.storage.identity import fetch_identity
+from worker.settings import load_settings
 from worker.storage.migrating import prepare_ledger
-from worker.storage.workers import fetch_workers
 from worker.text.printable import printable
 
 
@@ -48,29 +41,7 @@ def give_messages_back(
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)
-    read_here = _read_queues(ledger, settings)
-    if queue is not None and (not queue.isprintable() or not queue or len(queue) > 200):
-        raise InputError("--queue: give the name of a queue, 1 to 200 printable characters")
-    if queue is None or queue in read_here:
-        with ledger.read() as connection:
-            living = len(fetch_workers(connection))
-        if living:
-            raise InputError(
-                f"{format_count(living, 'worker')} of this ledger would set them aside again: give antrean a broker "
-                "of its own and end the workers here, or name the other app's own queue with --queue"
-            )
-    if settings.is_broker_embedded and not broker_socket(settings.home).exists():
-        raise InputError(
-            "the embedded broker does not run, and no other app reaches it: set ANTREAN_BROKER_URL"
-        )
-    client = open_client(broker_address(settings))
-    moved = 0
-    try:
-        for name in read_here:
-            for key in count_aside(client, [name]):
-                moved += give_back(client, key, key if queue is None else _same_list(key, name, queue))
-    finally:
-        client.close()
+    moved = give_back.give_messages_back(ledger, settings, queue)
     if as_json:
         print_json({"messages": moved, "queue": queue})
     elif moved:
@@ -78,14 +49,3 @@ def give_messages_back(
         out.print(Text(f"{format_count(moved, 'message')} put back {where}"))
     else:
         note("nothing was set aside on this broker")
-
-
-def _read_queues(ledger: Ledger, settings: Settings) -> tuple[str, ...]:
-    with ledger.read() as connection:
-        own = queues_of(fetch_identity(connection), settings.endpoint)
-    return (*SHARED_QUEUES.names, *own.names)
-
-
-def _same_list(key: str, queue: str, other: str) -> str:
-    """The list of the same priority of the `other` queue."""
-    return list_keys(other)[list_keys(queue).index(key)]

@@ -12,15 +12,15 @@ import typer
 
 from schemas.job import JobState
 from worker.cli.console import note, out, print_text
-from worker.cli.job_names import find_batch_id, parse_kinds
 from worker.cli.listing import complete_batch_id
 from worker.clock import SystemClock, describe_until
 from worker.errors import InputError
+from worker.operations.job_names import parse_kinds
+from worker.operations.jobs import list_jobs
 from worker.reports.joblines import spell_texts, write_csv, write_json
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
-from worker.storage.cleaning import clean_text
-from worker.storage.job_list import Choice, ListedJob, Texts, iterate_jobs
+from worker.storage.job_list import ListedJob, Texts
 from worker.storage.leftovers import HELD_ADVICE
 from worker.storage.migrating import prepare_ledger
 from worker.text.printable import printable, printable_text
@@ -90,14 +90,15 @@ def jobs(
     texts = _parse_texts(with_)
     kinds = parse_kinds(kind or [])
     ledger = prepare_ledger(load_settings())
-    choice = Choice(
-        batch_id=None if batch is None else find_batch_id(ledger, batch),
+    found = list_jobs(
+        ledger,
+        batch=batch,
         is_lone=lone,
-        states=tuple(state or ()),
+        states=state or (),
         kinds=kinds,
-        custom_ids=tuple(clean_text(name) or "" for name in custom_id or ()),
+        custom_ids=custom_id or (),
+        texts=texts,
     )
-    found = iterate_jobs(ledger, choice, texts=texts, is_newest_first=True)
     if as_csv:
         write_csv(islice(found, limit), sys.stdout.buffer, texts=texts)
     elif as_json:

@@ -13,19 +13,15 @@ from rich.text import Text
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json, print_text
 from worker.cli.content import content_texts, parse_request
-from worker.cli.job_names import find_batch_id, find_job_id, find_named_job_id, names_of
 from worker.cli.listing import complete_batch_id, iso
-from worker.clock import SystemClock
 from worker.errors import InputError
+from worker.operations.cancel import CancelledBatch, CancelledJob
+from worker.operations.cancel import cancel as cancel_jobs
+from worker.operations.jobs import fetch_story_of, fetch_story_of_named
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
-from worker.storage.batches import Batch, count_asked, fetch_batch
-from worker.storage.cleaning import clean_text
-from worker.storage.engine import Ledger, Transaction
 from worker.storage.migrating import prepare_ledger
-from worker.storage.moves import cancel_batch, cancel_jobs
-from worker.storage.reading import fetch_states
-from worker.storage.story import Attempt, Result, Story, fetch_story
+from worker.storage.story import Attempt, Result, Story
 from worker.text.printable import printable
 
 _TELL_EVERY_S = 5.0
@@ -64,73 +60,49 @@ def cancel(
     takes it back.
     """
     ledger = prepare_ledger(load_settings())
-    wanted = clean_text(id_) or ""
-    names = names_of(wanted)
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, wanted)
-        if batch is not None and batch.id != wanted:
-            batch = None  # the beginning of an id is enough to look, not to end a million jobs
-        states = fetch_states(connection, names)
-    if batch is not None:
-        _cancel_batch(ledger, batch, as_json=as_json)
-    elif states:
-        _cancel_job(ledger, next(name for name in names if name in states), as_json=as_json)
-    else:
-        raise InputError(
-            f"there is no batch and no job {printable(wanted)}: `antrean batches` lists the batches"
-        )
-
-
-def _cancel_batch(ledger: Ledger, batch: Batch, *, as_json: bool) -> None:
-    ended = asked = kept = 0
     told_s = time.monotonic()
-    while True:
-        # At most 500 rows a transaction, so that workers who record results get their turn between two.
-        done = ledger.run(
-            lambda connection: cancel_batch(connection, batch.id, now_ms=SystemClock().now_ms())
-        )
-        if not done.ended and not done.asked and not done.kept:
-            break
-        ended += done.ended
-        asked += done.asked
-        kept += done.kept
+
+    def tell(ended: int) -> None:
+        nonlocal told_s
         if time.monotonic() - told_s >= _TELL_EVERY_S:
             told_s = time.monotonic()
             note(f"{format_count(ended, 'job')} cancelled so far")
-    with ledger.read() as connection:
-        running = count_asked(connection, batch.id)
+
+    done = cancel_jobs(ledger, id_, on_step=tell)
+    if isinstance(done, CancelledJob):
+        _print_cancelled_job(done, as_json=as_json)
+    else:
+        _print_cancelled_batch(done, as_json=as_json)
+
+
+def _print_cancelled_batch(done: CancelledBatch, *, as_json: bool) -> None:
     if as_json:
-        print_json(
-            {"batch_id": batch.id, "cancelled": ended, "asked": asked, "running": running, "kept": kept}
-        )
+        counts = {"cancelled": done.ended, "asked": done.asked, "running": done.running, "kept": done.kept}
+        print_json({"batch_id": done.batch.id, **counts})
         return
-    out.print(f"{format_count(ended, 'job')} cancelled")
-    if kept:
-        out.print(f"{format_count(kept, 'job')} stay: another batch wants them too")
-    if asked:
-        out.print(f"{format_count(asked, 'running job')} asked to stop: a result that one brings is kept")
-    elif running:
-        out.print(f"{format_count(running, 'running job')} asked to stop before")
-    if batch.submitted_at_ms is None:
+    out.print(f"{format_count(done.ended, 'job')} cancelled")
+    if done.kept:
+        out.print(f"{format_count(done.kept, 'job')} stay: another batch wants them too")
+    if done.asked:
+        out.print(
+            f"{format_count(done.asked, 'running job')} asked to stop: a result that one brings is kept"
+        )
+    elif done.running:
+        out.print(f"{format_count(done.running, 'running job')} asked to stop before")
+    if done.batch.submitted_at_ms is None:
         note("the batch is still being written down: what is added from now on is not cancelled")
 
 
-def _cancel_job(ledger: Ledger, job_id: str, *, as_json: bool) -> None:
-    def work(connection: Transaction) -> tuple[bool, JobState]:
-        is_done = cancel_jobs(connection, [job_id], now_ms=SystemClock().now_ms()) == 1
-        return is_done, fetch_states(connection, [job_id])[job_id]
-
-    is_done, state = ledger.run(work)
-    is_asked = is_done and state is JobState.RUNNING
+def _print_cancelled_job(done: CancelledJob, *, as_json: bool) -> None:
     if as_json:
-        counts = {"cancelled": int(is_done and not is_asked), "asked": int(is_asked)}
-        print_json({"job_id": job_id, "state": state.value, **counts})
-    elif is_asked:
+        counts = {"cancelled": int(done.is_ended), "asked": int(done.is_asked)}
+        print_json({"job_id": done.job_id, "state": done.state.value, **counts})
+    elif done.is_asked:
         out.print("the job is running and was asked to stop: a result that it brings is kept")
-    elif is_done:
+    elif done.is_ended:
         out.print("the job is cancelled")
     else:
-        out.print(f"the job is {state.value} already: it stays as it is")
+        out.print(f"the job is {done.state.value} already: it stays as it is")
 
 
 def show(
@@ -163,14 +135,9 @@ def show(
         raise InputError("--batch goes with --custom-id: an id is enough by itself")
     ledger = prepare_ledger(load_settings())
     if custom_id is not None:
-        batch_id = None if batch is None else find_batch_id(ledger, batch)
-        found = find_named_job_id(ledger, custom_id, batch_id)
+        story = fetch_story_of_named(ledger, custom_id, batch, with_content=content)
     else:
-        found = find_job_id(ledger, job or "")
-    with ledger.read() as connection:
-        story = fetch_story(connection, found, with_content=content)
-    if story is None:
-        raise InputError(f"the job {printable(found)} was removed just now")
+        story = fetch_story_of(ledger, job or "", with_content=content)
     if as_json:
         print_json(_facts(story))
         return

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from schemas.job import JobState
 from worker.cli.console import note
 from worker.errors import AntreanError
+from worker.operations.batches import count_jobs
 from worker.reports.summary import format_count
-from worker.storage.batches import count_states
 from worker.storage.engine import Ledger
 
 _GOES_ON = "nothing is lost: the same command goes on from here"
@@ -41,8 +41,7 @@ def said_of_submission(ledger: Ledger, batch_id: str, total: int) -> Iterator[No
 
 def _describe(ledger: Ledger, batch_id: str, total: int | None = None) -> str:
     try:
-        with ledger.read() as connection:
-            counts = count_states(connection, batch_id)
+        counts = count_jobs(ledger, batch_id)
     except AntreanError:  # it is the batch that matters; what is wrong with the ledger was said
         return f"stopped at {batch_id}"
     known = sum(counts.values())

@@ -14,12 +14,14 @@ from rich.text import Text
 
 from schemas.job import JobState, derive_batch_status
 from worker.cli.console import note, out, print_json
+from worker.operations.batches import fetch_latest_batches, list_batches
+from worker.operations.workers import list_workers
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
-from worker.storage.batches import Batch, count_states, fetch_batches
+from worker.storage.batches import Batch
 from worker.storage.engine import open_ledger
 from worker.storage.migrating import prepare_ledger
-from worker.storage.workers import WorkerFacts, fetch_workers
+from worker.storage.workers import WorkerFacts
 from worker.text.printable import printable
 
 _PLAIN_ID = re.compile("[A-Za-z0-9_.-]+")  # a producer may name a batch as it likes; a shell must not run it
@@ -46,10 +48,7 @@ def batches(
     by state. For the tokens of one batch there is `antrean status BATCH`.
     """
     ledger = prepare_ledger(load_settings())
-    with ledger.read() as connection:
-        found = [
-            (batch, count_states(connection, batch.id)) for batch in fetch_batches(connection, limit=limit)
-        ]
+    found = list_batches(ledger, limit=limit)
     if as_json:
         print_json({"batches": [_batch_facts(batch, counts) for batch, counts in found]})
         return
@@ -73,8 +72,7 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print them as 
     this machine's clock and the worker's; nothing is decided by them.
     """
     ledger = prepare_ledger(load_settings())
-    with ledger.read() as connection:
-        found = fetch_workers(connection)
+    found = list_workers(ledger)
     now_ms = time.time_ns() // 1_000_000
     if as_json:
         print_json({"workers": [worker_facts(one, now_ms) for one in found]})
@@ -123,8 +121,7 @@ def _look_up(incomplete: str, found: list[tuple[str, str]]) -> None:
         settings = load_settings()
         if settings.database_url is None and not (settings.home / "antrean.db").is_file():
             return  # looking would make one
-        with open_ledger(settings, pool_size=1).read() as connection:
-            latest = fetch_batches(connection, limit=_COMPLETED)
+        latest = fetch_latest_batches(open_ledger(settings, pool_size=1), limit=_COMPLETED)
     except Exception:  # a completion is a courtesy: whatever is wrong, the command itself will say it
         return
     # The label goes through a shell's eval: only what means nothing to any shell is left of it.

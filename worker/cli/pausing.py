@@ -9,11 +9,9 @@ from rich.text import Text
 
 from worker.cli.console import note, out, print_json
 from worker.cli.listing import iso
-from worker.cli.nobody import why_nobody_works
-from worker.clock import SystemClock
+from worker.operations.pause import pause_endpoint, resume_endpoint
+from worker.operations.served import why_nobody_works
 from worker.settings import load_settings
-from worker.storage import pauses
-from worker.storage.engine import Transaction
 from worker.storage.migrating import prepare_ledger
 from worker.storage.pauses import Pause
 from worker.text.printable import printable
@@ -44,12 +42,7 @@ def pause(
     settings = load_settings()
     ledger = prepare_ledger(settings)
     endpoint = settings.endpoint
-
-    def work(connection: Transaction) -> tuple[bool, Pause | None]:
-        is_new = pauses.pause(connection, endpoint, reason, SystemClock().now_ms())
-        return is_new, pauses.fetch_pause(connection, endpoint)
-
-    is_new, found = ledger.run(work)
+    is_new, found = pause_endpoint(ledger, endpoint, reason)
     if as_json:
         print_json({"endpoint": endpoint, "paused": True, "changed": is_new, **_facts(found)})
         return
@@ -69,12 +62,7 @@ def resume(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSO
     settings = load_settings()
     ledger = prepare_ledger(settings)
     endpoint = settings.endpoint
-
-    def work(connection: Transaction) -> Pause | None:
-        before = pauses.fetch_pause(connection, endpoint)
-        return before if pauses.resume(connection, endpoint) else None
-
-    ended = ledger.run(work)
+    ended = resume_endpoint(ledger, endpoint)
     if as_json:
         print_json({"endpoint": endpoint, "paused": False, "changed": ended is not None, **_facts(ended)})
     elif ended is None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from worker.cli.console import err
 from worker.cli.live_lines import LiveLines
-from worker.cli.tracking import Progress
+from worker.operations.tracking import Progress
 from worker.reports.summary import format_count, format_seconds
 from worker.text.printable import printable
 

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from schemas.job import JobState
 from worker.cli.console import err, out
+from worker.operations.prune import fetch_label
 from worker.reports.summary import format_bytes, format_count
-from worker.storage.batches import fetch_batch
 from worker.storage.engine import Ledger
 from worker.storage.prune_survey import Share, Survey
 from worker.text.printable import printable
@@ -25,7 +25,7 @@ def print_survey(ledger: Ledger, found: Survey, *, is_question: bool, with_usage
     for batch_id, share in largest:
         # The id stands alone on its line: nothing cuts it, however narrow the terminal.
         console.print(Text(printable(batch_id) or "jobs of no batch"))
-        label = _label(ledger, batch_id)
+        label = fetch_label(ledger, batch_id)
         console.print(Text(f"  {f'{printable(label)} · ' if label else ''}{_describe(share)}"))
     total = found.total
     more = total.total - sum(share.total for _, share in largest)
@@ -57,19 +57,13 @@ def survey_facts(ledger: Ledger, found: Survey) -> dict[str, Any]:
         "batches": [
             {
                 "batch_id": batch_id or None,
-                "label": _label(ledger, batch_id),
+                "label": fetch_label(ledger, batch_id),
                 "jobs": {state.value: share.counts[state] for state in JobState if share.counts[state]},
                 **_figures(share),
             }
             for batch_id, share in sorted(found.shares.items(), key=lambda item: item[1].total, reverse=True)
         ],
     }
-
-
-def _label(ledger: Ledger, batch_id: str) -> str | None:
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, batch_id)
-    return None if batch is None or batch.id != batch_id else batch.label
 
 
 def _describe(share: Share) -> str:

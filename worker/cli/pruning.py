@@ -11,23 +11,18 @@ from worker.cli.asking import can_ask, is_confirmed
 from worker.cli.console import note, out, print_json
 from worker.cli.listing import complete_batch_id
 from worker.cli.prune_words import print_survey, survey_facts
-from worker.cli.run_locks import RunsOfHome, is_of_home, kept_from_running
 from worker.clock import SystemClock, iso_ms
 from worker.errors import ExitCode, InputError
+from worker.operations.prune import ToPrune, find_batch_to_prune, remove, survey
 from worker.reports.summary import format_count
-from worker.settings import Settings, load_settings
-from worker.storage.batches import Batch, count_states, fetch_batch
-from worker.storage.cleaning import clean_text
-from worker.storage.engine import Ledger
+from worker.settings import load_settings
 from worker.storage.migrating import prepare_ledger
-from worker.storage.prune_survey import Survey, survey
-from worker.storage.pruning import OfAge, OfBatch, Pruned, prune
+from worker.storage.pruning import Pruned
 from worker.text.printable import printable
 
 _AGE = re.compile(r"(\d{1,6})\s*([mhdw])")
 _UNIT_MS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 7 * 86_400_000}
 _NOTHING = "nothing was removed"
-_EVEN_UNFINISHED = "--even-unfinished removes what has ended of it"
 
 
 def register(app: typer.Typer) -> None:
@@ -94,10 +89,11 @@ def prune_ledger(
     )  # an age of centuries ends with the calendar of computers
     settings = load_settings()
     ledger = prepare_ledger(settings)
-    chosen = None if batch is None else _find(ledger, batch)
+    chosen = None if batch is None else find_batch_to_prune(ledger, batch)
+    what = ToPrune(chosen, before_ms, even_unfinished)
     facts: dict[str, object] = {"before": iso_ms(before_ms)} if chosen is None else {"batch_id": chosen.id}
     if not yes or dry_run:
-        found = _survey(ledger, settings, chosen, before_ms, even_unfinished)
+        found = survey(ledger, settings, what)
         if as_json:
             facts |= survey_facts(ledger, found)
         if dry_run and as_json:
@@ -110,7 +106,7 @@ def prune_ledger(
         if found.total.total and not _is_agreed():
             note(_NOTHING)
             raise typer.Exit(ExitCode.FAILED_JOBS)
-    done = _prune(ledger, settings, chosen, before_ms, even_unfinished, with_usage)
+    done = remove(ledger, settings, what, with_usage=with_usage)
     facts |= {"jobs": done.removed, "spared": done.spared, "open": done.open}
     if as_json:
         print_json(facts | {"removed": True})
@@ -149,67 +145,6 @@ def _read_what(batch: str | None, older_than: str | None, everything: bool) -> i
             f"--older-than {older_than} is all that has ended, a moment ago too: say --all if you mean it"
         )
     return age_ms
-
-
-def _find(ledger: Ledger, batch_id: str) -> Batch:
-    wanted = clean_text(batch_id) or ""
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, wanted)
-    if batch is None or batch.id != wanted:  # the beginning of an id is enough to look, not to remove
-        raise InputError(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
-    return batch
-
-
-def _survey(
-    ledger: Ledger, settings: Settings, batch: Batch | None, before_ms: int, even_unfinished: bool
-) -> Survey:
-    with kept_from_running(ledger, settings, batch) as runs:
-        if batch is None:
-            return survey(ledger, OfAge(before_ms, even_unfinished, runs.idle, runs.find_living))
-        _check_batch(ledger, settings, batch, runs, even_unfinished)
-        return survey(ledger, OfBatch(batch.id))
-
-
-def _prune(
-    ledger: Ledger,
-    settings: Settings,
-    batch: Batch | None,
-    before_ms: int,
-    even_unfinished: bool,
-    with_usage: bool,
-) -> Pruned:
-    # A run that begins meanwhile waits, or is seen by the next step: it would find its jobs, and lose them.
-    with kept_from_running(ledger, settings, batch) as runs:
-        if batch is None:
-            return prune(
-                ledger, OfAge(before_ms, even_unfinished, runs.idle, runs.find_living), with_usage=with_usage
-            )
-        _check_batch(ledger, settings, batch, runs, even_unfinished)
-        return prune(ledger, OfBatch(batch.id), with_usage=with_usage)
-
-
-def _check_batch(
-    ledger: Ledger, settings: Settings, batch: Batch, runs: RunsOfHome, even_unfinished: bool
-) -> None:
-    """Raises InputError if the batch is run just now, or is not done and nobody said `even_unfinished`."""
-    if batch.id in runs.living:
-        raise InputError(f"{batch.id} is run just now: wait for its end, or stop it")
-    if even_unfinished:
-        return
-    with ledger.read() as connection:
-        counts = count_states(connection, batch.id)
-    left = sum(count for state, count in counts.items() if not state.is_final)
-    if left:
-        raise InputError(
-            f"{batch.id} has {format_count(left, 'job')} not ended: `antrean cancel {batch.id}` ends them; "
-            f"{_EVEN_UNFINISHED}"
-        )
-    if batch.submitted_at_ms is None:
-        raise InputError(f"not all of {batch.id} is written down yet: {_EVEN_UNFINISHED}")
-    if batch.kind == "run" and batch.held_at_ms is None and not is_of_home(batch, settings):
-        raise InputError(
-            f"{batch.id} is a run of {batch.details.get('home')}, and may be going on there: {_EVEN_UNFINISHED}"
-        )
 
 
 def _is_agreed() -> bool:

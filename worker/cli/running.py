@@ -14,31 +14,33 @@ from typing import Annotated
 import typer
 
 from worker.broker.client import broker_address, check_broker, open_client
-from worker.cli.console import complain, err, note, out, print_json
+from worker.cli.console import note
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.last_words import LastWords
-from worker.cli.outputs import FORCE_HELP, simulation_of
+from worker.cli.left_out import name_left_out
+from worker.cli.outputs import FORCE_HELP, check_results
 from worker.cli.progress import Display
-from worker.cli.run_input import open_input
-from worker.cli.run_work import Work, hold_abandoned, tend, worked_on
-from worker.cli.tracking import Progress, Tracker
+from worker.cli.run_summary import print_summary
 from worker.cli.typed import name_command
-from worker.errors import ExitCode, Unreachable
+from worker.errors import ExitCode, InputError, Unreachable
 from worker.files.disk import describe_full_disk
 from worker.files.home import last_line
-from worker.files.names import as_text
 from worker.operations.capacity import make_room
 from worker.operations.gates import GateWatch
 from worker.operations.preflight import NOT_ASKED, ask_endpoint
-from worker.reports.batchlines import Counts, is_standard_output
-from worker.reports.calls import call_facts, describe_failed_calls, describe_latencies
+from worker.operations.run_holding import hold_abandoned, tend, worked_on
+from worker.operations.run_input import RunInput, open_input
+from worker.operations.run_work import Work, sum_run_calls
+from worker.operations.tracking import Progress, Tracker
+from worker.reports.batchlines import is_standard_output
 from worker.reports.growing import GrowingResults
 from worker.reports.outputs import Output
-from worker.reports.summary import describe_finish_reasons, format_count, format_seconds
+from worker.reports.summary import format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
+from worker.sources.documents import UnreadableDocuments
+from worker.sources.pipes import is_folder
 from worker.stack.attachment import Stack
 from worker.storage.batches import Batch
-from worker.storage.calls import sum_calls
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 
@@ -138,15 +140,15 @@ def run(
     with ExitStack() as begun:
         begun.enter_context(_interruptible())
         found = begun.enter_context(
-            open_input(
+            _opened(
                 documents,
                 prompt,
                 output=Path("-") if is_printed else path,
                 settings=settings,
                 skips_unreadable=skip_unreadable,
-                names_all=verbose,
             )
         )
+        name_left_out(found.left_out, names_all=verbose)
         target: Output | None = None
         if not is_printed:
             inputs = found.find_inputs(settings, path)
@@ -158,14 +160,15 @@ def run(
         antrean = name_command(settings, given)
         announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
-        checked = found.check(settings, model, facts)
+        checked = found.check(settings, model, facts, on_doubt=note)
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
         warn_of_left_jobs(ledger, settings)
         if target is not None:
             target.say_commands_as(antrean)
-            _check_results(target, ledger, settings, checked.find_batch(ledger, settings))
+            earlier = checked.find_batch(ledger, settings)
+            check_results(target, ledger, settings, None if earlier is None else earlier.id)
         batch = checked.make_batch(ledger, settings)
         with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings), antrean)
@@ -186,17 +189,28 @@ def run(
         ledger.dispose()
     seconds = time.monotonic() - started_s
     shown = Path("-") if target is None else path
-    _summarise(work, progress, counts, output=shown, seconds=seconds, as_json=as_json)
+    print_summary(work, progress, counts, output=shown, seconds=seconds, as_json=as_json)
     if counts.succeeded < len(work.ids):
         raise typer.Exit(ExitCode.FAILED_JOBS)
 
 
-def _check_results(target: Output, ledger: Ledger, settings: Settings, batch: Batch | None) -> None:
-    remark = target.check_results(
-        ledger, None if batch is None else batch.id, simulation=simulation_of(settings)
-    )
-    if remark is not None:
-        note(remark)
+@contextmanager
+def _opened(
+    documents: Path, prompt: Path | None, *, output: Path, settings: Settings, skips_unreadable: bool
+) -> Iterator[RunInput]:
+    """The input. Of documents that cannot be read it says which option leaves them out, where one does."""
+    with ExitStack() as opened:
+        try:
+            found = opened.enter_context(
+                open_input(
+                    documents, prompt, output=output, settings=settings, skips_unreadable=skips_unreadable
+                )
+            )
+        except UnreadableDocuments as exc:
+            if skips_unreadable or not is_folder(documents):
+                raise
+            raise InputError(f"{exc} (--skip-unreadable goes on without)", exc.problems) from None
+        yield found
 
 
 @contextmanager
@@ -310,7 +324,7 @@ def _follow(
             display.update(tracker.look())
             growing.advance(tracker.is_open)
             if tracker.is_done:
-                progress.calls = sum_calls(ledger, work.open, since_ms=work.began_at_ms)
+                progress.calls = sum_run_calls(ledger, work)
                 return
             if time.monotonic() - tended_s >= _TEND_S:
                 tend(ledger, work.batch_id)
@@ -325,52 +339,3 @@ def _follow(
                     raise Unreachable(f"the worker does not stay up; {log} ends with: {last_line(log)}")
                 how = event.get("reason", event["status"])
                 note(f"the {event['service']} died ({how}) and is started again; see {log}")
-
-
-def _summarise(
-    work: Work, progress: Progress, counts: Counts, *, output: Path, seconds: float, as_json: bool
-) -> None:
-    # What the file holds is what counts: another run may have tried again what failed here.
-    succeeded, missing = counts.succeeded, len(work.ids) - counts.total
-    facts = {
-        "batch_id": work.batch_id,
-        "jobs": len(work.ids),
-        "succeeded": succeeded,
-        "failed": counts.total - succeeded,
-        "missing": missing,
-        "already_done": work.done,
-        "failures": dict(progress.failures),
-        "finish_reasons": dict(counts.finish_reasons),
-        "prompt_tokens": progress.prompt_tokens,
-        "completion_tokens": progress.completion_tokens,
-        **call_facts(progress.calls),
-        "seconds": round(seconds, 3),
-        "output": as_text(output),
-    }
-    if as_json:
-        print_json(facts)
-        return
-    tokens = f"{format_count(progress.prompt_tokens)} prompt + {format_count(progress.completion_tokens)} completion"
-    # Results on standard output leave standard error for everything else.
-    say = err.say if str(output) == "-" else out.say
-    before = f" ({format_count(work.done)} were done before)" if work.done else ""
-    say((format_count(succeeded), "bold"), f" of {format_count(len(work.ids))} jobs succeeded{before}")
-    if counts.total > succeeded:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in progress.failures.most_common())
-        complain(
-            f"{format_count(counts.total - succeeded, 'job')} failed{f' ({kinds})' if kinds else ''}; "
-            "the same command tries them again"
-        )
-    if counts.finish_reasons:
-        note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
-    if missing:
-        complain(
-            f"{format_count(missing)} of {format_count(len(work.ids), 'line')} are missing: their jobs were removed "
-            "or are being tried again by another run; the same command completes them"
-        )
-    if failed_calls := describe_failed_calls(progress.calls):
-        note(failed_calls)
-    if latencies := describe_latencies(progress.calls):
-        say(f"latency {latencies}")
-    where = "above" if str(output) == "-" else f"in {output}"
-    say(f"{tokens} tokens · {format_seconds(seconds)} · results {where} · {work.batch_id}")

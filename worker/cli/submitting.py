@@ -10,19 +10,19 @@ import typer
 from worker.cli.console import note, out, print_json
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.last_words import said_of_submission
-from worker.cli.nobody import why_nobody_works
-from worker.cli.outputs import name_inputs
-from worker.cli.request_file import (
+from worker.operations.batches import count_jobs
+from worker.operations.inputs import name_inputs
+from worker.operations.preflight import NOT_ASKED, ask_endpoint, check_models
+from worker.operations.request_file import (
     choose_default_model,
     make_requests_batch,
     open_requests,
     submit_requests,
 )
-from worker.cli.run_work import keep_from_runs
-from worker.operations.preflight import NOT_ASKED, ask_endpoint, check_models
+from worker.operations.run_holding import keep_from_runs
+from worker.operations.served import why_nobody_works
 from worker.reports.summary import format_count
 from worker.settings import load_settings
-from worker.storage.batches import count_states
 from worker.storage.migrating import prepare_ledger
 
 
@@ -77,8 +77,7 @@ def submit(
         keep_from_runs(ledger, batch)
         with said_of_submission(ledger, batch.id, requests.summary.count):
             submitted, total = submit_requests(ledger, settings, batch, requests)
-        with ledger.read() as connection:
-            is_open = any(not state.is_final for state in count_states(connection, batch.id))
+        is_open = any(not state.is_final for state in count_jobs(ledger, batch.id))
         why_nobody = why_nobody_works(ledger, settings, batch.endpoint) if is_open else None
     if as_json:
         print_json(

@@ -19,12 +19,11 @@ from rich.cells import cell_len, set_cell_size
 from worker.cli.console import json_for_output, note, out
 from worker.cli.listing import complete_batch_id, iso
 from worker.errors import InputError
+from worker.operations.usage import open_usage
 from worker.reports.summary import format_count
 from worker.settings import load_settings
-from worker.storage.batches import fetch_batch
-from worker.storage.cleaning import clean_text
 from worker.storage.migrating import prepare_ledger
-from worker.storage.usage_sums import UsageBy, UsageSum, iterate_usage
+from worker.storage.usage_sums import UsageBy, UsageSum
 from worker.text.printable import csv_cell, printable
 from worker.text.wrapping import wrap_line
 
@@ -117,23 +116,16 @@ def usage(
         raise InputError("--json and --csv do not go together: choose one")
     since_ms = None if since is None else parse_since(since)
     ledger = prepare_ledger(load_settings())
-    batch_id = clean_text(batch)
     # Written aside first: a reader that pauses must not hold a transaction open.
     with SpooledTemporaryFile(max_size=_IN_MEMORY, mode="w+", encoding="utf-8", newline="") as spool:
         file = cast(TextIO, spool)
-        with ledger.read() as connection:
-            if batch_id is not None:
-                chosen = fetch_batch(connection, batch_id) if batch_id else None
-                if chosen is None:
-                    raise InputError(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
-                batch_id = chosen.id
-            found = iterate_usage(connection, by, since_ms=since_ms, batch_id=batch_id)
+        with open_usage(ledger, by, since_ms=since_ms, batch=batch) as found:
             if as_csv:
-                _write_csv(file, by, found)
+                _write_csv(file, by, found.groups)
             elif as_json:
-                _write_json(file, by, found, since_ms=since_ms, batch_id=batch_id)
+                _write_json(file, by, found.groups, since_ms=since_ms, batch_id=found.batch_id)
             else:
-                _write_table(file, by, found)
+                _write_table(file, by, found.groups)
         file.seek(0)
         shutil.copyfileobj(file, sys.stdout)
 

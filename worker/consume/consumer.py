@@ -21,7 +21,7 @@ from schemas.shortage import describe_shortage, is_local_shortage
 from worker.consume.connection import REFUSES_WRITES
 from worker.consume.events import FLUSH_EVERY_S
 from worker.consume.fetching import Fetcher
-from worker.consume.foreign import as_name
+from worker.text.names import as_name
 
 log = structlog.get_logger(__name__)
 _celery_log = get_logger(__name__)  # kombu's `…_log_error` say a delivery tag on it

@@ -24,6 +24,7 @@ from schemas.bounds import MAX_DEPTH, MAX_ID_LENGTH, MAX_TIME_MS, find_unkeepabl
 from schemas.chat import InvalidRequest
 from worker.broker.hints import HINT_HEADER, TASK, write_body
 from worker.intake.messages import make_row_id, read_time_ms
+from worker.text.names import as_name
 
 NOT_BEFORE_HEADER = "antrean_not_before"  # an ETA, put aside for the ledger (invariant 8)
 REFUSED_HEADER = "antrean_refused"  # why a message cannot be used: a list of sentences
@@ -38,7 +39,6 @@ _LONGEST_TIME = 64  # characters
 # Far from both ends of Python's calendar, where it cannot change the time zone.
 _FIRST_EXPIRY_MS, _LAST_EXPIRY_MS = 0, MAX_TIME_MS - 366 * 86_400_000
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
-_NAME = re.compile(r"[\w.:@/+-]{1,160}", re.ASCII)
 _ID = re.compile(rb'"id"\s*:\s*"([ !#-\[\]-~]{1,255})"')
 _OURS = re.compile(rb'"task"\s*:\s*"' + re.escape(TASK.encode()) + rb'"')
 
@@ -67,11 +67,6 @@ class OfAnother(Unusable):
     def __init__(self, task: object = None) -> None:
         super().__init__("it is another app's")
         self.task = as_name(task)
-
-
-def as_name(value: object) -> str | None:
-    """`value` if it reads as a name or an id, as a prompt does not; else None."""
-    return value if isinstance(value, str) and _NAME.fullmatch(value) else None
 
 
 def read_hint(raw: bytes) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from celery.worker.state import task_ready
 
 from worker.attempt.report import Report, Verdict
 from worker.broker.hints import hinted_job, is_bulk_queue, read_body
-from worker.consume.foreign import as_name as as_name
+from worker.text.names import as_name
 
 NO_ARGS = "()"
 NO_KWARGS = "{}"

@@ -28,7 +28,7 @@ from tornado import web
 from tornado.netutil import bind_sockets
 from tornado.options import options
 
-from worker.consume.request import NO_ARGS, NO_KWARGS, as_name
+from worker.consume.request import NO_ARGS, NO_KWARGS
 from worker.errors import SettingsError, Unreachable
 from worker.files.home import open_lock_file, prepare_home, try_lock
 from worker.files.private import open_private
@@ -38,6 +38,7 @@ from worker.logs.setup import configure_logs
 from worker.settings import IN_STACK, Settings, load_settings, warn_of_unknown_names
 from worker.stack.attachment import Stack
 from worker.startup import end_with
+from worker.text.names import as_name
 
 log = structlog.get_logger(__name__)
 

@@ -41,7 +41,7 @@ class GateWatch:
         return None if is_over else gate
 
     def look(self) -> Gate | None:
-        """What `fetch` returns, at most a second old: for whoever asks all the time."""
+        """What `fetch` returns, at most a second old: for a caller that asks all the time."""
         now_s = time.monotonic()
         if now_s - self._looked_at_s >= _LOOK_S:
             self._looked_at_s = now_s

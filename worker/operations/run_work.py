@@ -1,54 +1,38 @@
-"""The jobs of one run: written down once, wanted beside other runs where they are known, held when the run ends."""
+"""The jobs of a run of documents: each document is written down once, whichever runs want it.
+
+The same folder, prompt, model, endpoint and home are the same batch again. A job that has a result is
+never called again.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from schemas.job import JobState
-from worker.cli.outputs import name_inputs
-from worker.cli.run_locks import RunLock, home_name, is_run_by_somebody, lock_path, open_lock
 from worker.clock import SystemClock
 from worker.errors import InputError
-from worker.files.home import try_lock
 from worker.files.names import as_file_name, as_text
 from worker.ids import new_batch_id
 from worker.intake.submit import identify, make_job, submit_many
+from worker.operations.inputs import name_inputs
+from worker.operations.run_locks import RunLock, home_name
+from worker.operations.steps import repeat_steps
 from worker.settings import SIMULATION, Settings
 from worker.sources.documents import Document, DocumentSet, source_key
 from worker.sources.prompt import Prompt
-from worker.storage.batches import (
-    Batch,
-    begin_run,
-    count_open_at_home,
-    fetch_unheld_runs,
-    find_batch,
-    finish_submission,
-    free_batch,
-    hold_batch,
-    is_held,
-    make_batch,
-    move_run,
-    resume_batch,
-)
-from worker.storage.engine import Ledger, Transaction
+from worker.storage.batches import Batch, find_batch, finish_submission, make_batch
+from worker.storage.calls import CallSums, sum_calls
+from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob
 from worker.storage.moves import retry_jobs
 from worker.storage.tables import MAX_ROWS
 from worker.storage.unwanted import let_go
-from worker.storage.wants import (
-    Wanted,
-    bring_home,
-    fetch_places,
-    hand_over,
-    keep_going,
-    needs_bringing_home,
-)
+from worker.storage.wants import Wanted, bring_home, fetch_places, keep_going
 
 
 @dataclass(slots=True)
@@ -184,7 +168,12 @@ def take_up(ledger: Ledger, work: Work) -> None:
             ledger.run(partial(keep_going, ids=some))
     for some in _pages(work.again):
         ledger.run(partial(retry_jobs, ids=some, now_ms=SystemClock().now_ms()))
-    _repeat(ledger, partial(bring_home, batch_id=work.batch_id))
+    repeat_steps(ledger, partial(bring_home, batch_id=work.batch_id))
+
+
+def sum_run_calls(ledger: Ledger, work: Work) -> CallSums:
+    """What the calls of the run's jobs came to since it began. Raises DatabaseAway."""
+    return sum_calls(ledger, work.open, since_ms=work.began_at_ms)
 
 
 def _let_go_of_others(ledger: Ledger, work: Work, *, now_ms: int) -> None:
@@ -205,98 +194,5 @@ def _let_go_of_others(ledger: Ledger, work: Work, *, now_ms: int) -> None:
         after = places[-1]
 
 
-def _repeat(ledger: Ledger, step: Callable[[Transaction], int]) -> None:
-    """Steps of at most 500 rows, each a transaction of its own, so that workers get their turn between two."""
-    while ledger.run(step) >= MAX_ROWS:
-        pass
-
-
 def _pages(ids: Sequence[str]) -> Iterator[Sequence[str]]:
     return (ids[start : start + MAX_ROWS] for start in range(0, len(ids), MAX_ROWS))
-
-
-@contextmanager
-def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunLock]:
-    """While inside, the batch's jobs are worked on; after it, only if another run of the same batch lives.
-
-    Nobody shall pay for jobs of a run that somebody walked away from, because another one came along. What a
-    living run wants too goes on with that one.
-    """
-    descriptor = open_lock(settings, batch.id)
-    try:
-        # Waits while somebody holds the batch because its last run was killed; then it goes on.
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        _begin(ledger, batch)
-        _resume(ledger, batch.id)
-        if batch.kind == "run" and batch.details.get("home") != home_name(settings):
-            # Whoever prunes, or looks for runs that were left, asks the locks of this home from now on.
-            ledger.run(partial(move_run, batch_id=batch.id, home=home_name(settings)))
-        try:
-            yield RunLock(descriptor)
-        finally:
-            if try_lock(descriptor):
-                _hold(ledger, batch.id)
-    finally:
-        os.close(descriptor)
-
-
-def _begin(ledger: Ledger, batch: Batch) -> None:
-    if not ledger.run(partial(begin_run, batch_id=batch.id)):
-        raise InputError(f"{batch.id} was pruned just now: type the command again")
-
-
-def tend(ledger: Ledger, batch_id: str) -> None:
-    """Makes sure that the jobs of a living run are worked on, whatever other runs and their ends have done.
-
-    Two transactions of PostgreSQL that did not see each other may leave a job with a batch that is held; an older
-    antrean, or a person, may have held this one. Writes nothing where nothing is wrong.
-    """
-    with ledger.read() as connection:
-        is_stopped = is_held(connection, batch_id)
-        is_missing_some = is_stopped or needs_bringing_home(connection, batch_id)
-    if is_stopped:
-        _resume(ledger, batch_id)
-    elif is_missing_some:
-        _repeat(ledger, partial(bring_home, batch_id=batch_id))
-
-
-def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]]:
-    """Runs of this home that were killed with jobs left, now held, each with the number of those jobs.
-
-    Jobs that a living run wants too are not left: they go on with it.
-    """
-    with ledger.read() as connection:
-        runs = fetch_unheld_runs(connection, home=home_name(settings))
-    held = []
-    for batch in runs:
-        # Whoever tried its jobs again meant them for the workers, and nobody runs it.
-        # A look first, which keeps nobody waiting; then under the lock, so that a run that begins waits for us.
-        if batch.is_for_workers or is_run_by_somebody(lock_path(settings, batch.id)):
-            continue
-        descriptor = open_lock(settings, batch.id)
-        try:
-            if try_lock(descriptor):
-                _hold(ledger, batch.id)
-                held.append(batch)
-        finally:
-            os.close(descriptor)
-    with ledger.read() as connection:
-        counts = [(batch, count_open_at_home(connection, batch.id)) for batch in held]
-    return [(batch, count) for batch, count in counts if count]
-
-
-def keep_from_runs(ledger: Ledger, batch: Batch) -> None:
-    """Lets a batch go on whichever run of it ends: somebody has submitted it for any worker to do."""
-    if batch.kind == "run" and ledger.run(partial(free_batch, batch_id=batch.id)) >= MAX_ROWS:
-        _repeat(ledger, partial(bring_home, batch_id=batch.id))
-
-
-def _hold(ledger: Ledger, batch_id: str) -> None:
-    now_ms = SystemClock().now_ms()
-    if ledger.run(partial(hold_batch, batch_id=batch_id, now_ms=now_ms)) >= MAX_ROWS:
-        _repeat(ledger, partial(hand_over, batch_id=batch_id))
-
-
-def _resume(ledger: Ledger, batch_id: str) -> None:
-    if ledger.run(partial(resume_batch, batch_id=batch_id)) >= MAX_ROWS:
-        _repeat(ledger, partial(bring_home, batch_id=batch_id))

@@ -1,17 +1,20 @@
-"""What `antrean run` is given: documents and a prompt, or a file of requests. Checked first, then written down."""
+"""The input of a run: documents and a prompt, or a file of requests. Checked whole first, then written down.
+
+Until `write_down`, nothing is queued and the ledger gets no more than an empty batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from worker.cli.console import note
-from worker.cli.left_out import name_left_out
-from worker.cli.outputs import inputs_of_run, name_inputs
-from worker.cli.request_file import (
+from worker.errors import InputError
+from worker.operations.inputs import inputs_of_run, name_inputs
+from worker.operations.preflight import EndpointFacts, check_models, choose_model
+from worker.operations.request_file import (
     CheckedRequests,
     RequestFile,
     choose_default_model,
@@ -20,8 +23,8 @@ from worker.cli.request_file import (
     open_requests,
     submit_requests,
 )
-from worker.cli.run_locks import RunLock, home_name
-from worker.cli.run_work import (
+from worker.operations.run_locks import RunLock, home_name
+from worker.operations.run_work import (
     Work,
     check_documents,
     find_run,
@@ -29,13 +32,12 @@ from worker.cli.run_work import (
     submit_run,
     take_up,
 )
-from worker.errors import InputError
-from worker.operations.preflight import EndpointFacts, check_models, choose_model
 from worker.reports.batchlines import LINE_START
 from worker.reports.outputs import Inputs
 from worker.settings import Settings
-from worker.sources.documents import DocumentSet, UnreadableDocuments, find_documents
+from worker.sources.documents import DocumentSet, find_documents
 from worker.sources.folder import SUFFIXES
+from worker.sources.left_out import LeftOut
 from worker.sources.own_files import OwnFiles
 from worker.sources.pipes import is_folder
 from worker.sources.prompt import Prompt
@@ -57,13 +59,26 @@ class CheckedInput(Protocol):
 
 
 class RunInput(Protocol):
-    """Input that was found."""
+    """Input that was found. `left_out` is what of a folder is not taken, in the order it was met."""
+
+    @property
+    def left_out(self) -> Sequence[LeftOut]: ...
 
     def find_inputs(self, settings: Settings, output: Path) -> Inputs:
         """The files that a run which writes `output` reads, and so never writes over."""
 
-    def check(self, settings: Settings, model: str | None, facts: EndpointFacts) -> CheckedInput:
-        """The input with its model. Raises InputError that names every problem, Refused for the model."""
+    def check(
+        self,
+        settings: Settings,
+        model: str | None,
+        facts: EndpointFacts,
+        *,
+        on_doubt: Callable[[str], None],
+    ) -> CheckedInput:
+        """The input with its model. Raises InputError that names every problem, Refused for the model.
+
+        `on_doubt` gets a sentence for each doubt about a model, before the input itself is checked.
+        """
 
 
 @contextmanager
@@ -74,19 +89,16 @@ def open_input(
     output: Path,
     settings: Settings,
     skips_unreadable: bool,
-    names_all: bool,
 ) -> Iterator[RunInput]:
-    """What is at `documents`: without a prompt, requests. Says what of a folder is left out. Raises InputError."""
+    """What is at `documents`: without a prompt, requests.
+
+    Raises InputError for input that cannot be used, and UnreadableDocuments, which is one, for documents that
+    cannot be read, unless `skips_unreadable` leaves those of a folder out.
+    """
     if prompt is not None:
         template = Prompt.load(prompt)
         own = OwnFiles.of_run(settings, prompt=prompt, output=output, output_start=LINE_START)
-        try:
-            found = find_documents(documents, own=own, skips_unreadable=skips_unreadable)
-        except UnreadableDocuments as exc:
-            if skips_unreadable or not is_folder(documents):
-                raise
-            raise InputError(f"{exc} (--skip-unreadable goes on without)", exc.problems) from None
-        name_left_out(found.left_out, names_all=names_all)
+        found = find_documents(documents, own=own, skips_unreadable=skips_unreadable)
         yield _Documents(documents, prompt, template, found)
         return
     if is_folder(documents) or documents.suffix.lower() in SUFFIXES:
@@ -105,13 +117,24 @@ class _Documents:
     prompt: Prompt
     found: DocumentSet
 
+    @property
+    def left_out(self) -> Sequence[LeftOut]:
+        return self.found.left_out
+
     def find_inputs(self, settings: Settings, output: Path) -> Inputs:
         documents = [one.path for one in self.found.documents]
         return inputs_of_run(settings, self.source, output, prompt=self.prompt_file, documents=documents)
 
-    def check(self, settings: Settings, model: str | None, facts: EndpointFacts) -> CheckedInput:
+    def check(
+        self,
+        settings: Settings,
+        model: str | None,
+        facts: EndpointFacts,
+        *,
+        on_doubt: Callable[[str], None],
+    ) -> CheckedInput:
         chosen = choose_model(model or self.prompt.front.model or settings.model, facts)
-        _say_doubts([chosen], facts)
+        _tell_doubts([chosen], facts, on_doubt)
         check_documents(self.found.documents, self.prompt, chosen, settings)
         return _CheckedDocuments(self, chosen)
 
@@ -137,12 +160,23 @@ class _Requests:
     source: Path
     file: RequestFile
 
+    @property
+    def left_out(self) -> Sequence[LeftOut]:
+        return ()
+
     def find_inputs(self, settings: Settings, output: Path) -> Inputs:
         return inputs_of_run(settings, self.source, output)
 
-    def check(self, settings: Settings, model: str | None, facts: EndpointFacts) -> CheckedInput:
+    def check(
+        self,
+        settings: Settings,
+        model: str | None,
+        facts: EndpointFacts,
+        *,
+        on_doubt: Callable[[str], None],
+    ) -> CheckedInput:
         checked = self.file.check(settings, choose_default_model(model or settings.model, facts))
-        _say_doubts(list(checked.summary.models), facts)
+        _tell_doubts(list(checked.summary.models), facts, on_doubt)
         return _CheckedRequests(self.source, checked)
 
 
@@ -166,6 +200,6 @@ class _CheckedRequests:
         return work
 
 
-def _say_doubts(models: list[str], facts: EndpointFacts) -> None:
+def _tell_doubts(models: Sequence[str], facts: EndpointFacts, on_doubt: Callable[[str], None]) -> None:
     for doubt in check_models(models, facts):
-        note(doubt)
+        on_doubt(doubt)

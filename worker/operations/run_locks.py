@@ -1,4 +1,7 @@
-"""The locks of the runs of a home: a run holds its batch's while it lives, and who prunes holds those of the others."""
+"""The locks of the runs of a home: they tell which batches are run just now, also after a crash.
+
+A run holds its batch's lock while it lives; a prune holds the locks of all others. The files stay and are empty.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ class RunsOfHome:
 def kept_from_running(ledger: Ledger, settings: Settings, batch: Batch | None = None) -> Iterator[RunsOfHome]:
     """Which batches are run in this home, and which are not though they are not held; `batch` is one of either.
 
-    While inside, nobody begins to run the idle ones: whoever tries waits.
+    While inside, nobody begins to run the idle ones: a run that tries waits.
     """
     with ledger.read() as connection:
         runs = fetch_unheld_runs(connection, home=home_name(settings))

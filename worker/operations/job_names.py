@@ -1,4 +1,4 @@
-"""What people call jobs and batches at the command line: an id, the beginning of one, an output line's id, a name."""
+"""What people call jobs and batches: an id, the beginning of one, an output line's id, a name. Changes nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 from uuid import UUID
 
 from schemas.failure import FailureKind
-from worker.errors import InputError
+from worker.errors import InputError, NotFound
 from worker.reports.batchlines import LINE_ID
 from worker.storage.batches import fetch_batch
 from worker.storage.cleaning import clean_text
@@ -32,18 +32,18 @@ def names_of(wanted: str) -> list[str]:
 
 
 def find_batch_id(ledger: Ledger, wanted: str) -> str:
-    """The id of the batch that is called so, by its id or the beginning of it. Raises InputError."""
+    """The id of the batch that is called so, by its id or the beginning of it. Raises NotFound."""
     with ledger.read() as connection:
         batch = fetch_batch(connection, clean_text(wanted) or "")
     if batch is None:
-        raise InputError(f"there is no batch {printable(wanted)}: `antrean batches` lists them")
+        raise NotFound(f"there is no batch {printable(wanted)}: `antrean batches` lists them")
     return batch.id
 
 
 def find_job_id(ledger: Ledger, called: str) -> str:
     """The id of the job that is called so: by its id, the beginning of it, or its output line's id.
 
-    Raises InputError where there is none, and where there are several, which it lists.
+    Raises NotFound where there is none, and InputError where there are several, which it lists.
     """
     wanted = clean_text(called) or ""
     names = names_of(wanted)
@@ -58,7 +58,7 @@ def find_job_id(ledger: Ledger, called: str) -> str:
         begun = find_ids(connection, _beginning(wanted), limit=_MOST_SHOWN + 1) if wanted else []
         states = fetch_states(connection, begun)
     if not begun:
-        raise InputError(f"there is no job {printable(wanted)}: `antrean jobs` lists them")
+        raise NotFound(f"there is no job {printable(wanted)}: `antrean jobs` lists them")
     if len(begun) > 1:
         raise _several(f"ids that begin with {printable(wanted)}", [f"{id_}  {states[id_]}" for id_ in begun])
     return begun[0]
@@ -67,14 +67,14 @@ def find_job_id(ledger: Ledger, called: str) -> str:
 def find_named_job_id(ledger: Ledger, custom_id: str, batch_id: str | None) -> str:
     """The id of the one job with this custom_id, of a batch or of all the ledger.
 
-    Raises InputError where there is none, and where there are several, which it lists.
+    Raises NotFound where there is none, and InputError where there are several, which it lists.
     """
     choice = Choice(batch_id=batch_id, custom_ids=(clean_text(custom_id) or "",))
     found = list(islice(iterate_jobs(ledger, choice, is_newest_first=True), _MOST_SHOWN + 1))
     ids = {job.id for job in found}  # one job may be wanted at two places
     if not ids:
         where = "" if batch_id is None else f" in {printable(batch_id)}"
-        raise InputError(
+        raise NotFound(
             f"no job has the custom_id {printable(custom_id)}{where}: it is taken as a whole; "
             "`antrean jobs` lists the jobs with their names"
         )

@@ -1,4 +1,7 @@
-"""A file of requests on its way into the ledger, by either command: checked whole, then a batch for its content."""
+"""A file of requests becomes a batch: checked whole first, then written down.
+
+The same content for the same endpoint is the same batch again, whether it is submitted or run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Following jobs to their end: what ended since the last look, however many there are in all."""
+"""Jobs are followed to their end: what ended since the last look, however many there are in all. Changes nothing."""
 
 from __future__ import annotations
 

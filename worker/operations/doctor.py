@@ -1,0 +1,200 @@
+"""The doctor: what is wrong with the ledger, the spool, the workers and the broker, and its repair.
+
+`examine` changes nothing. `mend` does what is safe beside running workers: no result is lost by it, and no job is
+called that somebody works on. What it cannot mend stays a finding, for a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from worker.broker.client import BrokerEpoch, broker_address, count_messages, open_client
+from worker.broker.hints import SHARED_QUEUES, queues_of
+from worker.broker.set_aside import count_aside, name_aside
+from worker.clock import SystemClock
+from worker.errors import BrokerAway
+from worker.files.home import broker_socket
+from worker.settings import Settings
+from worker.storage.doctor import (
+    MOST_EXAMPLES,
+    Finding,
+    Look,
+    Suspect,
+    check_file,
+    count_all_published,
+    fetch_live_endpoints,
+    fetch_published_endpoints,
+    fetch_suspects,
+    find_defects,
+    mend_defects,
+    rescue_worker,
+)
+from worker.storage.engine import Ledger
+from worker.storage.errors import UNSTORABLE
+from worker.storage.identity import fetch_identity
+from worker.storage.migrating import fetch_newer_revision, is_current, migrate
+from worker.storage.outcomes import Recorded, Success
+from worker.storage.transitions import record_outcomes
+from worker.storage.workers import is_of_this_ledger
+from worker.upkeep.presence import forget, has_died, is_alive
+from worker.upkeep.spool import (
+    REJECTED,
+    Unstorable,
+    count_rejected,
+    find_leftovers,
+    holds_answers,
+    replay_leftovers,
+)
+
+_OVERDUE_FACTOR = 3  # a relay publishes again what was published once this long ago; so none is at work
+_MOST_UNEXPLAINED = 1_000
+
+
+@dataclass(slots=True)
+class Examination:
+    """What one look found, what is dead, and what lies in the broker (None: it was not asked, or is away)."""
+
+    findings: list[Finding] = field(default_factory=list)
+    dead: list[Suspect] = field(default_factory=list)
+    messages: int | None = None
+    published: int = 0
+
+    @property
+    def is_repairable(self) -> bool:
+        return any(one.is_repairable for one in self.findings)
+
+
+def examine(ledger: Ledger, settings: Settings) -> Examination:
+    """One look at everything; changes nothing. Raises DatabaseAway."""
+    found = Examination()
+    damage = check_file(ledger)
+    if damage is not None:
+        found.findings.append(damage)
+        return found
+    newer = fetch_newer_revision(ledger)
+    if newer is not None:
+        found.findings.append(Finding("newer_schema", 1, (newer,)))
+        return found
+    if not is_current(ledger):
+        found.findings.append(Finding("schema", 1, (), is_repairable=True))
+        return found
+    look = _look_now(settings)
+    found.findings += _look_into_spool(settings)
+    _look_at_workers(ledger, settings, look, found)
+    found.findings += find_defects(ledger, look)
+    _look_into_broker(ledger, settings, look, found)
+    return found
+
+
+def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
+    """What a second look finds after all that is safe was done about the first. Raises DatabaseAway."""
+    if any(one.name == "schema" for one in found.findings):
+        migrate(ledger)
+        found = examine(ledger, settings)
+    after = _mend_once(ledger, settings, found)
+    known = {one.name for one in found.findings}
+    if any(one.is_repairable and one.name not in known for one in after.findings):
+        after = _mend_once(ledger, settings, after)  # one repair may uncover the next
+    return after
+
+
+def _mend_once(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
+    # What was paid for is recorded before anyone is taken for dead, as a worker's heartbeat does it. Then the rows are
+    # set right: a rescue needs whole claims, and must not queue a job whose result is there.
+    if found.dead or any(one.name == "stray_spool" for one in found.findings):
+        replay_leftovers(
+            settings.spool_folder, partial(_record_spooled, ledger), is_ours=partial(_is_ours, ledger)
+        )
+    mend_defects(ledger, _look_now(settings), [one.name for one in found.findings])
+    folder, now_ms = settings.home / "workers", SystemClock().now_ms()
+    for suspect in found.dead:
+        if not has_died(folder, suspect.worker_id):
+            continue  # a worker has rescued it meanwhile
+        if holds_answers(settings.spool_folder, suspect.worker_id):
+            continue  # a worker is recording it, or nobody can read it: the finding stays
+        rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
+        forget(folder, suspect.worker_id)
+    return examine(ledger, settings)
+
+
+def _look_now(settings: Settings) -> Look:
+    now_ms = SystemClock().now_ms()
+    return Look(now_ms, now_ms - round(_OVERDUE_FACTOR * settings.republish_after_s * 1000))
+
+
+def _look_into_spool(settings: Settings) -> list[Finding]:
+    folder = settings.spool_folder
+    try:
+        left, rejected = find_leftovers(folder), count_rejected(folder)
+    except OSError:
+        return [Finding("spool_unreadable", 1, (str(folder),))]
+    found = []
+    if left:
+        found.append(
+            Finding("stray_spool", sum(left.values()), tuple(left)[:MOST_EXAMPLES], is_repairable=True)
+        )
+    if rejected:
+        found.append(Finding("rejected_answers", rejected, (str(folder / REJECTED),)))
+    return found
+
+
+def _look_at_workers(ledger: Ledger, settings: Settings, look: Look, found: Examination) -> None:
+    with ledger.read() as connection:
+        suspects = fetch_suspects(connection, look)
+    folder = settings.home / "workers"
+    # Only a lock that is free is certain. Others that seem gone are left to a worker, which watches them for a lease.
+    found.dead = [one for one in suspects if has_died(folder, one.worker_id)]
+    silent = [
+        one
+        for one in suspects
+        if one.is_silent and one not in found.dead and not is_alive(folder, one.worker_id)
+    ]
+    for name, some in (("dead_worker", found.dead), ("silent_worker", silent)):
+        if some:
+            ids = tuple(one.worker_id for one in some[:MOST_EXAMPLES])
+            found.findings.append(Finding(name, len(some), ids, is_repairable=some is found.dead))
+
+
+def _look_into_broker(ledger: Ledger, settings: Settings, look: Look, found: Examination) -> None:
+    with ledger.read() as connection:
+        served = fetch_live_endpoints(connection, look)
+        found.published = count_all_published(connection)
+        ledger_id, endpoints = fetch_identity(connection), {*served, *fetch_published_endpoints(connection)}
+    if settings.is_broker_embedded and not served and not broker_socket(settings.home).exists():
+        return  # it comes with the first command that needs it
+    client = open_client(broker_address(settings))
+    try:
+        own = [name for endpoint in endpoints for name in queues_of(ledger_id, endpoint).names]
+        queues = (*SHARED_QUEUES.names, *own)
+        found.messages = count_messages(client, queues)
+        aside = count_aside(client, queues)
+        tasks = [name_aside(client, key) for key in aside]
+        forgot = [endpoint for endpoint in served if not BrokerEpoch(client, endpoint).is_present()]
+    except BrokerAway:
+        found.findings.append(Finding("broker_away", 1, ()))
+        return
+    finally:
+        client.close()
+    if aside:
+        names = sorted({name for name in tasks if name is not None})
+        found.findings.append(Finding("set_aside", sum(aside.values()), tuple(names[:MOST_EXAMPLES])))
+    if forgot and found.published:
+        found.findings.append(Finding("broker_forgot", len(forgot), tuple(forgot[:MOST_EXAMPLES])))
+    if found.messages > 2 * found.published + _MOST_UNEXPLAINED:
+        found.findings.append(Finding("crowded_broker", found.messages, ()))
+
+
+def _is_ours(ledger: Ledger, worker_id: str, claims: Iterable[tuple[str, str]]) -> bool:
+    with ledger.read() as connection:
+        return is_of_this_ledger(connection, worker_id, claims)
+
+
+def _record_spooled(ledger: Ledger, success: Success) -> None:
+    try:
+        [recorded] = ledger.run(partial(record_outcomes, outcomes=[success]))
+    except UNSTORABLE as exc:
+        raise Unstorable from exc  # as a worker does: one line must not keep the others
+    if recorded is Recorded.CLAIM_LOST:
+        raise Unstorable  # no such job: pruned, or this spool is of another ledger

@@ -1,0 +1,46 @@
+"""Whether anybody works on an endpoint's jobs, and which other endpoints' jobs are left. Changes nothing.
+
+It is for people: a worker that is silent for longer than its lease, by two clocks, counts as dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from worker.clock import SystemClock
+from worker.settings import Settings
+from worker.storage.doctor import Look, fetch_live_endpoints
+from worker.storage.elsewhere import MOST_COUNTED, fetch_left_elsewhere
+from worker.storage.engine import Ledger
+from worker.storage.pauses import fetch_pause
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Jobs that nobody works on: their number, or, where it `is_cut`, that there are at least so many."""
+
+    count: int
+    is_cut: bool
+
+
+def why_nobody_works(ledger: Ledger, settings: Settings, endpoint: str) -> str | None:
+    """A sentence where jobs of `endpoint` are not called just now, with what to do; None where somebody works."""
+    look = Look(SystemClock().now_ms(), published_before_ms=0)
+    with ledger.read() as connection:
+        pause = fetch_pause(connection, endpoint)
+        is_served = endpoint in fetch_live_endpoints(connection, look)
+    if pause is not None:
+        reason = pause.reason or "no reason given"
+        return f"{endpoint} is paused ({reason}): `antrean resume` goes on"
+    if is_served:
+        return None
+    which = "" if endpoint == settings.endpoint else ", with the settings of that endpoint,"
+    return f"no worker lives for {endpoint}: `antrean worker`{which} starts one"
+
+
+def find_left_jobs(ledger: Ledger, settings: Settings) -> Mapping[str, Left]:
+    """Other endpoints than that of the settings, each with its open jobs, where no worker lives for them."""
+    with ledger.read() as connection:
+        left = fetch_left_elsewhere(connection, settings.endpoint, now_ms=SystemClock().now_ms())
+    return {endpoint: Left(count, is_cut=count >= MOST_COUNTED) for endpoint, count in left.items()}

@@ -1,0 +1,85 @@
+"""Where a batch or the whole ledger stands, and why what is open is not being called. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from schemas.job import JobState
+from worker.clock import SystemClock
+from worker.operations.gates import GateWatch, describe_trouble
+from worker.policy.gates import Gate
+from worker.reports.waiting import Reason, explain_waiting
+from worker.settings import Settings
+from worker.storage.batches import Batch, BatchStatus, count_states, fetch_batches, fetch_status
+from worker.storage.engine import Ledger
+from worker.storage.identity import fetch_place
+from worker.storage.pauses import Pause, fetch_pauses
+from worker.storage.reading import Trouble, fetch_trouble
+from worker.storage.standing import Standing, fetch_standing
+from worker.storage.workers import WorkerFacts, fetch_workers
+
+_LATEST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One look at everything: what a batch, or a whole ledger, has open, and what could work on it."""
+
+    place: str  # where the ledger is kept
+    batches: Sequence[BatchStatus]  # the one that was asked for, or the latest of the ledger
+    counts: Mapping[JobState, int]
+    standing: Standing
+    workers: Sequence[WorkerFacts]
+    pauses: Sequence[Pause]
+    trouble: Trouble | None  # of a ledger
+    now_ms: int
+    gate: Gate | None = None  # of `endpoint`, that of these settings: no other is known
+    endpoint: str = ""
+
+    def concerns(self, endpoint: str) -> bool:
+        """Whether something open is to be called there."""
+        return endpoint in self.standing.queued or any(
+            one.endpoint == endpoint for one in self.standing.waits
+        )
+
+    @property
+    def waits_for(self) -> str | None:
+        """What concerns all jobs of the ledger, in a sentence."""
+        return None if self.trouble is None else describe_trouble(self.trouble, self.gate, now_ms=self.now_ms)
+
+    @property
+    def reasons(self) -> list[Reason]:
+        """Why open jobs wait, each with its number of jobs."""
+        return explain_waiting(
+            self.standing,
+            workers=self.workers,
+            pauses=self.pauses,
+            gates={} if self.gate is None else {self.endpoint: self.gate},
+            now_ms=self.now_ms,
+        )
+
+
+def look(ledger: Ledger, settings: Settings, batch: Batch | None) -> Status:
+    """How the batch stands, or without one the whole ledger with its latest ten batches. Raises DatabaseAway.
+
+    A broker that does not answer costs seconds, and counts as one without a shut gate.
+    """
+    with ledger.read() as connection:
+        now_ms = SystemClock().now_ms()
+        chosen = fetch_batches(connection, limit=_LATEST) if batch is None else [batch]
+        batches = [fetch_status(connection, one) for one in chosen]
+        found = Status(
+            place=fetch_place(connection),
+            batches=batches,
+            counts=count_states(connection) if batch is None else batches[0].counts,
+            standing=fetch_standing(connection, batch),
+            workers=fetch_workers(connection),
+            pauses=fetch_pauses(connection),
+            trouble=fetch_trouble(connection) if batch is None else None,
+            now_ms=now_ms,
+        )
+    # A broker that does not answer takes seconds to say so: no transaction waits for it.
+    if batch is None or found.concerns(settings.endpoint):
+        found = replace(found, gate=GateWatch(settings).fetch(), endpoint=settings.endpoint)
+    return found
