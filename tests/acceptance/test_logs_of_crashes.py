@@ -51,14 +51,14 @@ FAULTS = {
         "one.WorkerRuntime.start = lambda self: (start(self), threading.Thread(target=fail).start())"
     ),
     "call": "import worker.attempt.execute as one\none.Executor._call = fail",
-    "task": "import worker.consume.delivery as one\none.log_delivery = fail",
+    "task": "import worker.consume.request as one\none.BlankRequest.finish = fail",
     "start": "import worker.runtime as one\none.WorkerRuntime.__init__ = fail",
 }
 TOLD = {
     "thread": "worker.thread_died",
     "thread-of-nobody": "thread.crashed",
     "call": "job.defect",
-    "task": "raised unexpected",
+    "task": "message.unfinished",
     "start": "ValueError",
 }
 
@@ -151,7 +151,8 @@ def test_a_worker_that_crashes_says_where_and_not_on_what(
             foreign.send_task("another.task", args=[SECRET], kwargs={"a": SECRET}, ignore_result=True)
             foreign.send_task("antrean.complete_chat", kwargs={"request": REQUEST}, ignore_result=True)
         wait_until(lambda: "message.set_aside" in log.read_text(), within_s=20, what="they are taken")
-        valkey.client_kill_filter(_type="normal", skipme=True)
+        for kind in ("normal", "pubsub"):
+            valkey.client_kill_filter(_type=kind, skipme=True)
         wait_until(lambda: "connection" in log.read_text().lower(), within_s=20, what="it lost the broker")
     stop(process)
     assert_nothing_is_shown(house, form, "worker.log", TOLD[name])

@@ -15,7 +15,7 @@ from tests.support.house import KEY, House
 from tests.support.ledger import ENDPOINT
 from tests.support.writing import TroubledLedger
 from worker.storage.engine import Ledger
-from worker.storage.group import GroupWriter
+from worker.storage.writer import GroupWriter
 
 
 @pytest.fixture

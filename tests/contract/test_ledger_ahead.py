@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from structlog.testing import capture_logs
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
@@ -20,7 +21,6 @@ from worker.attempt.dispatch import Received, choose_ahead
 from worker.attempt.report import Report, Verdict
 from worker.attempt.slots import Slots
 from worker.intake.messages import Asked
-from worker.logs.sink import flush_logs
 from worker.storage.batches import make_batch
 from worker.storage.moves import cancel_jobs, expire_jobs
 from worker.storage.reply import Reply
@@ -302,20 +302,21 @@ def test_a_defect_in_an_attempt_is_told_and_keeps_neither_slot_nor_claim(
     assert house.receive(house.put(), is_bulk=True).result(20).verdict is Verdict.SUCCEEDED
 
 
-def test_a_message_that_cannot_be_told_of_is_logged_and_the_next_goes_on(
-    build: Callable[..., House], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_message_that_cannot_be_told_of_is_logged_and_the_next_goes_on(build: Callable[..., House]) -> None:
     house = build(slots=Slots(1, ahead=0))
 
     def fail(_report: Report) -> None:
         raise ConnectionError("the broker is gone, and so is its word")
 
-    flush_logs()
-    house.dispatcher.receive(Received(house.put(), True, fail, lambda: None))
-    assert house.receive(house.put(), is_bulk=True).result(20).verdict is Verdict.SUCCEEDED
-    said = capsys.readouterr()
-    assert "message.unfinished" in said.out + said.err
-    assert "its word" not in said.out + said.err
+    with capture_logs() as told:
+        unfinished = house.put()
+        house.dispatcher.receive(Received(unfinished, True, fail, lambda: None))
+        assert house.receive(house.put(), is_bulk=True).result(20).verdict is Verdict.SUCCEEDED
+    [entry] = [one for one in told if one["event"] == "message.unfinished"]
+    assert (entry["job_id"], entry["error"]) == (unfinished, "ConnectionError")
+    # As a traceback, of which no log shows a word that is not ours: test_logs_of_crashes.py.
+    assert isinstance(entry["exc_info"], ConnectionError)
+    assert not any("its word" in str(value) for name, value in entry.items() if name != "exc_info")
     assert {row.state for row in rows(house.ledger, "jobs")} == {"succeeded"}
 
 

@@ -22,12 +22,12 @@ from tests.support.ledger import (
 )
 from tests.support.upkeep import Broker, add_worker
 from worker.operations.tracking import Progress, Tracker
+from worker.storage.due import unmark_published_before
 from worker.storage.engine import Ledger
-from worker.storage.group import GroupWriter
 from worker.storage.moves import expire_jobs
 from worker.storage.prune_survey import survey
 from worker.storage.pruning import OfAge, prune
-from worker.storage.window import unmark_published_before
+from worker.storage.writer import GroupWriter
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.heart import Heart

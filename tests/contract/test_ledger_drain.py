@@ -26,9 +26,9 @@ from tests.support.ledger import (
 from worker.errors import BrokerAway
 from worker.storage.batches import hold_batch
 from worker.storage.engine import Ledger
-from worker.storage.leftovers import count_failed_since, has_work
 from worker.storage.moves import cancel_jobs
 from worker.storage.pauses import pause, resume
+from worker.storage.work_left import count_failed_since, has_work
 from worker.upkeep.drain import Drain, Drained
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.support.ledger import ENDPOINT, NOW, a_job, claim, put, put_one
-from worker.storage.elsewhere import fetch_left_elsewhere
 from worker.storage.engine import Ledger
+from worker.storage.other_endpoints import fetch_left_elsewhere
 from worker.storage.workers import end_worker, register_worker
 
 HERE = "https://here.test"

@@ -26,12 +26,12 @@ from tests.support.ledger import ENDPOINT, NOW, a_job, at_once, job_row, put, pu
 from tests.support.proxy import Proxy
 from worker.errors import SettingsError
 from worker.settings import Settings, load_settings
+from worker.storage.due import count_published
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import DatabaseAway, NotMigrated
 from worker.storage.intake import insert_jobs
 from worker.storage.migrating import HEAD, SCRIPTS, is_current, migrate
 from worker.storage.tables import jobs
-from worker.storage.window import count_published
 
 
 def test_the_revision_that_is_written_down_is_the_last_of_the_scripts() -> None:

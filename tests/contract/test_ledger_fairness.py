@@ -13,8 +13,8 @@ from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, NOW, a_job, claim, claim_one, put, put_one, record, setback
 from tests.support.upkeep import Broker
 from worker.storage.batches import hold_batch, make_batch, resume_batch
+from worker.storage.due import take_due, take_lone_due
 from worker.storage.engine import Ledger
-from worker.storage.window import take_due, take_lone_due
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.relay import WINDOW_FLOOR, Relay
@@ -167,7 +167,7 @@ def test_a_probe_is_another_job_than_the_refused_ones_if_there_is_one(ledger: Le
     record(ledger, setback(job, not_before_ms=NOW))
     due = ledger.run(lambda c: take_due(c, ENDPOINT, room=9, after_batch="a", now_ms=NOW + 1, held=["a"]))
     assert [one.id for one in due[0]] == given_back
-    from worker.storage.window import unmark_published  # local: only here is one taken back
+    from worker.storage.due import unmark_published  # local: only here is one taken back
 
     ledger.run(lambda c: unmark_published(c, given_back))  # it is ready now, but was called
     [untried] = put_ready(ledger, "c", 1)

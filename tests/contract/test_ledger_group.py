@@ -23,12 +23,12 @@ from tests.support.ledger import (
     success,
 )
 from tests.support.writing import TroubledLedger, claimed, in_background
+from worker.storage.due import take_due
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter
 from worker.storage.outcomes import Recorded
-from worker.storage.window import take_due
 from worker.storage.workers import release_orphans
+from worker.storage.writer import GroupWriter
 
 
 def test_many_slots_at_once_each_get_one_job_one_record_and_one_result(

@@ -28,10 +28,10 @@ from tests.support.ledger import (
 )
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter
 from worker.storage.outcomes import ClaimedJob, Recorded
 from worker.storage.reply import Reply
 from worker.storage.workers import release_orphans
+from worker.storage.writer import GroupWriter
 from worker.storage.writer_requests import ClaimJob
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore

@@ -19,13 +19,13 @@ from sqlalchemy import Connection, func, select
 from schemas.job import LEGAL_MOVES, JobState
 from tests.support.ledger import ENDPOINT, NOW, a_job, give_back, setback, success
 from worker.storage.claims import claim_jobs
+from worker.storage.due import take_due
 from worker.storage.engine import Ledger
 from worker.storage.intake import insert_jobs
 from worker.storage.moves import cancel_jobs, expire_jobs, retry_jobs
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
 from worker.storage.tables import jobs, results, usage
 from worker.storage.transitions import record_outcomes
-from worker.storage.window import take_due
 from worker.storage.workers import release_orphans, rescue_jobs
 
 MOVES = {(before.value, after.value) for (before, _), after in LEGAL_MOVES.items()}

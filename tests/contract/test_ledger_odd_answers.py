@@ -33,12 +33,12 @@ from tests.support.wire import Asked, Speaker, WireServer, framed
 from worker.attempt.report import Verdict
 from worker.reports.batchlines import output_line, write_lines
 from worker.storage.batches import fetch_batch, fetch_status, make_batch
+from worker.storage.due import take_due
 from worker.storage.engine import Ledger
 from worker.storage.outcomes import Recorded, Usage
 from worker.storage.pruning import OfAge, prune
 from worker.storage.reading import iterate_batch_outcomes, iterate_outcomes
 from worker.storage.usage_sums import UsageBy, iterate_usage
-from worker.storage.window import take_due
 from worker.storage.workers import rescue_jobs
 
 USAGE = {"prompt_tokens": "100", "completion_tokens": 50}

@@ -22,9 +22,9 @@ from tests.support.ledger import (
 )
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded, Usage
 from worker.storage.reply import Reply
+from worker.storage.writer import GroupWriter
 from worker.storage.writer_requests import RecordOutcome
 
 MEGABYTE = 1 << 20

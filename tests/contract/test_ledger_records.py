@@ -211,7 +211,7 @@ def test_a_wait_that_burns_nothing_leaves_the_budget_alone(ledger: Ledger) -> No
 
 
 def test_the_first_moment_at_a_shut_gate_is_kept_until_something_else_happens(ledger: Ledger) -> None:
-    from worker.storage.window import take_due  # local: only to make the job claimable again
+    from worker.storage.due import take_due  # local: only to make the job claimable again
 
     id_ = put_one(ledger)
 

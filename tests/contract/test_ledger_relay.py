@@ -15,8 +15,8 @@ from tests.support.ledger import (
 )
 from tests.support.upkeep import Broker, add_worker
 from worker.errors import BrokerAway
+from worker.storage.due import count_published
 from worker.storage.engine import Ledger
-from worker.storage.window import count_published
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.relay import WINDOW_FLOOR, Relay

@@ -22,9 +22,9 @@ from tests.support.processes import wait_until
 from worker.storage import tables
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.outcomes import Success
 from worker.storage.reply import Reply
+from worker.storage.writer import GroupWriter, WriterStopped
 from worker.storage.writer_requests import ClaimJob, OwedWork, RecordOutcome, WriteDownJob
 from worker.upkeep.heart import Heart
 from worker.upkeep.presence import Presence

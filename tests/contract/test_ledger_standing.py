@@ -15,7 +15,7 @@ from worker.settings import Settings
 from worker.storage.batches import fetch_batch
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
-from worker.storage.standing import _IS_HELD, OldestCall, Standing, Waits, _count, fetch_standing
+from worker.storage.open_jobs import _IS_HELD, OldestCall, Standing, Waits, _count, fetch_standing
 from worker.storage.tables import is_in
 from worker.storage.workers import fetch_workers
 

@@ -28,13 +28,13 @@ from tests.support.ledger import (
 )
 from worker.storage import doctor_repairs
 from worker.storage.claims import claim_jobs
+from worker.storage.due import take_due
 from worker.storage.engine import Ledger
 from worker.storage.moves import cancel_jobs, expire_jobs, retry_jobs
 from worker.storage.outcomes import Loss, Recorded
 from worker.storage.tables import jobs
 from worker.storage.transitions import IllegalMove, begin_jobs, move_jobs
 from worker.storage.unwanted import let_go
-from worker.storage.window import take_due
 from worker.storage.workers import release_orphans, rescue_jobs
 
 LATER = NOW + 1000

@@ -24,7 +24,7 @@ from tests.support.ledger import (
 )
 from tests.support.upkeep import add_worker
 from worker.storage.engine import Ledger
-from worker.storage.group import GroupWriter
+from worker.storage.writer import GroupWriter
 from worker.upkeep.heart import Heart
 from worker.upkeep.presence import Presence
 from worker.upkeep.spool import SpoolFile

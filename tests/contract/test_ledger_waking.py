@@ -24,9 +24,9 @@ from tests.support.ledger import (
 from tests.support.upkeep import Broker
 from worker.policy.patience import waiting_since_ms
 from worker.storage.batches import hold_batch, make_batch
+from worker.storage.due import take_due
 from worker.storage.engine import Ledger
-from worker.storage.waking import has_other_jobs, take_probe, wake_blocked
-from worker.storage.window import take_due
+from worker.storage.gate_waits import has_other_jobs, take_probe, wake_blocked
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.relay import Relay

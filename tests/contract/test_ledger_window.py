@@ -27,12 +27,8 @@ from tests.support.ledger import (
     success,
 )
 from worker.storage.claims import claim_jobs
-from worker.storage.engine import Ledger
-from worker.storage.moves import expire_jobs
-from worker.storage.pruning import _ENDED as PRUNED
-from worker.storage.transitions import record_outcomes
-from worker.storage.waits import cap_waits
-from worker.storage.window import (
+from worker.storage.clock_skew import cap_waits
+from worker.storage.due import (
     count_live_slots,
     count_published,
     take_due,
@@ -40,6 +36,10 @@ from worker.storage.window import (
     unmark_published,
     unmark_published_before,
 )
+from worker.storage.engine import Ledger
+from worker.storage.moves import expire_jobs
+from worker.storage.pruning import _ENDED as PRUNED
+from worker.storage.transitions import record_outcomes
 from worker.storage.workers import end_worker, fetch_beats, register_worker, rescue_jobs
 
 

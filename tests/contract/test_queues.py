@@ -22,9 +22,9 @@ from worker.broker.hints import (
     write_hint,
 )
 from worker.storage.engine import Ledger
-from worker.storage.group import GroupWriter
 from worker.storage.identity import fetch_identity
 from worker.storage.workers import register_worker
+from worker.storage.writer import GroupWriter
 from worker.upkeep.heart import Heart
 from worker.upkeep.presence import Presence
 from worker.upkeep.spool import SpoolFile

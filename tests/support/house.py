@@ -25,11 +25,11 @@ from worker.consume.delivery import write_down
 from worker.intake.submit import make_job
 from worker.policy.retry import RetryRules
 from worker.settings import load_settings
+from worker.storage.due import take_due
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter
 from worker.storage.intake import NewJob
-from worker.storage.window import take_due
+from worker.storage.writer import GroupWriter
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.spool import SpoolFile

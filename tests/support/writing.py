@@ -12,8 +12,8 @@ from sqlalchemy import Connection
 from tests.support.processes import wait_until
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter
 from worker.storage.outcomes import ClaimedJob
+from worker.storage.writer import GroupWriter
 
 
 class TroubledLedger:

@@ -14,8 +14,8 @@ from worker.reports.waiting import (
     oldest_call_facts,
     reason_facts,
 )
+from worker.storage.open_jobs import OldestCall, Standing, Waits
 from worker.storage.pauses import Pause
-from worker.storage.standing import OldestCall, Standing, Waits
 from worker.storage.workers import WorkerFacts
 
 NOW = 1_760_000_000_000

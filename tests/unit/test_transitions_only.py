@@ -14,7 +14,7 @@ from schemas.job import FINAL_STATES, TARGETS, Move
 WORKER = Path(__file__).resolve().parents[2] / "worker"
 TRANSITIONS = WORKER / "storage" / "transitions.py"
 # Moves that are a part of a hot statement, and end nothing.
-ELSEWHERE = {"storage/claims.py": Move.CLAIM, "storage/window.py": Move.RELAY}
+ELSEWHERE = {"storage/claims.py": Move.CLAIM, "storage/due.py": Move.RELAY}
 INSERTS = frozenset({"insert", "insert_columns", "insert_or_ignore", "upsert", "build_upsert"})
 RAW = re.compile(r"\b(update|insert\s+(or\s+\w+\s+)?into)\s+jobs\b", re.IGNORECASE)
 

@@ -20,9 +20,9 @@ from worker.attempt.report import GIVEN_BACK, NOTHING_TO_DO, PUT_OFF, Report, Ve
 from worker.attempt.slots import Slots
 from worker.attempt.turns import Turns
 from worker.clock import Clock
-from worker.errors import Stopping, tell_place
-from worker.storage.group import GroupWriter, RunsAlone, WriterStopped
+from worker.errors import Stopping
 from worker.storage.outcomes import ClaimedJob
+from worker.storage.writer import GroupWriter, RunsAlone, WriterStopped
 
 log = structlog.get_logger(__name__)
 _CLAIMS_COVERED = 3.0  # ahead of the slots: so many times as many as end while a claim takes
@@ -139,7 +139,7 @@ class Dispatcher:
         elif isinstance(exc, (WriterStopped, Stopping)):
             self._drop(one, GIVEN_BACK)
         else:
-            log.error("claim.failed", job_id=one.job_id, error=type(exc).__name__, where=tell_place(exc))
+            log.error("claim.failed", job_id=one.job_id, error=type(exc).__name__, exc_info=exc)
             self._drop(one, NOTHING_TO_DO)
 
     def _drop(self, one: Received, report: Report) -> None:
@@ -172,7 +172,7 @@ class Dispatcher:
             report = GIVEN_BACK
         except Exception as exc:
             # A defect of ours: the next beat releases the claim, and the worker keeps its thread.
-            log.error("attempt.broke", job_id=one.job_id, error=type(exc).__name__, where=tell_place(exc))
+            log.error("attempt.broke", job_id=one.job_id, error=type(exc).__name__, exc_info=exc)
             self._writer.forget(one.job_id)
             report = Report(Verdict.BROKE, type(exc).__name__)
         self._slots.end()
@@ -245,9 +245,7 @@ class Dispatcher:
             one.finish(report)
         except Exception as exc:
             # The ledger has it, and the message comes again or is not needed: no thread and no writer ends by this.
-            log.error(
-                "message.unfinished", job_id=one.job_id, error=type(exc).__name__, where=tell_place(exc)
-            )
+            log.error("message.unfinished", job_id=one.job_id, error=type(exc).__name__, exc_info=exc)
 
     def _wait_for_spool(self) -> None:
         try:

@@ -25,8 +25,8 @@ from worker.errors import Stopping
 from worker.policy.retry import RetryRules
 from worker.storage.claims import is_unwanted
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
+from worker.storage.writer import GroupWriter, WriterStopped
 from worker.throttle.gatekeeper import Gatekeeper, Permit
 
 __all__ = ["Executor", "Report", "Spool", "Verdict"]

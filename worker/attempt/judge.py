@@ -11,9 +11,9 @@ from worker.clock import Clock
 from worker.policy.gates import Gate
 from worker.policy.retry import Decision, RetryRules, Standing, Whose, decide
 from worker.storage.errors import DatabaseAway
-from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.gate_waits import has_other_jobs
 from worker.storage.outcomes import ClaimedJob
-from worker.storage.waking import has_other_jobs
+from worker.storage.writer import GroupWriter, WriterStopped
 from worker.throttle.evidence import Evidence, Verdict
 from worker.throttle.gatekeeper import Gatekeeper, Permit
 

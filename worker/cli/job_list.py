@@ -21,8 +21,8 @@ from worker.reports.joblines import spell_texts, write_csv, write_json
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.job_list import ListedJob, Texts
-from worker.storage.leftovers import HELD_ADVICE
 from worker.storage.migrating import prepare_ledger
+from worker.storage.work_left import HELD_ADVICE
 from worker.text.printable import printable, printable_text
 
 _ON_SCREEN = 50

@@ -13,7 +13,7 @@ from worker.consume.delivery import read_message, write_down
 from worker.consume.request import BlankRequest
 from worker.errors import tell_place
 from worker.settings import Settings
-from worker.storage.group import GroupWriter, WriterStopped
+from worker.storage.writer import GroupWriter, WriterStopped
 
 log = structlog.get_logger(__name__)
 

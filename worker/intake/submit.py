@@ -16,9 +16,9 @@ from worker.clock import Clock
 from worker.errors import BrokerAway, InputError
 from worker.ids import new_id
 from worker.storage.batches import CLOSED_BATCH, ensure_open_batches, fetch_closed
+from worker.storage.due import unmark_published
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.intake import KnownJob, NewJob, describe_request, insert_jobs
-from worker.storage.window import unmark_published
 
 BULK_PRIORITY = 9
 _FIRST_CHUNK = 250

@@ -13,9 +13,9 @@ from worker.clock import SystemClock, describe_until, iso_ms
 from worker.policy.gates import Gate, bring_forward
 from worker.settings import Settings
 from worker.storage.engine import Ledger
+from worker.storage.gate_waits import SPREAD_MS, wake_blocked
 from worker.storage.reading import Trouble
 from worker.storage.tables import MAX_ROWS
-from worker.storage.waking import SPREAD_MS, wake_blocked
 from worker.throttle.redis_store import RedisGateStore
 
 _LOOK_S = 1.0

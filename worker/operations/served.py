@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from worker.clock import SystemClock
 from worker.settings import Settings
 from worker.storage.doctor import Look, fetch_live_endpoints
-from worker.storage.elsewhere import MOST_COUNTED, fetch_left_elsewhere
 from worker.storage.engine import Ledger
+from worker.storage.other_endpoints import MOST_COUNTED, fetch_left_elsewhere
 from worker.storage.pauses import fetch_pause
 
 

@@ -14,9 +14,9 @@ from worker.settings import Settings
 from worker.storage.batches import Batch, BatchStatus, count_states, fetch_batches, fetch_status
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
+from worker.storage.open_jobs import Standing, fetch_standing
 from worker.storage.pauses import Pause, fetch_pauses
 from worker.storage.reading import Trouble, fetch_trouble
-from worker.storage.standing import Standing, fetch_standing
 from worker.storage.workers import WorkerFacts, fetch_workers
 
 _LATEST = 10

@@ -10,8 +10,8 @@ from typing import Any
 from worker.clock import describe_moment, iso_ms
 from worker.policy.gates import Gate
 from worker.reports.summary import format_count, format_seconds
+from worker.storage.open_jobs import OldestCall, Standing, Waits
 from worker.storage.pauses import Pause
-from worker.storage.standing import OldestCall, Standing, Waits
 from worker.storage.workers import WorkerFacts
 
 

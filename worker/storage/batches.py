@@ -11,9 +11,9 @@ from sqlalchemy import Connection, Row, exists, func, select, union_all, update
 
 from schemas.job import JobState, derive_batch_status
 from worker.errors import InputError
+from worker.storage.due import unmark_published
 from worker.storage.tables import batches, insert_or_ignore, is_in, is_published, jobs, usage, wants
 from worker.storage.wants import OPEN, bring_home, hand_over
-from worker.storage.window import unmark_published
 
 _SHORTEST_PREFIX = 12
 _OPEN_KIND = "tasks"

@@ -29,6 +29,7 @@ from sqlalchemy import (
 from schemas.job import FINAL_STATES, OPEN_STATES, JobState
 from worker.storage import doctor_repairs as repairs
 from worker.storage.cleaning import clean_text
+from worker.storage.due import fetch_mark_bound, unmark_published_before
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway, describe, is_damaged
 from worker.storage.tables import (
@@ -48,7 +49,6 @@ from worker.storage.tables import (
     workers,
 )
 from worker.storage.wants import IS_LEFT_BEHIND
-from worker.storage.window import fetch_mark_bound, unmark_published_before
 from worker.storage.workers import end_worker, rescue_jobs
 
 MOST_EXAMPLES = 5

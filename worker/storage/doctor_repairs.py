@@ -15,12 +15,12 @@ from schemas.completion import Usage
 from schemas.failure import Failure, FailureKind
 from schemas.job import JobState, Move
 from worker.storage.cleaning import clean_text
+from worker.storage.due import unmark_published
 from worker.storage.outcomes import Claim, Setback
 from worker.storage.records import LARGEST_COUNT, odd_finish_reason
 from worker.storage.tables import attempts, is_in, jobs, results, usage
 from worker.storage.transitions import move_jobs, record_outcomes
 from worker.storage.wants import settle
-from worker.storage.window import unmark_published
 
 Mend = Callable[[Connection, list[str], int], None]  # the jobs' ids, and the time in milliseconds
 _DOCTOR = "doctor"  # in place of a worker's id, where a job has to be claimed to be failed

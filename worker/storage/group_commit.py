@@ -10,11 +10,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from worker.storage.claims import claim_jobs, fetch_solo_jobs
+from worker.storage.due import unmark_published, unmark_strays
 from worker.storage.intake import adopt_jobs
 from worker.storage.outcomes import Claim, ClaimedJob
 from worker.storage.reply import Answer
 from worker.storage.transitions import record_outcomes
-from worker.storage.window import unmark_published, unmark_strays
 from worker.storage.writer_requests import (
     ClaimJob,
     GiveHintBack,

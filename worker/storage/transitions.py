@@ -2,7 +2,7 @@
 
 `record_outcomes` ends claims: each outcome is fenced by its claim's token. `move_jobs` makes one move of many jobs,
 for what people and time decide. `begin_jobs` writes new rows, and those that end where they arrive. Two moves are a
-part of statements elsewhere, and end nothing: a claim (`claims.py`), and what the relay does (`window.py`).
+part of statements elsewhere, and end nothing: a claim (`claims.py`), and what the relay does (`due.py`).
 """
 
 from __future__ import annotations

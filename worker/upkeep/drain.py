@@ -11,8 +11,8 @@ import structlog
 from worker.clock import Clock
 from worker.errors import AntreanError
 from worker.storage.engine import Ledger
-from worker.storage.leftovers import HELD_ADVICE, count_failed_since, count_held, has_work
 from worker.storage.pauses import fetch_pause
+from worker.storage.work_left import HELD_ADVICE, count_failed_since, count_held, has_work
 
 log = structlog.get_logger(__name__)
 _LOOK_EVERY_S = 0.5

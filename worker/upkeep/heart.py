@@ -14,13 +14,12 @@ import structlog
 from schemas.shortage import describe_shortage, is_local_shortage
 from worker.clock import Clock
 from worker.errors import AntreanError, tell_place
+from worker.storage.due import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import UNSTORABLE, DatabaseAway
-from worker.storage.group import GroupWriter, WriterStopped
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.tables import MAX_ROWS
-from worker.storage.window import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.workers import (
     beat,
     end_worker,
@@ -32,6 +31,7 @@ from worker.storage.workers import (
     release_orphans,
     rescue_jobs,
 )
+from worker.storage.writer import GroupWriter, WriterStopped
 from worker.upkeep.presence import Presence
 from worker.upkeep.rescue import LeaseWatch
 from worker.upkeep.spool import SpoolFile, Unstorable, holds_answers, replay_leftovers

@@ -14,13 +14,8 @@ from worker.clock import Clock
 from worker.errors import AntreanError, BrokerAway, tell_place
 from worker.policy.gates import PROBE_EVERY_S, Admission
 from worker.storage.batches import fetch_held
-from worker.storage.engine import Ledger, Transaction
-from worker.storage.errors import DatabaseAway
-from worker.storage.pauses import fetch_pause
-from worker.storage.tables import MAX_ROWS
-from worker.storage.waits import cap_waits
-from worker.storage.waking import SPREAD_MS, take_probe, wake_blocked
-from worker.storage.window import (
+from worker.storage.clock_skew import cap_waits
+from worker.storage.due import (
     count_live_slots,
     count_published,
     fetch_mark_bound,
@@ -32,6 +27,11 @@ from worker.storage.window import (
     unmark_published,
     unmark_published_before,
 )
+from worker.storage.engine import Ledger, Transaction
+from worker.storage.errors import DatabaseAway
+from worker.storage.gate_waits import SPREAD_MS, take_probe, wake_blocked
+from worker.storage.pauses import fetch_pause
+from worker.storage.tables import MAX_ROWS
 from worker.throttle.gatekeeper import Gatekeeper
 
 log = structlog.get_logger(__name__)

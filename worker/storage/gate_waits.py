@@ -8,8 +8,8 @@ from sqlalchemy import BindParameter, Connection, bindparam, select, update
 
 from schemas.failure import FailureKind
 from schemas.job import Due, JobState
+from worker.storage.due import choose_untried, mark_published
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs
-from worker.storage.window import choose_untried, mark_published
 
 SPREAD_MS = 1000  # over which the jobs of one step come back
 _SOON_MS = 1500  # a job that is due by then is left alone

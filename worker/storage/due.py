@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import BindParameter, Connection, bindparam, func, select, text, update
 
 from schemas.job import TARGETS, Due, JobState, Move
+from worker.storage.batch_turns import Turn, find_turns
 from worker.storage.claims import SOLO_AFTER_LOSSES
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs, workers
-from worker.storage.turns import Turn, find_turns
 
 _endpoint: BindParameter[str] = bindparam("of_endpoint")
 _SHARERS = (
