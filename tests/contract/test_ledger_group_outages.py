@@ -64,6 +64,25 @@ def test_records_fail_fast_while_claims_wait_for_the_database(
     assert writer.record(success(job)) is Recorded.APPLIED
 
 
+def test_an_answer_that_comes_between_two_tries_is_told_at_once(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is paid for, and goes to the spool: in memory until the next try a `kill -9` would lose it."""
+    monkeypatch.setattr("worker.storage.writer._RETRY_FIRST_S", 300.0)
+    job, other = claimed(writer, put_one(ledger)), put_one(ledger)
+    troubled.is_away = True
+    claiming, recording, again = Told(), Told(), Told()
+    writer.begin_claim(other, claiming)
+    troubled.wait_for_calls(3)  # both tries of the claim's group have failed
+    for told in (recording, again):
+        writer.begin_record(success(job), told)
+        assert told.is_told.wait(10)
+        assert [type(exc) for exc in told.errors] == [DatabaseAway]
+    assert not claiming.is_told.is_set()
+    assert writer.stop(10), "nor does a stop wait for the next try"
+    assert [type(exc) for exc in claiming.errors] == [WriterStopped]
+
+
 def test_stopping_tells_all_whose_requests_wait_for_the_database(
     ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
 ) -> None:

@@ -324,24 +324,43 @@ class GroupWriter:
         records = sum(isinstance(one, RecordOutcome) for one in group)
         log.warning("ledger.away", error=str(exc), claims=claims, records=records)
         delay_s = _RETRY_FIRST_S
-        while True:
-            if self._stopping.wait(delay_s):
-                for request in waiting:
-                    fail(request, WriterStopped())
-                return []
-            self._take_over(self._gather(), waiting, exc)
-            self._writing = waiting
-            try:
-                written = self._commit(waiting, token)
-            except DatabaseAway:
-                delay_s = min(delay_s * 2, _RETRY_CAP_S)
-                continue
-            except Exception as other:
+        try:
+            while True:
+                if self._wait(delay_s, waiting, exc):
+                    for request in waiting:
+                        fail(request, WriterStopped())
+                    return []
+                try:
+                    written = self._commit(waiting, token)
+                except DatabaseAway:
+                    delay_s = min(delay_s * 2, _RETRY_CAP_S)
+                    continue
+                except Exception as other:
+                    log.info("ledger.back")
+                    return self._halve(waiting, other)
                 log.info("ledger.back")
-                return self._halve(waiting, other)
-            log.info("ledger.back")
-            self._tell(written)
-            return []
+                self._tell(written)
+                return []
+        finally:
+            self._wake.set()  # it was cleared here, whatever came since
+
+    def _wait(self, delay_s: float, waiting: list[Request], exc: DatabaseAway) -> bool:
+        """Waits until the next try is due. True: the writer is to end.
+
+        What arrives meanwhile is told at once where it does not wait for the database: a paid answer must not stay in
+        memory until the next try.
+        """
+        due_s = time.monotonic() + delay_s
+        while not self._stopping.is_set():
+            while self._pending:
+                self._take_over(self._gather(), waiting, exc)
+                self._writing = waiting
+            left_s = due_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            if self._wake.wait(left_s):
+                self._wake.clear()
+        return True
 
     def _take_over(self, group: list[Request], waiting: list[Request], exc: DatabaseAway) -> None:
         """Adds to `waiting` those of the group that wait for the database, and tells the others `exc`."""
