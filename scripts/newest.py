@@ -100,6 +100,7 @@ def run(command: list[str], folder: Path, *, shows: bool = True) -> bool:
             errors="replace",
         )
     except subprocess.TimeoutExpired:
+        say(f"{' '.join(command[2:4])} did not end within {INSTALL_WITHIN_S // 60} minutes")
         return False
     if done.returncode != 0 and shows:
         sys.stderr.write("\n".join([*done.stdout.strip().splitlines()[-SHOWN_LINES:], ""]))

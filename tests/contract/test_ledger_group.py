@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from sqlalchemy import Connection
@@ -22,7 +21,7 @@ from tests.support.ledger import (
     state,
     success,
 )
-from tests.support.writing import TroubledLedger, claimed, in_background
+from tests.support.writing import TroubledLedger, claimed, in_background, in_one_group, wait_for_pending
 from worker.storage.due import take_due
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
@@ -125,20 +124,10 @@ def test_what_is_pending_is_written_before_the_writer_ends(
     first = GroupWriter(troubled, worker_id="w1", endpoint=ENDPOINT, clock=clock, window_s=0.0)  # type: ignore[arg-type]
     first.start()
     job = claimed(first, put_one(ledger))
-    started, go_on = threading.Event(), threading.Event()
-
-    def hold(connection: Connection) -> None:
-        started.set()
-        assert go_on.wait(10)
-
-    busy = in_background(lambda: first.call(hold))
-    assert started.wait(10)
-    late = in_background(lambda: first.record(success(job)))
-    while not first._pending:
-        pass
-    first._stopping.set()
-    go_on.set()
-    assert busy() is None
+    with in_one_group(first):
+        late = in_background(lambda: first.record(success(job)))
+        wait_for_pending(first, 1)
+        first._stopping.set()
     assert late() is Recorded.APPLIED
     assert first.stop(10)
 
@@ -148,22 +137,14 @@ def test_a_beat_in_the_same_group_takes_no_fresh_claim_for_an_orphan(
 ) -> None:
     old = claimed(writer, put_one(ledger))
     id_ = put_one(ledger)
-    started, go_on = threading.Event(), threading.Event()
-
-    def hold(connection: Connection) -> None:
-        started.set()
-        assert go_on.wait(10)
 
     def beat(connection: Connection) -> list[str]:
         return release_orphans(connection, "w1", held=writer.held, now_ms=NOW)
 
-    busy = in_background(lambda: writer.call(hold))
-    assert started.wait(10)
-    claiming, beating = in_background(lambda: writer.claim(id_)), in_background(lambda: writer.call(beat))
-    while len(writer._pending) < 2:
-        pass
-    go_on.set()
-    busy()
+    with in_one_group(writer):
+        claiming = in_background(lambda: writer.claim(id_))
+        beating = in_background(lambda: writer.call(beat))
+        wait_for_pending(writer, 2)
     job = claiming()
     assert beating() == []
     assert state(ledger, id_) == state(ledger, old.id) == "running"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -26,6 +25,7 @@ from tests.support.ledger import (
     state,
     success,
 )
+from tests.support.writing import claimed, in_one_group
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.outcomes import ClaimedJob, Recorded
@@ -75,12 +75,6 @@ def writer(ledger: Ledger, clock: FakeClock) -> Iterator[GroupWriter]:
     writer.start()
     yield writer
     assert writer.stop(10)
-
-
-def claimed(writer: GroupWriter, id_: str) -> ClaimedJob:
-    job = writer.claim(id_)
-    assert job is not None
-    return job
 
 
 @pytest.mark.parametrize("in_a_row", [1, 2, 3])
@@ -135,7 +129,7 @@ def test_a_claim_in_one_group_with_a_beat_is_called_once_although_its_commit_is_
         silence.left = int(len(beats) == 1)  # the commit of this very group
         return release_orphans(connection, "w1", held=writer.held, now_ms=NOW)
 
-    with together_in_one_group(writer):
+    with in_one_group(writer):
         beating = writer.begin(beat)
         claims = [start_claim(writer, id_) for id_ in ids]
     released, jobs = beating.result(), [claim.result() for claim in claims]
@@ -189,19 +183,3 @@ def start_claim(writer: GroupWriter, id_: str) -> Any:
     reply: Reply[ClaimedJob | None] = Reply()
     writer._put(ClaimJob(id_, reply))
     return reply
-
-
-@contextmanager
-def together_in_one_group(writer: GroupWriter) -> Iterator[None]:
-    """What is asked inside waits in line while the writer is busy, and makes one group."""
-    started, go_on = threading.Event(), threading.Event()
-
-    def hold(_: Any) -> None:
-        started.set()
-        assert go_on.wait(10)
-
-    busy = writer.begin(hold)
-    assert started.wait(10)
-    yield
-    go_on.set()
-    busy.result()

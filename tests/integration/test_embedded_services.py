@@ -190,6 +190,7 @@ def test_the_death_of_a_worker_is_told_to_those_who_use_it(home: Path, stack: St
             "service": "worker-2",
             "status": -9,
             "reason": "signal 9, SIGKILL",
+            "is_restarted": True,
         }
         assert stack.poll_events() == []
 
@@ -223,6 +224,7 @@ def test_a_worker_that_dies_is_announced_and_started_again(stack: Stack) -> None
         "service": "worker",
         "status": -9,
         "reason": "signal 9, SIGKILL",
+        "is_restarted": True,
     }
     wait_until(lambda: _pid(stack, "worker") not in (None, first))
 

@@ -208,6 +208,7 @@ def test_a_broker_that_is_killed_comes_back_with_what_it_held(home: Path) -> Non
                 "service": "broker",
                 "status": -signal.SIGKILL,
                 "reason": "signal 9, SIGKILL",
+                "is_restarted": True,
             }
         ]
 

@@ -2,7 +2,7 @@
 
 A forked process is what `python -P -m MODULE …` would be: its own working folder, environment, descriptors, signals,
 threads, exit functions and exit code. It differs in its command line as `ps` shows it, which is this server's, in its
-hash seed, and in that an ordinary end takes no module apart. It is only had where nothing else could differ
+hash seed, and in that at a normal exit its modules are not torn down. It is used only where nothing else can differ
 (`ForkServer.is_like`).
 """
 
@@ -69,6 +69,10 @@ class ForkServer:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def is_like(self, env: Mapping[str, str], *descriptors: int) -> bool:
         """Whether a new interpreter would begin with all that the server began with, but for our own settings."""
@@ -172,12 +176,25 @@ def _world(env: Mapping[str, str]) -> tuple[object, ...]:
 class _Server:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
+        self._pid = os.getpid()
         self._conversations: dict[int, tuple[int, socket.socket]] = {}  # by pidfd, with the pid
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> dict[str, Any]:
-        """Returns in each process that is forked, with what it shall be. The server itself ends here."""
+        """Returns in each process that is forked, with what it shall be. The server itself ends here.
+
+        An error ends its processes with it.
+        """
+        try:
+            return self._serve()
+        except BaseException:
+            if os.getpid() == self._pid:
+                for pid, _ in self._conversations.values():
+                    os.kill(pid, signal.SIGKILL)
+            raise
+
+    def _serve(self) -> dict[str, Any]:
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is not self._control:
@@ -193,7 +210,13 @@ class _Server:
     def _fork(self, conversation: int, *streams: int) -> dict[str, Any] | None:
         asked = socket.socket(fileno=conversation)
         with asked.makefile("rb") as lines:
-            request: dict[str, Any] = json.loads(lines.readline())
+            line = lines.readline()
+        if not line:  # whoever asked has ended before it said for what
+            asked.close()
+            for stream in streams:
+                os.close(stream)
+            return None
+        request: dict[str, Any] = json.loads(line)
         pid = os.fork()
         if pid == 0:
             asked.close()
@@ -204,7 +227,11 @@ class _Server:
             return request
         for stream in streams:
             os.close(stream)
-        handle = os.pidfd_open(pid)
+        try:
+            handle = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            raise
         self._conversations[handle] = pid, asked
         self._selector.register(handle, selectors.EVENT_READ)
         _tell(asked, pid)
@@ -262,7 +289,7 @@ def _become(request: Mapping[str, Any]) -> None:
 
 
 def _open_stream(number: int, before: Any) -> Any:
-    """The stream as a new interpreter opens it: what it found out of the server's own descriptor may be wrong here."""
+    """The stream as a new interpreter opens it. What the server found out of its own descriptor may not hold here."""
     buffering = 0 if before.write_through else -1
     binary: Any = os.fdopen(number, "wb" if number else "rb", buffering, closefd=False)
     getattr(binary, "raw", binary).name = before.name
@@ -285,9 +312,8 @@ class _Leaving:
     """
 
     def __init__(self) -> None:
-        self.code: int | None = (
-            None  # None: the interpreter ends in its own way, with a traceback or by a signal
-        )
+        # None: the interpreter ends in its own way, with a traceback or by a signal.
+        self.code: int | None = None
         atexit.register(self._leave)
 
     def _leave(self) -> None:

@@ -1,7 +1,7 @@
 """Where tests get their Python processes from: forked from a ready one where that is as good, else new interpreters.
 
 New ones are had with `--full` and `--storm`, with REAL_INTERPRETERS=1, in tests that are marked `real_interpreter`, and
-wherever a process shall begin with anything that the fork server did not begin with.
+wherever a process is to begin with another environment or other limits than the fork server.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Interpreters:
         if not self.may_fork or arguments[0] not in self._modules:
             return None
         with self._lock:
-            if self._server is None:
+            if self._server is None or self._server.has_ended:
                 self._server = ForkServer(env, ROOT)
         return self._server if self._server.is_like(env, *streams) else None
 

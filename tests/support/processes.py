@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,10 +125,15 @@ class Shop:
         return process
 
     def close(self) -> None:
-        for process in self.started:
-            if process.poll() is None:
-                process.kill()
-            process.wait(10)
+        with ExitStack() as ends:  # each of them, whatever becomes of another
+            for process in self.started:
+                ends.callback(_end_now, process)
+
+
+def _end_now(process: Process) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait(10)
 
 
 def end(process: Process, number: int = signal.SIGTERM, *, within_s: float = 40.0) -> tuple[int, float]:

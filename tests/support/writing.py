@@ -1,4 +1,4 @@
-"""A group writer's callers, and a ledger whose trouble is arranged."""
+"""Calls to a group writer from several threads, and a ledger whose trouble is arranged."""
 
 from __future__ import annotations
 
@@ -87,8 +87,10 @@ def in_one_group(writer: GroupWriter) -> Iterator[None]:
 
     busy = writer.begin(hold)
     assert started.wait(10)
-    yield
-    go_on.set()
+    try:
+        yield
+    finally:
+        go_on.set()
     busy.result()
 
 

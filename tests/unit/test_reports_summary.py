@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.reports.summary import format_bytes, format_count, format_rate, format_seconds, format_share
+from worker.reports.summary import format_bytes, format_count, format_seconds
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,6 @@ def test_a_count_has_separators_and_its_noun_in_the_right_number() -> None:
     assert format_count(2, "batch", "batches") == "2 batches"
 
 
-def test_a_rate_is_exact_while_it_is_small() -> None:
-    assert format_rate(5, 2) == "2.5/s"
-    assert format_rate(1_000_000, 10) == "100,000/s"
-    assert format_rate(5, 0) == "–"
-
-
 def test_a_size_has_binary_units() -> None:
     assert [format_bytes(n) for n in (512, 1536, 32 * 2**20, 4 * 2**30)] == [
         "512 B",
@@ -53,10 +47,3 @@ def test_a_size_has_binary_units() -> None:
         "32.0 MiB",
         "4.0 GiB",
     ]
-
-
-def test_a_share_is_whole_only_when_nothing_is_missing() -> None:
-    assert format_share(999_999, 1_000_000) == "99.9 %"
-    assert format_share(1, 1_000_000) == "0.1 %"
-    assert [format_share(part, 4) for part in (0, 1, 4)] == ["0 %", "25.0 %", "100 %"]
-    assert format_share(0, 0) == "–"

@@ -134,7 +134,7 @@ def retry(
     if as_json:
         print_json({"batch_id": found.id, "queued": done.queued, "is_worked_on": why_nobody is None})
         return
-    out.print(f"{format_count(done.queued)} jobs queued again")
+    out.print(f"{format_count(done.queued, 'job')} queued again")
     if done.queued and done.is_held:
         note("the batch is held since its run was stopped: the same `antrean run` goes on with it")
     elif done.queued and why_nobody is not None:

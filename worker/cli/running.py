@@ -24,7 +24,7 @@ from worker.cli.run_summary import print_summary
 from worker.cli.typed import name_command
 from worker.errors import ExitCode, InputError, Unreachable
 from worker.files.disk import describe_full_disk
-from worker.files.home import last_line
+from worker.files.home import last_line, log_of_service
 from worker.operations.capacity import make_room
 from worker.operations.gates import GateWatch
 from worker.operations.preflight import NOT_ASKED, ask_endpoint
@@ -39,7 +39,7 @@ from worker.reports.summary import format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
 from worker.sources.documents import UnreadableDocuments
 from worker.sources.pipes import is_folder
-from worker.stack.attachment import Stack
+from worker.stack.attachment import Stack, describe_death
 from worker.storage.batches import Batch
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
@@ -334,8 +334,13 @@ def _follow(
                 if event.get("event") != "service_died":
                     continue
                 deaths += 1
-                log = settings.home / "logs" / f"{event['service']}.log"
+                service = event["service"]
+                log = log_of_service(settings.home, service)
+                if not event.get("is_restarted", True):
+                    raise Unreachable(
+                        f"the {service} {describe_death(event)}: type the same command again; "
+                        f"{log} ends with: {last_line(log)}"
+                    )
                 if deaths >= _MOST_DEATHS and progress.succeeded == work.done:
-                    raise Unreachable(f"the worker does not stay up; {log} ends with: {last_line(log)}")
-                how = event.get("reason", event["status"])
-                note(f"the {event['service']} died ({how}) and is started again; see {log}")
+                    raise Unreachable(f"the {service} does not stay up; {log} ends with: {last_line(log)}")
+                note(f"the {service} {describe_death(event)}; it is started again, see {log}")

@@ -116,6 +116,11 @@ def open_log(path: Path) -> BinaryIO:
     return os.fdopen(open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
 
+def log_of_service(home: Path, service: str) -> Path:
+    """Where the output of a service of the stack goes; the broker's is named after its program."""
+    return home / "logs" / f"{'valkey' if service == 'broker' else service}.log"
+
+
 def last_line(log: Path) -> str:
     """The last line of a log file that is not blank, shortened to 300 characters; empty if there is none."""
     try:

@@ -55,9 +55,8 @@ class GateWatch:
         A cooldown is kept.
         """
         now_ms = SystemClock().now_ms()
-        if (
-            self._has_broker()
-        ):  # an embedded one is away while nobody works: there is no gate, and nothing amiss
+        # An embedded broker is away while nobody works: there is no gate, and nothing is wrong.
+        if self._has_broker():
             self._store.note_accepted()
             gate = self.fetch()
             if gate is not None and gate.needs_probe:

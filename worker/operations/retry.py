@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,25 +29,33 @@ def retry(
     """Queues the batch's jobs in one of these final states again; with `kinds` only failures of these kinds.
 
     Those of a run that has ended are for any worker from then on, until the run is started again. A batch that was
-    held with open jobs stays held. Stopped half way, it goes on when it is called again.
+    held with open jobs stays held. Stopped half way, what was queued goes on, and another call queues the rest.
     """
     with ledger.read() as connection:
         was_idle = all(state.is_final for state in count_states(connection, batch.id))
     names = [one.value for one in kinds]
 
     def step(connection: Transaction) -> list[str]:
-        return retry_batch(connection, batch.id, states=states, kinds=names, now_ms=SystemClock().now_ms())
+        ids = retry_batch(connection, batch.id, states=states, kinds=names, now_ms=SystemClock().now_ms())
+        if ids and was_idle:
+            # It is held because its run has ended, not because somebody left it. In this transaction: another call
+            # would take the jobs queued here for those of somebody who left.
+            _resume(batch)(connection)
+        return ids
 
     queued = 0
     while ids := ledger.run(step):
         queued += len(ids)
     if queued and was_idle:
-        # It is held because its run has ended, not because somebody left it.
         leave_to_workers(ledger, batch)
     return Retried(queued, is_held=batch.held_at_ms is not None and not was_idle)
 
 
 def leave_to_workers(ledger: Ledger, batch: Batch) -> None:
     """Lets jobs of the batch that were queued again go on: also those of a run, until it is run again."""
-    step = resume_for_workers if batch.kind == "run" else resume_batch
-    repeat_steps(ledger, partial(step, batch_id=batch.id))
+    repeat_steps(ledger, _resume(batch))
+
+
+def _resume(batch: Batch) -> Callable[[Transaction], int]:
+    """One step of letting the batch go on: at most 500 jobs, and their number."""
+    return partial(resume_for_workers if batch.kind == "run" else resume_batch, batch_id=batch.id)

@@ -31,7 +31,8 @@ class RunLock:
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Whether nobody else runs the batch; while inside, nobody begins to."""
-        # Who fails to get it alone loses it; meanwhile the others, who are why, keep the batch from being held.
+        # flock drops our shared lock where the exclusive one is refused. Until we take it again, the shared locks of
+        # the other runs keep the batch from being held.
         is_alone = try_lock(self._descriptor)
         try:
             yield is_alone

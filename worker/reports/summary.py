@@ -37,14 +37,6 @@ def format_seconds(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24:02d} h"
 
 
-def format_rate(count: int, seconds: float, unit: str = "s") -> str:
-    """`count` over `seconds` as `12.3/s`; `–` where no time has passed."""
-    if seconds <= 0:
-        return "–"
-    rate = count / seconds
-    return f"{rate:,.0f}/{unit}" if rate >= 99.95 else f"{rate:.1f}/{unit}"
-
-
 def format_bytes(count: int) -> str:
     """A size: `512 B`, `1.5 KiB`, `32.0 MiB`, `4.0 GiB`."""
     size = float(count)
@@ -53,13 +45,3 @@ def format_bytes(count: int) -> str:
             return f"{count:,} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:,.1f} GiB"
-
-
-def format_share(part: int, whole: int) -> str:
-    """`part` of `whole` in per cent: 100 only when nothing is missing, 0 only when there is nothing."""
-    if whole <= 0:
-        return "–"
-    percent = 100 * part / whole
-    if 0 < part < whole:
-        percent = min(99.9, max(0.1, percent))
-    return f"{percent:.0f} %" if percent in (0, 100) else f"{percent:.1f} %"

@@ -41,6 +41,13 @@ class StackLost(Unreachable):
     """The keeper of the stack is gone, and with it the broker and the worker."""
 
 
+def describe_death(event: Mapping[str, Any]) -> str:
+    """The end of a service in words, without its name: `died (signal 9, SIGKILL)`."""
+    status = event.get("status")
+    reason = event.get("reason", status)  # an older keeper, which another command began, gives none
+    return f"could not be started again ({reason})" if status is None else f"died ({reason})"
+
+
 class Stack:
     """An attachment to a home's stack. For one thread; a context manager that leaves at its end."""
 
@@ -178,8 +185,9 @@ class Stack:
     def poll_events(self) -> list[dict[str, Any]]:
         """What happened since the last call, oldest first. Never waits.
 
-        `{"event": "service_died", "service": "worker", "status": -9, "reason": "signal 9, SIGKILL"}` is all there
-        is; a restart that failed has no status. Raises StackLost if the keeper is gone.
+        All are of this form: `{"event": "service_died", "service": "worker", "status": -9, "reason": "signal 9,
+        SIGKILL", "is_restarted": true}`; `describe_death` puts one in words. A restart that failed has no status.
+        Raises StackLost if the keeper is gone.
         """
         with contextlib.suppress(BlockingIOError):
             while True:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from worker.errors import AntreanError
-from worker.stack.attachment import Stack, StackLost
-from worker.stack.kept import decide_restart_delay_s, describe_status
+from worker.stack.attachment import Stack, StackLost, describe_death
+from worker.stack.kept import decide_restart_delay_s
 
 
 class EmbeddedBroker:
@@ -47,8 +47,7 @@ class EmbeddedBroker:
         try:
             for event in self._stack.poll_events():
                 if event.get("service") == "broker":
-                    how = describe_status(event.get("status"))
-                    self._report(f"the broker died ({how}); the keeper starts it again")
+                    self._report(f"the broker {describe_death(event)}; the keeper starts it again")
         except StackLost:
             self._report("the keeper of the embedded broker is gone; it is started again")
             self.unwatch()
@@ -60,7 +59,11 @@ class EmbeddedBroker:
         loop = asyncio.get_running_loop()
         try:
             self._stack = Stack.attach(self._home)
-            self._stack.ensure_broker()
+            try:
+                self._stack.ensure_broker()
+            except AntreanError:
+                self._stack.leave(wait=False)
+                raise
         except AntreanError as exc:
             delay_s = decide_restart_delay_s(self._failures)
             self._failures += 1

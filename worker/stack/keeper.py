@@ -16,7 +16,7 @@ A request and its answer are a JSON object a line:
                                              {"ok": true, "last": false, "stops": true}, end of file once the
                                              worker is stopped that nobody else uses
     (unasked)                                {"event": "service_died", "service": "worker", "status": -9,
-                                              "reason": "signal 9, SIGKILL"}
+                                              "reason": "signal 9, SIGKILL", "is_restarted": true}
 
 A command has one worker, shared with all that asked for the same settings: `worker`, and beside it, for other
 settings, `worker-2` and so on, each with a log of its own. It stops with its last user. A name says nothing of the
@@ -318,7 +318,14 @@ class Keeper:
         place = self._workers.get(name)
         for writer in self._clients if place is None else place.users:
             _send(
-                writer, {"event": "service_died", "service": name, "status": end.status, "reason": end.reason}
+                writer,
+                {
+                    "event": "service_died",
+                    "service": name,
+                    "status": end.status,
+                    "reason": end.reason,
+                    "is_restarted": end.restarts_in_s is not None,
+                },
             )
 
     def _reap(self) -> None:

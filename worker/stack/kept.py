@@ -17,7 +17,7 @@ _HEALTHY_AFTER_S = 60.0  # a life that long was no failed start
 _HURRY_LIMIT_S = 3.0
 _FAILED_START_LIMIT_S = 1.0
 
-# Starts a child, hands it to the given callable before anything is awaited, and returns when it is ready. Raises
+# Starts a child, hands it to the given callable before the next await, and returns when it is ready. Raises
 # AntreanError or OSError where it does not become so.
 Launch = Callable[[Callable[[Child], Child]], Awaitable[None]]
 
@@ -72,9 +72,8 @@ class KeptProcess:
     ) -> None:
         self.name = name
         self.child: Child | None = None
-        self.started_at_s = (
-            0.0  # wall clock of the present life, to tell its row in the ledger from an older one's
-        )
+        # Wall clock of the present life, to tell its row in the ledger from an older one's.
+        self.started_at_s = 0.0
         self.restart_count = 0
         self._launch = launch
         self._report = report

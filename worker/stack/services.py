@@ -19,7 +19,7 @@ log = logging.getLogger("antrean.keeper")
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A kept process of the stack, and what tells its settings from others'."""
+    """A kept process of the stack, and a digest of its settings."""
 
     process: KeptProcess
     fingerprint: str
@@ -27,7 +27,7 @@ class Service:
 
 @dataclass(slots=True)
 class Workplace:
-    """A worker's place: the settings that it is for, and the commands that use it."""
+    """A worker of the stack: a digest of its settings, and the commands that use it."""
 
     fingerprint: str
     users: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -61,6 +61,8 @@ def log_starts(name: str, launch: Launch) -> Launch:
 
 
 def launch_plainly(argv: list[str], env: dict[str, str], cwd: Path, output: Path) -> Launch:
+    """A launch of a program that is ready as soon as it runs, as far as anybody here can tell."""
+
     async def launch(adopt: Callable[[Child], Child]) -> None:
         adopt(Child(argv, env=env, cwd=cwd, log=output))
 
