@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,12 @@ class Loader(AppLoader):
 
     Nor from CELERY_CONFIG_MODULE, which is another app's: what it says would win over all of ours.
     """
+
+    when_worker_stops: Callable[[], None] = staticmethod(lambda: None)
+
+    def on_worker_shutdown(self) -> None:
+        """Celery stops a worker, for whatever reason, also without a signal: `celery control shutdown`, an error."""
+        self.when_worker_stops()
 
     def read_configuration(self, env: str = "CELERY_CONFIG_MODULE") -> dict[str, Any]:
         return {}

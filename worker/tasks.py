@@ -154,6 +154,7 @@ def _start(instance: Any, **_: Any) -> None:
     pool = instance.pool_cls if isinstance(instance.pool_cls, str) else instance.pool_cls.__module__
     if not pool.endswith("thread"):
         raise AntreanError("the worker runs on Celery's threads pool only: leave --pool out")
+    app.loader.when_worker_stops = _runtime.begin_shutdown
     _runtime.start()
 
 

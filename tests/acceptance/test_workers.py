@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+from celery import Celery
 from sqlalchemy import select
 
 from schemas.chat import parse_request
@@ -187,3 +188,21 @@ def test_a_pause_stops_claims_and_lets_calls_end_until_it_is_lifted(
     wait_until(lambda: states(plant_ledger)["succeeded"] == 400, within_s=60, what="all jobs end")
     assert simulator.stats()["calls"] == 400
     assert_sound(plant_ledger)
+
+
+@pytest.mark.simulator("--latency", "1")
+def test_a_worker_that_is_told_to_stop_by_remote_control_leaves_no_claim(
+    plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
+) -> None:
+    """`celery control shutdown` sends no signal. What was claimed ahead is given back as if it had not been."""
+    queue(plant_ledger, plant_settings, 60)
+    worker = plant.worker(concurrency=8, grace_s=10)
+    wait_until(lambda: simulator.stats()["in_flight"] == 8, within_s=20, what="all slots are in a call")
+    with Celery("operator", broker=plant.settings["broker_url"], set_as_current=False) as operator:
+        operator.control.shutdown()
+    assert worker.wait(30) == 0
+    found = states(plant_ledger)
+    assert found == {"succeeded": simulator.stats()["paid"], "queued": 60 - simulator.stats()["paid"]}
+    with plant_ledger.read() as connection:
+        assert connection.execute(select(jobs.c.id).where(jobs.c.losses > 0)).all() == []
+        assert set(connection.execute(select(attempts.c.outcome)).scalars()) == {"succeeded"}

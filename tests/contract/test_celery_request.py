@@ -22,7 +22,7 @@ from celery.worker.strategy import default
 from kombu.message import Message
 
 from schemas.failure import FailureKind
-from worker.attempt.report import Report, Verdict
+from worker.attempt.report import GIVEN_BACK, Report, Verdict
 from worker.celery import build_conf
 from worker.consume import strategy
 from worker.consume.request import BlankRequest
@@ -77,6 +77,17 @@ def message(headers: dict[str, Any] | None = None, body: Any = None) -> Message:
         properties={"priority": SECRET},
         accept={"application/json"},
     )
+
+
+def message_for(ended: list[Any], headers: dict[str, Any] | None = None) -> Message:
+    """A message that writes down how it is finished."""
+    made = message(headers)
+    made.channel = SimpleNamespace(
+        no_ack_consumers=None,
+        basic_ack=lambda _tag, multiple=False: ended.append("acknowledged"),
+        basic_reject=lambda _tag, requeue=False: ended.append("put back" if requeue else "dropped"),
+    )
+    return made
 
 
 def request_of(app: Celery, eventer: Eventer | None = None, **headers: Any) -> BlankRequest:
@@ -168,11 +179,11 @@ def test_what_was_revoked_or_has_expired_is_not_taken_on(app: Celery) -> None:
     state.revoked.add("gone")
     try:
         for given in ({"id": "gone"}, {"id": "late", "expires": "2020-01-01T00:00:00+00:00"}):
-            handle(message(given), None, lambda *_: acks.append(1), None, [])
+            handle(message_for(acks, given), None, None, None, [])
     finally:
         state.revoked.discard("gone")
         state.revoked.discard("late")
-    assert (taken, len(acks)) == ([], 2)
+    assert (taken, acks) == ([], ["acknowledged"] * 2)
     told = [(kind, fields["expired"]) for kind, fields in eventer.sent]
     assert told == [("task-revoked", False), ("task-revoked", True)]
 
@@ -378,3 +389,15 @@ def test_invariant_8_no_eta_reaches_celerys_timers_it_is_put_aside_for_the_ledge
         state.task_ready(one)
     conf = build_conf()
     assert not any("eta" in name or "countdown" in name or "autoretry" in name for name in conf)
+
+
+def test_a_message_is_finished_by_itself_and_not_by_a_turn_of_celerys_loop(app: Celery) -> None:
+    """Where something else of that turn raises, Celery's promise is dropped, and the message is reserved for ever."""
+    ended: list[Any] = []
+    for report in (Report(Verdict.SUCCEEDED, "5 tokens"), GIVEN_BACK):
+        given, made = message_for(ended), list[Any]()
+        of_celerys_loop = pytest.fail  # it would only be called by a turn of the loop
+        handle = strategy.default(app.tasks["a.task"], app, consumer_of(None, made))
+        handle(given, None, of_celerys_loop, of_celerys_loop, [])
+        made[0].finish(report)
+    assert ended == ["acknowledged", "put back"]

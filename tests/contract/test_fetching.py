@@ -141,6 +141,28 @@ def test_each_message_may_be_acknowledged_from_another_thread(
     assert valkey.hlen(UNACKED) == valkey.zcard(UNACKED_INDEX) == 0
 
 
+def test_what_cannot_be_noted_costs_nothing_that_was_taken_with_it(
+    connection: KombuConnection, valkey_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are on no list of the broker's any more."""
+    for n in range(3):
+        publish(connection, {"n": n})
+    reader = Reader(valkey_path)
+    read, breaks = reader.fetcher._read, [False, True, False]
+
+    def read_or_break(taken: Any) -> Any:
+        if breaks and breaks.pop(0):
+            raise redis.ConnectionError("the broker is gone")
+        return read(taken)
+
+    monkeypatch.setattr(reader.fetcher, "_read", read_or_break)
+    with pytest.raises(redis.ConnectionError):
+        reader.fetcher.poll()
+    assert [message.payload[1]["n"] for message in reader.messages] == [0, 2]
+    assert [message.payload[1]["n"] for message in reader.read(3)] == [0, 2, 1]
+    reader.close()
+
+
 # Hints.
 
 

@@ -379,3 +379,20 @@ def test_quick_answers_are_claimed_ahead_by_many_and_slow_ones_by_few(
     slots: int, claim_s: float, call_s: float, ahead: int
 ) -> None:
     assert choose_ahead(slots, claim_s, call_s, limit=50) == ahead
+
+
+def test_a_claim_that_its_writer_committed_and_did_not_tell_is_not_held(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer died in between: the end of this worker releases the claim, and nobody counts a loss."""
+    died: list[BaseException] = []
+    house.writer._on_death = died.append
+
+    def die(_written: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(house.writer, "_tell", die)
+    id_ = house.put()
+    assert house.receive(id_).result(20).verdict is Verdict.GIVEN_BACK
+    assert (state(house.ledger, id_), dict(house.writer.held)) == ("running", {})
+    assert [type(one) for one in died] == [SystemExit]

@@ -26,6 +26,7 @@ from worker.storage.writer import GroupWriter, RunsAlone, WriterStopped
 
 log = structlog.get_logger(__name__)
 _CLAIMS_COVERED = 3.0  # ahead of the slots: so many times as many as end while a claim takes
+_LONGEST_CLAIM_S = 1.0
 _SMOOTHING = 0.05  # of one claim's or call's duration in the means
 
 
@@ -124,7 +125,8 @@ class Dispatcher:
             self._drop(one, NOTHING_TO_DO)
             return
         now_s = self._clock.monotonic_s()
-        self._claim_s = _smooth(self._claim_s, now_s - one.since_s)
+        # Not how long the database was away: as many would be claimed ahead for long after.
+        self._claim_s = _smooth(self._claim_s, min(_LONGEST_CLAIM_S, now_s - one.since_s))
         one.job, one.since_s = job, now_s
         if self._slots.add_claimed(one):
             self.advance()
@@ -137,6 +139,9 @@ class Dispatcher:
             self._slots.leave(one, has_slot=False)
             self._spawn(lambda: self._run_alone(one), or_else=lambda: self._break_off(one))
         elif isinstance(exc, (WriterStopped, Stopping)):
+            self._writer.forget(
+                one.job_id
+            )  # one that died may have committed the claim: the worker's end releases it
             self._drop(one, GIVEN_BACK)
         else:
             log.error("claim.failed", job_id=one.job_id, error=type(exc).__name__, exc_info=exc)

@@ -49,7 +49,9 @@ class Slots(Generic[T]):
         self._idle = threading.Condition()
         self._active = 0
         self._solo_waiting = 0
-        self._held_back: set[T] = set()  # by the last solo: no other begins before they are claimed
+        self._held_back: set[T] = (
+            set()
+        )  # waiting when the last solo job ended: the next one waits until they are claimed
         self._others_until_s = 0.0
         self._is_solo_active = False
         self._is_stopping = threading.Event()

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 0.02  # how often the broker is asked; a lone job waits half of it on average
 _RENEWALS_A_LEASE = 6
-_MOST_LONE = 16  # lone messages between two turns of Celery's loop
+_MOST_LONE = 16  # most lone messages that one poll fetches
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -74,6 +74,9 @@ class Fetcher:
         self._is_poll_due = False
         self._may_have_lone = self._may_have_bulk = True  # as far as the last answer tells
         self._polled_s = 0.0
+        self._unread: list[
+            Taken
+        ] = []  # taken, and not read: the broker broke while they were noted or set aside
         self._names: tuple[str, ...] = ()
         self._lists = Lists([], [], [])
 
@@ -98,6 +101,9 @@ class Fetcher:
         For the thread of Celery's loop alone.
         """
         self._polled_s = monotonic()
+        if self._unread:
+            unread, self._unread = self._unread, []
+            self._hand_on(unread)
         reserved, lists = self.reserved, self._read_lists()
         room = reserved.room
         lone = min(room, _MOST_LONE)
@@ -184,10 +190,17 @@ class Fetcher:
         return self._lists
 
     def _hand_on(self, taken: Iterable[Taken]) -> None:
+        """Raises redis.RedisError once all are handed on that can be: the others are tried again by the next poll."""
         messages: deque[Message] = deque()
+        error: redis.RedisError | None = None
         try:
             for one in taken:
-                message = self._read(one)
+                try:
+                    message = self._read(one)
+                except redis.RedisError as exc:
+                    self._unread.append(one)  # it is on no list any more, nor are those behind it
+                    error = error or exc
+                    continue
                 if message is not None:
                     messages.append(message)
             while messages:
@@ -196,6 +209,8 @@ class Fetcher:
         except BaseException:
             self._let_go(messages)
             raise
+        if error is not None:
+            raise error
 
     def _read(self, taken: Taken) -> Message | None:
         """The message, reserved; None where it is not for us, or is none."""

@@ -46,12 +46,10 @@ class BlankRequest(Request):
         ):
             # Whoever reads it expects these types.
             raise InvalidTaskError("the body is not [arguments, named arguments, embedded]")
-        self.time_limits = (
-            None,
-            None,
-        )  # threads know none, and what a header says may not even be two numbers
+        # Threads know none, and what a header says may not even be two numbers.
+        self.time_limits = None, None
         facts = self._request_dict
-        # Not empty: Celery's tracer would make its own from the arguments.
+        # Not empty: an empty one is filled from the arguments.
         facts["argsrepr"] = self._argsrepr = NO_ARGS
         facts["kwargsrepr"] = self._kwargsrepr = NO_KWARGS
         if self.name is not self._type:  # a `shadow`, which is shown instead of the task's name

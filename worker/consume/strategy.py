@@ -33,8 +33,11 @@ def default(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]:
             headers["eta"] = None
         request = BlankRequest(
             message,
-            on_ack=ack,
-            on_reject=reject,
+            # Not Celery's `ack` and `reject`, which are promises for a turn of its loop: where something else of that
+            # turn raises, such as a poll of a broker that broke, they are dropped, and the message counts as reserved
+            # for ever. The Fetcher takes both from any thread.
+            on_ack=message.ack_log_error,
+            on_reject=message.reject_log_error,
             app=app,
             hostname=hostname,
             eventer=eventer,

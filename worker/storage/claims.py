@@ -98,8 +98,7 @@ def claim_jobs(
 ) -> dict[str, ClaimedJob]:
     """The jobs of `ids` that are this worker's now, by id; an absent id was not to be had.
 
-    A job that runs alone is only to be had by those who `are_alone`: a claim to find out would be held beside the
-    calls of others, and lost with them as if it had been alone.
+    A job that runs alone is claimed only with `are_alone`. Otherwise a neighbour's crash would be counted as its own.
 
     One guarded UPDATE. A repeated claim with one's own token succeeds, so that a COMMIT whose answer was
     lost can be run again.

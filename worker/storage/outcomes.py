@@ -1,4 +1,4 @@
-"""What passes between a slot and the ledger: claims in, outcomes back. Frozen values, no SQL."""
+"""What passes between an attempt and the ledger: claims in, outcomes back. Frozen values, no SQL."""
 
 from __future__ import annotations
 

@@ -313,7 +313,7 @@ class GroupWriter:
             answer.set_exception(RunsAlone())
 
     def _wait_out(self, group: list[Request], token: str, exc: DatabaseAway) -> list[list[Request]]:
-        """Writes what waits for the database when it is back, and tells all others now that it is away.
+        """Tells those who cannot wait that the database is away, and writes the rest once it is back.
 
         Records that arrive meanwhile are told as well: they have a spool. Returns halves where the database refuses
         what has waited.

@@ -79,7 +79,7 @@ class Relay:
         backoff_cap_s: float = 120.0,
         longest_wait_s: float = 3720.0,
     ) -> None:
-        """`in_hand`: the jobs whose messages this process has taken, and will claim once there is a slot.
+        """`in_hand`: the jobs whose hints this process has fetched and not finished.
 
         `longest_wait_s`: no retry of ours waits longer; `backoff_cap_s`: nor one that nobody asked to wait.
         """
