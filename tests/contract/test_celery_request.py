@@ -393,11 +393,9 @@ def test_invariant_8_no_eta_reaches_celerys_timers_it_is_put_aside_for_the_ledge
 
 def test_a_message_is_finished_by_itself_and_not_by_a_turn_of_celerys_loop(app: Celery) -> None:
     """Where something else of that turn raises, Celery's promise is dropped, and the message is reserved for ever."""
-    ended: list[Any] = []
+    ended, made = list[Any](), list[Any]()
+    handle = strategy.default(app.tasks["a.task"], app, consumer_of(None, made))
     for report in (Report(Verdict.SUCCEEDED, "5 tokens"), GIVEN_BACK):
-        given, made = message_for(ended), list[Any]()
-        of_celerys_loop = pytest.fail  # it would only be called by a turn of the loop
-        handle = strategy.default(app.tasks["a.task"], app, consumer_of(None, made))
-        handle(given, None, of_celerys_loop, of_celerys_loop, [])
-        made[0].finish(report)
+        handle(message_for(ended), None, pytest.fail, pytest.fail, [])
+        made.pop().finish(report)
     assert ended == ["acknowledged", "put back"]
