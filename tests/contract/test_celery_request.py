@@ -107,8 +107,7 @@ def test_nothing_that_a_request_tells_is_of_the_message(app: Celery) -> None:
     ]
     told += [request.parent_id, request.argsrepr, request.kwargsrepr, request.request_dict["retries"]]
     assert "planted" not in repr(told)
-    assert request.info()["args"] == "()"
-    assert request.info()["kwargs"] == "{}"
+    assert (request.info()["args"], request.info()["kwargs"]) == ("()", "{}")
 
 
 def test_the_task_itself_still_gets_what_was_sent(app: Celery) -> None:
