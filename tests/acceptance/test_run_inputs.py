@@ -75,6 +75,7 @@ def read_remarks(log: Path) -> list[str]:
     return [line for line in log.read_text().splitlines() if not line.startswith("requests go to ")]
 
 
+@pytest.mark.full
 def test_a_run_in_the_folder_itself_sends_the_document_and_nothing_of_its_own(
     shop: Shop, docs: Path, simulator: SimulatorProcess
 ) -> None:
@@ -152,6 +153,7 @@ def test_requests_run_without_a_prompt_and_are_the_batch_that_submit_makes(
     assert simulator.stats()["paid"] == 2
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "command",
     ["cat r.jsonl | antrean run -", "antrean run <(cat r.jsonl)", "antrean run /dev/stdin < r.jsonl"],

@@ -98,6 +98,7 @@ def test_the_broker_drops_its_clients_in_mid_call(arena: Arena) -> None:
     arena.conclude(f"broker CLIENT KILL, {times} times", most_extra_calls=0, recover_s=recover_s)
 
 
+@pytest.mark.full
 def test_the_broker_answers_nobody_for_five_seconds(arena: Arena) -> None:
     in_hand = begin(arena, full=1500, short=200)
     with arena.valkey.client() as client:
@@ -111,6 +112,7 @@ def test_the_broker_answers_nobody_for_five_seconds(arena: Arena) -> None:
     assert recover_s < RECOVERS_WITHIN_S
 
 
+@pytest.mark.full
 def test_the_broker_is_full(arena: Arena) -> None:
     """The workers live through it."""
     begin(arena, full=1500, short=500)  # a busy machine takes seconds for the next steps
@@ -172,6 +174,7 @@ def holds_no_foreign_message(arena: Arena) -> bool:
         return not client.exists(UNACKED_KEY, *list_keys(LONE_QUEUE))
 
 
+@pytest.mark.full
 def test_the_broker_drops_its_clients_while_they_run_a_foreign_apps_messages(arena: Arena) -> None:
     """Celery delivers what was running again; a claim lets the second delivery pass without a call."""
     slots, times = arena.size(32, 8), arena.size(8, 2)
@@ -188,6 +191,7 @@ def test_the_broker_drops_its_clients_while_they_run_a_foreign_apps_messages(are
     arena.conclude(f"foreign messages, CLIENT KILL, {times} times", most_extra_calls=0, recover_s=recover_s)
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.timeout(240)
 def test_workers_are_killed_while_they_run_a_foreign_apps_messages(arena: Arena) -> None:

@@ -58,6 +58,7 @@ def test_postgresql_is_restarted(arena: Arena, how: str) -> None:
     assert_nobody_was_lost(arena)
 
 
+@pytest.mark.full
 @on_postgresql
 @pytest.mark.simulator("--latency", "0.5")
 def test_postgresql_is_away_for_longer_than_a_lease(arena: Arena) -> None:
@@ -135,6 +136,7 @@ def through_the_proxy(arena: Arena) -> str:
     return address.with_parameters({"host": str(arena.folder / "px")}).render()
 
 
+@pytest.mark.full
 @on_postgresql
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.parametrize("ends", ["goes on", pytest.param("is cut", marks=pytest.mark.storm)])
@@ -156,6 +158,7 @@ def test_the_way_to_the_database_is_half_open_for_longer_than_a_lease(
     assert_nobody_was_lost(arena)
 
 
+@pytest.mark.full
 @on_postgresql
 @pytest.mark.simulator("--latency", "0.5")
 def test_one_worker_of_two_is_half_open_and_what_it_held_goes_on_elsewhere(
@@ -223,6 +226,7 @@ def hang_in_mid_run(arena: Arena, hang: Hang) -> tuple[Process, Callable[[], obj
     return worker, go_on
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.settings(grace_s=2)
 def test_a_worker_is_stopped_while_its_database_hangs(arena: Arena, hang: Hang) -> None:
@@ -253,6 +257,7 @@ def test_answers_that_the_database_keeps_waiting_are_on_disk_within_seconds(aren
     arena.conclude("kill -9 while the database hangs", most_extra_calls=0, recover_s=recover_s)
 
 
+@pytest.mark.full
 @on_postgresql
 @pytest.mark.simulator("--latency", "1")
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def test_kill_9_on_another_machine(arena: Arena) -> None:
     )
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.timeout(400)
 def test_a_storm_of_kills_one_a_second(arena: Arena) -> None:

@@ -112,6 +112,7 @@ def test_a_late_failure_changes_nothing(arena: Arena) -> None:
     assert _burnt(arena) == burnt
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shift_s", [90.0, -90.0])
 @pytest.mark.simulator("--latency", "0.2", "--rate-500", "0.3")
 @pytest.mark.settings(max_attempts=50, backoff_base_s=0.1, backoff_cap_s=0.5)
