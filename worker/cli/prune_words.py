@@ -9,7 +9,7 @@ from rich.text import Text
 
 from schemas.job import JobState
 from worker.cli.console import err, out
-from worker.operations.prune import fetch_label
+from worker.operations.batches import fetch_label
 from worker.reports.summary import format_bytes, format_count
 from worker.storage.engine import Ledger
 from worker.storage.prune_survey import Share, Survey

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from schemas.job import JobState
 from worker.clock import SystemClock
 from worker.errors import NotFound
+from worker.operations.batches import find_whole_batch
 from worker.operations.job_names import names_of
-from worker.storage.batches import Batch, count_asked, fetch_batch
+from worker.storage.batches import Batch, count_asked
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.moves import Cancelled, cancel_batch, cancel_jobs
 from worker.storage.reading import fetch_states
-from worker.text.printable import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,16 @@ def cancel(ledger: Ledger, called: str, *, on_step: Callable[[int], None]) -> Ca
     so far after each step of at most 500. Stopped half way, it goes on when it is called again. Raises NotFound
     where there is no such batch and no such job, and then changes nothing.
     """
-    wanted = clean_text(called) or ""
-    names = names_of(wanted)
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, wanted)
-        if batch is not None and batch.id != wanted:
-            batch = None  # the beginning of an id is enough to look, not to end a million jobs
-        states = fetch_states(connection, names)
-    if batch is not None:
-        return _cancel_batch(ledger, batch, on_step)
-    if states:
+    try:
+        batch = find_whole_batch(ledger, called, kinds="batch and no job")
+    except NotFound:
+        names = names_of(clean_text(called) or "")
+        with ledger.read() as connection:
+            states = fetch_states(connection, names)
+        if not states:
+            raise
         return _cancel_job(ledger, next(name for name in names if name in states))
-    raise NotFound(f"there is no batch and no job {printable(wanted)}: `antrean batches` lists the batches")
+    return _cancel_batch(ledger, batch, on_step)
 
 
 def _cancel_batch(ledger: Ledger, batch: Batch, on_step: Callable[[int], None]) -> CancelledBatch:

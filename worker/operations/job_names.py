@@ -1,4 +1,4 @@
-"""What people call jobs and batches: an id, the beginning of one, an output line's id, a name. Changes nothing."""
+"""What people call jobs: an id, the beginning of one, the id of an output line, a custom_id. Changes nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from uuid import UUID
 
 from schemas.failure import FailureKind
 from worker.errors import InputError, NotFound
+from worker.operations.batches import find_batch_or_none
 from worker.reports.batchlines import LINE_ID
-from worker.storage.batches import fetch_batch
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.storage.job_list import Choice, ListedJob, find_ids, iterate_jobs
@@ -31,15 +31,6 @@ def names_of(wanted: str) -> list[str]:
     return [wanted, digits, str(UUID(digits))]  # a producer may have made its id without dashes
 
 
-def find_batch_id(ledger: Ledger, wanted: str) -> str:
-    """The id of the batch that is called so, by its id or the beginning of it. Raises NotFound."""
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, clean_text(wanted) or "")
-    if batch is None:
-        raise NotFound(f"there is no batch {printable(wanted)}: `antrean batches` lists them")
-    return batch.id
-
-
 def find_job_id(ledger: Ledger, called: str) -> str:
     """The id of the job that is called so: by its id, the beginning of it, or its output line's id.
 
@@ -52,9 +43,9 @@ def find_job_id(ledger: Ledger, called: str) -> str:
         for name in names:
             if name in states:
                 return name
-        batch = fetch_batch(connection, wanted)
-        if batch is not None:
-            raise InputError(f"{printable(wanted)} is a batch: `antrean status {printable(wanted)}` shows it")
+    if find_batch_or_none(ledger, called) is not None:
+        raise InputError(f"{printable(wanted)} is a batch: `antrean status {printable(wanted)}` shows it")
+    with ledger.read() as connection:
         begun = find_ids(connection, _beginning(wanted), limit=_MOST_SHOWN + 1) if wanted else []
         states = fetch_states(connection, begun)
     if not begun:

@@ -10,17 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from worker.errors import InUse, NotFound
+from worker.errors import InUse
 from worker.operations.run_locks import is_of_home, kept_from_running
 from worker.reports.summary import format_count
 from worker.settings import Settings
 from worker.storage import prune_survey, pruning
-from worker.storage.batches import Batch, count_states, fetch_batch
-from worker.storage.cleaning import clean_text
+from worker.storage.batches import Batch, count_states
 from worker.storage.engine import Ledger
 from worker.storage.prune_survey import Survey
 from worker.storage.pruning import OfAge, OfBatch, Pruned
-from worker.text.printable import printable
 
 _EVEN_UNFINISHED = "--even-unfinished removes what has ended of it"
 
@@ -35,16 +33,6 @@ class ToPrune:
     batch: Batch | None
     before_ms: int
     even_unfinished: bool = False
-
-
-def find_batch_to_prune(ledger: Ledger, batch_id: str) -> Batch:
-    """The batch with this id. Raises NotFound where there is none: the beginning of an id is not enough."""
-    wanted = clean_text(batch_id) or ""
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, wanted)
-    if batch is None or batch.id != wanted:  # the beginning of an id is enough to look, not to remove
-        raise NotFound(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
-    return batch
 
 
 def survey(ledger: Ledger, settings: Settings, what: ToPrune) -> Survey:
@@ -69,13 +57,6 @@ def remove(
     # A run that begins meanwhile waits, or is seen by the next step: it would find its jobs, and lose them.
     with _chosen(ledger, settings, what) as chosen:
         return pruning.prune(ledger, chosen, with_usage=with_usage, on_step=on_step)
-
-
-def fetch_label(ledger: Ledger, batch_id: str) -> str | None:
-    """What the batch was made from; None where it is not there."""
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, batch_id)
-    return None if batch is None or batch.id != batch_id else batch.label
 
 
 @contextmanager
