@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import orjson
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
@@ -62,7 +63,7 @@ class PlainConsole(Console):
             return text
         rows: list[Text] = []
         for line in text.split("\n", allow_blank=True):
-            for row in break_line(line.plain, width, hang=hang):
+            for row in break_line(line.plain, width, hang=hang, measure=cell_len):
                 rows.append(Text(" " * row.indent) + line[row.start : row.end])
         return Text("\n", end=text.end).join(rows)
 

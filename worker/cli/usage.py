@@ -216,14 +216,14 @@ def lay_out(title: str, rows: Sequence[tuple[str, Sequence[str]]], width: int | 
             yield f"{set_cell_size(name, widest)}  {'  '.join(map(str.rjust, figures, widths))}"
     elif beside <= width:
         for name, figures in table:
-            yield from wrap_line(name, width)
+            yield from wrap_line(name, width, measure=cell_len)
             yield f"  {'  '.join(map(str.rjust, figures, widths))}"
     else:
         for name, figures in rows:
-            yield from wrap_line(name, width)
+            yield from wrap_line(name, width, measure=cell_len)
             # A word and its figure stay together; whoever copies them gets an ordinary space.
             told = [f"{word}\xa0{figure}" for word, figure in zip(_SHOWN, figures, strict=True)]
-            for line in wrap_line(f"  {' · '.join(told)}", width, hang=2):
+            for line in wrap_line(f"  {' · '.join(told)}", width, hang=2, measure=cell_len):
                 yield line.replace("\xa0", " ")
 
 
