@@ -24,7 +24,7 @@ from worker.operations.doctor import examine
 from worker.operations.give_back import give_messages_back
 from worker.operations.jobs import fetch_story_of, fetch_story_of_named, list_jobs
 from worker.operations.pause import pause_endpoint, resume_endpoint
-from worker.operations.preflight import EndpointFacts
+from worker.operations.preflight import EndpointFacts, ModelChoice
 from worker.operations.prune import ToPrune, remove, survey
 from worker.operations.results import Missing, count_missing, iterate_results
 from worker.operations.retry import Retried, retry
@@ -287,7 +287,7 @@ def test_what_is_left_out_of_a_folder_and_doubts_about_its_model_come_back_befor
     with given as found:
         assert [one.name for one in found.left_out] == [".hidden.txt"]
         with pytest.raises(InputError, match="temperature"):
-            found.check(desk.settings, "m", EndpointFacts(("another",)), on_doubt=doubts.append)
+            found.check(desk.settings, ModelChoice("m", EndpointFacts(("another",)), doubts.append))
     assert len(doubts) == 1 and "has no m" in clean_words(doubts[0])
     assert list_batches(desk.ledger, limit=1) == []
 

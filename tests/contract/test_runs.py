@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
 from functools import partial
@@ -83,7 +84,10 @@ def test_a_run_that_begins_is_not_held_by_another_that_begins(
     (desk.settings.home / "runs").mkdir()
     batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
     documents = find_documents(desk.documents)
-    run_work.submit_run(desk.ledger, desk.settings, batch, documents, desk.prompt, "m")  # and killed
+    descriptor = run_locks.open_lock(desk.settings, batch.id)
+    lock = run_locks.RunLock(descriptor)
+    run_work.submit_run(desk.ledger, desk.settings, batch, documents, desk.prompt, "m", lock)
+    os.close(descriptor)  # and killed
     looked, go = threading.Event(), threading.Event()
     real = run_locks.is_run_by_somebody
 

@@ -27,7 +27,7 @@ from worker.files.disk import describe_full_disk
 from worker.files.home import last_line, log_of_service
 from worker.operations.capacity import make_room
 from worker.operations.gates import GateWatch
-from worker.operations.preflight import NOT_ASKED, ask_endpoint
+from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
 from worker.operations.run_holding import hold_abandoned, tend, worked_on
 from worker.operations.run_input import RunInput, open_input
 from worker.operations.run_work import Work, sum_run_calls
@@ -160,7 +160,7 @@ def run(
         antrean = name_command(settings, given)
         announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
-        checked = found.check(settings, model, facts, on_doubt=note)
+        checked = found.check(settings, ModelChoice(model, facts, on_doubt=note))
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)

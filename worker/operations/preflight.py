@@ -117,6 +117,46 @@ def check_models(wanted: Sequence[str], facts: EndpointFacts) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """How the input of a command gets its models: `wanted` is the one that was asked for, None where none was.
+
+    `on_doubt` gets a sentence for each doubt that `check_models` has.
+    """
+
+    wanted: str | None
+    facts: EndpointFacts
+    on_doubt: Callable[[str], None]
+
+    def choose(self, *others: str | None) -> str:
+        """The model of all requests: the wanted one, else the first of `others` that is named, else the only one.
+
+        Raises what `choose_model` raises.
+        """
+        chosen = choose_model(self._first(others), self.facts)
+        self.check([chosen])
+        return chosen
+
+    def choose_default(self, *others: str | None) -> str | None:
+        """The model of requests that name none; None where each must name its own. `others` as for `choose`.
+
+        Doubts are told by `check`, once the models of all requests are known. Raises Refused.
+        """
+        wanted = self._first(others)
+        if wanted is not None:
+            return choose_model(wanted, self.facts)
+        models = self.facts.models
+        return models[0] if models is not None and len(models) == 1 else None
+
+    def check(self, models: Sequence[str]) -> None:
+        """Tells what is doubtful about these models. Raises Refused where the endpoint has one of them not."""
+        for doubt in check_models(models, self.facts):
+            self.on_doubt(doubt)
+
+    def _first(self, others: Sequence[str | None]) -> str | None:
+        return next((one for one in (self.wanted, *others) if one), None)
+
+
 def list_models(models: Sequence[str]) -> str:
     """Their names for a sentence, at most 20."""
     shown = [clean_words(model) for model in models[:_MOST_NAMED]]

@@ -19,7 +19,7 @@ from worker.errors import InputError
 from worker.files.names import as_text
 from worker.ids import new_batch_id, new_ids
 from worker.intake.submit import BULK_PRIORITY, Submitted, identify, submit_many
-from worker.operations.preflight import EndpointFacts, choose_model
+from worker.operations.preflight import ModelChoice
 from worker.settings import Settings
 from worker.sources.jsonl import JsonlSummary, RequestLine, check_requests, read_requests
 from worker.sources.pipes import as_file, is_folder, is_stream, name_input
@@ -39,8 +39,9 @@ class RequestFile:
     label: str
     name: str
 
-    def check(self, settings: Settings, default_model: str | None) -> CheckedRequests:
-        """What it holds. Raises InputError that names every problem, or that it is being written to."""
+    def check(self, settings: Settings, models: ModelChoice) -> CheckedRequests:
+        """What it holds. Raises InputError that names every problem, or that it is being written to; Refused."""
+        default_model = models.choose_default(settings.model)
         seen = _look(self.path)
         summary = check_requests(
             self.path,
@@ -53,6 +54,7 @@ class RequestFile:
             raise InputError(
                 f"{self.name} changed while it was read: submit it when it is written to its end"
             )
+        models.check(list(summary.models))
         return CheckedRequests(self, default_model, summary, digest)
 
 
@@ -86,15 +88,6 @@ def _check_is_there(file: Path) -> None:
         raise InputError(f"No such file: {file}") from None
     except OSError as exc:
         raise InputError(f"{file}: cannot be read ({why(exc)})") from None
-
-
-def choose_default_model(wanted: str | None, facts: EndpointFacts) -> str | None:
-    """The model of requests that name none; None where each must name its own."""
-    if wanted is not None:
-        return choose_model(wanted, facts)
-    if facts.models is not None and len(facts.models) == 1:
-        return facts.models[0]
-    return None
 
 
 def find_requests_batch(ledger: Ledger, settings: Settings, requests: CheckedRequests) -> Batch | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -121,7 +120,7 @@ def submit_run(
     found: DocumentSet,
     template: Prompt,
     model: str,
-    lock: RunLock | None = None,
+    lock: RunLock,
 ) -> Work:
     """All jobs of the run: new ones, those that are known, and those that failed before, queued again.
 
@@ -153,7 +152,7 @@ def submit_run(
     take_up(ledger, work)
     total = ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
     if total > len(work.ids):
-        with nullcontext(True) if lock is None else lock.alone() as is_alone:
+        with lock.alone() as is_alone:
             if is_alone:
                 _let_go_of_others(ledger, work, now_ms=clock.now_ms())
         ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
