@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
+from worker.cli.advice import advise
 from worker.cli.console import complain, err, speak_any_encoding
 from worker.errors import (
     AntreanError,
@@ -84,7 +85,7 @@ def code_of(command: Callable[[], object]) -> int:
         complain("these settings cannot be used:", exc.problems)
         return exc.exit_code
     except AntreanError as exc:
-        complain(str(exc), exc.problems if isinstance(exc, InputError) else None)
+        complain(advise(exc), exc.problems if isinstance(exc, InputError) else None)
         return exc.exit_code
     except BrokenPipeError:
         return CLOSED_PIPE

@@ -114,7 +114,7 @@ def _until(at_ms: int, now_ms: int) -> str | None:
 
 
 def gate_facts(endpoint: str, gate: Gate | None, *, now_ms: int) -> dict[str, Any] | None:
-    """The same for `--json`; None where no job has to wait."""
+    """The gate as JSON may have it, times in ISO 8601; None where no job has to wait."""
     if gate is None:
         return None
     return {

@@ -17,7 +17,8 @@ from schemas.address import CHAT_PATH, Address, other_addresses, parse_address
 from schemas.failure import Failure, FailureKind
 from worker.attempt.credentials import Credentials
 from worker.attempt.endpoint import open_endpoint
-from worker.errors import InputError, Refused, Unreachable
+from worker.errors import Refused, Unreachable
+from worker.operations.errors import KeyMissing, ModelMissing
 from worker.settings import DEFAULT_BASE_URL, Settings
 
 _T = TypeVar("_T")
@@ -62,7 +63,7 @@ def ask_endpoint(settings: Settings, *, with_chat: bool = True) -> EndpointFacts
 
     The chat address is asked with a request without messages, which no endpoint completes: nothing is paid. A list
     of models that is refused or odd is no reason to stop: see `check_models`. Either header style is tried where the
-    style is `auto`. Raises Refused for a key that is refused or missing, Unreachable for an endpoint that does not
+    style is `auto`. Raises Refused for a key that is refused, KeyMissing, Unreachable for an endpoint that does not
     answer or has nothing at its chat address, SettingsError for an address that no call can go to.
     """
     question = _Question(settings)
@@ -76,20 +77,19 @@ def ask_endpoint(settings: Settings, *, with_chat: bool = True) -> EndpointFacts
 def choose_model(wanted: str | None, facts: EndpointFacts) -> str:
     """The model to ask for: the wanted one unless the endpoint refuses it, or its only one.
 
-    Raises InputError or Refused. What is doubtful about it, `check_models` says.
+    Raises ModelMissing or Refused. What is doubtful about it, `check_models` says.
     """
     if wanted is not None:
         check_models([wanted], facts)
         return wanted
     if facts.models is None:
-        raise InputError(
-            f"the endpoint does not list its models ({facts.why_unlisted}): "
-            "name one with --model or ANTREAN_MODEL"
+        raise ModelMissing(
+            f"the endpoint does not list its models ({facts.why_unlisted}): name one with ANTREAN_MODEL"
         )
     if len(facts.models) != 1:
-        raise InputError(
+        raise ModelMissing(
             f"the endpoint runs several models ({list_models(facts.models) or 'none at all'}): "
-            "name one with --model or ANTREAN_MODEL"
+            "name one with ANTREAN_MODEL"
         )
     return facts.models[0]
 
@@ -175,9 +175,7 @@ class _Question:
         self._is_chat_silent = False  # then nobody waits for it again
         self.is_up = False
         if self._credential.key is None and settings.base_url == DEFAULT_BASE_URL:
-            raise Refused(
-                f"{settings.base_url} needs a key: set ANTREAN_API_KEY, or try --simulate without one"
-            )
+            raise KeyMissing(f"{settings.base_url} needs a key: set ANTREAN_API_KEY")
 
     def fetch_models(self) -> tuple[tuple[str, ...] | None, Failure | None]:
         """The models, or why they are not to be had. Raises Refused, or Unreachable where nobody is there."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from worker.errors import InUse
+from worker.operations.errors import Unfinished
 from worker.operations.run_locks import is_of_home, kept_from_running
 from worker.reports.summary import format_count
 from worker.settings import Settings
@@ -19,8 +20,6 @@ from worker.storage.batches import Batch, count_states
 from worker.storage.engine import Ledger
 from worker.storage.prune_survey import Survey
 from worker.storage.pruning import OfAge, OfBatch, Pruned
-
-_EVEN_UNFINISHED = "--even-unfinished removes what has ended of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,8 @@ def remove(
     """Removes it in small steps beside running workers, and says how many jobs went and how many stay.
 
     `on_step` gets the number removed so far after each step. Stopped half way, it goes on when it is called again.
-    Raises InUse, and changes nothing, where the batch is run just now, or is not done and not `even_unfinished`.
+    Raises InUse where the batch is run just now, and Unfinished where it is not done and not `even_unfinished`; then
+    nothing is changed.
     """
     # A run that begins meanwhile waits, or is seen by the next step: it would find its jobs, and lose them.
     with _chosen(ledger, settings, what) as chosen:
@@ -74,18 +74,15 @@ def _chosen(ledger: Ledger, settings: Settings, what: ToPrune) -> Iterator[OfAge
 
 
 def _check_batch(ledger: Ledger, settings: Settings, batch: Batch) -> None:
-    """Raises InUse where the batch is not done, or may be going on in another home."""
+    """Raises Unfinished where the batch is not done, or may be going on in another home."""
     with ledger.read() as connection:
         counts = count_states(connection, batch.id)
     left = sum(count for state, count in counts.items() if not state.is_final)
     if left:
-        raise InUse(
-            f"{batch.id} has {format_count(left, 'job')} not ended: `antrean cancel {batch.id}` ends them; "
-            f"{_EVEN_UNFINISHED}"
+        raise Unfinished(
+            f"{batch.id} has {format_count(left, 'job')} not ended: `antrean cancel {batch.id}` ends them"
         )
     if batch.submitted_at_ms is None:
-        raise InUse(f"not all of {batch.id} is written down yet: {_EVEN_UNFINISHED}")
+        raise Unfinished(f"not all of {batch.id} is written down yet")
     if batch.kind == "run" and batch.held_at_ms is None and not is_of_home(batch, settings):
-        raise InUse(
-            f"{batch.id} is a run of {batch.details.get('home')}, and may be going on there: {_EVEN_UNFINISHED}"
-        )
+        raise Unfinished(f"{batch.id} is a run of {batch.details.get('home')}, and may be going on there")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from worker.errors import InputError
+from worker.operations.errors import PromptMissing
 from worker.operations.inputs import inputs_of_run, name_inputs
 from worker.operations.preflight import ModelChoice
 from worker.operations.request_file import (
@@ -81,8 +81,8 @@ def open_input(
 ) -> Iterator[RunInput]:
     """What is at `documents`: without a prompt, requests.
 
-    Raises InputError for input that cannot be used, and UnreadableDocuments, which is one, for documents that
-    cannot be read, unless `skips_unreadable` leaves those of a folder out.
+    Raises InputError for input that cannot be used. Two of its kinds are PromptMissing, and UnreadableDocuments for
+    documents that cannot be read, unless `skips_unreadable` leaves those of a folder out.
     """
     if prompt is not None:
         template = Prompt.load(prompt)
@@ -91,9 +91,9 @@ def open_input(
         yield _Documents(documents, prompt, template, found)
         return
     if is_folder(documents) or documents.suffix.lower() in SUFFIXES:
-        raise InputError(
-            f"{documents}: documents need a prompt, --prompt FILE; without one, requests are taken, one a line, "
-            "from a .jsonl file or a pipe"
+        raise PromptMissing(
+            f"{documents}: without a prompt, requests are taken, one a line, from a .jsonl file or a pipe; documents "
+            "need one"
         )
     with open_requests(documents) as requests:
         yield _Requests(documents, requests)
