@@ -30,7 +30,7 @@ from worker.operations.results import Missing, count_missing, iterate_results
 from worker.operations.retry import Retried, retry
 from worker.operations.run_input import open_input
 from worker.operations.served import find_left_jobs, why_nobody_works
-from worker.operations.status import look
+from worker.operations.status import fetch_snapshot
 from worker.operations.usage import open_usage
 from worker.operations.workers import list_workers
 from worker.sources.documents import UnreadableDocuments
@@ -211,7 +211,7 @@ def test_a_pause_stays_as_it_is_until_it_is_ended(desk: Desk) -> None:
     assert is_new and pause is not None and pause.reason == "moving"
     assert pause_endpoint(desk.ledger, endpoint, "another") == (False, pause)
     assert "is paused (moving)" in (why_nobody_works(desk.ledger, desk.settings, endpoint) or "")
-    assert look(desk.ledger, desk.settings, None).pauses == [pause]
+    assert fetch_snapshot(desk.ledger, desk.settings, None).pauses == [pause]
     assert resume_endpoint(desk.ledger, endpoint) == pause
     assert resume_endpoint(desk.ledger, endpoint) is None
     assert "no worker lives" in (why_nobody_works(desk.ledger, desk.settings, endpoint) or "")

@@ -170,7 +170,7 @@ def test_a_link_beside_its_document_is_a_line_of_its_own_and_no_call(desk: Desk)
         progress = Progress(total=len(work.ids), succeeded=work.done)
         tracker = Tracker(desk.ledger, work.open, progress)
         desk.answer(*work.ids)
-        tracker.look()
+        tracker.refresh()
         assert tracker.is_done
         assert (progress.succeeded, progress.failed) == (4, 0)
         assert progress.prompt_tokens == 9, "three calls"

@@ -313,7 +313,7 @@ def _follow(
         work.open,
         progress,
         endpoint=settings.endpoint,
-        find_gate=gate.look,
+        find_gate=gate.fetch_cached,
         find_trouble=lambda: describe_full_disk(written),
     )
     display = Display()
@@ -321,7 +321,7 @@ def _follow(
     tended_s = time.monotonic()
     with display.shown():
         while True:
-            display.update(tracker.look())
+            display.update(tracker.refresh())
             growing.advance(tracker.is_open)
             if tracker.is_done:
                 progress.calls = sum_run_calls(ledger, work)

@@ -18,18 +18,18 @@ from worker.storage.reading import Trouble
 from worker.storage.tables import MAX_ROWS
 from worker.throttle.redis_store import RedisGateStore
 
-_LOOK_S = 1.0
+_FRESH_S = 1.0
 _NEXT_JOB_TRIES = "the next job tries whether it is over"
 
 
 class GateWatch:
-    """Looks at the gate of these settings' endpoint. Where the broker does not answer, nothing is known of it."""
+    """The gate of these settings' endpoint. Where the broker does not answer, nothing is known of it."""
 
     def __init__(self, settings: Settings, client: redis.Redis | None = None) -> None:
         self._endpoint = settings.endpoint
         self._client = open_client(broker_address(settings)) if client is None else client
         self._store = RedisGateStore(self._client, self._endpoint)
-        self._looked_at_s = float("-inf")
+        self._fetched_s = float("-inf")
         self._seen: Gate | None = None
 
     def fetch(self) -> Gate | None:
@@ -40,11 +40,11 @@ class GateWatch:
         is_over = gate is not None and not gate.needs_probe and gate.until_ms <= SystemClock().now_ms()
         return None if is_over else gate
 
-    def look(self) -> Gate | None:
+    def fetch_cached(self) -> Gate | None:
         """What `fetch` returns, at most a second old: for a caller that asks all the time."""
         now_s = time.monotonic()
-        if now_s - self._looked_at_s >= _LOOK_S:
-            self._looked_at_s = now_s
+        if now_s - self._fetched_s >= _FRESH_S:
+            self._fetched_s = now_s
             self._seen = self.fetch()
         return self._seen
 

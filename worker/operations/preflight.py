@@ -70,7 +70,7 @@ def ask_endpoint(settings: Settings, *, with_chat: bool = True) -> EndpointFacts
     models, failure = question.fetch_models()
     chat = "was not asked"
     if with_chat:
-        chat = question.look_at_chat(failure)
+        chat = question.describe_chat(failure)
     return EndpointFacts(models, failure, chat, question.is_up, cache(question.find_refusal))
 
 
@@ -191,7 +191,7 @@ class _Question:
             return None, exc.failure
         return tuple(models), None
 
-    def look_at_chat(self, models_failure: Failure | None) -> str:
+    def describe_chat(self, models_failure: Failure | None) -> str:
         """What the chat address answers, as the rest of a sentence. Raises Refused or Unreachable."""
         failure = self._probe(self._address)
         is_busy = failure is not None and failure.kind in _BUSY

@@ -42,7 +42,7 @@ class RequestFile:
     def check(self, settings: Settings, models: ModelChoice) -> CheckedRequests:
         """What it holds. Raises InputError that names every problem, or that it is being written to; Refused."""
         default_model = models.choose_default(settings.model)
-        seen = _look(self.path)
+        seen = _stamp(self.path)
         summary = check_requests(
             self.path,
             default_model=default_model,
@@ -50,7 +50,7 @@ class RequestFile:
             name=self.name,
         )
         digest = _digest(self.path)
-        if _look(self.path) != seen:
+        if _stamp(self.path) != seen:
             raise InputError(
                 f"{self.name} changed while it was read: submit it when it is written to its end"
             )
@@ -207,7 +207,7 @@ def _ids() -> Iterator[str]:
         yield from new_ids(_IDS_AT_ONCE)
 
 
-def _look(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
     """What changes when a file is written to; None where there is none, which its reader says."""
     try:
         facts = path.stat()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from worker.clock import SystemClock
 from worker.settings import Settings
-from worker.storage.doctor import Look, fetch_live_endpoints
+from worker.storage.doctor import fetch_live_endpoints
 from worker.storage.engine import Ledger
 from worker.storage.other_endpoints import MOST_COUNTED, fetch_left_elsewhere
 from worker.storage.pauses import fetch_pause
@@ -26,10 +26,9 @@ class Left:
 
 def why_nobody_works(ledger: Ledger, settings: Settings, endpoint: str) -> str | None:
     """A sentence where jobs of `endpoint` are not called just now, with what to do; None where somebody works."""
-    look = Look(SystemClock().now_ms(), published_before_ms=0)
     with ledger.read() as connection:
         pause = fetch_pause(connection, endpoint)
-        is_served = endpoint in fetch_live_endpoints(connection, look)
+        is_served = endpoint in fetch_live_endpoints(connection, now_ms=SystemClock().now_ms())
     if pause is not None:
         reason = pause.reason or "no reason given"
         return f"{endpoint} is paused ({reason}): `antrean resume` goes on"
