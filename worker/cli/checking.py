@@ -1,4 +1,4 @@
-"""`antrean check`, `models` and `migrate`: is everything in place, and what to do where it is not."""
+"""`antrean check`, `models` and `migrate`: whether all that is needed is there, and what to do where it is not."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _check_model(wanted: str | None, facts: EndpointFacts) -> str:
 
 
 def _look_at_gate(settings: Settings, *, has_answered: bool) -> tuple[str | None, dict[str, Any] | None]:
-    """What the shared gate says, as text and as facts; where the endpoint has answered, those who wait are woken."""
+    """The shared gate as text and as JSON facts, None where it is open. Wakes waiting jobs if the endpoint answers."""
     watch = GateWatch(settings)
     gate, now_ms = watch.fetch(), SystemClock().now_ms()
     text = None if gate is None else describe_gate(gate, now_ms=now_ms)

@@ -129,7 +129,7 @@ def _as_words(value: Any) -> Any:
 
 
 class _Commands(Mapping[str, Any]):
-    """All commands by name; looking at one loads it, counting or naming them loads none."""
+    """All commands by name. Reading one loads it; counting or listing names loads none."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] = {}
@@ -188,7 +188,7 @@ class LazyGroup(TyperGroup):
 
 @contextmanager
 def _printable_words() -> Iterator[None]:
-    """What is wrong with the arguments quotes them, and a shell may have taken them from a folder: `submit *`."""
+    """Makes the message of a usage error printable: it quotes arguments, which may be names of files (`submit *`)."""
     try:
         yield
     except _UsageError as exc:

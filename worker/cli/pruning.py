@@ -1,4 +1,4 @@
-"""`antrean prune`: what ended leaves the ledger, once somebody who has seen what it is says so."""
+"""`antrean prune`: ended jobs leave the ledger, after a person has seen how many and agreed."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def read_age_ms(text: str) -> int:
 
 
 def _read_what(batch: str | None, older_than: str | None, everything: bool) -> int:
-    """The age, in milliseconds. Raises InputError where it is not said what may go, or said twice."""
+    """The age, in milliseconds. Raises InputError where nothing, or more than one thing, says what may go."""
     if batch is not None:
         if older_than is not None or everything:
             raise InputError("a batch is pruned whatever its age: leave --older-than and --all out")

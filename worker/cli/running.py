@@ -182,7 +182,9 @@ def run(
                     _start_worker(stack, settings)
                     gate = GateWatch(settings)
                     if facts.is_up:
-                        gate.wake(ledger)  # the endpoint has answered: nobody has to wait out the last pause
+                        gate.wake(
+                            ledger
+                        )  # the endpoint has answered: no job has to wait for the end of its gate
                     _follow(ledger, stack, settings, work, progress, growing, gate)
                 # While the batch is not held: what it wants is not pruned.
                 counts = growing.finish()
@@ -198,7 +200,7 @@ def run(
 def _opened(
     documents: Path, prompt: Path | None, *, output: Path, settings: Settings, skips_unreadable: bool
 ) -> Iterator[RunInput]:
-    """The input. Of documents that cannot be read it says which option leaves them out, where one does."""
+    """The input. Where documents cannot be read, the error names the option that leaves them out, if one does."""
     with ExitStack() as opened:
         try:
             found = opened.enter_context(
@@ -215,7 +217,7 @@ def _opened(
 
 @contextmanager
 def _growing(ledger: Ledger, work: Work, target: Output | None, antrean: str) -> Iterator[GrowingResults]:
-    """The results of the run; one that ends early says where those are that it has."""
+    """The results of the run, which grow while inside. A run that ends early says where its results are."""
     if target is not None:
         target.belong_to(work.batch_id)
     growing = GrowingResults(ledger, work.ids, None if target is None else target.path, output=target)
@@ -237,7 +239,7 @@ def _mention_held(held: list[tuple[Batch, int]], antrean: str) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command like Ctrl-C does: in order. A SIGHUP that is ignored stays so (`nohup`)."""
+    """SIGTERM and SIGHUP end the command in order, as Ctrl-C does. A SIGHUP that is ignored stays so (`nohup`)."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """The doctor: what is wrong with the ledger, the spool, the workers and the broker, and its repair.
 
 `examine` changes nothing. `mend` does what is safe beside running workers: no result is lost by it, and no job is
-called that somebody works on. What it cannot mend stays a finding, for a person.
+called that a worker works on. What it cannot mend stays a finding, for a person.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
 
 
 def _mend_once(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
-    # What was paid for is recorded before anyone is taken for dead, as a worker's heartbeat does it. Then the rows are
+    # Paid answers are recorded before a worker is taken for dead, as a worker's heartbeat does it. Then the rows are
     # set right: a rescue needs whole claims, and must not queue a job whose result is there.
     if found.dead or any(one.name == "stray_spool" for one in found.findings):
         replay_leftovers(
@@ -117,7 +117,7 @@ def _mend_once(ledger: Ledger, settings: Settings, found: Examination) -> Examin
         if not has_died(folder, worker.worker_id):
             continue  # a worker has rescued it meanwhile
         if holds_answers(settings.spool_folder, worker.worker_id):
-            continue  # a worker is recording it, or nobody can read it: the finding stays
+            continue  # a worker is recording it, or it cannot be read: the finding stays
         rescue_worker(ledger, worker, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
         forget(folder, worker.worker_id)
     return examine(ledger, settings)

@@ -1,4 +1,4 @@
-"""The shared gate as people see it: why jobs wait, and until when; and waking them when the endpoint has answered."""
+"""The shared gate for people: why jobs wait, and until when; and waking those jobs once the endpoint answers."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class GateWatch:
         return self._seen
 
     def wake(self, ledger: Ledger) -> int:
-        """Number of jobs brought forward, now that the endpoint has answered somebody.
+        """Brings the waiting jobs forward after the endpoint has answered a call, and returns their number.
 
         A gate that needs a probe is probed at once, and not opened: an answer of one path proves nothing of another.
         A cooldown is kept.
         """
         now_ms = SystemClock().now_ms()
-        # An embedded broker is away while nobody works: there is no gate, and nothing is wrong.
+        # An embedded broker is away while no command uses it: there is no gate, and nothing is wrong.
         if self._has_broker():
             self._store.note_accepted()
             gate = self.fetch()

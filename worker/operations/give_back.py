@@ -1,4 +1,4 @@
-"""Messages of other apps that workers set aside are given back: to where they lay, or to another queue.
+"""Messages of other apps, which workers set aside, are put back: to the queue where they lay, or to another one.
 
 The order of the messages stays. Jobs and hints of this ledger are not touched.
 """

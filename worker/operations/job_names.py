@@ -22,7 +22,7 @@ _DASHES = (8, 12, 16, 20)  # digits of a job's id before each of its dashes
 
 
 def names_of(wanted: str) -> list[str]:
-    """The ids that a job may have which somebody calls so: its own, or that of its output line."""
+    """The ids that a job of this name may have: the name itself, or the id that an output line's id is made of."""
     digits = wanted.removeprefix(LINE_ID)
     if digits == wanted or not digits:
         return [wanted]

@@ -1,4 +1,4 @@
-"""Asking the endpoint before anything is queued: a wrong address, key or model is one sentence, at once."""
+"""Asking the endpoint before anything is queued: a wrong address, key or model is told at once, in one sentence."""
 
 from __future__ import annotations
 
@@ -172,13 +172,13 @@ class _Question:
         self._address = parse_address(settings.base_url)
         self._credentials = Credentials(settings)
         self._credential = self._credentials.current()
-        self._is_chat_silent = False  # then nobody waits for it again
+        self._is_chat_silent = False  # then it is not asked again
         self.is_up = False
         if self._credential.key is None and settings.base_url == DEFAULT_BASE_URL:
             raise KeyMissing(f"{settings.base_url} needs a key: set ANTREAN_API_KEY")
 
     def fetch_models(self) -> tuple[tuple[str, ...] | None, Failure | None]:
-        """The models, or why they are not to be had. Raises Refused, or Unreachable where nobody is there."""
+        """The models, or None and why they cannot be listed. Raises Refused; Unreachable where no server answers."""
         try:
             models = self._ask(
                 lambda client, key: client.models(credential=key), _MODELS_TIMEOUT_S, self._address
@@ -281,7 +281,7 @@ class _Question:
 
 
 def _is_nothing_there(failure: Failure, address: Address) -> bool:
-    """Whether no API is where this answer came from. A 404 may be a model's, and then somebody is there."""
+    """Whether this answer shows that no API is at `address`. A 404 that speaks of a model comes from an API."""
     status = failure.http_status or 0
     if 200 <= status < 300:
         return "an HTML page" in failure.message

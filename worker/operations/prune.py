@@ -1,7 +1,7 @@
-"""What ended leaves the ledger: chosen by age or by batch, shown before it goes, and removed with all its belongings.
+"""Ended jobs leave the ledger, chosen by age or by batch, with their requests, results and attempts.
 
-What has not ended is never removed, and what a living run wants stays. Usage stays unless it is to go, too. A job that
-was removed is forgotten: the same input is called, and paid for, again.
+`survey` changes nothing, `remove` removes. A job that has not ended is never removed, nor one that a living run wants.
+Usage stays unless it is to go as well. A removed job is forgotten: the same input is called, and paid for, again.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class RunLock:
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Whether nobody else runs the batch; while inside, nobody begins to."""
+        """Whether no other process runs the batch. If so, none begins to while inside."""
         # flock drops our shared lock where the exclusive one is refused. Until we take it again, the shared locks of
         # the other runs keep the batch from being held.
         is_alone = try_lock(self._descriptor)
@@ -42,14 +42,14 @@ class RunLock:
 
 @dataclass(frozen=True, slots=True)
 class RunsOfHome:
-    """Ids of batches: `idle` ones that nobody of this home runs, and `living` ones that somebody does."""
+    """Ids of batches: `idle` ones have no living run in this home, `living` ones have one."""
 
     idle: frozenset[str]
     living: frozenset[str]
     _settings: Settings
 
     def find_living(self, batch_ids: Collection[str]) -> frozenset[str]:
-        """Those of `batch_ids` that somebody of this home runs by now, also who has begun since."""
+        """Those of `batch_ids` that a process of this home runs now, also one that has begun since."""
         return frozenset(
             id_
             for id_ in batch_ids
@@ -61,7 +61,7 @@ class RunsOfHome:
 def kept_from_running(ledger: Ledger, settings: Settings, batch: Batch | None = None) -> Iterator[RunsOfHome]:
     """Which batches are run in this home, and which are not though they are not held; `batch` is one of either.
 
-    While inside, nobody begins to run the idle ones: a run that tries waits.
+    While inside, no run of the idle ones begins: a run that tries waits.
     """
     with ledger.read() as connection:
         runs = fetch_unheld_runs(connection, home=home_name(settings))
@@ -108,7 +108,7 @@ def open_lock(settings: Settings, batch_id: str) -> int:
 
 
 def is_run_by_somebody(path: Path) -> bool:
-    """Whether somebody holds the lock at `path`."""
+    """Whether a process holds the lock at `path`."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

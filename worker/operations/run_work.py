@@ -1,4 +1,4 @@
-"""The jobs of a run of documents: each document is written down once, whichever runs want it.
+"""The jobs of a run of documents: each document is written down once, however many runs want it.
 
 The same folder, prompt, model, endpoint and home are the same batch again. A job that has a result is
 never called again.
@@ -51,6 +51,7 @@ class Work:
     began_at_ms: int = field(default_factory=lambda: SystemClock().now_ms())
 
     def add(self, known: Sequence[KnownJob]) -> None:
+        """Adds the next jobs, in the order of the documents."""
         for job in known:
             id_ = Wanted(job.id, self.names[len(self.ids)]) if self.names else job.id
             self.ids.append(id_)
@@ -160,9 +161,9 @@ def submit_run(
 
 
 def take_up(ledger: Ledger, work: Work) -> None:
-    """Sees to it that all jobs of a run are tried that have not succeeded, whatever became of them before."""
+    """Queues all jobs of a run again that have ended without success, and takes back requests to stop the others."""
     if len(work.open) > work.new:
-        # Another run may have made them, and somebody may have asked them to stop: this one needs them now.
+        # Another run may have made them, and an operator may have cancelled them: this run needs them now.
         for some in _pages(work.open):
             ledger.run(partial(keep_going, ids=some))
     for some in _pages(work.again):
@@ -176,7 +177,7 @@ def sum_run_calls(ledger: Ledger, work: Work) -> CallSums:
 
 
 def _let_go_of_others(ledger: Ledger, work: Work, *, now_ms: int) -> None:
-    """What the folder held when the batch was run before, and holds no more, or at another place."""
+    """Lets go of jobs whose documents the folder held before, and holds no more, or at another position."""
     after = (-1, "")
     while True:
         with ledger.read() as connection:

@@ -104,7 +104,7 @@ class Tracker:
         said = describe_trouble(trouble, self._find_gate(), now_ms=now_ms)
         self.progress.trouble = said or self._find_trouble()
         if now_s - self._reconciled_s >= _RECONCILE_S:
-            # Whatever the tail may have missed (a clock that jumped, a very large burst) is found here.
+            # What the tail may have missed (a clock that jumped, a very large burst) is found here.
             self._reconciled_s = now_s
             endings += self._reconcile()
         self._count(endings, now_s)
@@ -137,7 +137,7 @@ class Tracker:
                 found += fetch_endings_of(connection, some)
                 known = fetch_states(connection, some)
             for id_ in some:
-                if id_ not in known:  # somebody removed it: nobody shall wait for it for ever
+                if id_ not in known:  # it was removed: no run must wait for it for ever
                     count = self._open.pop(id_)
                     self.progress.failed += count
                     self.progress.failures["removed"] += count

@@ -214,7 +214,7 @@ class Settings(BaseModel):
 
     @property
     def address_file(self) -> str | None:
-        """The file of this folder that says where a key of the environment goes; None where they are of one source."""
+        """The file with the base URL, where the key comes from the environment; None where both have one source."""
         return self._address_file
 
     @property
