@@ -169,7 +169,7 @@ class LazyGroup(TyperGroup):
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The command that is called, itself."""
+        """The command that is called, its name and its arguments; loads it. See `click.Group`."""
         name, listed, rest = super().resolve_command(ctx, args)
         return name, None if listed is None or name is None else self.commands[name], rest
 

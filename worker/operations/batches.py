@@ -19,7 +19,7 @@ def list_batches(ledger: Ledger, *, limit: int) -> list[tuple[Batch, dict[JobSta
 
 
 def fetch_latest_batches(ledger: Ledger, *, limit: int) -> list[Batch]:
-    """The same batches without their jobs, which costs less."""
+    """The latest batches, at most `limit`, the newest first. Costs less than `list_batches`."""
     with ledger.read() as connection:
         return fetch_batches(connection, limit=limit)
 

@@ -67,6 +67,7 @@ class Examination:
 
     @property
     def is_repairable(self) -> bool:
+        """Whether `mend` can do something about any of the findings."""
         return any(one.is_repairable for one in self.findings)
 
 

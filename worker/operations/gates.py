@@ -33,7 +33,7 @@ class GateWatch:
         self._seen: Gate | None = None
 
     def fetch(self) -> Gate | None:
-        """The gate, where it keeps jobs waiting now. A broker that does not answer counts as an open one."""
+        """The gate, where it keeps jobs waiting now; else None, also where the broker does not answer."""
         if not self._has_broker():
             return None
         gate = self._store.fetch()

@@ -71,7 +71,7 @@ def name_inputs(*, source: Path, prompt: Path | None = None) -> dict[str, str]:
 
 
 def simulation_of(settings: Settings) -> Callable[[], Ledger | None]:
-    """Opens the ledger of this home's simulated runs, whose results cost nothing, if there is one."""
+    """Opens the ledger of this home's simulated runs, whose results cost nothing; None where there is none."""
 
     @cache
     def opened() -> Ledger | None:

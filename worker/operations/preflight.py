@@ -52,6 +52,7 @@ class EndpointFacts:
 
     @property
     def why_unlisted(self) -> str:
+        """Why there is no list of models, as part of a sentence."""
         return "it was not asked" if self.models_failure is None else _describe(self.models_failure)
 
 
@@ -95,7 +96,7 @@ def choose_model(wanted: str | None, facts: EndpointFacts) -> str:
 
 
 def check_models(wanted: Sequence[str], facts: EndpointFacts) -> list[str]:
-    """What is doubtful about these models, a line each: they may be aliases, or the list may be odd.
+    """What is doubtful about these models, at most one sentence: they may be aliases, or the list may be odd.
 
     Raises Refused if the endpoint itself says that it has no such model.
     """
@@ -215,7 +216,7 @@ class _Question:
         return f"answers a request without messages with HTTP {failure.http_status}"
 
     def find_refusal(self, model: str) -> str | None:
-        """The endpoint's words where it says that it has no such model."""
+        """The endpoint's words where it says that it has no such model; None otherwise."""
         failure = None if self._is_chat_silent else self._probe(self._address, model)
         if failure is None or failure.http_status not in _NO_SUCH_MODEL:
             return None

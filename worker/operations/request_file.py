@@ -91,7 +91,7 @@ def _check_is_there(file: Path) -> None:
 
 
 def find_requests_batch(ledger: Ledger, settings: Settings, requests: CheckedRequests) -> Batch | None:
-    """The batch that an earlier command made of all the same requests."""
+    """The batch that an earlier command made of all the same requests; None where none did."""
     with ledger.read() as connection:
         earlier, key = _find_or_name(connection, ("submit", requests.digest, settings.endpoint), requests)
         return earlier or find_batch(connection, key)

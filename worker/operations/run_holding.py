@@ -78,7 +78,7 @@ def tend(ledger: Ledger, batch_id: str) -> None:
 
 
 def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]]:
-    """Runs of this home that were killed with jobs left, now held, each with the number of those jobs.
+    """Holds the runs of this home that were killed with jobs left: each with the number of these jobs, oldest first.
 
     Jobs that a living run wants too are not left: they go on with it.
     """

@@ -48,7 +48,7 @@ class CheckedInput(Protocol):
     """Input of which every request is valid."""
 
     def find_batch(self, ledger: Ledger, settings: Settings) -> Batch | None:
-        """The batch of this input, if it was made before."""
+        """The batch of this input; None where it was not made before."""
 
     def make_batch(self, ledger: Ledger, settings: Settings) -> Batch:
         """The batch of this input: the same input, model and endpoint are the same batch again."""

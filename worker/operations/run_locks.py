@@ -59,7 +59,7 @@ class RunsOfHome:
 
 @contextmanager
 def kept_from_running(ledger: Ledger, settings: Settings, batch: Batch | None = None) -> Iterator[RunsOfHome]:
-    """Which batches are run in this home, and which are not though they are not held; `batch` is one of either.
+    """Which batches of this home are run now, and which of those that are not held are not; `batch` is in either set.
 
     While inside, no run of the idle ones begins: a run that tries waits.
     """

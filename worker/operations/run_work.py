@@ -80,9 +80,10 @@ def check_documents(documents: Sequence[Document], template: Prompt, model: str,
 
 
 def find_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt, model: str) -> Batch | None:
-    """The batch of this run, if it was made before: the same input, prompt, model and endpoint are the same batch.
+    """The batch of this run; None where it was not made before.
 
-    So is the home: a path means other documents on another machine, or in another container.
+    The same input, prompt, model, endpoint and home are the same batch. The home counts because a path means other
+    documents on another machine, or in another container.
     """
     home, parts = home_name(settings), _identity(settings, source, template, model)
     with ledger.read() as connection:

@@ -45,12 +45,12 @@ class Snapshot:
 
     @property
     def waits_for(self) -> str | None:
-        """What concerns all jobs of the ledger, in a sentence."""
+        """What keeps all jobs of the ledger waiting, in a sentence; None where nothing does."""
         return None if self.trouble is None else describe_trouble(self.trouble, self.gate, now_ms=self.now_ms)
 
     @property
     def reasons(self) -> list[Reason]:
-        """Why open jobs wait, each with its number of jobs."""
+        """Why open jobs wait, endpoint by endpoint, each reason with its number of jobs."""
         return explain_waiting(
             self.standing,
             workers=self.workers,

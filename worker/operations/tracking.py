@@ -48,6 +48,7 @@ class Progress:
 
     @property
     def done(self) -> int:
+        """Jobs that have ended, with a result or without."""
         return self.succeeded + self.failed
 
     @property
@@ -87,6 +88,7 @@ class Tracker:
 
     @property
     def is_done(self) -> bool:
+        """Whether all that is followed has ended."""
         return not self._open
 
     def is_open(self, id_: str) -> bool:

@@ -219,6 +219,7 @@ class Settings(BaseModel):
 
     @property
     def beat_interval_s(self) -> float:
+        """Seconds between two heartbeats."""
         return self.lease_s / 6 if self.beat_s is None else self.beat_s
 
     @property
@@ -253,6 +254,7 @@ class Settings(BaseModel):
 
     @property
     def is_broker_embedded(self) -> bool:
+        """Whether antrean brings its own broker, because no address of one is set."""
         return self.broker_url is None
 
     @property
@@ -267,6 +269,7 @@ class Settings(BaseModel):
 
     @property
     def spool_folder(self) -> Path:
+        """The folder in which workers keep paid answers while the database is away."""
         return self.home / "spool"
 
     def for_simulation(self, base_url: str, api_key: str) -> Settings:
