@@ -1,6 +1,7 @@
 """The input of a run: documents and a prompt, or a file of requests. Checked whole first, then written down.
 
-Until `write_down`, nothing is queued and the ledger gets no more than an empty batch.
+Until `write_down`, nothing is queued and the ledger gets no more than an empty batch. A new source of requests is one
+more `RunInput`, which `open_input` chooses.
 """
 
 from __future__ import annotations
