@@ -148,6 +148,15 @@ def test_what_cannot_be_taken_back_wants_the_whole_id_and_names_those_that_begin
     with pytest.raises(NotFound, match="no batch batch_0193f0; give the whole id") as refused:
         find_whole_batch(desk.ledger, "batch_0193f0")
     assert refused.value.problems == [f"{batch.id}  r.jsonl"]
+    first, second = put(
+        desk.ledger,
+        *(a_job(id=f"0193f0a1-{n}", endpoint=desk.settings.endpoint) for n in (1, 2)),
+        now_ms=now_ms(),
+    )
+    with pytest.raises(NotFound, match="no batch and no job 0193f0a1; give the whole id") as of_jobs:
+        cancel(desk.ledger, "0193f0a1", on_step=pytest.fail)
+    assert of_jobs.value.problems == [f"{first.id}  queued", f"{second.id}  queued"]
+    assert [state(desk.ledger, job.id) for job in (first, second)] == ["queued", "queued"]
 
 
 def test_failed_jobs_are_queued_again_by_their_kind_and_never_one_with_a_result(desk: Desk) -> None:

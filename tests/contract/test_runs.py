@@ -89,7 +89,7 @@ def test_a_run_that_begins_is_not_held_by_another_that_begins(
     run_work.submit_run(desk.ledger, desk.settings, batch, documents, desk.prompt, "m", lock)
     os.close(descriptor)  # and killed
     looked, go = threading.Event(), threading.Event()
-    real = run_locks.is_run_by_somebody
+    real = run_locks.is_lock_held
 
     def look_slowly(path: Path) -> bool:
         answer = real(path)
@@ -97,7 +97,7 @@ def test_a_run_that_begins_is_not_held_by_another_that_begins(
         go.wait(5)
         return answer
 
-    monkeypatch.setattr(run_holding, "is_run_by_somebody", look_slowly)
+    monkeypatch.setattr(run_holding, "is_lock_held", look_slowly)
     other = threading.Thread(target=lambda: run_holding.hold_abandoned(desk.ledger, desk.settings))
     other.start()
     assert looked.wait(5)

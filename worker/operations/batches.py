@@ -9,7 +9,7 @@ from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.text.printable import printable
 
-_MOST_NAMED = 5
+MOST_NAMED = 5
 
 
 def list_batches(ledger: Ledger, *, limit: int) -> list[tuple[Batch, dict[JobState, int]]]:
@@ -39,7 +39,7 @@ def find_batch_or_none(ledger: Ledger, called: str) -> Batch | None:
     """What `find_named_batch` finds, or None where there is none. Raises InputError where there are several."""
     found = _find(ledger, called)
     if len(found) > 1:
-        raise InputError(f"several batches begin with {printable(called)}; say which:", _name(found))
+        raise InputError(f"several batches begin with {printable(called)}; say which:", _cut(_name(found)))
     return found[0] if found else None
 
 
@@ -52,10 +52,16 @@ def find_whole_batch(ledger: Ledger, called: str, *, kinds: str = "batch") -> Ba
     found = _find(ledger, called)
     if found and found[0].id == clean_text(called):
         return found[0]
-    missing = f"there is no {kinds} {printable(called)}"
     if found:
-        raise NotFound(f"{missing}; give the whole id of one that begins so:", _name(found))
-    raise NotFound(f"{missing}: `antrean batches` lists the batches")
+        raise missing_but_begun(kinds, called, _name(found))
+    raise NotFound(f"there is no {kinds} {printable(called)}: `antrean batches` lists the batches")
+
+
+def missing_but_begun(kinds: str, called: str, lines: list[str]) -> NotFound:
+    """The error of a name that is only the beginning of ids. `lines` tell of these; five are named."""
+    return NotFound(
+        f"there is no {kinds} {printable(called)}; give the whole id of one that begins so:", _cut(lines)
+    )
 
 
 def count_jobs(ledger: Ledger, batch_id: str) -> dict[JobState, int]:
@@ -73,9 +79,12 @@ def fetch_label(ledger: Ledger, batch_id: str) -> str | None:
 
 def _find(ledger: Ledger, called: str) -> list[Batch]:
     with ledger.read() as connection:
-        return find_batches(connection, clean_text(called) or "", limit=_MOST_NAMED + 1)
+        return find_batches(connection, clean_text(called) or "", limit=MOST_NAMED + 1)
 
 
 def _name(found: list[Batch]) -> list[str]:
-    lines = [f"{one.id}  {printable(one.label)}" for one in found[:_MOST_NAMED]]
-    return [*lines, "… and more"] if len(found) > _MOST_NAMED else lines
+    return [f"{one.id}  {printable(one.label)}" for one in found]
+
+
+def _cut(lines: list[str]) -> list[str]:
+    return [*lines[:MOST_NAMED], "… and more"] if len(lines) > MOST_NAMED else lines

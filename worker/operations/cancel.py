@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from schemas.job import JobState
 from worker.clock import SystemClock
 from worker.errors import NotFound
-from worker.operations.batches import find_whole_batch
-from worker.operations.job_names import names_of
+from worker.operations.batches import MOST_NAMED, find_whole_batch, missing_but_begun
+from worker.operations.job_names import fetch_begun_jobs, find_whole_job_id
 from worker.storage.batches import Batch, count_asked
-from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.moves import Cancelled, cancel_batch, cancel_jobs
 from worker.storage.reading import fetch_states
+
+_KINDS = "batch and no job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +52,20 @@ def cancel(ledger: Ledger, called: str, *, on_step: Callable[[int], None]) -> Ca
 
     A batch is named by its whole id; a job also by the id of its output line. `on_step` gets the number of jobs ended
     so far after each step of at most 500. Stopped half way, it goes on when it is called again. Raises NotFound
-    where there is no such batch and no such job, and then changes nothing.
+    where there is no such batch and no such job, and then changes nothing. It names those whose ids begin so.
     """
     try:
-        batch = find_whole_batch(ledger, called, kinds="batch and no job")
-    except NotFound:
-        names = names_of(clean_text(called) or "")
-        with ledger.read() as connection:
-            states = fetch_states(connection, names)
-        if not states:
-            raise
-        return _cancel_job(ledger, next(name for name in names if name in states))
+        batch = find_whole_batch(ledger, called, kinds=_KINDS)
+    except NotFound as exc:
+        job_id = find_whole_job_id(ledger, called)
+        if job_id is not None:
+            return _cancel_job(ledger, job_id)
+        begun = {} if exc.problems else fetch_begun_jobs(ledger, called, limit=MOST_NAMED + 1)
+        if begun:
+            raise missing_but_begun(
+                _KINDS, called, [f"{id_}  {state}" for id_, state in begun.items()]
+            ) from None
+        raise
     return _cancel_batch(ledger, batch, on_step)
 
 

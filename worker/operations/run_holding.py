@@ -14,7 +14,7 @@ from functools import partial
 from worker.clock import SystemClock
 from worker.errors import NotFound
 from worker.files.home import try_lock
-from worker.operations.run_locks import RunLock, home_name, is_run_by_somebody, lock_path, open_lock
+from worker.operations.run_locks import RunLock, home_name, is_lock_held, lock_path, open_lock
 from worker.operations.steps import repeat_steps
 from worker.settings import Settings
 from worker.storage.batches import (
@@ -88,7 +88,7 @@ def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]
     for batch in runs:
         # Its jobs were queued again for any worker: no run of it need live.
         # First a test that blocks no run; then under the lock, so that a run that begins waits for us.
-        if batch.is_for_workers or is_run_by_somebody(lock_path(settings, batch.id)):
+        if batch.is_for_workers or is_lock_held(lock_path(settings, batch.id)):
             continue
         descriptor = open_lock(settings, batch.id)
         try:

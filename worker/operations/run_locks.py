@@ -51,9 +51,7 @@ class RunsOfHome:
     def find_living(self, batch_ids: Collection[str]) -> frozenset[str]:
         """Those of `batch_ids` that a process of this home runs now, also one that has begun since."""
         return frozenset(
-            id_
-            for id_ in batch_ids
-            if id_ not in self.idle and is_run_by_somebody(lock_path(self._settings, id_))
+            id_ for id_ in batch_ids if id_ not in self.idle and is_lock_held(lock_path(self._settings, id_))
         )
 
 
@@ -67,7 +65,7 @@ def kept_from_running(ledger: Ledger, settings: Settings, batch: Batch | None = 
         runs = fetch_unheld_runs(connection, home=home_name(settings))
     candidates = {one.id for one in runs if is_of_home(one, settings)} | ({batch.id} if batch else set())
     # A run of requests may be of a batch that `submit` made, or another home: its lock tells.
-    living = {path.stem for path in lock_path(settings, "").parent.glob("*.lock") if is_run_by_somebody(path)}
+    living = {path.stem for path in lock_path(settings, "").parent.glob("*.lock") if is_lock_held(path)}
     with ExitStack() as locks:
         idle: set[str] = set()
         for run_id in sorted(candidates):
@@ -107,7 +105,7 @@ def open_lock(settings: Settings, batch_id: str) -> int:
     return open_lock_file(path)
 
 
-def is_run_by_somebody(path: Path) -> bool:
+def is_lock_held(path: Path) -> bool:
     """Whether a process holds the lock at `path`."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
