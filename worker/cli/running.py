@@ -44,7 +44,7 @@ from worker.storage.batches import Batch
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 
-_LOOK_S = 0.25
+_REFRESH_S = 0.25
 _TEND_S = 3.0
 _MOST_DEATHS = 3
 _SIMULATION_KEY = "simulated"
@@ -331,7 +331,7 @@ def _follow(
             if time.monotonic() - tended_s >= _TEND_S:
                 tend(ledger, work.batch_id)
                 tended_s = time.monotonic()
-            time.sleep(_LOOK_S)
+            time.sleep(_REFRESH_S)
             for event in stack.poll_events():
                 if event.get("event") != "service_died":
                     continue

@@ -102,7 +102,7 @@ class _Check:
 
 
 def check_file(ledger: Ledger) -> Finding | None:
-    """What SQLite finds wrong with its file. None: nothing, or a PostgreSQL, which minds its own files."""
+    """What SQLite finds wrong with its file; None where it finds nothing, and for a PostgreSQL."""
     if ledger.is_postgresql:
         return None
     try:
@@ -146,7 +146,7 @@ def find_defects(ledger: Ledger, at: AuditTime) -> list[Finding]:
 
 
 def mend_defects(ledger: Ledger, at: AuditTime, names: Iterable[str]) -> None:
-    """Repairs what can be of `names`, in the order in which one repair may uncover the next."""
+    """Repairs those of the named defects that have a repair, in the order of `_CHECKS`: one may uncover the next."""
     wanted = set(names)
     for name, check in _CHECKS.items():
         if name in wanted and check.mend is not None:
@@ -182,7 +182,7 @@ def fetch_unended_workers(connection: Connection, *, now_ms: int) -> list[Unende
 
 
 def rescue_worker(ledger: Ledger, worker: UnendedWorker, *, max_solo_losses: int, now_ms: int) -> None:
-    """Rescues the jobs of a worker that is known to be dead, as other workers do; not if it has beaten since."""
+    """Rescues the jobs of a dead worker, as other workers do; changes nothing if it has beaten since."""
 
     def rescue(connection: Connection) -> bool:
         sequence = connection.execute(
@@ -198,7 +198,7 @@ def rescue_worker(ledger: Ledger, worker: UnendedWorker, *, max_solo_losses: int
     while ledger.run(rescue):
         pass
     if worker.endpoint is not None:
-        # The hints that it had taken died with it; nobody knows which, and claims absorb duplicates.
+        # The hints that it had taken are lost with it. All are published again; a claim makes duplicates harmless.
         with ledger.read() as connection:
             before_ms = fetch_mark_bound(connection, worker.endpoint, now_ms=now_ms)
         unmark = partial(unmark_published_before, endpoint=worker.endpoint, before_ms=before_ms)
