@@ -1,4 +1,7 @@
-"""What an answer means: status, headers and body in, an `Answer` or a `Failure` out. Pure."""
+"""What an answer means: status, headers and body in, an `Answer` or a `Failure` out. Pure.
+
+What follows for the job is not decided here: see docs/answers.md.
+"""
 
 from __future__ import annotations
 

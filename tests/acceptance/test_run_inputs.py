@@ -179,8 +179,8 @@ def test_requests_from_a_pipe_are_named_by_no_temporary_path(shop: Shop, command
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("antrean run docs", "docs: documents need a prompt, --prompt FILE; without one"),
-        ("antrean run docs/a.txt", "docs/a.txt: documents need a prompt"),
+        ("antrean run docs", "a .jsonl file or a pipe; documents need one: --prompt FILE"),
+        ("antrean run docs/a.txt", "docs/a.txt: without a prompt, requests are taken, one a line,"),
         ("antrean run no.jsonl", "No such file: no.jsonl"),
         (f"antrean run {'x' * 300}", f"{'x' * 300}: cannot be read (File name too long)"),
         (f"antrean submit {'x' * 300} --no-check", f"{'x' * 300}: cannot be read (File name too long)"),

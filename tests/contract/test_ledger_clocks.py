@@ -269,8 +269,8 @@ def test_who_follows_jobs_is_not_carried_off_by_one_that_ended_in_the_future(led
     now_ms = SystemClock().now_ms()
     ahead, right = put_one(ledger), put_one(ledger)
     tracker = Tracker(ledger, [ahead, right], Progress(total=2))
-    tracker.look()
+    tracker.refresh()
     record(ledger, success(claim_one(ledger, ahead, token="a"), ended_at_ms=now_ms + 7 * HOUR_MS))
-    assert tracker.look().succeeded == 1
+    assert tracker.refresh().succeeded == 1
     record(ledger, success(claim_one(ledger, right, token="b"), ended_at_ms=now_ms))
-    assert tracker.look().succeeded == 2
+    assert tracker.refresh().succeeded == 2

@@ -84,9 +84,9 @@ def test_a_worker_that_has_beaten_since_the_look_keeps_its_jobs(ward: Ward) -> N
     id_ = put(ward.ledger, a_job(), now_ms=now_ms())[0].id
     claim(ward.ledger, id_, token="a", worker="here", now_ms=now_ms())
     found = ward.look()
-    [suspect] = found.dead
+    [worker] = found.dead
     ward.ledger.run(lambda connection: beat(connection, "here", now_ms=now_ms()))
-    rescue_worker(ward.ledger, suspect, max_solo_losses=3, now_ms=now_ms())
+    rescue_worker(ward.ledger, worker, max_solo_losses=3, now_ms=now_ms())
     assert (state(ward.ledger, id_), rows(ward.ledger, "workers", id="here")[0].ended_at_ms) == (
         "running",
         None,

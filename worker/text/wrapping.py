@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.cells import cell_len
+from worker.text.columns import count_columns
 
 HANG = 2
 """Columns by which the rows below the first are indented further than it: so one sees where a line begins."""
@@ -37,7 +37,7 @@ class Row:
 
 
 def break_line(
-    text: str, width: int, *, hang: int | None = None, measure: Callable[[str], int] = cell_len
+    text: str, width: int, *, hang: int | None = None, measure: Callable[[str], int] = count_columns
 ) -> list[Row]:
     """The rows of one line. None is wider than `width` columns, but for a word that is.
 
@@ -57,7 +57,7 @@ def break_line(
 
 
 def wrap_line(
-    text: str, width: int | None, *, hang: int | None = None, measure: Callable[[str], int] = cell_len
+    text: str, width: int | None, *, hang: int | None = None, measure: Callable[[str], int] = count_columns
 ) -> list[str]:
     """`text` as rows of a terminal of `width` columns; as it is where `width` is None."""
     if width is None or measure(text) <= width:
