@@ -4,7 +4,7 @@
 -- ARGV[1]  the probe's token
 -- ARGV[2]  how long a probe may take (ms)
 --
--- Returns 1 if a probe of this token had not ended, else 0.
+-- Answers 1 if a probe of this token had not ended, else 0.
 local probes = cjson.decode(redis.call('GET', KEYS[1]) or '{}')
 if not probes[ARGV[1]] then
     return 0

@@ -7,7 +7,7 @@
 -- ARGV[4]  most probes at once
 -- ARGV[5]… for 1, 2, … live probes: how long after the latest the next may begin (ms)
 --
--- Returns 1 if the probe has begun, else 0. Uses only commands that the ACL in docs/operations.md grants.
+-- Answers 1 if the probe has begun, else 0. Uses only commands that the ACL in docs/operations.md grants.
 local now, ttl, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 if not now then
     local time = redis.call('TIME')
