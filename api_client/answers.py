@@ -1,4 +1,4 @@
-"""What an answer means: status, headers and body in, an `Answer` or a `Failure` out. Pure.
+"""What an answer means: turns an HTTP answer (status, headers, body) into an `Answer` or a `Failure`. Pure.
 
 What follows for the job is not decided here: see docs/answers.md.
 """
@@ -31,13 +31,11 @@ _MODEL_NAMES = ("id", "model", "name", "model_name")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answered, paid-for call.
+    """An answered call, which was paid for.
 
-    `raw` is the decoded body as it came; of an event stream it is the completion that was put together from it.
-    `latency_s` spans the whole call.
-
-    `request_id` is the header `x-request-id`, else the body's `request_id`. `rate_headers` are the
-    `x-ratelimit-*` headers, names in lower case.
+    `raw`: the decoded body as it came; for an event stream, the completion that was put together from it.
+    `latency_s`: the duration of the whole call. `request_id`: the header `x-request-id`, else the body's `request_id`.
+    `rate_headers`: the `x-ratelimit-*` headers, names in lower case.
     """
 
     completion: ChatCompletion
@@ -57,7 +55,7 @@ def decide_completion(
     latency_s: float = 0.0,
     secret: str | None = None,
 ) -> Answer | Failure:
-    """The completion that came, or why none did. Header names in lower case; `secret` is struck out."""
+    """The completion, or the failure without one. Header names in lower case. `secret` is removed from all texts."""
     if not 200 <= status < 300:
         return decide_failure(status, headers, body, wall_now_s=wall_now_s, secret=secret)
     data, raw, is_whole = _parse_answer(body)
@@ -77,10 +75,10 @@ def decide_completion(
 def decide_models(
     status: int, headers: Mapping[str, str], body: bytes, *, wall_now_s: float, secret: str | None = None
 ) -> list[str] | Failure:
-    """The model ids in the endpoint's order, each once, or why there are none.
+    """The model ids in the endpoint's order, each once; or the failure without any.
 
-    The list may stand bare or under `data`, `models` or the like; an entry is a text or an object with an `id`, a
-    `model` or a `name`. Entries without any of these are left out.
+    The list may be the body itself, or under `data`, `models` or a similar name. An entry is a text, or an object with
+    an `id`, a `model` or a `name`; others are left out.
     """
     if not 200 <= status < 300:
         return decide_failure(status, headers, body, wall_now_s=wall_now_s, secret=secret)
@@ -94,7 +92,7 @@ def decide_models(
 
 
 def _find_models(data: Any) -> list[str] | None:
-    """The ids of the first list that holds any; an empty list only where it has one of the known names."""
+    """The ids of the first list that has any. An empty list counts only under one of the known names."""
     if isinstance(data, list):
         return _model_ids(data) or None
     if not isinstance(data, dict):
@@ -122,7 +120,7 @@ def _model_ids(entries: list[Any]) -> list[str]:
 def decide_failure(
     status: int, headers: Mapping[str, str], body: bytes, *, wall_now_s: float, secret: str | None = None
 ) -> Failure:
-    """The failure that a status outside 2xx means, with the endpoint's own words where it has any."""
+    """The failure for a status other than 2xx, with the endpoint's message if there is one."""
     data = parse_json(body)
     if data is None and looks_like_stream(body):
         data = assemble(body).data
@@ -143,9 +141,9 @@ def decide_failure(
 
 
 def parse_json(body: bytes) -> Any:
-    """The decoded JSON, or None where the body is none.
+    """The decoded JSON, or None if the body is no JSON.
 
-    Lone surrogates, NaN and bad UTF-8 are let through: a completion that holds them was paid for.
+    Lone surrogates, NaN and bad UTF-8 are accepted: a completion that holds them was paid for.
     """
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
@@ -159,12 +157,12 @@ def parse_json(body: bytes) -> Any:
 
 
 def _parse_answer(body: bytes) -> tuple[Any, bytes, bool]:
-    """The decoded answer, its bytes, and whether it is whole. An event stream is put together."""
+    """The decoded answer, its bytes, and whether it is whole. An event stream is put together to one completion."""
     data = parse_json(body)
     if data is None and looks_like_stream(body):
         assembled = assemble(body)
         if assembled.data is not None:
-            with suppress(RecursionError):  # nested so deeply that it cannot be written again
+            with suppress(RecursionError):  # nested too deeply to be encoded again
                 return assembled.data, encode(assembled.data), assembled.is_whole
     return data, body, True
 
@@ -190,9 +188,9 @@ def _error_inside(
     wall_now_s: float,
     secret: str | None,
 ) -> Failure:
-    """The failure that an error object in a 2xx names, in its own words.
+    """The failure for an error object in a 2xx, with the object's message.
 
-    Where its code is an HTTP status, that is the failure's status: the endpoint meant it.
+    If its code is an HTTP status, that becomes the failure's status.
     """
     words = find_words({"error": error}, "") or "no words with it"
     return Failure(
@@ -216,7 +214,7 @@ def _no_use(
     wall_now_s: float,
     secret: str | None,
 ) -> Failure:
-    """The failure of a 2xx without what was asked for. It quotes an error object or a page's title, nothing else."""
+    """The failure for a 2xx without a usable answer. It quotes only an error object or the title of a page."""
     text = _text(body)
     if not body.strip():
         why = "the body is empty"

@@ -1,4 +1,4 @@
-"""What a broken exchange means: an exception of the HTTP layers in, a `Failure` out. Pure."""
+"""Turns an exception of the HTTP layers into a `Failure`. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from api_client.deadline import Cut, Stage
 from schemas.failure import Failure, FailureKind
 from schemas.shortage import describe_shortage, is_local_shortage
 
-# All that requests, urllib3 and the standard library raise for a broken exchange.
+# All exceptions that requests, urllib3 and the standard library raise for a broken exchange.
 BREAKS = (
     requests.RequestException,
     urllib3_errors.HTTPError,
@@ -27,7 +27,7 @@ BREAKS = (
 
 
 def describe_break(exc: BaseException, stage: Stage, config: EndpointConfig) -> Failure:
-    """The failure that an exception at this stage means. Quotes nothing that was sent or received."""
+    """The failure for an exception at this stage. Quotes nothing that was sent or received."""
     was_sent = stage not in (Stage.RESOLVING, Stage.CONNECTING)
     if not was_sent:
         for cause in _causes(exc):
@@ -37,7 +37,7 @@ def describe_break(exc: BaseException, stage: Stage, config: EndpointConfig) -> 
 
 
 def describe_lack(exc: BaseException, config: EndpointConfig) -> Failure:
-    """The failure of a call for which this machine lacks something. Nothing was sent."""
+    """The failure for a call that this machine could not make, as it lacks a resource. Nothing was sent."""
     words = f"no call to {config.host_and_port}: {describe_shortage(exc)}"
     return Failure(FailureKind.UNREACHABLE, words, was_sent=False, is_local=True)
 
@@ -58,10 +58,9 @@ def _describe(exc: BaseException, stage: Stage, config: EndpointConfig) -> Failu
 
 
 def describe_body_break(exc: BaseException, config: EndpointConfig) -> Failure:
-    """The failure that an exception in the middle of a body means.
+    """The failure for an exception while a body was read.
 
-    A body that ended before its time is a bad response, a transport that broke is unreachable, silence is a
-    timeout.
+    A body that ended too early is a bad response; a broken connection is unreachable; no byte in time is a timeout.
     """
     causes = list(_causes(exc))
     if any(isinstance(cause, urllib3_errors.DecodeError) for cause in causes):
@@ -75,7 +74,7 @@ def describe_body_break(exc: BaseException, config: EndpointConfig) -> Failure:
 
 
 def describe_cut(cut: Cut, config: EndpointConfig) -> Failure:
-    """The failure that our own cut means."""
+    """The failure for a call that the client cut itself."""
     if cut is Cut.DEADLINE:
         words = f"the call took longer than its deadline of {config.deadline_s:g} s"
         return Failure(FailureKind.TIMEOUT, words)
@@ -83,7 +82,7 @@ def describe_cut(cut: Cut, config: EndpointConfig) -> Failure:
 
 
 def _is_timeout(cause: BaseException) -> bool:
-    # urllib3 derives "refused" and "name not found" from its connect timeout.
+    # In urllib3, "refused" and "name not found" are subclasses of the connect timeout.
     if isinstance(cause, urllib3_errors.NewConnectionError):
         return False
     return isinstance(cause, (TimeoutError, requests.Timeout, urllib3_errors.TimeoutError))

@@ -1,4 +1,4 @@
-"""The endpoint's calls, each of them one HTTP attempt."""
+"""The client of the endpoint. Each call is one HTTP attempt."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HEADERS = {
 class EndpointClient:
     """Calls one endpoint from any number of threads. Never retries, never follows a redirect.
 
-    What the endpoint or the way to it does is raised as ApiError (see `errors`) and as nothing else.
+    All failures of the endpoint or of the connection are raised as ApiError (see `errors`).
     """
 
     def __init__(self, config: EndpointConfig, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +44,7 @@ class EndpointClient:
     def complete(
         self, body: bytes | ChatRequest, *, credential: Credential, job_id: str | None = None
     ) -> Answer:
-        """The completion of one `POST …/chat/completions`. `job_id` travels as `X-Antrean-Job`."""
+        """The completion of one `POST …/chat/completions`. `job_id` is sent as the header `X-Antrean-Job`."""
         payload = encode_request(body).encode() if isinstance(body, ChatRequest) else body
         headers = _headers_for(credential)
         if job_id is not None:
@@ -52,10 +52,10 @@ class EndpointClient:
         return self._post_chat(payload, headers, credential.secret)
 
     def probe_chat(self, model: str | None, *, credential: Credential) -> Answer:
-        """Asks the chat address with a request without messages, so that nothing is completed and paid.
+        """Sends a chat request without messages, so that nothing is completed and paid.
 
-        An endpoint refuses it, which is raised as ApiError and says that somebody is there. It carries the
-        header `X-Antrean-Check`.
+        An endpoint refuses it. The refusal is raised as ApiError, and shows that an endpoint is there. The request has
+        the header `X-Antrean-Check`.
         """
         payload = b"{}" if model is None else json.dumps({"model": model}).encode()
         headers = _headers_for(credential)
@@ -89,19 +89,19 @@ class EndpointClient:
         return self._call("GET", MODELS_PATH, _headers_for(credential), None, decide)
 
     def cut_all_calls(self) -> int:
-        """How many calls in flight were cut. They raise INTERRUPTED, and so does every call begun afterwards.
+        """Cuts all calls in flight, and returns their number. These and all later calls raise Interrupted.
 
-        A call whose completion had come whole by then still returns it.
+        A call that has received its whole completion by then still returns it.
         """
         return self._register.cut_all()
 
     @property
     def calls_in_flight(self) -> int:
-        """Calls begun and not yet ended, in all threads."""
+        """The number of calls in flight, in all threads."""
         return len(self._register)
 
     def close(self) -> None:
-        """Close the resting connections. Calls in flight go on; calls begun afterwards raise INTERRUPTED."""
+        """Closes the idle connections. Calls in flight go on; later calls raise Interrupted."""
         self._register.shut()
         self._transport.close()
 
@@ -127,7 +127,7 @@ class EndpointClient:
         return verdict
 
     def _describe_no_thread(self, exc: RuntimeError) -> Failure:
-        """The failure of a call for which no thread could be started. Any other error is raised again."""
+        """The failure for a call for which no thread could be started. Any other RuntimeError is raised again."""
         if not is_local_shortage(exc):
             raise exc
         return describe_lack(exc, self._config)
@@ -135,7 +135,7 @@ class EndpointClient:
     def _judge(
         self, call: Call, outcome: Received | Failure, decide: _Decide[_T], latency_s: float
     ) -> _T | Failure:
-        """The answer where it is whole, however its connection ended: it is paid for. Else the failure."""
+        """The answer if it is whole, even if its connection broke, as it is paid for. Else the failure."""
         if isinstance(outcome, Failure):
             return outcome if call.cut is None else describe_cut(call.cut, self._config)
         verdict = decide(outcome, latency_s)
@@ -145,7 +145,7 @@ class EndpointClient:
             return describe_cut(call.cut, self._config)
         broken = outcome.broken if call.cut is None else describe_cut(call.cut, self._config)
         if broken is None or verdict.kind is not FailureKind.BAD_RESPONSE:
-            return verdict  # a status other than 2xx says more than how its body ended
+            return verdict  # a status other than 2xx tells more than a broken body
         words = f"HTTP {outcome.status}, but {broken.message}"
         return dataclasses.replace(verdict, kind=broken.kind, message=words)
 

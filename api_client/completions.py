@@ -1,4 +1,4 @@
-"""A decoded body as a `ChatCompletion`: strict where the answer is, lenient about all around it. Pure."""
+"""Reads a decoded body as a `ChatCompletion`: strict about the answer, lenient about all other fields. Pure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ _NAMES = {dict: "an object", list: "a list", str: "text", bool: "a boolean", int
 
 
 class NoCompletion(ValueError):
-    """There is no completion in the body. The text names the field that is wrong, never its content."""
+    """The body holds no completion. The text names the wrong field, and never quotes its content."""
 
 
 def parse_completion(data: Any) -> ChatCompletion:
     """The completion in a decoded body.
 
-    `choices[0].message` must be an object. Anything else of a wrong type (usage, created, id …) is treated as
-    absent, and further choices without a message are left out: the completion was paid for.
-    Raises NoCompletion.
+    `choices[0].message` must be an object. Other fields of a wrong type (usage, created, id …) are treated as absent,
+    and further choices without a message are left out, as the completion was paid for. Raises NoCompletion.
     """
     if not isinstance(data, dict):
         raise NoCompletion(f"the body is {_name(data)}, not an object")
@@ -37,7 +36,7 @@ def parse_completion(data: Any) -> ChatCompletion:
 
 
 def parse_spent(data: Any) -> Spent | None:
-    """The tokens that a body without a usable answer says were spent, None where it says none. Never raises."""
+    """The tokens that a body without a usable answer reports, or None if it reports none. Never raises."""
     usage = data.get("usage") if isinstance(data, dict) else None
     if not isinstance(usage, dict):
         return None
@@ -95,7 +94,7 @@ def _fit(
     numbers: tuple[str, ...] = (),
     counts: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """A copy whose named fields have their type or are null, and whose names are encodable."""
+    """A copy in which the named fields have the right type or are null, and all names can be encoded."""
     fit = {_encodable(name): value for name, value in data.items()}
     for name in fit.keys() & set(texts):
         fit[name] = _encodable(fit[name]) if isinstance(fit[name], str) else None

@@ -1,4 +1,4 @@
-"""Where the endpoint is, how long a call may take, and who is calling."""
+"""The configuration of the client: the endpoint, the limits of a call, and the credential."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
-    """One endpoint and the limits of every call to it. Seconds and bytes.
+    """One endpoint, and the limits of each call to it. Seconds and bytes.
 
-    `base_url` means the same with or without `/v1` and with or without a trailing slash; see `schemas.address`.
-    `deadline_s` bounds the whole call: name look-up, connect, TLS, and any drip of header or body bytes.
-    `max_response_bytes` counts decoded bytes. `pool_size` connections are kept for reuse.
-    Raises ValueError, which never repeats the URL's user or password.
+    `base_url` means the same with and without `/v1`, and with and without a trailing slash; see `schemas.address`.
+    `deadline_s` limits the whole call: name look-up, connect, TLS, and answers that come byte by byte.
+    `max_response_bytes` counts decoded bytes. At most `pool_size` connections are kept for reuse.
+    Raises ValueError, whose text never has the URL's user or password.
     """
 
     base_url: str
@@ -42,17 +42,17 @@ class EndpointConfig:
 
     @property
     def address(self) -> Address:
-        """Where the calls go."""
+        """The parsed address of the endpoint."""
         return parse_address(self.base_url)
 
     @property
     def api_root(self) -> str:
-        """What `/chat/completions` and `/models` are added to, without a trailing slash and without a query."""
+        """The URL to which `/chat/completions` and `/models` are added, without trailing slash and query."""
         return self.address.root
 
     @property
     def host_and_port(self) -> str:
-        """`host:port` for people, with the scheme's own port where none was given."""
+        """`host:port` for people, with the scheme's default port if the URL has none."""
         parts = urlsplit(self.base_url.strip())
         port = parts.port if parts.port is not None else (443 if parts.scheme.lower() == "https" else 80)
         host = parts.hostname or ""
@@ -60,7 +60,7 @@ class EndpointConfig:
 
 
 class HeaderStyle(StrEnum):
-    """Which header carries the key."""
+    """The header in which the key is sent."""
 
     BEARER = "bearer"  # Authorization: Bearer <key>
     API_KEY = "api-key"  # api-key: <key>
@@ -68,12 +68,12 @@ class HeaderStyle(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The key and the header it travels in. The key is in no repr. None or blank: no header is sent."""
+    """The key and its header. The key is in no repr. A key that is None or blank: no header is sent."""
 
     key: str | None = field(default=None, repr=False)
     style: HeaderStyle = HeaderStyle.BEARER
 
     @property
     def secret(self) -> str | None:
-        """The key without white space around it (a file's last newline), or None where nothing is left."""
+        """The key without white space around it, such as a file's last newline; None if nothing is left."""
         return (self.key or "").strip() or None

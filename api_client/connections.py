@@ -1,4 +1,4 @@
-"""Connections that know the call they serve, so that another thread can end it at any moment."""
+"""Connections that know the call that they serve, so that another thread can cut it at any moment."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _resolver = Resolver()
 
 
 def serve(call: Call | None, read_timeout_s: float) -> None:
-    """Have the connections that this thread uses from now on serve `call`."""
+    """Sets the call that this thread's connections serve from now on."""
     _current.call = call
     _current.read_timeout_s = read_timeout_s
 
 
 class _Watched(HTTPConnection):
-    """What the plain and the TLS connection have in common."""
+    """The common part of plain and TLS connections."""
 
     response_class = FramedResponse
     _serves: Call | None = None
@@ -38,7 +38,7 @@ class _Watched(HTTPConnection):
     _answer: FramedResponse | None = None
 
     def _new_conn(self) -> socket.socket:
-        """A connected socket. The connect timeout bounds name look-up and all addresses together."""
+        """A connected socket. The connect timeout limits the name look-up and all addresses together."""
         call: Call = _current.call
         timeout_s = self.timeout if isinstance(self.timeout, (int, float)) else 60.0
         ends_at = time.monotonic() + timeout_s
@@ -56,13 +56,13 @@ class _Watched(HTTPConnection):
         return self._connect_to_one_of(addresses, ends_at, call)
 
     def _connect_to_one_of(self, addresses: list[Address], ends_at: float, call: Call) -> socket.socket:
-        """The first address that takes the connection; each gets its share of the time that is left."""
+        """A socket to the first address that accepts. Each address gets an equal share of the time that is left."""
         failure: OSError | None = None
         for position, (family, kind, protocol, _, address) in enumerate(addresses):
             share_s = (ends_at - time.monotonic()) / (len(addresses) - position)
             try:
                 sock = socket.socket(family, kind, protocol)
-            except OSError as exc:  # a family that this machine does not have
+            except OSError as exc:  # such as an address family that this machine does not have
                 failure = failure or exc
                 continue
             try:
@@ -78,7 +78,7 @@ class _Watched(HTTPConnection):
                 sock.close()
                 if isinstance(exc, CallCut):
                     raise
-                # A machine without IPv6 has no address for `::1`: that says less than what another address said.
+                # Without IPv6, `::1` gives EADDRNOTAVAIL. The error of another address is more useful.
                 if failure is None or exc.errno != errno.EADDRNOTAVAIL:
                     failure = exc
         if isinstance(failure, TimeoutError):
@@ -103,7 +103,7 @@ class _Watched(HTTPConnection):
         call.attach(self.sock)
         self._serves = call
         call.stage = Stage.SENDING
-        # Else a large prompt would have to leave within the connect timeout.
+        # Otherwise a large prompt would have to be sent within the connect timeout.
         self.timeout = _current.read_timeout_s
         self._is_request_sent, self._answer = False, None
         self._gathered = []
@@ -125,14 +125,14 @@ class _Watched(HTTPConnection):
         call.stage = Stage.READING
 
     def send(self, data: Any) -> None:
-        """Head and body leave in one write: one system call and one packet less a call."""
+        """Sends head and body in one write, which saves one system call and one packet."""
         if self._gathered is not None:
             self._gathered.append(data)
         else:
             super().send(data)
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3's own
-        """urllib3's response on a head that was read by `FramedResponse`: they cannot disagree on its end."""
+        """urllib3's response, with the head that `FramedResponse` read: both use the same end of the body."""
         options = self._response_options
         if options is None:
             raise http.client.ResponseNotReady
@@ -156,18 +156,18 @@ class _Watched(HTTPConnection):
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether the exchange is certainly over: all was sent, all was read, and nothing is left."""
+        """Whether the exchange is certainly over: all was sent, all was read, and no bytes are left."""
         answer = self._answer
         return self.sock is not None and self._is_request_sent and answer is not None and answer.is_spent
 
     @property
     def is_connected(self) -> bool:
-        """Whether it may be used again. False also where bytes came unasked. The pool asks right before each call."""
+        """Whether it may be used again. False also if unexpected bytes came. The pool checks this before each call."""
         pending = getattr(self.sock, "pending", None)
         return super().is_connected and not (pending is not None and pending())
 
     def release(self) -> None:
-        """Serve no call from now on: a late cut must not hit the connection's next call."""
+        """Detaches the connection from its call, so that a late cut does not hit the connection's next call."""
         if self._serves is not None:
             self._serves.detach()
             self._serves = None
@@ -178,7 +178,7 @@ class WatchedHTTPConnection(_Watched):
 
 
 class WatchedHTTPSConnection(_Watched, HTTPSConnection):
-    """A TLS connection. The handshake hides its socket, so a second descriptor can be shut down until it is done."""
+    """A TLS connection. During the handshake its socket is hidden, so a cut uses a second descriptor of it."""
 
     def connect(self) -> None:
         self._stand_in: socket.socket | None = None
@@ -201,14 +201,14 @@ class WatchedHTTPSConnection(_Watched, HTTPSConnection):
 
 
 class _Guarded(urllib3.HTTPConnectionPool):
-    """What both pools share: they keep only connections whose exchange is over, and which serve no call."""
+    """The common part of both pools. They keep only connections whose exchange is certainly over."""
 
     def _put_conn(self, conn: Any) -> None:
         if conn is None:
             super()._put_conn(None)
             return
-        # Here, and nowhere else, a connection is kept. One in doubt is closed, and is not put back,
-        # so that the next call finds one that is open.
+        # This is the only place where a connection is kept. If there is any doubt it is closed and not put back,
+        # so that the next call gets an open one.
         is_at_rest = conn.is_at_rest
         conn.release()
         if is_at_rest:

@@ -1,4 +1,4 @@
-"""The calls in flight, and the watchdog that shuts down the sockets of those past their deadline."""
+"""The calls in flight, and a watchdog that cuts those past their deadline by shutting down their sockets."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ IDLE_WATCHDOG_S = 30.0
 
 
 class Cut(StrEnum):
-    """Why we ended a call ourselves."""
+    """Why the client cut a call itself."""
 
     DEADLINE = "deadline"
     SHUTDOWN = "shutdown"
 
 
 class CallCut(OSError):
-    """The call was cut. An OSError, so that the HTTP layers below throw its connection away."""
+    """The call was cut. It is an OSError, so that the HTTP layers discard the connection."""
 
 
 class Stage(StrEnum):
-    """How far a call has come."""
+    """The progress of a call."""
 
     RESOLVING = "resolving"
     CONNECTING = "connecting"
@@ -32,7 +32,7 @@ class Stage(StrEnum):
 
 
 class Call:
-    """One call in flight: when it began, how far it is, and the socket to shut down to end it."""
+    """One call in flight: its start, its stage, and the socket that a cut shuts down."""
 
     __slots__ = ("_lock", "_on_cut", "_socket", "began_s", "cut", "deadline_at_s", "stage")
 
@@ -46,47 +46,47 @@ class Call:
         self.stage = Stage.SENDING
 
     def attach(self, sock: socket.socket) -> None:
-        """From now on a cut shuts down this socket. Raises CallCut if the call is cut already."""
+        """Sets the socket that a cut shuts down. Raises CallCut if the call is cut already."""
         with self._lock:
             if self.cut is not None:
                 raise CallCut(self.cut)
             self._socket = sock
 
     def detach(self) -> None:
-        """From now on a cut shuts down nothing: the connection may belong to another call."""
+        """Removes the socket: a later cut shuts down nothing, as the connection may serve another call then."""
         with self._lock:
             self._socket = None
 
     def wake_on_cut(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called by a cut. Raises CallCut if the call is cut already."""
+        """Sets a function that a cut calls. Raises CallCut if the call is cut already."""
         with self._lock:
             if self.cut is not None:
                 raise CallCut(self.cut)
             self._on_cut = wake
 
     def _end_with(self, cut: Cut) -> bool:
-        """Cuts the call. False where it was cut before. The caller holds the register's lock."""
+        """Cuts the call. False if it was cut before. The caller holds the register's lock."""
         if self.cut is not None:
             return False
         self.cut = cut
         if self._on_cut is not None:
             self._on_cut()
         if self._socket is not None:
-            with contextlib.suppress(OSError):  # not connected yet, or closed by the other side
-                # Not SSLSocket.shutdown: that takes the TLS state away from the thread that reads.
+            with contextlib.suppress(OSError):  # not connected yet, or closed by the peer
+                # Not SSLSocket.shutdown, which would remove the TLS state that the reading thread uses.
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         return True
 
 
 class CallRegister:
-    """All calls of one client. A watchdog thread starts with the first call and ends after 30 s without one."""
+    """The calls in flight of one client. A watchdog thread starts with the first call, and ends after 30 s without."""
 
     def __init__(self, deadline_s: float, clock: Callable[[], float]) -> None:
         self._deadline_s = deadline_s
         self._clock = clock
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
-        self._calls: dict[Call, None] = {}  # oldest first, so the first uncut one is due first
+        self._calls: dict[Call, None] = {}  # oldest first: the first uncut one has the earliest deadline
         self._watchdog: threading.Thread | None = None
         self._is_watchdog_idle = False
         self._is_shut = False
@@ -95,7 +95,7 @@ class CallRegister:
         return len(self._calls)
 
     def begin(self) -> Call:
-        """A new call in flight; give it to `end`. Raises CallCut once the register is shut."""
+        """A new call in flight. The caller must pass it to `end`. Raises CallCut once the register is shut."""
         with self._lock:
             if self._is_shut:
                 raise CallCut(Cut.SHUTDOWN)
@@ -106,7 +106,7 @@ class CallRegister:
             return call
 
     def end(self, call: Call) -> float:
-        """Seconds the call took. It is in flight no more."""
+        """Ends a call, and returns its duration in seconds."""
         with self._lock:
             self._calls.pop(call, None)
             call._socket = None
@@ -115,19 +115,19 @@ class CallRegister:
             return self._clock() - call.began_s
 
     def cut_all(self) -> int:
-        """How many calls were cut now. No further call begins."""
+        """Cuts all calls, and returns how many were cut now. No further call may begin."""
         with self._lock:
             self._is_shut = True
             return sum(call._end_with(Cut.SHUTDOWN) for call in list(self._calls))
 
     def shut(self) -> None:
-        """Lets no further call begin. Those in flight go on, and their deadlines hold."""
+        """No further call may begin. Those in flight go on, with their deadlines."""
         with self._lock:
             self._is_shut = True
             self._wake.notify_all()
 
     def _ensure_watchdog(self) -> None:
-        if self._watchdog is None or not self._watchdog.is_alive():  # dead also after a fork
+        if self._watchdog is None or not self._watchdog.is_alive():  # after a fork it is not alive
             self._is_watchdog_idle = False
             self._watchdog = threading.Thread(target=self._watch, name="antrean-deadlines", daemon=True)
             self._watchdog.start()
@@ -135,8 +135,8 @@ class CallRegister:
             self._wake.notify_all()
 
     def _watch(self) -> None:
-        # An unexpected error ends only this thread: the next call starts another one, and until then the
-        # read timeouts hold.
+        # An unexpected error ends only this thread. The next call starts another one; until then the read timeouts
+        # limit the calls.
         with self._lock:
             while True:
                 due = next((call for call in self._calls if call.cut is None), None)
@@ -150,7 +150,7 @@ class CallRegister:
                 is_needed = True
                 if (
                     not self._is_shut or self._calls
-                ):  # always wait here: a busy loop would keep the lock from `end`
+                ):  # always wait here: without it a busy loop would hold the lock that `end` needs
                     self._is_watchdog_idle = True
                     is_needed = self._wake.wait(IDLE_WATCHDOG_S)
                     self._is_watchdog_idle = False

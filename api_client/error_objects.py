@@ -1,4 +1,4 @@
-"""Errors that came in a 2xx: whether there is one, and which failure its own code says it is. Pure."""
+"""Finds error objects in 2xx answers, and the kind of failure that their code means. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATUS = re.compile(r"(?:HTTP[ _/-]?(?:1\.[01] )?)?([1-5][0-9]{2})(?:\.0)?\Z", 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NOT_A_WORD = re.compile(r"[^a-z0-9]+")
 
-# The first that is found in the code's words counts.
+# The first entry that matches the code's words counts.
 _WORDS: tuple[tuple[FailureKind, tuple[str, ...]], ...] = (
     (
         FailureKind.QUOTA,
@@ -107,10 +107,10 @@ _WORDS: tuple[tuple[FailureKind, tuple[str, ...]], ...] = (
 
 
 def find_error(data: Any) -> Any:
-    """The error object in a decoded 2xx body, None where there is none.
+    """The error object in a decoded 2xx body, or None.
 
-    At the top, also in a list of one; beside the choices, in a choice or its message; or a `finish_reason` of
-    "error". An error that is null or empty, or has only such fields, does not count.
+    It may be at the top (also in a list of one), beside the choices, in a choice or in its message; a `finish_reason`
+    of "error" counts, too. An error that is null or empty, or has only such fields, does not count.
     """
     if isinstance(data, list):
         return (
@@ -138,7 +138,7 @@ def find_error(data: Any) -> Any:
 
 
 def status_of_error(error: Any) -> int | None:
-    """The HTTP status (400 to 599) that an error object names as its code, None where it names none."""
+    """The HTTP status (400 to 599) that is the code of an error object, or None."""
     for code in _codes(error, depth=0):
         status = _status_of(code)
         if status is not None:
@@ -147,9 +147,9 @@ def status_of_error(error: Any) -> int | None:
 
 
 def kind_of_error(error: Any) -> FailureKind:
-    """What an error object's own code says: an HTTP status, else the words of its code, status or type.
+    """The kind of failure by an error object's code: an HTTP status, else the words of its code, status or type.
 
-    A text counts as a code where it has no spaces. BAD_RESPONSE where no code is known.
+    A text counts as a code if it has no spaces. BAD_RESPONSE if no code is known.
     """
     codes = list(_codes(error, depth=0))
     by_words = [_kind_of_words(code) for code in codes if isinstance(code, str)]
@@ -184,7 +184,7 @@ def _kind_of_words(code: str) -> FailureKind | None:
 
 
 def _codes(error: Any, depth: int) -> Iterator[Any]:
-    """The values that may be codes, the most telling first: those of the object, then of the objects in it."""
+    """The values that may be codes, the most specific first: those of the object, then of the objects in it."""
     if isinstance(error, str):
         yield error
     elif isinstance(error, list):
@@ -217,7 +217,7 @@ def _is_error_reason(reason: Any) -> bool:
 
 
 def _is_real(error: Any, depth: int = 0) -> bool:
-    """Whether an `error` is an error. Some servers send the field with nothing in it."""
+    """Whether an `error` field holds an error. Some servers send it empty."""
     if depth > 5:
         return bool(error)
     if isinstance(error, str):

@@ -1,4 +1,4 @@
-"""What a call raises: one root, and one class for each kind of failure."""
+"""The errors of a call: one root class, and a class for each kind of failure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from schemas.failure import Failure, FailureKind
 
 
 class ApiError(Exception):
-    """A call that brought no completion. `failure` holds the facts; policy draws the conclusions.
+    """A call without a completion. `failure` holds the facts; `worker/policy` decides what follows.
 
-    `latency_s` is how long the call took. `raw` is the decoded body as far as it came, None where none came.
-    The text names the kind and the status only: never a key, a prompt or a completion.
+    `latency_s`: the duration of the call. `raw`: the decoded body as far as it was received, or None. The error's text
+    has the kind and the status only: never a key, a prompt or a completion.
     """
 
     def __init__(self, failure: Failure, *, latency_s: float = 0.0, raw: bytes | None = None) -> None:
@@ -26,11 +26,11 @@ class ApiError(Exception):
 
 
 class BadResponse(ApiError):
-    """2xx, but nothing usable in it."""
+    """2xx without a usable completion."""
 
 
 class Unauthorized(ApiError):
-    """401, or a key that no header can carry."""
+    """401, or a key that cannot be sent in a header."""
 
 
 class QuotaSpent(ApiError):
@@ -58,7 +58,7 @@ class Rejected(ApiError):
 
 
 class Interrupted(ApiError):
-    """We cut the call ourselves."""
+    """The client cut the call itself."""
 
 
 _CLASSES: dict[FailureKind, type[ApiError]] = {
@@ -75,7 +75,7 @@ _CLASSES: dict[FailureKind, type[ApiError]] = {
 
 
 def error_for(failure: Failure, *, latency_s: float, raw: bytes | None = None) -> ApiError:
-    """The error of the failure's kind, ready to raise."""
+    """The error for a failure, of the class of its kind."""
     return _CLASSES.get(failure.kind, ApiError)(failure, latency_s=latency_s, raw=raw)
 
 

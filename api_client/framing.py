@@ -1,7 +1,7 @@
-"""An answer's head, read strictly: where its body ends, and whether its connection can serve another call.
+"""Reads the head of an answer strictly: where its body ends, and whether its connection can serve another call.
 
-An odd answer is read as well as possible, because it was paid for. But its connection is used again only where the head
-leaves no doubt: bytes that are left over would be taken for the answer to another job.
+An incorrect answer is read as far as possible, because it was paid for. But its connection is used again only if the
+head is correct: bytes that are left over would be taken for the answer to another job.
 Source: RFC 9112, sections 4 to 6 and 9.3.
 """
 
@@ -29,11 +29,11 @@ _BODILESS = frozenset({101, 204, 304})
 
 
 class UnsoundFraming(http.client.HTTPException):
-    """It is not clear where the body ends."""
+    """The end of the body is not clear."""
 
 
 class _Tap(io.RawIOBase):
-    """What a response reads from. Once it is shut, only bytes that are buffered already can be read."""
+    """The stream from which a response reads. Once it is shut, only buffered bytes can be read."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         super().__init__()
@@ -52,11 +52,11 @@ class _Tap(io.RawIOBase):
 
 
 class FramedResponse(http.client.HTTPResponse):
-    """http.client's response with a head of our own reading.
+    """http.client's response, whose head is read by our own strict code.
 
-    Interim answers (1xx other than 101) are read past, however many there are and however they are cut into
-    packets. `fields` are the final answer's header fields, names in lower case. `framing` are those that urllib3
-    is shown. `is_spent` is True once the whole body was read, its end is beyond doubt, and nothing follows it.
+    Interim answers (1xx other than 101) are skipped, however many there are and however they are split into packets.
+    `fields`: the final answer's header fields, names in lower case. `framing`: the fields that urllib3 gets.
+    `is_spent`: the whole body was read, its end is certain, and nothing follows it.
     """
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
@@ -65,7 +65,7 @@ class FramedResponse(http.client.HTTPResponse):
         self._tap = _Tap(self.fp.detach())
         self.fp = io.BufferedReader(self._tap)
         self._is_reusable = False
-        self._has_ended = False  # the last chunk and its trailer were read
+        self._has_ended = False  # True: the last chunk and its trailer were read
         self.fields: dict[str, str] = {}
         self.framing = HTTPHeaderDict()
         self.is_spent = False
@@ -84,7 +84,7 @@ class FramedResponse(http.client.HTTPResponse):
         self._frame(status, is_plain=is_plain and has_plain_fields)
 
     def _read_status_line(self) -> tuple[str, int, str, bool]:
-        """Version, status, reason, and whether the line is as it should be."""
+        """Version, status, reason, and whether the line is correct."""
         line = self.fp.readline(LONGEST_LINE + 1)
         if not line:
             raise http.client.RemoteDisconnected("the connection was closed without a response")
@@ -97,13 +97,13 @@ class FramedResponse(http.client.HTTPResponse):
         version, _, rest = line.decode("latin-1").strip().partition(" ")
         number, _, reason = rest.strip().partition(" ")
         if not version.startswith("HTTP/") or not (number.isascii() and number.isdigit()):
-            raise http.client.BadStatusLine("not a status line")  # never its text: it may be an answer's
+            raise http.client.BadStatusLine("not a status line")  # without its text, which may be an answer
         if not version.startswith("HTTP/1.") and version != "HTTP/0.9":
             raise http.client.UnknownProtocol(version[:20])
         return version, _status(int(number[:4]), line), reason.strip(), False
 
     def _read_field_lines(self) -> list[bytes]:
-        """The lines up to the empty one. A last line without an end means that the head was cut off."""
+        """The lines before the empty one. A last line without a line break means that the head was cut off."""
         lines: list[bytes] = []
         while True:
             line = self.fp.readline(LONGEST_LINE + 1)
@@ -136,8 +136,8 @@ class FramedResponse(http.client.HTTPResponse):
             self.chunked, self.length = False, 0
         self._is_reusable = (
             is_sound
-            # Any other answer may have come before the request was read: the rest of the request would
-            # be read as the next one, and answered under the next job.
+            # Another answer may have been sent before the request was read. Then the server would read the rest of the
+            # request as the next one, and its answer would go to the next job.
             and 200 <= status < 300
             and status not in (204, 205)
             and _stays_open(self.version, _tokens(self.fields.get("connection")))
@@ -154,7 +154,7 @@ class FramedResponse(http.client.HTTPResponse):
             self.framing["content-encoding"] = ", ".join(encodings)
 
     def _get_chunk_left(self) -> int | None:
-        """Bytes left of the present chunk; None after the last. Raises IncompleteRead where framing is lost."""
+        """The bytes left of the present chunk; None after the last. Raises IncompleteRead if a chunk is malformed."""
         left: int | None = self.chunk_left
         if left:
             return left
@@ -175,16 +175,16 @@ class FramedResponse(http.client.HTTPResponse):
         return left
 
     def _close_conn(self) -> None:
-        """Ends the body, read or given up. Looks at the buffer first: it is gone afterwards."""
+        """Ends the body, whether it was read or not. Checks the buffer first, which does not exist afterwards."""
         is_whole = self._has_ended if self.chunked else self.length == 0
         if self.fp is not None and self._is_reusable and is_whole:
             self.is_spent = self._is_silent()
         super()._close_conn()  # type: ignore[misc]
 
     def _is_silent(self) -> bool:
-        """Whether nothing came after the answer: nothing is buffered here or in TLS.
+        """Whether no bytes after the answer are buffered, here or in TLS.
 
-        It makes no system call. The pool asks the socket, right before it uses it again.
+        Makes no system call. The pool checks the socket right before it uses it again.
         """
         self._tap.is_shut = True
         pending = getattr(self._socket, "pending", None)
@@ -198,9 +198,9 @@ def _status(number: int, line: bytes) -> int:
 
 
 def _parse_fields(lines: list[bytes]) -> tuple[dict[str, str], bool]:
-    """The fields by name in lower case, and whether every line is as it should be.
+    """The fields by name in lower case, and whether every line is correct.
 
-    Of a repeated field the last one counts. Lists that decide the framing are joined.
+    Of a repeated field the last one counts. Repeated fields that decide the framing are joined.
     """
     fields: dict[str, str] = {}
     is_plain = True
@@ -212,7 +212,7 @@ def _parse_fields(lines: list[bytes]) -> tuple[dict[str, str], bool]:
         else:
             is_plain = False
             text = line.decode("latin-1")
-            if text[:1] in (" ", "\t") and last:  # folded: it goes on with the line before
+            if text[:1] in (" ", "\t") and last:  # folded: it continues the line before
                 fields[last] += f" {text.strip()}"
                 continue
             name, colon, value = text.partition(":")
@@ -231,7 +231,7 @@ def _tokens(value: str | None) -> list[str]:
 
 
 def _content_length(said: str) -> int | None:
-    """The length, None where it is none (the body then ends with the connection). Raises UnsoundFraming."""
+    """The length; None if it is not valid (the body then ends with the connection). Raises UnsoundFraming."""
     found = {_LENIENT_LENGTH.match(one) for one in _tokens(said)}
     lengths = {None if one is None else int(one[1]) for one in found}
     if len(lengths) > 1:

@@ -1,4 +1,4 @@
-"""The body that is sent: the stored one, with `"stream": false` in it. Pure."""
+"""The body that is sent: the stored one, with `"stream": false`. Pure."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _OFF = b'{"stream":false,'
 
 
 def switch_stream_off(body: bytes) -> bytes:
-    """The body with `"stream": false` in it, once, and without `stream_options`.
+    """The body with `"stream": false`, once, and without `stream_options`.
 
-    Some servers stream unless they are told not to, and most refuse `stream_options` where nothing streams. A body
-    that is no JSON object comes back as it was.
+    Some servers stream by default, and most refuse `stream_options` without streaming. A body that is no JSON object is
+    returned unchanged.
     """
-    # Stored bodies are written by orjson: a quote in a text is escaped, so a key can be looked for as bytes.
+    # Stored bodies are written by orjson: quotes in texts are escaped, so a key can be found by its bytes.
     is_plain = body[:1] == b"{" and body[-1:] == b"}" and body[1:2] == b'"'
     if is_plain and b'"stream' not in body and b"\\u" not in body:
         return b"".join((_OFF, memoryview(body)[1:]))

@@ -1,4 +1,4 @@
-"""Splits a message into answer and reasoning. The raw text stays with the caller."""
+"""Splits a message into answer and reasoning. The caller keeps the raw text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TAG = re.compile(r"</?think>")
 
 @dataclass(frozen=True, slots=True)
 class Reasoned:
-    """An answer, None where none came, and the reasoning. `is_unclosed`: the reasoning was cut off."""
+    """The answer and the reasoning, each None if there is none. `is_unclosed`: the reasoning was cut off."""
 
     answer: str | None
     reasoning: str | None
@@ -24,23 +24,22 @@ class Reasoned:
 def split_reasoning(message: CompletionMessage) -> Reasoned:
     """The message's answer and reasoning.
 
-    A `reasoning_content` or `reasoning` field that holds text is the reasoning; a `<think>` block that begins
-    the content is split off besides and joined to it. Without such a field:
+    A `reasoning_content` or `reasoning` field with text is the reasoning. A `<think>` block at the beginning of the
+    content is split off, too, and joined to it. Without such a field:
 
-    - `<think>…</think>` counts only at the beginning of the content; further on it is text and stays.
-    - Tags nest: the close that brings the depth back to 0 ends the reasoning. Where the depth never comes
-      back (the reasoning talks about `<think>`), the last `</think>` ends it.
-    - `<think>` without any close: no answer, `is_unclosed`.
-    - `</think>` with no `<think>` before it (a template that swallowed the opening tag): all before it is
-      reasoning.
+    - `<think>…</think>` counts only at the beginning of the content; later in the text it stays.
+    - Tags nest: the `</think>` that brings the depth back to 0 ends the reasoning. If the depth never comes back to 0,
+      as the reasoning mentions `<think>`, the last `</think>` ends it.
+    - `<think>` without any `</think>`: no answer, `is_unclosed`.
+    - `</think>` without `<think>` before it, as the chat template has the opening tag: all text before it is reasoning.
 
-    Content in parts is the text of its parts, joined; parts that think are reasoning, before or beside a field's.
-    Reasoning is stripped, an answer only at its beginning.
+    Content in parts is the joined text of its parts; parts of a thinking type are reasoning, too. White space is
+    stripped around the reasoning, and at the beginning of the answer.
     """
     text, thought, is_open = _split_parts(message.content)
     field = _reasoning_field(message)
     if thought is not None:
-        # The same thoughts often come twice, in parts and in a field.
+        # The same reasoning often comes twice, in parts and in a field.
         field = thought if field is None or field.strip() == thought else f"{field}\n\n{thought}"
     if text is None:
         return Reasoned(None, field, is_open)
@@ -71,7 +70,7 @@ def _cut(reasoning: str, rest: str) -> Reasoned:
 
 
 def _end_of_reasoning(body: str) -> int | None:
-    """Where the closing tag of the leading block begins, or None where there is none."""
+    """The index of the closing tag of the leading block, or None if there is none."""
     depth = 0
     last: int | None = None
     for tag in _TAG.finditer(body):
@@ -95,7 +94,7 @@ def _reasoning_field(message: CompletionMessage) -> str | None:
 
 
 def _split_parts(content: Any) -> tuple[str | None, str | None, bool]:
-    """The text of a content, its thoughts, and whether a thought was cut off; None where there is none."""
+    """The text of a content, its reasoning (each None if there is none), and whether the reasoning was cut off."""
     if isinstance(content, str):
         return content, None, False
     if isinstance(content, dict):
@@ -112,7 +111,7 @@ def _split_parts(content: Any) -> tuple[str | None, str | None, bool]:
 
 
 def _is_thought(part: Any) -> bool:
-    """A part of type thinking or reasoning (Mistral, Anthropic, OpenAI), or marked as a thought (Gemini)."""
+    """Whether a part is of type thinking or reasoning (Mistral, Anthropic, OpenAI), or marked as a thought (Gemini)."""
     if not isinstance(part, dict):
         return False
     kind = part.get("type")
@@ -123,7 +122,7 @@ def _is_thought(part: Any) -> bool:
 
 
 def _text_of(value: Any, depth: int = 0) -> str | None:
-    """The texts in a part or a list of parts, joined; None where there are none."""
+    """The joined texts of a part or a list of parts; None if there are none."""
     if isinstance(value, str):
         return value
     if depth > 4:

@@ -1,4 +1,4 @@
-"""Addresses of a host, within a time limit: the system's own look-up has none."""
+"""Looks up the addresses of a host with a time limit, which the system's own look-up does not have."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ class Resolver:
     def resolve(self, host: str, port: int, *, timeout_s: float, call: Call) -> list[Address]:
         """The host's addresses, in the system's order, at least one.
 
-        Raises TimeoutError after `timeout_s`, CallCut when the call is cut meanwhile, socket.gaierror for a
-        name that is not found, UnicodeError for one that cannot be a name, and RuntimeError where no thread can
-        be started: then the next call tries again.
+        Raises TimeoutError after `timeout_s`; CallCut if the call is cut meanwhile; socket.gaierror if the name is not
+        found; UnicodeError if it cannot be a host name; RuntimeError if no thread can be started.
         """
         if _is_address(host):
             return self._lookup(host, port)
@@ -49,7 +48,7 @@ class Resolver:
         return answer.result()
 
     def _begin(self, host: str, port: int) -> Future[list[Address]]:
-        key = (os.getpid(), host, port)  # a look-up under way in the parent never ends in a forked child
+        key = (os.getpid(), host, port)  # a forked child must not wait for its parent's look-up
         with self._lock:
             answer = self._under_way.get(key)
             if answer is not None:
@@ -58,7 +57,7 @@ class Resolver:
         try:
             threading.Thread(target=self._run, args=(key, answer), name="antrean-dns", daemon=True).start()
         except RuntimeError as exc:
-            # This look-up will never end: later calls must not wait for it.
+            # This look-up was not started: later calls must not wait for it.
             self._forget(key)
             answer.set_exception(exc)
             raise
@@ -71,7 +70,7 @@ class Resolver:
             if not addresses:
                 raise socket.gaierror(socket.EAI_NONAME, "no addresses")
         except BaseException as exc:
-            # The error reaches all that wait, and the next call looks up anew.
+            # All calls that wait get the error; the next call begins a new look-up.
             self._forget(key)
             answer.set_exception(exc)
         else:

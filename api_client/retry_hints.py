@@ -1,4 +1,4 @@
-"""What the endpoint's headers say about trying again. Header names in lower case."""
+"""Reads the endpoint's headers about retries. Header names in lower case."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ LONGEST_RETRY_AFTER_S = 86_400.0
 
 
 def parse_retry_after(headers: Mapping[str, str], *, wall_now_s: float) -> float | None:
-    """Seconds the endpoint asks to wait, within [0, a day]; None where it says nothing that makes sense.
+    """The seconds that the endpoint asks to wait, within [0, 86,400]; None if it asks for nothing, or for nonsense.
 
-    `retry-after-ms` wins over `retry-after`, which is seconds or an HTTP date. A date is compared with the answer's own
-    `date`, so that only one clock counts, or with `wall_now_s` (Unix time) where there is none.
-    A date in the past, more than a day, and a value that is negative, NaN, infinite or no number is dropped: it shows
-    that a clock or a program is wrong, and the queue must not stand still for a year because of it.
+    `retry-after-ms` takes precedence over `retry-after`, which is seconds or an HTTP date. A date is compared with the
+    answer's own `date`, so that only one clock counts; without one, with `wall_now_s` (Unix time).
+    Dropped are a date in the past, more than a day, and a value that is negative, NaN, infinite or no number: a clock
+    or a program is wrong then, and the queue must not wait for a year because of it.
     """
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         number = _number(headers.get(name))
@@ -30,7 +30,7 @@ def parse_retry_after(headers: Mapping[str, str], *, wall_now_s: float) -> float
 
 
 def parse_should_retry(headers: Mapping[str, str]) -> bool | None:
-    """`x-should-retry`, or None where it is neither true nor false."""
+    """`x-should-retry`, or None if it is neither true nor false."""
     return {"true": True, "false": False}.get(headers.get("x-should-retry", "").strip().lower())
 
 

@@ -1,4 +1,4 @@
-"""Puts a completion together that came as an event stream although none was asked for. Pure.
+"""Puts the chunks of an event stream together to one completion. Some servers stream although it is off. Pure.
 
 Source: the WHATWG HTML standard, "Server-sent events", and the chunks of OpenAI's streaming API.
 """
@@ -15,7 +15,7 @@ import orjson
 
 _T = TypeVar("_T")
 
-LONGEST_END = 64  # bytes in which the end of a stream is looked for
+LONGEST_END = 64  # the end of a stream is searched in so many last bytes
 
 _BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?:")
 _END = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]\s*\Z")
@@ -26,7 +26,7 @@ _GROWING = frozenset({"content", "reasoning_content", "reasoning", "thinking", "
 
 @dataclass(slots=True)
 class Assembled:
-    """The completion of a stream; `data` is None where no event was understood. `is_whole`: it came to its end."""
+    """The completion of a stream. `data`: None if no event could be read. `is_whole`: the stream came to its end."""
 
     data: dict[str, Any] | None
     is_whole: bool
@@ -44,19 +44,19 @@ def is_event_stream(headers: Mapping[str, str]) -> bool:
 
 
 def is_end_of_stream(tail: bytes) -> bool:
-    """Whether the last bytes of a stream are its `[DONE]`, after which nothing counts."""
+    """Whether the last bytes of a stream are its `[DONE]`, which ends it."""
     return tail.rstrip()[-1:] == b"]" and _END.search(tail) is not None
 
 
 def looks_like_stream(body: bytes) -> bool:
-    """Whether a body that is not one JSON value begins as events do, or ends with `[DONE]`."""
+    """Whether a body that is not one JSON value begins like an event stream, or ends with `[DONE]`."""
     return _BEGINNING.match(body) is not None or body[-LONGEST_END:].rstrip().endswith(_DONE)
 
 
 def assemble(body: bytes) -> Assembled:
-    """The events of a body as one completion, in the shape of an answer that did not stream.
+    """The events of a body as one completion, in the form of an answer without streaming.
 
-    Chunks are joined by choice and by tool call. A whole completion among the events is taken as it is. An `error`
+    Chunks are joined by choice and by tool call. A whole completion among the events is taken unchanged. An `error`
     event becomes the field `error`. The last usage counts. Never raises.
     """
     data: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def assemble(body: bytes) -> Assembled:
 
 
 def encode(data: dict[str, Any]) -> bytes:
-    """The completion as JSON. Lone surrogates stay, as escapes."""
+    """The completion as JSON. Lone surrogates are kept as escapes."""
     try:
         return orjson.dumps(data)
     except (orjson.JSONEncodeError, RecursionError):
@@ -98,7 +98,7 @@ def _is_error(kind: str, event: dict[str, Any]) -> bool:
 def _events(body: bytes) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Each event's name and object; None for `[DONE]`. Data that is no object is left out."""
     whole = _load(body.rstrip().removesuffix(_DONE).rstrip().removesuffix(b"data:"))
-    if isinstance(whole, dict):  # an answer that did not stream, except for its end
+    if isinstance(whole, dict):  # an answer without streaming, followed by [DONE]
         yield from (("", whole), ("", None))
         return
     kind = ""
@@ -110,7 +110,7 @@ def _events(body: bytes) -> Iterator[tuple[str, dict[str, Any] | None]]:
             continue
         name, colon, value = line.partition(b":")
         name = name.strip()
-        if line.lstrip()[:1] in (b"{", b"["):  # a line of JSON without its field's name
+        if line.lstrip()[:1] in (b"{", b"["):  # a line of JSON without `data:` before it
             gathered.append(line)
         elif name == b"data" and colon:
             gathered.append(value.removeprefix(b" "))
@@ -123,7 +123,7 @@ def _event(kind: str, lines: list[bytes]) -> Iterator[tuple[str, dict[str, Any] 
         return
     whole = b"\n".join(lines).strip()
     value = None if len(lines) > 1 and whole.endswith(_DONE) else _load(whole)
-    if value is None and len(lines) > 1:  # a server that leaves out the empty lines between its events
+    if value is None and len(lines) > 1:  # some servers send no empty lines between events
         for line in lines:
             yield from _event(kind, [line])
     elif isinstance(value, dict):
@@ -202,7 +202,7 @@ def _merge_delta(message: dict[str, Any], delta: dict[str, Any]) -> None:
 
 
 def _of_type(holder: dict[str, Any], name: str, type_: type[_T]) -> _T:
-    """The field, made empty first where it is missing or of another type."""
+    """The field; if it is missing or of another type, it is set to an empty value first."""
     known = holder.get(name)
     if not isinstance(known, type_):
         known = holder[name] = type_()
@@ -210,11 +210,11 @@ def _of_type(holder: dict[str, Any], name: str, type_: type[_T]) -> _T:
 
 
 class _Pieces(list[str]):
-    """Text as it came, to be joined once: a stream may have a hundred thousand pieces."""
+    """The pieces of a text. They are joined once, at the end: a stream may have a hundred thousand of them."""
 
 
 def _grown(known: Any, value: Any) -> Any:
-    """Text is joined to text, parts to parts; where both come, text becomes a part."""
+    """Joins text to text and parts to parts; if both come, the text becomes a part."""
     if isinstance(value, str):
         if known is None:
             return _Pieces([value])
@@ -254,7 +254,7 @@ def _merge_tool_calls(known: list[Any], calls: list[Any]) -> None:
 
 
 def _find_call(known: list[Any], call: dict[str, Any]) -> dict[str, Any]:
-    """The tool call that a piece belongs to. Some servers number all of them 0: another id is another call."""
+    """The tool call of a chunk. Some servers number all tool calls 0; then another id means another call."""
     index, id_ = call.get("index"), call.get("id")
     for one in reversed(known):
         if not isinstance(one, dict):

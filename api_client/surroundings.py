@@ -1,7 +1,7 @@
-"""What the environment says of the way to an endpoint: the proxy, and the certificates that are trusted.
+"""Reads the environment's settings for connections: the proxy, and the trusted certificates.
 
-requests reads both for every call, and reports a mistake in them in words of its own parts. Here they are read once,
-and each mistake is a sentence with the variable's name. No sentence quotes a proxy's address: it may hold a password.
+requests reads both for every call, and its errors do not name the variable. Here they are read once, and each error
+names the variable. No message quotes a proxy's address, which may hold a password.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _BUNDLES = (
     "CURL_CA_BUNDLE",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
-)  # the first that is set counts
+)  # the first one that is set counts
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """As requests' adapter takes them: `verify` is True or the path of a bundle, `proxies` are by scheme."""
+    """The settings for requests' adapter. `verify`: True, or the path of a CA bundle. `proxies`: URLs by scheme."""
 
     verify: bool | str
     proxies: dict[str, str]
 
 
 def read_surroundings(url: str) -> Surroundings:
-    """The way to `url`. Raises ValueError with a sentence, which names the variable that is wrong."""
+    """The settings for calls to `url`. Raises ValueError with a sentence that names the wrong variable."""
     with requests.Session() as session:
         settings = session.merge_environment_settings(url, {}, None, None, None)
     proxies = dict(settings["proxies"])
@@ -44,7 +44,7 @@ def read_surroundings(url: str) -> Surroundings:
 
 
 def check_proxy(proxy: str, variable: str) -> None:
-    """Raises ValueError with a sentence unless `proxy` is one that calls can go through."""
+    """Raises ValueError with a sentence unless `proxy` is the address of an HTTP proxy."""
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         host, port = parts.hostname, parts.port
@@ -68,10 +68,10 @@ def _read_bundle(url: str, environ: Mapping[str, str]) -> bool | str:
     if not Path(path).exists():
         raise ValueError(f"the CA bundle that {variable} names does not exist: {path}")
     if url.startswith("https:") and not Path(path).is_dir():
-        # With a certificate that cannot be read each call fails, as if the endpoint were away.
+        # If the certificates cannot be read, each call would fail as if the endpoint could not be reached.
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-        except OSError as exc:  # an SSLError is one
+        except OSError as exc:  # includes ssl.SSLError
             why = (
                 "holds no certificates"
                 if isinstance(exc, ssl.SSLError)

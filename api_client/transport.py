@@ -1,4 +1,4 @@
-"""One exchange with the endpoint, on `requests`' adapter: a request out; status, headers and body back."""
+"""One HTTP exchange with the endpoint, with `requests`' adapter: sends a request; reads status, headers and body."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from api_client.surroundings import read_surroundings
 from schemas.failure import Failure, FailureKind
 
 CHUNK_BYTES = 64 * 1024
-LONGEST_ERROR_READ = CHUNK_BYTES + 4096  # what is kept of an error body, and room for a key across its end
+LONGEST_ERROR_READ = CHUNK_BYTES + 4096  # the kept part of an error body, and a key that crosses its end
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """An answer as it came. `broken` says why the body is not whole, None if it is. Header names in lower case."""
+    """An answer as it came. `broken`: why the body is not whole; None if it is. Header names in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -38,9 +38,8 @@ class Received:
 class Transport:
     """A pool of connections to one endpoint. The environment (proxies, CA bundles) is read once, here.
 
-    There is no `Session`: it would only add cookies, .netrc, redirects and a second look at the environment for
-    every call. Raises ValueError with a sentence for an impossible URL, and for a proxy or
-    a CA bundle that no call can use.
+    It does not use requests' `Session`, which adds cookies, .netrc and redirects, and reads the environment for every
+    call. Raises ValueError with a sentence for an invalid URL, and for a proxy or a CA bundle that cannot be used.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -55,10 +54,10 @@ class Transport:
     def exchange(
         self, call: Call, method: str, path: str, headers: dict[str, str], body: bytes | None
     ) -> Received | Failure:
-        """The answer, or the failure where not even a status came. Never raises for a broken exchange."""
+        """The answer, or the failure if no status came. Never raises for a broken exchange."""
         request = requests.PreparedRequest()
         request.method, request.url, request.body = method, self._root + path + self._query, body
-        # A plain dict is enough and costs less: we spell each name in one way only.
+        # A plain dict is cheaper than requests' case-insensitive one. All our names are in the same case.
         request.headers = cast("CaseInsensitiveDict[str]", headers)
         serve(call, self._config.read_timeout_s)
         try:
@@ -68,7 +67,7 @@ class Transport:
         finally:
             serve(None, self._config.read_timeout_s)
         raw: urllib3.HTTPResponse = response.raw
-        connection, raw._connection = raw._connection, None  # it is ours to give back, or to close
+        connection, raw._connection = raw._connection, None  # this code gives it back or closes it
         is_sound = False
         try:
             received = self._receive(raw)
@@ -79,7 +78,7 @@ class Transport:
         return received
 
     def close(self) -> None:
-        """Close the connections that rest; those in use close when their call ends."""
+        """Closes the idle connections. Those in use are closed when their call ends."""
         self._adapter.close()
 
     def _receive(self, raw: urllib3.HTTPResponse) -> Received:
@@ -97,10 +96,10 @@ class Transport:
     def _read(
         self, raw: urllib3.HTTPResponse, most: int, *, is_stream: bool = False
     ) -> tuple[bytes, bool, Failure | None]:
-        """Up to `most` decoded bytes, whether there were more, and how the body broke, None where it did not.
+        """At most `most` decoded bytes; whether there were more; and how the body broke, or None.
 
-        An event stream ends with its `[DONE]`. Some servers leave the connection open after it: nothing more is waited
-        for, and the connection is closed.
+        An event stream ends with its `[DONE]`. Some servers leave the connection open after it: reading stops there,
+        and the connection is closed.
         """
         chunks: list[bytes] = []
         size = 0
@@ -109,7 +108,7 @@ class Transport:
             while chunk := raw.read1(CHUNK_BYTES, decode_content=True):
                 chunks.append(chunk)
                 if not size and chunk[:1] not in (b"{", b"[", b"<"):
-                    is_stream = True  # perhaps: it does not begin as JSON or a page does
+                    is_stream = True  # it may be one: it does not begin like JSON or an HTML page
                 size += len(chunk)
                 if size > most:
                     raw.close()
@@ -126,12 +125,12 @@ class Transport:
 
 
 def _ends_as_json_does(body: bytes) -> bool:
-    """Whether a body may be whole, by its last byte."""
+    """Whether the last byte of a body can be the end of a JSON value."""
     return body[-64:].rstrip()[-1:] in (b"}", b"]")
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter for one endpoint. What requests works out for every call is worked out once."""
+    """requests' adapter for one endpoint. It computes once what requests computes for every call."""
 
     def __init__(self, url: str, verify: bool | str, proxies: dict[str, str], pool_size: int) -> None:
         super().__init__(pool_connections=1, pool_maxsize=pool_size)
@@ -139,7 +138,7 @@ class _Adapter(HTTPAdapter):
         self._is_pool_known = False
         self._verify = verify
         self._pool: Any = super().get_connection_with_tls_context(probe, verify, proxies=proxies)
-        # A forwarding proxy is sent the whole URL, everyone else the path.
+        # A forwarding proxy gets the whole URL, any other server the path.
         self._is_full_url = not super().request_url(probe, proxies).startswith("/")
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -157,7 +156,7 @@ class _Adapter(HTTPAdapter):
         return self._pool
 
     def give_back(self, connection: Any, *, is_sound: bool) -> None:
-        """Keeps the connection for another call, or closes it if anything is in doubt."""
+        """Keeps the connection for another call; closes it if `is_sound` is False or its exchange may not be over."""
         if not is_sound:
             connection.close()
         self._pool._put_conn(connection)
@@ -171,13 +170,13 @@ class _Adapter(HTTPAdapter):
         return str(request.url) if self._is_full_url else request.path_url
 
     def build_response(self, req: requests.PreparedRequest, resp: Any) -> requests.Response:
-        response = requests.Response()  # bare: nothing reads its cookies, encoding and the rest
+        response = requests.Response()  # cookies, encoding and other fields are not set: nothing reads them
         response.raw = resp
         return response
 
 
 def _socket_options() -> list[tuple[int, int, int]]:
-    """No delay; and keep-alive probes, so that a long wait survives a router and notices a dead peer."""
+    """TCP_NODELAY, and keep-alive probes: routers keep a connection that waits for long, and a dead peer is noticed."""
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
         if hasattr(socket, name):

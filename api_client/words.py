@@ -1,4 +1,4 @@
-"""An error body's message as one clean sentence, whatever the body's shape."""
+"""Finds the message of an error body of any shape, and cleans it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _MESSAGE_KEYS = ("message", "detail", "msg", "error_description", "description",
 
 
 def find_words(data: Any, text: str) -> str:
-    """The endpoint's own words in a body, or "" where it has none.
+    """The endpoint's message in a body; "" if there is none. Not cleaned yet: see `clean_words`.
 
-    `data` is the decoded JSON, None where the body was none; `text` is the body as text. Knows the flat
-    `{"message"}`, the nested `{"error": {"message"}}`, `{"error": "…"}`, `{"detail": …}` of text or a list,
-    HTML (named with its title, never quoted) and plain text. Not yet cleaned: see `clean_words`.
+    `data`: the decoded JSON, or None if the body is no JSON. `text`: the body as text. Knows the flat `{"message"}`,
+    the nested `{"error": {"message"}}`, `{"error": "…"}`, `{"detail": …}` of text or a list, HTML (of which only the
+    title is quoted) and plain text.
     """
     if _HTML.match(text):
         title = _TITLE.search(text[:65_536])
@@ -31,7 +31,7 @@ def find_words(data: Any, text: str) -> str:
 
 
 def clean_words(words: str, *, secret: str | None = None) -> str:
-    """At most 500 characters on one line, no control characters or lone surrogates; the secret as `***`."""
+    """`words` on one line of at most 500 characters, without control characters; `secret` becomes `***`."""
     if secret:
         words = words.replace(secret, "***")
     words = " ".join(_UNFIT.sub(" ", words[: LONGEST_MESSAGE * 8]).split())
@@ -39,7 +39,7 @@ def clean_words(words: str, *, secret: str | None = None) -> str:
 
 
 def error_codes(data: Any) -> set[str]:
-    """The `code` and `type` of an error body, nested or flat."""
+    """The values of `code` and `type` in an error body, nested or flat."""
     if not isinstance(data, dict):
         return set()
     places = [data, data.get("error")]
@@ -67,7 +67,7 @@ def _words_of_object(data: dict[str, Any], depth: int) -> str:
         words = _words_of(data[key], depth=depth + 1)
         if not words:
             continue
-        loc = data.get("loc")  # a validation error names its field beside its message
+        loc = data.get("loc")  # the field of a validation error
         if key in ("msg", "message") and isinstance(loc, list):
             return f"{'.'.join(str(step)[:100] for step in loc[:10])}: {words}"
         return words

@@ -1,4 +1,4 @@
-"""A base URL as a person gives it: where calls go, and the name under which jobs are filed. Pure."""
+"""The address of an endpoint: the URLs of its calls, and the name under which its jobs are filed. Pure."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _SECRETS_IN_QUERY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an endpoint is.
+    """The address of an endpoint.
 
-    `/chat/completions` and `/models` are added to `root`, and `query` (without its `?`) to these. `base_url` is the
-    shortest form of the same address. `name` is what jobs are filed under where nobody chose a name.
+    A call's URL is `root`, then `/chat/completions` or `/models`, then `?` and `query` if there is one. `base_url`: the
+    shortest form of the same address. `name`: the default name under which jobs are filed.
     """
 
     root: str
@@ -39,16 +39,16 @@ class Address:
 
     @property
     def chat_url(self) -> str:
-        """Where the completions are asked for."""
+        """The URL for completions."""
         return self.at(CHAT_PATH)
 
     @property
     def models_url(self) -> str:
-        """Where the models are asked for."""
+        """The URL for the list of models."""
         return self.at(MODELS_PATH)
 
     def at(self, path: str) -> str:
-        """The whole URL of a path of the API."""
+        """The URL for a path of the API."""
         return f"{self.root}{path}{self.query and '?'}{self.query}"
 
 
@@ -56,10 +56,10 @@ class Address:
 def parse_address(base_url: str) -> Address:
     """The address that a base URL means.
 
-    `/v1` is added unless the address has a version: at its end (`/api/v3`, `/v1beta/openai`), in its query
-    (`?api-version=…`), or in a form that is known to have none (Azure's `/openai/deployments/NAME`). A whole
-    address that ends in `/chat/completions` is taken as it is. Raises ValueError with the rest of a sentence,
-    which never repeats a user, a password or a key.
+    `/v1` is added unless the URL has a version at its end (`/api/v3`, `/v1beta/openai`) or in its query
+    (`?api-version=…`), or has a form without versions (Azure's `/openai/deployments/NAME`). Of a URL that ends in
+    `/chat/completions`, the part before that is the root, unchanged. Raises ValueError with the end of a sentence,
+    which never has a user, a password or a key.
     """
     given = base_url.strip()
     parts = _split(given)
@@ -70,7 +70,7 @@ def parse_address(base_url: str) -> Address:
     root_path = path if is_whole else _root_path(path, parts.query)
     origin = f"{parts.scheme}://{parts.netloc}"
     if not parts.query and not is_whole:
-        # Verbatim: it names the jobs of ledgers that are older than this module.
+        # Unchanged: jobs in ledgers of older versions are filed under this name.
         given = base_url.rstrip("/")
         name = given.removesuffix("/v1").rstrip("/")
         base = name if _root_path(urlsplit(name.strip()).path.rstrip("/"), "") == root_path else given
@@ -82,7 +82,7 @@ def parse_address(base_url: str) -> Address:
 
 
 def other_addresses(address: Address) -> list[Address]:
-    """Other places where this host may have its API, likeliest first: with or without `/v1`, or at the top."""
+    """Other addresses at which this host may have its API, most likely first: with or without `/v1`, or at the top."""
     parts = urlsplit(address.root)
     origin = f"{parts.scheme}://{parts.netloc}"
     query = f"?{address.query}" if address.query else ""
@@ -142,7 +142,7 @@ def _root_path(path: str, query: str) -> str:
 
 def _has_version(path: str, query: str) -> bool:
     last = path.split("/")[-3:]
-    if _VERSION.fullmatch(last[-1]) or last[-2:] == ["endpoints", "openapi"]:  # the latter is Vertex AI
+    if _VERSION.fullmatch(last[-1]) or last[-2:] == ["endpoints", "openapi"]:  # the latter: Vertex AI
         return True
     if last[-1] == "openai" and len(last) > 1 and _VERSION.fullmatch(last[-2]):
         return True

@@ -1,4 +1,4 @@
-"""What the ledger can keep: bounds of the values that a producer hands over. Pure."""
+"""Limits of the values that the ledger can store. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-MAX_DEPTH = 100  # levels of nesting; orjson writes 254, and a schema of tools has about ten
+MAX_DEPTH = 100  # levels of nesting; orjson writes at most 254, and a schema of tools has about 10
 MAX_ID_LENGTH = 255
 MAX_MODEL_LENGTH = 512
-MAX_ATTEMPTS = 1_000_000  # the column ends at 2³¹
-MAX_TIME_MS = 253_402_300_799_999  # the end of the year 9999, which is where Python's dates end
+MAX_ATTEMPTS = 1_000_000  # the column holds less than 2³¹
+MAX_TIME_MS = 253_402_300_799_999  # the end of the year 9999, the last of Python's dates
 MAX_EXTRAS_BYTES = 256 * 1024  # of metadata, and of a Celery message's callbacks
-_LARGEST_INT, _SMALLEST_INT = 2**64 - 1, -(2**63)  # what orjson writes
+_LARGEST_INT, _SMALLEST_INT = 2**64 - 1, -(2**63)  # the range that orjson writes
 _UNKEEPABLE_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 def find_unkeepable(value: Any, *, with_text: bool) -> str | None:
-    """Why a decoded JSON value cannot be kept, as words that continue a field's name; None if it can.
+    """Why a decoded JSON value cannot be stored, as text to follow a field's name; None if it can.
 
-    `with_text` looks at its texts and keys too. It does not recurse, so the value may be nested to any depth.
+    With `with_text`, its texts and keys are checked, too. It does not recurse, so the value may be nested to any depth.
     """
     todo: list[tuple[Any, int]] = [(value, 1)]
     while todo:
@@ -49,10 +49,10 @@ def find_unkeepable(value: Any, *, with_text: bool) -> str | None:
 
 
 def is_keepable_text(text: str) -> bool:
-    """Whether both databases keep the text as it is."""
+    """Whether both databases store the text unchanged."""
     return _UNKEEPABLE_TEXT.search(text) is None
 
 
 def is_time_ms(value: int) -> bool:
-    """Whether this is a time in UTC milliseconds that a date can express."""
+    """Whether this is a time in UTC milliseconds within the range of Python's dates."""
     return abs(value) <= MAX_TIME_MS

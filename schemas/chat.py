@@ -1,4 +1,4 @@
-"""The chat request as it travels: what a producer hands over and what the endpoint is sent."""
+"""The chat request: how it is validated, encoded and hashed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ZERO_TEMPERATURE_RULE = (
 
 
 class InvalidRequest(ValueError):
-    """A request that does not validate. `errors` holds one `field: sentence` for each problem."""
+    """A request that is not valid. `errors`: one `field: sentence` for each problem."""
 
     def __init__(self, errors: list[str]) -> None:
         super().__init__("; ".join(errors))
@@ -72,7 +72,7 @@ Content = Annotated[
 
 
 class Message(BaseModel):
-    """One message of the conversation. Fields beyond these are kept as they came."""
+    """One message of the conversation. Further fields are kept unchanged."""
 
     model_config = ConfigDict(extra="allow")
     role: Role
@@ -96,7 +96,7 @@ class Message(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A non-streaming chat completion request. Any further OpenAI field is kept.
+    """A chat completion request without streaming. Further fields of OpenAI's API are kept.
 
     Validate with `parse_request`; its `InvalidRequest` names every problem at once.
     """
@@ -110,7 +110,7 @@ class ChatRequest(BaseModel):
     @field_validator("model")
     @classmethod
     def _model_is_a_name(cls, value: str) -> str:
-        if "\0" in value:  # no database keeps it
+        if "\0" in value:  # PostgreSQL cannot store it
             raise ValueError("must not hold U+0000")
         if not _is_name(value):
             raise ValueError(_MODEL_RULE)
@@ -142,13 +142,13 @@ def parse_request(
 ) -> ChatRequest:
     """The validated request of a decoded JSON object.
 
-    `default_model` fills an absent model. Raises InvalidRequest with every problem, field by field.
+    `default_model` is used if the request has no model. Raises InvalidRequest with every problem, field by field.
     """
     if not isinstance(data, Mapping):
         raise InvalidRequest(["must be a JSON object"])
     data = fill_model(data, default_model)
     unkeepable = find_unkeepable(data, with_text=False)
-    if unkeepable is not None and "nested" in unkeepable:  # before the models, which recurse
+    if unkeepable is not None and "nested" in unkeepable:  # checked before the pydantic models, which recurse
         raise InvalidRequest([f"request: {unkeepable}"])
     try:
         request = ChatRequest.model_validate(data, context={"allow_zero_temperature": allow_zero_temperature})
@@ -162,34 +162,34 @@ def parse_request(
 
 
 def check_request(data: dict[str, Any], *, allow_zero_temperature: bool = False) -> None:
-    """Returns if a decoded JSON object is a valid request, which may then be sent as it is.
+    """Checks that a decoded JSON object is a valid request, which may be sent unchanged. Raises InvalidRequest.
 
-    It agrees with `parse_request`, and builds no model for most requests. Raises InvalidRequest.
+    It gives the same errors as `parse_request`, but builds no pydantic model for most requests.
     """
     if not _is_plainly_valid(data):
         parse_request(data, allow_zero_temperature=allow_zero_temperature)
 
 
 def fill_model(data: Mapping[str, Any], default_model: str | None) -> Mapping[str, Any]:
-    """`data`, or a copy that begins with the default model where `data` names none."""
+    """`data`; if it has no model, a copy that begins with the default one."""
     if default_model is None or data.get("model") is not None:
         return data
     return {"model": default_model, **{k: v for k, v in data.items() if k != "model"}}
 
 
 def encode_decoded(data: Mapping[str, Any]) -> tuple[str, str]:
-    """The JSON body and its `hash_request`, of a request that was decoded from JSON. Raises InvalidRequest."""
+    """The JSON body of a request that was decoded from JSON, and its `hash_request`. Raises InvalidRequest."""
     try:
         canonical = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
         return orjson.dumps(data).decode(), hashlib.sha256(canonical).hexdigest()
-    except orjson.JSONEncodeError as exc:  # it reads four times deeper than it writes
+    except orjson.JSONEncodeError as exc:  # orjson reads four times deeper than it writes
         raise InvalidRequest([f"request: cannot be written as JSON ({exc})"]) from None
 
 
 def encode_request(request: ChatRequest) -> str:
-    """The JSON body to store and to send: only the fields that were given, ours first.
+    """The JSON body to store and to send: only the fields that were given, those of `ChatRequest` first.
 
-    Raises InvalidRequest for values that a Python caller can give and JSON cannot hold.
+    Raises InvalidRequest for values that Python has and JSON cannot hold.
     """
     try:
         return orjson.dumps(request.model_dump(mode="python", exclude_unset=True)).decode()
@@ -198,26 +198,27 @@ def encode_request(request: ChatRequest) -> str:
 
 
 def hash_request(body: str) -> str:
-    """SHA-256 (hex) of a request body, the same for any order of its keys."""
+    """SHA-256 (hex) of a request body. It does not depend on the order of keys."""
     canonical = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(canonical).hexdigest()
 
 
 _SEED_RULE = "seed: must be a whole number of at most 64 bits"
 _MODEL_RULE = f"must be at most {MAX_MODEL_LENGTH} printable characters"
-_TEXT_ROLES = ("user", "system", "assistant", "developer", "function")  # need their content and no more
+# Roles that need a content, and nothing else.
+_TEXT_ROLES = ("user", "system", "assistant", "developer", "function")
 _TYPED_KEYS = frozenset({"name", "tool_calls", "tool_call_id"})
 
 
 def _is_plainly_valid(data: dict[str, Any]) -> bool:
-    """True for a decoded JSON object that is certainly a valid request; False leaves it open.
+    """True for a decoded JSON object that is certainly a valid request. False: it may be valid or not.
 
-    It knows messages of text, which most are, and takes a tenth of pydantic's time.
+    A fast check for requests whose messages are text, as most are. It takes a tenth of pydantic's time.
     """
     model, messages, temperature = data.get("model"), data.get("messages"), data.get("temperature", 1)
     if type(model) is not str or not model or type(messages) is not list or not messages:
         return False
-    # Not isinstance: True is an int.
+    # Not isinstance: a bool is an int.
     if type(temperature) not in (float, int) or not 0 < temperature < math.inf:
         return False
     if not _is_name(model) or not _is_seed(data.get("seed")):
@@ -236,7 +237,7 @@ def _is_name(model: str) -> bool:
 
 
 def _is_seed(seed: Any) -> bool:
-    """False for a whole number that is too large, also where a JSON reader has changed it already."""
+    """False for a whole number that is too large, also if a JSON reader has turned it into a float."""
     if type(seed) is int:
         return -(2**63) <= seed < 2**64
     return type(seed) is not float or abs(seed) < 2**53
@@ -265,7 +266,7 @@ def _field_path(loc: tuple[int | str, ...]) -> str:
 
 
 def put_plainly(message: str) -> str:
-    """A validator's message in words that continue the name of a field: `must be a valid list`."""
+    """A validator's message as text to follow the name of a field: `must be a valid list`."""
     if message.startswith("List should have at least 1 item"):
         return "must not be empty"
     plain = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -1,4 +1,4 @@
-"""The endpoint's answer as it travels. Only what OpenAI's API promises is required; all that comes is kept."""
+"""The endpoint's answer. Only the fields that OpenAI's API guarantees are required; further fields are kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 
 def _count_or_zero(value: Any) -> int:
-    """A token count, or 0 where the endpoint sent null or something that is not a count. "12" is one."""
+    """A token count; 0 for null and for any value that is not a count. The text "12" is a count."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -23,9 +23,10 @@ TokenCount = Annotated[int, BeforeValidator(_count_or_zero)]
 
 
 class Usage(BaseModel):
-    """Tokens of one answered call. Absent counts are 0; cached and reasoning are parts of the sums.
+    """The tokens of one answered call. Absent counts are 0; an absent total is the sum of prompt and completion tokens.
 
-    An absent total is the sum of its parts. An endpoint may call the parts `input_tokens` and `output_tokens`.
+    Cached tokens are a part of the prompt tokens, reasoning tokens of the completion tokens. An endpoint may call these
+    `input_tokens` and `output_tokens`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

@@ -1,4 +1,4 @@
-"""Why a call or a job did not succeed: one vocabulary for client, policy, ledger and reports."""
+"""Failures: why a call or a job did not succeed. The same kinds in client, policy, ledger and reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class FailureKind(StrEnum):
-    """The kinds that docs/answers.md tells of, and what follows each."""
+    """The kinds of failures. What follows each is in docs/answers.md."""
 
     BAD_RESPONSE = "bad_response"  # 200 without a completion in it
     UNAUTHORIZED = "unauthorized"  # 401
@@ -18,14 +18,14 @@ class FailureKind(StrEnum):
     TIMEOUT = "timeout"  # connect, read or total deadline
     REJECTED = "rejected"  # 400 403 404 405 413 415 422 and other 4xx
     INVALID_REQUEST = "invalid_request"  # never sent
-    WORKER_LOST = "worker_lost"  # its worker died with it, alone, too often
-    INTERNAL_ERROR = "internal_error"  # a defect of ours, recorded rather than raised
-    INTERRUPTED = "interrupted"  # we cut the call ourselves (shutdown); never stored on a job
+    WORKER_LOST = "worker_lost"  # its worker died too often while it ran alone
+    INTERNAL_ERROR = "internal_error"  # a defect of antrean, which is recorded and not raised
+    INTERRUPTED = "interrupted"  # the worker cut the call at its shutdown; never stored on a job
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Tokens that were paid for an answer without use. `model` is the one that the answer named."""
+    """Tokens that were paid for an unusable answer. `model`: the one that the answer named."""
 
     model: str | None
     prompt_tokens: int
@@ -37,15 +37,15 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Facts of one failed call; policy draws the conclusions.
+    """The facts of one failed call. `worker/policy` decides what follows.
 
-    `message` is for people: the endpoint's own words where it had any, never a key or a prompt of ours.
-    `retry_after_s` is what the endpoint asked for, in seconds; `should_retry` is its `x-should-retry`.
-    `was_sent` is False where nothing of the request was sent: the endpoint could not be reached.
-    `http_status` is that of the answer, or of an error inside a 2xx that names one.
-    `spent` are the tokens that the answer reports although it failed.
-    `is_local`: this machine had no descriptor, thread or memory for the call. It says nothing of the endpoint.
-    `body` holds the raw error body (bytes, cut at 64 KiB) for the batch error file.
+    `message`: for people; the endpoint's message if there was one, never a key or a prompt.
+    `retry_after_s`: the seconds that the endpoint asked to wait. `should_retry`: its header `x-should-retry`.
+    `was_sent` False: nothing of the request was sent, as the endpoint could not be reached.
+    `http_status`: that of the answer, or the one that an error in a 2xx names.
+    `spent`: the tokens that the answer reports although it failed.
+    `is_local`: this machine had no file descriptor, thread, port or memory for the call; the endpoint is not at fault.
+    `body`: the raw error body (bytes, cut at 64 KiB) for the batch error file.
     """
 
     kind: FailureKind

@@ -20,12 +20,12 @@ class JobState(StrEnum):
         return self in FINAL_STATES
 
 
-# A result with another one may not be what was asked for: cut off (length), withheld (content_filter) …
+# A result with another finish reason may be incomplete: cut off (length), withheld (content_filter) …
 ORDINARY_FINISH_REASONS = frozenset({"stop", "tool_calls", "function_call"})
 
 
 class Move(StrEnum):
-    """What moves a job. Moves are made in `worker/storage/transitions.py`, but for CLAIM and RELAY."""
+    """A change of a job's state. All moves except CLAIM and RELAY are made in `worker/storage/transitions.py`."""
 
     CLAIM = "claim"
     SUCCEED = "succeed"
@@ -35,7 +35,7 @@ class Move(StrEnum):
     RELAY = "relay"  # due, published
     CANCEL = "cancel"
     EXPIRE = "expire"
-    RETRY = "retry"  # an operator's, generation + 1
+    RETRY = "retry"  # by an operator; generation + 1
 
 
 _S, _M = JobState, Move
@@ -49,7 +49,7 @@ LEGAL_MOVES: dict[tuple[JobState, Move], JobState] = {
     (_S.RUNNING, _M.FAIL): _S.FAILED,
     (_S.RUNNING, _M.WAIT): _S.WAITING,
     (_S.RUNNING, _M.RELEASE): _S.QUEUED,
-    # A running job that was asked to stop, or whose time is over, ends when its call does.
+    # A running job that is to be cancelled, or whose time is over, ends when its call ends.
     (_S.RUNNING, _M.CANCEL): _S.CANCELLED,
     (_S.RUNNING, _M.EXPIRE): _S.EXPIRED,
     (_S.QUEUED, _M.CANCEL): _S.CANCELLED,
@@ -59,7 +59,7 @@ LEGAL_MOVES: dict[tuple[JobState, Move], JobState] = {
     (_S.FAILED, _M.RETRY): _S.QUEUED,
     (_S.CANCELLED, _M.RETRY): _S.QUEUED,
     (_S.EXPIRED, _M.RETRY): _S.QUEUED,
-    # A success that comes late is kept because it is paid for, whatever the job became meanwhile.
+    # A late success is kept in every state, because it is paid for.
     (_S.QUEUED, _M.SUCCEED): _S.SUCCEEDED,
     (_S.WAITING, _M.SUCCEED): _S.SUCCEEDED,
     (_S.FAILED, _M.SUCCEED): _S.SUCCEEDED,
@@ -68,9 +68,9 @@ LEGAL_MOVES: dict[tuple[JobState, Move], JobState] = {
 }
 
 
-# What each move makes of a job, from wherever it is made.
+# The state after each move, which is the same for all states before it.
 TARGETS: dict[Move, JobState] = {move: after for (_, move), after in LEGAL_MOVES.items()}
-# A message that is refused, revoked or expired ends where it arrives.
+# The job of a message that is refused, revoked or expired has ended from the beginning.
 FIRST_STATES = frozenset({_S.QUEUED, _S.WAITING, _S.FAILED, _S.CANCELLED, _S.EXPIRED})
 
 
@@ -87,8 +87,8 @@ def states_open_to(move: Move) -> tuple[JobState, ...]:
 def derive_batch_status(counts: dict[JobState, int], *, is_submitted: bool) -> str:
     """The OpenAI batch status of a batch with these job counts.
 
-    `validating` while rows are still being written down, `in_progress` while a job is open, `cancelled`
-    or `expired` when the jobs that did not run are of that kind, else `completed`.
+    `validating` while its jobs are still being written down; `in_progress` while a job is open; `cancelled` or
+    `expired` if jobs ended so; else `completed`.
     """
     if not is_submitted:
         return "validating"
@@ -103,7 +103,7 @@ def derive_batch_status(counts: dict[JobState, int], *, is_submitted: bool) -> s
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A job to publish: its id and where it goes."""
+    """A job to publish: its id, and the facts that decide its priority in the broker."""
 
     id: str
     priority: int

@@ -16,11 +16,11 @@ def _partial(name: str, *columns: str, where: str) -> Index:
 
 
 class JobRow(SQLModel, table=True):
-    """A job: small and often rewritten, so its request and its result live in tables of their own."""
+    """A job. Its row is small, as it is rewritten often: the request and the result are in other tables."""
 
     __tablename__ = "jobs"
     __table_args__ = (
-        # One for each query that runs all the time: with a million jobs it costs what it costs with ten.
+        # One index for each frequent query: its cost must not grow with the number of jobs.
         _partial("ix_jobs_ready", "endpoint", "batch_id", "priority", "id", where=_READY),
         _partial("ix_jobs_ready_lone", "endpoint", "priority", "id", where=f"{_READY} AND NOT is_bulk"),
         _partial("ix_jobs_published", "endpoint", "published_at_ms", where=_PUBLISHED),
@@ -41,10 +41,10 @@ class JobRow(SQLModel, table=True):
 
     id: str = Field(primary_key=True)
     idempotency_key: str | None = Field(default=None, unique=True)
-    # The job's home batch: it is scheduled with this one, the first that wanted it. Others are in WantRow.
-    batch_id: str = ""  # "" where it has none: NULL would not group
-    position: int = 0  # place in its home batch: line or document number, 1-based
-    custom_id: str | None = None  # its name in the home batch
+    # The job's home batch, with which it is scheduled. Further batches that want it are in WantRow.
+    batch_id: str = ""  # "" without a batch: NULL could not be used in GROUP BY keys
+    position: int = 0  # in its home batch: line or document number, 1-based
+    custom_id: str | None = None  # in its home batch
     source_key: str | None = None
     endpoint: str
     model: str
@@ -59,16 +59,16 @@ class JobRow(SQLModel, table=True):
     is_cancel_requested: bool = False
     generation: int = 1
 
-    worker_id: str | None = None  # who holds the claim
-    claim_token: str | None = None  # the fence: no two claims of a job have the same
-    claims: int = 0  # claims ever made; numbers the attempts
-    attempts: int = 0  # burnt in this generation; the name is kept for older workers
-    bad_responses: int = 0  # of them, answers without a completion in them
+    worker_id: str | None = None  # the worker that has the claim
+    claim_token: str | None = None  # unique to each claim of the job; writes are fenced by it
+    claims: int = 0  # number of claims so far; it numbers the attempts
+    attempts: int = 0  # burnt in this generation; the name is kept for workers of older versions
+    bad_responses: int = 0  # those of them that brought an answer without a completion
     max_attempts: int | None = None
-    losses: int = 0  # times its worker died with it
-    solo_losses: int = 0  # … while it ran alone
+    losses: int = 0  # how often its worker died while it ran
+    solo_losses: int = 0  # how often its worker died while it ran alone
     blocked_since_ms: int | None = Field(default=None, sa_type=BigInteger)  # first refusal by a shut gate
-    # When its wait at the gate was meant to end. Time after it counts as patience for 15 minutes only.
+    # When its wait at the gate was to end. Of the time after it, only 15 minutes count against its patience.
     blocked_until_ms: int | None = Field(default=None, sa_type=BigInteger)
 
     failure_kind: str | None = None
@@ -82,7 +82,7 @@ class JobRow(SQLModel, table=True):
 
 
 class WantRow(SQLModel, table=True):
-    """A batch that wants a job of another home batch, or wants it at a second place.
+    """A batch that wants a job of another home batch, or that wants its own job at a second position.
 
     The home batch's own want is in the job's row, so that a bulk submission writes one row less for each line.
     """
@@ -93,7 +93,7 @@ class WantRow(SQLModel, table=True):
     position: int = Field(primary_key=True)
     job_id: str = Field(primary_key=True)
     custom_id: str | None = None
-    # The batch was cancelled: it shares a result that others wait for, and nobody works for it.
+    # The batch was cancelled. It gets the result that other batches wait for, but does not keep the job open.
     is_given_up: bool = Field(
         default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
     )
@@ -108,17 +108,17 @@ class RequestRow(SQLModel, table=True):
 
 
 class DetailRow(SQLModel, table=True):
-    """What a producer gave beside the request: metadata, and the callbacks of its Celery message."""
+    """Data that a producer sent with the request: metadata, and the callbacks of its Celery message."""
 
     __tablename__ = "details"
     job_id: str = Field(primary_key=True)
     user_metadata: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
-    # link, errbacks, chain, chord, group, root, parent, reply_to: a hint does not carry them
+    # link, errbacks, chain, chord, group, root, parent, reply_to: a hint does not have them
     envelope: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON))
 
 
 class AttemptRow(SQLModel, table=True):
-    """One claim of a job that ended: what came of it."""
+    """One attempt of a job that has ended, and its outcome."""
 
     __tablename__ = "attempts"
     job_id: str = Field(primary_key=True)
@@ -126,7 +126,7 @@ class AttemptRow(SQLModel, table=True):
     generation: int
     worker_id: str
     claim_token: str
-    outcome: str  # succeeded, unused (a success that came second), released, lost, or the failure's kind
+    outcome: str  # succeeded, unused (a second success), released, lost, or the failure's kind
     http_status: int | None = None
     request_id: str | None = None
     message: str | None = Field(default=None, sa_column=Column(Text))
@@ -136,12 +136,12 @@ class AttemptRow(SQLModel, table=True):
 
 
 class ResultRow(SQLModel, table=True):
-    """The one result of a job. `raw` is the body as it came, of an event stream the completion put together from
-    it; `answer` and `reasoning` are split from it."""
+    """The result of a job. `raw`: the body as it came; for an event stream, the completion that was put together from
+    it. `answer` and `reasoning` are split from it."""
 
     __tablename__ = "results"
     job_id: str = Field(primary_key=True)
-    number: int  # the attempt that brought it
+    number: int  # of the attempt that brought it
     http_status: int
     request_id: str | None = None
     finish_reason: str | None = None
@@ -161,7 +161,7 @@ class FailureBodyRow(SQLModel, table=True):
 
 
 class UsageRow(SQLModel, table=True):
-    """Tokens of one answered attempt, used or not: it was paid for either way."""
+    """The tokens of one answered attempt. They were paid for, whether the answer was used or not."""
 
     __tablename__ = "usage"
     __table_args__ = (
@@ -178,14 +178,14 @@ class UsageRow(SQLModel, table=True):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     is_used: bool = True
-    # Of an answer that was used and ended out of the ordinary: length, content_filter … They are few, so that
-    # counting them is cheap in a batch of any size.
+    # The unusual finish reason of a used answer: length, content_filter … These are few, so that counting them is
+    # cheap in a batch of any size.
     odd_finish_reason: str | None = None
     created_at_ms: int = Field(sa_type=BigInteger)
 
 
 class BatchRow(SQLModel, table=True):
-    """A batch of jobs. No counters: they would be one row that every worker locks."""
+    """A batch of jobs. It has no counters: every worker would have to lock this row."""
 
     __tablename__ = "batches"
     __table_args__ = (
@@ -194,19 +194,19 @@ class BatchRow(SQLModel, table=True):
     )
     id: str = Field(primary_key=True)
     idempotency_key: str | None = Field(default=None, unique=True)
-    kind: str  # run and submit: of a folder or a file, closed; tasks: named by messages, any may join it
-    label: str  # what it was made from, for people
+    kind: str  # run, submit: made from a folder or a file, closed; tasks: named by messages, any may join it
+    label: str  # the input that it was made from, for people
     endpoint: str
-    total: int = 0  # set once, when all its rows are written down
+    total: int = 0  # set once, when all its jobs are written down
     created_at_ms: int = Field(sa_type=BigInteger)
     submitted_at_ms: int | None = Field(default=None, sa_type=BigInteger)  # None: still being written down
-    # Set while the run that made the batch is stopped: nobody works on its jobs, and nobody pays for them.
+    # Set while the batch is held: its run was stopped, and its jobs are not called.
     held_at_ms: int | None = Field(default=None, sa_type=BigInteger)
     details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 
 class WorkerRow(SQLModel, table=True):
-    """One worker process. `sequence` rises with each beat; rescue watches it, never the clock."""
+    """One worker process. `sequence` rises with each beat. Rescue compares it, and never a clock of another machine."""
 
     __tablename__ = "workers"
     id: str = Field(primary_key=True)
@@ -217,13 +217,13 @@ class WorkerRow(SQLModel, table=True):
     lease_ms: int
     sequence: int = 0
     started_at_ms: int = Field(sa_type=BigInteger)
-    beat_at_ms: int = Field(sa_type=BigInteger)  # for people; nothing is decided by it
+    beat_at_ms: int = Field(sa_type=BigInteger)  # for people; no decision uses it
     ended_at_ms: int | None = Field(default=None, sa_type=BigInteger)
     end_reason: str | None = None  # stopped, lost
 
 
 class PauseRow(SQLModel, table=True):
-    """An endpoint whose jobs are not claimed until somebody resumes it."""
+    """A paused endpoint: its jobs are not claimed until an operator resumes it."""
 
     __tablename__ = "pauses"
     endpoint: str = Field(primary_key=True)
@@ -232,7 +232,7 @@ class PauseRow(SQLModel, table=True):
 
 
 class IdentityRow(SQLModel, table=True):
-    """The one row that tells this ledger from every other: its migration made it up."""
+    """The ledger's random id, in one row, which the migration made. It distinguishes this ledger from others."""
 
     __tablename__ = "identity"
     id: str = Field(primary_key=True)

@@ -1,4 +1,4 @@
-"""What this machine has run out of: descriptors, memory, threads, ports. Never the endpoint's fault."""
+"""Shortages of this machine: file descriptors, memory, threads, ports. They are never the endpoint's fault."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _LOCAL = frozenset(
         errno.EADDRNOTAVAIL,
     }
 )
-_NO_THREAD = "can't start new thread"  # CPython has no type of its own for it
+_NO_THREAD = "can't start new thread"  # CPython raises a plain RuntimeError with this text
 
 
 def is_local_shortage(exc: BaseException) -> bool:
-    """Whether this exception itself, not its cause, says that this machine has run out of something."""
+    """Whether this exception itself, and not its cause, shows such a shortage."""
     if isinstance(exc, OSError):
         return exc.errno in _LOCAL
     return isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and _NO_THREAD in str(exc))
 
 
 def describe_shortage(exc: BaseException) -> str:
-    """What this machine has run out of, for people."""
+    """Describes the shortage for people."""
     if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
         return "this machine has no more open files for it (raise `ulimit -n`, or lower ANTREAN_CONCURRENCY)"
     if isinstance(exc, OSError) and exc.errno == errno.EADDRNOTAVAIL:

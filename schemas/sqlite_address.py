@@ -1,6 +1,6 @@
-"""The address of an SQLite file: `sqlite:///` and the path of the file, every character as it stands. Pure.
+"""The address of an SQLite file: `sqlite:///`, then the path of the file, unchanged. Pure.
 
-Nothing behind the slashes is decoded: `%20`, `?` and `#` are characters of the file's name.
+Nothing after the slashes is decoded: `%20`, `?` and `#` are characters of the file's name.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _FORM = re.compile(r"sqlite(?:\+\w+)?:///(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def is_sqlite_address(address: str) -> bool:
-    """Whether the address is meant for SQLite, well formed or not."""
+    """Whether the address is one for SQLite, well-formed or not."""
     return _MEANT.match(address) is not None
 
 
 def parse_sqlite_path(address: str) -> str:
-    """The path in the address, as it stands. Raises ValueError with a sentence where it names no file."""
+    """The path in the address, unchanged. Raises ValueError with a sentence if it names no file."""
     found = _FORM.fullmatch(address)
     if found is None:
         raise ValueError(f"must be {_PREFIX} and the path of a file: three slashes, no host and no password")

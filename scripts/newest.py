@@ -1,6 +1,6 @@
 """The fast tests against the newest releases that the pins of pyproject.toml exclude: `newest.py ROOT`.
 
-Less certain than the other suites: a failure says what a new release would break, not that this version is broken.
+A failure shows what a new release would break. It does not show that this version is broken.
 Exit codes: 0 if the tests pass, or if there was nothing to try; 1 if they fail or do not end in time.
 """
 
@@ -25,7 +25,7 @@ def main() -> int:
     root = Path(sys.argv[1])
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
-    # Short, because sockets go below it.
+    # A short name, because paths of sockets in it are limited.
     folder = Path(tempfile.mkdtemp(prefix="ann"))
     try:
         return try_newest(root, folder, wanted)
@@ -67,13 +67,13 @@ def try_newest(root: Path, folder: Path, wanted: list[str]) -> int:
 
 
 def without_upper_bound(requirement: str) -> str:
-    """The requirement with its lower bound and its marker alone: `celery>=5.7` of `celery>=5.7,<5.8`."""
+    """The requirement without its upper bounds: `celery>=5.7` for `celery>=5.7,<5.8`. Its marker stays."""
     bounds, semicolon, marker = requirement.partition(";")
     return _UPPER_BOUND.sub("", bounds).strip() + (f" ;{marker}" if semicolon else "")
 
 
 def find_beyond(python: Path, wanted: list[str]) -> list[str]:
-    """What is installed and excluded by its pin, as `name version (pin)`, in the order of `wanted`."""
+    """The installed packages that their pins exclude, as `name version (pin)`, in the order of `wanted`."""
     script = (
         "import sys\nfrom importlib.metadata import version\nfrom packaging.requirements import Requirement\n"
         "for one in map(Requirement, sys.argv[1:]):\n"
@@ -87,7 +87,7 @@ def find_beyond(python: Path, wanted: list[str]) -> list[str]:
 
 
 def run(command: list[str], folder: Path, *, shows: bool = True) -> bool:
-    """Whether the command ended well and in time. The end of what it said is shown where it did not."""
+    """Whether the command succeeded in time. If not, the end of its output is printed."""
     try:
         done = subprocess.run(
             command,

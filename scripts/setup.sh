@@ -1,6 +1,6 @@
 # Sourced by the scripts beside it, which set `root`. `prepare_venv LOCKFILE` sets `venv` to a virtual environment
 # that holds what LOCKFILE names: .venv of this checkout, or ANTREAN_VENV, or one in the user's cache where the
-# checkout cannot be written. The ready case costs no process but `cmp` and `cat`.
+# checkout cannot be written. If it is ready, only `cmp` and `cat` are run.
 
 prepare_venv() {
     venv=${ANTREAN_VENV:-$root/.venv}
@@ -14,7 +14,7 @@ prepare_venv() {
     "$python" -I "$root/scripts/setup_venv.py" "$root" "$venv" "$1" || exit
 }
 
-# Setup leaves copies of what it was made from. They go before it begins and come back when it is done.
+# A finished setup leaves copies of the lock files that it was made from. It removes them when it begins.
 is_venv_ready() {
     [ -x "$venv/bin/python" ] && cmp -s "$root/$1" "$venv/$1" &&
         [ "$(cat "$venv/antrean.root" 2>/dev/null)" = "$root" ]
@@ -26,7 +26,7 @@ find_python() {
     else
         set -- python3 python3.14 python3.13 python3.12 python3.11
     fi
-    for python; do # a name that is found may still be a shim that runs nothing
+    for python; do # a name that is found may be a shim that does not run
         "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && return
     done
     if [ -n "${ANTREAN_PYTHON:-}" ]; then

@@ -1,7 +1,7 @@
 """Makes the virtual environment of a checkout: `setup_venv.py ROOT VENV LOCKFILE`, run by setup.sh.
 
-Uses the standard library alone. Safe to be cut short and to be run twice at once: a lock lets one run at a
-time, and only a finished setup leaves its stamps (a copy of each lock file it satisfies, and `antrean.root`).
+Uses the standard library only. It may be interrupted, and two may run at the same time: a lock admits one at a time,
+and only a finished setup leaves its stamps (a copy of each lock file that it satisfies, and `antrean.root`).
 Exit codes: 3 if this machine cannot make one, 4 if the packages cannot be fetched, 130 after Ctrl-C.
 """
 
@@ -18,20 +18,20 @@ from typing import NoReturn
 
 RUNTIME, DEVELOPMENT = "requirements.lock", "requirements-dev.lock"
 ROOT_STAMP = "antrean.root"
-MADE = "antrean.made"  # the folder is our making, so that a half-made one may be wiped
+MADE = "antrean.made"  # this script made the folder, and may remove an unfinished one
 LOCK = "antrean.lock"
 IS_RECENT = "import sys; sys.exit(sys.version_info < (3, 11))"
 SHOWN_LINES = 6
 
-# A real file name: after a system upgrade the link dangles and is seen, instead of meaning another Python.
+# The target of links: after a system upgrade it is missing, and that is noticed. A link could mean another Python then.
 PYTHON = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-# A setting of these would send the packages elsewhere, or count packages that the environment does not have.
+# These variables could install the packages elsewhere, or show packages that the environment does not have.
 _MISLEADING = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_REQUIRE_VIRTUALENV")
 
 
 def main() -> int:
     root, venv, lock_file = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    os.umask(os.umask(0o022) | 0o022)  # what runs as this user is not for others to write
+    os.umask(os.umask(0o022) | 0o022)  # others must not be able to change code that runs as this user
     try:
         venv.mkdir(parents=True, exist_ok=True)
         if any(venv.iterdir()) and not any((venv / name).exists() for name in ("pyvenv.cfg", LOCK)):
@@ -62,7 +62,7 @@ def is_ready(root: Path, venv: Path, lock_file: str) -> bool:
 
 
 def begin(root: Path, venv: Path, lock: int) -> None:
-    """An environment without stamps: the one that is there if it is whole, else a new one."""
+    """Prepares an environment without stamps: the existing one if it works, else a new one."""
     is_whole = content(venv / ROOT_STAMP).strip() == os.fsencode(root) and runs(venv / "bin" / "python")
     for stamp in (ROOT_STAMP, RUNTIME, DEVELOPMENT):
         (venv / stamp).unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def begin(root: Path, venv: Path, lock: int) -> None:
     if not (venv / MADE).exists() and any(entry.name != LOCK for entry in venv.iterdir()):
         if not runs(venv / "bin" / "python", IS_RECENT):
             fail(3, f"{venv} is not of a Python 3.11 or later that runs: remove it, or set ANTREAN_VENV")
-        return  # somebody's own environment: nothing in it is wiped
+        return  # an environment that this script did not make: nothing in it is removed
     (venv / MADE).touch()
     for attempt in ways_to_make(venv):
         clear(venv)
@@ -86,7 +86,7 @@ def begin(root: Path, venv: Path, lock: int) -> None:
 
 
 def ways_to_make(venv: Path) -> list[list[str]]:
-    """Commands that make an environment, best first, of those this machine has the parts for."""
+    """Commands that make an environment and that this machine can run, best first."""
     virtualenv, uv = shutil.which("virtualenv"), shutil.which("uv")
     ways: list[list[str]] = []
     if has_module("venv") and has_module("ensurepip"):
@@ -113,7 +113,7 @@ def install(root: Path, venv: Path, lock_file: str, lock: int) -> None:
     else:
         fail(3, f"{venv} has no pip: remove it, or set ANTREAN_VENV")
     command += ["--require-hashes", "--no-deps", "-r", str(root / lock_file)]
-    # The child inherits the lock: it still writes when this process is killed, and the next one waits.
+    # The child inherits the lock: if this process is killed, the next setup waits until the child has ended.
     done = subprocess.run(
         command,
         check=False,
@@ -133,7 +133,7 @@ def install(root: Path, venv: Path, lock_file: str, lock: int) -> None:
 
 
 def finish(root: Path, venv: Path, lock_file: str) -> None:
-    """Make our modules importable, then stamp. The stamps come last: they say that all is there."""
+    """Makes antrean's modules importable, then writes the stamps. They come last, as they say that all is done."""
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = subprocess.run(
         [venv / "bin" / "python", "-I", "-c", where], stdout=subprocess.PIPE, check=True, text=True
@@ -142,7 +142,7 @@ def finish(root: Path, venv: Path, lock_file: str) -> None:
     command = venv / "bin" / "antrean"
     command.unlink(missing_ok=True)
     command.symlink_to(root / "scripts" / "antrean")
-    # The development packages hold the runtime ones.
+    # The development packages include the runtime ones.
     for stamp in {RUNTIME, lock_file}:
         shutil.copyfile(root / stamp, venv / stamp)
     (venv / ROOT_STAMP).write_bytes(os.fsencode(root) + b"\n")

@@ -1,4 +1,4 @@
-"""The documented endpoint spoken from the other side, with faults on demand."""
+"""The simulator: a server that behaves as the documented endpoint, with faults on demand."""
 
 from api_client.simulator.config import SimulatorConfig
 from api_client.simulator.serve import serve

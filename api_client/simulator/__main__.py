@@ -20,15 +20,15 @@ EXIT_CANNOT_LISTEN = 4
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One sentence on stderr, without the usage."""
+        """Prints one sentence on stderr, without the usage, and ends the process."""
         self.exit(EXIT_BAD_OPTION, f"{message}\n")
 
 
 def parse_config(arguments: Sequence[str], environ: Mapping[str, str]) -> SimulatorConfig:
-    """The configuration that is asked for; ends the process with 2 if it is wrong.
+    """The configuration of these arguments. Ends the process with exit code 2 if they are wrong.
 
-    The key is that of --key, else of the variable that --key-env names, else of ANTREAN_SIMULATOR_KEY;
-    else no key is asked for.
+    The key is that of --key, else that of the variable that --key-env names, else that of ANTREAN_SIMULATOR_KEY.
+    Without any of these the simulator asks for no key.
     """
     parser = _build_parser()
     values = vars(parser.parse_args(arguments))
@@ -45,7 +45,7 @@ def parse_config(arguments: Sequence[str], environ: Mapping[str, str]) -> Simula
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serves until SIGTERM or SIGINT, and gives the exit code."""
+    """Serves until SIGTERM or SIGINT, and returns the exit code."""
     config = parse_config(arguments, os.environ)
     try:
         serve(config, lambda url: print(f"listening on {url}", flush=True))

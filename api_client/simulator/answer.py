@@ -16,7 +16,7 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}".encode
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer. `promised_length` differs from the body's own length when the body is to be cut off."""
+    """One answer. `promised_length`: the Content-Length, if it must differ from the body's length; else None."""
 
     status: int
     body: bytes
@@ -26,7 +26,7 @@ class Answer:
     promised_length: int | None = None
 
     def encode(self, connection_header: bytes) -> bytes:
-        """Head and body; `connection_header` is a whole line or nothing."""
+        """The bytes of head and body. `connection_header`: a whole line, or empty."""
         length = len(self.body) if self.promised_length is None else self.promised_length
         return b"%s\r\ncontent-type: %s\r\nx-request-id: %s\r\ncontent-length: %d\r\n%s%s\r\n%s" % (
             _STATUS_LINES[self.status],
@@ -40,7 +40,7 @@ class Answer:
 
 
 def flat_answer(status: int, message: str, request_id: str, headers: bytes = b"") -> Answer:
-    """A refusal as the page shows it: `{"message", "request_id"}`, without OpenAI's nesting."""
+    """A refusal in the documented form: `{"message", "request_id"}`, without OpenAI's nesting."""
     body = orjson.dumps({"message": message, "request_id": request_id})
     return Answer(status, body, request_id, headers=headers)
 
@@ -51,7 +51,7 @@ def json_answer(value: Any, request_id: str) -> Answer:
 
 
 def retry_after_headers(seconds: float) -> bytes:
-    """`Retry-After` in whole seconds, rounded up as HTTP wants; and `retry-after-ms` where it says more."""
+    """`Retry-After` in whole seconds, rounded up as HTTP requires; and `retry-after-ms` if that is more exact."""
     whole = math.ceil(seconds)
     lines = b"retry-after: %d\r\n" % whole
     return lines if whole == seconds else lines + b"retry-after-ms: %d\r\n" % math.ceil(seconds * 1000)

@@ -1,4 +1,4 @@
-"""Who may call: the key, and the header that carries it."""
+"""Checks the key of a request, and the header in which it is sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BEARER = b"bearer "
 
 
 class Auth:
-    """Checks the credential of a request by one configuration's key and header style."""
+    """Checks credentials by a configuration's key and header style."""
 
     def __init__(self, config: SimulatorConfig) -> None:
         self._key = None if config.key is None else config.key.encode()
@@ -18,9 +18,9 @@ class Auth:
         self._takes_api_key = config.auth_header in ("both", "api-key")
 
     def key_of(self, headers: Mapping[bytes, bytes]) -> bytes | None:
-        """The key that admits the request, or None if it is not admitted.
+        """The key of an authorised request; None if it is not authorised.
 
-        Without a configured key everybody is admitted, by the key presented or the empty one.
+        Without a configured key, every request is authorised: by the key that it sends, or the empty one.
         """
         presented = []
         authorization = headers.get(b"authorization", b"")

@@ -1,4 +1,4 @@
-"""A file with one JSON line a paid call, which outlives a killed simulator."""
+"""A file with one JSON line for each paid call. It survives a kill of the simulator."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ FLUSH_INTERVAL_S = 0.05
 class CallLog:
     """Appends `{"job", "status", "at"}` lines, `at` in Unix seconds, within `FLUSH_INTERVAL_S` of the call.
 
-    What was flushed survives a kill of the process, not a loss of power.
-    Raises OSError if `path` cannot be opened.
+    Flushed lines survive a kill of the process, but not a loss of power. Raises OSError if `path` cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,7 +28,7 @@ class CallLog:
         self._lines.append(orjson.dumps({"job": job, "status": status, "at": time.time()}))
 
     def flush(self) -> None:
-        """Hands all lines to the operating system."""
+        """Writes all lines to the file, without a sync to disk."""
         if self._lines:
             rest = memoryview(b"\n".join(self._lines) + b"\n")
             self._lines.clear()

@@ -1,4 +1,4 @@
-"""The simulated `POST /chat/completions`: refuse, fail or complete, each at its time."""
+"""The simulated `POST /chat/completions`: refuses, fails or completes a call, after the configured latency."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAILING_LATENCY_SHARE = 0.1
 DRIP_INTERVAL_S = 0.25
 LARGE_BYTES = 10 * 1024 * 1024
 _FILLER = "All work and no play makes a large answer. "
-# As they travel in JSON: both are valid there, and no database takes them as text.
+# Escapes that are valid in JSON, for characters that no database stores as text.
 _ODD_TEXTS = {"nul": b"\\u0000", "surrogate": b"\\ud83d"}
 _BAD_GATEWAY = (
     b"<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
@@ -36,10 +36,10 @@ _HTML_PAGE = b"<!doctype html><html><head><title>Welcome</title></head><body>Ple
 class Chat:
     """Receives chat calls that are already authorised, and answers them.
 
-    In this order: outage, rate limit, validation, fault (so a fault never hides a bad request). Refusals and 429s are
-    answered at once; a 500, a 502, a reset, and a 200 without a completion after a tenth of the latency;
-    completions, whole, cut or odd, after all of it. An answer that drips begins at once and does not end before
-    a minute.
+    Checks in this order: outage, rate limit, validation, fault; so a fault never hides a bad request. Refusals and 429s
+    are answered at once; a 500, a 502, a reset, and a 200 without a completion after a tenth of the latency;
+    completions, whole, cut or odd, after the whole latency. An answer that is sent byte by byte begins at once, and
+    takes at least a minute.
     """
 
     def __init__(self, config: SimulatorConfig, tally: Tally, call_log: CallLog | None) -> None:
@@ -47,19 +47,19 @@ class Chat:
         self._call_log = call_log
         self._latency_random = Random(config.seed)
         self._faults = FaultDraw(config, Random(config.seed))
-        self._ids = Random()  # Never seeded: a restarted simulator must not give an id twice.
+        self._ids = Random()  # never seeded: a simulator that is started again must not use an id twice
         self._window = RateWindow()
         self._config = config
 
     def configure(self, config: SimulatorConfig) -> None:
-        """Answers the calls to come by `config`; those in flight keep what was drawn for them."""
+        """Uses `config` for new calls. The faults of calls in flight stay as they were drawn."""
         self._config = config
         self._faults.configure(config)
 
     def receive(
         self, connection: Connection, request: Request, *, job: str, key: bytes, request_id: str
     ) -> None:
-        """Answers a call that the tally has counted as received."""
+        """Answers a call. The caller has counted it as received."""
         config = self._config
         if config.outage_status is not None:
             page = Answer(config.outage_status, _OUTAGE_PAGE, request_id, content_type=HTML)

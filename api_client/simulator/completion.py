@@ -1,4 +1,4 @@
-"""The completion that answers a request: made from the request's own words, so that results look real."""
+"""Makes the completion for a request, from the request's own text, so that results look real."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n{2,}")
 
 
 def compose_content(request: Mapping[str, Any]) -> str:
-    """`<think>…</think>` and a summary: the first sentences of the last user message, and its count of words.
+    """`<think>…</think>` and a summary: the first sentences of the last user message, and its number of words.
 
-    The same request always gets the same words.
+    The same request always gets the same text.
     """
     text = _last_user_text(request["messages"])
     words = len(text.split())
@@ -33,7 +33,7 @@ def compose_content(request: Mapping[str, Any]) -> str:
 def compose_completion(request: Mapping[str, Any], *, completion_id: str, created: int) -> dict[str, Any]:
     """A `chat.completion` for a valid `request`, cut off by its `max_completion_tokens` or `max_tokens`.
 
-    A cut completion says `finish_reason` "length", and may leave `<think>` open. `created`: Unix seconds.
+    A cut completion has the `finish_reason` "length", and may have no `</think>`. `created`: Unix seconds.
     """
     content = compose_content(request)
     finish_reason = "stop"

@@ -1,4 +1,4 @@
-"""What the simulator is told: where it listens, how slow it is, and how it fails."""
+"""The simulator's options: its address, its latency, and its faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 AuthHeader = Literal["both", "bearer", "api-key"]
 
-# The faults that `fault_rate` mixes evenly.
+# `fault_rate` is split evenly over these.
 MIXED_FAULTS = (
     "rate_429",
     "rate_429_bare",
@@ -21,7 +21,7 @@ MIXED_FAULTS = (
     "rate_cut_json",
     "rate_cut_body",
 )
-# Those that are drawn only when asked for by name. The last three are completions, and paid for.
+# Faults beyond these are drawn only if their own rate is set. The last three are completions, and are paid for.
 FAULTS = (
     *MIXED_FAULTS,
     "rate_hang",
@@ -37,12 +37,12 @@ _FIXED_AT_START = {"host", "port", "seed", "log_calls_path"}
 
 @dataclass(frozen=True, slots=True)
 class SimulatorConfig:
-    """The options of one simulator. Raises ValueError with one sentence if a value makes no sense.
+    """The options of one simulator. Raises ValueError with one sentence if a value is not valid.
 
-    `key` None asks for no credential. `fault_rate` is a share of calls in [0, 1], split evenly over
-    `MIXED_FAULTS`; each `rate_*` adds its own share. `rpm` counts the admitted calls of a key in a
-    sliding minute. `outage_status` is what every call is answered while it is set, as by a proxy whose
-    endpoint is gone. `latency_jitter` is a share of the latency, up and down.
+    `key` None: no credential is asked for. `fault_rate`: a share of calls in [0, 1], split evenly over `MIXED_FAULTS`;
+    each `rate_*` adds its own share. `rpm`: most admitted calls of a key in any 60 seconds. `outage_status`: while it
+    is set, every call gets this status, as from a proxy whose endpoint is gone. `latency_jitter`: a share of the
+    latency by which it varies, up and down.
     """
 
     host: str = "127.0.0.1"
@@ -97,7 +97,7 @@ class SimulatorConfig:
             raise ValueError(f"auth_header must be one of {', '.join(get_args(AuthHeader))}")
 
     def changed(self, changes: Mapping[str, Any]) -> SimulatorConfig:
-        """This configuration with `changes`; raises ValueError for an unknown, fixed or senseless option."""
+        """This configuration with `changes`. Raises ValueError for an option that is unknown, fixed or not valid."""
         changeable = {option.name for option in dataclasses.fields(self)} - _FIXED_AT_START
         for name in changes:
             if name not in changeable:

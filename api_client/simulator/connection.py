@@ -1,4 +1,4 @@
-"""One client's connection: requests in, one answer each, in their order."""
+"""One client's connection: reads requests, and gives one answer to each, in their order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WANTED_HEADERS = {b"authorization", b"api-key", b"x-antrean-job", b"x-antrean-c
 
 @dataclass(slots=True)
 class Request:
-    """An HTTP request, whole. `headers` holds, by lower-case name, only those that the simulator reads."""
+    """A whole HTTP request. `headers`: only those that the simulator reads, names in lower case."""
 
     method: bytes
     target: bytes
@@ -33,9 +33,9 @@ class Request:
 
 
 class Connection(asyncio.Protocol):
-    """Feeds `handle` one request at a time; the next one follows when the answer to the last was given.
+    """Passes one request at a time to `handle`; the next one when the answer to the last was given.
 
-    `handle` must answer, at once or later, by one of `reply`, `cut_off`, `drip` and `reset`; or wait for ever.
+    `handle` must answer, at once or later, with one of `reply`, `cut_off`, `drip` and `reset`; or never answer.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class Connection(asyncio.Protocol):
         self._is_broken = self._is_unreadable = False
         self.on_message_begin()
 
-    # What a handler does with a connection
+    # Methods for the handler
 
     def wait(
         self, delay_s: float | None, then: Callable[[], None] | None, on_gone: Callable[[], None]
     ) -> None:
-        """Calls `then` after `delay_s` (None: never), or `on_gone` if the client leaves first; never both."""
+        """Calls `then` after `delay_s` (None: never), or `on_gone` if the client disconnects first; never both."""
         self._on_gone = on_gone
         if delay_s is not None and then is not None:
             self._timer = self._loop.call_later(delay_s, self._due, then)
 
     def reply(self, answer: Answer) -> None:
-        """Answers the current request, and closes the connection after it if its client wants that."""
+        """Answers the current request. Closes the connection after it if the client asked for that."""
         request = self._current
         assert request is not None, "one answer a request"
         self._current = None
@@ -81,13 +81,13 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def cut_off(self, answer: Answer) -> None:
-        """Sends what there is of `answer`, and closes in an orderly way whatever was promised."""
+        """Sends `answer` and closes the connection in an orderly way, even if fewer bytes came than were promised."""
         assert self._current is not None, "one answer a request"
         self._current.keep_alive = False
         self.reply(answer)
 
     def drip(self, answer: Answer, every_s: float, on_gone: Callable[[], None]) -> None:
-        """Sends `answer` a byte at a time, and closes after it; calls `on_gone` then, or if the client leaves."""
+        """Sends `answer` byte by byte, then closes. Calls `on_gone` then, or when the client disconnects."""
         assert self._current is not None, "one answer a request"
         self._current = None
         self._queue.clear()
@@ -105,13 +105,13 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def abort(self) -> None:
-        """Drops the connection with whatever waits on it."""
+        """Drops the connection and all its requests."""
         self._transport.abort()
 
-    # asyncio's side
+    # Methods that asyncio calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports only behave like one.
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
         self._open_connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -131,7 +131,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # No protocol is offered: the request is answered in HTTP/1.1, what follows it is not read.
+            pass  # an Upgrade is ignored: the request is answered in HTTP/1.1, and later bytes are not read
         except httptools.HttpParserError:
             self._refuse_unreadable()
         self._advance()
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
         self._writing_paused = False
         self._advance()
 
-    # httptools' side
+    # Methods that httptools calls
 
     def on_message_begin(self) -> None:
         self._target = b""
@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
         )
 
     def _advance(self) -> None:
-        # A loop and not a recursion: a client may pipeline more requests than the stack is deep.
+        # A loop and not a recursion: the number of pipelined requests may exceed the recursion limit.
         self._advancing = True
         while self._queue and self._current is None and not self._writing_paused:
             self._current = self._queue.popleft()
@@ -213,6 +213,6 @@ class Connection(asyncio.Protocol):
         then()
 
     def _refuse_unreadable(self) -> None:
-        # Last in line, so that requests read before it still get their answers first.
+        # At the end of the queue, so that earlier requests get their answers first.
         self._is_unreadable = True
         self._queue.append(Request(b"", b"", {}, b"", keep_alive=False, is_http_1_0=False))

@@ -1,4 +1,4 @@
-"""The draw that decides which calls fail, and how."""
+"""Draws at random which calls fail, and how."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from api_client.simulator.config import FAULTS, MIXED_FAULTS, SimulatorConfig
 
 
 class FaultDraw:
-    """Draws one fault, or none, a call. The same seed and rates give the same faults in the same order."""
+    """Draws one fault, or none, for each call. The same seed and rates give the same faults in the same order."""
 
     def __init__(self, config: SimulatorConfig, random: Random) -> None:
         self._random = random
         self.configure(config)
 
     def configure(self, config: SimulatorConfig) -> None:
-        """Takes the rates of `config` from the next call on; the draw goes on where it was."""
+        """Uses the rates of `config` from the next call on. The random numbers go on where they were."""
         share = config.fault_rate / len(MIXED_FAULTS)
         rates = [getattr(config, name) + (share if name in MIXED_FAULTS else 0.0) for name in FAULTS]
         self._kinds = [
@@ -25,9 +25,9 @@ class FaultDraw:
         ]
         self._bounds = list(accumulate(rate for rate in rates if rate > 0))
         if self._bounds and self._bounds[-1] > 1.0 - 1e-9:
-            self._bounds[-1] = 1.0  # Shares that were meant to be everything are, whatever the rounding.
+            self._bounds[-1] = 1.0  # rates that add up to 1 cover all calls, despite rounding
 
     def draw(self) -> str | None:
-        """The fault of the next call, or None for none: the name of its rate, as `429` of `rate_429`."""
+        """The fault of the next call, or None: the name of its rate without `rate_`, such as `429` for `rate_429`."""
         drawn = bisect_right(self._bounds, self._random.random())
         return self._kinds[drawn] if drawn < len(self._kinds) else None

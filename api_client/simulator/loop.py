@@ -1,4 +1,4 @@
-"""The event loop that the simulator runs on: uvloop where it is installed, else asyncio's own."""
+"""The event loop of the simulator: uvloop if it is installed, else asyncio's own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """A new event loop, the fastest there is."""
+    """A new event loop, the fastest that is installed."""
     try:
-        import uvloop  # Local: it does not exist on every platform.
+        import uvloop  # local: it does not exist on every platform
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()

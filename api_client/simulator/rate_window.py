@@ -9,15 +9,15 @@ _KEYS_KEPT = 10_000
 
 
 class RateWindow:
-    """Admits at most `rpm` calls of one key in any sixty seconds. A refused call counts for nothing."""
+    """Admits at most `rpm` calls of one key in any 60 seconds. A refused call does not count."""
 
     def __init__(self) -> None:
         self._admitted: dict[bytes, deque[float]] = {}
 
     def admit(self, key: bytes, *, rpm: int, now: float) -> float:
-        """0.0 if the call is admitted, else the seconds (> 0) until the key's next call would be.
+        """0.0 if the call is admitted; else the seconds (> 0) until the key's next call would be admitted.
 
-        `now` is in monotonic seconds.
+        `now`: monotonic seconds.
         """
         admitted = self._admitted.get(key)
         if admitted is None:
@@ -29,7 +29,7 @@ class RateWindow:
         if len(admitted) < rpm:
             admitted.append(now)
             return 0.0
-        # Also right after `rpm` was lowered: as many calls must leave the window as it now holds too many.
+        # This holds also after `rpm` was lowered: then as many calls must leave the window as it has too many.
         return admitted[len(admitted) - rpm] + WINDOW_S - now
 
     def _forget_idle_keys(self, now: float) -> None:

@@ -17,9 +17,9 @@ _WANTED_FILES = 65_536
 
 
 def serve(config: SimulatorConfig, on_ready: Callable[[str], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then returns at once, also while calls hang. `on_ready` gets the URL.
+    """Serves until SIGTERM or SIGINT, then returns at once, also while calls are in flight. `on_ready` gets the URL.
 
-    For the main thread. Raises OSError if the port is taken or the call log cannot be opened.
+    Must be called in the main thread. Raises OSError if the port is in use or the call log cannot be opened.
     """
     _raise_file_limit()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
@@ -39,7 +39,7 @@ async def _serve(config: SimulatorConfig, on_ready: Callable[[str], None]) -> No
 
 
 def tell_defect(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-    """Tells a defect by its type and places: an exception's text, and what asyncio says of it, may quote a prompt."""
+    """Prints a defect's type and code locations. The texts of the exception and of asyncio may quote a prompt."""
     exc = context.get("exception")
     frames = traceback.extract_tb(exc.__traceback__) if isinstance(exc, BaseException) else []
     places = ", ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
@@ -47,10 +47,10 @@ def tell_defect(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) ->
 
 
 def _raise_file_limit() -> None:
-    # The usual soft limit of 1024 files is also a limit of 1024 connections.
+    # The usual soft limit of 1024 open files would also limit the connections to 1024.
     if sys.platform == "win32":
         return
-    import resource  # Local: it does not exist on Windows.
+    import resource  # local: it does not exist on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(_WANTED_FILES, hard)

@@ -1,4 +1,4 @@
-"""The simulator: the documented endpoint spoken from the other side, with faults on demand."""
+"""The simulator: a server that behaves as the documented endpoint, with faults on demand."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _MAX_JOB_CHARACTERS = 200
 class Simulator:
     """One simulated endpoint on the running event loop.
 
-    The documented paths take the key, with and without `/v1`; the paths under `/simulator` take none:
-    `GET stats`, `GET calls?at_least=N&paid_at_least=N`, `POST faults` (see `change`), `POST reset`.
+    The documented paths, with and without `/v1`, need the key. The paths under `/simulator` need none: `GET stats`,
+    `GET calls?at_least=N&paid_at_least=N`, `POST faults` (see `change`), `POST reset`.
     """
 
     def __init__(self, config: SimulatorConfig) -> None:
@@ -52,7 +52,7 @@ class Simulator:
         self._config_before: SimulatorConfig | None = None
 
     async def start(self) -> str:
-        """Listens, and gives the base URL without a path. Raises OSError if it cannot listen or log calls."""
+        """Listens, and returns the base URL without a path. Raises OSError if it cannot listen or log calls."""
         loop = asyncio.get_running_loop()
         config = self._config
         if config.log_calls_path is not None:
@@ -62,7 +62,7 @@ class Simulator:
         listener = socket.create_server(
             (config.host, config.port), backlog=_BACKLOG, family=_family(config.host)
         )
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Connections inherit it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
         port = listener.getsockname()[1]
         self._server = await loop.create_server(
             lambda: Connection(self._handle, self._connections), sock=listener, backlog=_BACKLOG
@@ -71,7 +71,7 @@ class Simulator:
         return f"http://{host}:{port}"
 
     async def stop(self) -> None:
-        """Stops listening and drops every connection, also those whose calls wait or hang."""
+        """Stops listening and drops all connections, also those with calls in flight."""
         if self._revert_timer is not None:
             self._revert_timer.cancel()
         if self._server is not None:
@@ -79,27 +79,27 @@ class Simulator:
         for connection in list(self._connections):
             connection.abort()
         while self._connections:
-            await asyncio.sleep(0)  # In the next turn each of them is told, and counts its call.
+            await asyncio.sleep(0)  # in the next turn each connection notices it, and counts its call
         if self._call_log is not None:
             self._call_log.close()
 
     def stats(self) -> dict[str, Any]:
-        """The counts of all chat calls, as `GET /simulator/stats` answers them."""
+        """The counts of all chat calls, as in the answer to `GET /simulator/stats`."""
         return self._tally.stats()
 
     def calls(self, *, at_least: int = 0, paid_at_least: int = 0) -> dict[str, dict[str, int]]:
-        """The counts of each job received and paid at least so often, in order of first call."""
+        """The counts of each job with at least so many received and paid calls, in the order of their first calls."""
         return self._tally.calls_by_job(at_least=at_least, paid_at_least=paid_at_least)
 
     def reset(self) -> None:
-        """Sets the counts to zero; calls in flight stay in flight."""
+        """Sets the counts to zero. Calls in flight stay in flight."""
         self._tally.reset()
 
     def change(self, changes: Mapping[str, Any]) -> None:
-        """Changes options from the next call on; raises ValueError with a sentence if they make no sense.
+        """Changes options from the next call on. Raises ValueError with a sentence if a value is not valid.
 
-        `for_s` among the changes takes them back after so many seconds, or when the next change comes.
-        `unauthorized_for_s` counts from now, and 0 ends it.
+        With `for_s` among the changes, they are undone after so many seconds, or at the next change.
+        `unauthorized_for_s` counts from now on; 0 ends it.
         """
         loop = asyncio.get_running_loop()
         options = dict(changes)
@@ -161,7 +161,7 @@ class Simulator:
             self._chat.receive(connection, request, job=job, key=key, request_id=request_id)
 
     def _answer_check(self, request: Request, request_id: str) -> Answer:
-        """What `antrean check` is told: a look, which is no call, is not counted and draws no fault."""
+        """The answer to a request of `antrean check`. It is no call: it is not counted, and no fault is drawn."""
         if self._is_unauthorized_for_all() or self._auth.key_of(request.headers) is None:
             return flat_answer(401, "Unauthorized", request_id)
         try:
@@ -196,7 +196,7 @@ class Simulator:
             if not isinstance(changes, dict):
                 raise ValueError("the body must be a JSON object of options")
             self.change(changes)
-        except ValueError as exc:  # orjson.JSONDecodeError is one too.
+        except ValueError as exc:  # includes orjson.JSONDecodeError
             raise Refused(400, str(exc)) from exc
         return {"changed": sorted(changes)}
 

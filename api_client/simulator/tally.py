@@ -1,4 +1,4 @@
-"""What the simulator counts: all calls together, and each job's by the header `X-Antrean-Job`."""
+"""The simulator's counts: of all calls together, and of each job's calls, by the header `X-Antrean-Job`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class JobTally:
-    """The calls of one job, as numbers."""
+    """The counts of one job's calls."""
 
     __slots__ = ("abandoned", "faults", "paid", "received", "refused", "started")
 
@@ -21,15 +21,15 @@ class JobTally:
         self.abandoned = 0
 
     def as_dict(self) -> dict[str, int]:
-        """Every count by its name."""
+        """All counts by name."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 class Tally:
     """Counts of chat calls. A call is received once, and ends once.
 
-    `started`: a completion was begun. `paid`: it was due and given to the connection. `abandoned`: its client
-    went away before. A hang is a fault at once, and in flight until its client goes away.
+    `started`: a completion was begun. `paid`: it was sent. `abandoned`: the client disconnected before. A hang counts
+    as a fault at once, and is in flight until the client disconnects.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Tally:
         self.reset()
 
     def reset(self) -> None:
-        """Begins again at zero; calls that are in flight stay so."""
+        """Sets the counts to zero. Calls in flight stay in flight."""
         self.calls = self.started = self.paid = self.abandoned = 0
         self.faults: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -103,7 +103,7 @@ class Tally:
         }
 
     def calls_by_job(self, *, at_least: int = 0, paid_at_least: int = 0) -> dict[str, dict[str, int]]:
-        """Counts of the jobs received and paid at least so often, in order of first call, not bounded."""
+        """The counts of all jobs with at least so many received and paid calls, in the order of their first calls."""
         return {
             job: tally.as_dict()
             for job, tally in self._jobs.items()

@@ -1,4 +1,4 @@
-"""A simulator on a thread of its own, for tests within one process."""
+"""A simulator in a thread, for tests in one process."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class SimulatorThread:
         return self._ask(self._simulator.stats)
 
     def calls(self, *, at_least: int = 0, paid_at_least: int = 0) -> dict[str, dict[str, int]]:
-        """The counts of each job received and paid at least so often, in order of first call."""
+        """The counts of each job with at least so many received and paid calls, in the order of their first calls."""
         return self._ask(lambda: self._simulator.calls(at_least=at_least, paid_at_least=paid_at_least))
 
     def set_faults(self, **changes: Any) -> None:
-        """Changes options while it runs, as `Simulator.change`; ValueError if they make no sense."""
+        """Changes options while it runs, as `Simulator.change`. Raises ValueError if a value is not valid."""
         self._ask(lambda: self._simulator.change(changes))
 
     def reset(self) -> None:
@@ -66,7 +66,7 @@ class SimulatorThread:
     def wait_for(
         self, is_reached: Callable[[dict[str, Any]], bool], timeout_s: float = 10.0
     ) -> dict[str, Any]:
-        """The first stats that `is_reached` accepts; raises TimeoutError after `timeout_s`."""
+        """Waits until `is_reached(stats)` is true, and returns the stats. Raises TimeoutError after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while not is_reached(stats := self.stats()):
             if time.monotonic() >= deadline:

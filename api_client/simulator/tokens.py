@@ -1,4 +1,4 @@
-"""The simulator's tokenizer: simple, public, so that a reader can count a usage again."""
+"""The simulator's tokenizer. It is simple and public, so that a test can compute the expected usage."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def count_tokens(text: str) -> int:
-    """Tokens in `text`: each word and each punctuation mark is one, white space is none."""
+    """The number of tokens in `text`: each word and each punctuation mark is one, white space is none."""
     return len(_TOKEN.findall(text))
 
 
 def cut_tokens(text: str, limit: int) -> str | None:
-    """`text` up to the end of its token number `limit` (>= 1), or None if it has no more tokens than that."""
+    """`text` up to the end of its token number `limit` (1-based); None if it has no more tokens than `limit`."""
     end = 0
     for position, token in enumerate(_TOKEN.finditer(text)):
         if position == limit:
@@ -26,7 +26,7 @@ def cut_tokens(text: str, limit: int) -> str | None:
 
 
 def text_of(content: object) -> str:
-    """The text of a message's `content`: the string itself, or its text parts, one a line; else empty."""
+    """The text of a message's `content`: the string itself, or its text parts joined by line breaks; else empty."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -38,7 +38,7 @@ def text_of(content: object) -> str:
 def expected_usage(request: Mapping[str, Any], content: str) -> dict[str, Any]:
     """The `usage` that the simulator answers for `request` (the decoded body) and the `content` it sent.
 
-    Prompt tokens are the tokens of all messages' texts, with nothing added for a role or a message.
+    Prompt tokens are the tokens of all messages' texts. Nothing is added for roles or messages.
     """
     prompt_tokens = sum(count_tokens(text_of(message.get("content"))) for message in request["messages"])
     completion_tokens = count_tokens(content)

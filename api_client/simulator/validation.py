@@ -1,4 +1,4 @@
-"""What the simulated endpoint demands of a chat request."""
+"""Validates chat requests as the simulated endpoint does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from api_client.simulator.refusal import Refused
 
 
 def parse_request(body: bytes, models: Collection[str]) -> dict[str, Any]:
-    """The decoded request; raises Refused: 400 for a field that is wrong, 404 for a model not served."""
+    """The decoded request. Raises Refused: 400 for a wrong field, 404 for a model that is not served."""
     try:
         request = orjson.loads(body)
     except orjson.JSONDecodeError as exc:
@@ -21,7 +21,7 @@ def parse_request(body: bytes, models: Collection[str]) -> dict[str, Any]:
     model = request.get("model")
     if not isinstance(model, str) or not model:
         raise Refused(400, "model is required")
-    if model not in models:  # as gateways do, which must know the model before they can hand the rest on
+    if model not in models:  # before the other fields, as gateways do, which route by the model
         raise Refused(404, f"The model `{model}` does not exist")
     _check_messages(request.get("messages"))
     temperature = request.get("temperature")

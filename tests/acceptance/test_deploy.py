@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -26,7 +25,7 @@ import pytest
 import yaml
 from sqlalchemy.engine import make_url
 
-from tests.support.processes import Shop, SimulatorProcess, end, wait_until
+from tests.support.processes import Shop, SimulatorProcess, end, free_port, wait_until
 from tests.support.tls import TlsFront, make_certificate
 
 pytestmark = pytest.mark.real_interpreter
@@ -46,11 +45,6 @@ client = redis.Redis(port=int(os.environ["PORT"]), password=os.environ["REDISCLI
 assert sys.argv[1:] == ["ping"]
 print("PONG" if client.ping() else "no")
 """
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Site:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from tests.support.processes import Shop, SimulatorProcess, wait_until
-from tests.support.scene import REQUEST, Scene, free_port
+from tests.support.processes import Shop, SimulatorProcess, free_port, wait_until
+from tests.support.scene import REQUEST, Scene
 from worker.files.home import broker_url
 
 

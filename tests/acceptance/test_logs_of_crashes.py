@@ -6,7 +6,6 @@ What is planted: a prompt with its answer, the endpoint's key, and the passwords
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import textwrap
 import urllib.error
@@ -18,7 +17,7 @@ import psutil
 import pytest
 from celery import Celery
 
-from tests.support.processes import Shop, wait_until
+from tests.support.processes import Shop, free_port, wait_until
 
 pytestmark = pytest.mark.real_interpreter
 
@@ -61,11 +60,6 @@ TOLD = {
     "task": "message.unfinished",
     "start": "ValueError",
 }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
 
 
 def asks(port: int) -> bool:

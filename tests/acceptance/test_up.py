@@ -15,16 +15,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.processes import Shop, SimulatorProcess, end, environment, processes_under, wait_until
+from tests.support.processes import (
+    Shop,
+    SimulatorProcess,
+    end,
+    environment,
+    free_port,
+    processes_under,
+    wait_until,
+)
 
 pytestmark = pytest.mark.real_interpreter
 
 PREFIXED = re.compile(r"^(antrean|worker\d|flower ) +\| ")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Up:

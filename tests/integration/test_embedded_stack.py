@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import redis
 
+from tests.support.processes import is_gone, wait_until
 from worker.files.home import broker_socket, open_lock_file, runtime_folder, try_lock
 from worker.stack.attachment import Stack, StackLost
 
@@ -30,20 +31,6 @@ with Stack.attach(Path(sys.argv[1])) as stack:
     print(status["pid"], status["services"]["broker"]["pid"], flush=True)
     sys.stdin.read()
 """
-
-
-def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def is_locked(path: Path) -> bool:

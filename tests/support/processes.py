@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 import urllib.request
@@ -29,8 +30,8 @@ def ignoring(number: signal.Signals) -> Iterator[None]:
         signal.signal(number, before)
 
 
-def wait_until(is_so: Callable[[], Any], *, within_s: float, what: str) -> Any:
-    """The first truthy answer; fails the test when there is none in time."""
+def wait_until(is_so: Callable[[], Any], *, within_s: float = 10.0, what: str = "what is waited for") -> Any:
+    """Calls `is_so` until its answer is truthy, and returns that answer. Fails the test after `within_s`."""
     end_s = time.monotonic() + within_s
     while True:
         answer = is_so()
@@ -39,6 +40,20 @@ def wait_until(is_so: Callable[[], Any], *, within_s: float, what: str) -> Any:
         if time.monotonic() > end_s:
             raise AssertionError(f"not within {within_s:g} s: {what}")
         time.sleep(0.05)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process has ended. A zombie, whose parent has not asked for its status yet, has ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 on which nothing listens just now."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
 
 
 def environment(settings: Mapping[str, object]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import socket
 import tempfile
 import threading
 import urllib.error
@@ -18,7 +17,7 @@ from typing import Any
 
 from celery import Celery
 
-from tests.support.processes import Process, Shop, SimulatorProcess, wait_until
+from tests.support.processes import Process, Shop, SimulatorProcess, free_port, wait_until
 from worker.files.home import broker_url
 
 TASK = "antrean.complete_chat"
@@ -93,12 +92,6 @@ class Scene:
             return self.get("/healthcheck")[0] == 200
         except OSError:
             return False
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager

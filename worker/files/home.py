@@ -1,6 +1,6 @@
-"""Where an embedded stack keeps its files, sockets and locks: functions of the home folder alone.
+"""The paths of an embedded stack's files, sockets and locks. They depend on the home folder alone.
 
-Nothing here depends on the environment, so that a shell, a cron job and a child agree on every address.
+Nothing here depends on the environment, so that a shell, a cron job and a child process use the same addresses.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from worker.files.private import close_home, find_distrust, make_private_folder,
 _SOCKET_PATH_MAX_BYTES = 107 if sys.platform == "linux" else 103
 _LONGEST_SOCKET_NAME = "keeper.sock"
 _LOG_MAX_BYTES = 10 * 1024 * 1024
-# What a broker URL carries without quoting; `;` would even split it into two brokers.
+# The characters that a broker URL can hold without quoting. A `;` would split it into two brokers.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._~/-]+")
 
 
 def runtime_folder(home: Path) -> Path:
     """The folder of the stack's sockets: `<home>/run`, or a short private one in /tmp.
 
-    The short one serves where a socket's path would be longer than the system allows, or could not stand in a
-    URL as it is. Pure: it creates nothing.
+    The one in /tmp is used if a socket's path would be longer than the system allows, or needs quoting in a URL.
+    Pure: it creates nothing.
     """
     folder = Path(os.path.realpath(home), "run")
     longest = str(folder / _LONGEST_SOCKET_NAME)
@@ -49,16 +49,16 @@ def control_socket(home: Path) -> Path:
 
 
 def broker_url(home: Path) -> str:
-    """The embedded broker's address as kombu reads it, whether it runs or not."""
+    """The embedded broker's URL for kombu, whether the broker runs or not."""
     return f"redis+socket://{broker_socket(home)}?virtual_host=0"
 
 
 def prepare_home(home: Path) -> Path:
-    """The real path of `home`, made with its inner folders where they are missing, private to this user.
+    """The real path of `home`. It and its inner folders are made if they are missing, for this user alone.
 
-    A home that is there already keeps its mode, which says who may look at names; what is in it is closed.
-    Raises SettingsError if it cannot be written, or if somebody else could write there; Unreachable where its disk
-    is full.
+    A home that exists keeps its mode, so that others may list it if they could before; what antrean keeps in it is
+    closed to them. Raises SettingsError if it cannot be written, or if another user could write there; Unreachable if
+    its disk is full.
     """
     real_home = Path(os.path.realpath(home))
     try:
@@ -78,20 +78,20 @@ def prepare_home(home: Path) -> Path:
             ]
         ) from None
     if (sentence := describe_full_disk([real_home])) is not None:
-        raise Unreachable(sentence)  # else broker, logs and locks would fail, each in words of its own
+        raise Unreachable(sentence)  # else the broker, logs and locks would fail, each with another message
     _prepare_runtime_folder(runtime_folder(real_home), real_home)
     return real_home
 
 
 def check_runtime_folder(home: Path) -> None:
-    """Raises AntreanError if the sockets of this home are a stranger's: its folder may be one in /tmp."""
+    """Raises AntreanError if the sockets' folder belongs to another user. It may be in /tmp."""
     distrust = find_distrust(runtime_folder(home))
     if distrust is not None:
         raise _not_yours(runtime_folder(home))
 
 
 def open_lock_file(path: Path) -> int:
-    """A descriptor of the lock file at `path`, made if it is missing. It holds no lock yet. Raises SettingsError."""
+    """A descriptor of the lock file at `path`, which is made if it is missing. Takes no lock. Raises SettingsError."""
     try:
         return open_private(path, os.O_RDWR | os.O_CREAT)
     except OSError as exc:
@@ -101,7 +101,7 @@ def open_lock_file(path: Path) -> int:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Whether the lock was free and is now ours, and of every process that inherits `descriptor`."""
+    """Tries to take the lock. True: this process has it now, and so has every process that inherits `descriptor`."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -110,19 +110,19 @@ def try_lock(descriptor: int) -> bool:
 
 
 def open_log(path: Path) -> BinaryIO:
-    """A log file to append to. One that grew past 10 MB is moved to `<path>.1` first."""
+    """A log file to append to. If it has more than 10 MB, it is moved to `<path>.1` first."""
     if path.exists() and path.stat().st_size > _LOG_MAX_BYTES:
         path.replace(path.with_name(path.name + ".1"))
     return os.fdopen(open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
 
 
 def log_of_service(home: Path, service: str) -> Path:
-    """Where the output of a service of the stack goes; the broker's is named after its program."""
+    """The log file of a service of the stack. The broker's is named after its program."""
     return home / "logs" / f"{'valkey' if service == 'broker' else service}.log"
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log file that is not blank, shortened to 300 characters; empty if there is none."""
+    """The last line of a log file that is not blank, cut at 300 characters; empty if there is none."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
@@ -133,19 +133,20 @@ def last_line(log: Path) -> str:
 
 
 def _prepare_runtime_folder(folder: Path, home: Path) -> None:
-    """Make the sockets' folder. A stranger may have made it first in /tmp: then it is not used.
+    """Makes the sockets' folder. In /tmp, a folder that another user has made first is refused.
 
-    In the home it may be somebody's own, which keeps its mode; the sockets in it are closed themselves.
+    In the home, a folder that exists may hold other things, too: it keeps its mode. The sockets in it are private
+    themselves.
     """
     try:
         folder.mkdir(mode=0o700)
-        folder.chmod(0o700)  # a umask may take more than the others' rights
+        folder.chmod(0o700)  # the umask may have removed rights of this user, too
     except FileExistsError:
         facts = folder.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():  # or a file, or a dangling link
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():  # a file or a dangling link, too
             raise _not_yours(folder) from None
         if folder.parent != home:
-            folder.chmod(0o700)  # its name says whose it is
+            folder.chmod(0o700)  # only antrean makes folders of this name
         elif (distrust := find_distrust(folder)) is not None:
             raise SettingsError(
                 [f"{folder} {distrust.reason}: choose another folder with ANTREAN_HOME"]

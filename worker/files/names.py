@@ -1,6 +1,6 @@
-"""Names of files as the system has them, and as text. They are bytes, which Python decodes as the locale says.
+"""File names in the system's form (FileName) and as text. The system's are bytes, which Python decodes by the locale.
 
-A name that is told, stored or compared is text: UTF-8, the same in every locale. A file is opened by its FileName.
+A name that is shown, stored or compared is text: UTF-8, the same in every locale. A file is opened by its FileName.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from pathlib import PurePath
 from typing import NewType
 
 FileName = NewType("FileName", str)
-"""A name, or a path, as this process opens it: what os.listdir, sys.argv and os.environ give."""
-
-# What is no UTF-8 in a name becomes a lone surrogate, by which it is known, and can be opened again.
+"""A name or path that this process can open: as os.listdir, sys.argv and os.environ give it."""
+# Each byte of a name that is not UTF-8 becomes a lone surrogate, so that the name can be turned back and opened.
 _BYTES = "surrogateescape"
 
 
 def as_text(name: FileName | PurePath) -> str:
-    """What the name says, as UTF-8, whatever the locale; a lone surrogate for each byte that is none."""
+    """The name as text: decoded as UTF-8 in every locale, with a lone surrogate for each byte that is not UTF-8."""
     return os.fsencode(name).decode("utf-8", _BYTES)
 
 
 def as_file_name(text: str) -> FileName:
-    """The name of which `as_text` says `text`."""
+    """The name for which `as_text` gives `text`."""
     return FileName(os.fsdecode(text.encode("utf-8", _BYTES)))
 
 
 def is_utf8(text: str) -> bool:
-    """Whether the text of a name has no byte in it that is not UTF-8."""
+    """Whether every byte of the name is UTF-8. `text` is from `as_text`."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -36,10 +35,10 @@ def is_utf8(text: str) -> bool:
 
 
 def rejoined(sentence: str) -> str:
-    """A sentence that may quote FileNames, with their characters: under a locale of ASCII they come in single bytes."""
+    """A sentence with the FileNames in it turned into text. Under an ASCII locale they come as single bytes."""
     if is_utf8(sentence):
         return sentence
     try:
         return sentence.encode("utf-8", _BYTES).decode("utf-8", _BYTES)
     except UnicodeEncodeError:
-        return sentence  # half of a surrogate pair is no byte
+        return sentence  # it holds half of a surrogate pair, which stands for no byte

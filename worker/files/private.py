@@ -1,7 +1,8 @@
-"""Files that antrean writes for itself: nobody else reads them, and what somebody else wrote is not used.
+"""Files that antrean writes for itself. Other users cannot read them; a file that others may have written is refused.
 
-Results go where the person says, under the person's umask; they are not opened here.
+Files of results are not opened here: they go where the user says, with the user's umask.
 """
+# The folders of a home, except the sockets', and the names of the files in each. An older version, or the user, may
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-# What a home holds beside the sockets: an older version, or a person, may have left it open. And what is in it by name.
+# have left them open to others.
 _HOME_FOLDERS = {
     "logs": ("*.log", "*.log.1"),
     "valkey": ("appendonly*", "*.rdb", "temp-*"),
@@ -22,7 +23,7 @@ _HOME_FOLDERS = {
     "spool": ("*.spool", "rejected.jsonl"),
     "workers": ("*.lock", "*.new"),
     "runs": ("*.lock",),
-    "simulation": (),  # a home in the home
+    "simulation": (),  # a home itself
 }
 _LOCKS = tuple(f"{name}.lock" for name in ("stack", "start", "broker", "up", "flower"))
 _HOME_FILES = (
@@ -32,30 +33,30 @@ _HOME_FILES = (
     *_LOCKS,
 )
 _BEGINNINGS_IN_A_HOME = ("antrean.db", "flower.", "valkey", *_LOCKS)
-_MARKS_OF_A_HOME = ("stack.lock", "antrean.db")  # one is in each home from its first command on
+_MARKS_OF_A_HOME = ("stack.lock", "antrean.db")  # the first command in a home makes one of them
 _ROOT = 0
 _OF_OTHERS = 0o077
 
 
 @dataclass(frozen=True, slots=True)
 class Distrust:
-    """Why what is at a path is not used: `reason` is the end of a sentence that begins with the path."""
+    """Why the file or folder at a path is not used. `reason`: the end of a sentence that begins with the path."""
 
     reason: str
-    is_ended_by_chmod: bool = False  # it is ours, but others can write there
+    is_ended_by_chmod: bool = False  # it belongs to this user, but others can write there
 
 
 def find_distrust(path: Path, *, root_is_trusted: bool = False) -> Distrust | None:
-    """Why somebody else may have written what is at `path`; None if nobody can have, or nothing is there.
+    """Why another user may have written what is at `path`; None if that is impossible, or `path` does not exist.
 
-    A link counts as well as what it leads to. A group that has no other member than this user is no other: many
-    systems let it write everything. What cannot even be looked at is not trusted.
+    A link and its target are both checked. A group whose only member is this user counts as this user: many systems
+    give such a group write access by default. A path that cannot be examined is not trusted.
     """
     trusted = {os.geteuid(), _ROOT} if root_is_trusted else {os.geteuid()}
     try:
         link, facts = path.lstat(), path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return None  # whoever makes it says what stands in the way
+        return None  # the caller makes it, and gets its own error if that fails
     except OSError as exc:
         return Distrust(f"cannot be looked at ({exc.strerror})")
     if link.st_uid not in trusted | {_ROOT}:
@@ -70,9 +71,9 @@ def find_distrust(path: Path, *, root_is_trusted: bool = False) -> Distrust | No
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes `folder`, and those above it that are missing, for this user alone whatever the umask.
+    """Makes `folder` and its missing parents, for this user alone, whatever the umask.
 
-    One that is there keeps its mode. Raises OSError.
+    A folder that exists keeps its mode. Raises OSError.
     """
     if folder.is_dir():
         return
@@ -83,13 +84,13 @@ def make_private_folder(folder: Path) -> None:
         if not folder.is_dir():
             raise
     else:
-        folder.chmod(0o700)  # a umask may take more than the others' rights
+        folder.chmod(0o700)  # the umask may have removed rights of this user, too
 
 
 def prepare_folder(folder: Path) -> None:
-    """As `make_private_folder`; raises OSError also where others could write in one that is there.
+    """As `make_private_folder`. Raises OSError also if the folder exists and others can write in it.
 
-    That one keeps its mode: it may be somebody's own, in a home that holds other things as well.
+    Its mode is not changed: the home may be a folder that holds other things, too, and this may be one of them.
     """
     make_private_folder(folder)
     distrust = find_distrust(folder)
@@ -98,10 +99,11 @@ def prepare_folder(folder: Path) -> None:
 
 
 def close_home(home: Path) -> None:
-    """Closes what antrean keeps in `home` to all others, used or not. The home keeps its own mode. Raises OSError.
+    """Makes all that antrean keeps in `home` private to this user. The home itself keeps its mode. Raises OSError.
 
-    A folder that is no home yet is left alone: its `logs` are somebody else's, and so is what a link leads to. So are
-    the folders of a home that holds other things as well, such as a project's own, and one that itself does.
+    Nothing is changed in a folder that is no home yet: its `logs` belong to something else. Targets of links are not
+    changed. Neither are folders of a home that holds other things, such as a project folder, nor a folder that holds
+    other things itself.
     """
     if not any((home / name).is_file() for name in _MARKS_OF_A_HOME):
         return
@@ -120,7 +122,7 @@ def _is_a_home_alone(home: Path) -> bool:
 
 
 def _is_antreans(folder: Path) -> bool:
-    """Whether nothing is in a folder of a home but what antrean itself puts there."""
+    """Whether the folder holds only files that antrean itself puts there."""
     patterns = _HOME_FOLDERS[folder.name]
     if not patterns:
         return _is_a_home_alone(folder)
@@ -132,9 +134,9 @@ def _is_of_a_home(name: str) -> bool:
 
 
 def open_private(path: Path, flags: int) -> int:
-    """A descriptor of a file that only this user can use, closed at exec; with O_CREAT it is made.
+    """A descriptor of a file that only this user can use; it is closed at exec. With O_CREAT the file is made.
 
-    An older one is closed to others. Raises OSError, also for a link, and for a file of another user.
+    A file that exists is made private. Raises OSError, also for a link, and for a file of another user.
     """
     try:
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -146,7 +148,7 @@ def open_private(path: Path, flags: int) -> int:
         facts = os.fstat(descriptor)
         if facts.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, f"it belongs to {name_user(facts.st_uid)}", str(path))
-        # A device is the machine's: nobody else could use /dev/null any more.
+        # Not for devices: with another mode of /dev/null nobody else could use it.
         if stat.S_ISREG(facts.st_mode) and stat.S_IMODE(facts.st_mode) != 0o600:
             os.fchmod(descriptor, 0o600)
     except BaseException:
@@ -156,7 +158,7 @@ def open_private(path: Path, flags: int) -> int:
 
 
 def close_file(path: Path) -> None:
-    """Closes a file to all others without opening it; a missing one is none. Raises OSError if it is another user's."""
+    """Makes a file private without opening it. A missing one is ignored. Raises OSError if it is another user's."""
     try:
         facts = path.lstat()
     except FileNotFoundError:
@@ -173,13 +175,13 @@ def _close(path: Path, mode: int) -> None:
     try:
         path.chmod(stat.S_IMODE(mode) & ~_OF_OTHERS)
     except OSError as exc:
-        # Gone meanwhile; or whoever made the disk read-only decided on that, too.
+        # ENOENT: removed meanwhile. EROFS: on a read-only disk the mode cannot be changed, and need not be.
         if exc.errno not in (errno.ENOENT, errno.EROFS):
             raise
 
 
 def name_user(uid: int) -> str:
-    """The user's name, or `the user 1000` where it has none here."""
+    """The user's name, or `the user 1000` if the uid has no name on this machine."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -194,7 +196,7 @@ def _name_group(gid: int) -> str:
 
 
 def _is_private_group(gid: int) -> bool:
-    """Whether this user is the only member. A group that nobody knows may be anybody's."""
+    """Whether this user is the group's only member. False for an unknown group."""
     me = os.geteuid()
     try:
         group, name = grp.getgrgid(gid), pwd.getpwuid(me).pw_name

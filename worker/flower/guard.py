@@ -1,4 +1,4 @@
-"""Who may ask Flower: guesses at its password are slowed down, and an open page is for this machine's own addresses."""
+"""Access to Flower: limits wrong passwords, and accepts only this machine's names where no password is asked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tornado import web
 log = structlog.get_logger(__name__)
 
 FREE_GUESSES = 10
-GUESS_EVERY_S = 3.0  # after those
+GUESS_EVERY_S = 3.0  # after the free ones
 _MOST_GUESSERS = 10_000
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches `address`. A name other than `localhost` may be anything."""
+    """Whether only this machine reaches `address`. False for a name other than `localhost`: it may mean anything."""
     if address == "localhost":
         return True
     try:
@@ -32,9 +32,9 @@ def is_loopback(address: str) -> bool:
 
 
 class Guesses:
-    """Wrong passwords by the address that they came from: ten at once, then one every three seconds.
+    """Limits wrong passwords by client address: ten at once, then one every three seconds.
 
-    Everybody behind one proxy or tunnel has one address, and waits together. Kept for the 10,000 that guessed last.
+    All clients behind one proxy or tunnel have one address, and share its limit. The 10,000 latest addresses are kept.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,15 +42,15 @@ class Guesses:
         self._clock = clock
         self._spent_until: dict[
             str, float
-        ] = {}  # when all guesses are free again, least recent guesser first
+        ] = {}  # client to the time at which all its guesses are free again, least recent client first
 
     def wait_s(self, address: str) -> float:
-        """Seconds until another password of this address is looked at; 0 at once."""
+        """Seconds until the next password of this address is checked; 0: it is checked now."""
         ahead_s = self._spent_until.get(_guesser(address), 0.0) - self._clock()
         return max(0.0, ahead_s - (FREE_GUESSES - 1) * GUESS_EVERY_S)
 
     def count(self, address: str) -> None:
-        """A wrong one came."""
+        """Counts a wrong password of this address."""
         guesser, now = _guesser(address), self._clock()
         self._spent_until[guesser] = max(self._spent_until.pop(guesser, 0.0), now) + GUESS_EVERY_S
         if len(self._spent_until) > _MOST_GUESSERS:
@@ -58,11 +58,11 @@ class Guesses:
 
 
 def _guesser(address: str) -> str:
-    """IPv6 hands out a network to everybody: its 2^64 addresses are one guesser."""
+    """The key under which an address is counted. An IPv6 client has a whole /64 network: that is one key."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return address  # a unix socket has none
+        return address  # no IP address: a unix socket
     return str(parsed) if parsed.version == 4 else str(ipaddress.ip_network((parsed, 64), strict=False))
 
 
@@ -75,17 +75,17 @@ def is_right(header: str, credentials: Iterable[str]) -> bool:
         given = b64decode(encoded.strip(), validate=True)
     except ValueError:
         return False
-    # As bytes: of text, compare_digest takes ASCII only.
+    # As bytes: compare_digest accepts text only if it is ASCII.
     return any(hmac.compare_digest(given, one.encode()) for one in credentials)
 
 
 class GuardedFlower(Flower):
-    """Flower, which looks at the name that it is asked by where it asks for no password."""
+    """Flower, which checks the Host header where it asks for no password."""
 
     guesses = Guesses()
 
     def find_handler(self, request: Any, **given: Any) -> Any:
-        """The handler of a request; `Misdirected` for one that another site's name led here (DNS rebinding)."""
+        """The handler of a request; `Misdirected` for one with the host name of another site (DNS rebinding)."""
         is_open = not (self.options.basic_auth or self.options.auth)
         if is_open and not is_loopback(request.host_name.strip("[]")):
             return self.get_handler_delegate(request, Misdirected)
@@ -93,10 +93,10 @@ class GuardedFlower(Flower):
 
 
 class Misdirected(web.RequestHandler):
-    """The answer to a request that names an open page by a name that is not this machine's own."""
+    """The answer to a request without password whose Host header is not a name of this machine."""
 
     def prepare(self) -> None:
-        """Answers, whatever the method."""
+        """Answers every method."""
         self.set_status(421)
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.finish(
@@ -109,7 +109,7 @@ _flowers_own = BaseHandler.get_current_user
 
 
 def get_current_user(handler: Any) -> Any:
-    """Flower's own, but for a password: a wrong one is counted and logged, and a 401 whatever it is made of."""
+    """As Flower's own. A wrong password is counted, logged, and answered with 401, whatever its bytes."""
     options, request = handler.application.options, handler.request
     if options.basic_auth:
         _check_password(request.headers.get("Authorization"), request.remote_ip, handler.application)
@@ -119,7 +119,7 @@ def get_current_user(handler: Any) -> Any:
 
 
 def _check_password(header: str | None, address: str, asked: GuardedFlower) -> None:
-    if header is None:  # a browser that asks how to log in
+    if header is None:  # a browser's first request, which asks how to log in
         raise web.HTTPError(401)
     if asked.guesses.wait_s(address):
         raise web.HTTPError(429, "Too many wrong passwords from this address: wait.")

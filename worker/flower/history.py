@@ -1,7 +1,7 @@
-"""Flower's tasks and workers over a restart, as JSON.
+"""Keeps Flower's tasks and workers across a restart, as JSON.
 
-Flower itself keeps a pickle, and a pickle runs what it says: of a folder that came with a download, with the key in the
-environment. Here a file that says anything but names and numbers is set aside.
+Flower itself keeps a pickle. Loading a pickle can run any code: a downloaded folder could hold one, and the key is in
+the environment. Here a file that holds anything but names and numbers is set aside.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from worker.files.private import open_private
 log = structlog.get_logger(__name__)
 
 _FORMAT = "antrean: Flower's history, 1"
-_RELATIVES = ("children", "parent", "root")  # found by their ids
+_RELATIVES = ("children", "parent", "root")  # other tasks, found again by their ids
 _TASK_FIELDS = tuple(name for name in Task._fields if name not in _RELATIVES)
 _SCALARS = (str, int, float, bool)
 _NUMBERS = frozenset({"pid", "freq", "clock", "active", "processed", "retries", "timestamp", "runtime"}) | {
@@ -38,7 +38,7 @@ _NUMBERS = frozenset({"pid", "freq", "clock", "active", "processed", "retries", 
 
 
 class KeptEvents(Events):
-    """Flower's events, whose state is read from and written to a file of ours."""
+    """Flower's events. Their state is read from and written to antrean's JSON file."""
 
     def __init__(
         self, *args: Any, max_tasks_in_memory: int, max_workers_in_memory: int = 500, **given: Any
@@ -50,7 +50,7 @@ class KeptEvents(Events):
         super().__init__(*args, **self._limits, **given)
 
     def load_state(self) -> EventsState | None:
-        """What the file holds; None, and the file set aside, where it is missing or cannot be read."""
+        """The state in the file. None if it is missing, or cannot be read; then the file is set aside."""
         path = Path(self.db)
         try:
             with open(open_private(path, os.O_RDONLY), "rb") as file:
@@ -67,7 +67,7 @@ class KeptEvents(Events):
             return None
 
     def save_state(self) -> None:
-        """Replaces the file in one step. One that cannot be written is told, and tried again at the next time."""
+        """Replaces the file in one step. A failure is logged; the next save tries again."""
         path = Path(self.db)
         draft = path.with_name(f"{path.name}.new")
         try:
@@ -79,7 +79,7 @@ class KeptEvents(Events):
 
 
 def encode_state(state: EventsState) -> bytes:
-    """The state as JSON: names and numbers of its workers and tasks, least recently used first."""
+    """The state as JSON: names and numbers of its workers and tasks, the least recently used first."""
     return orjson.dumps(
         {
             "format": _FORMAT,
@@ -125,7 +125,7 @@ def _encode_task(task: Task) -> dict[str, Any]:
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What JSON holds as it is: the rest is of nobody's use on a page."""
+    """The fields whose values are plain JSON. The others are not shown on any page."""
     return {name: value for name, value in fields.items() if _is_plain(value)}
 
 
@@ -136,7 +136,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _checked(fields: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    """`fields`, if they may be those of a worker or a task. Raises ValueError."""
+    """`fields`, if they can be those of a worker or a task. Raises ValueError otherwise."""
     if (
         not isinstance(fields, dict)
         or not fields.keys() <= set(names)

@@ -1,7 +1,7 @@
-"""Flower's settings as antrean wants them, whichever command starts it; and the parts of Flower put right.
+"""Flower's options for antrean, the same for every command that starts Flower; and the parts of Flower it replaces.
 
-`worker/flower/config.py`, which Flower reads, calls `prepare_flower`. What is said on Flower's own command line or in
-its FLOWER_ variables wins over what is decided here.
+`worker/flower/config.py`, which Flower reads, calls `prepare_flower`. Flower's own command line and its FLOWER_
+variables take precedence over the options decided here.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ MAX_TASKS = 10_000  # about 6 KB each
 MAX_WORKERS = 500
 SAVE_INTERVAL_MS = 30_000
 PURGE_OFFLINE_AFTER_S = 3600
-# What fits a window of 1,280 pixels: every task has the same name, and its result ends with its runtime.
-# What a narrower one cuts off comes last: half an id is still told from others, and can be clicked.
+# These columns fit a window of 1,280 pixels. The name is left out, as all tasks have the same; the runtime is in the
+# result. The least needed ones come last, where a narrower window cuts them off; half an id is enough to click on.
 _COLUMNS = "state,result,exception,uuid,retries,received,worker"
 _QUOTED = re.compile(r"(?:JobFailed\()?'([^'\\]*)'\)?")
 _BLANK = {"args": NO_ARGS, "kwargs": NO_KWARGS}
-_TOLD = ("type", "uuid", "hostname", "result", "exception")  # by our workers, in words of their own
-_held: list[object] = []  # what this process holds until it ends: the stack, and the lock on its history
+_TOLD = ("type", "uuid", "hostname", "result", "exception")  # fields that our workers write themselves
+_held: list[object] = []  # kept open until this process ends: the stack, and the lock on the history
 
 
 def prepare_flower() -> dict[str, Any]:
-    """The options of Flower in this process, with everything in place that they need.
+    """The options of Flower in this process. Prepares all that they need.
 
-    Attaches to the embedded stack where there is no broker of one's own. Ends the process with a sentence and
-    its exit code where something is missing.
+    Attaches to the embedded stack if no broker is configured. On an error, prints a sentence and ends the process with
+    the exit code.
     """
-    configure_logs()  # first of all: whatever fails from here on is told without what it quotes
+    configure_logs()  # first of all: errors from here on are logged without the texts that they quote
     try:
         warn_of_unknown_names()
         settings = load_settings()
@@ -86,7 +86,7 @@ def prepare_flower() -> dict[str, Any]:
             cookie_secret=kept_secret(home / "flower.cookie-secret"),
             database=_history(home),
         )
-    except Exception as exc:  # whatever it is: without these options Flower is open to everybody
+    except Exception as exc:  # any error: without these options Flower would be open to everybody
         end_with(exc)
     _put_flower_right()
     return {name: value for name, value in ours.items() if name not in said}
@@ -95,7 +95,7 @@ def prepare_flower() -> dict[str, Any]:
 def decide_options(
     settings: Settings, *, password: str | None, cookie_secret: str, database: Path | None
 ) -> dict[str, Any]:
-    """Flower's options by name. Pure. Without a password it asks for none; without a database it forgets."""
+    """Flower's options by name. Pure. `password` None: Flower asks for none. `database` None: it keeps no history."""
     return {
         "address": settings.flower_address,
         "port": settings.flower_port,
@@ -116,7 +116,8 @@ def decide_options(
 
 
 def format_task(task: Any) -> Any:
-    """The task as a page shows it: `35 tokens · stop` and `server_error`, where events have them as Python writes them.
+    """The task for a page. Results and exceptions come in events as Python's `repr`; here as `35 tokens · stop` or
+    `server_error`.
 
     Changes `task`, which is Flower's copy.
     """
@@ -127,7 +128,7 @@ def format_task(task: Any) -> Any:
 
 
 def check_exposure(address: str, *, is_open: bool, unix_socket: bool = False) -> None:
-    """Raises SettingsError where everybody who reaches `address` could read along."""
+    """Raises SettingsError if Flower would be open, without a password, to others than this machine."""
     if is_open and (unix_socket or not is_loopback(address)):
         where = "a unix socket (Flower makes it world-writable)" if unix_socket else (address or "0.0.0.0")
         raise SettingsError(
@@ -139,7 +140,10 @@ def check_exposure(address: str, *, is_open: bool, unix_socket: bool = False) ->
 
 
 def kept_secret(path: Path) -> str:
-    """The secret in the file at `path`, made once, readable by its owner alone. Raises SettingsError."""
+    """The secret in the file at `path`. The file is made if it is missing; only its owner can read it.
+
+    Raises SettingsError.
+    """
     try:
         _make_once(path)
         with open(open_private(path, os.O_RDONLY), encoding="utf-8") as file:
@@ -157,7 +161,7 @@ def _make_once(path: Path) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     with open(open_private(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "w", encoding="utf-8") as file:
         file.write(secrets.token_urlsafe(18) + "\n")
-    # A link, unlike a rename, leaves alone what another process made meanwhile.
+    # A link, unlike a rename, does not replace a file that another process has made meanwhile.
     with contextlib.suppress(FileExistsError):
         os.link(draft, path)
     draft.unlink()
@@ -177,7 +181,7 @@ def _password(settings: Settings, home: Path) -> str:
 
 
 def _history(home: Path) -> Path | None:
-    """Where Flower keeps its tasks over a restart; None while another Flower of this home does."""
+    """The file in which Flower keeps its tasks across a restart; None while another Flower of this home uses it."""
     lock = open_lock_file(home / "flower.lock")
     if not try_lock(lock):
         os.close(lock)
@@ -200,7 +204,7 @@ def _check_port(address: str, port: int) -> None:
 
 
 def _said_to_flower() -> Mapping[str, Any]:
-    """Flower's options that its command line or FLOWER_ variables set already, by name with underscores."""
+    """The options that Flower's command line or FLOWER_ variables have set, by name with underscores."""
     return {
         option.name.replace("-", "_"): option.value()
         for option in options._options.values()
@@ -208,11 +212,11 @@ def _said_to_flower() -> Mapping[str, Any]:
     }
 
 
-# Flower has no setting for these.
+# The following classes replace parts of Flower that no setting changes.
 
 
 class GuardedMetrics(Metrics):
-    """`/metrics`, for those who may see the rest: Flower leaves it open."""
+    """`/metrics` with the same login as the other pages. Flower itself leaves it open."""
 
     @web.authenticated
     async def get(self) -> None:
@@ -220,10 +224,10 @@ class GuardedMetrics(Metrics):
 
 
 class BlankReceiver(EventReceiver):
-    """Events of tasks as names and numbers: a foreign producer with `task_send_sent_event` publishes its own."""
+    """Receives events, and keeps only names and numbers of them: a foreign producer's events may hold a prompt."""
 
     def __init__(self, channel: Any, **given: Any) -> None:
-        # Flower itself waits twice as long after each failure, without a bound.
+        # Flower itself doubles its wait after each failure, without a limit.
         channel.ensure_connection(errback=_say_broker_away, interval_start=1, interval_step=1, interval_max=5)
         super().__init__(channel, **given)
 
@@ -240,7 +244,7 @@ def _say_broker_away(exc: BaseException, wait_s: float) -> None:
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
-    """Ends this process at SIGTERM, as Flower does; its own words are "15 detected"."""
+    """Ends this process on SIGTERM, as Flower does, but without Flower's message "15 detected"."""
     log.info("flower.stopping", signal=signal.Signals(number).name)
     sys.exit(0)
 

@@ -1,1 +1,1 @@
-"""The one door in: a call or a message becomes a validated request, a job row, and a published hint."""
+"""Intake, the only way in: a call or a message becomes a validated request, a job row, and a published hint."""

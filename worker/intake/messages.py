@@ -37,7 +37,7 @@ _LONGEST_MESSAGE = 4000
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A chat request as a producer handed it over, with what it said beside it. Times are UTC milliseconds."""
+    """A chat request as a producer sent it, with its options. Times are UTC milliseconds."""
 
     request: Any
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -55,7 +55,7 @@ def build_job(
     default_model: str | None,
     allow_zero_temperature: bool,
 ) -> NewJob:
-    """The job of a request. Its id is the task's. Raises InvalidRequest with every problem at once."""
+    """The job of a request. Its id is the task id. Raises InvalidRequest with every problem at once."""
     problems = check_task_id(task_id)
     try:
         request = parse_request(
@@ -72,9 +72,9 @@ def build_job(
 def build_refused(
     task_id: str, asked: Asked, problems: list[str], *, endpoint: str, ended_as: JobState = JobState.FAILED
 ) -> NewJob:
-    """The job of a message that ends where it arrives: refused, revoked or expired. Raises nothing.
+    """The job of a message that ends on arrival: refused, revoked or expired. Raises nothing.
 
-    Whatever the message holds: what cannot be kept of it is left out. A body of more than 16 KiB is not kept either.
+    Parts of the message that cannot be stored are left out. So is a body of more than 16 KiB.
     """
     model = asked.request.get("model") if isinstance(asked.request, Mapping) else None
     name = (clean_text(model) or "")[:MAX_MODEL_LENGTH] if isinstance(model, str) else ""
@@ -89,14 +89,14 @@ def build_refused(
 
 
 def make_row_id(task_id: str) -> str:
-    """The task's id, where it can be a row's; else one that is made of it, and the same each time."""
+    """The task id if it can be a job's id; else an id that is made of it, and is the same each time."""
     if 0 < len(task_id) <= MAX_ID_LENGTH and task_id.isprintable():
         return task_id
     return "odd-" + hashlib.sha256(task_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def check_task_id(task_id: Any) -> list[str]:
-    """What is wrong with a task id that is to be a job's id."""
+    """The problems of a task id that is to be a job's id; empty if there are none."""
     if (
         not isinstance(task_id, str)
         or not task_id
@@ -109,9 +109,9 @@ def check_task_id(task_id: Any) -> list[str]:
 
 
 def read_time_ms(value: Any) -> int | None:
-    """UTC milliseconds of what Celery calls a time: a datetime, an ISO text, or seconds from now.
+    """UTC milliseconds of a time in any of Celery's forms: a datetime, an ISO text, or seconds from now.
 
-    Raises InvalidRequest, which does not quote the value: a foreign header may hold anything.
+    Raises InvalidRequest. Its text does not quote the value: a foreign header may hold anything.
     """
     if value is None:
         return None
@@ -127,7 +127,7 @@ def read_time_ms(value: Any) -> int | None:
 
 
 def _asked_problems(asked: Asked) -> list[str]:
-    """What is wrong with all that was said beside the request."""
+    """The problems of the options."""
     options = asked.options
     odd = [str(name) for name in options if name not in _OPTIONS]
     problems = [f"{_shorten(name)}: is no option; the options are {', '.join(_OPTIONS)}" for name in odd]
@@ -167,7 +167,7 @@ def _time_problems(asked: Asked) -> list[str]:
 
 
 def _extras_problem(value: Mapping[str, Any] | None) -> str | None:
-    """Why this cannot be kept in a column of JSON; None: it can."""
+    """Why the value cannot be stored in a JSON column; None: it can."""
     if not value:
         return None
     problem = find_unkeepable(value, with_text=True)
@@ -216,6 +216,6 @@ def _job(task_id: str, request: ChatRequest, asked: Asked, endpoint: str) -> New
 def _dump(value: Any) -> str:
     try:
         written = orjson.dumps(value)
-    except TypeError:  # lone surrogates, nested too deep, or what JSON cannot hold: it is refused anyway
+    except TypeError:  # lone surrogates, too deep, or no JSON: the message is refused anyway
         return "null"
     return written.decode() if len(written) <= LONGEST_REFUSED_BODY else "null"

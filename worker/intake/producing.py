@@ -28,13 +28,13 @@ _BESIDE = ("custom_id", "batch", "max_attempts", "metadata")
 _SERVED = ("priority", "expires", "countdown", "eta")
 _CALLBACKS = ("link", "link_error", "chain", "chord")
 _PLACES = ("queue", "exchange", "routing_key")
-# What Celery itself hands along, in a group, from its beat, or for a call out of another task.
+# Options that Celery itself adds: in a group, from its beat, or in a call from another task.
 _CELERYS_OWN = ("producer", "add_to_parent", "group_id", "group_index", "root_id", "parent_id", "reply_to")
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What this process produces with. `pid`: another, after a fork, must not share its connections."""
+    """The connections of this process as a producer. `pid`: a forked process must open its own."""
 
     pid: int
     settings: Settings
@@ -43,11 +43,11 @@ class _Opened:
 
 
 def produce(asked: Asked, *, task_id: str | None = None) -> str:
-    """The id of the job, written down and published at once; the broker may be away, the relay sees to it.
+    """Writes the job down, publishes it at once, and returns its id. If the broker is away, the relay publishes it.
 
-    A broker that is away costs the first call 0.2 s, and those after it nothing.
-    The same `task_id` with the same request is the same job. With another request, and so with a custom_id that
-    names another request of its batch, it is a problem, and nothing is written or published.
+    A broker that is away delays the first call by 0.2 s, and later calls not at all.
+    The same `task_id` with the same request is the same job. The same `task_id` with another request is an error; so is
+    a custom_id that another request of the batch has. Then nothing is written or published.
     Raises InvalidRequest with every problem at once, SettingsError, NotMigrated or DatabaseAway.
     """
     here = _open()
@@ -82,7 +82,7 @@ def _open() -> _Opened:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raises InvalidRequest for what was said to Celery and would be dropped: nobody would ever hear of it."""
+    """Raises InvalidRequest for Celery options that antrean does not serve. They would be dropped without a word."""
     problems = []
     for name, value in options.items():
         if value is None or value in ([], (), {}) or name in _SERVED or name in _CELERYS_OWN:
@@ -109,6 +109,6 @@ def read_call(args: Any, kwargs: Any) -> tuple[Any, Mapping[str, Any]]:
     options = dict(kwargs or {})
     positional = list(args or ())
     if len(positional) > 1:
-        options["positional arguments"] = len(positional)  # refused by name: there is only one
+        options["positional arguments"] = len(positional)  # a name that is no option: it is refused later
     request = positional[0] if positional else options.pop("request", None)
     return request, options

@@ -1,4 +1,4 @@
-"""The one door in: validated requests become jobs in the ledger, once for each idempotency key."""
+"""Writes validated requests into the ledger as jobs, once for each idempotency key."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from worker.storage.intake import KnownJob, NewJob, describe_request, insert_job
 BULK_PRIORITY = 9
 _FIRST_CHUNK = 250
 _LARGEST_CHUNK = 5000
-_CHUNK_S = 0.02  # a bulk transaction stays under about this long, so that others get in
+_CHUNK_S = 0.02  # a bulk transaction takes about this long at most, so that other writers need not wait
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What a bulk submission came to."""
+    """The number of new jobs of a bulk submission, and of those that the ledger had already."""
 
     new: int
     known: int
@@ -49,9 +49,9 @@ def make_job(
     expires_at_ms: int | None = None,
     identity: tuple[str, ...] | None = None,
 ) -> NewJob:
-    """A new job for a validated request. Bulk jobs have the lowest priority unless told otherwise.
+    """A new job for a validated request. A bulk job has the lowest priority if `priority` is None.
 
-    With `identity` the idempotency key is made of it, the request's hash and the endpoint.
+    With `identity`, the idempotency key is made of `identity`, the request's hash and the endpoint.
     """
     body = encode_request(request)
     request_hash = hash_request(body)
@@ -77,7 +77,7 @@ def make_job(
 
 
 def identify(*parts: str) -> str:
-    """An idempotency key (SHA-256, hex) of what makes a job the same job; no part can run into the next."""
+    """An idempotency key (SHA-256, hex) of `parts`. The parts are delimited: ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.sha256()
     for part in parts:
         raw = part.encode("utf-8", "surrogatepass")
@@ -88,12 +88,11 @@ def identify(*parts: str) -> str:
 def submit_one(
     ledger: Ledger, job: NewJob, *, clock: Clock, publish: Callable[[Sequence[Due]], None] | None
 ) -> KnownJob:
-    """The job, written down and published at once; a job that is known already is left as it is.
+    """Writes the job down and publishes it at once. A job that the ledger has already is not changed.
 
-    With `publish` None, or a broker that is away (BrokerAway), the relay publishes it. Raises InvalidRequest, and
-    writes and publishes nothing, where the id or the idempotency key is that of a job for another request, where
-    the custom_id names another request in the same batch, or where the batch is one of a file or a folder. Raises
-    DatabaseAway.
+    If `publish` is None, or raises BrokerAway, the relay publishes the job. Raises InvalidRequest, and writes and
+    publishes nothing, if a job for another request has the id or the idempotency key, if another request in the batch
+    has the custom_id, or if the batch was made from a file or a folder. Raises DatabaseAway.
     """
     now_ms = clock.now_ms()
     published_at_ms = None if publish is None else now_ms
@@ -101,7 +100,7 @@ def submit_one(
     def work(connection: Transaction) -> KnownJob:
         insert = partial(insert_jobs, connection, now_ms=now_ms, published_at_ms=published_at_ms)
         if job.batch_id and job.custom_id is not None:
-            # The first to use the name holds it. Jobs for the same request may share it: it makes no doubles.
+            # The first job with a custom_id reserves it in the batch. Jobs for the same request may share it.
             name_key = "custom:" + identify(job.batch_id, job.custom_id)
             known = insert([replace(job, idempotency_key=name_key)])[0]
             if known.id == job.id or known.taken_for is not None:
@@ -110,7 +109,7 @@ def submit_one(
 
     def checked(connection: Transaction) -> KnownJob:
         if job.batch_id:
-            # Each time: a batch that this process has seen may have been pruned since.
+            # In each transaction: a batch that existed before may have been pruned since.
             ensure_open_batches(connection, [job.batch_id], endpoint=job.endpoint, now_ms=now_ms)
             if fetch_closed(connection, [job.batch_id]):
                 raise InvalidRequest([CLOSED_BATCH])
@@ -135,11 +134,11 @@ def submit_many(
     clock: Clock,
     on_chunk: Callable[[Sequence[KnownJob]], None] | None = None,
 ) -> Submitted:
-    """Writes all of `jobs`, streaming: memory holds one chunk. The relay publishes them.
+    """Writes all of `jobs` in chunks; memory holds one chunk. The relay publishes them.
 
-    `on_chunk` gets the jobs of each committed chunk, in the order given. The size of a chunk follows the
-    time that the last one took. Raises DatabaseAway; what was committed before stays, and submitting again
-    with the same keys goes on from there. Raises InputError where a key is that of a job for another request.
+    `on_chunk` gets the jobs of each committed chunk, in the order given. The size of a chunk is set by the time that
+    the last one took. Raises DatabaseAway; the chunks that were committed stay, and submitting again with the same
+    keys writes the rest. Raises InputError if a key is that of a job for another request.
     """
     new = known = 0
     size = _FIRST_CHUNK

@@ -1,1 +1,1 @@
-"""Logs: how a line is made, counted and written. No prompt, completion or key is in one."""
+"""Logs: how a line is made, counted and written. No line holds a prompt, a completion or a key."""

@@ -1,4 +1,4 @@
-"""What is many in a log is counted: the first few events of a kind are told as they come, the others as a number."""
+"""Limits repeated events in a log: the first few of a kind are written, the others are counted."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Facts = Mapping[str, Any]
 
 
 class Counted:
-    """Tells `MOST` events of a kind in `SPAN_S` seconds; how many more there were it says when the span is over.
+    """Writes at most `MOST` events of a kind in `SPAN_S` seconds. When the span ends, writes how many more there were.
 
-    A kind is an event of one level, `kind` and `error`. 1,500 jobs that wait are ten lines and a number, however
-    they are spread; nothing is left out without being counted.
+    A kind is an event with its level, `kind`, `error`, `logger` and `address`. For 1,500 jobs that wait, the log has
+    ten lines and a number. No event is left out without being counted.
     """
 
     def __init__(
@@ -29,17 +29,17 @@ class Counted:
         monotonic_s: Callable[[], float] = time.monotonic,
         start_timer: Callable[[float, Callable[[], None]], None] | None = None,
     ) -> None:
-        """`tell` gets the counts, each an event with `not_shown`. Called without a lock held."""
+        """`tell` gets the counts, each as an event with `not_shown`. It is called without a lock held."""
         self._tell = tell
         self._monotonic_s = monotonic_s
         self._start_timer = start_timer or _start_timer
-        self._lock = threading.RLock()  # a signal's handler may log while its thread does
+        self._lock = threading.RLock()  # a signal handler may log while its thread is logging
         self._seen: Counter[tuple[tuple[str, str], ...]] = Counter()
         self._began_s = float("-inf")
         self._is_timed = False
 
     def admits(self, facts: Facts) -> bool:
-        """Whether this one is told; otherwise it is counted."""
+        """Whether this event is to be written. If not, it is counted."""
         kind = tuple((name, str(facts[name])) for name in _KIND if facts.get(name) is not None)
         over: list[Facts] = []
         now_s, needs_timer = self._monotonic_s(), False
@@ -53,12 +53,12 @@ class Counted:
         for one in over:
             self._tell(one)
         if needs_timer:
-            # Somebody has to say it when nothing more is logged.
+            # The timer writes the counts if no later event does.
             self._start_timer(SPAN_S, self._end_span)
         return is_told
 
     def flush(self) -> None:
-        """Tells what was counted and not told yet."""
+        """Writes the counts that are not written yet."""
         with self._lock:
             over = self._take()
         for one in over:
@@ -82,6 +82,6 @@ class Counted:
 def _start_timer(delay_s: float, call: Callable[[], None]) -> None:
     timer = threading.Timer(delay_s, call)
     timer.daemon = True
-    # Where there are no more threads, the next event or the end of the process says it.
+    # If no thread can be started, the next event or the end of the process writes the counts.
     with contextlib.suppress(RuntimeError):
         timer.start()

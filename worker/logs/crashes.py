@@ -1,7 +1,8 @@
-"""What may be told of an exception in a log: its type, its places, and words only where we know whose they are. Pure.
+"""What a log may say about an exception: its type, file names and line numbers, and its text if that is safe. Pure.
 
-The text of any other exception may quote anything: a prompt (a KeyError, a JSON decoder), a password (an address that
-cannot be parsed), the values of a statement. So do the values of its frames. Invariant 10.
+The text is safe for antrean's own errors and the operating system's. Any other text may quote a prompt (a KeyError, a
+JSON decoder), a password (an address that cannot be parsed) or the values of an SQL statement. So may the variables of
+its frames. This is invariant 10.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 from worker.errors import AntreanError, InputError
 
 _MOST_FRAMES = 40
-# What these say is about a connection: host, port, and the system's reason.
+# The texts of these are about a connection: host, port, and the system's reason.
 _SPOKEN = {f"redis.exceptions.{name}" for name in ("ConnectionError", "TimeoutError", "AuthenticationError")}
 
 
 def tell_error(exc: BaseException) -> str:
-    """`KeyError`, or `ConnectionRefusedError: [Errno 111] Connection refused`: words only of ours and the system's."""
+    """`KeyError`, or `ConnectionRefusedError: [Errno 111] Connection refused`: the text only if it is safe."""
     kind = type(exc)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     words = _words(exc)
@@ -25,9 +26,9 @@ def tell_error(exc: BaseException) -> str:
 
 
 def tell_traceback(exc: BaseException, trace: Any = None) -> str:
-    """The exception and what it came from, the innermost frame last, as Python writes it, without source and values.
+    """The traceback of an exception and its causes, as Python writes it, but without source lines and unsafe texts.
 
-    `trace` stands for a traceback that the exception itself no longer has.
+    The innermost frame is last. `trace`: the traceback, if the exception no longer has it.
     """
     return "\n".join(_lines(exc, trace, set()))
 

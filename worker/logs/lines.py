@@ -1,8 +1,7 @@
-"""One line of a log, in the one form for terminals and in the one for programs; whoever wrote the record.
+"""Formats log lines, in one form for terminals and one for programs (JSON).
 
-Both are made here and nowhere else, for structlog's events and for records of the standard library, so that what is
-kept out of one is kept out of all: values of frames, texts of exceptions, arguments of libraries, passwords in
-addresses.
+All lines are made here, from structlog's events and from records of the standard library. So the same things are kept
+out of all: values of frames, texts of exceptions, arguments of libraries' messages, passwords in addresses.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ _PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
 _NAME = re.compile(r"[\w.:@/+*?=&%~-]{0,160}", re.ASCII)
 _PLAIN_VALUE = re.compile(r"[^\s=\"']+")
 _FIRST = ("timestamp", "level", "event")
-# What Celery itself says beside what it quotes.
+# Arguments of Celery's messages that hold Celery's own words and quote nothing.
 _OWN_WORDS = {"description"}
 _OWN_WORDS_OF = ("consumer: Cannot connect to",)
 
 
 def render(facts: Mapping[str, Any], *, as_json: bool) -> str:
-    """The line of an event: `timestamp`, `level` and `event`, then its fields, then what `exc_info` tells.
+    """The line of an event: `timestamp`, `level` and `event`, then its fields, then the exception of `exc_info`.
 
-    For a terminal a traceback has lines of its own.
+    For a terminal, a traceback follows on further lines.
     """
     told = {name: value for name, value in facts.items() if name not in ("exc_info", "stack_info")}
     exc, trace = _exception(facts.get("exc_info"))
@@ -49,7 +48,7 @@ def render(facts: Mapping[str, Any], *, as_json: bool) -> str:
 
 
 def read_record(record: logging.LogRecord) -> dict[str, Any]:
-    """A record as an event: what a library says, without what it quotes."""
+    """A record as an event. Texts that a library's message quotes are left out."""
     facts: dict[str, Any] = {
         "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
         "level": record.levelname.lower(),
@@ -61,15 +60,15 @@ def read_record(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def is_ours(logger: str) -> bool:
-    """Whether a logger of this name is antrean's: what it is given may be said."""
+    """Whether a logger of this name is antrean's. Its messages are written in full."""
     return logger.split(".", 1)[0] in _OURS
 
 
 def tell_message(words: object, args: object) -> str:
-    """A library's message: its own words, with numbers and names in their places, and no other text.
+    """A library's message. Of its arguments only numbers and names are filled in.
 
-    Libraries quote what they carry: a foreign message's arguments, a header, an answer. `…` stands for such a text,
-    `<Message>` for an object. Without arguments the first line is told: what follows is quoted, too.
+    Libraries quote what they handle: a foreign message's arguments, a header, an answer. `…` stands for such a text,
+    `<Message>` for an object. Of a message without arguments only the first line is kept: further lines may quote.
     """
     if not isinstance(words, str):
         return tell_error(words) if isinstance(words, BaseException) else f"<{type(words).__name__}>"
@@ -88,7 +87,7 @@ def tell_message(words: object, args: object) -> str:
 
 
 class _Said(str):
-    """Text that stands for something else: `%r` puts no quotes around it."""
+    """A replacement for an argument. `%r` puts no quotes around it."""
 
     __slots__ = ()
 
@@ -105,7 +104,7 @@ def _tell_argument(value: object, is_plain: bool) -> object:
 
 
 def _own_message(record: logging.LogRecord) -> str:
-    """Our own words with all of their arguments, but of an exception no more than is told elsewhere."""
+    """The message of one of our own records with all its arguments. An exception is written as by `tell_error`."""
     if not isinstance(record.args, tuple):
         return record.getMessage()
     told = (_Said(tell_error(one)) if isinstance(one, BaseException) else one for one in record.args)
@@ -116,17 +115,17 @@ def _own_message(record: logging.LogRecord) -> str:
 
 
 def _exception(exc_info: object) -> tuple[BaseException | None, Any]:
-    """The exception of an `exc_info` in any of its forms, and its traceback."""
+    """The exception and the traceback of an `exc_info`, in any of the forms that it may have."""
     if exc_info is True:
         exc_info = sys.exc_info()
     one, trace = (exc_info[1], exc_info[2]) if isinstance(exc_info, (tuple, list)) else (exc_info, None)
-    wrapped = getattr(one, "exc", None)  # by Celery, with a text of its own
+    wrapped = getattr(one, "exc", None)  # Celery wraps an exception and adds a text
     one = wrapped if isinstance(wrapped, BaseException) else one
     return (one, trace) if isinstance(one, BaseException) else (None, None)
 
 
 def _tell_value(value: object) -> str:
-    """What JSON has no form for. Not `repr`: it may quote anything."""
+    """The form of a value that JSON cannot hold. Not `repr`, which may quote anything."""
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, PurePath):

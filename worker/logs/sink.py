@@ -1,6 +1,6 @@
-"""Where all lines of a log meet, on standard error: structlog's events, the standard library's records, and crashes.
+"""Writes all log lines to standard error: structlog's events, the standard library's records, and crashes.
 
-Needs no structlog, which takes a short process longer than its work.
+It does not import structlog, whose import takes longer than the whole work of a short process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from worker.logs.counts import Counted
 from worker.logs.lines import is_ours, read_record, render
 from worker.text.wrapping import terminal_width, wrap_lines
 
-# Celery says three lines a task, and of each failure what the ledger says better.
+# Celery logs three lines a task. What it logs of a failure is in the ledger, with more details.
 _SPEAKS_FROM = {
     "celery.app.trace": logging.ERROR,
     "celery.worker.strategy": logging.WARNING,
@@ -26,17 +26,17 @@ _SPEAKS_FROM = {
     "kombu": logging.WARNING,
     "amqp": logging.WARNING,
     "alembic": logging.WARNING,
-    # It asks workers that are only just starting, too.
+    # Flower asks workers that are still starting, too, and warns that they do not answer.
     "flower.inspector": logging.ERROR,
 }
 _log = logging.getLogger("antrean")
 
 
 def take_over(level: int, *, as_json: bool) -> None:
-    """Has the standard library's records told as our own events are. May be called again.
+    """Sends the standard library's records through this sink. May be called again.
 
-    A library is not heard below INFO, whatever `level` says: there it quotes what it carries. What is many is
-    counted, but at DEBUG each is told.
+    Records of libraries below INFO are dropped, whatever `level` says: they quote what the library handles. Repeated
+    events are counted; at level DEBUG each is written.
     """
     _sink.set(level, as_json=as_json)
     root = logging.getLogger()
@@ -47,30 +47,30 @@ def take_over(level: int, *, as_json: bool) -> None:
 
 
 def tell_crashes() -> None:
-    """Has what ends this process, or one of its threads, unforeseen told as all else: without texts and values."""
+    """Logs unhandled exceptions of this process and its threads like all events: without unsafe texts and values."""
     sys.excepthook = _tell_crash
     threading.excepthook = _tell_thread_crash
     sys.unraisablehook = _tell_unraisable
 
 
 def take_event(level: str, facts: Mapping[str, Any]) -> None:
-    """Tells an event of ours, or counts it. `facts` holds `event`, its fields, and `exc_info` if there is any."""
+    """Writes one of our events, or counts it. `facts`: `event`, its fields, and `exc_info` if there is an exception."""
     _sink.take_event(level, facts)
 
 
 def flush_logs() -> None:
-    """Says what was counted and not said yet: for a process that ends without Python's own way out."""
+    """Writes the counts that are not written yet. For a process that ends without Python's exit handlers."""
     _sink.flush()
 
 
 class _Sink:
-    """Lines counted where they are many, rendered, and written in one piece."""
+    """Renders events and writes each as one whole line; counts repeated ones."""
 
     def __init__(self) -> None:
         self._level = logging.INFO
         self._as_json = True
         self._counted = Counted(self._write_count)
-        self._lock = threading.RLock()  # a signal's handler may have a word while its thread is writing
+        self._lock = threading.RLock()  # a signal handler may log while its thread is writing
 
     def set(self, level: int, *, as_json: bool) -> None:
         self._level, self._as_json = level, as_json
@@ -82,7 +82,7 @@ class _Sink:
 
     def take_record(self, record: logging.LogRecord) -> None:
         facts = read_record(record)
-        # The words as they stand in the source, so that a thousand failures are one kind.
+        # Count by the message before its arguments are filled in, so that a thousand failures are one kind.
         words = record.msg if record.args and isinstance(record.msg, str) else facts["event"]
         if self._admits({"event": words, "level": facts["level"], "logger": record.name}):
             self._write(facts)
@@ -105,7 +105,7 @@ class _Sink:
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
         except (OSError, ValueError, RuntimeError):
-            # The reader is gone, or a signal came in mid-write: a log line must not end a worker's way out.
+            # The reader is gone, or a signal interrupted the write. A log line must not stop a worker's shutdown.
             pass
 
 
@@ -117,7 +117,7 @@ class _Handler(logging.Handler):
         _sink.take_record(record)
 
 
-_sink = _Sink()  # one a process, as standard error is
+_sink = _Sink()  # one per process, like standard error
 atexit.register(flush_logs)
 
 
@@ -126,7 +126,7 @@ def _now() -> str:
 
 
 def _tell_crash(kind: type[BaseException], exc: BaseException, _trace: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):  # of which Python itself makes the exit status
+    if not issubclass(kind, KeyboardInterrupt):  # Python itself turns it into an exit status
         _log.critical("process.crashed", exc_info=exc)
 
 

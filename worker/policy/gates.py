@@ -1,4 +1,4 @@
-"""A shut gate: how long it stays shut, and when it lets the next probe through. Pure."""
+"""A shut gate: how long it stays shut, and when the next probe may begin. Pure."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from enum import StrEnum
 from schemas.failure import FailureKind
 
 PROBE_BASE_S = 1.0
-PROBE_CAP_S = 60.0  # a refused key, a spent quota: a person has to act
-OUTAGE_PROBE_CAP_S = 5.0  # what passes by itself: its end is to be noticed within seconds
-# A probe that hangs does not hold up the next one for long: it may begin after so many seconds, and later where several
-# hang. So the return of an endpoint that hangs is noticed, and its calls of five minutes do not fill the slots.
+PROBE_CAP_S = 60.0  # after a refused key or a spent quota: a person has to act
+OUTAGE_PROBE_CAP_S = 5.0  # in an outage, which ends by itself: the end is noticed within seconds
+# While a probe has no answer, the next one may begin after this many seconds; after more, if several have no answer. So
+# the end of an outage is noticed even if probes hang, and hanging probes, of up to five minutes, do not fill the slots.
 PROBE_EVERY_S = 5.0
 MOST_PROBES = 12
-SEVERAL = 3  # so many different jobs, refused alike, are no accident
+SEVERAL = 3  # if this many different jobs are refused in the same way, it is the endpoint's state
 _OF_A_KEY = frozenset({FailureKind.UNAUTHORIZED, FailureKind.QUOTA})
 
 
@@ -22,9 +22,9 @@ _OF_A_KEY = frozenset({FailureKind.UNAUTHORIZED, FailureKind.QUOTA})
 class Gate:
     """A gate that is shut for every worker of an endpoint.
 
-    Nothing passes before `until_ms`. Then a cooldown is over; a gate that `needs_probe` lets one call at a time test
-    whether the refusal still holds. `wait_ms` is the length of the wait when it was written, so that a clock that runs
-    ahead keeps nobody away for longer. `struck_ms` is the time of the last refusal. `jobs` are the first different
+    No call may begin before `until_ms`. After it, a cooldown is over; a gate that `needs_probe` then lets one call at a
+    time test whether the refusal still holds. `wait_ms`: the length of the wait when it was written, so that a writer
+    whose clock is ahead does not make it longer. `struck_ms`: the time of the last refusal. `jobs`: the first different
     jobs that were refused, at most `SEVERAL`.
     """
 
@@ -39,17 +39,17 @@ class Gate:
 
     @property
     def is_of_a_key(self) -> bool:
-        """Whether a key or a quota is refused, not an endpoint in trouble."""
+        """Whether it is shut for a refused key or a spent quota, and not for an outage."""
         return self.kind in _OF_A_KEY
 
     @property
     def is_outage(self) -> bool:
-        """Whether it waits for an endpoint in trouble. What fails meanwhile is no job's own failure."""
+        """Whether it is shut for an outage. Failures during an outage are not the jobs' own."""
         return self.needs_probe and not self.is_of_a_key
 
 
 class Admission(StrEnum):
-    """What a job may do at the gate."""
+    """What the gate allows a job."""
 
     OPEN = "open"
     PROBE = "probe"  # may pass as a probe, if one may begin now
@@ -60,8 +60,8 @@ class Admission(StrEnum):
 def decide_admission(gate: Gate | None, *, now_ms: int) -> Admission:
     """What the gate allows at `now_ms`.
 
-    A key that was refused to one or two jobs is tested with another job at once, whatever the wait: the refusal may be
-    those jobs' own, and then nobody else has to wait.
+    A key that was refused to one or two jobs only is tested with another job after a second, even if the wait is
+    longer: the refusal may be those jobs' own, and then the others need not wait.
     """
     if gate is None:
         return Admission.OPEN
@@ -90,8 +90,8 @@ def shut_further(
 ) -> Gate:
     """The gate after one more refusal. Its wait doubles from 1 s to a cap, and is at least what the endpoint asked for.
 
-    The cap is 60 s for a refused key or quota, and 5 s for an endpoint in trouble. With `is_probe` False the call began
-    before the gate was shut: its job is added to those that were refused, and nothing else changes.
+    The cap is 60 s for a refused key or quota, and 5 s for an outage. `is_probe` False: the call began before the gate
+    was shut; its job is added to the refused ones, and nothing else changes.
     """
     if gate is not None and gate.needs_probe:
         known = gate if job_id is None else _with_job(gate, job_id)
@@ -118,7 +118,7 @@ def shut_further(
 
 
 def cool_down(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: float) -> Gate:
-    """The gate after the endpoint asked everyone to stay away for `asked_s`. A longer wait is not cut short."""
+    """The gate after the endpoint asked for a cooldown of `asked_s`. A longer wait is not cut short."""
     until_ms = now_ms + round(asked_s * 1000)
     if gate is not None and (gate.needs_probe or gate.until_ms >= until_ms):
         return gate
@@ -126,7 +126,7 @@ def cool_down(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: flo
 
 
 def bring_forward(gate: Gate, *, now_ms: int) -> Gate:
-    """The gate after a sign of life that proves nothing: the next probe may go, at least a second after the last."""
+    """The gate after the answer to a call from before it shut: the next probe may begin 1 s after the last refusal."""
     earliest_ms = now_ms if gate.struck_ms is None else gate.struck_ms + round(PROBE_BASE_S * 1000)
     if not gate.needs_probe or gate.until_ms <= max(now_ms, earliest_ms):
         return gate
@@ -134,13 +134,13 @@ def bring_forward(gate: Gate, *, now_ms: int) -> Gate:
 
 
 def put_off(gate: Gate, *, now_ms: int) -> Gate:
-    """The gate after a probe that was answered and decided nothing: the next one may go a second later."""
+    """The gate after a probe whose answer decided nothing: the next probe may begin a second later."""
     until_ms = now_ms + round(PROBE_BASE_S * 1000)
     return replace(gate, until_ms=until_ms, wait_ms=until_ms - now_ms) if gate.until_ms < until_ms else gate
 
 
 def as_seen(gate: Gate, *, now_ms: int) -> Gate:
-    """A gate as it was just fetched, by the reader's own clock: it lasts no longer than it was shut for."""
+    """A gate that was just fetched, corrected for a writer's clock that is ahead: it waits for `wait_ms` at most."""
     if gate.wait_ms is None or gate.until_ms - now_ms <= gate.wait_ms:
         return gate
     ahead_ms = gate.until_ms - now_ms - gate.wait_ms

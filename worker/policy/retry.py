@@ -1,4 +1,4 @@
-"""What follows a failure: the job waits or fails, and the gate shuts or stays open. Pure. See docs/answers.md."""
+"""Decides what follows a failure: the job waits or fails, the gate shuts or stays open. Pure. See docs/answers.md."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _NOT_BY_THE_ENDPOINT = frozenset({FailureKind.INVALID_REQUEST, FailureKind.INTER
 
 
 class Whose(StrEnum):
-    """Whose a failure is, as far as other jobs' answers tell."""
+    """Whose a failure is, judged by the answers to other jobs."""
 
-    UNKNOWN = "unknown"  # nothing is known but the failure itself
-    ENDPOINTS = "endpoints"  # unrelated jobs fail alike: it is the endpoint's state
-    UNDECIDED = "undecided"  # another job's answer will soon tell
-    OWN = "own"  # others are answered, and this job is not
+    UNKNOWN = "unknown"  # other jobs' answers say nothing about it
+    ENDPOINTS = "endpoints"  # the endpoint's: different jobs fail in the same way
+    UNDECIDED = "undecided"  # another job's answer will decide soon
+    OWN = "own"  # the job's own: other jobs are answered
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRules:
-    """The settings of retrying. Seconds where the name ends in `_s`."""
+    """The settings of retries. Names that end in `_s` are seconds."""
 
     max_attempts: int = 6
     bad_response_max_attempts: int = 3
@@ -37,25 +37,25 @@ class RetryRules:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where the job stands: the attempts it has used, and whether the endpoint ever answered any job."""
+    """The facts that a decision needs: the job's attempts and waits, and whether the endpoint ever answered a job."""
 
     attempts: int  # burnt before this failure
     bad_responses: int  # of these, answers without a completion
     max_attempts: int | None  # the job's own budget; None: that of the rules
     number: int  # the claim's ordinal, 1-based
-    blocked_since_ms: int | None  # since when it waits at a gate
-    is_proven: bool  # the endpoint has answered a job before
+    blocked_since_ms: int | None  # since when the job waits at a gate
+    is_proven: bool  # the endpoint has answered a job before: its address and model names work
     whose: Whose = Whose.UNKNOWN
-    undecided: int = 0  # how often this job's failures were left undecided
+    undecided: int = 0  # how often the decision on this job's failures was put off
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do.
+    """What to do after a failure.
 
-    `not_before_ms` is when the job is due again; None fails it. `burns`: the attempt counts against the budget.
-    `is_blocked`: the job waits at a gate, and its patience runs. `shuts_gate` stops all workers until a probe is
-    answered. `cooldown_s` is how long the endpoint asked everyone to stay away.
+    `not_before_ms`: when the job is due again; None: it fails. `burns`: the attempt counts against the budget.
+    `is_blocked`: the job waits at a gate, and the wait counts against its patience. `shuts_gate`: no worker calls the
+    endpoint until a probe is answered. `cooldown_s`: the cooldown that the endpoint asked for; None: none.
     """
 
     not_before_ms: int | None
@@ -70,7 +70,7 @@ def decide(
 ) -> Decision:
     """What follows one failure. Time and randomness are arguments."""
     kind = failure.kind
-    if failure.is_local:  # this machine lacks something: no attempt is burnt, and no gate shuts
+    if failure.is_local:  # this machine lacks a resource: no attempt is burnt, and no gate shuts
         if _is_patience_spent(standing, now_ms, rules):
             return Decision(None, burns=False)
         n = max(1, min(standing.number, 5))
@@ -81,7 +81,7 @@ def decide(
         return Decision(None, burns=True)
     if standing.whose is Whose.UNDECIDED and kind not in _NOT_BY_THE_ENDPOINT:
         return _wait_a_moment(failure, standing, now_ms, rules, rng)
-    # An endpoint that is not there burns no attempt: an outage of half an hour must not fail a night's jobs.
+    # An endpoint that cannot be reached burns no attempt: an outage of half an hour must not fail a night's jobs.
     if is_refusal or not failure.was_sent or _is_misconfiguration(failure, standing):
         return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=True)
     if kind is FailureKind.INVALID_REQUEST:
@@ -102,12 +102,12 @@ def decide(
 
 
 def is_local(failure: Failure) -> bool:
-    """Whether this machine could not make the call: it had no descriptor, memory, thread or port left."""
+    """Whether this machine could not make the call: it had no file descriptor, memory, thread or port left."""
     return failure.is_local
 
 
 def _is_misconfiguration(failure: Failure, standing: Standing) -> bool:
-    # A wrong base URL must not fail 200,000 jobs: until it has worked once, the setup is at fault.
+    # A wrong base URL must not fail 200,000 jobs: until a call has succeeded, such refusals count as a wrong setup.
     return (
         failure.kind is FailureKind.REJECTED and failure.http_status in _REFUSALS and not standing.is_proven
     )
@@ -124,14 +124,14 @@ def _retry(
     delay_s = decide_delay_s(spent, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
     asked_s = _asked_s(failure, rules)
     if asked_s is not None:
-        delay_s = asked_s + delay_s / 10  # never sooner than asked, and not all at once
+        delay_s = asked_s + delay_s / 10  # never sooner than asked; the jitter spreads the jobs
     return Decision(now_ms + round(delay_s * 1000), burns=True, cooldown_s=asked_s)
 
 
 def _wait_a_moment(
     failure: Failure, standing: Standing, now_ms: int, rules: RetryRules, rng: random.Random
 ) -> Decision:
-    """Waits unburnt until another job's answer may have told: about 1, 2, 4, 8, 8 … s."""
+    """Waits, unburnt, for another job's answer that decides: about 1, 2, 4, 8, 8 … s."""
     if _is_patience_spent(standing, now_ms, rules):
         return Decision(None, burns=False)
     delay_s = 2.0 ** min(standing.undecided, 3) * rng.uniform(1.0, 1.25)
@@ -155,7 +155,7 @@ def _wait_at_gate(
     needs_probe: bool,
 ) -> Decision:
     if _is_patience_spent(standing, now_ms, rules):
-        # The job gives up, but what it met still concerns everybody.
+        # The job fails, but the refusal still concerns all jobs of the endpoint.
         return Decision(None, burns=False, shuts_gate=needs_probe, cooldown_s=_asked_s(failure, rules))
     asked_s = _asked_s(failure, rules)
     n = max(1, min(standing.number, 8))

@@ -1,4 +1,4 @@
-"""Results as OpenAI batch output lines. A reader never sees half a file."""
+"""Writes results as OpenAI batch output lines. A reader never sees a part of a file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NEVER_ANSWERED = frozenset(
         FailureKind.INVALID_REQUEST,
         FailureKind.WORKER_LOST,
         FailureKind.INTERNAL_ERROR,
-        FailureKind.BAD_RESPONSE,  # a status of 200 in an error line would read as a success
+        FailureKind.BAD_RESPONSE,  # a reader would take an error line with status 200 for a success
     }
 )
 _TYPES = {
@@ -47,13 +47,13 @@ _TYPES = {
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-LINE_ID = "batch_req_"  # what the id of each output line begins with
-LINE_START = f'{{"id":"{LINE_ID}'.encode()  # what each output line begins with
+LINE_ID = "batch_req_"  # the beginning of each output line's id
+LINE_START = f'{{"id":"{LINE_ID}'.encode()  # the beginning of each output line
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many lines were written, by how their jobs ended."""
+    """The number of lines, by the final state of their jobs."""
 
     succeeded: int = 0
     failed: int = 0
@@ -67,7 +67,7 @@ class Counts:
 
 
 def count_lines(counts: Counter[JobState], finish_reasons: Mapping[str, int]) -> Counts:
-    """How many lines there are, counted from the jobs by state and from their results by finish reason."""
+    """The number of lines, from the jobs by state and their results by finish reason."""
     return Counts(
         succeeded=counts[JobState.SUCCEEDED],
         failed=counts[JobState.FAILED],
@@ -84,7 +84,7 @@ def odd_finish_reasons(outcome: JobOutcome) -> list[str]:
 
 
 def output_line(outcome: JobOutcome) -> bytes:
-    """The job's output line: one line of UTF-8 JSON with its end, whatever bytes the endpoint sent."""
+    """The job's output line: one line of UTF-8 JSON with a line break, whatever bytes the endpoint sent."""
     response, error = _response(outcome), None
     if response is None:
         error = _error(outcome)
@@ -97,13 +97,13 @@ def output_line(outcome: JobOutcome) -> bytes:
         }
     )
     if not line.isascii() or b"\x7f" in line:
-        # str.splitlines() ends a line at U+0085, U+2028 and U+2029; others steer the terminal of who looks at it.
+        # str.splitlines() breaks lines at U+0085, U+2028 and U+2029; other characters control a terminal.
         line = printable_json(line.decode()).encode()
     return line + b"\n"
 
 
 def write_lines(outcomes: Iterable[JobOutcome], stream: BinaryIO) -> Counts:
-    """How many lines were written: one for each outcome, in their order. A closed pipe raises BrokenPipeError."""
+    """Writes one line for each outcome, in order. Returns their number. Raises BrokenPipeError for a closed pipe."""
     states: Counter[JobState] = Counter()
     finish_reasons: Counter[str] = Counter()
     for outcome in outcomes:
@@ -117,15 +117,15 @@ def write_lines(outcomes: Iterable[JobOutcome], stream: BinaryIO) -> Counts:
 def write_results(
     outcomes: Iterable[JobOutcome], path: Path | None, *, check_again: Callable[[], None] | None = None
 ) -> Counts:
-    """How many lines were written to the file, or to standard output where `path` is None.
+    """Writes the lines to the file, or to standard output if `path` is None, and returns their number.
 
-    The file appears whole or not at all: a full disk or an interrupt leaves the old one. `check_again` is called right
-    before and may raise. Raises InputError if the file cannot be written.
+    The file is replaced as a whole: after a full disk or an interrupt the old one is still there. `check_again` is
+    called right before that, and may raise. Raises InputError if the file cannot be written.
     """
     if path is None:
         return write_lines(outcomes, sys.stdout.buffer)
     check_output(path)
-    if path.exists() and not path.is_file():  # /dev/null, a named pipe: nothing to replace
+    if path.exists() and not path.is_file():  # /dev/null or a named pipe is written to, not replaced
         with _sentences(path), path.open("wb") as stream:
             return write_lines(outcomes, stream)
     target = Path(os.path.realpath(path))  # a link stays a link
@@ -145,10 +145,10 @@ def write_results(
 
 
 def put_in_place(stream: BinaryIO, part: Path, path: Path) -> None:
-    """Gives a finished file the name `path`, and the mode of the file that had this name."""
+    """Renames the finished file `part` to `path`. It gets the mode of the file that it replaces."""
     target = Path(os.path.realpath(path))
     stream.flush()
-    os.fsync(stream.fileno())  # synced before it gets the name: a power cut must not leave an empty file
+    os.fsync(stream.fileno())  # synced before the rename: a power cut must not leave an empty file
     if target.exists():
         part.chmod(stat.S_IMODE(target.stat().st_mode))
     part.replace(target)
@@ -156,7 +156,7 @@ def put_in_place(stream: BinaryIO, part: Path, path: Path) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Raises InputError if results could not be written to `path`. Makes nothing."""
+    """Raises InputError if results cannot be written to `path`. Creates nothing."""
     folder = Path(os.path.realpath(path)).parent
     with _sentences(path):
         is_known, is_file = path.exists(), path.is_file()
@@ -173,7 +173,7 @@ def check_output(path: Path) -> None:
 
 
 def is_standard_output(path: Path) -> bool:
-    """Whether the path means standard output. That may be a file, which must be written to and not replaced."""
+    """Whether the path means standard output. Even if that is a file, it must be written to and not replaced."""
     return str(path) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
@@ -184,7 +184,8 @@ def _response(outcome: JobOutcome) -> dict[str, Any] | None:
     else:
         if outcome.state is not JobState.FAILED or outcome.failure_kind in _NEVER_ANSWERED:
             return None
-        if outcome.http_status is None or 200 <= outcome.http_status < 300:  # it would read as a success
+        # A reader would take an error line with such a status for a success.
+        if outcome.http_status is None or 200 <= outcome.http_status < 300:
             return None
         status, body = outcome.http_status, _error_body(outcome, outcome.http_status)
     return {"status_code": status, "request_id": _storable(outcome.request_id), "body": body}
@@ -203,7 +204,7 @@ def _code(outcome: JobOutcome) -> str:
 
 
 def _error_body(outcome: JobOutcome, status: int) -> Any:
-    """OpenAI's `{"error": {…}}`: the endpoint's own where it sent one, else made of its words."""
+    """OpenAI's `{"error": {…}}`: the endpoint's own if it sent one, else one that is made of its message."""
     raw = outcome.error_raw
     said = None if raw is None else _parse(raw)
     if raw is not None and isinstance(said, dict) and isinstance(said.get("error"), dict):
@@ -222,7 +223,7 @@ def _error_body(outcome: JobOutcome, status: int) -> Any:
 
 
 def _embed(raw: bytes) -> Any:
-    """The endpoint's bytes unchanged where they are strict JSON on one line; else the same value written anew."""
+    """The endpoint's bytes unchanged if they are strict JSON on one line; else the same value, encoded again."""
     if b"\n" not in raw and b"\r" not in raw:
         try:
             orjson.loads(raw)
@@ -231,9 +232,9 @@ def _embed(raw: bytes) -> Any:
         else:
             return orjson.Fragment(raw)
     value = _parse(raw)
-    if value is None:  # no JSON at all: its text, so that nothing paid for is lost
+    if value is None:  # no JSON: embed its text, so that no paid answer is lost
         value = raw.decode("utf-8", "replace")
-    # Lone surrogates are no text in any encoding: strict readers refuse the whole line, escaped or not.
+    # No encoding has lone surrogates: strict readers refuse the whole line, even if they are escaped.
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except RecursionError:
@@ -242,7 +243,7 @@ def _embed(raw: bytes) -> Any:
 
 
 def _parse(raw: bytes) -> Any:
-    """The value as `api_client` reads it, or None; what JSON has no number for (NaN, 1e999) is null."""
+    """The value as `api_client` reads it, or None. Numbers that JSON cannot hold (NaN, 1e999) become null."""
     try:
         return json.loads(
             raw.removeprefix(b"\xef\xbb\xbf").decode(json.detect_encoding(raw), "replace"),
@@ -269,7 +270,7 @@ def _text(value: Any) -> str | None:
 
 
 def _storable(text: str | None) -> str | None:
-    """`text` as UTF-8 can carry it."""
+    """`text` without lone surrogates, which UTF-8 cannot hold."""
     return None if text is None else text.encode("utf-8", "replace").decode()
 
 

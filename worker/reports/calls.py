@@ -1,4 +1,4 @@
-"""The calls of a run as people and programs read them. Pure."""
+"""Describes the calls of a run, for people and for programs. Pure."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def find_percentile(counts: Mapping[int, int], percent: float) -> int | None:
 
 
 def call_facts(sums: CallSums) -> dict[str, Any]:
-    """For `--json`: `latency_s` (`p50`, `p95`, `p99`, `max`; None where no call brought a result), `failed_calls` and
-    `retried_calls` by kind."""
+    """For `--json`: `latency_s` (`p50`, `p95`, `p99`, `max`; None without a result), and by failure kind `failed_calls`
+    and `retried_calls`."""
     latencies: dict[str, float] | None = None
     if sums.latencies_ms:
         shares = {f"p{percent}": find_percentile(sums.latencies_ms, percent) or 0 for percent in _PERCENTS}

@@ -1,4 +1,4 @@
-"""A file of results that grows while jobs end. It gets its name when it is finished."""
+"""A file of results that is written while jobs end. It gets its name when it is finished."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _PAGE = 500
 
 
 class GrowingResults:
-    """The output lines of `ids`, in their order, for `path`. None is standard output, which is written at the end.
+    """Writes the output lines of `ids`, in their order, to `path`. `path` None: to standard output, at the end.
 
-    Until `finish` the lines are in `<path>.part`, up to the first job that has not ended. They are there also when the
-    run is stopped or killed, and the name says that they are not all.
+    Until `finish`, the lines up to the first job that has not ended are in `<path>.part`. They stay there if the run is
+    stopped or killed; the name shows that lines are missing.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class GrowingResults:
         self._output = output
         self._ids = ids
         self._path = path
-        self._states: list[JobState | None] = []  # of the first of `ids`, as written; None has no line
-        self._finish_reasons: Counter[str] = Counter()  # of those, out of the ordinary
+        self._states: list[JobState | None] = []  # of the jobs written so far; None: it has no line
+        self._finish_reasons: Counter[str] = Counter()  # unusual finish reasons of those jobs
         self._part: Path | None = None
         self._stream: BinaryIO | None = None
         self._is_growing = path is not None and (path.is_file() or not path.exists())
 
     @property
     def part(self) -> Path | None:
-        """The file with the lines so far; None where there are none, or only this process can open it."""
+        """The file with the lines so far; None if there are none, or if only this process can open it."""
         return self._part if self._part is not None and self._is_to_stay() else None
 
     def _is_to_stay(self) -> bool:
@@ -67,14 +67,14 @@ class GrowingResults:
             try:
                 self._append(page[:ended])
             except OSError:
-                # The results are in the ledger. `finish` tries again, and says what is wrong with the file.
+                # The results are in the ledger. `finish` tries again, and reports the error.
                 self._is_growing = False
                 self._states.clear()
                 self._finish_reasons.clear()
                 self.close()
 
     def finish(self) -> Counts:
-        """Writes the rest and puts the file in its place. How many lines it has.
+        """Writes the rest, renames the file to `path`, and returns the number of its lines.
 
         Raises InputError if that fails, or would replace a file that must stay.
         """
@@ -99,7 +99,7 @@ class GrowingResults:
         return count_lines(written, self._finish_reasons)
 
     def close(self) -> None:
-        """Leaves the lines in their `.part` file, if there are any and others can open it."""
+        """Closes the `.part` file. It stays if it has lines and other processes can open it."""
         if self._stream is None:
             return
         with suppress(OSError):
@@ -126,9 +126,9 @@ class GrowingResults:
         self._stream.flush()
 
     def _look_again(self) -> None:
-        """Writes the lines anew: another run may have retried a job that had failed.
+        """Writes lines again that may have changed: another run may have retried a job that had failed.
 
-        The line of a success is final. It is kept even if its job has been removed from the ledger since.
+        The line of a success is final. It is kept even if the job has been removed from the ledger since.
         """
         assert self._stream is not None
         assert self._part is not None
@@ -173,10 +173,10 @@ class GrowingResults:
 
 
 def _open_part(target: Path, output: Output | None) -> tuple[Path, BinaryIO]:
-    """An empty file beside the target. A file of that name which no earlier run left is not touched."""
+    """An empty file beside the target. A file of that name is used only if an earlier run left it there."""
     path = part_of(target)
     if output is None or output.may_grow_in(path):
-        # Unless another run writes it just now, or has put it in its place.
+        # Another run may be writing it just now, or may have renamed it.
         with suppress(BlockingIOError, FileNotFoundError):
             stream = _open_own(path)
             if stream is not None:
@@ -186,10 +186,10 @@ def _open_part(target: Path, output: Output | None) -> tuple[Path, BinaryIO]:
 
 
 def _open_own(path: Path) -> BinaryIO | None:
-    """The file, emptied and locked; None where no run left it behind."""
+    """The file, emptied and locked; None if it was not left by a run."""
     flags = (
         os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    )  # a link may lead to anything, and a pipe waits
+    )  # no link, which may lead to any file; and no wait for a pipe
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
         is_new = True
@@ -202,7 +202,7 @@ def _open_own(path: Path) -> BinaryIO | None:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         beginning = os.pread(descriptor, len(LINE_START), 0)
         is_ours = is_new or beginning == LINE_START
-        # Another run may have put it in its place meanwhile.
+        # Another run may have renamed it meanwhile.
         if is_ours and os.path.samestat(path.stat(), os.fstat(descriptor)):
             stream.truncate(0)
             return stream

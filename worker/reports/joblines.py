@@ -1,4 +1,4 @@
-"""Jobs as lines of JSON or of CSV, written as they are read, however many there are."""
+"""Writes jobs as lines of JSON or CSV, one after the other as they are read: memory stays flat."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FACTS = (
 def write_json(
     found: Iterable[ListedJob], stream: BinaryIO, *, texts: frozenset[Texts] = frozenset()
 ) -> None:
-    """One object with `jobs`, a line each. A prompt is the request's messages as they are sent."""
+    """Writes one JSON object whose `jobs` has a line for each job. A prompt is the request's messages as sent."""
     stream.write(b'{"jobs":[')
     for i, job in enumerate(found):
         facts = _facts(job)
@@ -55,7 +55,7 @@ def write_json(
 
 
 def write_csv(found: Iterable[ListedJob], stream: BinaryIO, *, texts: frozenset[Texts] = frozenset()) -> None:
-    """A header, then a row for each job, in UTF-8 whatever the locale."""
+    """Writes a header, then a row for each job, in UTF-8 in every locale."""
     header = list(_FACTS)
     for text in Texts:
         if text in texts:
@@ -69,7 +69,7 @@ def write_csv(found: Iterable[ListedJob], stream: BinaryIO, *, texts: frozenset[
 
 
 def spell_texts(job: ListedJob, texts: frozenset[Texts]) -> list[tuple[str, str | None]]:
-    """The texts that were asked for, by name, as people read them."""
+    """Pairs of name and text, of the texts that were asked for, formatted for people."""
     found: list[tuple[str, str | None]] = []
     if Texts.PROMPT in texts:
         found.append(("prompt", _spell_out(_messages(job.request))))
@@ -120,7 +120,7 @@ class _Utf8Lines:
 
 
 def _messages(request: str | None) -> Any:
-    """The request's messages; its text where it is not JSON with messages in it."""
+    """The request's messages; the request's text if it is not JSON with messages."""
     if request is None:
         return None
     try:
@@ -131,7 +131,7 @@ def _messages(request: str | None) -> Any:
 
 
 def _spell_out(messages: Any) -> str | None:
-    """The messages as one text: that of a single message, or each with its role before it."""
+    """The messages as one text. Of several, each has its role before it."""
     if messages is None or isinstance(messages, str):
         return messages
     if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
@@ -156,7 +156,7 @@ def _decoded(raw: bytes | None) -> str | None:
 def _encode(facts: dict[str, Any]) -> bytes:
     try:
         encoded = orjson.dumps(facts).decode()
-    except orjson.JSONEncodeError:  # a lone surrogate, which is no text in any encoding, becomes U+FFFD
+    except orjson.JSONEncodeError:  # a lone surrogate, which no encoding has, becomes U+FFFD
         text = json.dumps(facts, ensure_ascii=False)
         encoded = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return printable_json(encoded).encode()

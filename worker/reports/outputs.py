@@ -1,4 +1,4 @@
-"""What a command may overwrite: results that it can write again. Nothing else that cost money or work."""
+"""Checks what a command may overwrite: results that it can write again, and nothing else that cost money or work."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def _no_simulation() -> Ledger | None:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a command reads, and its own files: it may never overwrite any of them.
+    """The files that a command reads, and antrean's own files. The command must never overwrite one of them.
 
-    `files` holds each with the name that a sentence uses, also those that are not there yet. `documents` are those
-    that a run has found; `folders` hold them. A file in such a folder is an input if `is_document` says so and it
-    holds no earlier results.
+    `files`: paths with their descriptions for messages, also of files that do not exist yet. `documents`: those that a
+    run has found; `folders`: the folders that hold them. A file in such a folder is an input if `is_document` is true
+    for it and it holds no earlier results.
     """
 
     files: Sequence[tuple[Path, str]] = ()
@@ -61,17 +61,18 @@ class Inputs:
 
 @dataclass(slots=True)
 class Holding:
-    """The lines of a file of results, counted by whose they are.
+    """The lines of a file of results, counted by their owners.
 
-    `lost` are results that the ledger cannot write again: their jobs were removed, or are another ledger's.
+    `own`: of the batch that is to be written. `lost`: results that this ledger cannot write again, as their jobs were
+    pruned or are in another ledger.
     """
 
     own: int = 0
-    others: Counter[str] = field(default_factory=Counter)  # by the batch that wants them
-    unwanted: int = 0  # of jobs that no batch wants any more: a document was edited or removed
+    others: Counter[str] = field(default_factory=Counter)  # by the other batch that wants them
+    unwanted: int = 0  # of jobs that no batch wants any more, as a document was edited or removed
     simulated: int = 0
     lost: int = 0
-    is_foreign: bool = False  # a line is not ours
+    is_foreign: bool = False  # a line is no output line of antrean
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,11 @@ class _Line:
 
 
 class Output:
-    """A file that results go to, and what of it may be replaced.
+    """A file for results, and the rules for replacing what is in it.
 
-    An input is never replaced. A file without results, and results that cannot be written again, are replaced with
-    `is_forced` only. Other results of another batch are replaced where the file `is_named`, not where its name is the
-    default.
+    An input is never replaced. A file that holds anything but results, or results that cannot be written again, is
+    replaced with `is_forced` only. Results of another batch are replaced if the user named the file (`is_named`), but
+    not under a default name.
     """
 
     def __init__(self, path: Path, inputs: Inputs, *, is_named: bool = True, is_forced: bool = False) -> None:
@@ -101,11 +102,11 @@ class Output:
         self._antrean = "antrean"
 
     def say_commands_as(self, antrean: str) -> None:
-        """Has sentences name commands so, where `antrean` alone would look in another ledger."""
+        """Sets how messages call the command: `antrean` alone might use another ledger."""
         self._antrean = antrean
 
     def check_file(self) -> None:
-        """Raises InputError if results must not or cannot be written there, whatever is in the file."""
+        """Raises InputError if results must not or cannot be written there. Does not ask the ledger."""
         check_output(self.path)
         facts = _stat(self.path)
         if facts is None:
@@ -129,10 +130,10 @@ class Output:
         *,
         simulation: Callable[[], Ledger | None] = _no_simulation,
     ) -> str | None:
-        """The remark about results there that will be replaced. Raises InputError where they must not be.
+        """A remark about the results that will be replaced, or None. Raises InputError if they must not be replaced.
 
-        `batch_id` is whose results are to be written, None for a batch that is not made yet. Results of `simulation`,
-        a ledger that is opened when it is needed, cost nothing.
+        `batch_id`: the batch whose results are to be written; None if it is not made yet. `simulation`: opens the
+        ledger of a simulation, if one is needed; its results cost nothing.
         """
         self._ledger, self._batch_id, self._simulation = ledger, batch_id, simulation
         self._seen = _fingerprint(self.path)
@@ -141,11 +142,11 @@ class Output:
         return self._judge()
 
     def belong_to(self, batch_id: str) -> None:
-        """Sets whose results these are, once their batch is made."""
+        """Sets the batch whose results are written, once it is made."""
         self._batch_id = batch_id
 
     def check_again(self) -> None:
-        """Checks again just before the file is replaced: another may be in its place by now. Raises InputError."""
+        """Checks again right before the file is replaced, as it may have changed. Raises InputError."""
         if _fingerprint(self.path) == self._seen:
             return
         try:
@@ -158,7 +159,7 @@ class Output:
             ) from None
 
     def may_grow_in(self, part: Path) -> bool:
-        """Whether `part` may be emptied: it holds nothing but lines of this batch that can be written again."""
+        """Whether `part` may be emptied: it holds only lines of this batch, which can be written again."""
         beside = Output(part, self._inputs, is_named=False)
         try:
             beside.check_file()
@@ -174,7 +175,7 @@ class Output:
                 raise InputError(f"{self.path} is {what}, which is never overwritten: {_ANOTHER}")
 
     def _check_names(self) -> None:
-        """Of a file that is not there: results under the name of such a file would be read as one from then on."""
+        """Refuses the name of an input that does not exist yet: results would be read as that input later."""
         real = os.path.realpath(self.path)
         for file, what in self._inputs.files:
             if os.path.realpath(file) == real:
@@ -193,7 +194,7 @@ class Output:
             raise InputError(f"{self.path} is one of the documents, which are never overwritten: {_ANOTHER}")
 
     def _check_growing(self, ledger: Ledger) -> None:
-        """Refuses a default name that another run writes to: else both are paid for before the second hears of it."""
+        """Refuses a default name that another run is writing to. Otherwise this run would fail only at its end."""
         part = part_of(self.path)
         if not _is_being_written(part):
             return
@@ -223,7 +224,7 @@ class Output:
 
 
 def part_of(path: Path) -> Path:
-    """The file in which the results of a run grow, beside `path` or the file that `path` is a link to."""
+    """The file to which a run writes its results until it ends, beside `path` or the target of the link `path`."""
     target = Path(os.path.realpath(path))
     return target.with_name(f"{target.name}.part")
 
@@ -235,9 +236,9 @@ def weigh(
     *,
     simulation: Callable[[], Ledger | None] = _no_simulation,
 ) -> Holding:
-    """Whose the lines of a file of results are, for a writer of those of `batch_id`. Memory stays flat.
+    """The lines of a file of results by their owners, for a command that writes those of `batch_id`. Memory stays flat.
 
-    Raises InputError if the file cannot be read, DatabaseAway.
+    Raises InputError if the file cannot be read, and DatabaseAway.
     """
     holding = Holding()
     undashed: dict[str, str] | None = None
@@ -300,7 +301,7 @@ def _job_id(line: _Line, undashed: dict[str, str]) -> str:
 
 
 def _read_lines(file: BinaryIO, holding: Holding) -> Iterator[_Line]:
-    """The lines that are ours; others are counted in `holding`. A last line that was cut off is left out."""
+    """The output lines of antrean. Other lines are noted in `holding`. A last line that was cut off is skipped."""
     for raw in file:
         found = _LINE.match(raw)
         if found is not None:
@@ -316,7 +317,7 @@ def _read_lines(file: BinaryIO, holding: Holding) -> Iterator[_Line]:
 
 
 def _describe(ledger: Ledger, others: Counter[str]) -> tuple[str, str]:
-    """Whose most of them are, for a sentence; and the argument with which `antrean results` writes them again."""
+    """The owner of most of them, for a message; and the argument with which `antrean results` writes them again."""
     [(batch_id, _)] = others.most_common(1)
     if batch_id == LONE:
         return "jobs of no batch", LONE
@@ -367,5 +368,5 @@ def _fingerprint(path: Path) -> _Fingerprint | None:
 
 
 def _storable(name: str | None) -> str | None:
-    """The name as it stands in an output line."""
+    """The name as it is in an output line."""
     return None if name is None else name.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Numbers as people read them. Pure."""
+"""Formats numbers for people. Pure."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from worker.text.printable import printable
 
 
 def format_count(count: int, noun: str = "", plural: str | None = None) -> str:
-    """`1,234 jobs`, `1 job`, `1,234`: thousands separated, the noun in its number."""
+    """`1,234 jobs`, `1 job`, `1,234`: with thousands separators, and the noun in singular or plural."""
     if not noun:
         return f"{count:,}"
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def describe_finish_reasons(counts: Mapping[str, int]) -> str:
-    """`12 × length, 1 × content_filter`: the most first."""
+    """`12 × length, 1 × content_filter`: the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{format_count(count)} × {printable(reason)}" for reason, count in ordered)
 
 
 def format_seconds(seconds: float) -> str:
-    """A span of time: `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`, `3 d 04 h`. Below zero counts as zero."""
+    """A duration: `0.42 s`, `12.3 s`, `4 min 05 s`, `2 h 03 min`, `3 d 04 h`. A negative one counts as 0."""
     seconds = max(0.0, seconds)
     if seconds < 9.995:
         return f"{seconds:.2f} s"

@@ -1,4 +1,4 @@
-"""Why open jobs are not called just now, and what they wait for. Pure."""
+"""Explains why open jobs are not called just now, and what they wait for. Pure."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from worker.storage.workers import WorkerFacts
 class Why(StrEnum):
     """What jobs wait for."""
 
-    PAUSED = "paused"  # an operator says `antrean resume`
-    HELD = "held"  # their run goes on
-    NO_WORKER = "no_worker"  # a worker of their endpoint starts
-    GATE = "gate"  # the endpoint answers again
-    SLOT = "slot"  # a call ends
-    RETRY = "retry"  # their next try is due
-    LATER = "later"  # the time that their producer asked for
+    PAUSED = "paused"  # for an operator's `antrean resume`
+    HELD = "held"  # for their run to go on
+    NO_WORKER = "no_worker"  # for a worker of their endpoint
+    GATE = "gate"  # for the gate to open
+    SLOT = "slot"  # for a free slot
+    RETRY = "retry"  # for the time of their next attempt
+    LATER = "later"  # for the time that their producer asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Reason:
     endpoint: str
     jobs: int
     sentence: str
-    kind: str | None = None  # of the failure that they wait after
-    next_ms: int | None = None  # when the first of them may go on, where that is known
+    kind: str | None = None  # the kind of the failure after which they wait
+    next_ms: int | None = None  # when the first of them may be called, if that is known
 
 
 def explain_waiting(
@@ -47,10 +47,10 @@ def explain_waiting(
     gates: Mapping[str, Gate],
     now_ms: int,
 ) -> list[Reason]:
-    """Why the queued and waiting jobs wait, endpoint by endpoint; empty where each is about to be called.
+    """Why queued and waiting jobs wait, sorted by endpoint; empty if all of them are about to be called.
 
-    A job has one reason: the one that would keep it waiting if the others were gone. `gates`: those that are shut,
-    by endpoint, as far as they are known; what a gate is shut for now comes before all else of its endpoint.
+    Each job has one reason: the strongest one, which would still apply if the others were gone. `gates`: the shut gates
+    by endpoint, as far as they are known. The reason of a shut gate comes before the other reasons of its endpoint.
     """
     reasons: list[Reason] = []
     paused = {one.endpoint for one in pauses}
@@ -79,13 +79,13 @@ def explain_waiting(
 
 
 def describe_oldest_call(call: OldestCall, *, now_ms: int) -> str:
-    """`oldest call: 4 min 05 s, job 0193…, by host:4711`, by this machine's clock and the worker's."""
+    """`oldest call: 4 min 05 s, job 0193…, by host:4711`. The time compares this machine's clock with the worker's."""
     by = "" if call.hostname is None else f", by {call.hostname}:{call.pid}"
     return f"oldest call: {format_seconds(_age_s(call.started_at_ms, now_ms))}, job {call.job_id}{by}"
 
 
 def reason_facts(one: Reason) -> dict[str, Any]:
-    """The same for `--json`."""
+    """The reason for `--json`."""
     return {
         "why": one.why.value,
         "endpoint": one.endpoint,
@@ -96,7 +96,7 @@ def reason_facts(one: Reason) -> dict[str, Any]:
 
 
 def oldest_call_facts(call: OldestCall | None, *, now_ms: int) -> dict[str, Any] | None:
-    """The same for `--json`; None where nothing is called."""
+    """The oldest call for `--json`; None if no call is in flight."""
     if call is None:
         return None
     return {
@@ -146,7 +146,7 @@ def _waiting(one: Waits, gate: Gate | None, now_ms: int) -> Reason:
     is_due = one.next_ms <= now_ms
     first = "the first is due" if is_due else f"the first {describe_moment(one.next_ms, now_ms)}"
     if one.is_at_gate and gate is not None and gate.kind != one.kind:
-        # What they met themselves is over: they would go on, were the gate not shut for something else.
+        # Their own failure no longer keeps them back. They wait because the gate is shut for another reason.
         kind = gate.kind.value
         said, why = f"{number} behind the shut gate of {one.endpoint} ({kind}): {first}", Why.GATE
     elif one.is_at_gate:

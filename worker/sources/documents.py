@@ -20,7 +20,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text file. `root` is an absolute folder, `way` the way from it, with slashes."""
+    """A text file. `root` is an absolute folder, `way` the path relative to it, with slashes."""
 
     root: Path
     way: FileName
@@ -32,7 +32,7 @@ class Document:
 
     @property
     def relative(self) -> str:
-        """The way from its folder, as it is told and stored: the same in every locale."""
+        """The path relative to `root`, as text. This form is shown and stored; it is the same in every locale."""
         return as_text(self.way)
 
     @property
@@ -44,7 +44,7 @@ class Document:
         return PurePosixPath(self.relative).stem
 
     def read(self) -> str:
-        """Its text, without a byte order mark. Raises InputError if it is not what it was when checked."""
+        """Its text, without a byte order mark. Raises InputError if the file has become unusable since the check."""
         try:
             return _decode(_read(self.path))
         except _Unusable as exc:
@@ -53,19 +53,19 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class DocumentSet:
-    """Documents in the order of their relative paths, and the files that were left out, in the order of theirs."""
+    """Documents and the files that were left out, each sorted by relative path."""
 
     root: Path
     documents: list[Document]
     left_out: list[LeftOut] = field(default_factory=list)
 
     def count_left_out(self, reason: Reason) -> int:
-        """How many were left out for this reason."""
+        """The number of files that were left out for this reason."""
         return sum(one.reason is reason for one in self.left_out)
 
 
 class UnreadableDocuments(InputError):
-    """Documents that cannot be read: whoever wants the others all the same may pass over them."""
+    """Some documents cannot be read. `find_documents(…, skips_unreadable=True)` gives the others."""
 
 
 class _Unusable(Exception):
@@ -73,7 +73,7 @@ class _Unusable(Exception):
 
 
 def find_documents(path: Path, *, own: OwnFiles | None = None, skips_unreadable: bool = False) -> DocumentSet:
-    """The documents of a folder and the folders in it, or the one file at `path`.
+    """The documents of a folder and of the folders in it, or the one file at `path`.
 
     Reads each file once, one at a time, to check it. Left out are hidden files, those of other kinds, antrean's own,
     and links that lead out of the folder. A link to a document in it is a document of its own; a folder comes once.
@@ -91,7 +91,8 @@ def find_documents(path: Path, *, own: OwnFiles | None = None, skips_unreadable:
     except OSError as exc:
         raise InputError(f"{path}: cannot be read ({why(exc)})") from None
     if kind not in (stat.S_IFDIR, stat.S_IFREG):
-        # It is read twice, once to check it: a pipe is empty by then. And its path is what its job is known by.
+        # A document is read twice: to check it, and to make its request. A pipe would be empty the second time.
+        # And the path identifies the job; a pipe has none.
         raise InputError(f"{path} is neither a file nor a folder")
     own = own or OwnFiles()
     if (words := own.describe(path)) is not None:
@@ -107,7 +108,7 @@ def find_documents(path: Path, *, own: OwnFiles | None = None, skips_unreadable:
                 candidates.append(found)
     else:
         root, candidates = path.absolute().parent, [FileName(path.name)]
-        own = OwnFiles()  # earlier results that are named are meant
+        own = OwnFiles()  # a single file that is named is taken, also if it holds earlier results
     documents = _check([Document(root, name) for name in sorted(candidates, key=as_text)], own, left_out)
     left_out.sort(key=lambda one: one.name)
     unreadable = [one for one in left_out if one.reason is Reason.UNREADABLE]
@@ -120,14 +121,14 @@ def find_documents(path: Path, *, own: OwnFiles | None = None, skips_unreadable:
 
 
 def source_key(document: Document, base: Path) -> str:
-    """What names the document in the ledger: its resolved path, from `base` where it lies inside it."""
+    """The source key of the document in the ledger: its resolved path, relative to `base` where it lies in `base`."""
     path = document.path.resolve()
     base = base.resolve()
     return as_text(path.relative_to(base) if path.is_relative_to(base) else path)
 
 
 def _check(candidates: list[Document], own: OwnFiles, left_out: list[LeftOut]) -> list[Document]:
-    """Those that can be sent; adds the others to `left_out`."""
+    """The candidates that can be sent. Adds the others to `left_out`."""
     usable: list[Document] = []
     for document in candidates:
         try:

@@ -1,4 +1,4 @@
-"""A folder, walked: which of its files may be documents, and what else is there."""
+"""Finds the files of a folder that may be documents, and those that are left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.sources.left_out import LeftOut, Reason
 from worker.sources.own_files import OwnFiles
 from worker.sources.problems import why
 
-# What counts as a document in a folder. A file that is named itself may have any suffix.
+# The suffixes of documents in a folder. A single file that is named may have any suffix.
 SUFFIXES = (
     *(".txt", ".text", ".md", ".markdown", ".rst", ".adoc", ".org", ".tex", ".html", ".htm", ".xml"),
     *(".csv", ".tsv", ".json", ".yaml", ".yml", ".log", ".eml", ".srt", ".vtt"),
@@ -21,8 +21,8 @@ SUFFIXES = (
 def walk(root: Path, own: OwnFiles) -> Iterator[FileName | LeftOut]:
     """Relative paths, with slashes, of the files below `root` that may be documents, and what is left out.
 
-    In no order. Links are followed where they lead to something in `root`; each folder is walked once, under its own
-    name where it has one. What is hidden, or of antrean's own, is not looked into.
+    In no order. Links are followed if their target lies in `root`. Each folder is walked once, under its own name if
+    that lies in `root`. Hidden folders and antrean's own are not entered.
     """
     return _Walk(root, own).steps()
 
@@ -34,7 +34,7 @@ class _Walk:
         self._real_root = Path(os.path.realpath(root))
         self._seen: set[tuple[int, int]] = set()
         self._folders = [FileName("")]
-        self._linked: list[FileName] = []  # walked last: most are there under their own names
+        self._linked: list[FileName] = []  # walked last: most of them are found under their own names first
 
     def steps(self) -> Iterator[FileName | LeftOut]:
         while self._folders or self._linked:
@@ -63,7 +63,7 @@ class _Walk:
                     yield found
 
     def _look_at(self, entry: os.DirEntry[str], way: FileName) -> FileName | LeftOut | None:
-        """What the entry is; None for a folder that is walked in its turn."""
+        """The entry as a document or as left out; None for a folder, which is walked later."""
         path, relative = Path(entry.path), as_text(way)
         is_link, words = entry.is_symlink(), self._own.describe(path)
         if is_link:
@@ -72,7 +72,7 @@ class _Walk:
                 return LeftOut(relative, Reason.OUTSIDE)
             within = real.parents[: max(0, len(real.parts) - len(self._real_root.parts) - 1)]
             words = words or next(filter(None, map(self._own.describe, within)), None)
-        # What dangles is named as a problem, if it had been a document; a pipe would never end.
+        # A dangling link is reported as a problem if its name is that of a document. A pipe is never opened here.
         is_there = not is_link or path.exists()
         is_folder = is_there and entry.is_dir()
         shown = f"{relative}/" if is_folder else relative

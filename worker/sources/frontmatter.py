@@ -1,4 +1,4 @@
-"""The front matter of a prompt: the YAML between two `---` lines that says how to ask."""
+"""The front matter of a prompt: the YAML between two `---` lines. It sets fields of the request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOT_OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class FrontMatter:
-    """How to ask. None is "not said"; `options` are further fields of the request body."""
+    """Fields of the request. None: the front matter does not set it. `options`: further fields of the body."""
 
     model: str | None = None
     temperature: float | None = None
@@ -32,14 +32,14 @@ class FrontMatter:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def request_fields(self) -> dict[str, Any]:
-        """What goes into the request body beside the messages."""
+        """The fields of the request body, except the messages."""
         said = {"model": self.model, "temperature": self.temperature, "max_tokens": self.max_tokens}
         return {name: value for name, value in said.items() if value is not None} | dict(self.options)
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A prompt's two halves. `front` is None without front matter; `body_line` is the body's first, 1-based."""
+    """The two parts of a prompt file. `front`: None if there is none. `body_line`: the body's first line, 1-based."""
 
     front: str | None
     body: str
@@ -48,7 +48,7 @@ class Parts:
 
 
 def split_front_matter(source: str) -> Parts:
-    """The halves of a prompt file. An opening `---` that is never closed makes all of it front matter."""
+    """The two parts of a prompt file. If an opening `---` is never closed, all of the file is front matter."""
     lines = source.splitlines(keepends=True)
     if not lines or lines[0].rstrip() != _FENCE:
         return Parts(None, source, 1)
@@ -59,7 +59,7 @@ def split_front_matter(source: str) -> Parts:
 
 
 def parse_front_matter(text: str) -> tuple[FrontMatter, list[str]]:
-    """The front matter of these YAML lines, and every problem in it (then its values are not to be used)."""
+    """The front matter of these YAML lines, and every problem in it. With a problem, its values must not be used."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
@@ -90,7 +90,7 @@ def _check_values(data: Mapping[Any, Any]) -> list[str]:
         if value is not None and not (isinstance(value, str) and value.strip()):
             problems.append(f"{key}: must be text")
     temperature = data.get("temperature")
-    # Whether 0 may be sent is a setting: `Prompt.check` asks.
+    # A setting says whether a temperature of 0 may be sent: `Prompt.check` checks that.
     if temperature is not None and not _is_number(temperature):
         problems.append("temperature: must be a number greater than 0")
     max_tokens = data.get("max_tokens")

@@ -31,18 +31,18 @@ _BUCKETS = 256
 
 @dataclass(frozen=True, slots=True)
 class RequestLine:
-    """A valid request and where it stood. `number` is the line's, 1-based, blank lines counted."""
+    """A valid request and its line number: 1-based, blank lines counted."""
 
     number: int
     custom_id: str | None
     model: str
     body: Mapping[str, Any]  # the request's decoded JSON, its model filled in
-    is_model_filled_in: bool = False  # it names none, and has the default
+    is_model_filled_in: bool = False  # the line names no model; `body` has the default one
 
 
 @dataclass(frozen=True, slots=True)
 class JsonlSummary:
-    """What a file holds: its requests, how many go to each model, and the first that names no model itself."""
+    """The number of requests of a file, their number for each model, and the first one that names no model itself."""
 
     count: int
     models: dict[str, int]
@@ -59,9 +59,9 @@ class _BadLine(Exception):
 def read_requests(
     path: Path, *, default_model: str | None, allow_zero_temperature: bool = False, name: str | None = None
 ) -> Iterator[RequestLine]:
-    """The requests of the file, in its order, one in memory at a time. `name` is what sentences call the file.
+    """The requests of the file, in file order, one in memory at a time. `name`: the name of the file in messages.
 
-    Raises InputError at the first problem, which is of a file that changed since `check_requests`.
+    Raises InputError at the first problem. After `check_requests` that happens only if the file has changed since.
     """
     with _opened(path) as file:
         for number, raw in _lines(file):
@@ -76,11 +76,11 @@ def read_requests(
 def check_requests(
     path: Path, *, default_model: str | None, allow_zero_temperature: bool = False, name: str | None = None
 ) -> JsonlSummary:
-    """What the file holds, after a look at every line. Memory: 16 bytes a line that has a custom_id.
+    """A summary of the file, after every line was checked. Memory: 16 bytes a line that has a custom_id.
 
-    `name` is what sentences call the file.
+    `name`: the name of the file in messages.
 
-    Raises InputError that counts every problem and shows the first 200, as `line 3: temperature: …`.
+    Raises an InputError that counts every problem and shows the first 200, as `line 3: temperature: …`.
     """
     subject = name or str(path)
     shown: list[tuple[int, str]] = []
@@ -117,9 +117,9 @@ def check_requests(
 
 
 class _CustomIds:
-    """Finds ids that come twice with 16 bytes a line: hashes first, the lines behind equal ones again.
+    """Finds ids that come twice, with 16 bytes a line: it keeps hashes, and reads again the lines of equal hashes.
 
-    Hashes and lines stand in buckets, so that looking for equals needs no copy of all of them.
+    Hashes and line numbers are kept in buckets, so that the search for equal ones never copies all of them.
     """
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class _CustomIds:
         numbers.append(number)
 
     def find_duplicates(self, file: BinaryIO) -> Iterator[tuple[int, str]]:
-        """Number and problem of each line whose custom_id an earlier line has, in order."""
+        """Line number and problem of each line whose custom_id an earlier line has, in file order."""
         to_compare = self._lines_to_compare()
         if not to_compare:
             return
@@ -200,7 +200,8 @@ def _decode(raw: bytes) -> dict[str, Any]:
 
 
 def _check_depth(body: Mapping[str, Any]) -> list[str]:
-    # orjson reads four times deeper than it writes: found while writing rows, some would be there already.
+    # orjson reads four times deeper than it writes. Without this check the problem would be found while rows are
+    # written, when some of them are committed already.
     try:
         orjson.dumps(body)
     except orjson.JSONEncodeError as exc:
@@ -210,7 +211,7 @@ def _check_depth(body: Mapping[str, Any]) -> list[str]:
 
 
 def _check_bare(data: dict[str, Any]) -> list[str]:
-    # These would travel to the endpoint, and the id would be lost.
+    # Without this check these fields would be sent to the endpoint, and the custom_id would be lost.
     return [
         f'{key}: belongs to an OpenAI batch line, {{"custom_id": …, "body": {{…}}}}, beside its body'
         for key in ("custom_id", "method", "url")
@@ -248,7 +249,7 @@ def _check_custom_id(data: dict[str, Any]) -> list[str]:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each line that is not blank. An endless line is cut, and is then too long."""
+    """Line number and bytes of each line that is not blank. A line past the limit is cut; the caller refuses it."""
     number = 0
     while raw := file.readline(LONGEST_LINE_BYTES + 1):
         number += 1

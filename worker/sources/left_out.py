@@ -1,4 +1,4 @@
-"""What lies among documents and is none of them: which files, and why each was left out."""
+"""Files and folders that are left out of a run's documents, and the reason for each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a file or folder is left out, in the words that a person reads behind its name."""
+    """Why a file or folder is left out. The value is shown to the user after its name."""
 
     OTHER_KIND = "not a document by its name"
     EMPTY = "empty"
@@ -20,9 +20,9 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A file or folder by its relative path, with slashes; a folder's ends with one.
+    """A file or folder that is left out. `name`: its relative path, with slashes; that of a folder ends with one.
 
-    `details` says what is wrong with an unreadable one, and what one of antrean's own is.
+    `details`: for an unreadable file the error, for one of antrean's own what it is.
     """
 
     name: str

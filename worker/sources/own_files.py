@@ -1,4 +1,4 @@
-"""Files of antrean and of the run itself, which are no documents wherever they lie."""
+"""Files of antrean and of the run itself. They are never documents, wherever they lie."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from worker.settings import Settings
 
 _SETTINGS = (".env", "antrean.toml")
 _SECRETS = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
-# Either is in a home from its first command on, and in no folder of documents.
+# The first command in a home makes one of these. No folder of documents has one.
 _MARKS_OF_A_HOME = ("stack.lock", "antrean.db")
 
 
 class OwnFiles:
-    """What each of them is, by the file itself, so that a link or a second name of one is known as well."""
+    """A description for each of these files, by device and inode: a link or a second name is recognised, too."""
 
     def __init__(self, *, output_start: bytes = b"") -> None:
-        """`output_start`: what the first line of a file of results begins with."""
+        """`output_start`: the first bytes of every file of results."""
         self._output_start = output_start
         self._words: dict[tuple[int, int], str] = {}
 
     @classmethod
     def of_run(cls, settings: Settings, *, prompt: Path, output: Path, output_start: bytes) -> Self:
-        """Those of a run with these settings, as far as they are there."""
+        """The files of a run with these settings that exist."""
         own = cls(output_start=output_start)
         for path, words in _list_own(settings, prompt):
             own.add(path, words)
-        # Any other file of that name is a document, and never written over.
+        # Any other file of that name is a document, and is never overwritten.
         if _begins_with(output, output_start):
             own.add(output, "the output")
-        # `run … > run.log` in the folder: from the second time on it would be sent.
+        # For `run … > run.log` in the folder: without this the second run would send run.log as a document.
         for stream, words in ((sys.stdout, "standard output"), (sys.stderr, "standard error")):
-            with suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+            with suppress(OSError, ValueError, AttributeError):  # the stream is closed or missing
                 own._add(os.fstat(stream.fileno()), f"where {words} goes")
         return own
 
     def add(self, path: Path, words: str) -> None:
-        """Knows the file or folder at `path` as `words`, unless there is none."""
+        """Records the file or folder at `path` with the description `words`. A missing one is ignored."""
         try:
             facts = path.stat()
         except OSError:
@@ -51,18 +51,18 @@ class OwnFiles:
         self._add(facts, words)
 
     def describe(self, path: Path) -> str | None:
-        """What the file or folder at `path` is, if it is one of antrean's own."""
+        """The description of the file or folder at `path` if it is one of antrean's own, else None."""
         try:
             facts = path.stat()
             known = self._words.get((facts.st_dev, facts.st_ino))
             if known is None and stat.S_ISDIR(facts.st_mode) and _is_home(path):
                 return "a home of antrean"
         except OSError:
-            return None  # whoever reads it says why it cannot
+            return None  # the caller reads the file next and reports the error
         return known
 
     def describe_text(self, raw: bytes) -> str | None:
-        """What a file with these bytes is, if that makes it one of antrean's own."""
+        """The description of a file with these bytes if they show that it is one of antrean's own, else None."""
         return "earlier results" if self._output_start and raw.startswith(self._output_start) else None
 
     def _add(self, facts: os.stat_result, words: str) -> None:
@@ -71,7 +71,7 @@ class OwnFiles:
 
 
 def _begins_with(path: Path, start: bytes) -> bool:
-    """Whether a file begins so, or holds nothing."""
+    """Whether the file begins with `start`, or is empty."""
     try:
         with path.open("rb") as file:
             return file.read(len(start)) in (b"", start)

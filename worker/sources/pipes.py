@@ -27,7 +27,7 @@ _DESCRIPTOR = re.compile(r"/dev/fd/\d+|/proc/(?:self|\d+)/fd/\d+")
 
 
 def name_input(path: Path) -> str:
-    """What a person calls this input: the file's name, or plain words where it has none of its own."""
+    """The name of this input in messages: the file's name, or plain words such as "standard input"."""
     if str(path) in _STANDARD_INPUT:
         return "standard input"
     if _is_read_once(path):
@@ -39,12 +39,12 @@ def name_input(path: Path) -> str:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether the path stands for what this process has open: it is no name that anything could be known by."""
+    """Whether the path means an open descriptor of this process. Such a path identifies no file."""
     return str(path) in _STANDARD_INPUT or _DESCRIPTOR.fullmatch(str(path)) is not None
 
 
 def is_folder(path: Path) -> bool:
-    """Whether the path is a folder; what cannot be looked at is none, and whoever opens it says why."""
+    """Whether the path is a folder. False on an error: the caller opens the path next and reports it."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError):
@@ -53,7 +53,7 @@ def is_folder(path: Path) -> bool:
 
 @contextmanager
 def as_file(path: Path) -> Iterator[Path]:
-    """A file that can be read again and again: what can be read only once is copied, and gone at the end.
+    """A file that can be read several times. Input that can be read only once is copied; the copy is removed on exit.
 
     Raises InputError for what cannot be read to an end: a device, a socket, a pipe that nobody writes to.
     """
@@ -86,7 +86,7 @@ def _is_read_once(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
-        return False  # whoever opens it says why
+        return False  # the caller opens the path next and reports the error
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
@@ -97,7 +97,7 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
         yield from _read_to_end(sys.stdin.buffer, "standard input")
         return
     try:
-        # Without waiting: a pipe that nobody writes to would hold the opening for ever.
+        # Non-blocking: to open a pipe without a writer would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         raise InputError(f"{path}: cannot be read ({why(exc)})") from None
@@ -120,7 +120,7 @@ def _read_to_end(file: BinaryIO, name: str) -> Iterator[bytes]:
     while True:
         try:
             chunk = os.read(descriptor, _CHUNK_BYTES)
-        except BlockingIOError:  # some parents leave their pipes non-blocking: this is not the end
+        except BlockingIOError:  # some parent processes make their pipes non-blocking: this is not the end
             poll.poll()
             continue
         except OSError as exc:
@@ -131,13 +131,13 @@ def _read_to_end(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _wait_for_writer(descriptor: int, poll: select.poll, name: str) -> bytes:
-    """Returns when somebody has opened the pipe to write; what was read meanwhile."""
+    """Waits until a process has opened the pipe to write. Returns the bytes that were read meanwhile."""
     if os.get_blocking(descriptor):
-        return b""  # it is standard input: whoever made it has its other end
+        return b""  # standard input: the process that made the pipe holds its other end
     ends_at = time.monotonic() + _WRITER_WITHIN_S
     while not poll.poll(_LOOK_MS):
         try:
-            # No writer reads as the end, a silent one as "not now".
+            # Without a writer, read() returns b""; with a silent writer it raises BlockingIOError.
             if chunk := os.read(descriptor, _CHUNK_BYTES):
                 return chunk
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Problems in what a person handed over: all of them at once, in one InputError."""
+"""Problems of a user's input, all of them in one InputError."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ MOST_SHOWN = 200
 
 
 def input_error(subject: str, problems: list[str], *, count: int | None = None) -> InputError:
-    """The error for `problems`, whole lines in reading order: a single one is the sentence itself.
+    """The error for `problems`, which are whole lines in file order. A single problem is the error's sentence.
 
-    `count` is their number where not all are in the list. At most 200 are shown, then "and N more".
+    `count`: the number of problems, if the list does not hold all of them. At most 200 are shown, then "and N more".
     """
     total = len(problems) if count is None else count
     shown = problems[:MOST_SHOWN]
@@ -22,5 +22,5 @@ def input_error(subject: str, problems: list[str], *, count: int | None = None) 
 
 
 def why(exc: OSError) -> str:
-    """The system's own words for an error, as in "Permission denied"."""
+    """The system's text for an error, such as "Permission denied"."""
     return exc.strerror or type(exc).__name__

@@ -25,13 +25,13 @@ from worker.sources.problems import input_error, why
 
 FIELDS = ("text", "name", "stem", "path")
 _LONGEST_WORDS = 120
-# What an expression in a template can raise by itself: {{ 1/0 }}, {{ text + 1 }}, {{ range(10**9) }} …
+# Exceptions that an expression in a template can raise: {{ 1/0 }}, {{ text + 1 }}, {{ range(10**9) }} …
 _EXPRESSION_ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt that is ready to render. `label` is its path, or plain words for a pipe; `source` the whole file."""
+    """A prompt that is ready to render. `label`: its path, or plain words for a pipe. `source`: the file's text."""
 
     label: str
     source: str
@@ -42,13 +42,13 @@ class Prompt:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The prompt of this file. Raises InputError that names every problem of it at once."""
+        """The prompt of this file. Raises an InputError that names every problem of it at once."""
         label = as_text(path) if as_text(FileName(path.name)) == name_input(path) else name_input(path)
         return cls.parse(_read(path, label), label=label)
 
     @classmethod
     def parse(cls, source: str, *, label: str) -> Self:
-        """The prompt of this text; `label` names it in sentences. Raises InputError."""
+        """The prompt of this text. `label`: its name in messages. Raises InputError."""
         parts = split_front_matter(source)
         if not parts.is_closed:
             raise input_error(label, [f"{label}: the front matter that line 1 opens is never closed by ---"])
@@ -69,11 +69,11 @@ class Prompt:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the file's text: another digest is another prompt."""
+        """SHA-256 (hex) of the file's text. It identifies the prompt."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     def check(self, default_model: str | None, allow_zero_temperature: bool = False) -> None:
-        """Raises InputError if no request of this prompt could be valid, whatever the document says."""
+        """Raises InputError if no request of this prompt can be valid, with any document."""
         try:
             self._request("text", "system", default_model, allow_zero_temperature)
         except InvalidRequest as exc:
@@ -82,7 +82,7 @@ class Prompt:
     def render(
         self, document: Document, default_model: str | None, allow_zero_temperature: bool = False
     ) -> ChatRequest:
-        """The request for one document, which is read now. Raises InputError that names both."""
+        """The request for one document, which is read now. Raises an InputError that names prompt and document."""
         values = {
             "text": document.read(),
             "name": document.name,
@@ -119,7 +119,7 @@ class Prompt:
         except TemplateError as exc:
             words, traceback = (exc.message or type(exc).__name__)[:_LONGEST_WORDS], exc.__traceback__
         except _EXPRESSION_ERRORS as exc:
-            # Its text may quote the document, which no error of ours repeats.
+            # The exception's text may quote the document. antrean's errors never do.
             words, traceback = type(exc).__name__, exc.__traceback__
         line = _template_line(traceback) + first_line - 1
         raise input_error(self.label, [f"{self.label}: {place} {line}: {words} (for {document.relative})"])
@@ -129,7 +129,7 @@ def _environment() -> SandboxedEnvironment:
     environment = SandboxedEnvironment(
         undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False
     )
-    # The same document must give the same request each time, or a second run would not find its jobs.
+    # The same document must give the same request each time: a second run finds its jobs by it.
     environment.globals.pop("lipsum")
     environment.filters.pop("random")
     return environment
@@ -143,7 +143,7 @@ def _compile(
     used: set[str],
     problems: list[str],
 ) -> Template | None:
-    """The template, or None; adds the fields that it uses to `used` and what is wrong to `problems`."""
+    """The template, or None with a problem. Adds the fields that it uses to `used`, and its problems to `problems`."""
     try:
         tree = environment.parse(source)
         names = meta.find_undeclared_variables(tree)
@@ -165,7 +165,7 @@ def _compile(
 
 
 def _template_line(traceback: TracebackType | None) -> int:
-    """The line, 1-based, of the template's innermost frame: Jinja rewrites tracebacks to template lines."""
+    """The template line, 1-based, of the innermost frame. Jinja rewrites tracebacks to template lines."""
     line = 1
     while traceback is not None:
         if traceback.tb_frame.f_code.co_filename == "<template>":

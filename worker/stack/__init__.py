@@ -1,1 +1,1 @@
-"""The processes beside a worker: the embedded broker, the keeper, and the parts of `antrean up`."""
+"""The processes beside a worker: the embedded broker, the keeper, and the processes that `antrean up` runs."""

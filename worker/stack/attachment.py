@@ -1,4 +1,4 @@
-"""One command's hold on the embedded stack: the stack runs for as long as any command holds it."""
+"""One command's attachment to the embedded stack. The stack runs for as long as any command is attached."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PROTOCOL = 1
 _DEFAULT_GRACE_S = 30.0
 _LOCK_LIMIT_S = 10.0
 _LOCK_POLL_S = 0.02
-_END_LIMIT_S = 5.0  # from the end of all that a keeper kept to its own; it takes milliseconds
+_END_LIMIT_S = 5.0  # from the end of a keeper's services to its own end; it takes milliseconds
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -42,14 +42,14 @@ class StackLost(Unreachable):
 
 
 def describe_death(event: Mapping[str, Any]) -> str:
-    """The end of a service in words, without its name: `died (signal 9, SIGKILL)`."""
+    """Describes the end of a service, without its name: `died (signal 9, SIGKILL)`."""
     status = event.get("status")
-    reason = event.get("reason", status)  # an older keeper, which another command began, gives none
+    reason = event.get("reason", status)  # a keeper of an older version sends no reason
     return f"could not be started again ({reason})" if status is None else f"died ({reason})"
 
 
 class Stack:
-    """An attachment to a home's stack. For one thread; a context manager that leaves at its end."""
+    """An attachment to a home's stack. Not thread-safe. A context manager that detaches on exit."""
 
     def __init__(self, home: Path, connection: socket.socket) -> None:
         self._home = home
@@ -60,19 +60,19 @@ class Stack:
         self._stops_worker = False
         self.worker_service = "worker"
         self._has_said_bye = False
-        self._keeper: int | None = None  # its process, as a descriptor
+        self._keeper: int | None = None  # a descriptor of the keeper's process
 
     @classmethod
     def attach(cls, home: Path) -> Self:
-        """Hold the stack of `home`, started if none runs; waits for one that is just stopping.
+        """Attaches to the stack of `home`. Starts it if none runs; waits first for one that is stopping.
 
-        Makes the folder, private, where it is missing. Raises SettingsError if it cannot be written,
+        Makes the folder if it is missing, for this user alone. Raises SettingsError if it cannot be written,
         Unreachable if the keeper does not start.
         """
         home = prepare_home(home)
         start_lock = open_lock_file(home / "start.lock")
         try:
-            # One command at a time joins or starts: two that come at once share one keeper.
+            # One command at a time attaches or starts: two that run at the same time share one keeper.
             fcntl.flock(start_lock, fcntl.LOCK_EX)
             return cls._joined(home) or cls._started(home)
         finally:
@@ -114,7 +114,7 @@ class Stack:
             with theirs, open_log(log) as output:
                 arguments = [str(home), str(stack_lock), str(theirs.fileno())]
                 starter = subprocess.Popen(
-                    # -P: the person's folder may hold a `worker.py` of its own.
+                    # -P: the current folder may hold another `worker.py`.
                     [sys.executable, "-P", "-m", "worker.stack.keeper", *arguments],
                     env=inherited_environment(os.environ),
                     cwd=home,
@@ -139,11 +139,11 @@ class Stack:
             os.close(stack_lock)
 
     def ensure_broker(self) -> str:
-        """The broker's URL, once it answers. Raises AntreanError if there is no Valkey, or it fails."""
+        """Starts the broker, waits until it answers, and returns its URL. Raises AntreanError if that fails."""
         return str(self._request({"op": "ensure", "service": "broker"})["broker_url"])
 
     def ensure_simulator(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path | None = None) -> str:
-        """The URL that the simulator prints, once it listens. One that runs is shared, whatever its argv."""
+        """Starts the simulator unless one runs, with any argv. Returns its URL once it listens."""
         return str(self._request(self._ensure("simulator", argv, env, cwd))["url"])
 
     def ensure_worker(
@@ -154,13 +154,14 @@ class Stack:
         cwd: Path | None = None,
         grace_s: float | None = None,
     ) -> bool:
-        """Whether no worker with another `argv` or `env` runs in this home; this one is started unless it runs.
+        """Starts a worker with these settings unless one runs. False: a worker with other settings runs here, too.
 
-        Beside a worker with other settings it is one of its own. It stops with the last command that asked for it;
-        its name, and that of its log, is `worker_service`.
-        `env` is laid over this process's environment without its ANTREAN_ names; ANTREAN_GRACE_S in it says
-        how long a stop may take, unless `grace_s` does. `cwd` is the home folder unless given. A worker that
-        dies is started again after 0.5 s, then after twice as long, up to 30 s.
+        The worker stops with the last command that asked for these settings. `worker_service` is then its name and
+        that of its log.
+
+        `env` is added to this process's environment, from which all ANTREAN_ names are removed first. A stop may take
+        `grace_s` seconds, or ANTREAN_GRACE_S of `env` if `grace_s` is None. `cwd`: the home folder unless given. A
+        worker that dies is started again after 0.5 s, then after twice as long each time, up to 30 s.
         """
         message = self._ensure("worker", argv, env, cwd)
         message["grace_s"] = (
@@ -179,14 +180,14 @@ class Stack:
         return self._request({"op": "status"})
 
     def fileno(self) -> int:
-        """For `select`: readable when `poll_events` has something to say."""
+        """A descriptor for `select`. It is readable when `poll_events` has events to return."""
         return self._connection.fileno()
 
     def poll_events(self) -> list[dict[str, Any]]:
-        """What happened since the last call, oldest first. Never waits.
+        """The events since the last call, oldest first. Never waits.
 
         All are of this form: `{"event": "service_died", "service": "worker", "status": -9, "reason": "signal 9,
-        SIGKILL", "is_restarted": true}`; `describe_death` puts one in words. A restart that failed has no status.
+        SIGKILL", "is_restarted": true}`; `describe_death` describes one. A restart that failed has no status.
         Raises StackLost if the keeper is gone.
         """
         with contextlib.suppress(BlockingIOError):
@@ -198,17 +199,16 @@ class Stack:
         return events
 
     def hurry(self) -> None:
-        """Cut the worker's grace short, before or in the middle of `leave`; no effect while others use it."""
-        with contextlib.suppress(StackLost):  # then nothing is left to hurry
+        """Ends the worker's grace, before or during `leave`. No effect while another command uses the worker."""
+        with contextlib.suppress(StackLost):  # no keeper: the worker has ended, too
             self._send({"op": "hurry"})
 
     def leave(self, wait: bool = True) -> bool:
-        """Whether this was the last attachment; then, with `wait`, returns when everything has stopped.
+        """Detaches. True if this was the last attachment; then, with `wait`, everything has stopped on return.
 
-        The keeper's process is gone by then, too, so that the next command meets none that is ending (where the
-        system cannot tell, as on macOS, it may have milliseconds to live). Where others stay, it returns when the
-        worker has stopped that only this command used.
-
+        The keeper's process has ended by then, too, so that the next command does not find one that is ending. (On
+        macOS, which gives no process descriptors, it may run for some milliseconds more.) If other commands stay
+        attached, this returns when the worker that only this command used has stopped.
         After a KeyboardInterrupt it may be called again, to go on waiting. A lost stack counts as stopped.
         """
         try:
@@ -253,7 +253,7 @@ class Stack:
         return {
             "op": "ensure",
             "service": service,
-            # As text: the keeper's locale is that of another command, perhaps.
+            # As text: the keeper's locale is that of the command that started it, perhaps another one.
             "argv": [as_text(FileName(one)) for one in argv],
             "env": _told(env),
             "base_env": _told(inherited_environment(os.environ)),
@@ -306,7 +306,7 @@ class Stack:
         self._buffer += data
 
     def _drain(self) -> None:
-        """Wait for the end of file: the keeper has stopped everything."""
+        """Waits for the end of file. It comes when the keeper has stopped everything."""
         with contextlib.suppress(StackLost):
             while True:
                 self._receive()
@@ -320,7 +320,7 @@ def _told(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _peer_pid(connection: socket.socket) -> int:
-    """The process that listens at the other end, as this one sees it; 0 if it cannot: it is in another container."""
+    """The pid of the process at the other end; 0 if this process cannot see it, as it is in another container."""
     if sys.platform != "linux":
         return 0
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -328,13 +328,13 @@ def _peer_pid(connection: socket.socket) -> int:
 
 
 def _open_process(pid: int) -> int | None:
-    """A descriptor of a process, readable from its end on; None where the system has no such thing."""
+    """A descriptor of a process that becomes readable when it ends; None where the system has no such descriptors."""
     if sys.platform != "linux" or pid <= 0:
         return None
     try:
         return os.pidfd_open(pid)
     except OSError:
-        return None  # an older kernel, or it is gone already
+        return None  # an older kernel, or the process has ended already
 
 
 def _wait_for_end(process: int) -> None:
@@ -344,7 +344,7 @@ def _wait_for_end(process: int) -> None:
 
 
 def _take_stack_lock(home: Path) -> int:
-    """The descriptor of the locked `stack.lock`. A keeper that holds it but does not answer is ending."""
+    """The descriptor of the locked `stack.lock`. A keeper that holds the lock but does not answer is ending."""
     lock = open_lock_file(home / "stack.lock")
     deadline = time.monotonic() + _LOCK_LIMIT_S
     while not try_lock(lock):

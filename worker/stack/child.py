@@ -1,4 +1,4 @@
-"""One child process of the keeper, in a process group of its own, that ends when the keeper ends."""
+"""One child process of the keeper. It has its own process group, and ends when the keeper ends."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from worker.files.home import open_log
 
 _HAS_DEATH_SIGNAL = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
-# Where the kernel sends no signal at a parent's death: a shell reads a pipe whose other end the keeper holds.
+# For systems whose kernel sends no signal when a parent dies: a shell reads a pipe whose other end the keeper holds.
+# When the keeper ends, `read` returns, and the shell ends the child's process group.
 _GUARD = 'read _; kill -TERM "-$1"'
 
 
 class Child:
-    """A started child process. `ended` is set by `reap` once it is over; `status` is then its exit status."""
+    """A started child process. `reap` sets `ended` once it has ended; `status` is then its exit status."""
 
     def __init__(
         self,
@@ -37,9 +38,9 @@ class Child:
     ) -> None:
         """Starts it. Raises AntreanError if it cannot.
 
-        Output goes to `log`, a file or a descriptor; but with `pipe_stdout` its stdout to `self.process.stdout`.
-        Must be called from the main thread of a process without others: that thread's end is what
-        the kernel reports to the child, and the code between fork and exec takes no locks.
+        Output goes to `log`, a file or a descriptor; with `pipe_stdout`, stdout goes to `self.process.stdout`.
+        Must be called from the main thread of a process that has no other threads: the kernel signals the child when
+        that thread ends, and code between fork and exec must not need a lock that another thread holds.
         """
         self.ended = asyncio.Event()
         self.status: int | None = None
@@ -67,7 +68,7 @@ class Child:
         return self.process.pid
 
     def reap(self) -> bool:
-        """Whether it is over. What it left in its process group is killed with it."""
+        """Whether it has ended. If so, kills what is left of its process group."""
         if self.status is None:
             self.status = self.process.poll()
             if self.status is not None:
@@ -81,7 +82,7 @@ class Child:
             self.process.send_signal(number)
 
     async def stop(self, limit_s: float, number: signal.Signals = signal.SIGTERM) -> None:
-        """Returns when it is over: by `number`, or by SIGKILL to its whole group after `limit_s`."""
+        """Sends it the signal `number`, and SIGKILL to its whole group after `limit_s`. Returns when it has ended."""
         self.send(number)
         try:
             await asyncio.wait_for(self.ended.wait(), limit_s)
@@ -94,7 +95,7 @@ class Child:
             self._kill_group()
 
     def _kill_group(self) -> None:
-        # Empty, or (macOS) of zombies only.
+        # The group is empty, or (macOS) has zombies only.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -116,12 +117,12 @@ class Child:
 
 
 def _die_with(keeper_pid: int) -> Callable[[], None]:
-    """What a child runs before exec: SIGTERM reaches it when the process `keeper_pid` is gone, also by -9."""
+    """A function for the child to run before exec: the kernel sends it SIGTERM when `keeper_pid` ends, also by -9."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def ask_for_death_signal() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != keeper_pid:  # it died before the line above
+        if os.getppid() != keeper_pid:  # the keeper died before the line above
             os._exit(1)
 
     return ask_for_death_signal

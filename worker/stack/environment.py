@@ -1,6 +1,6 @@
-"""The environment that a child inherits: without our settings, and with paths that mean the same from its folder.
+"""The environment that a child inherits: without antrean's settings, and with absolute paths.
 
-A worker runs in the home folder, and the command that it serves in another one.
+Relative paths would change their meaning: a worker runs in the home folder, its command in another one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 _PROJECT_FOLDER = Path(__file__).resolve().parents[2]
 _PREFIX = "ANTREAN_"
-# Of requests, OpenSSL and libpq: all that a worker's calls and its database listen to.
+# Variables of requests, OpenSSL and libpq that hold paths and affect a worker's calls or its database.
 _FILES = (
     "REQUESTS_CA_BUNDLE",
     "CURL_CA_BUNDLE",
@@ -30,10 +30,10 @@ _FILES = (
 
 
 def inherited_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` without settings of ours (they hold secrets), with our modules found, and its paths absolute."""
+    """`environ` without antrean's settings (they hold secrets), with antrean on PYTHONPATH, and with absolute paths."""
     env = {name: value for name, value in environ.items() if not name.upper().startswith(_PREFIX)}
     for name in _FILES:
-        if env.get(name) and env[name] != "system":  # PGSSLROOTCERT=system is no file
+        if env.get(name) and env[name] != "system":  # PGSSLROOTCERT=system names no file
             env[name] = os.path.abspath(env[name])
     inherited = [os.path.abspath(path) for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     env["PYTHONPATH"] = os.pathsep.join([str(_PROJECT_FOLDER), *inherited])

@@ -1,6 +1,7 @@
-"""What the ledger and the broker say of the stack, a JSON line a second: a process of its own.
+"""A process that asks the ledger and the broker about the stack, and prints a JSON line a second.
 
-A database that hangs must not hold up the supervisor, and the supervisor, which forks, must have no threads.
+It is a process of its own because a database that hangs must not block the supervisor, and the supervisor, which
+forks, must have no threads.
 
     {"workers": [[4711, 1760000000000]], "away": {}, "trouble": null}
     {"workers": [], "away": {"database": "the database does not answer: …"}, "trouble": null}
@@ -37,17 +38,17 @@ _LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One look. `workers` are this machine's, as (pid, started_at_ms); `counts` is there once an interval."""
+    """The facts of one line. `workers`: those of this machine, as (pid, started_at_ms). `counts`: once an interval."""
 
     workers: frozenset[tuple[int, int]] = frozenset()
-    away: Mapping[str, str] = field(default_factory=dict)  # "database", "broker": a sentence about it
+    away: Mapping[str, str] = field(default_factory=dict)  # "database" or "broker" to a sentence about it
     trouble: str | None = None
     counts: Mapping[str, int] | None = None
     jobs_per_minute: float | None = None
 
 
 def parse_figures(line: str) -> Figures | None:
-    """The figures of a line, or None if it is something else (a warning, a traceback)."""
+    """The figures of a line; None if the line is something else, such as a warning or a traceback."""
     try:
         facts = json.loads(line)
         return Figures(
@@ -62,7 +63,7 @@ def parse_figures(line: str) -> Figures | None:
 
 
 def describe_health(figures: Figures, *, ready: int, wanted: int) -> str:
-    """`2 workers · 32 in flight · 1,204 queued · 12 failed · 41 jobs/min`, and what all jobs wait for."""
+    """`2 workers · 32 in flight · 1,204 queued · 12 failed · 41 jobs/min`, then what the jobs wait for, if they do."""
     counts = figures.counts or {}
     shown = [
         format_count(ready, "worker") if ready == wanted else f"{ready} of {format_count(wanted, 'worker')}",
@@ -80,7 +81,7 @@ def describe_health(figures: Figures, *, ready: int, wanted: int) -> str:
 
 
 class Lookout:
-    """Looks at the ledger and the broker. Counting walks an index: once in `interval_s`, never if that is 0."""
+    """Asks the ledger and the broker. Counts jobs, which walks an index, once in `interval_s`; never if that is 0."""
 
     def __init__(self, settings: Settings, interval_s: float) -> None:
         self._interval_s = interval_s
@@ -92,7 +93,7 @@ class Lookout:
         self._ended: int | None = None
 
     def look(self) -> dict[str, Any]:
-        """One look, as the line that is printed."""
+        """The facts of one line, as they are printed."""
         away: dict[str, str] = {}
         trouble, gate = Trouble(None, ()), None
         facts: dict[str, Any] = {"workers": [], "away": away, "trouble": None}
@@ -116,7 +117,7 @@ class Lookout:
         return facts
 
     def _count(self, connection: Transaction) -> dict[str, Any]:
-        """Jobs by state and how many ended a minute, if it is time; a retry or a pruning takes some back."""
+        """Jobs by state, and how many ended per minute, if a count is due. Retries and pruning make the rate lower."""
         now_s = time.monotonic()
         span_s, before = now_s - self._counted_at_s, self._ended
         is_due = 0 < self._interval_s <= span_s
@@ -125,14 +126,14 @@ class Lookout:
         counts = count_states(connection)
         self._ended = sum(count for state, count in counts.items() if state.is_final)
         self._counted_at_s = now_s
-        if not is_due:  # the first look: there is nothing yet to compare with
+        if not is_due:  # the first count: there is nothing yet to compare with
             return {}
         rate = None if before is None else max(0.0, (self._ended - before) * 60 / span_s)
         return {"counts": {state.value: count for state, count in counts.items()}, "jobs_per_minute": rate}
 
 
 def main() -> None:
-    """Argument: seconds between two counts. Ends by a signal, or when nobody reads any more."""
+    """Argument: seconds between two counts. Ends by a signal, or when its output has no reader any more."""
     configure_logs()
     settings = load_settings()
     configure_logs(settings.log_level)

@@ -1,7 +1,7 @@
-"""The process that keeps one home's stack: started by the first command, gone with the last.
+"""The process that runs one home's stack. The first command starts it; it ends with the last.
 
-It holds an exclusive lock on `<home>/stack.lock` for its whole life, listens on a control socket, and counts
-the connections of the commands: a command that is killed leaves as surely as one that says `bye`.
+It holds an exclusive lock on `<home>/stack.lock` for its whole life, and listens on a control socket. A command is
+attached for as long as its connection is open: a command that is killed is detached like one that sends `bye`.
 A request and its answer are a JSON object a line:
 
     {"op": "hello"}                          {"ok": true, "protocol": 1, "pid": 123}
@@ -18,12 +18,11 @@ A request and its answer are a JSON object a line:
     (unasked)                                {"event": "service_died", "service": "worker", "status": -9,
                                               "reason": "signal 9, SIGKILL", "is_restarted": true}
 
-A command has one worker, shared with all that asked for the same settings: `worker`, and beside it, for other
-settings, `worker-2` and so on, each with a log of its own. It stops with its last user. A name says nothing of the
-settings, which hold the key.
-
+A command has one worker. It shares it with all commands that asked for the same settings. The first is `worker`; those
+for other settings are `worker-2` and so on, each with its own log. A worker stops with the last command that uses it.
+Names must not show the settings, which hold the key.
 A request that fails is answered with "error" and a sentence; "stopping" is an error, too.
-Environments hold the API key: they travel here, never through arguments, and are never logged.
+Environments hold the API key: they are sent on this socket, never as arguments, and are never logged.
 """
 
 from __future__ import annotations
@@ -85,19 +84,19 @@ class Keeper:
         self._workers: dict[str, Workplace] = {}
         self._clients: set[asyncio.StreamWriter] = set()
         self._requests: set[asyncio.Task[None]] = set()
-        self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps none from being collected
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio holds weak references only
         self._broker_lock: int | None = None
         self._stop_requested = asyncio.Event()
-        self._hurried: set[asyncio.StreamWriter] = set()  # commands whose workers end at once when they leave
+        self._hurried: set[asyncio.StreamWriter] = set()  # commands that leave their worker no grace
 
     async def run(self, first_client: socket.socket, stack_lock: int) -> None:
-        """Serve until the last client has left, then stop everything in order and release `stack_lock`."""
+        """Serves until the last client has detached, then stops everything in order and releases `stack_lock`."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         loop.add_signal_handler(signal.SIGTERM, self._stop_requested.set)
         address = control_socket(self._home)
-        address.unlink(missing_ok=True)  # of a keeper that was killed: the lock says that it is gone
-        # Not a coroutine: asyncio would log a traceback for each that is cancelled at the end.
+        address.unlink(missing_ok=True)  # left by a keeper that was killed
+        # A plain function, not a coroutine: asyncio would log a traceback for each coroutine cancelled at the end.
         server = await asyncio.start_unix_server(self._begin_to_serve, address, limit=LINE_MAX_BYTES)
         self._begin_to_serve(*await asyncio.open_unix_connection(sock=first_client, limit=LINE_MAX_BYTES))
         log.info("keeper.started home=%s pid=%d", self._home, os.getpid())
@@ -112,7 +111,7 @@ class Keeper:
         server.close()
         self._remove_sockets()
         log.info("keeper.stopped home=%s", self._home)
-        # From here on a new keeper may start; the end of file, at this process's end, tells those who wait.
+        # From here on a new keeper may start. Clients that wait see the end of file when this process ends.
         os.close(stack_lock)
 
     def _begin_to_serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -122,18 +121,18 @@ class Keeper:
         self._clients.add(writer)
         try:
             while line := await reader.readline():
-                # A task, so that the end of file of a killed client is seen while its request is at work.
+                # A task, so that the end of file of a killed client is seen while its request is being handled.
                 request = asyncio.create_task(self._answer(json.loads(line), writer))
                 self._requests.add(request)
                 request.add_done_callback(self._requests.discard)
-        except (OSError, ValueError) as exc:  # reset, or not our protocol
+        except (OSError, ValueError) as exc:  # a connection reset, or another protocol
             log.warning("client.failed error=%s", type(exc).__name__)
         self._leave(writer)
         if not self._stop_requested.is_set():
             writer.close()
 
     def _leave(self, writer: asyncio.StreamWriter) -> bool:
-        """Whether a worker stops that only this client used; its connection is closed once that is done."""
+        """Detaches a client. True if a worker that only it used is being stopped; the connection closes after that."""
         self._clients.discard(writer)
         left = [name for name, place in self._workers.items() if place.leave(writer)]
         if not self._clients:
@@ -163,11 +162,11 @@ class Keeper:
         async with self._starting[name]:
             place = self._workers.get(name)
             if place is None or place.users:
-                return  # somebody came who asked for the same
+                return  # another command has asked for the same worker meanwhile
             await self._stop_worker(name)
             if not place.users:
                 del self._workers[name]
-            self._services.pop(name, None)  # whoever came meanwhile starts another
+            self._services.pop(name, None)  # a command that asks from now on starts another
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -193,7 +192,7 @@ class Keeper:
             self._hurry(writer)
             return {}
         if self._stop_requested.is_set():
-            # The connection stays open: its end tells the client when this home is free.
+            # The connection stays open: its end of file tells the client that this home is free.
             return {"ok": False, "error": "stopping"}
         if operation == "hello":
             return {"protocol": PROTOCOL, "pid": os.getpid()}
@@ -220,10 +219,10 @@ class Keeper:
         return answer
 
     async def _ensure_worker(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> dict[str, Any]:
-        """The worker with these settings: the one that runs, or one of its own beside those with others."""
+        """The worker with these settings: the one that runs, or a new one beside those with other settings."""
         asked = fingerprint_of(message)
         for name, place in list(self._workers.items()):
-            # A command works with one worker: whoever asks for another needs its former one no longer.
+            # A command uses one worker: one that asks for another gives up its former one.
             if place.fingerprint != asked and place.leave(writer):
                 await self._stop_unused(name)
         same = [name for name, place in self._workers.items() if place.fingerprint == asked]
@@ -238,7 +237,7 @@ class Keeper:
         async with self._starting[name]:
             service = self._services.get(name)
             if service is None or not service.process.is_alive:
-                if service is not None:  # dead and perhaps waiting for its backoff: begin afresh
+                if service is not None:  # it died, and may be waiting for its next start: start it now
                     await self._stop_service(name)
                 process = self._make_process(name, message)
                 service = self._services[name] = Service(process, fingerprint)
@@ -262,7 +261,7 @@ class Keeper:
                     launch_plainly(argv, env, cwd, output),
                     message["grace_s"] + _WORKER_MARGIN_S,
                 )
-        # A simulator that came back would listen elsewhere: its end is announced only.
+        # A simulator that is started again would listen on another port: its end is only announced.
         is_restarted = name != "simulator"
         return KeptProcess(
             name,
@@ -278,11 +277,11 @@ class Keeper:
         await valkey.launch(self._home, self._broker_lock, adopt)
 
     async def _take_broker_lock(self) -> int:
-        """The lock that every Valkey of this home inherits: two of them would write one append-only file."""
+        """The lock that each Valkey of this home inherits. Two of them at once would write one append-only file."""
         lock = open_lock_file(self._home / "broker.lock")
         deadline = time.monotonic() + _ORPHAN_LIMIT_S
         while not try_lock(lock):
-            # Its keeper was killed: it is ending, or is told to. It is nobody's child: hence a poll.
+            # A Valkey whose keeper was killed has the lock. It is asked to end. It is no child of ours: hence a poll.
             await valkey.shut_down_orphan(self._home)
             if time.monotonic() > deadline:
                 os.close(lock)
@@ -303,10 +302,10 @@ class Keeper:
         return {"pid": os.getpid(), "client_count": len(self._clients), "services": services}
 
     def _hurry(self, writer: asyncio.StreamWriter) -> None:
-        """A cold shutdown of this command's worker, unless another command still needs it."""
+        """Starts a cold shutdown of this command's worker, unless another command uses it."""
         self._hurried.add(writer)
         for name, place in self._workers.items():
-            # Whose last user it was: then it is being stopped.
+            # No user is left, and this command was the last one: the worker is being stopped.
             if not place.users and place.last_user is writer and name in self._services:
                 self._services[name].process.hurry()
 
@@ -351,7 +350,8 @@ def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
 def main() -> None:
     """Arguments: the home folder, the descriptors of its locked `stack.lock` and of the first client."""
     home, stack_lock, first_client = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    # The starter waits for the process it made; the keeper is a child of init, and nobody's zombie.
+    # The command waits for the process that it started, which ends here. The keeper is a child of init, so that no
+    # zombie stays.
     if os.fork() != 0:
         os._exit(0)
     os.umask(0o077)

@@ -1,4 +1,4 @@
-"""A kept process: a child that is started, watched, started again with backoff when it ends by itself, and stopped."""
+"""A kept process: a child process that is started again, with backoff, when it ends by itself."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from worker.stack.child import Child
 
 _RESTART_BASE_S = 0.5
 _RESTART_CAP_S = 30.0
-_HEALTHY_AFTER_S = 60.0  # a life that long was no failed start
+_HEALTHY_AFTER_S = 60.0  # after that long a run counts as a success, and the backoff begins anew
 _HURRY_LIMIT_S = 3.0
 _FAILED_START_LIMIT_S = 1.0
 
-# Starts a child, hands it to the given callable before the next await, and returns when it is ready. Raises
-# AntreanError or OSError where it does not become so.
+# Starts a child, passes it to the given callable before the next await, and returns when the child is ready. Raises
+# AntreanError or OSError if it does not become ready.
 Launch = Callable[[Callable[[Child], Child]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of one life of a kept process that nobody asked to end.
+    """The end of one run of a kept process that was not asked to stop.
 
     `status` is as in `subprocess`: an exit code, or minus a signal's number; None: it could not be started.
-    `reason` says the same in words. `restarts_in_s` None: it is not started again.
+    `reason` describes the same. `restarts_in_s`: seconds to the next start; None: it is not started again.
     """
 
     status: int | None
@@ -36,12 +36,12 @@ class End:
 
 
 def decide_restart_delay_s(failures: int) -> float:
-    """Seconds to wait after the `failures`-th early end in a row (0-based): 0.5, 1, 2 … 30."""
+    """Seconds to wait before the next start, after the `failures`-th early end in a row (0-based): 0.5, 1, 2 … 30."""
     return min(_RESTART_CAP_S, _RESTART_BASE_S * 2.0 ** min(failures, 10))
 
 
 def describe_status(status: int | None) -> str:
-    """How a process ended, in words: `exit code 3`, `signal 9, SIGKILL`."""
+    """Describes how a process ended: `exit code 3`, `signal 9, SIGKILL`."""
     if status is None:
         return "it could not be started"
     if status >= 0:
@@ -55,9 +55,9 @@ def describe_status(status: int | None) -> str:
 class KeptProcess:
     """One child process at a time, from `start` or `begin` until `stop`.
 
-    `report` is told of each end that nobody asked for, before the wait for the next start. `read_rest` is awaited
-    after an end and before its report: the child's last output may still be on its way. With `is_restarted` off the
-    first end is the last.
+    `report` is called for each end that was not asked for, before the wait for the next start. `read_rest` is awaited
+    before `report`: the child's last output may still be in its pipe. If `is_restarted` is False, the process is not
+    started again.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class KeptProcess:
     ) -> None:
         self.name = name
         self.child: Child | None = None
-        # Wall clock of the present life, to tell its row in the ledger from an older one's.
+        # When the present run began, by the wall clock: it tells the run's row in the ledger from an older one's.
         self.started_at_s = 0.0
         self.restart_count = 0
         self._launch = launch
@@ -87,12 +87,12 @@ class KeptProcess:
         return self.child is not None and self.child.status is None
 
     async def start(self) -> None:
-        """Returns when it is ready; from then on it is kept. Raises AntreanError if the first start fails."""
+        """Starts it, and returns when it is ready. Raises AntreanError if the first start fails."""
         await self._launch(self._adopt)
         self._keeping = asyncio.create_task(self._keep(is_running=True))
 
     def begin(self) -> None:
-        """Has it started and kept, and returns at once: a first start that fails is an end like any other."""
+        """Starts it in the background, and returns at once. A first start that fails is reported as an end."""
         self._keeping = asyncio.create_task(self._keep(is_running=False))
 
     def reap(self) -> None:
@@ -101,7 +101,7 @@ class KeptProcess:
             self.child.reap()
 
     async def stop(self, *, is_hurried: bool = False) -> None:
-        """Returns when it is over and is not started again."""
+        """Stops it, and returns when it has ended. It is not started again."""
         if self._keeping is not None:
             self._keeping.cancel()
         if self.child is None:
@@ -112,13 +112,13 @@ class KeptProcess:
             await self.child.stop(self._stop_limit_s)
 
     def hurry(self) -> None:
-        """Shortens a stop under way: a cold shutdown now, SIGKILL to its group in 3 s."""
+        """Shortens a stop that is under way: a cold shutdown now, SIGKILL to its process group in 3 s."""
         if self.child is not None and not self.child.reap():
             self.child.send(signal.SIGQUIT)
             asyncio.get_running_loop().call_later(_HURRY_LIMIT_S, self.child.kill_unless_over)
 
     def _adopt(self, child: Child) -> Child:
-        """From its first moment the child is this process's, so that a stop in the middle of a launch finds it."""
+        """Stores the child as soon as it is started, so that a stop during the launch finds it."""
         self.child = child
         self.started_at_s = time.time()
         return child
@@ -141,15 +141,15 @@ class KeptProcess:
             self.restart_count += 1
 
     async def _live(self, *, is_running: bool) -> tuple[int | None, str]:
-        """One life, to its end: the status, and how it ended in words."""
+        """Starts the process unless it `is_running`, and waits for its end: the status, and a description of it."""
         if not is_running:
             try:
                 await self._launch(self._adopt)
             except (AntreanError, OSError) as exc:
                 if self.is_alive and self.child is not None:
-                    await self.child.stop(_FAILED_START_LIMIT_S)  # started, and never ready
+                    await self.child.stop(_FAILED_START_LIMIT_S)  # it was started, and did not become ready
                 return None, str(exc)
-        assert self.child is not None, "a launch hands its child over"
+        assert self.child is not None, "a launch passes its child to _adopt"
         await self.child.ended.wait()
         if self._read_rest is not None:
             await self._read_rest()

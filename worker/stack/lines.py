@@ -1,4 +1,4 @@
-"""Lines of the parts' output as a person reads them. Pure."""
+"""Formats the output lines of the parts for a terminal. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.text.printable import printable
 from worker.text.wrapping import wrap_line
 
 _LINE_MAX_BYTES = 16 * 1024
-# A child's colours and cursor movements would mean nothing beside its neighbours' lines.
+# Escape sequences are removed: a part's colours and cursor movements would disturb the lines of the others.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
 _PLAIN_VALUE = re.compile(r"[^\s=\"']+")
 
@@ -24,7 +24,7 @@ _LEVEL_COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[
 
 
 class LineSplitter:
-    """Bytes as they come from a pipe, cut into whole lines; one longer than 16 KiB comes in pieces."""
+    """Splits bytes from a pipe into whole lines. A line longer than 16 KiB comes in pieces."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -39,14 +39,14 @@ class LineSplitter:
             yield line.decode(errors="replace")
 
     def end(self) -> Iterator[str]:
-        """What came without a line break at the end, if anything."""
+        """The rest, which has no line break at its end, if there is one."""
         if self._rest:
             yield self._rest.decode(errors="replace")
         self._rest = b""
 
 
 def make_readable(line: str, *, is_coloured: bool = False) -> list[str]:
-    """A line of JSON logs as `12:03:04 warning gate.shut kind=quota`, its traceback below it; others as they are."""
+    """A JSON log line as `12:03:04 warning gate.shut kind=quota`, its traceback below. Other lines stay as they are."""
     record = _parse_record(line)
     if record is None:
         return [_clean(line)]
@@ -63,13 +63,13 @@ def make_readable(line: str, *, is_coloured: bool = False) -> list[str]:
 
 
 def make_prefix(name: str, *, width: int, number: int, is_coloured: bool) -> str:
-    """`worker1 | `, as wide as its neighbours; on a terminal in the colour of part `number`."""
+    """`worker1 | `, padded to `width`; in the colour of part `number` if `is_coloured`."""
     text = f"{name:<{width}} |"
     return f"{_PREFIX_COLOURS[number % len(_PREFIX_COLOURS)]}{text}{_RESET} " if is_coloured else f"{text} "
 
 
 def wrap_beside(prefix: str, row: str, width: int | None) -> list[str]:
-    """`row` behind `prefix`, broken between words for a terminal of `width` columns; each part has the prefix."""
+    """`row` after `prefix`, broken between words for a terminal of `width` columns. Each row has the prefix."""
     room = None if width is None else max(1, width - _shown_len(prefix))
     return [prefix + part for part in wrap_line(row, room, measure=_shown_len)]
 

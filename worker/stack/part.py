@@ -1,4 +1,4 @@
-"""A part of `antrean up`: a kept process whose output is shown a line at a time."""
+"""A part: a kept process of `antrean up` whose output is shown line by line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Recipe:
 
 
 class Part(KeptProcess):
-    """`show` gets its output, `report` a sentence when it ended and is started again."""
+    """A kept process. `show` gets its output lines; `report` gets a sentence when it died and will be started again."""
 
     def __init__(self, recipe: Recipe, show: Callable[[str], None], report: Callable[[str], None]) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class Part(KeptProcess):
             read_rest=self._read_to_the_end,
         )
         self.recipe = recipe
-        self.is_ready = False  # set by whoever sees that it is
+        self.is_ready = False  # set by the supervisor
         self._show = show
         self._say = report
         self._output: _Output | None = None
@@ -57,7 +57,7 @@ class Part(KeptProcess):
     async def _start_child(self, adopt: Callable[[Child], Child]) -> None:
         ours, theirs = os.pipe()
         if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux
-            with contextlib.suppress(OSError):  # of a user who has many pipes
+            with contextlib.suppress(OSError):  # the user's limit for pipe buffers is reached
                 fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             self._output = _Output(self._show)
@@ -65,8 +65,8 @@ class Part(KeptProcess):
             self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(
                 lambda: output, os.fdopen(ours, "rb", 0)
             )
-            # The child holds the reading end, too: when we are killed, its last words go nowhere, instead of failing
-            # and with them its way out.
+            # The child holds the reading end, too. If this process is killed, the child's last writes still succeed;
+            # a failing write could break its shutdown.
             recipe = self.recipe
             adopt(Child(recipe.argv, env=recipe.env, cwd=recipe.cwd, log=theirs, pass_fds=[ours]))
         finally:
@@ -96,7 +96,7 @@ class _Output(asyncio.Protocol):
         self._is_read.set()
 
     async def wait_until_read(self, limit_s: float) -> None:
-        """Returns at the end of file, or after `limit_s` if somebody else still holds the pipe."""
+        """Returns at the end of file, or after `limit_s` if another process still holds the pipe open."""
         try:
             await asyncio.wait_for(self._is_read.wait(), limit_s)
         except TimeoutError:

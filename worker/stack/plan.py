@@ -1,4 +1,4 @@
-"""Which parts `antrean up` runs, made from the settings. Pure: nothing is started here."""
+"""Decides from the settings which parts `antrean up` runs. Pure: nothing is started here."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from worker.settings import IN_STACK, Settings
 from worker.stack.environment import inherited_environment
 from worker.stack.part import Recipe
 
-_PYTHON = (sys.executable, "-P", "-m")  # -P: the person's folder may hold a `worker.py` of its own
-# A worker ends by itself within its grace and 2 s; on a machine out of breath it gets a little more.
+_PYTHON = (sys.executable, "-P", "-m")  # -P: the current folder may hold another `worker.py`
+# A worker ends by itself within its grace and 2 s. The margin is for a machine under load.
 _WORKER_MARGIN_S = 5.0
 _FLOWER_STOP_S = 5.0
 _FIGURES_STOP_S = 1.0
@@ -20,12 +20,12 @@ _FIGURES_STOP_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The parts of a stack, and what is told of them once they are ready."""
+    """The parts of a stack, and the facts that are printed once they are ready."""
 
     workers: tuple[Recipe, ...]
     flower: Recipe | None
     figures: Recipe
-    flower_address: tuple[str, int]  # where it answers on this machine
+    flower_address: tuple[str, int]  # host and port at which Flower answers on this machine
     flower_login: str
     grace_s: float
 
@@ -47,16 +47,16 @@ def make_plan(
     flower_port: int | None,
     health_interval_s: float,
 ) -> Plan:
-    """The parts for these settings. `flower_port` None leaves Flower out."""
+    """The parts for these settings. `flower_port` None: without Flower."""
     env = _environment(settings, environ)
-    # What only looks on needs no key.
+    # Parts that make no calls get no key.
     keyless = {name: value for name, value in env.items() if not name.startswith("ANTREAN_API_KEY")}
     worker_stop_s = settings.grace_s + _WORKER_MARGIN_S
     flower = None
     if flower_port is not None:
         address = settings.flower_address
         argv = (*_PYTHON, "worker.cli", "flower", "--port", str(flower_port), "--address", address)
-        # Nor does Flower need the ledger: what it shows comes from events.
+        # Flower does not need the ledger either: what it shows comes from events.
         broker_only = {
             name: value for name, value in keyless.items() if not name.startswith("ANTREAN_DATABASE_")
         }
@@ -87,7 +87,7 @@ def make_plan(
 
 
 def reachable_host(address: str) -> str:
-    """The host to ask on this machine for a service that listens on `address`."""
+    """The host under which this machine reaches a service that listens on `address`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(address, address)
 
 
@@ -102,7 +102,7 @@ def _describe_login(settings: Settings) -> str:
 
 
 def _environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """What the parts inherit: this process's environment, the settings as they were read, our modules."""
+    """The environment of the parts: this process's own, with the settings as they were read, and antrean's modules."""
     env = inherited_environment(environ)
-    env["PYTHONUNBUFFERED"] = "1"  # lines are shown when they are written
+    env["PYTHONUNBUFFERED"] = "1"  # lines are shown as soon as they are written
     return {**env, **settings.as_environment(), IN_STACK: "1"}

@@ -1,6 +1,6 @@
-"""Where `antrean up` prints: whole lines, and never waiting for the one who reads.
+"""The output of `antrean up`: whole lines, written without ever waiting for the reader.
 
-A terminal that was stopped with Ctrl-S, or a pager that nobody scrolls, must not hold up the workers behind it.
+A terminal that was stopped with Ctrl-S, or a pager that is not scrolled, must not block the workers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from worker.text.wrapping import terminal_width
 _LIMIT_BYTES = 1024 * 1024
 _RETRY_S = 0.05
 _LAST_WORDS_S = 1.0
-_CTRL_C = 2  # columns: the terminal writes ^C before the line that answers it
+_CTRL_C = 2  # columns: the terminal echoes ^C before the line that follows
 
 
 class Screen:
-    """Lines to a file descriptor, in order. Beyond `limit_bytes` unread ones are left out and counted."""
+    """Writes lines to a file descriptor, in order. Lines beyond `limit_bytes` unread bytes are dropped and counted."""
 
     def __init__(self, descriptor: int, *, limit_bytes: int = _LIMIT_BYTES) -> None:
         self._descriptor = descriptor
@@ -35,12 +35,12 @@ class Screen:
 
     @property
     def width(self) -> int | None:
-        """Columns of the terminal that a line may fill; None where it is a file or a pipe."""
+        """The columns of the terminal that a line may fill; None for a file or a pipe."""
         columns = terminal_width(self._descriptor)
         return None if columns is None else columns - _CTRL_C
 
     def line(self, text: str) -> None:
-        """Prints it now, or as soon as somebody reads. Called in the event loop."""
+        """Prints `text` now, or as soon as the descriptor can be written. Must be called in the event loop."""
         if self._is_gone:
             return
         if self._waiting_bytes > self._limit_bytes:
@@ -55,7 +55,7 @@ class Screen:
         self._drain()
 
     def close(self) -> None:
-        """Prints what is left, for a second at most."""
+        """Prints what is left. Waits for the reader for a second at most."""
         if self._retry is not None:
             self._retry.cancel()
         end_s = time.monotonic() + _LAST_WORDS_S
@@ -69,14 +69,14 @@ class Screen:
             self._retry = asyncio.get_running_loop().call_later(_RETRY_S, self._drain)
 
     def _write_some(self) -> bool:
-        """Whether all was written. What poll calls ready takes PIPE_BUF bytes without waiting."""
+        """Whether all was written. When poll() reports the descriptor as writable, PIPE_BUF bytes do not block."""
         while self._chunks:
             if not self._poll.poll(0):
                 return False
             chunk = self._chunks.popleft()
             try:
                 written = os.write(self._descriptor, chunk)
-            except OSError:  # the reader or the terminal is gone; the parts are not
+            except OSError:  # the reader or the terminal is gone; the parts go on
                 self._is_gone = True
                 self._chunks.clear()
                 return True

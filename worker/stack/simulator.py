@@ -1,4 +1,4 @@
-"""The simulator as a child process: ready once it says on stdout where it listens."""
+"""The simulator as a child process. It is ready when it prints its address on stdout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SimulatorProcess:
         self._drain: asyncio.Task[None] | None = None
 
     async def launch(self, adopt: Callable[[Child], Child]) -> None:
-        """Returns when it listens. Raises Unreachable if it ends, with its last line, or stays silent."""
+        """Returns when it listens. Raises Unreachable, with its last line, if it ends first or prints no address."""
         child = adopt(Child(self._argv, env=self._env, cwd=self._cwd, log=self._log, pipe_stdout=True))
         lines = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
@@ -44,7 +44,7 @@ class SimulatorProcess:
 
     async def _copy(self, lines: asyncio.StreamReader, listening: asyncio.Future[str]) -> None:
         with open_log(self._log) as output:
-            # Chunks, not lines: a line has no longest length.
+            # Chunks, not lines: the length of a line has no limit.
             seen = b""
             while chunk := await lines.read(65536):
                 output.write(chunk)

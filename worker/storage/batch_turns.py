@@ -1,4 +1,4 @@
-"""The batches that have jobs to publish, in turn. Each is found by one step in an index."""
+"""Finds the batches that have jobs to publish, in turn. Each is found by one step in an index."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Turn:
 
 
 def _build_walk(among: ColumnElement[bool], *, is_waiting: bool) -> Any:
-    """A statement: ids of the batches behind `after` that have jobs `among` these, ascending, at most `at_most`.
+    """A statement for the ids of batches after `after` that have jobs `among` these, ascending, at most `at_most`.
 
-    With `is_waiting`, a batch of which no job is due is left out, and does not count.
+    With `is_waiting`, batches without a due job are left out, and do not count.
     """
     next_batch = select(func.min(jobs.c.batch_id)).where(among, jobs.c.endpoint == _endpoint)
     first = next_batch.where(jobs.c.batch_id > bindparam("after")).scalar_subquery()
@@ -79,11 +79,14 @@ _ANY_DUE = (
 def find_turns(
     connection: Connection, endpoint: str, *, after: str, held: Collection[str], at_most: int, now_ms: int
 ) -> list[Turn]:
-    """At most `at_most` batches, from the one behind `after` on and round again. Jobs without a batch are left out."""
+    """At most `at_most` batches, in the order of their ids, beginning after `after` and going on from the first one.
+
+    Jobs without a batch are left out.
+    """
     if at_most <= 0:
         return []
     query = {"of_endpoint": endpoint, "now_ms": now_ms, "at_most": at_most + len(held)}
-    # Mostly nothing is due: then the batches of waiting jobs need not be looked for.
+    # Most of the time nothing is due: then the batches of waiting jobs need not be searched.
     any_due = connection.execute(_ANY_DUE, query).first() is not None
     turns: dict[str, Turn] = {}
     for begin, end in ((after, None), ("", after)):

@@ -26,7 +26,7 @@ _WANTED_ELSEWHERE = wants.join(jobs, jobs.c.id == wants.c.job_id)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch as it was made. `submitted_at_ms` is None while its rows are still being written down."""
+    """A batch. `submitted_at_ms` is None while its jobs are still being written down."""
 
     id: str
     kind: str
@@ -45,7 +45,7 @@ class Batch:
 
     @property
     def is_for_workers(self) -> bool:
-        """Whether somebody had jobs of this run, which has ended, tried again by whoever works."""
+        """Whether jobs of this run were queued again after its end, for any worker: see `resume_for_workers`."""
         return bool(self.details.get(_FOR_WORKERS))
 
 
@@ -56,7 +56,7 @@ class BatchStatus:
     batch: Batch
     counts: Mapping[JobState, int]
     failures: Mapping[str, int]  # failed jobs by kind
-    finish_reasons: Mapping[str, int]  # results by finish_reason, those out of the ordinary only
+    finish_reasons: Mapping[str, int]  # results by finish_reason, unusual ones only
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -77,7 +77,7 @@ def make_batch(
     details: Mapping[str, Any] | None = None,
     now_ms: int,
 ) -> Batch:
-    """The batch with this idempotency key: a new one, or the one that holds it already."""
+    """The batch with this idempotency key: the one that exists, or a new one."""
     connection.execute(
         insert_or_ignore(connection, batches),
         {
@@ -100,7 +100,7 @@ def make_batch(
 
 
 def find_batch(connection: Connection, idempotency_key: str) -> Batch | None:
-    """The batch that holds this idempotency key."""
+    """The batch with this idempotency key."""
     row = connection.execute(
         select(batches).where(batches.c.idempotency_key == idempotency_key)
     ).one_or_none()
@@ -131,7 +131,7 @@ def ensure_open_batches(
 
 
 def fetch_closed(connection: Connection, batch_ids: Iterable[str]) -> set[str]:
-    """Those of `batch_ids` that were made from a file or a folder: no message may join them."""
+    """The ids among `batch_ids` of batches that were made from a file or a folder. No message may join these."""
     wanted = sorted(set(batch_ids))
     if not wanted:
         return set()
@@ -140,11 +140,11 @@ def fetch_closed(connection: Connection, batch_ids: Iterable[str]) -> set[str]:
 
 
 def hold_batch(connection: Connection, batch_id: str, *, now_ms: int) -> int:
-    """Keeps the jobs of a run from being relayed and claimed; calls in flight end and are kept.
+    """Holds the batch of a run: its jobs are not relayed or claimed. Calls in flight end, and their results are kept.
 
-    A batch that somebody has submitted is not held: see `free_batch`; nor one that is the workers', see
-    `resume_for_workers`. What another batch wants too, which is not held, goes on with that one: at most 500 jobs
-    here, and how many it were; `hand_over` does the rest.
+    A batch that was also submitted is not held (see `free_batch`), nor one that is left to the workers (see
+    `resume_for_workers`). Open jobs that another batch wants, which is not held, go on with that batch: at most 500 are
+    moved here, and their number is returned. `hand_over` moves the rest.
     """
     if not _lock_details(connection, batch_id).get(_FOR_WORKERS):
         connection.execute(
@@ -156,10 +156,10 @@ def hold_batch(connection: Connection, batch_id: str, *, now_ms: int) -> int:
 
 
 def resume_batch(connection: Connection, batch_id: str) -> int:
-    """Lets the batch's jobs go on. Messages that came meanwhile were dropped, so all are published again.
+    """Ends the hold: the batch's jobs go on. Their hints were dropped meanwhile, so all jobs are published again.
 
-    What it wants of held batches goes on with it: at most 500 jobs here, and how many it were; `bring_home` does
-    the rest.
+    Jobs of held batches that this batch wants go on with it: at most 500 are moved here, and their number is returned.
+    `bring_home` moves the rest.
     """
     held = connection.execute(
         update(batches)
@@ -173,9 +173,9 @@ def resume_batch(connection: Connection, batch_id: str) -> int:
 
 
 def free_batch(connection: Connection, batch_id: str) -> int:
-    """Makes the batch of a run one that is to be done whoever runs: it goes on, and no run's end holds it.
+    """Makes the batch of a run independent of runs, as it was also submitted: it goes on, and no run's end holds it.
 
-    Returns what `resume_batch` does.
+    Returns the same as `resume_batch`.
     """
     connection.execute(
         update(batches).where(batches.c.id == batch_id, batches.c.kind == _RUN_KIND).values(kind=_SUBMIT_KIND)
@@ -184,18 +184,18 @@ def free_batch(connection: Connection, batch_id: str) -> int:
 
 
 def resume_for_workers(connection: Connection, batch_id: str) -> int:
-    """Lets the batch of a run go on, whoever works on it, until it is run again: no end of a run holds it till then.
+    """Leaves the batch of a run to any worker: it goes on, and is not held until it is run again.
 
-    Returns what `resume_batch` does.
+    Returns the same as `resume_batch`.
     """
     _note_detail(connection, batch_id, _FOR_WORKERS, True)
     return resume_batch(connection, batch_id)
 
 
 def begin_run(connection: Connection, batch_id: str) -> bool:
-    """Whether the batch is there for a run to begin. Its end holds it, whatever was said before.
+    """Whether the batch exists. Marks that a run of it begins, whose end will hold it again.
 
-    Waits for whoever removes jobs of the batch just now: what the run finds after this, stays.
+    Waits for a prune that is removing jobs of the batch: jobs that exist after this call are not removed.
     """
     found = connection.execute(select(batches).where(batches.c.id == batch_id).with_for_update()).first()
     if found is not None and _batch(found).is_for_workers:
@@ -204,13 +204,13 @@ def begin_run(connection: Connection, batch_id: str) -> bool:
 
 
 def is_held(connection: Connection, batch_id: str) -> bool:
-    """Whether the batch is held; one that is not there is not."""
+    """Whether the batch is held. False for a batch that does not exist."""
     held = select(batches.c.id).where(batches.c.id == batch_id, batches.c.held_at_ms.is_not(None))
     return connection.execute(held).first() is not None
 
 
 def fetch_held(connection: Connection, endpoint: str) -> list[str]:
-    """Ids of the endpoint's batches that are held and are the home of jobs to be done."""
+    """Ids of the endpoint's held batches that are the home batch of open jobs."""
     return list(
         connection.execute(
             select(batches.c.id).where(
@@ -221,12 +221,12 @@ def fetch_held(connection: Connection, endpoint: str) -> list[str]:
 
 
 def move_run(connection: Connection, batch_id: str, home: str) -> None:
-    """A run goes on in this home: its lock is there."""
+    """Records the home folder in which the run goes on: the run's lock is in it."""
     _note_detail(connection, batch_id, "home", home)
 
 
 def fetch_unheld_runs(connection: Connection, *, home: str) -> list[Batch]:
-    """The runs of this home that are not held, oldest first: each lives, or was killed."""
+    """Batches of runs in this home folder that are not held, oldest first. Each run is alive, or was killed."""
     rows = connection.execute(
         select(batches)
         .where(batches.c.kind == _RUN_KIND, batches.c.held_at_ms.is_(None))
@@ -236,13 +236,13 @@ def fetch_unheld_runs(connection: Connection, *, home: str) -> list[Batch]:
 
 
 def count_open_at_home(connection: Connection, batch_id: str) -> int:
-    """Jobs to be done that wait for this batch, and for no other that is not held."""
+    """The number of open jobs whose home batch this is. They would wait if it were held."""
     statement = select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id, is_in(*OPEN))
     return int(connection.execute(statement).scalar_one())
 
 
 def count_asked(connection: Connection, batch_id: str) -> int:
-    """Running jobs of this home that were asked to stop."""
+    """The number of running jobs with this home batch that are to be cancelled."""
     statement = select(func.count()).where(
         jobs.c.batch_id == batch_id, is_in(JobState.RUNNING), jobs.c.is_cancel_requested
     )
@@ -250,7 +250,7 @@ def count_asked(connection: Connection, batch_id: str) -> int:
 
 
 def finish_submission(connection: Connection, batch_id: str, *, now_ms: int) -> int:
-    """The batch's number of jobs, now that all its rows are written down. Raises InputError if it was pruned."""
+    """Marks the batch as written down, and returns its number of jobs. Raises InputError if it was pruned."""
     at_home = select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id)
     elsewhere = select(func.count()).select_from(wants).where(wants.c.batch_id == batch_id)
     total = sum(int(connection.execute(count).scalar_one()) for count in (at_home, elsewhere))
@@ -271,7 +271,7 @@ def fetch_batch(connection: Connection, batch_id: str) -> Batch | None:
 def find_batches(connection: Connection, called: str, *, limit: int) -> list[Batch]:
     """The batch with this id, alone; without one those whose ids begin so, in the order of their ids, at most `limit`.
 
-    A beginning counts from 12 characters on: `batch_` alone names nothing.
+    The beginning of an id must have at least 12 characters: `batch_` alone is not enough.
     """
     batch = fetch_batch(connection, called)
     if batch is not None or len(called) < _SHORTEST_PREFIX:
@@ -282,7 +282,7 @@ def find_batches(connection: Connection, called: str, *, limit: int) -> list[Bat
 
 
 def fetch_batches(connection: Connection, *, limit: int = 20) -> list[Batch]:
-    """Newest first, at most `limit`."""
+    """Batches, newest first, at most `limit`."""
     rows = connection.execute(
         select(batches).order_by(batches.c.created_at_ms.desc(), batches.c.id.desc()).limit(limit)
     )
@@ -290,15 +290,15 @@ def fetch_batches(connection: Connection, *, limit: int = 20) -> list[Batch]:
 
 
 def count_states(connection: Connection, batch_id: str | None = None) -> dict[JobState, int]:
-    """Jobs by state, of one batch or of the whole ledger; states without jobs are absent.
+    """The number of jobs by state, of one batch or of the whole ledger. States without jobs are absent.
 
-    A job that a batch wants at two places counts twice there.
+    A job that the batch wants at two places counts twice.
     """
     of_home = select(jobs.c.state, func.count()).group_by(jobs.c.state)
     if batch_id is None:
         return {JobState(state): count for state, count in connection.execute(of_home)}
     counts: Counter[JobState] = Counter()
-    # Each from its index: counting a union would sort a million rows.
+    # Two statements, each with its index: counting a union would sort a million rows.
     for state, count in connection.execute(
         union_all(
             of_home.where(jobs.c.batch_id == batch_id),
@@ -313,7 +313,7 @@ def count_states(connection: Connection, batch_id: str | None = None) -> dict[Jo
 
 
 def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
-    """Where the batch stands."""
+    """The batch's status: counts of jobs, failures, finish reasons and tokens."""
     of_home = select(jobs.c.failure_kind, func.count()).where(jobs.c.state == "failed")
     failures: Counter[str] = Counter()
     for kind, count in connection.execute(
@@ -364,7 +364,7 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
 
 
 def _lock_details(connection: Connection, batch_id: str) -> Mapping[str, Any]:
-    """What the batch was made with, and nobody changes until this transaction ends; empty where it is gone."""
+    """The batch's details, locked until this transaction ends; empty if the batch is gone."""
     found = select(batches.c.details).where(batches.c.id == batch_id).with_for_update()
     return connection.execute(found).scalar_one_or_none() or {}
 

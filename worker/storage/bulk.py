@@ -1,4 +1,4 @@
-"""Many rows a statement: a column at a time, without a name for each value of each row."""
+"""Inserts many rows with one statement. Values are passed by column, which is faster than a mapping for each row."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _Place = Literal["each", "shared", "NULL", "TRUE", "FALSE"]
 
 
 def insert_columns(connection: Connection, table: Table, columns: Mapping[str, list[Any]]) -> int:
-    """How many rows are new; those that are there already are left alone.
+    """Inserts rows and returns how many are new. Rows that exist already are not changed.
 
-    `columns` holds the values of each column, all equally many and at least one.
+    `columns`: the values of each column, all lists of the same length, at least 1.
     """
     places = tuple([_place(values) for values in columns.values()])
     statement = _build_insert(connection.dialect, table, tuple(columns), places)
@@ -41,7 +41,7 @@ def _place(values: list[Any]) -> _Place:
     first = values[0]
     if values.count(first) < len(values):
         return "each"
-    # Written into the statement: SQLite's driver takes six times as long to bind these as a number.
+    # These are written into the statement: SQLite's driver needs six times as long to bind them as for a number.
     if first is None:
         return "NULL"
     if isinstance(first, bool):
@@ -57,7 +57,7 @@ def _build_insert(dialect: Dialect, table: Table, names: tuple[str, ...], places
             values.append("?" if place in ("each", "shared") else place)
             continue
         type_ = table.c[name].type.compile(dialect)
-        if place == "each":  # %b, binary: the text of an array is escaped item by item
+        if place == "each":  # %b, binary: psycopg escapes an array in text form item by item
             values.append(f"unnest(%b::{type_}[])")
         else:
             values.append(f"{'%s' if place == 'shared' else place}::{type_}")

@@ -1,4 +1,4 @@
-"""Calls for some jobs: those in flight, and what those that ended came to."""
+"""The calls of some jobs: those in flight, and sums over those that have ended."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _NO_FAILURES = frozenset({"succeeded", "unused", "released", _NEVER_SENT})
 
 @dataclass(frozen=True, slots=True)
 class CallSums:
-    """Sums over calls. A call that failed and was not tried again was the last of its job."""
+    """Sums over calls that have ended. A failed call that was not retried is the last call of its job."""
 
     latencies_ms: Counter[int] = field(
         default_factory=Counter
-    )  # calls by their latency, of those with a result
+    )  # number of calls by latency in ms; only calls with a result
     failed: Counter[str] = field(
         default_factory=Counter
-    )  # calls by the kind of their failure; lost: its worker died
+    )  # number of failed calls by failure kind; `lost`: the worker died
     retried: Counter[str] = field(
         default_factory=Counter
-    )  # of them, those after which the job was tried again
+    )  # the same, only failed calls after which the job was called again
 
 
 def sum_calls(ledger: Ledger, ids: Sequence[str], *, since_ms: int) -> CallSums:
-    """The calls for `ids` that ended at or after `since_ms`. An id that comes twice counts once.
+    """Sums over the calls of the jobs `ids` that ended at or after `since_ms`. An id that comes twice counts once.
 
-    Read in pages, each in a transaction of its own.
+    Reads in pages, each in its own transaction.
     """
     sums = CallSums()
     unique = list(dict.fromkeys(ids))
@@ -62,10 +62,7 @@ def sum_calls(ledger: Ledger, ids: Sequence[str], *, since_ms: int) -> CallSums:
 
 
 def fetch_oldest_call(connection: Connection, ids: Sequence[str]) -> tuple[str, int] | None:
-    """Of `ids` (at most 500): the job that was claimed first, and when (in ms), where each of them is being called.
-
-    None while one of them is queued, waits, or has ended.
-    """
+    """The job of `ids` (at most 500) that was claimed first, and when (ms), if all of them are running; else None."""
     rows = connection.execute(
         select(jobs.c.id, jobs.c.state, jobs.c.claimed_at_ms).where(jobs.c.id.in_(list(ids)))
     ).all()

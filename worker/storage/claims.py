@@ -1,4 +1,4 @@
-"""Claims: the only way to a call (invariant 4)."""
+"""Claims jobs. Only a claimed job is called (invariant 4)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _claim(dialect: str) -> Update:
         .order_by(jobs.c.id)
         .with_for_update()
     )
-    # A producer's id may be used again once its job was pruned; what that one cost stays, under its own numbers.
+    # A producer may use an id again after its job was pruned. The usage of that job stays, so numbers go on from there.
     paid_before = select(func.max(usage.c.number)).where(usage.c.job_id == jobs.c.id).correlate(jobs)
     return (
         update(jobs)
@@ -96,12 +96,11 @@ def claim_jobs(
     now_ms: int,
     are_alone: bool = False,
 ) -> dict[str, ClaimedJob]:
-    """The jobs of `ids` that are this worker's now, by id; an absent id was not to be had.
+    """Claims jobs for a worker. Returns the claimed ones by id; an id that is absent could not be claimed.
 
-    A job that runs alone is claimed only with `are_alone`. Otherwise a neighbour's crash would be counted as its own.
-
-    One guarded UPDATE. A repeated claim with one's own token succeeds, so that a COMMIT whose answer was
-    lost can be run again.
+    A solo job is claimed only with `are_alone`: beside other jobs, a crash that they cause would count as its own.
+    One guarded UPDATE. A repeated claim with the same token succeeds, so that a COMMIT whose answer was lost can be
+    run again.
     """
     if not ids:
         return {}
@@ -141,7 +140,7 @@ def claim_jobs(
 
 
 def is_unwanted(connection: Connection, job_id: str, *, now_ms: int) -> bool:
-    """Whether a running job shall not be called any more: it was cancelled, its batch is held, or it has expired."""
+    """Whether a running job must not be called any more: it was cancelled, its batch is held, or it has expired."""
     row = connection.execute(_WANTED, {"job": job_id}).one_or_none()
     return (
         row is None
@@ -152,7 +151,7 @@ def is_unwanted(connection: Connection, job_id: str, *, now_ms: int) -> bool:
 
 
 def fetch_solo_jobs(connection: Connection, ids: Sequence[str]) -> set[str]:
-    """Those of `ids` that are queued and run alone."""
+    """The ids among `ids` of queued solo jobs."""
     if not ids:
         return set()
     rows = _SOLO_JOBS.run(connection, {"ids": pack_ids(connection, ids), "losses_from": SOLO_AFTER_LOSSES})

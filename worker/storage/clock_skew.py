@@ -1,4 +1,4 @@
-"""Retry times that were written by a clock that was ahead: they are set anew, to the wait that was meant."""
+"""Corrects retry times that were written by a clock that was ahead: the jobs get the wait that was meant."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from sqlalchemy import BindParameter, Connection, bindparam, literal_column, sel
 from schemas.job import JobState
 from worker.storage.tables import MAX_ROWS, attempts, is_in, jobs
 
-SKEW_MS = 30_000  # how far the clocks of machines that are kept in step may be apart
+SKEW_MS = 30_000  # how far synchronised clocks may be apart
 
 _id: BindParameter[str] = bindparam("job_id")
-# Only jobs that were called before. The time of any other is what its producer asked for, even weeks from now.
+# Only jobs that were called before. The others wait for a time that their producer asked for, even weeks from now.
 _FAR_AHEAD = (
     select(jobs.c.id, jobs.c.not_before_ms, attempts.c.ended_at_ms)
     .select_from(
@@ -18,7 +18,7 @@ _FAR_AHEAD = (
     )
     .where(
         is_in(JobState.WAITING),
-        jobs.c.claims > literal_column("0"),  # as text, as the index has it
+        jobs.c.claims > literal_column("0"),  # a literal, as in the condition of the partial index
         jobs.c.endpoint == bindparam("of_endpoint"),
         jobs.c.not_before_ms > bindparam("after_ms"),
     )
@@ -36,11 +36,10 @@ _SET = (
 def cap_waits(
     connection: Connection, endpoint: str, *, now_ms: int, usual_ms: int, longest_ms: int
 ) -> tuple[int, bool]:
-    """How many retries were set anew (at most 500), and whether there may be more.
+    """How many retries were corrected (at most 500), and whether there may be more.
 
-    The same clock wrote when an attempt ended and when its retry is due. The time between the two is the wait that was
-    meant. Where that is not known, and the retry would wait longer than `longest_ms`, it waits `usual_ms`, the longest
-    backoff of our own.
+    The end of an attempt and the time of its retry were written by the same clock, so their difference is the wait
+    that was meant. If it is not known, and the retry would wait longer than `longest_ms`, it waits `usual_ms` instead.
     """
     query = {"of_endpoint": endpoint, "after_ms": now_ms + usual_ms}
     rows = connection.execute(_FAR_AHEAD, query).all()
@@ -48,7 +47,7 @@ def cap_waits(
     for row in sorted(rows, key=lambda row: row.id):
         meant_ms = None if row.ended_at_ms is None else row.not_before_ms - row.ended_at_ms
         if meant_ms is not None and meant_ms < 0 and row.not_before_ms <= now_ms + longest_ms:
-            continue  # set anew before: by the fast clock, its attempt ended later than it is due
+            continue  # corrected before: by the fast clock, the attempt ended after the retry is due
         if row.ended_at_ms is not None and row.ended_at_ms > now_ms + SKEW_MS:
             wait_ms = meant_ms if meant_ms is not None and 0 <= meant_ms <= longest_ms else usual_ms
         elif row.not_before_ms > now_ms + longest_ms:

@@ -1,6 +1,6 @@
-"""The doctor's repairs: each takes at most 500 jobs that have its defect, locked by its caller.
+"""The doctor's repairs. Each takes at most 500 jobs with its defect; the caller has locked them.
 
-Only legal moves are made; what is changed beside them are columns that no state of a job has.
+States change by legal moves only. Besides, the repairs change columns that contradict the job's state.
 """
 
 from __future__ import annotations
@@ -23,25 +23,24 @@ from worker.storage.transitions import move_jobs, record_outcomes
 from worker.storage.wants import settle
 
 Mend = Callable[[Connection, list[str], int], None]  # the jobs' ids, and the time in milliseconds
-_DOCTOR = "doctor"  # in place of a worker's id, where a job has to be claimed to be failed
-
-# An id may be used again after pruning: what its first job cost stays, with numbers before any attempt of this one.
+_DOCTOR = "doctor"  # the worker id in claims that the doctor makes to fail a job
+# An id may be used again after pruning. The usage of its first job stays, with numbers below those of this one's.
 IS_OF_THIS_JOB = exists().where(attempts.c.job_id == usage.c.job_id, attempts.c.number <= usage.c.number)
 IS_BEHIND_USAGE = exists().where(results.c.job_id == usage.c.job_id, results.c.number == usage.c.number)
 
 
 def forget_claim(connection: Connection, ids: list[str], _: int) -> None:
-    """Takes the leftovers of a claim from jobs that nobody runs."""
+    """Clears the columns of a claim in jobs that are not running."""
     connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(claim_token=None, worker_id=None))
 
 
 def forget_end(connection: Connection, ids: list[str], _: int) -> None:
-    """Takes the time of its end from a job that is still open."""
+    """Clears the time of the end in open jobs."""
     connection.execute(update(jobs).where(jobs.c.id.in_(ids)).values(ended_at_ms=None))
 
 
 def date_end(connection: Connection, ids: list[str], now_ms: int) -> None:
-    """Dates the end of jobs that have ended: when their last attempt did, else now."""
+    """Sets the end of ended jobs to that of their last attempt, or to now if there is none."""
     last = (
         select(func.max(attempts.c.ended_at_ms))
         .where(attempts.c.job_id == jobs.c.id)
@@ -59,9 +58,9 @@ def make_due(connection: Connection, ids: list[str], now_ms: int) -> None:
 
 
 def set_right_claims(connection: Connection, ids: list[str], now_ms: int) -> None:
-    """Puts a worker back from the token, since the holder may be alive; where that is gone, gives the job back.
+    """Restores the worker id of a claim from its token, as the worker may be alive. If that fails, gives the job back.
 
-    That is as a rescue does it, but counts no loss: nobody knows that a worker died.
+    No loss is counted, as it is not known that a worker died.
     """
     tokens = connection.execute(
         select(jobs.c.id, jobs.c.claim_token).where(
@@ -69,7 +68,7 @@ def set_right_claims(connection: Connection, ids: list[str], now_ms: int) -> Non
         )
     ).all()
     for id_, token in tokens:
-        # `worker:n`. Of a token that is not, no such worker beats either: a lease lets its job go.
+        # A token is `worker:n`. For any other text no worker has a heartbeat, so the job is rescued after a lease.
         worker_id = token.rpartition(":")[0] or token
         connection.execute(update(jobs).where(jobs.c.id == id_).values(worker_id=worker_id))
     unheld = select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.claim_token.is_(None)).order_by(jobs.c.id)
@@ -80,7 +79,7 @@ def set_right_claims(connection: Connection, ids: list[str], now_ms: int) -> Non
 
 
 def raise_counts(connection: Connection, ids: list[str], _: int) -> None:
-    """Raises claims and generation to what the attempts say: the next claim must not overwrite one of them."""
+    """Raises claims and generation to those of the attempts, so that the next claim overwrites no attempt."""
     numbers, generations = (
         select(func.max(column)).where(attempts.c.job_id == jobs.c.id).correlate(jobs).scalar_subquery()
         for column in (attempts.c.number, attempts.c.generation)
@@ -96,7 +95,7 @@ def raise_counts(connection: Connection, ids: list[str], _: int) -> None:
 
 
 def fail_as_invalid(connection: Connection, ids: list[str], now_ms: int) -> None:
-    """Claims each job and fails it: the legal way from queued, and from waiting through queued, to failed."""
+    """Claims each job and fails it: the legal moves from queued to failed. A waiting job becomes queued first."""
     move_jobs(connection, ids, Move.RELAY, out_of=(JobState.WAITING,), now_ms=now_ms)
     held: dict[str, Any] = {
         "claims": jobs.c.claims + 1,
@@ -129,7 +128,7 @@ def fail_as_invalid(connection: Connection, ids: list[str], now_ms: int) -> None
 
 
 def succeed(connection: Connection, ids: list[str], now_ms: int) -> None:
-    """The first success wins from every state (invariant 3): the result is there, and was paid for."""
+    """Makes jobs that have a result succeeded. That is legal from every state (invariant 3)."""
     of_result = results.c.job_id == jobs.c.id
     winner = exists().where(results.c.job_id == attempts.c.job_id, results.c.number == attempts.c.number)
     mine = [
@@ -155,7 +154,7 @@ def succeed(connection: Connection, ids: list[str], now_ms: int) -> None:
 
 
 def count_tokens(connection: Connection, ids: list[str], _: int) -> None:
-    """Writes the usage that the stored answers tell; what they do not tell is 0."""
+    """Writes the usage that stored answers report. Numbers that they do not report are 0."""
     known = exists().where(usage.c.job_id == results.c.job_id, usage.c.number == results.c.number)
     connection.execute(
         update(usage)
@@ -191,7 +190,7 @@ def _usage_of(row: Any) -> dict[str, Any]:
     tokens = told.get("usage")
     try:
         counts = Usage.model_validate(tokens if isinstance(tokens, dict) else {})
-    except ValueError:  # the details are of another shape
+    except ValueError:  # the details have another shape
         counts = Usage()
     model = told.get("model")
     return {
@@ -211,7 +210,7 @@ def _usage_of(row: Any) -> dict[str, Any]:
 
 
 def unuse(connection: Connection, ids: list[str], _: int) -> None:
-    """Keeps usage that no result stands behind as paid for and not used."""
+    """Marks usage without a result as paid and not used."""
     connection.execute(
         update(usage)
         .where(usage.c.job_id.in_(ids), usage.c.is_used, IS_OF_THIS_JOB, ~IS_BEHIND_USAGE)
@@ -220,10 +219,10 @@ def unuse(connection: Connection, ids: list[str], _: int) -> None:
 
 
 def publish_again(connection: Connection, ids: list[str], _: int) -> None:
-    """Has the relay publish them again; claims absorb a message that comes twice."""
+    """Removes published marks, so that the relay publishes the jobs again. A message that comes twice does no harm."""
     unmark_published(connection, ids)
 
 
 def find_homes(connection: Connection, ids: list[str], _: int) -> None:
-    """Gives them to a batch that wants them and is not held."""
+    """Gives the jobs a home batch that wants them and is not held."""
     settle(connection, ids)

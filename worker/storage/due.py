@@ -1,4 +1,4 @@
-"""The relay's view: which jobs are due, and the marks that say they were handed to the broker."""
+"""Statements for the relay: which jobs are due, and the marks of jobs that were published to the broker."""
 
 from __future__ import annotations
 
@@ -12,23 +12,19 @@ from worker.storage.claims import SOLO_AFTER_LOSSES
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs, workers
 
 _endpoint: BindParameter[str] = bindparam("of_endpoint")
-_SHARERS = (
-    64  # batches among which a window is shared out at a time: the share of each is worth two statements
-)
-_LOOKED_AT = 32  # ready jobs of a batch among which one is looked for that was never tried
-
-
-# Those that run alone take their turns for a long time: they must not fill the window meanwhile.
+_SHARERS = 64  # most batches that share the window at a time; each costs two statements
+_LOOKED_AT = 32  # how many ready jobs of a batch are searched for one that was never tried
+# Solo jobs do not count: they may wait for long until they can run alone, and must not fill the window meanwhile.
 _COUNT_PUBLISHED = select(func.count()).where(
     is_published(), jobs.c.endpoint == _endpoint, jobs.c.losses < SOLO_AFTER_LOSSES
 )
 _COUNT_LIVE_SLOTS = select(func.coalesce(func.sum(workers.c.slots), 0)).where(
     workers.c.ended_at_ms.is_(None), workers.c.endpoint == _endpoint
 )
-# Nor do those whose batch is held: nobody claims them before it is let go on.
+# Jobs whose batch is held do not count either: they are not claimed before the batch goes on.
 _IS_UNHELD = jobs.c.batch_id.not_in(bindparam("held", expanding=True))
 _COUNT_PUBLISHED_UNHELD = _COUNT_PUBLISHED.where(_IS_UNHELD)
-# As text: SQLAlchemy would write `is_bulk = 0` for SQLite, which then does without the index of lone jobs.
+# As text: SQLAlchemy would write `is_bulk = 0` for SQLite, which then does not use the partial index of lone jobs.
 _IS_LONE = text("NOT jobs.is_bulk")
 _COUNT_PUBLISHED_LONE = _COUNT_PUBLISHED_UNHELD.where(_IS_LONE)
 _DUE = select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk).where(jobs.c.endpoint == _endpoint)
@@ -47,7 +43,7 @@ _WAITING_DUE = (
 )
 _DUE_OF_BATCH = _WAITING_DUE.where(jobs.c.batch_id == bindparam("of_batch"))
 _LONE_DUE = _WAITING_DUE.where(_IS_LONE, _IS_UNHELD)
-# Whatever batch they name: behind its turn, a lone job that is published again would wait for all bulk before it.
+# Of any batch: in the turn of its batch, a lone job that is published again would wait for bulk jobs.
 _LONE_READY = (
     _DUE.where(is_ready(), _IS_LONE, _IS_UNHELD)
     .order_by(jobs.c.priority, jobs.c.id)
@@ -55,7 +51,7 @@ _LONE_READY = (
     .with_for_update(skip_locked=True)
 )
 _ids: BindParameter[Sequence[str]] = bindparam("ids", expanding=True)
-# Guarded by state: a row that moved on since it was selected (SQLite has no row locks) stays as it is.
+# Guarded by state: a row whose state has changed since it was selected is not changed (SQLite has no row locks).
 _MARK_PUBLISHED = (
     update(jobs)
     .where(jobs.c.id.in_(_ids), jobs.c.state.in_(("queued", "waiting")))
@@ -109,9 +105,9 @@ _LATEST_MARK = select(func.max(jobs.c.published_at_ms)).where(is_published(), jo
 
 
 def count_published(connection: Connection, endpoint: str, *, held: Collection[str] = ()) -> int:
-    """Jobs handed to the broker and not claimed yet, but for those that run alone. Bounded by the relay's window.
+    """The number of jobs that are published and not claimed, without solo jobs and jobs of `held` batches.
 
-    Jobs of `held` batches do not count either.
+    The relay's window is its bound.
     """
     statement = _COUNT_PUBLISHED_UNHELD if held else _COUNT_PUBLISHED
     query = {"of_endpoint": endpoint, "held": list(held)} if held else {"of_endpoint": endpoint}
@@ -119,16 +115,16 @@ def count_published(connection: Connection, endpoint: str, *, held: Collection[s
 
 
 def count_live_slots(connection: Connection, endpoint: str) -> int:
-    """Slots of all workers of this endpoint that have not ended."""
+    """The number of slots of all workers of this endpoint that have not ended."""
     return int(connection.execute(_COUNT_LIVE_SLOTS, {"of_endpoint": endpoint}).scalar_one())
 
 
 def take_lone_due(
     connection: Connection, endpoint: str, *, window: int, now_ms: int, held: Collection[str] = ()
 ) -> list[Due]:
-    """Lone jobs to publish now, marked as published; at most `window` of them are in the broker then.
+    """Lone jobs to publish now, marked as published. At most `window` lone jobs are in the broker then.
 
-    They have room of their own: a retry of a lone job must not wait until bulk jobs have left theirs.
+    Bulk jobs have another window: a retry of a lone job never waits for room behind bulk jobs.
     """
     query = {"of_endpoint": endpoint, "now_ms": now_ms, "held": list(held)}
     room = min(window, MAX_ROWS) - connection.execute(_COUNT_PUBLISHED_LONE, query).scalar_one()
@@ -153,15 +149,14 @@ def take_due(
     held: Collection[str] = (),
     prefer_untried: bool = False,
 ) -> tuple[list[Due], str]:
-    """At most `room` jobs to publish now, marked as published, and the batch to go on after.
+    """At most `room` jobs to publish now, marked as published; and the batch after which the next call begins.
 
-    Jobs of `held` batches stay where they are. Lone jobs come first, then an equal share of every batch, in turn.
-    Retries that are due count towards the share of their batch: one whose jobs are refused again and again takes
-    nothing from the others, nor from its own jobs that were never tried.
-
-    With `prefer_untried` a job that was never called comes before all others, whatever batch has it: where there is
-    room for one probe, it shall not be the job that was refused.
-    Commit before publishing: a lost message is relayed again, a ghost is not.
+    Jobs of `held` batches are left out. Lone jobs come first, then an equal share of every batch, in turn. Retries
+    that are due count towards the share of their batch: a batch whose jobs are refused again and again takes nothing
+    from the others, nor from its own jobs that were never tried.
+    With `prefer_untried`, a job that was never called comes before all others, of any batch: if there is room for one
+    probe only, it must not be the job that was refused.
+    Commit before publishing: a message that is lost is published again; one for a job that is not committed is not.
     """
     room = min(room, MAX_ROWS)
     if room <= 0:
@@ -180,7 +175,7 @@ def _take_shares(
 ) -> tuple[list[Due], str]:
     retries = _due_of(connection, endpoint, "", room, now_ms)
     lone = _ready_of(connection, endpoint, "", room)
-    # Lone retries come first, but only for half of the window: they may come again and again.
+    # Retries of lone jobs come first, but take half of the window at most: they may be due again and again.
     due = retries[: -(-room // 2)]
     due += lone[: room - len(due)]
     later = retries[-(-room // 2) :]
@@ -189,7 +184,7 @@ def _take_shares(
     )
     marked, is_first = 0, True
     while turns and len(due) < room:
-        # What some leave of their shares is for those who have more: these are looked at again.
+        # Batches with more jobs get what others leave of their shares: they are asked again.
         mark_published(connection, [job.id for job in due[marked:]], now_ms)
         marked = len(due)
         with_more: list[Turn] = []
@@ -217,7 +212,7 @@ def _share_of(connection: Connection, endpoint: str, turn: Turn, share: int, now
 
 
 def _mix(retries: list[Due], ready: list[Due], room: int) -> list[Due]:
-    """At most `room` of both: retries first, for half of it where the others need the rest."""
+    """At most `room` jobs: retries first. They take at most half of it if there are enough ready jobs for the rest."""
     first = retries[: max(-(-room // 2), room - len(ready))]
     return first + ready[: room - len(first)]
 
@@ -225,7 +220,7 @@ def _mix(retries: list[Due], ready: list[Due], room: int) -> list[Due]:
 def choose_untried(
     connection: Connection, endpoint: str, room: int, after_batch: str, now_ms: int, held: Collection[str]
 ) -> tuple[list[Due], str]:
-    """Jobs that were never called, of the first batch that has any, not marked; each batch shows its first few."""
+    """Jobs that were never called, of the first batch that has any among its first 32 ready jobs. Not marked."""
     turns = find_turns(connection, endpoint, after=after_batch, held=held, at_most=_LOOKED_AT, now_ms=now_ms)
     for batch_id in ("", *(turn.batch_id for turn in turns if turn.has_ready)):
         query = {"of_endpoint": endpoint, "of_batch": batch_id, "at_most": max(room, _LOOKED_AT)}
@@ -237,15 +232,15 @@ def choose_untried(
 
 
 def unmark_published(connection: Connection, ids: Sequence[str]) -> None:
-    """Takes the published mark from those of `ids` that nobody claimed: their message is known to be lost."""
+    """Removes the published mark from unclaimed jobs of `ids`, whose message is known to be lost."""
     for start in range(0, len(ids), MAX_ROWS):
         connection.execute(_UNMARK, {"ids": sorted(ids)[start : start + MAX_ROWS]})
 
 
 def unmark_strays(connection: Connection, ids: Sequence[str], endpoint: str) -> None:
-    """Takes the mark from those of `ids` that were published for another endpoint than this one.
+    """Removes the published mark from jobs of `ids` that belong to another endpoint: they are published again.
 
-    An older version put the hints of all endpoints into one queue: whoever reads another's has it published again.
+    An older version put the hints of all endpoints into one queue, so that a worker may read those of others.
     """
     query = {"ids": sorted(ids), "of_endpoint": endpoint}
     strays = connection.execute(_STRAYS, query).scalars()
@@ -255,10 +250,10 @@ def unmark_strays(connection: Connection, ids: Sequence[str], endpoint: str) -> 
 def unmark_published_before(
     connection: Connection, endpoint: str, before_ms: int, *, after_ms: int | None = None
 ) -> int:
-    """Number of jobs (at most 500) published before `before_ms` and unclaimed, now ready to be published again.
+    """Removes the published mark of unclaimed jobs (at most 500) that were marked before `before_ms`; their number.
 
-    With `after_ms` those as well that are marked as published after it: a mark in the future was made by a clock that
-    was ahead, and says nothing of how old it is.
+    With `after_ms`, also of those that were marked after it: a mark in the future was made by a clock that was ahead,
+    so its age is not known.
     """
     query = {"of_endpoint": endpoint, "before_ms": before_ms}
     ids = list(connection.execute(_PUBLISHED_BEFORE, query).scalars())
@@ -272,7 +267,7 @@ def unmark_published_before(
 
 
 def fetch_marked_among(connection: Connection, ids: Collection[str], *, before_ms: int) -> list[str]:
-    """Those of `ids` that are published and unclaimed, and were marked so before `before_ms`."""
+    """The ids among `ids` of unclaimed jobs that were marked as published before `before_ms`."""
     found: list[str] = []
     every = sorted(ids)
     for start in range(0, len(every), MAX_ROWS):
@@ -282,19 +277,19 @@ def fetch_marked_among(connection: Connection, ids: Collection[str], *, before_m
 
 
 def fetch_marked_before(connection: Connection, endpoint: str, *, before_ms: int) -> list[str]:
-    """Jobs (at most 500) that are unclaimed and were marked as published before `before_ms`, oldest mark first."""
+    """Ids of unclaimed jobs (at most 500) that were marked as published before `before_ms`, oldest mark first."""
     query = {"of_endpoint": endpoint, "before_ms": before_ms}
     return list(connection.execute(_MARKED_BEFORE, query).scalars())
 
 
 def renew_marks(connection: Connection, ids: Sequence[str], now_ms: int) -> None:
-    """Says of those of `ids` that nobody claimed yet that their messages are known not to be lost."""
+    """Sets the published mark of unclaimed jobs of `ids` to `now_ms`: their messages are known to exist."""
     for start in range(0, len(ids), MAX_ROWS):
         connection.execute(_RENEW_MARKS, {"ids": sorted(ids)[start : start + MAX_ROWS], "now_ms": now_ms})
 
 
 def fetch_mark_bound(connection: Connection, endpoint: str, *, now_ms: int) -> int:
-    """A time that all marks of the endpoint are before, whichever clock made them."""
+    """A time (ms) that is later than all published marks of the endpoint, whichever clock made them."""
     latest: int | None = connection.execute(_LATEST_MARK, {"of_endpoint": endpoint}).scalar()
     return max(now_ms, now_ms if latest is None else latest) + 1
 
@@ -313,6 +308,6 @@ def _due_of(connection: Connection, endpoint: str, batch_id: str, at_most: int, 
 
 
 def mark_published(connection: Connection, ids: Sequence[str], now_ms: int) -> None:
-    """Marks jobs as handed to the broker; one that waited is queued again."""
+    """Marks jobs as published; a waiting job becomes queued."""
     if ids:
         connection.execute(_MARK_PUBLISHED, {"ids": sorted(ids), "now_ms": now_ms})

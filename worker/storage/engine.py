@@ -1,8 +1,8 @@
-"""The door to the ledger: one engine, two kinds of transaction, and the drivers' errors mapped once.
+"""Access to the ledger: one engine, two kinds of transaction, and the drivers' errors mapped to antrean's.
 
-SQLite runs in WAL mode. `synchronous=FULL` (the default) syncs the log at every commit: what was recorded
-survives a power cut. `NORMAL` syncs at checkpoints only: a crash of the process loses nothing either, but a
-power cut may take the last commits back, and their calls would be made, and paid for, again.
+SQLite runs in WAL mode. `synchronous=FULL` (the default) syncs the log at every commit: committed data survive a power
+cut. `NORMAL` syncs at checkpoints only: a crash of the process loses nothing, but a power cut may undo the last
+commits, and their calls would be made, and paid for, again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from worker.storage.errors import (
 )
 
 T = TypeVar("T")
-# What storage's functions work in: an open transaction. Other rooms hand it on, and know nothing of SQLAlchemy.
+# An open transaction, the first argument of storage's functions. Other rooms only pass it on.
 Transaction: TypeAlias = Connection
 _CONFLICT_TRIES = 10
 SQLITE_BUSY_MS = 15_000
@@ -47,12 +47,12 @@ _IS_LEDGER_OR_EMPTY = """
 SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'alembic_version')
     OR NOT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table')
 """
-_making = threading.Lock()  # nobody of this process connects to a file before its maker has closed it
-_ANSWER_WITHIN_S = 35.0  # the server itself gives up earlier, unless it hangs
+_making = threading.Lock()  # no thread connects to a new file before the thread that makes it has closed it
+_ANSWER_WITHIN_S = 35.0  # longer than the server's own timeouts: it is reached only if the server hangs
 
 
 class Ledger:
-    """Transactions on one database. Thread-safe; hold none of them across an HTTP call (invariant 6)."""
+    """Transactions on one database. Thread-safe. No transaction may be open during an HTTP call (invariant 6)."""
 
     def __init__(self, engine: Engine, *, rng: random.Random | None = None) -> None:
         self.engine = engine
@@ -62,31 +62,31 @@ class Ledger:
 
     @property
     def folder(self) -> Path | None:
-        """Where this machine keeps the database's file; None of a database that has a server."""
+        """The folder of the database's file; None for a database server."""
         file = None if self.is_postgresql else self.engine.url.database
         return Path(file).parent if file else None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A read-only look at one consistent state. Raises DatabaseAway or NotMigrated."""
+        """A read-only transaction, which sees one consistent state. Raises DatabaseAway or NotMigrated."""
         with self._mapped_errors(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction that commits at the end. Conflicts surface: use `run` to have them retried."""
+        """A transaction that commits at the end. It raises on a conflict; `run` retries instead."""
         with self._mapped_errors(), self._writer.begin() as connection:
             yield connection
 
     def run(self, work: Callable[[Connection], T]) -> T:
-        """What `work` returns from one committed transaction; run again when it loses to another one."""
+        """Runs `work` in a transaction, commits, and returns its result. After a conflict, `work` is run again."""
         for attempt in range(1, _CONFLICT_TRIES + 1):
             try:
                 with self._writer.begin() as connection:
                     return work(connection)
             except SQLAlchemyError as exc:
                 if is_conflict(exc) and attempt < _CONFLICT_TRIES:
-                    # Two transactions that met once must not meet again in step.
+                    # Random, so that two transactions in conflict do not retry at the same time again.
                     time.sleep(self._rng.uniform(0, 0.02 * attempt))
                     continue
                 self._raise_mapped(exc)
@@ -109,12 +109,12 @@ class Ledger:
                 "the database has no tables of antrean yet: run `antrean migrate` first"
             ) from exc
         if is_disk_full(exc) or (self.folder and is_away(exc) and describe_full_disk([self.folder])):
-            # SQLite calls it an I/O error where it cannot make a file beside its own.
+            # If SQLite cannot make a file beside its own, it reports an I/O error.
             where = f"the disk of {self.folder}" if self.folder else "the database's disk"
             raise DatabaseAway(f"{where} is full: make room on it. What is written down is kept") from exc
         if (why := why_unusable(exc)) is not None:
             name = self.engine.url.database if self.folder else "the database"
-            raise DatabaseAway(f"{name} cannot be used: {why}") from exc  # by a worker it is waited for
+            raise DatabaseAway(f"{name} cannot be used: {why}") from exc  # a worker waits until it can
         if is_away(exc) or is_conflict(exc):
             raise DatabaseAway(f"the database does not answer: {describe(exc)}") from exc
         raise exc
@@ -123,16 +123,17 @@ class Ledger:
 def open_ledger(
     settings: Settings, *, pool_size: int = 8, answer_within_s: float = _ANSWER_WITHIN_S
 ) -> Ledger:
-    """The ledger of these settings. Connects lazily; a SQLite file's folder is made here.
+    """The ledger of these settings. Connects at first use. Makes the folder of a SQLite file.
 
-    A PostgreSQL that has not answered a statement `answer_within_s` is away; SQLite has a timeout of its own.
+    A PostgreSQL server that has not answered a statement within `answer_within_s` counts as away. SQLite has its own
+    timeout.
     """
     _close_home(settings.home)
     address = settings.ledger_address
     if isinstance(address, Path):
         path = address
         _make_folder(path.parent)
-        # A path goes in as it is: in an address that is parsed, `%41` would be another file.
+        # The path is not parsed as an address, in which `%41` would mean another file.
         url = URL.create("sqlite", database=str(path))
         engine = create_engine(
             url, pool_size=pool_size, max_overflow=8, pool_timeout=30, hide_parameters=True
@@ -141,9 +142,9 @@ def open_ledger(
         _prepare_sqlite(engine, synchronous=settings.sqlite_synchronous)
         _close_to_others(engine, path)
         return Ledger(engine)
-    # Who is silent in mid-transaction for a lease keeps others from what it has locked, and from taking it over.
+    # The server ends a transaction that is idle for a lease: its locks would block other workers, and a rescue.
     idle_ms = round(1000 * min(settings.lease_s, 30.0))
-    # Local: a worker on SQLite does without psycopg's eight megabytes.
+    # Local: psycopg takes eight megabytes, which a worker on SQLite does not need.
     from worker.storage.postgresql import create_postgresql_engine
 
     engine = create_postgresql_engine(address, pool_size=pool_size, idle_ms=idle_ms, within_s=answer_within_s)
@@ -171,20 +172,20 @@ def _make_folder(folder: Path) -> None:
 
 
 def _make_private(engine: Engine, path: Path) -> None:
-    """Has a database that is not there yet made closed to others, whatever the umask."""
+    """Makes a missing database file private to this user, whatever the umask."""
 
     @event.listens_for(engine, "do_connect")
     def _on_do_connect(*_: object) -> None:
-        real = Path(os.path.realpath(path))  # SQLite follows a link, too, and works beside what it leads to
+        real = Path(os.path.realpath(path))  # SQLite follows links, and makes its files beside the target
         with _making:
             if not real.exists():
                 _make_file(real)
 
 
 def _close_to_others(engine: Engine, path: Path) -> None:
-    """Has the database and what SQLite lays beside it closed to others.
+    """Makes the database and SQLite's files beside it private to this user.
 
-    To be listened for last: by then it is known for a ledger. A slip of the pen may name any file.
+    Must be the last listener: before it, the file is checked to be a ledger. A mistyped name may be any file.
     """
 
     @event.listens_for(engine, "connect")
@@ -193,7 +194,7 @@ def _close_to_others(engine: Engine, path: Path) -> None:
             return
         real = Path(os.path.realpath(path))
         try:
-            # SQLite gives its other files the mode of the database; these are of older versions, or somebody else's.
+            # SQLite gives new files the mode of the database. Older files may have been left open to others.
             for suffix in ("", "-wal", "-shm", "-journal"):
                 close_file(real.with_name(real.name + suffix))
         except OSError as exc:
@@ -203,14 +204,14 @@ def _close_to_others(engine: Engine, path: Path) -> None:
 
 
 def _make_file(path: Path) -> None:
-    # Only where it is missing: to close a file lets go the locks that SQLite holds on it in this process.
-    with suppress(OSError):  # another process was quicker, or SQLite says what is wrong
+    # Only if it is missing: closing an existing file would release the locks that SQLite has on it in this process.
+    with suppress(OSError):  # another process has made it, or SQLite will report the error
         os.close(open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
 
 
 def _use_wal(connection: sqlite3.Connection) -> bool:
-    """Has a ledger, or an empty file, write ahead to a log; False of another app's database, which stays as it is."""
-    # Two who open a new file at once: the second is told "locked" at once, whatever its timeout.
+    """Switches a ledger, or an empty file, to WAL mode. False: another program's database, which is not changed."""
+    # If two processes open a new file at the same time, the second gets "locked" at once, whatever its timeout.
     end_s = time.monotonic() + SQLITE_BUSY_MS / 1000
     while True:
         try:
@@ -228,7 +229,7 @@ def _use_wal(connection: sqlite3.Connection) -> bool:
 def _prepare_sqlite(engine: Engine, *, synchronous: str) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: sqlite3.Connection, entry: ConnectionPoolEntry) -> None:
-        connection.isolation_level = None  # SQLAlchemy's begin event below says BEGIN
+        connection.isolation_level = None  # the begin event below sends BEGIN
         connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
         entry.info[_IS_OURS] = _use_wal(connection)
         connection.execute(f"PRAGMA synchronous = {synchronous.upper()}")
@@ -237,13 +238,13 @@ def _prepare_sqlite(engine: Engine, *, synchronous: str) -> None:
 
     @event.listens_for(engine, "handle_error")
     def _on_error(context: ExceptionContext) -> None:
-        # A connection that was opened while its file was read-only stays so, and would be lent out for ever.
+        # A connection that was opened while its file was read-only stays read-only: the pool must drop it.
         code = getattr(context.original_exception, "sqlite_errorcode", 0)
         if code & 0xFF == sqlite3.SQLITE_READONLY:
             context.is_disconnect = True
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        # A deferred transaction that upgrades from reading to writing fails at once, whatever the timeout.
+        # Writers begin with IMMEDIATE: a deferred transaction that turns from reading to writing may fail at once.
         kind: Any = connection.get_execution_options().get("antrean_begin", "DEFERRED")
         connection.exec_driver_sql(f"BEGIN {kind}")

@@ -1,4 +1,4 @@
-"""What storage raises: facts about the ledger, mapped once from the drivers' errors."""
+"""Errors of storage, and how the drivers' errors are classified."""
 
 from __future__ import annotations
 
@@ -9,35 +9,34 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.errors import Unreachable
 
-# What a statement raises over a value that no row can hold.
+# What a statement may raise for a value that no row can hold.
 UNSTORABLE = (SQLAlchemyError, ValueError, TypeError, ArithmeticError)
-
-# SQLSTATE classes that say "try again": deadlock, serialization, lock timeout, query cancelled by a timeout.
+# SQLSTATE codes after which a transaction can be retried: deadlock, serialization, lock timeout, statement timeout.
 _CONFLICTS = frozenset({"40P01", "40001", "55P03", "57014"})
 
 
 class DatabaseAway(Unreachable):
-    """The ledger cannot be reached or written just now. What was asked may or may not have been committed."""
+    """The ledger cannot be reached or written just now. The transaction may or may not have been committed."""
 
 
 class NotMigrated(Unreachable):
-    """The ledger's tables are missing or of another version."""
+    """The ledger's tables are missing, or are of another version."""
 
 
 def is_conflict(exc: BaseException) -> bool:
-    """Whether the transaction lost against another one and may simply be run again."""
+    """Whether the transaction was in conflict with another one, and can be run again."""
     state = getattr(getattr(exc, "orig", None), "sqlstate", None)
     return isinstance(exc, DBAPIError) and state in _CONFLICTS
 
 
 def is_away(exc: BaseException) -> bool:
-    """Whether the database is gone, locked, full or read-only: nothing about these rows in particular."""
+    """Whether the database is gone, locked, full or read-only. False: the error is about these rows."""
     if isinstance(exc, PoolTimeout):
         return True
     if not isinstance(exc, DBAPIError):
         return False
     state = getattr(exc.orig, "sqlstate", None) or ""
-    if state[:2] == "54":  # a limit that this very row breaks; the driver calls it operational
+    if state[:2] == "54":  # a limit that a row exceeds; the driver reports it as an operational error
         return False
     if exc.connection_invalidated or isinstance(exc, (OperationalError, InterfaceError)):
         return True
@@ -53,12 +52,12 @@ def is_disk_full(exc: BaseException) -> bool:
 
 
 def is_damaged(exc: BaseException | None) -> bool:
-    """Whether the driver says that the file itself is broken, or is no database."""
+    """Whether the driver reports that the file is damaged, or is no database."""
     return exc is not None and _sqlite_code(exc) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 def why_unusable(exc: BaseException) -> str | None:
-    """The rest of a sentence where waiting alone does not make the database serve us, else None."""
+    """The end of a sentence, if the database stays unusable until a person acts; else None."""
     code = _sqlite_code(exc)
     if code == sqlite3.SQLITE_NOTADB:
         return "its file is no SQLite database: name another one"
@@ -85,6 +84,6 @@ def is_missing_table(exc: BaseException) -> bool:
 
 
 def describe(exc: BaseException) -> str:
-    """The driver's words on one line, without the statement and its values."""
+    """The driver's message on one line, without the statement and its values."""
     orig = getattr(exc, "orig", None) or exc
     return " ".join(str(orig).split())[:300]

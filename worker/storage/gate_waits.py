@@ -1,4 +1,4 @@
-"""Jobs that wait at a shut gate: one is chosen to try the endpoint, and all are woken when it answers again."""
+"""Jobs that wait at a shut gate: one is chosen as the probe, and all become due when the gate opens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from schemas.job import Due, JobState
 from worker.storage.due import choose_untried, mark_published
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs
 
-SPREAD_MS = 1000  # over which the jobs of one step come back
-_SOON_MS = 1500  # a job that is due by then is left alone
+SPREAD_MS = 1000  # the jobs of one step become due within this time
+_SOON_MS = 1500  # a job that is due within this time is not changed
 _LOOKED_AT = 8  # candidates of each kind: more than the refused jobs that a gate remembers
 
 _endpoint: BindParameter[str] = bindparam("of_endpoint")
@@ -23,7 +23,7 @@ _BLOCKED = (
         is_in(JobState.WAITING),
         jobs.c.endpoint == _endpoint,
         _IS_BLOCKED,
-        # A job that was told to slow down has a time of its own.
+        # A rate-limited job waits for its own time.
         jobs.c.failure_kind != FailureKind.RATE_LIMITED.value,
         jobs.c.not_before_ms > bindparam("soon_ms"),
     )
@@ -58,10 +58,10 @@ _CALLED_BEFORE = (
     .limit(_LOOKED_AT)
     .with_for_update(skip_locked=True)
 )
-# First jobs that wait for a reason of their own, then those that have waited at the gate for longest.
+# First jobs that do not wait at the gate, then those at the gate, the earliest due first.
 _UNBLOCKED_DUE = _WAITING_DUE.where(jobs.c.blocked_since_ms.is_(None)).order_by(jobs.c.not_before_ms)
 _BLOCKED_DUE = _WAITING_DUE.where(_IS_BLOCKED).order_by(jobs.c.not_before_ms)
-# One for each partial index: the cost does not grow with the jobs that have ended.
+# One condition for each partial index: the cost does not grow with the number of ended jobs.
 _SOME_OPEN = tuple(
     select(jobs.c.id).where(is_open, jobs.c.endpoint == _endpoint).limit(2)
     for is_open in (is_in(JobState.RUNNING), is_published(), is_ready(), is_in(JobState.WAITING))
@@ -69,9 +69,10 @@ _SOME_OPEN = tuple(
 
 
 def wake_blocked(connection: Connection, endpoint: str, *, now_ms: int) -> int:
-    """Number of jobs (at most 500) that waited at the endpoint's gate and are now due within a second.
+    """Makes jobs that wait at the endpoint's gate due within a second, at most 500. Returns their number.
 
-    Call again with `now_ms` a second later, until it returns less than 500: so they come in order, and not all at once.
+    Call again with `now_ms` a second later, until it returns less than 500: so they become due in order, and not all at
+    once.
     """
     found = connection.execute(_BLOCKED, {"of_endpoint": endpoint, "soon_ms": now_ms + _SOON_MS})
     ids = list(found.scalars())
@@ -93,10 +94,10 @@ def take_probe(
     refused: Collection[str] = (),
     is_for_others: bool = False,
 ) -> tuple[list[Due], str]:
-    """One job to try a shut gate with, marked as published, or none; and the batch to go on after.
+    """At most one job for a probe, marked as published; and the batch after which the next call begins.
 
-    Jobs that were not refused come first, since a refusal may be one job's own fault. Among them, jobs that were never
-    called come before those that wait. With `is_for_others` none of `refused` is taken.
+    Jobs that were not refused come first, since a refusal may be one job's own. Among them, jobs that were never called
+    come before those that wait. With `is_for_others`, none of `refused` is taken.
     """
     untried, after_batch = choose_untried(connection, endpoint, _LOOKED_AT, after_batch, now_ms, held)
     query = {"of_endpoint": endpoint, "now_ms": now_ms, "held": list(held)}
@@ -113,6 +114,6 @@ def take_probe(
 
 
 def has_other_jobs(connection: Connection, endpoint: str, job_id: str) -> bool:
-    """Whether another job of the endpoint has not ended."""
+    """Whether the endpoint has an open job besides `job_id`."""
     query = {"of_endpoint": endpoint}
     return any(id_ != job_id for some in _SOME_OPEN for id_ in connection.execute(some, query).scalars())

@@ -1,4 +1,4 @@
-"""Which ledger it is: its own id, which tells two apart that share a broker, and the place where it is kept."""
+"""The ledger's identity: its own id, which distinguishes ledgers that share a broker, and its location."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from worker.storage.tables import identity
 
 
 def fetch_identity(connection: Connection) -> str:
-    """The id that this ledger's migration made up; the same from wherever it is reached."""
+    """The ledger's random id. The migration made it; it is the same for every client."""
     return str(connection.execute(select(identity.c.id).order_by(identity.c.id).limit(1)).scalar_one())
 
 
 def fetch_place(connection: Connection) -> str:
-    """The file as SQLite itself names it, or the server's address without its password, for people."""
+    """The ledger's location for people: the file as SQLite names it, or the server's address without password."""
     if connection.dialect.name == "sqlite":
-        # Asked, not put together from the settings: this is what was opened.
+        # SQLite is asked, as the settings may name the file by another path.
         asked = "SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'"  # a path is bytes
         return (
             os.fsdecode(connection.exec_driver_sql(asked).scalar_one())

@@ -1,4 +1,4 @@
-"""Intake: requests become rows, thousands a statement, once for each idempotency key."""
+"""Writes requests as job rows, thousands per statement, once for each idempotency key."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from worker.storage.tables import AnyRow, details, insert_or_ignore, jobs, reque
 from worker.storage.transitions import begin_jobs
 from worker.storage.wants import Want, add_wants
 
-LONGEST_REFUSED_BODY = 16 * 1024  # it is kept for a person to look at, not to be sent
+LONGEST_REFUSED_BODY = 16 * 1024  # bytes; it is kept for people to read, and is not sent
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A validated request on its way into the ledger."""
+    """A validated request that is to be written into the ledger."""
 
     id: str
     body: str  # the JSON to send
@@ -40,15 +40,15 @@ class NewJob:
     not_before_ms: int | None = None
     user_metadata: Mapping[str, Any] | None = None
     envelope: Mapping[str, Any] | None = None  # a Celery message's callbacks, kept for their delivery
-    ended_as: JobState | None = None  # a message that is refused, revoked or expired ends where it arrives
+    ended_as: JobState | None = None  # the final state of a message that is refused, revoked or expired
     failure_message: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class KnownJob:
-    """A job that is in the ledger: what was found under an idempotency key.
+    """The job in the ledger for a `NewJob`: a new one, or the one that has the same idempotency key or id.
 
-    `taken_for` says what it was made for, where that is another request or endpoint than what was handed over.
+    `taken_for`: the request and endpoint of that job, if they are other ones than the `NewJob`'s; else None.
     """
 
     id: str
@@ -72,10 +72,10 @@ _BY_KEY = select(*_HELD).where(jobs.c.idempotency_key.in_(bindparam("keys", expa
 def insert_jobs(
     connection: Connection, new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | None = None
 ) -> list[KnownJob]:
-    """The jobs behind `new`, in the order given: new ones, or those that hold the same key already.
+    """The jobs for `new`, in the order given: new ones, or those that have the same key already.
 
-    The same key twice within `new` is one job as well. What came first stays as it is: see `KnownJob.taken_for`.
-    A batch that is given another one's job wants it too, at a place and under a name of its own.
+    The same key twice within `new` is one job, too. A job that exists is not changed: see `KnownJob.taken_for`. If it
+    belongs to another batch, the batch of the `NewJob` wants it, too, with its own position and custom_id.
     `published_at_ms` marks lone jobs that the caller publishes itself right after the commit.
     """
     unkeyed = [job for job in new if job.idempotency_key is None]
@@ -103,7 +103,7 @@ def insert_jobs(
         is_new = holder.id == job.id and holder.id in fresh_ids
         taken_for = None if holder.is_for(job) else describe_request(holder.request_hash, holder.endpoint)
         known.append(KnownJob(holder.id, holder.state, is_new, taken_for))
-        # A message that comes again, with the id of the job that it made, wants nothing more than it did.
+        # A message that is delivered again, with the id of its job, adds no further want.
         is_home = (job.batch_id, job.position) == (holder.batch_id, holder.position)
         if job.batch_id and taken_for is None and holder.id != job.id and not is_home:
             beside.append(Want(job.batch_id, job.position, holder.id, clean_text(job.custom_id)))
@@ -113,7 +113,7 @@ def insert_jobs(
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
-    """The job that is there under an idempotency key or an id, with its home."""
+    """The job that has an idempotency key or an id, and its home batch."""
 
     id: str
     state: JobState
@@ -129,7 +129,7 @@ class _Holder:
 def _find_holders(
     connection: Connection, wanted: Sequence[NewJob]
 ) -> tuple[dict[str, _Holder], list[NewJob]]:
-    """The job that is there for each of `wanted`, by the wanted one's id; and the new ones."""
+    """The existing jobs for `wanted`, by the id of the wanted one; and those of `wanted` that are new."""
     keys = [job.idempotency_key for job in wanted if job.idempotency_key is not None]
     found: dict[str, _Holder] = {}
     for start in range(0, len(keys), 500):
@@ -147,7 +147,7 @@ def _find_holders(
             holders[job.id] = _holder(connection.execute(select(*_HELD).where(jobs.c.id == job.id)).one())
         else:
             holders[job.id] = holder = found[job.idempotency_key]
-            # Written just now, or by a commit that was not answered.
+            # Written just now, or by a COMMIT whose answer was lost.
             if holder.id == job.id and holder.is_for(job):
                 fresh.append(job)
     return holders, fresh
@@ -158,18 +158,18 @@ def _holder(row: AnyRow) -> _Holder:
 
 
 def describe_request(request_hash: str, endpoint: str) -> str:
-    """A request for a sentence, without a word of it."""
+    """Describes a request in a message, without quoting it."""
     return f"SHA-256 {request_hash[:12]}… for {endpoint}"
 
 
 def adopt_jobs(
     connection: Connection, new: Sequence[NewJob], *, now_ms: int, published_at_ms: int | None = None
 ) -> list[KnownJob]:
-    """The jobs behind messages that carry their own request, in the order given, and the batches that they name.
+    """Writes the jobs of messages that carry their own request, and the batches that they name. The jobs, in order.
 
-    Of an id that has a row nothing is written: the row is the job. A job that names a batch of `run` or `submit` is
-    refused, or it would be among the results of somebody else's file. `published_at_ms` marks those whose claim the
-    caller sees to, so that the relay publishes no hint of them.
+    If a job with the id exists, nothing is written. A job that names a batch of `run` or `submit` is refused: it would
+    get into the results of another user's file. `published_at_ms` marks the jobs, so that the relay publishes no hint:
+    the caller claims them itself.
     """
     if not new:
         return []
@@ -187,7 +187,7 @@ def adopt_jobs(
 
 
 def refuse(job: NewJob, why: str) -> NewJob:
-    """The row that a message ends as which cannot be adopted: its id, its state and a sentence, and no batch."""
+    """The job for a message that is refused: failed, with its id and a sentence, in no batch."""
     return replace(
         job,
         body=job.body if len(job.body) <= LONGEST_REFUSED_BODY else "null",
@@ -199,7 +199,7 @@ def refuse(job: NewJob, why: str) -> NewJob:
 
 
 def make_bare(job: NewJob) -> NewJob:
-    """The last resort, where the database takes no row of `job` as it is: nothing of the message but its id."""
+    """The job for a message that the database cannot store: only its id is kept. The last resort."""
     return NewJob(
         id=job.id,
         body="null",
@@ -213,7 +213,7 @@ def make_bare(job: NewJob) -> NewJob:
 
 
 def find_by_keys(connection: Connection, keys: Sequence[str]) -> dict[str, KnownJob]:
-    """The jobs that hold these idempotency keys (at most 500), by key."""
+    """The jobs that have these idempotency keys (at most 500), by key."""
     return {
         row.idempotency_key: KnownJob(id=row.id, state=JobState(row.state), is_new=False)
         for row in connection.execute(_BY_KEY, {"keys": list(keys)})

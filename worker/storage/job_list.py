@@ -1,4 +1,4 @@
-"""Lists of jobs: those of a batch, the lone ones, or all, chosen by what they are, in flat memory however many."""
+"""Lists of jobs: those of a batch, the lone ones, or all, with filters. Memory stays flat however many there are."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ from worker.storage.tables import (
 )
 from worker.storage.wants import OPEN
 
-_LOOKED_AT = 5_000  # rows of one page, whether they are chosen or not
+_LOOKED_AT = 5_000  # rows that one page reads, with those that the filters leave out
 _LOOKED_AT_WITH_TEXTS = 250
 
 
 class Texts(StrEnum):
-    """What is only read for those who ask for it."""
+    """Texts that are read only if they are asked for."""
 
     PROMPT = "prompt"
     ANSWER = "answer"
@@ -63,13 +63,13 @@ class Texts(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which jobs: of a batch, of none (`is_lone`), or of all the ledger; where the others are empty, any."""
+    """Which jobs to list: of a batch, of no batch (`is_lone`), or of the whole ledger. Empty filters match any job."""
 
     batch_id: str | None = None
     is_lone: bool = False
     states: tuple[JobState, ...] = ()
-    kinds: tuple[FailureKind, ...] = ()  # of the last failure: also of a job that waits to be tried again
-    custom_ids: tuple[str, ...] = ()  # under any name that it is wanted by; of a batch, under the batch's own
+    kinds: tuple[FailureKind, ...] = ()  # of the last failure, also of a job that waits for a retry
+    custom_ids: tuple[str, ...] = ()  # with `batch_id` as in that batch, else as in any batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class ListedJob:
     position: int  # in the batch
     custom_id: str | None
     state: JobState
-    is_held: bool  # to be done, and left to the run of its batch, which was stopped
+    is_held: bool  # open, and its home batch is held
     failure_kind: str | None
     http_status: int | None
     request_id: str | None
@@ -109,11 +109,11 @@ def iterate_jobs(
     is_newest_first: bool = False,
     looked_at: int | None = None,
 ) -> Iterator[ListedJob]:
-    """The chosen jobs. Those of a batch come in the order of its input, under its names; others by id, which rises
-    with the time that it was made at, or falling where `is_newest_first`.
+    """The chosen jobs. Those of a batch come in the order of its input, with its names for them.
 
-    Each page is a transaction of its own, which looks at `looked_at` rows: a reader that pauses holds nothing open,
-    and a choice that fits few of a million jobs keeps no transaction long.
+    Others come by id, which is in the order of their creation; in falling order if `is_newest_first`.
+    Each page has its own transaction, which reads `looked_at` rows: no transaction stays open while the caller pauses,
+    and none is long, even if the filters match few of a million jobs.
     """
     if looked_at is None:
         looked_at = _LOOKED_AT_WITH_TEXTS if texts else _LOOKED_AT
@@ -131,8 +131,8 @@ def iterate_jobs(
 
 
 def find_ids(connection: Connection, beginning: str, *, limit: int) -> list[str]:
-    """Ids of jobs that begin so, in their order, at most `limit`."""
-    # Not LIKE: SQLite's takes capitals for small letters. The index of the ids is read through: 0.1 s for a million.
+    """Ids of jobs that begin with `beginning`, ascending, at most `limit`."""
+    # Not LIKE, which ignores case in SQLite. All of the index of ids is read: 0.1 s for a million jobs.
     chosen = func.substr(jobs.c.id, 1, len(beginning)) == beginning
     return list(
         connection.execute(select(jobs.c.id).where(chosen).order_by(jobs.c.id).limit(limit)).scalars()
@@ -140,7 +140,7 @@ def find_ids(connection: Connection, beginning: str, *, limit: int) -> list[str]
 
 
 def count_open_lone(connection: Connection) -> int:
-    """Lone jobs that have not ended."""
+    """The number of open jobs without a batch that are not bulk."""
     statement = select(func.count()).select_from(jobs).where(_IS_LONE, is_in(*OPEN))
     return int(connection.execute(statement).scalar_one())
 
@@ -150,14 +150,14 @@ _IS_LONE = (jobs.c.batch_id == "") & not_(jobs.c.is_bulk)
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """Places in their order: `id`, `position` and `custom_id` of each, as the reader knows them."""
+    """The rows to list, in order: `id`, and the batch's `position` and `custom_id` for it."""
 
     sources: tuple[Select[Any], ...]
     is_by_id: bool  # else by position and id
     is_falling: bool
 
     def between(self, after: tuple[int, str] | None, through: tuple[int, str] | None) -> FromClause:
-        """The places behind one and up to another; None is the end."""
+        """The rows after `after`, up to and with `through`. None: from the beginning, or to the end."""
         ranged = [
             source.where(*self._bounds(tuple(source.selected_columns)[:2], after, through))
             for source in self.sources
@@ -165,7 +165,7 @@ class _Order:
         return (ranged[0] if len(ranged) == 1 else union_all(*ranged)).subquery("place")
 
     def find_last(self, after: tuple[int, str] | None, count: int) -> Select[Any]:
-        """The last of the next `count` places; none where there are fewer."""
+        """The last of the next `count` rows; no row if there are fewer."""
         ranged = []
         for source in self.sources:
             columns = tuple(source.selected_columns)[:2]
@@ -270,7 +270,7 @@ def _page(
 def _conditions(choice: Choice, place: FromClause) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = [true()]
     if choice.states:
-        # Written so that no index serves it: the pages are read by their order, and none is sorted.
+        # As an expression, so that no index of states is used: the pages are read in their order, without a sort.
         state = jobs.c.state.concat("")
         conditions.append(state.in_([state.value for state in choice.states]))
     if choice.kinds:

@@ -1,4 +1,4 @@
-"""Whose the lines of a file of results are: the jobs of the lines, and who wants those under which names."""
+"""Finds the owners of the lines of a results file: the lines' jobs, and the batches that want these jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UUID_LENGTH = 36
 
 @dataclass(frozen=True, slots=True)
 class LineOwner:
-    """The job of an output line. `names` are those of the batches that want it, each with its name for it."""
+    """The job of an output line. `names`: pairs of a batch that wants it, and that batch's custom_id for it."""
 
     is_succeeded: bool
     is_lone: bool = False
@@ -23,7 +23,7 @@ class LineOwner:
 
 
 def fetch_owners(connection: Connection, ids: Sequence[str]) -> dict[str, LineOwner]:
-    """Those of `ids` (at most 500) that the ledger has, by id."""
+    """The owners for those of `ids` (at most 500) that the ledger has, by id."""
     wanted = sorted(set(ids))
     found: dict[str, LineOwner] = {}
     own_names: dict[str, str | None] = {}
@@ -47,9 +47,9 @@ def fetch_owners(connection: Connection, ids: Sequence[str]) -> dict[str, LineOw
 
 
 def fetch_undashed(connection: Connection, batch_id: str) -> dict[str, str]:
-    """The ids of a batch's jobs that producers made up with dashes in them, by the same without dashes.
+    """Ids with dashes that producers chose for a batch's jobs, by the same ids without dashes.
 
-    An output line has no dashes in its id. Those of a UUID can be put back; these cannot.
+    The id of an output line has no dashes. Those of a UUID can be put back; those of other ids need this table.
     """
     odd = select(jobs.c.id).where(
         jobs.c.batch_id == batch_id, jobs.c.id.contains("-"), func.length(jobs.c.id) != _UUID_LENGTH

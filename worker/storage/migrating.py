@@ -1,4 +1,4 @@
-"""Migrations: the ledger's schema brought to this version, in one transaction, by one process at a time."""
+"""Migrates the ledger's schema to this version, in one transaction, by one process at a time."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from worker.storage.errors import NotMigrated
 
 SCRIPTS = Path(__file__).parent / "migrations"
 REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")  # those of SCRIPTS, oldest first
-HEAD = REVISIONS[-1]  # which this version of antrean works with
-_ADVISORY_LOCK = 0x616E7472  # "antr": any number that no one else uses
+HEAD = REVISIONS[-1]  # the revision that this version of antrean needs
+_ADVISORY_LOCK = 0x616E7472  # "antr": an arbitrary number that no other program is likely to use
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class Migrated:
 
 
 def migrate(ledger: Ledger) -> Migrated:
-    """Applies what is missing; does nothing to a ledger that is up to date. Raises DatabaseAway or NotMigrated.
+    """Applies the missing migrations; changes nothing in a ledger that is up to date.
 
-    NotMigrated: a newer antrean was here, and this one can do nothing about it.
+    Raises DatabaseAway; NotMigrated if a newer version of antrean has migrated the ledger.
     """
     with ledger.write() as connection, _alone(connection) if ledger.is_postgresql else nullcontext():
         before = _revision(connection)
@@ -43,11 +43,11 @@ def migrate(ledger: Ledger) -> Migrated:
 
 @contextmanager
 def _alone(connection: Connection) -> Iterator[None]:
-    """Two deployments at once: the second waits here, as long as the first works, and then finds nothing to do.
+    """While inside, no other process migrates: it waits until this one is done, and then finds nothing to do.
 
-    A migration takes the time that it needs; what any other statement is given would end it on a large ledger.
+    Statements inside have no time limit: the usual one would end a migration of a large ledger.
     """
-    # Local: a worker on SQLite does without psycopg's eight megabytes.
+    # Local: psycopg takes eight megabytes, which a worker on SQLite does not need.
     from worker.storage.postgresql import unhurried, waiting_for_locks
 
     with unhurried(connection):
@@ -57,7 +57,7 @@ def _alone(connection: Connection) -> Iterator[None]:
 
 
 def prepare_ledger(settings: Settings) -> Ledger:
-    """The ledger, migrated where it is our own SQLite file. Raises NotMigrated or DatabaseAway."""
+    """The ledger. If it is the home's own SQLite file, it is migrated. Raises NotMigrated or DatabaseAway."""
     ledger = open_ledger(settings)
     if settings.database_url is None:
         migrate(ledger)
@@ -69,13 +69,13 @@ def prepare_ledger(settings: Settings) -> Ledger:
 
 
 def is_current(ledger: Ledger) -> bool:
-    """Whether the schema is at this version's revision."""
+    """Whether the schema is at the revision that this version needs."""
     with ledger.read() as connection:
         return _revision(connection) == HEAD
 
 
 def fetch_newer_revision(ledger: Ledger) -> str | None:
-    """The schema's revision where this version does not know it, else None."""
+    """The schema's revision if this version does not know it, else None."""
     with ledger.read() as connection:
         found = _revision(connection)
     return found if _is_newer(found) else None
@@ -97,7 +97,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _upgrade(connection: Connection) -> None:
-    # Local: a worker whose schema is up to date does without its eight megabytes.
+    # Local: Alembic takes eight megabytes, which a worker with a current schema does not need.
     from alembic import command
     from alembic.config import Config
 

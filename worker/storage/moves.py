@@ -1,4 +1,4 @@
-"""The moves that people and time make: retry, cancel, expire."""
+"""Moves of jobs that users or the time cause: retry, cancel, expire."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.storage.transitions import move_jobs
 from worker.storage.unwanted import give_up, want_again
 from worker.storage.wants import bring_home, settle
 
-# What a job that is queued again keeps of its generation before: nothing.
+# The columns that a new generation of a job resets.
 _BORN_AGAIN = {
     "generation": jobs.c.generation + 1,
     "attempts": 0,
@@ -23,7 +23,7 @@ _BORN_AGAIN = {
     "blocked_since_ms": None,
     "blocked_until_ms": None,
     "is_cancel_requested": False,
-    # A deadline that has passed would only expire the job again.
+    # Its expiry may have passed: the job would expire again at once.
     "expires_at_ms": None,
     "failure_kind": None,
     "http_status": None,
@@ -33,7 +33,7 @@ _BORN_AGAIN = {
 
 
 def retry_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> list[str]:
-    """Those of `ids` that had ended without a success, now queued again as a new generation."""
+    """Queues jobs of `ids` that ended without a success again, as a new generation. Returns their ids."""
     return _retry(connection, jobs.c.id.in_(sorted(ids)[:MAX_ROWS]), now_ms=now_ms)
 
 
@@ -45,9 +45,9 @@ def retry_batch(
     kinds: Sequence[str] = (),
     now_ms: int,
 ) -> list[str]:
-    """At most 500 jobs that the batch wants in `states` (and of these failure kinds, if any), queued again.
+    """Queues jobs that the batch wants again, at most 500. Returns their ids. Call again until it returns none.
 
-    Call again until it returns nothing.
+    Only jobs in `states`, and only those that failed with one of `kinds`, if any are given.
     """
     chosen: ColumnElement[bool] = jobs.c.state.in_([state.value for state in states])
     if kinds:
@@ -56,7 +56,7 @@ def retry_batch(
         want_again(connection, batch_id)
         while bring_home(connection, batch_id) >= MAX_ROWS:
             pass
-    # One after the other, each from its index: those whose home the batch is, then those that it wants elsewhere.
+    # Two statements, each with its index: jobs whose home batch this is, then those that it wants besides.
     elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch_id)
     for of_batch in (jobs.c.batch_id == batch_id, jobs.c.id.in_(elsewhere)):
         if ids := _retry(connection, chosen & of_batch, now_ms=now_ms):
@@ -66,9 +66,8 @@ def retry_batch(
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """What cancelling came to: jobs that ended at once, running ones that were asked to, and those that stay.
-
-    `kept` are open jobs that another batch wants too.
+    """Numbers of jobs: `ended` at once; `asked`, running ones that end with their call; `kept`, as another batch wants
+    them.
     """
 
     ended: int
@@ -77,21 +76,21 @@ class Cancelled:
 
 
 def cancel_jobs(connection: Connection, ids: Sequence[str], *, now_ms: int) -> int:
-    """Number of `ids` (at most 500) cancelled, or asked to be when their call ends."""
+    """Cancels jobs (at most 500); running ones are cancelled when their call ends. Returns the number of both."""
     chosen = sorted(ids)[:MAX_ROWS]
     done = _cancel(connection, jobs.c.id.in_(chosen), now_ms=now_ms)
     return done.ended + done.asked
 
 
 def cancel_batch(connection: Connection, batch_id: str, *, now_ms: int) -> Cancelled:
-    """What cancelling the batch's next jobs came to, at most 500 of them.
+    """Cancels the batch's next jobs, at most 500. Call again until all numbers are 0.
 
-    Call again until it comes to nothing: jobs that were asked before are not counted again.
+    Running jobs that were asked before are not counted again.
     """
     if kept := give_up(connection, batch_id):
         return Cancelled(ended=0, asked=0, kept=kept)
-    # One statement, and so one look: a job that the relay moves from waiting to queued cannot slip past it.
-    # From the index on batch and state: a step costs what it changes, however large the batch is.
+    # One statement reads one state: a job that the relay moves from waiting to queued meanwhile is not missed.
+    # By the index on batch and state: the cost of a step does not grow with the batch.
     some = (
         select(jobs.c.id)
         .where(
@@ -105,9 +104,9 @@ def cancel_batch(connection: Connection, batch_id: str, *, now_ms: int) -> Cance
 
 
 def expire_jobs(connection: Connection, *, now_ms: int) -> int:
-    """Number of waiting jobs (at most 500) whose time is over.
+    """Expires queued and waiting jobs whose time is over, at most 500. Returns their number.
 
-    By the server's clock as well, where there is a server: a worker whose own is ahead must end no job of others.
+    With a database server, the time must be over by its clock, too: a worker whose clock is ahead must not end jobs.
     """
     is_over = jobs.c.expires_at_ms <= now_ms
     if connection.dialect.name == "postgresql":
@@ -134,7 +133,7 @@ def _cancel(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int)
     running = [row.id for row in rows if row.state == JobState.RUNNING]
     idle = [row.id for row in rows if row.state != JobState.RUNNING]
     if running:
-        # The call may have been paid for already: its result is kept, so it is asked, not cut.
+        # The call may be paid for already. It is not cut, so that its result is kept.
         connection.execute(update(jobs).where(jobs.c.id.in_(running)).values(is_cancel_requested=True))
     move_jobs(connection, idle, Move.CANCEL, out_of=IDLE, now_ms=now_ms)
     return Cancelled(ended=len(idle), asked=len(running))
@@ -156,6 +155,6 @@ def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) 
         connection, ids, Move.RETRY, out_of=states_open_to(Move.RETRY), now_ms=now_ms, facts=_BORN_AGAIN
     )
     connection.execute(delete(failure_bodies).where(failure_bodies.c.job_id.in_(ids)))
-    # Open again, it may have its home with a run that is over.
+    # The jobs are open again, and their home batch may be held.
     settle(connection, ids)
     return ids

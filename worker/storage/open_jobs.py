@@ -1,4 +1,4 @@
-"""The open jobs, for people: how many are queued, what others wait for, and which call is the oldest."""
+"""Facts of the open jobs, for people: how many are queued, what others wait for, and which call is the oldest."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from worker.storage.wants import OPEN
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Jobs of one endpoint that wait for the same reason."""
+    """Waiting jobs of one endpoint with the same reason."""
 
     endpoint: str
-    kind: str | None  # of the failure that they wait after; None where a producer asked for a later time
+    kind: str | None  # the kind of their last failure; None: a producer asked for a later time
     is_at_gate: bool
     jobs: int
     next_ms: int  # when the first of them is due
@@ -39,17 +39,17 @@ class OldestCall:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The open jobs of a ledger or of a batch. Those of held batches are `held`, and nothing else."""
+    """The open jobs of a ledger or of a batch. Jobs of held batches are counted in `held` only."""
 
     queued: Mapping[str, int]  # by endpoint
-    waits: Sequence[Waits]  # by endpoint, those that are due first come first
-    held: Mapping[str, int]  # by endpoint: nobody calls them until their run goes on
+    waits: Sequence[Waits]  # by endpoint, then by when they are due
+    held: Mapping[str, int]  # by endpoint
     oldest_call: OldestCall | None
 
 
 def fetch_standing(connection: Connection, batch: Batch | None = None) -> Standing:
-    """Of the whole ledger, or of what one batch wants, whichever the home of its jobs is."""
-    # Each kind from an index alone, of the ledger from the partial ones: a backlog of a million is looked up by none.
+    """The open jobs of the whole ledger, or of one batch: all jobs that it wants, with any home batch."""
+    # Each count reads an index only, for the whole ledger a partial one: no row of a large backlog is read.
     if batch is not None and batch.is_closed:
         queued = _count(connection, batch, is_in(JobState.QUEUED) & ~_IS_HELD)
     else:
@@ -73,7 +73,7 @@ _IS_HELD = jobs.c.batch_id.in_(_HELD_HOMES)
 
 
 def _of(batch: Batch | None, statement: Select[Any]) -> list[Select[Any]]:
-    """`statement` over the jobs in question: a part for those at home, and one for those elsewhere."""
+    """`statement` for the jobs of a batch, in two parts: its own as home batch, and those that it wants besides."""
     if batch is None:
         return [statement]
     elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch.id)
@@ -84,10 +84,10 @@ def _of(batch: Batch | None, statement: Select[Any]) -> list[Select[Any]]:
 
 
 def _count(connection: Connection, batch: Batch | None, *kinds: ColumnElement[bool]) -> dict[str, int]:
-    """The jobs of any of these kinds, by endpoint."""
+    """The number of jobs that match any of these conditions, by endpoint."""
     by_endpoint: Any  # a SELECT of an endpoint and a count
     if batch is not None and batch.is_closed:
-        by_endpoint = select(literal(batch.endpoint), func.count())  # in no index beside the batch
+        by_endpoint = select(literal(batch.endpoint), func.count())  # no index has both batch and endpoint
     else:
         by_endpoint = select(jobs.c.endpoint, func.count()).group_by(jobs.c.endpoint)
     parts = [part for kind in kinds for part in _of(batch, by_endpoint.where(kind))]

@@ -1,4 +1,4 @@
-"""Open jobs of other endpoints that no worker serves: they may have been left when the address was changed."""
+"""Open jobs of other endpoints that no worker serves. They may be left from before the address was changed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MOST_ENDPOINTS = 20
 
 
 def fetch_left_elsewhere(connection: Connection, endpoint: str, *, now_ms: int) -> dict[str, int]:
-    """Open jobs by endpoint, of endpoints other than `endpoint` that no live worker serves; by name, at most 20.
+    """The number of open jobs by endpoint, for endpoints other than `endpoint` that no live worker serves.
 
-    Counted up to `MOST_COUNTED`: what a look costs does not grow with the backlog.
+    Sorted by endpoint, at most 20. Each number is at most `MOST_COUNTED`: the cost does not grow with the backlog.
     """
     served = {endpoint, *fetch_live_endpoints(connection, now_ms=now_ms)}
     found: dict[str, int] = {}
-    # One for each partial index, with the endpoint in front.
+    # One condition for each partial index whose first column is the endpoint.
     for is_open in (is_ready(), is_published(), is_in(JobState.WAITING)):
         name = ""
         for _ in range(_MOST_ENDPOINTS + len(served)):

@@ -1,4 +1,4 @@
-"""What passes between an attempt and the ledger: claims in, outcomes back. Frozen values, no SQL."""
+"""The values that attempts and the ledger exchange: claims, and their outcomes. Frozen, without SQL."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from schemas.failure import Failure
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """That a worker alone may call the endpoint for a job. An outcome names the claim that it is of."""
+    """A worker's exclusive right to call the endpoint for a job. Each outcome names its claim."""
 
     job_id: str
-    token: str  # the fence: unique to each claim
-    number: int  # the claim's ordinal among all of the job's
+    token: str  # unique to each claim; writes are fenced by it
+    number: int  # the claim's number among all of the job's claims
     generation: int
     worker_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job with the claim that a worker has on it."""
+    """A job and a worker's claim on it."""
 
     claim: Claim
     body: str  # the JSON to send
     model: str
     attempts: int  # burnt so far
-    bad_responses: int  # of them
+    bad_responses: int  # those of them that brought an answer without a completion
     max_attempts: int | None
-    blocked_since_ms: int | None  # without the time in which nobody tried
+    blocked_since_ms: int | None  # without the time in which it was not tried
     claimed_at_ms: int
     is_bulk: bool
 
@@ -48,7 +48,7 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of an answered call, as the ledger keeps them."""
+    """The numbers of tokens of an answered call, as the ledger keeps them."""
 
     model: str
     prompt_tokens: int = 0
@@ -60,7 +60,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """The end of a claim: of which one, and when its call began and ended."""
+    """The end of a claim, and when its call began and ended."""
 
     claim: Claim
     started_at_ms: int
@@ -73,7 +73,7 @@ class _Ended:
 
 @dataclass(frozen=True, slots=True)
 class Success(_Ended):
-    """A paid answer. It counts from anybody, unless another success came first (invariant 3)."""
+    """A paid answer. It is recorded even if the claim was lost, unless another success came first (invariant 3)."""
 
     latency_ms: int
     http_status: int
@@ -88,11 +88,11 @@ class Success(_Ended):
 
 @dataclass(frozen=True, slots=True)
 class Setback(_Ended):
-    """A call or an admission that did not end in a success. It counts only from the holder of the claim.
+    """A call, or a refusal at the gate, without a success. It is recorded only if the claim was not lost.
 
-    `not_before_ms` None means the job fails for good. `burns` says whether an attempt is spent.
-    `is_blocked` marks a wait at a shut gate, whose beginning is kept for the job's patience. `usage` is what an
-    answer of no use cost: it is kept from anybody.
+    `not_before_ms` None: the job fails. `burns`: an attempt is burnt. `is_blocked`: the job waits at a shut gate; the
+    beginning of the wait is kept for its patience. `usage`: the tokens of an answer without a usable completion; they
+    are recorded even if the claim was lost.
     """
 
     latency_ms: int | None
@@ -105,9 +105,9 @@ class Setback(_Ended):
 
 @dataclass(frozen=True, slots=True)
 class GiveBack(_Ended):
-    """A claim returned unburnt (shutdown): the job is queued again as if it had not been claimed.
+    """A claim that is given back unburnt: the job is queued again as if it had not been claimed.
 
-    With `was_called` False no call was made for it: no attempt is kept, and the next claim has the same number.
+    `was_called` False: no call was made. Then no attempt is kept, and the next claim has the same number.
     """
 
     was_called: bool = True
@@ -115,10 +115,10 @@ class GiveBack(_Ended):
 
 @dataclass(frozen=True, slots=True)
 class Loss(_Ended):
-    """A claim whose worker died. The counts are the job's, with this loss."""
+    """A claim whose worker died. `losses` and `solo_losses` are the job's counts with this loss."""
 
     losses: int
-    solo_losses: int  # of them, those while it ran alone
+    solo_losses: int  # those while it ran alone
     is_given_up: bool
 
 
@@ -128,7 +128,7 @@ Outcome = Success | Setback | GiveBack | Loss
 class Recorded(StrEnum):
     """What the ledger did with an outcome."""
 
-    APPLIED = "applied"  # the job moved
-    REPEATED = "repeated"  # the same outcome was recorded before (a COMMIT whose answer was lost)
-    UNUSED = "unused"  # a success that came second: usage kept, result not
-    CLAIM_LOST = "claim_lost"  # no longer ours: nothing was written
+    APPLIED = "applied"  # the job changed its state
+    REPEATED = "repeated"  # the same outcome was recorded before: the answer to that COMMIT was lost
+    UNUSED = "unused"  # a second success: its usage is kept, its result is not
+    CLAIM_LOST = "claim_lost"  # the claim is no longer the job's: nothing was written

@@ -1,4 +1,4 @@
-"""Pauses: endpoints whose jobs are not relayed and not claimed until somebody resumes them."""
+"""Pauses: jobs of a paused endpoint are not relayed and not claimed until an operator resumes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.storage.tables import insert_or_ignore, pauses
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """An endpoint that is paused: since when, and why if somebody said so."""
+    """A paused endpoint: since when, and the operator's reason, if one was given."""
 
     endpoint: str
     reason: str | None
@@ -20,7 +20,7 @@ class Pause:
 
 
 _COLUMNS = select(pauses.c.endpoint, pauses.c.reason, pauses.c.paused_at_ms)
-# Asked with every turn of the relay and every group of claims: built once.
+# Built once, as it is executed with every turn of the relay and every group of claims.
 _OF_ENDPOINT = _COLUMNS.where(pauses.c.endpoint == bindparam("of_endpoint"))
 
 

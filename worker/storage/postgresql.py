@@ -1,8 +1,8 @@
-"""PostgreSQL's engine: connections that do not wait for ever, directly or through a pooler.
+"""The engine for PostgreSQL: connections that do not wait for ever, directly or through a pooler.
 
-The server's own timeouts and TCP's tell of a server that works, or is gone. One that is there and stands still (its
-disk hangs, its machine is suspended behind a proxy) would hold whoever asked it until somebody cut the connection.
-What an address or PGOPTIONS says itself is left alone (docs/adr/0023).
+The server's timeouts and TCP's do not help if the server hangs, as its disk hangs or its machine is suspended behind a
+proxy: a client would wait until the connection is cut. So each connection has its own limit.
+Settings in the address or in PGOPTIONS are not changed (docs/adr/0023).
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from worker.settings.database import PostgresqlAddress
 
 T = TypeVar("T")
-# What the address does not say itself. `fallback_…`: a name in PGAPPNAME counts as well.
+# Defaults for what the address does not set. `fallback_…`: PGAPPNAME takes precedence, too.
 _DEFAULTS: Mapping[str, Any] = {
     "connect_timeout": 5,
-    "client_encoding": "utf8",  # whatever PGCLIENTENCODING says: a prompt may hold any character
+    "client_encoding": "utf8",  # it overrides PGCLIENTENCODING: a prompt may hold any character
     "fallback_application_name": "antrean",
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
-# A half-open network or a forgotten lock ends in an error that is retried, not in silence.
+# With these limits, a half-open connection or a forgotten lock ends in an error, which is retried.
 _STATEMENT_MS = 30_000
 _LOCK_MS = 10_000
-# Sent by the address or by PGOPTIONS (`client`): it is meant.
+# Sets only what the address or PGOPTIONS (source `client`) does not set.
 _SET_UNSAID = """
 SELECT set_config(wanted.name, wanted.value, %s)
 FROM unnest(%s::text[], %s::text[]) AS wanted(name, value) JOIN pg_settings USING (name)
 WHERE pg_settings.source <> 'client'
 """
-# Sentences for who set a pooler up.
+# Messages for operators of a pooler.
 _NO_OPTIONS = (
     "the pooler in between takes no `options` (unsupported startup parameter): leave them out of the address and of "
     "PGOPTIONS, or let PgBouncer have ignore_startup_parameters = options"
@@ -49,28 +49,28 @@ _NO_SESSION = (
 
 
 class PatientConnection(psycopg.Connection[Any]):
-    """psycopg's connection; whatever it waits for comes `within_s`, or the connection is closed."""
+    """psycopg's connection with a limit: it is closed if an answer does not come within `within_s` seconds."""
 
-    within_s: float | None = 35.0  # None: whoever is connected may take its time
-    is_pooled = False  # a pooler is in between: the session on the server may be another's a moment later
+    within_s: float | None = 35.0  # None: no limit
+    is_pooled = False  # a pooler is in between: another client may use the same session of the server
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """psycopg's. Raises psycopg.OperationalError; what was asked may or may not have been done."""
+        """As psycopg's. At the limit it raises psycopg.OperationalError; the statement may or may not have been run."""
         if timeout is not None:
             return super().wait(gen, interval, timeout)
         try:
             return super().wait(gen, interval, self.within_s)
         except _WaitTimeout:
-            self.pgconn.finish()  # half way through an answer: it cannot be used again
+            self.pgconn.finish()  # it may be in the middle of an answer, and cannot be used again
             raise psycopg.OperationalError(f"no answer for {self.within_s:g} s") from None
 
 
 def create_postgresql_engine(
     address: PostgresqlAddress, *, pool_size: int, idle_ms: int, within_s: float
 ) -> Engine:
-    """An engine whose connections wait `within_s` for each answer, and hold locks in silence for `idle_ms`.
+    """An engine whose connections wait `within_s` for each answer, and whose transactions may be idle for `idle_ms`.
 
-    Through a pooler (PgBouncer) it needs nothing of a session: it works in session and in transaction mode.
+    It works through a pooler (PgBouncer), in session mode and in transaction mode.
     """
     limits = {
         "statement_timeout": _STATEMENT_MS,
@@ -102,9 +102,9 @@ def create_postgresql_engine(
 
 @contextmanager
 def unhurried(connection: Connection) -> Iterator[None]:
-    """While inside, a statement of this transaction may take as long as it needs.
+    """While inside, statements of this transaction have no time limit.
 
-    It still gives up soon when it waits for a lock on a table: whoever comes after it waits behind it.
+    The limit for waits for a lock stays: while such a statement waits, others wait behind it.
     """
     driver: Any = connection.connection.driver_connection
     within_s = driver.within_s
@@ -118,19 +118,19 @@ def unhurried(connection: Connection) -> Iterator[None]:
 
 @contextmanager
 def waiting_for_locks(connection: Connection) -> Iterator[None]:
-    """While inside, this transaction waits for locks as long as it takes. For a lock that nobody else waits for."""
+    """While inside, this transaction waits for locks without a limit. For a lock that blocks no others."""
     connection.exec_driver_sql(_SET_UNSAID, tuple(_unsaid({"lock_timeout": 0}, is_local=True)))
     yield
     connection.exec_driver_sql(_SET_UNSAID, tuple(_unsaid({"lock_timeout": _LOCK_MS}, is_local=True)))
 
 
 def _unsaid(limits: Mapping[str, int], *, is_local: bool) -> list[Any]:
-    """The arguments of _SET_UNSAID; what `is_local` ends with its transaction."""
+    """The arguments of _SET_UNSAID. With `is_local` the settings end with the transaction."""
     return [is_local, list(limits), [str(value) for value in limits.values()]]
 
 
 def engine_url(address: PostgresqlAddress) -> URL:
-    """SQLAlchemy's address of it, for our driver."""
+    """SQLAlchemy's URL for this address and psycopg."""
     return URL.create(
         "postgresql+psycopg",
         username=address.user,
@@ -143,7 +143,7 @@ def engine_url(address: PostgresqlAddress) -> URL:
 
 
 def _connect(args: Any, kwargs: Any, limits: Mapping[str, int], *, within_s: float) -> PatientConnection:
-    """Connected, with the limits set for the session, if that is ours; else each transaction sets them for itself."""
+    """A connection. The limits are set for the session; with a pooler, each transaction sets them instead."""
     try:
         connection = PatientConnection.connect(*args, **kwargs)
     except psycopg.OperationalError as exc:
@@ -154,10 +154,11 @@ def _connect(args: Any, kwargs: Any, limits: Mapping[str, int], *, within_s: flo
     try:
         connection.autocommit = True
         found = connection.execute("SELECT pg_backend_pid()").fetchone()
-        # A pooler cannot know, when it is connected to, which of the server's processes will answer.
+        # Through a pooler, the pid that was given at the connection is not that of the server process that answers.
         connection.is_pooled = found is None or found[0] != connection.pgconn.backend_pid
         if connection.is_pooled:
-            connection.prepare_threshold = None  # else a statement is prepared in somebody else's session
+            # Otherwise statements would be prepared in another client's session.
+            connection.prepare_threshold = None
         else:
             connection.execute(_SET_UNSAID, _unsaid(limits, is_local=False))
             connection.autocommit = False

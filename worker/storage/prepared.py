@@ -1,7 +1,7 @@
-"""Statements of the hot path: written out once for each dialect, run without SQLAlchemy's work for each call.
+"""Statements of the hot path: compiled once for each dialect, and executed without SQLAlchemy's overhead.
 
-They are Core statements like all others; what they save is building, looking up and rendering them for every group
-of jobs, and, on PostgreSQL, parsing a text that differs with the number of ids.
+They are Core statements. This saves building, looking up and rendering them for every group of jobs; and PostgreSQL
+need not parse a new text for each number of ids.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sqlalchemy.exc import DBAPIError
 class _Written:
     sql: str
     defaults: Mapping[str, Any]
-    order: tuple[str, ...] | None  # names of the positions; None where the driver takes names
+    order: tuple[str, ...] | None  # the names of positional parameters; None if the driver takes names
 
 
 class Prepared:
     """One statement. `build` makes it for a dialect (`sqlite`, `postgresql`).
 
-    Values go to the driver as they are: no type of SQLAlchemy's converts them, nor what comes back.
+    Values go to the driver unchanged, and come back unchanged: no SQLAlchemy type converts them.
     """
 
     def __init__(self, build: Callable[[str], Any]) -> None:
@@ -36,12 +36,12 @@ class Prepared:
         self._written: dict[str, _Written] = {}
 
     def run(self, connection: Connection, values: Mapping[str, Any]) -> CursorResult[Any]:
-        """The result of one execution."""
+        """Executes the statement once, and returns its result."""
         written = self._write(connection)
         return connection.exec_driver_sql(written.sql, _arrange(written, values))
 
     def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Executes once for each of `rows`, which are not empty."""
+        """Executes the statement once for each of `rows`, of which there must be at least one."""
         written = self._write(connection)
         connection.exec_driver_sql(written.sql, [_arrange(written, values) for values in rows])
 
@@ -59,14 +59,14 @@ class Prepared:
 
 @contextmanager
 def together(connection: Connection) -> Iterator[None]:
-    """On PostgreSQL, what is run inside leaves in one piece and is answered in one piece.
+    """On PostgreSQL, statements inside are sent as a pipeline: together, with one wait for all answers.
 
-    For statements that return no rows. Raises as an execution does.
+    For statements that return no rows. Raises the same errors as an execution.
     """
     if connection.dialect.name != "postgresql":
         yield
         return
-    import psycopg  # local: ten megabytes that a worker on SQLite does without
+    import psycopg  # local: it takes ten megabytes, which a worker on SQLite does not need
 
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
@@ -74,7 +74,7 @@ def together(connection: Connection) -> Iterator[None]:
         with driver.pipeline():
             yield
     except psycopg.Error as exc:
-        # What an execution inside would have raised, had it waited for its answer.
+        # The error that the statement itself would have raised without the pipeline.
         is_gone = connection.dialect.is_disconnect(cast(Any, exc), connection.connection, None)
         if is_gone:
             connection.invalidate(exc)
@@ -91,7 +91,7 @@ def _arrange(written: _Written, values: Mapping[str, Any]) -> Any:
 
 
 def is_among(dialect: str, column: ColumnElement[str]) -> ColumnElement[bool]:
-    """The column is one of the bound `ids`, in a text that is the same for any number of them."""
+    """A condition: the column is one of the bound `ids`. Its text is the same for any number of ids."""
     if dialect == "postgresql":
         return column == any_(bindparam("ids", type_=ARRAY(String)))
     each = func.json_each(bindparam("ids")).table_valued("value")
@@ -99,6 +99,6 @@ def is_among(dialect: str, column: ColumnElement[str]) -> ColumnElement[bool]:
 
 
 def pack_ids(connection: Connection, ids: Sequence[str]) -> Any:
-    """What to bind as `ids`, in ascending order."""
+    """The value to bind as `ids`: all of them, ascending."""
     ordered = sorted(ids)
     return ordered if connection.dialect.name == "postgresql" else orjson.dumps(ordered).decode()

@@ -1,4 +1,4 @@
-"""What a prune would remove, before it does: jobs by batch and state, their size, and what was paid for them."""
+"""Counts what a prune would remove: jobs by batch and state, their size, and the tokens that were paid for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BULKY = (
 
 @dataclass(slots=True)
 class Share:
-    """The jobs of one batch that would be removed: how many by state, the bytes of their texts, their tokens."""
+    """The jobs of one batch that would be removed: their number by state, the bytes of their texts, their tokens."""
 
     counts: Counter[JobState] = field(default_factory=Counter)
     size_bytes: int = 0
@@ -46,9 +46,9 @@ class Share:
 
 @dataclass(slots=True)
 class Survey:
-    """What would be removed, and what would stay: `spared`, because others want it, and what is `open`.
+    """The jobs that would be removed, and how many would stay: `spared`, as others want them, and `open`.
 
-    `shares` are by batch, "" for jobs of none, of the first 1,000 batches that were met; `rest` is of all others.
+    `shares`: by batch id ("" for jobs of no batch), for the first 1,000 batches. `rest`: all other batches together.
     """
 
     shares: dict[str, Share] = field(default_factory=dict)
@@ -65,9 +65,9 @@ class Survey:
 
 
 def survey(ledger: Ledger, what: OfAge | OfBatch) -> Survey:
-    """Looks at the same jobs that `prune` would meet just now; changes nothing. Raises DatabaseAway.
+    """Reads the same jobs that `prune` would read now, and changes nothing. Raises DatabaseAway.
 
-    Each page of 500 jobs is a transaction of its own: a million jobs keep nobody waiting.
+    Each page of 500 jobs has its own transaction: no other writer waits for long.
     """
     found, after = Survey(), START
     while True:
@@ -124,4 +124,4 @@ def _share_of(found: Survey, batch_id: str) -> Share:
 def _octets(column: Column[Any], *, is_postgresql: bool) -> ColumnElement[int]:
     if is_postgresql:
         return func.octet_length(column)
-    return func.length(cast(column, LargeBinary))  # of a text SQLite counts characters
+    return func.length(cast(column, LargeBinary))  # for text, SQLite's length() counts characters

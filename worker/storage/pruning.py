@@ -1,8 +1,8 @@
-"""Pruning: what ended leaves the ledger, in steps so small that others get in.
+"""Pruning: removes ended jobs from the ledger, in steps so small that other writers need not wait.
 
-By age, whatever batch it is of: spared are jobs that a living run or an unfinished batch wants, since its results are
-still to be written. A batch of producers is open for ever, and spares none. Or one batch, whatever its age: what
-others want too stays theirs.
+Either by age, in all batches: jobs that a living run or an unfinished batch wants are spared, as results are still to
+be written. (A batch of producers never finishes, and spares no jobs.) Or one batch of any age: jobs that other batches
+want, too, stay with those.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from worker.storage.tables import (
 from worker.storage.unwanted import let_go
 from worker.storage.wants import OPEN, fetch_places
 
-_STEP_S = 0.02  # a step's transaction stays under about this long
+_STEP_S = 0.02  # a step's transaction takes about this long at most
 _SMALLEST_STEP = 20
 START = (-1, "")
 
@@ -53,9 +53,9 @@ _ENDED = (
     select(jobs.c.id, jobs.c.batch_id, jobs.c.ended_at_ms)
     .where(
         jobs.c.ended_at_ms < bindparam("before_ms"),
-        # What was made later cannot have ended earlier: the clock of its worker was behind.
+        # A job that was created after that time cannot have ended before it: its worker's clock was behind.
         jobs.c.created_at_ms < bindparam("before_ms"),
-        # From where the step before came to: what it spared is not looked at again by every step.
+        # After the last job of the step before, so that spared jobs are not read again in every step.
         _place > tuple_(bindparam("after_ms", -1, BigInteger), bindparam("after_id", "")),
     )
     .order_by(jobs.c.ended_at_ms, jobs.c.id)
@@ -76,11 +76,11 @@ _IS_EMPTY = and_(
 
 @dataclass(frozen=True, slots=True)
 class OfAge:
-    """Jobs that ended before then, of any batch or none.
+    """Ended jobs of any batch or none, that ended before `before_ms`.
 
-    With `even_unfinished` only those are spared that a run wants which may be living. A run may, unless it is held,
-    or is among `ended_runs`, which nobody works on. `find_living` tells which of some batches, of any kind that is
-    run, somebody runs by now: it is asked while a run that begins waits, see `begin_run`.
+    With `even_unfinished`, only jobs that a living run wants are spared. A run may be alive unless its batch is held or
+    is one of `ended_runs`. `find_living`: which of some batches have a living run now. It is called while a run that
+    begins must wait: see `begin_run`.
     """
 
     before_ms: int
@@ -91,9 +91,9 @@ class OfAge:
 
 @dataclass(frozen=True, slots=True)
 class OfBatch:
-    """The ended jobs that a batch wants and no other does, whatever their age.
+    """Ended jobs of any age that this batch wants, and no other.
 
-    Those that others want stay, and are the others' alone; those that have not ended stay too.
+    Jobs that other batches want, too, stay with those; open jobs stay.
     """
 
     batch_id: str
@@ -101,19 +101,19 @@ class OfBatch:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a step met, and where the next one goes on."""
+    """The jobs that a step read, and where the next step begins."""
 
     met: int
     ids: Sequence[str]  # to be removed
     after: tuple[int, str]
     spared: int = 0
     open: int = 0
-    places: Sequence[tuple[int, str]] = ()  # of the batch, whose jobs others want
+    places: Sequence[tuple[int, str]] = ()  # the batch's places of jobs that other batches want
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """Jobs that were removed, and those that stay: `spared`, because others want them, and `open` ones."""
+    """Numbers of jobs: removed; `spared`, as others want them; and `open` ones, which stay, too."""
 
     removed: int = 0
     spared: int = 0
@@ -127,10 +127,10 @@ def prune(
     with_usage: bool,
     on_step: Callable[[int], None] | None = None,
 ) -> Pruned:
-    """Removes jobs with all that belongs to them, and batches without jobs.
+    """Removes jobs and their rows in other tables, and batches without jobs.
 
-    Usage stays unless `with_usage`: it says what was paid. `on_step` is told the number after each step; what was
-    removed stays removed if it is stopped. Raises DatabaseAway.
+    Usage, which tells what was paid, stays unless `with_usage`. `on_step` gets the number of removed jobs after each
+    step. If it is stopped, the steps so far stay done. Raises DatabaseAway.
     """
     done, size, after = Pruned(), _SMALLEST_STEP, START
     while True:
@@ -155,7 +155,7 @@ def look(
     at_most: int,
     is_to_write: bool = False,
 ) -> Page:
-    """The next jobs that a prune meets, at most 500, in the order of their ends, or of their places in the batch."""
+    """The next jobs for a prune, at most 500, sorted by their end; for a batch, by their position in it."""
     if isinstance(what, OfBatch):
         return _look_at_batch(connection, what, after=after, at_most=at_most, is_to_write=is_to_write)
     query = {"before_ms": what.before_ms, "after_ms": after[0], "after_id": after[1], "at_most": at_most}
@@ -178,11 +178,11 @@ def _look_at_batch(
     wanted = select(jobs.c.id, jobs.c.state, jobs.c.batch_id, jobs.c.position)
     wanted = wanted.where(jobs.c.id.in_(sorted({id_ for _, id_ in places}))).order_by(jobs.c.id)
     rows = connection.execute(wanted.with_for_update() if is_to_write else wanted).all()
-    # A job that is wanted at two places is met at its home.
+    # A job that the batch wants at two places is counted where it is the home batch.
     here = set(places)
     met = [row for row in rows if row.batch_id != what.batch_id or (row.position, row.id) in here]
     ended = {row.id: row.batch_id for row in met if JobState(row.state) not in OPEN}
-    # Whoever wants one of them from now on waits for the row, and finds it gone.
+    # A transaction that adds a want for one of them from now on waits for the row lock, and finds the job gone.
     others = select(wants.c.job_id).where(
         wants.c.job_id.in_(sorted(ended)), wants.c.batch_id != what.batch_id
     )
@@ -201,7 +201,7 @@ def _look_at_batch(
 def _places_of(
     connection: Connection, batch_id: str, ids: set[str], at_hand: Sequence[tuple[int, str]]
 ) -> list[tuple[int, str]]:
-    """All places at which the batch wants one of `ids` (at most 500): those at hand, and further ones."""
+    """All places at which the batch wants one of `ids` (at most 500): `at_hand`, and further ones from the ledger."""
     further = select(wants.c.position, wants.c.job_id).where(
         wants.c.batch_id == batch_id, wants.c.job_id.in_(sorted(ids))
     )
@@ -229,7 +229,7 @@ def _prune_some(
 def _find_spared(
     connection: Connection, homes: Mapping[str, str], what: OfAge, *, is_to_write: bool
 ) -> set[str]:
-    """Those of these jobs (at most 500, each with its home) that somebody still waits for."""
+    """The jobs (of at most 500, by id with their home batch) whose results a batch still has to write."""
     elsewhere = connection.execute(
         select(wants.c.job_id, wants.c.batch_id).where(wants.c.job_id.in_(sorted(homes)))
     )
@@ -239,7 +239,7 @@ def _find_spared(
         select(batches.c.id).where(batches.c.id.in_(named), batches.c.kind != "tasks").order_by(batches.c.id)
     )
     if is_to_write:
-        # A run that begins waits from here on, and finds what this step leaves.
+        # From here on a run that begins waits for this transaction, and then finds the jobs that are left.
         closed = closed.with_for_update(read=True)
     living = what.find_living(connection.execute(closed).scalars().all())
     awaited = _may_live(what, living) if what.even_unfinished else _is_unfinished(what, living)
@@ -272,7 +272,7 @@ def _is_unfinished(what: OfAge, living: frozenset[str]) -> ColumnElement[bool]:
 
 
 def _remove_empty(ledger: Ledger, what: OfAge | OfBatch) -> None:
-    """Removes batches that nothing is left of, in steps of at most 500."""
+    """Removes batches without jobs, in steps of at most 500."""
     if isinstance(what, OfBatch):
         is_it = batches.c.id == what.batch_id
         ledger.run(lambda connection: connection.execute(delete(batches).where(is_it, _IS_EMPTY)))
@@ -283,7 +283,7 @@ def _remove_empty(ledger: Ledger, what: OfAge | OfBatch) -> None:
 
 
 def _remove_some_empty(connection: Connection, *, what: OfAge, after: str) -> str | None:
-    """The last batch that was met behind `after`; None when all were."""
+    """Removes batches without jobs, of the next 500 after `after`. Returns the last one's id; None at the end."""
     empty = (
         select(batches.c.id, batches.c.kind)
         .where(

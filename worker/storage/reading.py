@@ -1,4 +1,4 @@
-"""Reading jobs and results back, in bounded pieces."""
+"""Reads jobs and results, in pages of bounded size."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _MOST_BLOCKED = 20
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """A job that ended, with what an output line needs."""
+    """An ended job, with the facts for its output line."""
 
     id: str
     custom_id: str | None
     source_key: str | None
     position: int
     state: JobState
-    raw: bytes | None  # the completion as it came, of a success
+    raw: bytes | None  # of a success: the completion as it came
     error_raw: bytes | None  # the endpoint's last error body, of a failure
     answer: str | None
     http_status: int | None
@@ -51,7 +51,7 @@ class JobOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A job that ended since the last look, with the tokens of its result."""
+    """An ended job, with the tokens of its result."""
 
     id: str
     state: JobState
@@ -79,10 +79,10 @@ _ENDED = ("succeeded", "failed", "cancelled", "expired")
 
 
 def iterate_batch_outcomes(ledger: Ledger, batch_id: str) -> Iterator[JobOutcome]:
-    """The ended jobs that a batch wants, in the order of its input, under its names for them.
+    """The ended jobs that a batch wants, in the order of its input, with its names for them.
 
-    Memory stays flat however many they are. Each page is a transaction of its own, so a reader that pauses holds
-    nothing open.
+    Memory stays flat however many there are. Each page has its own transaction: none stays open while the caller
+    pauses.
     """
     after = (-1, "")
     any_elsewhere = elsewhere(batch_id).limit(1)
@@ -98,10 +98,10 @@ def iterate_batch_outcomes(ledger: Ledger, batch_id: str) -> Iterator[JobOutcome
 
 
 def iterate_lone_outcomes(ledger: Ledger) -> Iterator[JobOutcome]:
-    """The ended jobs of no batch, in the order of their ids; one without a name is named by its id."""
+    """The ended jobs of no batch that are not bulk, by id. A job without a custom_id gets its id as its name."""
     after = (-1, "")
     while True:
-        # What a batch has let go of is of no batch either, but nobody sent it alone.
+        # A bulk job that its batch no longer wants has no batch either. It is left out.
         found = _fetch(ledger, _page_of("", after).where(not_(jobs.c.is_bulk)))
         for one in found:
             yield one if one.custom_id is not None else replace(one, custom_id=one.source_key or one.id)
@@ -111,7 +111,7 @@ def iterate_lone_outcomes(ledger: Ledger) -> Iterator[JobOutcome]:
 
 
 def iterate_outcomes(ledger: Ledger, ids: Sequence[str]) -> Iterator[JobOutcome]:
-    """The ended jobs among `ids`, in their order; each `Wanted` one under its own name."""
+    """The ended jobs among `ids`, in the order given. A `Wanted` id gives the job its custom_id."""
     for start in range(0, len(ids), _PAGE):
         asked = ids[start : start + _PAGE]
         page = _OUTCOME.where(jobs.c.id.in_(sorted(set(asked))), jobs.c.state.in_(_ENDED))
@@ -123,7 +123,7 @@ def iterate_outcomes(ledger: Ledger, ids: Sequence[str]) -> Iterator[JobOutcome]
 
 
 def _page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
-    """The next ended jobs whose home this batch is, behind a position and an id."""
+    """The next ended jobs with this home batch, after a position and an id."""
     return (
         _OUTCOME.where(
             jobs.c.batch_id == batch_id,
@@ -136,7 +136,7 @@ def _page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
 
 
 def _mixed_page_of(batch_id: str, after: tuple[int, str]) -> Select[Any]:
-    """The next ended jobs that this batch wants, whichever their home is, behind a position and an id."""
+    """The next ended jobs that this batch wants, with any home batch, after a position and an id."""
     home = (
         at_home(batch_id)
         .where(tuple_(jobs.c.position, jobs.c.id) > after, jobs.c.state.in_(_ENDED))
@@ -173,7 +173,7 @@ def fetch_states(connection: Connection, ids: Sequence[str]) -> dict[str, JobSta
 
 
 def fetch_endings_of(connection: Connection, ids: Sequence[str]) -> list[Ending]:
-    """Those of `ids` (at most 500) that have ended."""
+    """The ended jobs among `ids` (at most 500)."""
     statement = _endings().where(jobs.c.id.in_(list(ids)), jobs.c.state.in_(_ENDED))
     return [_ending(row) for row in connection.execute(statement)]
 
@@ -227,7 +227,7 @@ def _fetch(ledger: Ledger, page: Select[Any]) -> list[JobOutcome]:
 
 
 def has_answered(connection: Connection, endpoint: str) -> bool:
-    """Whether this endpoint ever brought a result: a later 404 is then a job's own fault, not the setup's."""
+    """Whether the ledger has a result from this endpoint. Then a 404 is a job's own failure, not one of the setup."""
     statement = (
         select(results.c.job_id)
         .join(jobs, jobs.c.id == results.c.job_id)
@@ -238,14 +238,14 @@ def has_answered(connection: Connection, endpoint: str) -> bool:
 
 
 def count_running(connection: Connection) -> int:
-    """Jobs that are claimed just now, whoever holds them."""
+    """The number of jobs that are claimed now, by any worker."""
     statement = select(func.count()).select_from(jobs).where(is_in(JobState.RUNNING))
     return int(connection.execute(statement).scalar_one())
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """A waiting job that a refusal for all keeps back: the refusal that it met, and when it is due again."""
+    """A waiting job at a shut gate: its last failure, and when it is due again."""
 
     kind: str
     message: str | None
@@ -254,14 +254,14 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What concerns all jobs of an endpoint, or of a ledger, as far as rows tell."""
+    """What keeps all jobs of an endpoint, or of a ledger, waiting, as far as the ledger has it."""
 
     pause: Pause | None
-    blocked: Sequence[Blocked]  # those that are due first, at most 20
+    blocked: Sequence[Blocked]  # earliest due first, at most 20
 
 
 def fetch_trouble(connection: Connection, endpoint: str | None = None) -> Trouble:
-    """What keeps the jobs of `endpoint` waiting, or of any where it is None: a pause, a refused key, a spent quota."""
+    """What keeps the jobs of `endpoint` waiting, such as a pause or a refused key. None: of any endpoint."""
     if endpoint is None:
         pause = next(iter(fetch_pauses(connection)), None)
     else:

@@ -1,4 +1,4 @@
-"""What is kept of a call beside its job's state: the attempt, its result, its tokens, the body of a failure."""
+"""The rows that are kept of a call beside its job's state: the attempt, result, usage, and the body of a failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.storage.outcomes import Outcome, Setback, Success, Usage
 from worker.storage.prepared import Prepared
 from worker.storage.tables import AnyRow, attempts, build_upsert, failure_bodies, results, usage
 
-# PostgreSQL's integer. A count beyond it is nonsense, and must not cost the answer that came with it.
+# The largest value of PostgreSQL's integer. A larger count is certainly wrong, but its answer must still be stored.
 LARGEST_COUNT = 2**31 - 1
 
 _KEEP_RESULT = Prepared(partial(build_upsert, table=results, keys=("job_id",)))
@@ -24,7 +24,7 @@ _KEEP_FAILURE_BODY = Prepared(partial(build_upsert, table=failure_bodies, keys=(
 
 @dataclass(slots=True)
 class Records:
-    """The rows of one group of calls, by table."""
+    """The rows to write for one group of calls, by table."""
 
     attempts: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Records:
     failure_bodies: list[dict[str, Any]] = field(default_factory=list)
 
     def add_attempt(self, outcome: Outcome, verdict: str) -> None:
-        """`verdict` is succeeded, unused, released, lost, or the failure's kind."""
+        """Adds an attempt. `verdict`: succeeded, unused, released, lost, or the failure's kind."""
         claim = outcome.claim
         values: dict[str, Any] = {
             "job_id": claim.job_id,
@@ -76,7 +76,7 @@ class Records:
         )
 
     def add_usage(self, row: AnyRow, outcome: Success | Setback, tokens: Usage, *, is_used: bool) -> None:
-        """The tokens of an answer. `row` is its job's; `is_used` where the answer is the job's result."""
+        """Adds the tokens of an answer. `row`: the row of its job. `is_used`: the answer is the job's result."""
         reason = outcome.finish_reason if is_used and isinstance(outcome, Success) else None
         self.usage.append(
             {
@@ -99,7 +99,7 @@ class Records:
         self.failure_bodies.append({"job_id": job_id, "raw": body})
 
     def statements(self) -> Iterator[tuple[Prepared, list[dict[str, Any]]]]:
-        """What writes the rows, in the order in which it is to be run."""
+        """The statements that write the rows, in the order in which they must be executed."""
         yield _KEEP_RESULT, self.results
         yield _KEEP_ATTEMPT, self.attempts
         yield _KEEP_USAGE, self.usage
@@ -107,5 +107,5 @@ class Records:
 
 
 def odd_finish_reason(reason: str | None) -> str | None:
-    """The reason where it is out of the ordinary: such are counted."""
+    """The finish reason if it is an unusual one, else None. Unusual ones are counted."""
     return None if not reason or reason in ORDINARY_FINISH_REASONS else clean_text(reason)

@@ -1,4 +1,4 @@
-"""A job's whole story: what it is, where it stands, and what each of its attempts came to."""
+"""All facts of one job: its request, its state, and each of its attempts."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ from worker.storage.wants import fetch_wants
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One claim that ended. `waited_ms` is the time from the end of the attempt before it; None for the first,
-    or when the two overlapped (its worker was taken for dead too early).
+    """One attempt that ended.
 
-    `host` is the worker's host and pid while its row is there. Tokens are None when there was no answer.
+    `waited_ms`: the time since the end of the attempt before; None for the first, or if the two overlapped, as a worker
+    was taken for dead too early. `host`: the worker's host and pid, while its row exists. Tokens are None without an
+    answer.
     """
 
     number: int
@@ -52,7 +53,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The one result, without its text."""
+    """The job's result, without its text."""
 
     number: int
     http_status: int
@@ -70,18 +71,18 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What must only be shown to who asked for it: the texts that went out and came back."""
+    """The texts that were sent and received. They are shown only to a user who asks for them."""
 
     request: str
     answer: str | None
     reasoning: str | None
-    error: bytes | None  # the endpoint's last error body, of a failure
+    error: bytes | None  # of a failed job: the endpoint's last error body
     user_metadata: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
 class WantedBy:
-    """A batch that wants the job beside its own."""
+    """A further batch that wants the job, beside its home batch."""
 
     batch_id: str
     label: str | None
@@ -91,7 +92,7 @@ class WantedBy:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A job with all that the ledger knows of it; its texts only when they were asked for."""
+    """A job with all facts that the ledger has. Its texts only if they were asked for."""
 
     id: str
     state: JobState
@@ -109,12 +110,12 @@ class Story:
     is_bulk: bool
     generation: int
     burnt: int  # attempts burnt in this generation
-    max_attempts: int | None  # the job's own, where it has one
+    max_attempts: int | None  # the job's own budget, if it has one
     claims: int
     losses: int
     solo_losses: int
     is_cancel_requested: bool
-    is_held: bool  # to be done, and left to the run of its batch, which was stopped
+    is_held: bool  # open, and its home batch is held
     worker_id: str | None
     worker_host: str | None
     created_at_ms: int
@@ -175,7 +176,7 @@ _RESULT = select(
 
 
 def fetch_story(connection: Connection, job_id: str, *, with_content: bool = False) -> Story | None:
-    """The job's story, its attempts in their order, or None. Texts are read only `with_content`."""
+    """The facts of a job, its attempts in order; None if there is no such job. Texts are read only `with_content`."""
     row = connection.execute(_JOB.where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         return None

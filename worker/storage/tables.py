@@ -1,4 +1,4 @@
-"""The Core tables behind the SQLModel rows, and the few phrases that every statement shares."""
+"""The Core tables of the SQLModel rows, and conditions that many statements share."""
 
 from __future__ import annotations
 
@@ -46,41 +46,41 @@ workers = _table(WorkerRow)
 identity = _table(IdentityRow)
 
 AnyRow = Row[*tuple[Any, ...]]
-MAX_ROWS = 500  # rows locked by one multi-row write
-# States of an open job that nobody calls: it ends at once when it is cancelled, and stays while its home is held.
+MAX_ROWS = 500  # most rows that one multi-row write locks
+# States of an open job that no worker has claimed. If cancelled, it ends at once; if its home batch is held, it waits.
 IDLE = (JobState.QUEUED, JobState.WAITING)
 
 
 def is_in(*states: JobState) -> ColumnElement[bool]:
-    """The state is one of `states`, as text in the statement.
+    """A condition: the state is one of `states`. They are literals in the statement.
 
-    A bound value would hide the partial indexes from the plan of a prepared statement.
+    With bound values, the plan of a prepared statement could not use the partial indexes.
     """
     names = [literal_column(f"'{state.value}'", String) for state in states]
     return jobs.c.state == names[0] if len(names) == 1 else jobs.c.state.in_(names)
 
 
 def is_ready() -> ColumnElement[bool]:
-    """Queued and not handed to the broker yet."""
+    """A condition: queued and not published."""
     return is_in(JobState.QUEUED) & jobs.c.published_at_ms.is_(None)
 
 
 def is_published() -> ColumnElement[bool]:
-    """Queued and handed to the broker."""
+    """A condition: queued and published."""
     return is_in(JobState.QUEUED) & jobs.c.published_at_ms.is_not(None)
 
 
 def insert_or_ignore(connection: Connection, table: Table) -> Any:
-    """An INSERT that leaves a row alone which is there already."""
+    """An INSERT that does not change a row that exists already."""
     return _build_insert_or_ignore(connection.dialect.name, table)
 
 
 def upsert(connection: Connection, table: Table, *keys: str) -> Any:
-    """An INSERT that overwrites the row with the same `keys`."""
+    """An INSERT that overwrites a row with the same `keys`."""
     return build_upsert(connection.dialect.name, table, keys)
 
 
-# Built once for each table: made anew for every group, they were a twentieth of a worker's time.
+# Built once for each table. Built for every group, they took a twentieth of a worker's time.
 @cache
 def _build_insert_or_ignore(dialect: str, table: Table) -> Any:
     return _insert(dialect, table).on_conflict_do_nothing()

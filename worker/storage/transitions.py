@@ -1,8 +1,8 @@
-"""The one place where a job changes state. Every move is one of `LEGAL_MOVES`.
+"""The one module in which a job changes its state. Every move is one of `LEGAL_MOVES`.
 
-`record_outcomes` ends claims: each outcome is fenced by its claim's token. `move_jobs` makes one move of many jobs,
-for what people and time decide. `begin_jobs` writes new rows, and those that end where they arrive. Two moves are a
-part of statements elsewhere, and end nothing: a claim (`claims.py`), and what the relay does (`due.py`).
+`record_outcomes` ends claims; each outcome is fenced by its claim's token. `move_jobs` makes the same move of many
+jobs, after a user's command or when a time is over. `begin_jobs` writes new jobs, also those that end on arrival. Two
+moves are in statements of other modules, and end no job: the claim (`claims.py`) and the relay's (`due.py`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _MOVED_COLUMNS = (
     "blocked_since_ms",
     "blocked_until_ms",
 )
-_NEW = {name: f"new_{name}" for name in _MOVED_COLUMNS}  # a bound value may not be named as its column
+_NEW = {name: f"new_{name}" for name in _MOVED_COLUMNS}  # a bound value must not have the name of a column
 _UNMOVED: dict[str, Any] = dict.fromkeys(_NEW.values())
 _MOVE = Prepared(
     lambda _: (
@@ -80,12 +80,12 @@ _COUNT_LOSS = Prepared(
 
 
 class IllegalMove(ValueError):
-    """A move that no job may make from such a state: a defect of the caller."""
+    """A move that is not legal from a job's state. It shows a defect of the caller."""
 
 
 @dataclass(slots=True)
 class _Writes:
-    """The parameter sets of one group of outcomes."""
+    """The rows and parameters to write for one group of outcomes."""
 
     moves: list[dict[str, Any]] = field(default_factory=list)
     uncalled: list[dict[str, Any]] = field(default_factory=list)
@@ -94,9 +94,9 @@ class _Writes:
 
 
 def record_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> list[Recorded]:
-    """What became of each outcome, in the order given. At most one outcome a job in `outcomes`.
+    """Records outcomes, and returns what was done with each, in the order given. At most one outcome per job.
 
-    Rows are locked in ascending id order first; then each is decided by what it is, and written.
+    Locks the rows in ascending order of ids first. Then decides each outcome by its row, and writes all.
     """
     if not outcomes:
         return []
@@ -125,11 +125,11 @@ def move_jobs(
     out_of: Sequence[JobState] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Those of `ids` (at most 500, locked by the caller) that made the move, unordered. One statement.
+    """Makes a move of jobs (at most 500, locked by the caller). Returns the ids of those that made it, unordered.
 
-    A job makes the move from the states `out_of` only; without them, from all but those from which it is not legal.
-    It keeps no claim, no mark and no time of the state that it leaves. `facts` are columns to write besides, or
-    instead. Raises IllegalMove.
+    One statement. Jobs in the states `out_of` make the move; without `out_of`, those in all states from which it is
+    legal. Their claim, published mark and times of the former state are cleared. `facts`: further columns to write, or
+    other values for these. Raises IllegalMove.
     """
     is_open: ColumnElement[bool]
     if out_of is None:
@@ -162,10 +162,11 @@ def begin_jobs(
     now_ms: int,
     published_at_ms: int | None,
 ) -> int:
-    """How many rows are new; those whose id or key is there already are left alone.
+    """Writes new jobs, and returns their number. A job whose id or idempotency key exists already is not written.
 
-    `columns` holds the values of each column but those that follow from the first state. A message that is refused,
-    revoked or expired ends where it arrives. `published_at_ms` marks the queued ones. Raises IllegalMove.
+    `columns`: the values of each column, except those that follow from the first state. `states`: the first states; a
+    message that is refused, revoked or expired ends on arrival. `published_at_ms` marks the queued jobs. Raises
+    IllegalMove.
     """
     if not FIRST_STATES.issuperset(states):
         raise IllegalMove("no job begins in such a state")
@@ -180,7 +181,7 @@ def begin_jobs(
 
 
 def _decide(row: AnyRow | None, outcome: Outcome, writes: _Writes) -> Recorded:
-    if row is None:  # pruned, or a spool of another database
+    if row is None:  # the job was pruned, or the spool belongs to another database
         return Recorded.CLAIM_LOST
     if isinstance(outcome, Success):
         return _decide_success(row, outcome, writes)
@@ -201,7 +202,7 @@ def _decide_success(row: AnyRow, outcome: Success, writes: _Writes) -> Recorded:
     if row.state == JobState.SUCCEEDED:
         if row.claim_token == outcome.claim.token:
             return Recorded.REPEATED
-        # The first success wins (invariant 3); this one was paid for all the same.
+        # The first success wins (invariant 3). This one was paid for, too: its usage is kept.
         writes.records.add_attempt(outcome, "unused")
         writes.records.add_usage(row, outcome, outcome.usage, is_used=False)
         return Recorded.UNUSED
@@ -291,12 +292,12 @@ def _decide_setback(row: AnyRow, outcome: Setback, writes: _Writes) -> None:
 
 
 def _blocked(row: AnyRow) -> dict[str, Any]:
-    """Since when the job waits at a shut gate: a claim that is returned changes nothing of it."""
+    """The columns of the job's wait at a shut gate, unchanged: a claim that is given back does not end that wait."""
     return {"blocked_since_ms": row.blocked_since_ms, "blocked_until_ms": row.blocked_until_ms}
 
 
 def _move(row: AnyRow, move: Move, outcome: Outcome, **facts: Any) -> dict[str, Any]:
-    """The parameters of one move. Columns that `facts` do not name become empty, but for what was burnt."""
+    """The parameters of one move. Columns that are not in `facts` become empty, except the counts of burnt attempts."""
     state = LEGAL_MOVES[JobState(row.state), move]
     values = _UNMOVED.copy()
     values["job_id"] = row.id

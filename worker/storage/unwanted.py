@@ -1,4 +1,4 @@
-"""Batches that no longer want some of their jobs: they were cancelled, or their input has changed."""
+"""Batches that no longer want some of their jobs, as they were cancelled, or their input has changed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from worker.storage.wants import (
 
 
 def give_up(connection: Connection, batch_id: str) -> int:
-    """How many open jobs stay although this batch is cancelled, because other batches want them: at most 500 at once.
+    """Leaves open jobs of a cancelled batch to the other batches that want them, at most 500. Returns their number.
 
-    Their results still belong to this batch, too. But its want no longer keeps them from being cancelled.
+    Their results still belong to this batch, too. But its want no longer prevents that they are cancelled.
     """
     of_others = (
         select(wants.c.position, wants.c.job_id)
@@ -50,7 +50,7 @@ def give_up(connection: Connection, batch_id: str) -> int:
             .values(is_given_up=True)
         )
         return len(pairs)
-    # Then those whose home is this batch. A batch that is not held is the better new home.
+    # Then the jobs whose home batch this is. A batch that is not held is preferred as the new one.
     query = (
         select(*HOME_COLUMNS, *WANT_COLUMNS)
         .select_from(
@@ -74,16 +74,16 @@ def give_up(connection: Connection, batch_id: str) -> int:
 
 
 def want_again(connection: Connection, batch_id: str) -> None:
-    """Takes back what `give_up` did to this batch."""
+    """Undoes `give_up` for this batch."""
     connection.execute(
         update(wants).where(wants.c.batch_id == batch_id, wants.c.is_given_up).values(is_given_up=False)
     )
 
 
 def let_go(connection: Connection, batch_id: str, places: Sequence[tuple[int, str]], *, now_ms: int) -> None:
-    """The batch no longer wants the jobs at these places (position and id, at most 500): its input has changed.
+    """Removes the batch's wants at these places (position and id, at most 500), as its input has changed.
 
-    An open job that no other batch wants ends as cancelled.
+    An open job that no other batch wants is cancelled.
     """
     gone = set(places)
     connection.execute(

@@ -1,4 +1,4 @@
-"""Sums of usage: the tokens of all answered attempts, grouped by what somebody wants to know them by."""
+"""Sums of usage: the tokens of all answered attempts, in groups."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _PAGE = 1_000
 class UsageBy(StrEnum):
     """What usage is grouped by."""
 
-    MODEL = "model"  # as the answer named it
-    DAY = "day"  # of the answer, in UTC
+    MODEL = "model"  # the model that the answer named
+    DAY = "day"  # the day of the answer, in UTC
     BATCH = "batch"
     CUSTOM = "custom"  # the producer's custom_id, over all batches
 
 
 @dataclass(frozen=True, slots=True)
 class UsageSum:
-    """The usage of one group. Unused are answers that were paid for and not used: those that came second to
-    another one, and those in which no usable completion was.
+    """The usage of one group.
 
-    `key` is the model, the batch's id, the custom_id or the day's number since the epoch; None stands for jobs
-    of no batch, or without a custom_id. `label` is a batch's label.
+    `key`: the model, the batch id, the custom_id, or the day as a number of days since 1970-01-01; None: jobs of no
+    batch, or without a custom_id. `label`: a batch's label. Unused answers were paid for, but are no results: second
+    answers of a job, and answers without a usable completion.
     """
 
     key: str | int | None
@@ -52,11 +52,11 @@ class UsageSum:
 def iterate_usage(
     connection: Connection, by: UsageBy, *, since_ms: int | None = None, batch_id: str | None = None
 ) -> Iterator[UsageSum]:
-    """The groups of usage, most tokens first; days in their order. Memory stays flat however many there are.
+    """The groups of usage, most tokens first; days in order of time. Memory stays flat however many there are.
 
-    Only answers recorded at or after `since_ms`, and only those of jobs that `batch_id` wants, where given: under
-    its own names, and also where another batch made them. Over all batches each answer counts once, with the batch
-    that was its job's home.
+    With `since_ms`, only answers recorded at that time or later. With `batch_id`, only answers for jobs that the batch
+    wants, with its names for them, whichever their home batch. Without it each answer counts once, for the home batch
+    of its job.
     """
     statement = _grouped(by, batch_id)
     if since_ms is not None:
@@ -69,7 +69,7 @@ def iterate_usage(
         statement = statement.where(is_of_batch)
     for row in connection.execute(statement.execution_options(yield_per=_PAGE)):
         key, label, *sums = row
-        # PostgreSQL sums to a decimal or a bigint, by the column's type.
+        # PostgreSQL's sums are decimal or bigint, by the type of the column.
         yield UsageSum(None if key == "" else key, label, *(int(one) for one in sums))
 
 
@@ -80,7 +80,7 @@ def _grouped(by: UsageBy, batch_id: str | None) -> Select[Any]:
     if by is UsageBy.MODEL:
         key = usage.c.model
     elif by is UsageBy.DAY:
-        # A literal: PostgreSQL must see that the grouped and the selected expression are the same.
+        # A literal, so that PostgreSQL sees that the grouped and the selected expressions are the same.
         key = usage.c.created_at_ms // literal_column(str(_DAY_MS))
     elif by is UsageBy.BATCH:
         key, label = usage.c.batch_id, batches.c.label
@@ -89,7 +89,7 @@ def _grouped(by: UsageBy, batch_id: str | None) -> Select[Any]:
         key = jobs.c.custom_id
         source = usage.outerjoin(jobs, jobs.c.id == usage.c.job_id)
         if batch_id is not None:
-            # A job that it wants at two places is one answer, under one of its names.
+            # A job that the batch wants at two places is one answer, with one of its names.
             own = (
                 select(wants.c.job_id, func.min(wants.c.custom_id).label("name"))
                 .where(wants.c.batch_id == batch_id)

@@ -1,11 +1,11 @@
-"""Which batches want a job: any number of them, each at a place and under a name of its own.
+"""The batches that want a job: any number of them, each with its own position and custom_id for the job.
 
-One of them is the job's home: the job is scheduled with it, and its place and name are in the job's own row. Each
-further want is a row of `wants`. The invariant: while a batch that is not held wants an open job, the job's home is
-such a batch. So the relay and the claims ask only whether a job's home is held.
+One of them is the job's home batch: the job is scheduled with it, and its position and custom_id are in the job's row.
+Each further want is a row of `wants`. The invariant: while a batch that is not held wants an open job, the job's home
+batch is not held. So the relay and the claims check only the home batch.
 
-All changes of wants, and of which batches are held, go through here. Two transactions at the same time can miss each
-other's change: `bring_home`, which each living run calls repeatedly, makes that good.
+All changes of wants, and of held batches, are made here. Two transactions at the same time can miss each other's
+change: `bring_home`, which each living run calls repeatedly, corrects that.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OPEN = tuple(state for state in JobState if state in OPEN_STATES)
 
 
 class Wanted(str):
-    """A job's id with the custom_id that its result is wanted under, which need not be the name in the job's row."""
+    """A job's id, with a batch's custom_id for the job. It may differ from the one in the job's row."""
 
     __slots__ = ("custom_id",)
     custom_id: str | None
@@ -60,7 +60,7 @@ class Wanted(str):
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """That a batch wants a job: at which place, and under which name."""
+    """A batch's want of a job: its position and custom_id for the job."""
 
     batch_id: str
     position: int
@@ -70,7 +70,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """A job whose home becomes the want `to`. The home that it had becomes a want, unless it `is_dropped`."""
+    """A change of a job's home batch to that of the want `to`. The old home becomes a want, unless it `is_dropped`."""
 
     job_id: str
     home: Want
@@ -88,7 +88,7 @@ WANT_COLUMNS = (
 )
 _IS_LIVING = exists().where(batches.c.id == _of_batch, batches.c.held_at_ms.is_(None))
 _IS_HOME_HELD = exists().where(batches.c.id == jobs.c.batch_id, batches.c.held_at_ms.is_not(None))
-# A bulk job that its batch no longer wants. A lone job never had a home, and no batch can hold it.
+# A bulk job that its batch no longer wants. A lone job without a batch is another thing: no batch can hold it.
 _IS_HOMELESS = and_(jobs.c.batch_id == "", jobs.c.is_bulk)
 _TO_BRING_HOME = (
     select(*HOME_COLUMNS, *WANT_COLUMNS)
@@ -104,9 +104,10 @@ _TO_BRING_HOME = (
     .limit(MAX_ROWS)
 )
 wanter = batches.alias("wanter")
-# A batch that is at work comes first.
+# Batches that are not held come first.
 last_if_held = case((wanter.c.held_at_ms.is_not(None), 1), else_=0)
-# Written so that no index serves it: these look through the wants, which are few, not through a batch's million jobs.
+# As an expression, so that no index of batches is used: these statements read the wants, which are few, and not a
+# batch's million jobs.
 home_unindexed = jobs.c.batch_id.concat("")
 _TO_HAND_OVER = (
     select(*HOME_COLUMNS, *WANT_COLUMNS)
@@ -131,7 +132,7 @@ _TO_SETTLE = (
     )
     .order_by(jobs.c.id, last_if_held, wants.c.batch_id, wants.c.position)
 )
-# A defect: an open job whose home is held, although a batch that is not held wants it.
+# Breaks the invariant: an open job whose home batch is held, although a batch that is not held wants it.
 IS_LEFT_BEHIND = and_(
     is_in(*OPEN),
     _IS_HOME_HELD,
@@ -147,7 +148,7 @@ IS_LEFT_BEHIND = and_(
 
 
 def add_wants(connection: Connection, new: Sequence[Want]) -> None:
-    """Writes down further wants of jobs that are there. A job whose home is held gets one that is not."""
+    """Writes further wants of jobs. A job whose home batch is held gets another one that is not."""
     if not new:
         return
     wanted = {(want.batch_id, want.position, want.job_id): want for want in new}
@@ -159,7 +160,7 @@ def add_wants(connection: Connection, new: Sequence[Want]) -> None:
         ).all()
         for row in homes:
             wanted.pop((row.batch_id, row.position, row.id), None)
-        # A transaction that holds one of these batches at the same time waits for this one, and sees these wants.
+        # A transaction that holds one of these batches at the same time waits for the row locks, and sees these wants.
         connection.execute(
             select(batches.c.id)
             .where(batches.c.id.in_(sorted({row.batch_id for row in homes})))
@@ -185,9 +186,9 @@ def add_wants(connection: Connection, new: Sequence[Want]) -> None:
 
 
 def settle(connection: Connection, ids: Sequence[str]) -> None:
-    """Finds a home for those of `ids` that are open and whose home is held, or that have none.
+    """Finds a new home batch for open jobs of `ids` whose home batch is held, or that have none.
 
-    A batch at work that wants them; one that is held only where there was none.
+    A batch that wants the job and is not held; for a job without a home batch, else one that is held.
     """
     ordered = sorted(ids)
     for start in range(0, len(ordered), MAX_ROWS):
@@ -197,14 +198,14 @@ def settle(connection: Connection, ids: Sequence[str]) -> None:
 
 
 def needs_bringing_home(connection: Connection, batch_id: str) -> bool:
-    """Whether a batch that is not held wants open jobs whose home is held."""
+    """Whether this batch is not held, and wants open jobs whose home batch is held."""
     return connection.execute(_TO_BRING_HOME.limit(1), {"of_batch": batch_id}).first() is not None
 
 
 def bring_home(connection: Connection, batch_id: str) -> int:
-    """Makes this batch, unless it is held, the home of open jobs that it wants and whose home is held.
+    """Makes this batch the home batch of open jobs that it wants and whose home batch is held.
 
-    At most 500 wants at once, and how many were met: call again while it is 500.
+    Does nothing if this batch is held. Reads at most 500 wants and returns their number: call again while it is 500.
     """
     found = connection.execute(locked(_TO_BRING_HOME), {"of_batch": batch_id}).all()
     swap_homes(connection, [Swap(row.id, home_of(row), want_of(row)) for row in first_of_each(found)])
@@ -212,9 +213,9 @@ def bring_home(connection: Connection, batch_id: str) -> int:
 
 
 def hand_over(connection: Connection, batch_id: str) -> int:
-    """Gives open jobs of this batch, if it is held, to batches that want them too and are not held.
+    """If this batch is held, gives its open jobs to batches that want them, too, and are not held.
 
-    At most 500 wants at once, and how many were met: call again while it is 500.
+    Reads at most 500 wants and returns their number: call again while it is 500.
     """
     found = connection.execute(locked(_TO_HAND_OVER), {"of_batch": batch_id}).all()
     swap_homes(connection, [Swap(row.id, home_of(row), want_of(row)) for row in first_of_each(found)])
@@ -222,7 +223,7 @@ def hand_over(connection: Connection, batch_id: str) -> int:
 
 
 def keep_going(connection: Connection, ids: Sequence[str]) -> None:
-    """Takes back that open jobs among `ids` (at most 500) were asked to stop: a batch wants them."""
+    """Withdraws the request to cancel open jobs of `ids` (at most 500), as a batch wants them."""
     connection.execute(
         update(jobs)
         .where(jobs.c.id.in_(sorted(ids)), jobs.c.is_cancel_requested, is_in(*OPEN))
@@ -233,7 +234,7 @@ def keep_going(connection: Connection, ids: Sequence[str]) -> None:
 def fetch_places(
     connection: Connection, batch_id: str, *, after: tuple[int, str], limit: int = MAX_ROWS
 ) -> list[tuple[int, str]]:
-    """The next places of a batch behind a position and an id, each with the job wanted there; at most `limit`."""
+    """The next places of a batch after a position and an id, as (position, job id), at most `limit`."""
     home = (
         at_home(batch_id)
         .where(tuple_(jobs.c.position, jobs.c.id) > after)
@@ -257,7 +258,7 @@ def fetch_places(
 
 
 def fetch_wants(connection: Connection, job_id: str) -> list[tuple[Want, str | None]]:
-    """The wants of a job beside its home's, each with its batch's label, by batch and position."""
+    """The wants of a job, without that of its home batch, by batch and position; each with its batch's label."""
     rows = connection.execute(
         select(wants, batches.c.label)
         .select_from(wants.outerjoin(batches, batches.c.id == wants.c.batch_id))
@@ -268,7 +269,7 @@ def fetch_wants(connection: Connection, job_id: str) -> list[tuple[Want, str | N
 
 
 def swap_homes(connection: Connection, swaps: list[Swap]) -> None:
-    """Gives each job its new home. The rows of the jobs are locked, or SQLite's only writer is this one."""
+    """Gives each job its new home batch. The caller has locked the rows of the jobs, or is SQLite's only writer."""
     if not swaps:
         return
     connection.execute(
@@ -278,7 +279,7 @@ def swap_homes(connection: Connection, swaps: list[Swap]) -> None:
             batch_id=bindparam("to_batch"),
             position=bindparam("to_position"),
             custom_id=bindparam("to_custom_id"),
-            # A message that came while its home was held was dropped: it is published again.
+            # A hint that came while the home batch was held was dropped: the job is published again.
             published_at_ms=None,
         ),
         [
@@ -291,7 +292,7 @@ def swap_homes(connection: Connection, swaps: list[Swap]) -> None:
             for swap in swaps
         ],
     )
-    # Tokens are counted with the home, and with every batch that wants the job beside it.
+    # Tokens are counted for the home batch, and for each other batch that wants the job.
     connection.execute(
         update(usage).where(usage.c.job_id == bindparam("of_job")).values(batch_id=bindparam("to_batch")),
         [{"of_job": swap.job_id, "to_batch": swap.to.batch_id} for swap in swaps],

@@ -1,4 +1,4 @@
-"""What is left to do for an endpoint, for a worker that ends when nothing is."""
+"""What is left to do for an endpoint. A draining worker ends when nothing is left."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from worker.storage.batches import fetch_held
 from worker.storage.tables import IDLE, is_in, is_published, is_ready, jobs
 
 HELD_ADVICE = "the same `antrean run` goes on, `antrean cancel BATCH` gives it up"
-"""What to do about jobs of a run that was stopped."""
+"""The advice for jobs of a held batch."""
 
 
 def has_work(connection: Connection, endpoint: str) -> bool:
-    """Whether a job of this endpoint is to be done, or is being done, whoever does it.
-
-    Jobs of a run that was stopped are held for that run, and do not count.
-    """
+    """Whether this endpoint has open jobs, also running ones of other workers. Jobs of held batches do not count."""
     of_endpoint = select(jobs.c.id).where(jobs.c.endpoint == endpoint).limit(1)
     if connection.execute(of_endpoint.where(is_in(JobState.RUNNING))).first() is not None:
         return True
     is_unheld = jobs.c.batch_id.not_in(fetch_held(connection, endpoint))
-    # One by one: each has an index of its own.
+    # One query for each condition: each has its own index.
     return any(
         connection.execute(of_endpoint.where(is_so, is_unheld)).first() is not None
         for is_so in (is_in(JobState.WAITING), is_published(), is_ready())
@@ -31,7 +28,7 @@ def has_work(connection: Connection, endpoint: str) -> bool:
 
 
 def count_held(connection: Connection, endpoint: str) -> Mapping[str, int]:
-    """Jobs of this endpoint that are left to runs that were stopped, by the id of the run's batch; by id."""
+    """The number of this endpoint's open jobs in held batches, by batch id, sorted by id."""
     statement = (
         select(jobs.c.batch_id, func.count().label("left"))
         .where(jobs.c.batch_id.in_(fetch_held(connection, endpoint)), is_in(*IDLE))
@@ -42,7 +39,7 @@ def count_held(connection: Connection, endpoint: str) -> Mapping[str, int]:
 
 
 def count_failed_since(connection: Connection, endpoint: str, *, since_ms: int) -> int:
-    """Jobs of this endpoint that have failed or expired since then, and were not queued again."""
+    """The number of this endpoint's jobs that failed or expired at or after `since_ms`, and were not queued again."""
     statement = (
         select(func.count())
         .select_from(jobs)

@@ -1,4 +1,4 @@
-"""Worker rows: heartbeat, lease, orphans, and the rescue of what a dead worker held."""
+"""Worker rows: heartbeat, lease, orphans, and the rescue of a dead worker's jobs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ORPHAN_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A worker's sequence number as last seen. Rescue compares two looks, never two clocks."""
+    """A worker's sequence number as it was read. Rescue compares two of them, never two clocks."""
 
     worker_id: str
     sequence: int
@@ -37,7 +37,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """A worker process, for people."""
+    """Facts of a worker process, for people."""
 
     id: str
     endpoint: str
@@ -47,14 +47,14 @@ class WorkerFacts:
     started_at_ms: int
     beat_at_ms: int
     lease_ms: int
-    running: int  # jobs claimed by it, also ahead of its slots
+    running: int  # jobs that it has claimed, with those claimed ahead
 
     @property
     def slots_in_use(self) -> int:
         return min(self.running, self.slots)
 
     def is_silent(self, now_ms: int) -> bool:
-        """Whether its last beat is older than its lease: for people, by two clocks; rescue decides by none."""
+        """Whether its last beat is older than its lease. For people: it compares two clocks, which rescue does not."""
         return now_ms - self.beat_at_ms > self.lease_ms
 
 
@@ -69,7 +69,7 @@ def register_worker(
     lease_ms: int,
     now_ms: int,
 ) -> None:
-    """Writes the row of a new worker process; its id must be new as well."""
+    """Writes the row of a new worker process, with a new id."""
     connection.execute(
         insert(workers).values(
             id=worker_id,
@@ -86,7 +86,7 @@ def register_worker(
 
 
 def beat(connection: Connection, worker_id: str, *, now_ms: int) -> bool:
-    """Raises the sequence number. False if the row is gone. A worker taken for lost is live again."""
+    """Raises the sequence number. False if the row is gone. A worker that was marked as lost is live again."""
     changed = connection.execute(
         update(workers)
         .where(workers.c.id == worker_id)
@@ -105,9 +105,10 @@ def end_worker(connection: Connection, worker_id: str, *, reason: str, now_ms: i
 
 
 def fetch_beats(connection: Connection) -> list[Beat]:
-    """The beats of all workers that may hold claims: not ended, or with jobs running (by a whole claim). Unordered.
+    """The beats of all workers that may have claims: those that have not ended, and those with running jobs. Unordered.
 
-    A worker whose row is gone but whose jobs are running has sequence -1 and lease 0.
+    A worker with running jobs and without a row has sequence -1 and lease 0. Running jobs without a claim token do not
+    count.
     """
     live = connection.execute(
         select(workers.c.id, workers.c.sequence, workers.c.lease_ms).where(workers.c.ended_at_ms.is_(None))
@@ -134,7 +135,7 @@ def fetch_endpoint_of(connection: Connection, worker_id: str) -> str | None:
 
 
 def is_known(connection: Connection, worker_id: str) -> bool:
-    """Whether this ledger has heard of the worker: one home may have workers of several ledgers."""
+    """Whether this ledger has the worker's row. Workers of several ledgers may share a home."""
     if fetch_endpoint_of(connection, worker_id) is not None:
         return True
     held = select(jobs.c.id).where(is_in(JobState.RUNNING), jobs.c.worker_id == worker_id).limit(1)
@@ -144,9 +145,10 @@ def is_known(connection: Connection, worker_id: str) -> bool:
 def release_orphans(
     connection: Connection, worker_id: str, *, held: Collection[str], now_ms: int
 ) -> list[str]:
-    """Ids of jobs that run under this worker but not in its memory, queued again unburnt (at most 500).
+    """Queues orphans of this worker again, unburnt, at most 500. Returns their ids.
 
-    They come from a COMMIT whose answer was lost, or a thread that died.
+    Orphans run under this worker, but are not among `held`, the jobs in its memory: the answer to a COMMIT was lost, or
+    a thread died.
     """
     rows = connection.execute(select(jobs.c.id).where(_is_claimed(), jobs.c.worker_id == worker_id))
     orphans = sorted(row.id for row in rows if row.id not in held)[:MAX_ROWS]
@@ -164,18 +166,18 @@ def release_orphans(
 
 
 def is_of_this_ledger(connection: Connection, worker_id: str, claims: Iterable[tuple[str, str]]) -> bool:
-    """Whether this worker ever beat here, or one of its `claims` (job and token) was made here.
+    """Whether this ledger has the worker's row, or one of its `claims` (job id and token).
 
-    Its row names a worker's ledger: it is written before the worker takes any job, and never removed. The claims are
-    for a database that was restored from a backup, and for workers of before.
+    A worker's row is written before its first claim, and never removed. The claims are checked for a database that was
+    restored from a backup, and for workers of older versions.
     """
     if fetch_endpoint_of(connection, worker_id) is not None:
         return True
-    is_empty = True  # without a readable claim it cannot be another ledger's
+    is_empty = True  # without a readable claim nothing shows that it belongs to another ledger
     for job_id, token in claims:
         is_empty = False
         found = connection.execute(select(jobs.c.claim_token).where(jobs.c.id == job_id)).first()
-        # An id that is unlike any other is one job wherever it is; one that somebody chose may be two.
+        # A UUID names one job in all ledgers. Another id, which a producer chose, may name two.
         if found is not None and (found.claim_token == token or _UNIQUE_ID.fullmatch(job_id)):
             return True
         lost = select(attempts.c.job_id).where(attempts.c.job_id == job_id, attempts.c.claim_token == token)
@@ -192,11 +194,11 @@ def rescue_jobs(
     now_ms: int,
     has_given_back: bool = False,
 ) -> list[str]:
-    """Ids of at most 500 jobs of a dead worker that were queued again, or failed `worker_lost`.
+    """Queues jobs of a dead worker again, or fails them as `worker_lost`. At most 500; returns their ids.
 
-    Only a loss while it ran alone counts towards `worker_lost`: its neighbours are innocent. `has_given_back`: the
-    worker ended in order while the database was away, and no loss is counted. Call again until it returns nothing,
-    then mark the worker as lost.
+    Only solo losses count towards `worker_lost`, as another job may have caused the others. `has_given_back`: the
+    worker ended in order while the database was away; then no loss is counted. Call again until it returns none, then
+    mark the worker as lost.
     """
     rows = connection.execute(
         select(*_ORPHAN_COLUMNS)
@@ -239,12 +241,12 @@ def fetch_workers(connection: Connection) -> list[WorkerFacts]:
 
 
 def _is_claimed() -> ColumnElement[bool]:
-    # Without a token no attempt can be written: such a job is left to the doctor, and must not stop a heartbeat.
+    # Without a token no attempt can be written. The doctor repairs such a job; it must not break a heartbeat.
     return is_in(JobState.RUNNING) & jobs.c.claim_token.is_not(None)
 
 
 def _outcome(row: AnyRow, worker_id: str, *, now_ms: int, max_solo_losses: int | None) -> Loss | GiveBack:
-    """What the claim in `row` came to: its worker's death, or nothing where there is no `max_solo_losses`."""
+    """The outcome of the claim in `row`: a loss; if `max_solo_losses` is None, a give back."""
     claim = Claim(row.id, row.claim_token, row.claims, row.generation, worker_id)
     if max_solo_losses is None:
         return GiveBack(claim, row.claimed_at_ms, now_ms)

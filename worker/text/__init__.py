@@ -1,1 +1,1 @@
-"""Text as others may be given it: printable, and broken between words."""
+"""Text that is safe to print, and line breaks between words."""

@@ -1,4 +1,4 @@
-"""Names and ids of other programs: what reads as one may be logged and shown, what reads as a prompt may not."""
+"""Names and ids from other programs. Text with the form of a name may be logged; other text may be a prompt."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _NAME = re.compile(r"[\w.:@/+-]{1,160}", re.ASCII)
 
 
 def as_name(value: object) -> str | None:
-    """`value` if it reads as a name or an id, as a prompt does not; else None."""
+    """`value` if it has the form of a name or an id: 1 to 160 ASCII letters, digits and `_.:@/+-`. Else None."""
     return value if isinstance(value, str) and _NAME.fullmatch(value) else None

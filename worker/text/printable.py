@@ -1,29 +1,29 @@
-"""Text from outside, as a terminal, a spreadsheet or a JSON reader may be given it. Pure.
+"""Makes text from outside safe for a terminal, a spreadsheet or a JSON reader. Pure.
 
-Names of files, batches and models, and the words of an endpoint, are anybody's: an escape sequence steers a
-terminal, a mark of direction reorders what it shows, and a cell that begins with `=` is run by a spreadsheet.
+Names of files, batches and models, and texts of an endpoint, may hold anything: an escape sequence controls a
+terminal, a direction mark reorders what it shows, and a spreadsheet runs a cell that begins with `=`.
 """
 
 from __future__ import annotations
 
 import re
 
-# C0 and C1 controls, separators and marks of direction, what is invisible by design, and lone surrogates. The
-# joiners and breaks of zero width (U+200B to U+200D) stay: emoji and whole scripts are written with them.
+# C0 and C1 controls, separators, direction marks, invisible characters, and lone surrogates. Zero-width joiners and
+# breaks (U+200B to U+200D) stay: emoji and many scripts need them.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _NOT_ASCII = re.compile("[^\x00-\x7e]")
 _SIGNS = {"·": "-", "–": "-", "×": "x", "…": "...", "→": "->", "≤": "<=", "≥": ">="}
-# Besides the ASCII signs, the wide ones that a spreadsheet may take for them.
+# Signs that begin a formula in a spreadsheet: in ASCII, and the wide forms that some programs accept for them.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """One line that shows `text` and steers nothing: each unprintable character but those in `keep` is spelled out.
+    """`text` as one safe line: each unprintable character, except those in `keep`, is written as an escape sequence.
 
-    An escape character becomes the four characters `\\x1b`. The same text comes out when it is put in again.
+    An escape character becomes the four characters `\\x1b`. Idempotent: the result stays the same if put in again.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -33,24 +33,24 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def printable_text(text: str) -> str:
-    """Text of several lines as `printable` shows it: lines stay lines, tabs stay tabs."""
+    """`text` made safe as by `printable`, but line breaks and tabs stay."""
     return printable(text.replace("\r\n", "\n"), keep="\n\t")
 
 
 def printable_json(encoded: str, *, is_ascii: bool = False) -> str:
-    """The same JSON value in characters that steer nothing: an unprintable one is written as JSON escapes it.
+    """The same JSON value with each unprintable character as a JSON escape.
 
-    With `is_ascii` every one beyond ASCII is, for a reader of another encoding.
+    With `is_ascii`, all characters beyond ASCII are escaped, for a reader that uses another encoding.
     """
     if encoded.isascii() and "\x7f" not in encoded:
-        return encoded  # what is below U+0020, JSON escapes anyway
+        return encoded  # characters below U+0020 are always escaped in JSON
     return (_NOT_ASCII if is_ascii else _UNPRINTABLE).sub(_escape_in_json, encoded)
 
 
 def csv_cell(value: object) -> object:
-    """A value as a CSV writer may write it: text that a spreadsheet would run gets a `'` before it.
+    """A value for a CSV writer: text that a spreadsheet would run as a formula gets a `'` before it.
 
-    Numbers and None stay what they are. Lines stay lines; other control characters are spelled out.
+    Numbers and None are not changed. Line breaks stay; other control characters are escaped.
     """
     if not isinstance(value, str):
         return value
@@ -59,7 +59,7 @@ def csv_cell(value: object) -> object:
 
 
 def in_ascii(text: str) -> str:
-    """`text` in ASCII, as near as it gets: signs of ours by their ASCII forms, other characters by their numbers."""
+    """`text` in ASCII: antrean's own signs as similar ASCII signs, other characters as escapes with their numbers."""
     return _NOT_ASCII.sub(lambda found: _SIGNS.get(found[0]) or _number(found[0]), text)
 
 
@@ -71,5 +71,5 @@ def _number(character: str) -> str:
 def _escape_in_json(found: re.Match[str]) -> str:
     character = found[0]
     if character < " ":
-        return character  # outside of strings only: the line breaks of an indented value
+        return character  # a line break of an indented value, which is outside of strings
     return _number(character)

@@ -1,4 +1,4 @@
-"""Lines broken between words, for a terminal: what it breaks itself, it breaks inside of words."""
+"""Breaks lines between words for a terminal. A terminal itself would break them inside of words."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from dataclasses import dataclass
 from worker.text.columns import count_columns
 
 HANG = 2
-"""Columns by which the rows below the first are indented further than it: so one sees where a line begins."""
-
-_LEAST = 20  # columns that are left for words beside an indent
-# A command between backticks is to be copied and stays whole, so does a number with its word, and a row ends with the
-# dot between two facts.
+"""Columns by which the rows after the first are indented more than the first. They show where a line begins."""
+_LEAST = 20  # columns that an indent must leave for words
+# These stay on one row: a command between backticks (it is to be copied), a number with its word, and a fact with the
+# dot after it.
 _WHOLE = re.compile(r"(?:\d[\d.,]* )?(?:`[^`]*`|[^ ])+(?: ·)?(?= |$)")
 _WORD = re.compile(r"[^ ]+")
 
 
 def terminal_width(descriptor: int) -> int | None:
-    """Columns of the terminal behind `descriptor`; None where it is a pipe or a file, whose lines stay whole."""
+    """The columns of the terminal at `descriptor`; None for a pipe or a file, whose lines are not broken."""
     try:
         return os.get_terminal_size(descriptor).columns or None
     except OSError:
@@ -29,7 +28,7 @@ def terminal_width(descriptor: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A part of a line, from `start` to `end`, and the spaces before it."""
+    """A part of a line: its characters from `start` to `end` (exclusive), after `indent` spaces."""
 
     indent: int
     start: int
@@ -39,10 +38,10 @@ class Row:
 def break_line(
     text: str, width: int, *, hang: int | None = None, measure: Callable[[str], int] = count_columns
 ) -> list[Row]:
-    """The rows of one line. None is wider than `width` columns, but for a word that is.
+    """The rows of one line. No row is wider than `width` columns, unless a single word is.
 
-    `hang`: the spaces before each row but the first; unless given, two more than the line begins with. A path, an id or
-    a command that would not fit behind them has fewer: what is to be copied stays whole where it can.
+    `hang`: the spaces before each row except the first; by default two more than the line's own indent. A path, an id
+    or a command that does not fit after them gets a smaller indent, so that it stays on one row if possible.
     """
     hang = len(text) - len(text.lstrip(" ")) + HANG if hang is None else hang
     hang = min(hang, max(0, width - _LEAST))
@@ -59,7 +58,7 @@ def break_line(
 def wrap_line(
     text: str, width: int | None, *, hang: int | None = None, measure: Callable[[str], int] = count_columns
 ) -> list[str]:
-    """`text` as rows of a terminal of `width` columns; as it is where `width` is None."""
+    """`text` as rows for a terminal of `width` columns; unchanged if `width` is None."""
     if width is None or measure(text) <= width:
         return [text]
     rows = break_line(text, width, hang=hang, measure=measure)
@@ -67,7 +66,7 @@ def wrap_line(
 
 
 def wrap_lines(text: str, width: int | None) -> str:
-    """`text`, of several lines, each of them as `wrap_line` has it."""
+    """`text`, each of its lines broken as by `wrap_line`."""
     return "\n".join(row for line in text.split("\n") for row in wrap_line(line, width))
 
 

@@ -1,4 +1,4 @@
-"""What a process remembers of its calls, to tell whose a failure is: the endpoint's, or the job's own."""
+"""What a process remembers of its calls. It decides by this whether a failure is the endpoint's or the job's own."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from worker.policy.retry import Whose
 _MOST_HISTORIES = 4096
 _MOST_KEYS = 256
 _LONGEST_LOOKED_AT = 400
-_MOST_UNDECIDED = 5  # 1 + 2 + 4 + 8 + 8 s: then a job that nobody can be asked about fails
+_MOST_UNDECIDED = 5  # waits of 1 + 2 + 4 + 8 + 8 s: without another job's answer the job then fails
 _MOST_LAST_CHANCES = 3
-_LONE_AFTER = 3  # refusals of one job, nobody else's, at a key that worked a moment ago
+_LONE_AFTER = 3  # refusals of one job, and of no other, with a key that worked a moment ago
 _LONE_AFTER_S = 6.0
 _A_MOMENT_AGO_S = 60.0
 _OWN_FOR_S = 600.0
@@ -34,17 +34,17 @@ _OWN_FOR_S = 600.0
 
 @dataclass(slots=True)
 class _History:
-    """The failures of one job while it is not known whose they are."""
+    """The failures of one job for which it is not decided yet whether they are its own."""
 
-    order: int  # of its latest failure, among all that this process saw
+    order: int  # of its latest failure, in the count of all events of this process
     count: int = 0  # failures so far
-    again: int = 0  # of them, after others were answered
-    chances: int = 0  # how often the failure of its last attempt was not counted
+    again: int = 0  # those of them that came after another job was answered
+    chances: int = 0  # how often its last attempt failed and was not burnt
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whose a failure is. `asked` counts how often it was left open for this job before."""
+    """Whose a failure is. `asked`: how often the decision was put off for this job before."""
 
     whose: Whose
     asked: int = 0
@@ -53,33 +53,34 @@ class Verdict:
 class Evidence:
     """One per process. Thread-safe. Times are this process's monotonic seconds: no two clocks are compared.
 
-    `began` and `order` are of one count, of calls as they begin and failures as they are seen: which of two came first.
-    A call's `number` is its place among the calls alone, of which there were `calls` so far.
+    `began` and `order` are numbers from one counter, which counts the starts of calls and the failures: the smaller one
+    came first. `number` is a call's number among the calls only; `calls` is how many calls there were so far.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._run: dict[str, None] = {}  # different jobs that failed in trouble since the last success
-        self._numbers: list[int] = []  # of the calls of that run
-        self._refusals: dict[str, dict[str, None]] = {}  # the same of refusals, by likeness
-        self._own: OrderedDict[str, tuple[str, float]] = OrderedDict()  # likeness to model and when
+        self._run: dict[str, None] = {}  # jobs whose calls failed like an outage since the last success
+        self._numbers: list[int] = []  # the numbers of those calls
+        self._refusals: dict[str, dict[str, None]] = {}  # jobs that were refused since then, by likeness
+        # Refusals that were a job's own: likeness to (model, time).
+        self._own: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._histories: OrderedDict[str, _History] = OrderedDict()
         self._rate = HEALTHY_RATE
         self._answers = 10.0
-        self._failures = 0  # since the last success, also behind a shut gate: not in the rate yet
+        self._failures = 0  # since the last success, also at a shut gate; not yet counted in the rate
         self._succeeded_s = float("-inf")
-        self._latest_began = 0  # the order of the latest call that succeeded
+        self._latest_began = 0  # the `began` of the latest call that succeeded
 
     @property
     def failure_rate(self) -> float:
-        """The share of calls that fail in trouble beside others that do not, over the last thousand or so."""
+        """The usual share of calls that fail like an outage although there is none, over about the last 1,000 calls."""
         return self._rate
 
     def succeeded(self, job_id: str, model: str, *, began: int, now_s: float) -> None:
-        """A call was answered: the endpoint serves, or did so when it `began`."""
+        """Records that a call was answered. The endpoint was serving when that call began."""
         with self._lock:
             if self._failures:
-                # A success among these failures shows that it was no outage: they count towards the usual rate.
+                # A success among these failures shows that they were no outage: they count towards the usual rate.
                 self._learn(1.0, self._failures)
                 self._failures = 0
             self._learn(0.0, 1)
@@ -97,7 +98,7 @@ class Evidence:
                 self._histories.pop(job_id, None)
 
     def reopened(self) -> None:
-        """A probe opened the gate: what failed before it was the outage's, and says nothing of other times."""
+        """Records that a probe opened the gate. Earlier failures were the outage's; the usual rate leaves them out."""
         with self._lock:
             self._failures = 0
             self._run.clear()
@@ -126,15 +127,14 @@ class Evidence:
     ) -> Verdict:
         """Whose this failure is. `gate` is as it stands now.
 
-        `is_last`: an attempt that is burnt fails the job. `is_only`: its producer asked for no more than one, and so
-        for no patience with the endpoint either. `has_others` tells whether another job could be asked, and is called
-        only where that decides; so is `was_accepted`, which tells whether a command that asked found the key taken.
-        The job was tried `tries` times, by whichever worker, and has waited at gates for `waited_s`.
+        `is_last`: this is the last attempt of the job's budget. `is_only`: the producer asked for one attempt only, so
+        the job does not wait for a decision. `has_others`: whether another job could be called to decide; it is called
+        only if needed. So is `was_accepted`: whether a command found the key accepted a moment ago.
+        The job was tried `tries` times, by any worker, and has waited at gates for `waited_s`.
         """
         if is_trouble(failure):
-            if (
-                is_only or not failure.was_sent
-            ):  # who was not even reached has burnt nothing, and shuts the gate
+            # A failure to reach the endpoint at all burns no attempt, and shuts the gate, whatever other jobs met.
+            if is_only or not failure.was_sent:
                 return Verdict(Whose.UNKNOWN)
             return self._judge_trouble(
                 job_id, gate, is_probe=is_probe, is_last=is_last, number=number, calls=calls, order=order
@@ -181,7 +181,8 @@ class Evidence:
                 return Verdict(Whose.ENDPOINTS)
             self._failures += 1
             history.again += was_served
-            if not history.again:  # else others were answered between its failures: they may be its own
+            # If other jobs were answered between its failures, these may be its own, and do not count as an outage.
+            if not history.again:
                 self._run[job_id] = None
                 self._numbers.append(number)
                 del self._numbers[:-_LONGEST_LOOKED_AT]
@@ -195,7 +196,7 @@ class Evidence:
                     self._histories.pop(one, None)
                 return Verdict(Whose.ENDPOINTS)
             if is_last and self._run.keys() - {job_id} and history.chances < _MOST_LAST_CHANCES:
-                # Its last attempt, and others fail too: it is not spent before it is known whose this is.
+                # Other jobs fail, too: the last attempt is not burnt before it is known whose failure this is.
                 history.chances += 1
                 return Verdict(Whose.UNDECIDED, history.chances - 1)
             return Verdict(Whose.UNKNOWN)
@@ -224,7 +225,7 @@ class Evidence:
         history.again += was_served
         run[job_id] = None
         if history.again and (not others or history.again > 1 or is_of_a_key):
-            # Others were answered since it was refused, and again it is.
+            # Other jobs were answered since this one was refused, and it is refused again.
             self._own[key] = (model, now_s)
             if len(self._own) > _MOST_KEYS:
                 self._own.popitem(last=False)
@@ -243,12 +244,12 @@ class Evidence:
         return Verdict(Whose.UNDECIDED, history.count - 1)
 
     def _has_worked_since(self, since_s: float) -> bool:
-        """Whether the key worked a moment before then, or later."""
+        """Whether the key worked at most a moment before `since_s`, or later."""
         with self._lock:
             return self._succeeded_s >= since_s - _A_MOMENT_AGO_S
 
     def _note_failure(self, job_id: str, order: int) -> tuple[_History, bool]:
-        """What is known of the job, now with one failure more; whether others were answered since the last."""
+        """The job's history with this failure added, and whether other jobs were answered since its last failure."""
         history = self._histories.pop(job_id, None)
         was_served = history is not None and self._latest_began > history.order
         if history is None:

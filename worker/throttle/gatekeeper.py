@@ -1,4 +1,4 @@
-"""The gatekeeper: asks the shared gate, closes it and opens it again, cheaply on the hot path."""
+"""The gatekeeper: a process's access to the shared gate. It asks the gate, shuts it and opens it, at little cost."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ from worker.throttle.store import GateStore
 log = structlog.get_logger(__name__)
 _FRESH_S = 0.25
 _CLOSELY_S = 0.05
-_QUIET_S = 10.0  # one that flaps is told of so often
+_QUIET_S = 10.0  # a gate that opens and shuts all the time is logged once in this time
 
 
 @dataclass(slots=True)
 class Permit:
-    """Permission to call the endpoint, held inside its `with`. A probe decides for everyone.
+    """Permission to call the endpoint, valid inside its `with`. The answer to a probe decides for all workers.
 
-    The place of a probe, under its `token`, is given back when the `with` ends, however it ends, unless the call has
-    settled it before. `order` tells which of two things of this process came first, `number` is the call's place among
-    its calls.
+    A probe, which has a `token`, ends with the `with`, unless the call has settled it before. `order`: the number of
+    the call's start among the events of this process (see `Evidence`). `number`: its number among the calls only.
     """
 
     is_granted: bool = True
@@ -53,13 +52,13 @@ class Permit:
         self.leave()
 
     def leave(self) -> None:
-        """Gives a probe's place back. Once."""
+        """Ends the probe in the store, if this permit is one. Further calls do nothing."""
         give_back, self.give_back = self.give_back, None
         if give_back is not None:
             give_back(self.token)
 
     def settle(self) -> None:
-        """The place is nobody's any more: there is nothing to give back."""
+        """Notes that the probe has ended in the store: `leave` then does nothing."""
         self.give_back = None
 
 
@@ -75,19 +74,19 @@ class Gatekeeper:
         self._probe_ttl_s = probe_ttl_s
         self._lock = threading.Lock()
         self._gate: Gate | None = None
-        self._fetched: Gate | None = None  # as it was in the store
+        self._fetched: Gate | None = None  # as it was last read from the store
         self._looked_at_s = float("-inf")
         self._told_s = float("-inf")
         self._is_shut_told = False
         self.next_order = count(1).__next__
         self._next_number = count(1).__next__
         self.calls = 0
-        self.openings = 0  # how often a gate that needed a probe was seen to open
+        self.openings = 0  # how often a gate that needed a probe was found open again
 
     def admit(self, job_id: str | None = None) -> Permit:
-        """`with gatekeeper.admit(job_id) as permit:` holds leave to call while inside.
+        """A permit for one call: `with gatekeeper.admit(job_id) as permit:`.
 
-        Where `permit.is_granted` is false there is none: the job goes back to the ledger, unburnt.
+        If `permit.is_granted` is False, the job must not be called: it goes back to the ledger, unburnt.
         """
         gate = self.look()
         if gate is None:
@@ -106,7 +105,7 @@ class Gatekeeper:
         return _REFUSED
 
     def is_known_shut(self, job_id: str) -> bool:
-        """Whether the gate, as it was last looked at, keeps this job away. Asks nobody: `admit` decides."""
+        """Whether the gate refuses this job, by the last known state. Reads nothing; only `admit` decides."""
         gate = self._gate
         if gate is None:
             return False
@@ -117,13 +116,13 @@ class Gatekeeper:
 
     def _grant(self, token: str | None) -> Permit:
         number = self._next_number()
-        self.calls = number  # not guarded: a few too low at times
+        self.calls = number  # without a lock: it may be a few too low
         is_probe = token is not None
         give_back = self._store.leave_probe if is_probe else None
         return Permit(True, is_probe, token, self.next_order(), number, give_back)
 
     def look(self, *, closely: bool = False) -> Gate | None:
-        """The gate as of at most a quarter of a second ago; `closely`, a twentieth."""
+        """The gate, at most 0.25 s old; with `closely` at most 0.05 s. None: it is open."""
         now_s = self._clock.monotonic_s()
         with self._lock:
             if now_s - self._looked_at_s < (_CLOSELY_S if closely else _FRESH_S):
@@ -136,12 +135,12 @@ class Gatekeeper:
             return self._gate
 
     def admission(self) -> tuple[Admission, tuple[str, ...]]:
-        """What the gate says to the relay, and the jobs that are refused at it."""
+        """What the gate allows the relay to publish, and the jobs that were refused at the gate."""
         gate = self.look()
         return decide_admission(gate, now_ms=self._clock.now_ms()), () if gate is None else gate.jobs
 
     def room(self, window: int) -> int:
-        """How many jobs the relay may have in the broker: none at a shut gate, one for a probe."""
+        """How many jobs the relay may have in the broker: `window`, or 0 at a shut gate, or 1 for a probe."""
         admission, _ = self.admission()
         return {Admission.OPEN: window, Admission.SHUT: 0}.get(admission, 1)
 
@@ -154,9 +153,9 @@ class Gatekeeper:
         job_id: str | None = None,
         http_status: int | None = None,
     ) -> Gate:
-        """Closes the gate for all workers after a refusal that concerns all of them.
+        """Shuts the gate for all workers, after a refusal that concerns all of them.
 
-        A call from before the gate was shut changes nothing of it, and gives no probe's place away.
+        A call that began before the gate was shut only adds its job to the refused ones, and ends no probe.
         """
         now_ms = self._clock.now_ms()
         before = self._fetch()
@@ -185,17 +184,17 @@ class Gatekeeper:
         self._keep(cool_down(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
 
     def decided_nothing(self, permit: Permit) -> None:
-        """A probe was answered, and nothing follows: the next one waits for a second, whatever the gate says."""
+        """Records a probe whose answer decided nothing. The next probe may begin a second later."""
         if permit.is_probe:
             self._change(lambda gate: put_off(gate, now_ms=self._clock.now_ms()))
         permit.leave()
 
     def was_key_accepted(self) -> bool:
-        """Whether the endpoint took the key in the last two minutes, when a command asked it."""
+        """Whether a command asked the endpoint in the last two minutes, and it accepted the key."""
         return self._store.was_accepted()
 
     def acquit(self, job_id: str) -> None:
-        """The refusal was this job's own: a gate that is shut for it alone opens."""
+        """Opens a gate that was shut because of this job alone. Its refusal was the job's own."""
         gate = self.look(closely=True)
         if gate is not None and gate.is_of_a_key and set(gate.jobs) <= {job_id} and gate.needs_probe:
             self._store.clear()
@@ -203,13 +202,14 @@ class Gatekeeper:
                 self._see(None)
 
     def succeeded(self, permit: Permit) -> None:
-        """A call was answered: a gate that waits for a probe opens for all if it was one.
+        """Records that a call was answered. If it was a probe, the gate opens for all.
 
-        A call from before the gate was shut is a sign of life and no proof: it lets the next probe come soon.
+        A call that began before the gate was shut does not open it. But it is a sign of life: the next probe may
+        begin sooner.
         """
         if permit.is_probe:
             has_opened = self._store.clear(permit.token)
-            permit.settle()  # cleared with the gate, or lost before
+            permit.settle()  # the probe ended with the gate, or before
             if has_opened:
                 with self._lock:
                     self._see(None)
@@ -247,7 +247,7 @@ class Gatekeeper:
                 log.info("gate.opened")
 
     def _tell_shut(self, gate: Gate) -> None:
-        """Tells of the first strike and of every doubling; of one that opens and shuts all the time once in a while."""
+        """Logs a gate that shuts, and every doubling of its wait; if it opens and shuts all the time, once in 10 s."""
         now_s = self._clock.monotonic_s()
         is_new = gate.strikes == 1
         if gate.strikes & (gate.strikes - 1) or (is_new and now_s - self._told_s < _QUIET_S):

@@ -1,10 +1,10 @@
--- Gives the place of one probe back.
+-- Ends one probe.
 --
 -- KEYS[1]  as in take_probe.lua
--- ARGV[1]  the token of the caller
+-- ARGV[1]  the probe's token
 -- ARGV[2]  how long a probe may take (ms)
 --
--- Answers 1 if the place was the caller's, else 0.
+-- Answers 1 if a probe of this token had not ended, else 0.
 local probes = cjson.decode(redis.call('GET', KEYS[1]) or '{}')
 if not probes[ARGV[1]] then
     return 0

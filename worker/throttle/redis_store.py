@@ -1,4 +1,4 @@
-"""The shared gate in the broker's Redis or Valkey. Fails open: a gate that cannot be read stops nobody."""
+"""The shared gate in the broker's Redis or Valkey. It fails open: if the gate cannot be read, calls go on."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from worker.throttle.store import ACCEPTED_S
 
 log = structlog.get_logger(__name__)
 _KEEP_S = 24 * 3600
-_KEEP_PROBE_MS = 3600_000  # each place has an end of its own besides
+_KEEP_PROBE_MS = 3600_000  # the life of the key; each probe in it ends earlier by itself
 _NEXT_AFTER_MS = tuple(round(next_probe_after_s(live) * 1000) for live in range(1, MOST_PROBES))
 
 
 class RedisGateStore:
     """The gate of one endpoint, shared by all workers on one broker.
 
-    Places of probes go by the broker's clock: it is the same for all. `goes_by_callers` takes the callers' instead.
+    Probes are timed by the broker's clock, which is the same for all. With `goes_by_callers`, by the callers' clocks.
     """
 
     def __init__(self, client: redis.Redis, endpoint: str, *, goes_by_callers: bool = False) -> None:
@@ -36,7 +36,7 @@ class RedisGateStore:
         self._accepted_key = f"antrean:{name}:key-accepted"
         self._take_probe = client.register_script(_script("take_probe.lua"))
         self._leave_probe = client.register_script(_script("leave_probe.lua"))
-        self.failed_open = 0  # times the gate could not be read or kept and counted as open
+        self.failed_open = 0  # how often the gate could not be read or written, and counted as open
 
     def fetch(self) -> Gate | None:
         try:
@@ -48,7 +48,7 @@ class RedisGateStore:
             return None
         try:
             return _parse(raw)
-        except (ValueError, KeyError, TypeError) as exc:  # another version's, or nobody's
+        except (ValueError, KeyError, TypeError) as exc:  # written by another version or another program
             self._count(exc)
             return None
 
@@ -123,7 +123,7 @@ def _parse(raw: bytes) -> Gate:
         until_ms=int(facts["until_ms"]),
         strikes=int(facts["strikes"]),
         needs_probe=bool(facts["needs_probe"]),
-        # Not there where an older worker shut it.
+        # Missing if a worker of an older version shut the gate.
         wait_ms=_whole(facts.get("wait_ms")),
         struck_ms=_whole(facts.get("struck_ms")),
         http_status=facts.get("http_status"),

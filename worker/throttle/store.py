@@ -1,4 +1,4 @@
-"""Where the state of gates is shared: a protocol, and a store in memory for tests and for a broker that is away."""
+"""Stores for the state of a gate: the protocol, and a store in memory for tests and for a broker that is away."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ ACCEPTED_S = 120
 
 
 class GateStore(Protocol):
-    """The gate of one endpoint. Methods do not raise when the store is away: they fail open, and count it."""
+    """The gate of one endpoint. Methods do not raise if the store is away: they fail open, and count that."""
 
     def fetch(self) -> Gate | None:
         """The gate, or None when it is open."""
 
     def put(self, gate: Gate, *, only_if_shut: bool = False) -> None:
-        """Shuts the gate. `only_if_shut` changes one that is shut, and leaves one alone that was opened meanwhile."""
+        """Shuts the gate. With `only_if_shut`, a gate that was opened meanwhile stays open."""
 
     def clear(self, token: str | None = None) -> bool:
-        """Opens the gate, and ends all probes. With the token of a probe only if that probe still has its place."""
+        """Opens the gate and ends all probes. With a probe's token, only if that probe has not ended; else False."""
 
     def take_probe(self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None) -> bool:
-        """Whether the caller has a probe's place, for at most `ttl_s` seconds, under a token of its own.
+        """Begins a probe under `token`, for at most `ttl_s` seconds. False: none may begin now.
 
-        One probe at a time; while it hangs, another one every few seconds, `MOST_PROBES` in all.
+        One probe at a time; while it has no answer, another one every few seconds, at most `MOST_PROBES` at once.
         """
 
     def leave_probe(self, token: str | None = None) -> None:
-        """Gives the place of that token back, and no other's. None ends all probes."""
+        """Ends the probe of that token. None ends all probes."""
 
     def note_accepted(self) -> None:
-        """The endpoint has just taken the key, as far as a question without a job can tell."""
+        """Notes that the endpoint has accepted the key just now, in a request without a job."""
 
     def was_accepted(self) -> bool:
-        """Whether that was noted in the last two minutes."""
+        """Whether `note_accepted` was called in the last two minutes."""
 
 
 class MemoryGateStore:
@@ -45,7 +45,7 @@ class MemoryGateStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._gate: Gate | None = None
-        self._probes: dict[str, int] = {}  # token to when it began, ms
+        self._probes: dict[str, int] = {}  # token to the probe's start, ms
         self._accepted_s = float("-inf")
 
     def fetch(self) -> Gate | None:

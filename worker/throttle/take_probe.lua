@@ -1,13 +1,13 @@
--- Takes the place of a probe, if there is one.
+-- Begins a probe, if one may begin now.
 --
--- KEYS[1]  the probes that have not ended, as JSON: token to when it began (ms of this server's clock)
--- ARGV[1]  the token of the caller
+-- KEYS[1]  the probes that have not ended, as JSON: token to the probe's start (ms of this server's clock)
+-- ARGV[1]  the new probe's token
 -- ARGV[2]  now (ms; '' for this server's clock, which is the same for all)
 -- ARGV[3]  how long a probe may take (ms)
 -- ARGV[4]  most probes at once
 -- ARGV[5]… for 1, 2, … live probes: how long after the latest the next may begin (ms)
 --
--- Answers 1 if the place is the caller's, else 0. Uses no more commands than the ACL in docs/operations.md grants.
+-- Answers 1 if the probe has begun, else 0. Uses only commands that the ACL in docs/operations.md grants.
 local now, ttl, most = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 if not now then
     local time = redis.call('TIME')
@@ -15,7 +15,7 @@ if not now then
 end
 local probes, live, latest = {}, 0, 0
 for token, began in pairs(cjson.decode(redis.call('GET', KEYS[1]) or '{}')) do
-    -- Left out: who never came back, and who was let in before the clock was set back.
+    -- Left out: probes that are past their time, and those from before the clock was set back.
     if began > now - ttl and began < now + 1000 then
         probes[token] = began
         live = live + 1

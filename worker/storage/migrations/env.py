@@ -1,4 +1,4 @@
-"""Alembic's environment: it is handed an open connection and never reads an address of its own."""
+"""Alembic's environment. It gets an open connection, and never reads an address itself."""
 
 from alembic import context
 from sqlmodel import SQLModel
@@ -10,6 +10,6 @@ context.configure(
     connection=connection,
     target_metadata=SQLModel.metadata,
     render_as_batch=connection.dialect.name == "sqlite",
-    transactional_ddl=False,  # the caller's transaction holds all of it
+    transactional_ddl=False,  # the caller has a transaction around all migrations
 )
 context.run_migrations()

@@ -1,4 +1,4 @@
-"""Who wants a job is a table: several batches may, each under a name of its own. A run that has ended is held."""
+"""A table of wants: several batches may want a job, each with its own custom_id. Batches of ended runs are held."""
 
 import time
 
@@ -22,10 +22,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("batch_id", "position", "job_id"),
     )
     op.create_index("ix_wants_job", "wants", ["job_id"], unique=False)
-    # A batch is read in the order of its input, which ids follow only until a folder has grown.
+    # A batch is read in the order of its input. The order of ids differs from it once a folder has got new files.
     op.drop_index("ix_jobs_batch_order", table_name="jobs")
     op.create_index("ix_jobs_batch_order", "jobs", ["batch_id", "position", "id"], unique=False)
-    # From now on the batch of a run that nobody runs is held, whether or not it has jobs left.
+    # From now on the batch of a run is held while no run of it lives, also if it has no open jobs.
     op.execute(
         sa.text(
             "UPDATE batches SET held_at_ms = :now_ms WHERE kind = 'run' AND held_at_ms IS NULL AND NOT EXISTS ("

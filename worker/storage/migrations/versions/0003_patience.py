@@ -1,4 +1,4 @@
-"""Until when a job at a shut gate was to wait: the time beyond it in which nobody tried is not its patience."""
+"""The time until which a job at a shut gate was to wait: later time without an attempt does not use up its patience."""
 
 import sqlalchemy as sa
 from alembic import op

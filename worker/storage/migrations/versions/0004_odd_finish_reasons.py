@@ -1,6 +1,6 @@
-"""Finish reasons out of the ordinary beside the usage: counted by batch without a look at the results.
+"""Unusual finish reasons in the usage rows: they are counted by batch without reading the results.
 
-A worker of before leaves the column empty; answers that were recorded before are not counted.
+A worker of an older version leaves the column empty. Answers that were recorded before are not counted.
 """
 
 import sqlalchemy as sa

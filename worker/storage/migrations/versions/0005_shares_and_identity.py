@@ -1,4 +1,4 @@
-"""Every batch's share of the window, waits that no clock ahead decides, and the ledger's own id."""
+"""Indexes for each batch's share of the window and for waits by a clock that is ahead; and the ledger's own id."""
 
 import uuid
 
@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Partial: neither costs anything where a job is written down, called and done.
+    # Partial indexes: a job that is written, called and done without a wait is in neither.
     op.create_index(
         "ix_jobs_due_batch",
         "jobs",

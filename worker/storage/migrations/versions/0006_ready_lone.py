@@ -1,4 +1,4 @@
-"""Lone jobs that are to be published, found among any number of others, whatever batch they name."""
+"""An index of lone jobs that are to be published, of any batch."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,7 +11,7 @@ _READY_LONE = "state = 'queued' AND published_at_ms IS NULL AND NOT is_bulk"
 
 
 def upgrade() -> None:
-    # Partial: a lone job is published with the commit that writes it down, so it is in here when that went wrong.
+    # Partial: a lone job is marked as published when it is written. It is in this index only if publishing failed.
     op.create_index(
         "ix_jobs_ready_lone",
         "jobs",
