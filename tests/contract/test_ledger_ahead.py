@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from threading import Event
+from threading import Event, current_thread
 from typing import Any
 
 import pytest
@@ -328,6 +328,47 @@ def test_a_pool_that_is_shut_keeps_nobody_waiting(house: House) -> None:
     assert [one.result(20).verdict for one in row.reports[1:]] == [Verdict.GIVEN_BACK] * 3
     assert all(map(row.has_left_no_trace, row.ids[1:3]))
     assert house.receive(house.put()).result(20).verdict is Verdict.GIVEN_BACK
+    row.endpoint.answer()
+    assert row.reports[0].result(20).verdict is Verdict.SUCCEEDED
+
+
+def test_one_that_runs_alone_and_still_has_no_thread_does_not_keep_the_worker_from_its_end(
+    house: House,
+) -> None:
+    """Celery drops what its pool has in line."""
+    id_, go_on = house.put(is_bulk=True), Event()
+    house.ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id == id_).values(losses=2)))
+    busy = [house.pool.submit(go_on.wait, 20) for _ in range(house.pool._max_workers)]
+    house.receive(id_, is_bulk=True)
+    eventually(lambda: house.pool._work_queue.qsize() == 1)
+    house.dispatcher.stop()
+    house.pool.shutdown(wait=False, cancel_futures=True)
+    assert house.slots.wait_until_idle(lambda: False, timeout_s=5)
+    go_on.set()
+    assert all(one.result(20) for one in busy)
+    assert state(house.ledger, id_) == "queued"
+
+
+def test_where_the_pool_is_shut_the_writer_does_not_wait_for_a_broker(house: House) -> None:
+    """To give a foreign message back is to ask the broker, which may hang."""
+    row = Row(house, jobs=1)
+    told, broker_answers = [], Event()
+
+    def finish(report: Report) -> None:
+        told.append((current_thread().name, report.verdict))
+        assert broker_answers.wait(20)
+
+    ids = [house.put(is_bulk=True) for _ in range(2)]
+    for id_ in ids:
+        house.dispatcher.receive(Received(id_, True, finish, lambda: None))
+    eventually(lambda: len(house.writer.held) == 3)
+    house.pool.shutdown(wait=False)
+    house.dispatcher.stop()
+    eventually(lambda: len(told) == 1)
+    house.wait_for_the_database()
+    broker_answers.set()
+    eventually(lambda: len(told) == 2)
+    assert told == [("antrean-untold", Verdict.GIVEN_BACK)] * 2
     row.endpoint.answer()
     assert row.reports[0].result(20).verdict is Verdict.SUCCEEDED
 

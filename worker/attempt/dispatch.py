@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 import structlog
 
@@ -35,7 +37,8 @@ class Received:
     """A job whose message was received.
 
     `begin` is told, in a thread of its own, that the call begins; `finish`, what became of the job. Both once at most,
-    and `finish` always.
+    and `finish` always, but where Celery's pool drops what it has in line: that worker ends, and gives all messages
+    back that it has.
     """
 
     job_id: str
@@ -77,6 +80,9 @@ class Dispatcher:
         self._turns = Turns()
         self._claim_s = self._call_s = 0.0  # how long one takes, smoothed
         self._waits_for_spool = threading.Lock()  # held by the one thread that waits
+        self._solo: deque[Received] = deque()  # jobs that run alone and have no thread yet
+        self._untold: SimpleQueue[tuple[Received, Report]] = SimpleQueue()  # since the pool is shut
+        self._tells = threading.Lock()  # held by the one thread that tells them
         self._run_soon = spawn
 
     def receive(self, one: Received) -> None:
@@ -101,6 +107,7 @@ class Dispatcher:
     def stop(self) -> None:
         """Gives back what has no thread yet, claimed or not; those in a call go on."""
         waiting, claimed = self._slots.stop()
+        self._break_solo_off()
         for one in waiting:
             self._finish(one, GIVEN_BACK)
         for one in claimed:
@@ -137,7 +144,11 @@ class Dispatcher:
         """The writer's answer where there is none."""
         if isinstance(exc, RunsAlone):
             self._slots.leave(one, has_slot=False)
-            self._spawn(lambda: self._run_alone(one), or_else=lambda: self._break_off(one))
+            self._solo.append(one)
+            if self._slots.is_stopping:
+                self._break_solo_off()
+            else:
+                self._spawn(self._run_next_alone, or_else=self._break_solo_off)
         elif isinstance(exc, (WriterStopped, Stopping)):
             self._writer.forget(
                 one.job_id
@@ -183,13 +194,21 @@ class Dispatcher:
         self._slots.end()
         self._tell(one, report)
 
-    def _run_alone(self, one: Received) -> None:
+    def _run_next_alone(self) -> None:
+        try:
+            one = self._solo.popleft()
+        except IndexError:  # a shutdown took it
+            return
         self._run(one, self._attempt_alone)
         self.advance()  # the others were held back
 
-    def _break_off(self, one: Received) -> None:
-        self._slots.end()
-        self._tell(one, GIVEN_BACK)
+    def _break_solo_off(self) -> None:
+        """Gives back the jobs that run alone and have no thread yet: a pool that is shut drops what it has in line."""
+        with suppress(IndexError):
+            while True:
+                one = self._solo.popleft()
+                self._slots.end()
+                self._finish(one, GIVEN_BACK)
 
     def _attempt(self, one: Received) -> Report:
         assert one.job is not None
@@ -243,7 +262,23 @@ class Dispatcher:
             self._tell(one, report)
             self.advance()  # another one may be claimed instead
 
-        self._spawn(finish, or_else=lambda: self._tell(one, report))
+        self._spawn(finish, or_else=lambda: self._tell_apart(one, report))
+
+    def _tell_apart(self, one: Received, report: Report) -> None:
+        """Where the pool is shut. The writer must not wait for a broker, nor the way out for a stalled one."""
+        self._untold.put((one, report))
+        if self._tells.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._tell_all, name="antrean-untold", daemon=True).start()
+            except (
+                RuntimeError
+            ) as exc:  # the next one tries again; a message of which nobody tells comes again
+                self._tells.release()
+                log.error("worker.shortage", lack=describe_shortage(exc))
+
+    def _tell_all(self) -> None:
+        while True:  # until the process ends
+            self._tell(*self._untold.get())
 
     def _tell(self, one: Received, report: Report) -> None:
         try:
