@@ -174,7 +174,6 @@ class WorkerRuntime:
         self._hurry = threading.Event()
         self._shutdown: threading.Thread | None = None
         self._shutdown_lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
         # Who is told to end before all is done was interrupted; a worker that has no end of its own was not.
         self._exit_code = ExitCode.INTERRUPTED if drains else ExitCode.OK
 
@@ -289,17 +288,17 @@ class WorkerRuntime:
     def _end_calls_and_leave(self) -> None:
         grace_s = self._settings.grace_s
         end_s = time.monotonic() + grace_s
-        deadline = threading.Timer(grace_s + _AFTER_GRACE_S - 0.2, self._leave_now)
-        deadline.daemon = True
-        try:
-            deadline.start()
-        except RuntimeError as exc:  # all waits below have ends of their own, if later ones
-            log.error("worker.stops_without_a_timer", lack=describe_shortage(exc))
+        deadline = self._leave_after(grace_s)
         log.info("worker.stopping", calls_in_flight=self._client.calls_in_flight, grace_s=grace_s)
         self._dispatcher.stop()
         self._is_stopping.set()
         self._relay.poke()
-        self._slots.wait_until_idle(lambda: self._hurry.is_set() or time.monotonic() >= end_s)
+        self._slots.wait_until_idle(
+            lambda: self._hurry.is_set() or time.monotonic() >= end_s or self._is_only_database_awaited()
+        )
+        if self._is_only_database_awaited():  # for its word on the end, neither
+            deadline.cancel()
+            deadline = self._leave_after(0.0)
         cut = self._client.cut_all_calls()
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         # Who still waits now waits for a database that hangs: what was paid for goes to the spool, or is lost.
@@ -320,6 +319,20 @@ class WorkerRuntime:
                 deadline.cancel()
                 return
         self._leave_now()
+
+    def _is_only_database_awaited(self) -> bool:
+        """Whether the jobs that are left wait for a database that is away, and no answer is lost without it."""
+        return self._writer.is_stuck and not self._executor.has_answers_at_stake
+
+    def _leave_after(self, grace_s: float) -> threading.Timer:
+        """Ends the process `grace_s` from now, and what remains for leaving, unless the timer is cancelled."""
+        deadline = threading.Timer(grace_s + _AFTER_GRACE_S - 0.2, self._leave_now)
+        deadline.daemon = True
+        try:
+            deadline.start()
+        except RuntimeError as exc:  # all waits of the way out have ends of their own, if later ones
+            log.error("worker.stops_without_a_timer", lack=describe_shortage(exc))
+        return deadline
 
     def _leave_now(self) -> None:
         # Celery's hub can hang in a stalled broker for minutes after SIGTERM; all that matters is written.
@@ -356,9 +369,7 @@ class WorkerRuntime:
             except BaseException as exc:
                 self._end_by_force(name, exc)
 
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        threading.Thread(target=guarded, name=name, daemon=True).start()
 
 
 def _ignore(_result: object) -> None:

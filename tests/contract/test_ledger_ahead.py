@@ -268,6 +268,31 @@ def test_claims_wait_for_the_database_and_nothing_is_called_meanwhile(build: Cal
     assert [one.result(20).verdict for one in reports] == [Verdict.SUCCEEDED] * 8
 
 
+@pytest.mark.parametrize("losses", [0, 2])
+def test_a_worker_that_stops_while_the_database_is_away_waits_for_no_claim(
+    build: Callable[..., House], losses: int
+) -> None:
+    """But for the call in flight, whose answer is spooled."""
+    house = build(slots=Slots(1, ahead=2))
+    ids = [house.put(is_bulk=True) for _ in range(4)]
+    house.ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id.in_(ids[1:])).values(losses=losses)))
+    endpoint = Endpoint(house)
+    paid = house.receive(ids[0], is_bulk=True)
+    eventually(lambda: endpoint.called == ids[:1])
+    house.ledger.is_away = lambda: True
+    others = [house.receive(id_, is_bulk=True) for id_ in ids[1:]]
+    eventually(lambda: house.writer.is_stuck)
+    assert house.executor.has_answers_at_stake
+    house.dispatcher.stop()
+    assert [one.result(5).verdict for one in others] == [Verdict.GIVEN_BACK] * 3
+    assert not house.slots.wait_until_idle(lambda: False, timeout_s=0.2), "the call goes on"
+    endpoint.answer()
+    assert house.slots.wait_until_idle(lambda: False, timeout_s=5)
+    assert paid.result(5).verdict is Verdict.SUCCEEDED
+    assert (len(house.spool), house.executor.has_answers_at_stake) == (1, False)
+    house.ledger.is_away = lambda: False
+
+
 def test_a_database_that_takes_no_claim_of_one_job_costs_the_others_nothing(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,8 +105,12 @@ class Dispatcher:
             self._spawn(self._wait_for_spool, or_else=self._waits_for_spool.release)
 
     def stop(self) -> None:
-        """Gives back what has no thread yet, claimed or not; those in a call go on."""
+        """Gives back what has no thread yet, claimed or not; those in a call go on.
+
+        Claims on their way are given back once they are answered. They are not waited for while the database is away.
+        """
         waiting, claimed = self._slots.stop()
+        self._writer.refuse_claims()
         self._break_solo_off()
         for one in waiting:
             self._finish(one, GIVEN_BACK)

@@ -79,6 +79,7 @@ class Executor:
         self._clock = clock
         self._is_stopping = is_stopping
         self._is_paused = is_paused
+        self._at_stake: set[str] = set()  # jobs with a call in flight, or an answer in memory alone
         self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
         self._judge = Judge(
             gatekeeper,
@@ -88,6 +89,11 @@ class Executor:
             rng=rng or random.Random(),
             is_proven=is_proven,
         )
+
+    @property
+    def has_answers_at_stake(self) -> bool:
+        """Whether a call is in flight, or an answer is neither recorded nor spooled yet."""
+        return bool(self._at_stake)
 
     def refuse(self, job_id: str) -> Report | None:
         """Why the job is not to be claimed now, as far as is known without asking. Its message is the relay's then."""
@@ -110,13 +116,17 @@ class Executor:
             return self._put_back(job, GIVEN_BACK)
         if self._is_paused() or (waited_s > _FRESH_S and self._is_unwanted(job)):
             return self._put_back(job, NOT_ADMITTED)
-        with self._gatekeeper.admit(job.id) as permit:
-            outcome = self._decide(job, permit, leave_slot) if permit.is_granted else None
+        self._at_stake.add(job.id)
+        try:
+            with self._gatekeeper.admit(job.id) as permit:
+                outcome = self._decide(job, permit, leave_slot) if permit.is_granted else None
+            if isinstance(outcome, Success):
+                return self._record_answer(job, outcome)
+        finally:
+            self._at_stake.discard(job.id)
         if outcome is None:
             leave_slot()
             return self._put_back(job, NOT_ADMITTED)
-        if isinstance(outcome, Success):
-            return self._record_answer(job, outcome)
         self._record_or_forget(outcome)
         return GIVEN_BACK if isinstance(outcome, GiveBack) else self._tell_setback(outcome)
 

@@ -16,7 +16,7 @@ from worker.clock import Clock
 from worker.errors import AntreanError, tell_place
 from worker.storage.due import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.engine import Ledger, Transaction
-from worker.storage.errors import UNSTORABLE, DatabaseAway
+from worker.storage.errors import UNSTORABLE
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.tables import MAX_ROWS
@@ -114,7 +114,8 @@ class Heart:
         """Marks this worker as stopped, and the jobs whose messages it leaves behind as not published.
 
         A claim that could not be given back, because its writer has ended, is released: no call was made for it, or
-        none that brought an answer. Raises DatabaseAway; what was given back is then said by the lock that stays.
+        none that brought an answer. Raises DatabaseAway; what was given back is then said by the lock that stays, also
+        where the database hangs and the process ends meanwhile.
         """
         worker_id, held, now_ms = self._writer.worker_id, dict(self._writer.held), self._clock.now_ms()
 
@@ -125,11 +126,8 @@ class Heart:
                 pass
             end_worker(connection, worker_id, reason="stopped", now_ms=now_ms)
 
-        try:
-            self._ledger.run(work)
-        except DatabaseAway:
-            self._presence.say_all_is_given_back()
-            raise
+        self._presence.say_all_is_given_back()
+        self._ledger.run(work)
         self._presence.end()
 
     def _beat_own(self) -> None:
