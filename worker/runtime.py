@@ -34,6 +34,7 @@ from worker.consume.reserved import Reserved
 from worker.errors import ExitCode
 from worker.ids import new_id
 from worker.logs.sink import flush_logs
+from worker.operations.capacity import threads_needed
 from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
 from worker.settings import Settings
@@ -178,19 +179,27 @@ class WorkerRuntime:
         self._exit_code = ExitCode.INTERRUPTED if drains else ExitCode.OK
 
     def start(self) -> None:
-        """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
+        """Beats once, replays the spool, and only then takes work. Raises DatabaseAway, and Unreachable."""
         Consumer.fetcher = build_fetcher(self._settings, self._reserved)
         self._presence.begin()
-        self._writer.start()
-        self._heart.beat()
-        self._thread("antrean-heart", self._heart.run, self._is_stopping)
-        interval_s = self._settings.relay_interval_s
-        self._thread("antrean-relay", lambda: self._relay.run(self._is_stopping, interval_s=interval_s))
+        with threads_needed():
+            self._writer.start()
+            self._heart.beat()
+            self._thread("antrean-heart", self._heart.run, self._is_stopping)
+            interval_s = self._settings.relay_interval_s
+            self._thread("antrean-relay", lambda: self._relay.run(self._is_stopping, interval_s=interval_s))
 
-    def ready(self) -> None:
-        """Celery takes messages from now on: a worker that drains begins to look for its end."""
-        if self._drain is not None:
-            self._thread("antrean-drain", self._end_when_drained, self._drain)
+    def ready(self, pool: Any) -> None:
+        """Celery takes messages from now on: a worker that drains begins to look for its end.
+
+        One thread is begun in Celery's `pool`, so that each job is called in the end, however few follow. Raises
+        Unreachable where there is none: such a worker would claim jobs and call none.
+        """
+        self._pool = pool
+        with threads_needed():
+            self._run_in_pool(lambda: None)
+            if self._drain is not None:
+                self._thread("antrean-drain", self._end_when_drained, self._drain)
 
     @property
     def settings(self) -> Settings:

@@ -26,7 +26,7 @@ pytestmark = [
         indirect=True,
     ),
 ]
-SETTINGS_CODE, INTERNAL_CODE = 3, 70
+SETTINGS_CODE, LACK_CODE, INTERNAL_CODE = 3, 4, 70
 
 
 def limited(folder: Path, *, files: tuple[int, int] | None = None, memory: int | None = None) -> Path:
@@ -42,9 +42,9 @@ def limited(folder: Path, *, files: tuple[int, int] | None = None, memory: int |
     return path
 
 
-def assert_is_refused(shop: Shop, *words: str) -> None:
+def assert_is_refused(shop: Shop, *words: str, code: int = SETTINGS_CODE) -> None:
     [worker] = shop.started
-    assert worker.wait(60) == SETTINGS_CODE
+    assert worker.wait(60) == code
     said = (shop.folder / "worker.log").read_text()
     for word in words:
         assert word in said
@@ -65,6 +65,27 @@ def test_as_many_slots_as_were_said_to_fit_begin(plant: Shop) -> None:
 def test_slots_beyond_the_threads_that_can_begin_are_refused(plant: Shop) -> None:
     plant.begin_worker(python_path=limited(plant.folder, memory=1500 << 20), concurrency=1000)
     assert_is_refused(plant, "ANTREAN_CONCURRENCY: 1000 slots need 1134 threads", "at most")
+
+
+_NO_THREAD = """
+import threading
+_start = threading.Thread.start
+def _refuse(thread):
+    if thread.name.startswith({name!r}):
+        raise RuntimeError("can't start new thread")
+    _start(thread)
+threading.Thread.start = _refuse
+"""
+
+
+@pytest.mark.parametrize("name", ["ThreadPoolExecutor", "antrean-relay"])
+def test_a_worker_for_which_no_thread_begins_ends_with_a_sentence(plant: Shop, name: str) -> None:
+    """Others of the same user took them since they were counted. With none in its pool it would claim and never call."""
+    path = plant.folder / "limits"
+    path.mkdir()
+    (path / "sitecustomize.py").write_text(_NO_THREAD.format(name=name))
+    plant.begin_worker(python_path=path, concurrency=4)
+    assert_is_refused(plant, "this machine lets no more threads begin", "raise the limit", code=LACK_CODE)
 
 
 @pytest.mark.full

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from worker.errors import SettingsError
+from schemas.shortage import describe_shortage, is_local_shortage
+from worker.errors import SettingsError, Unreachable
 from worker.settings import Settings
 
 # Beside the calls: sixteen connections to the ledger (three files each where it is SQLite), those to the broker, the
@@ -29,6 +31,22 @@ def make_room(settings: Settings) -> None:
     threads = count_startable_threads(_threads_for(settings))
     if threads < _threads_for(settings):
         raise _too_many(settings, "threads", threads, _threads_for, "raise the limit of processes")
+
+
+@contextmanager
+def threads_needed() -> Iterator[None]:
+    """Raises Unreachable with a sentence where a thread does not begin that a worker cannot do without.
+
+    Others of the same user may have taken them since they were counted.
+    """
+    try:
+        yield
+    except RuntimeError as exc:
+        if not is_local_shortage(exc):
+            raise
+        raise Unreachable(
+            f"{describe_shortage(exc)}: raise the limit of processes (`ulimit -u`), or end something else"
+        ) from exc
 
 
 def _files_for(settings: Settings) -> int:
