@@ -134,6 +134,18 @@ def test_what_a_dead_worker_held_is_queued_again_and_its_loss_counted(ledger: Le
     assert rescue(ledger, "w1") == []
 
 
+def test_a_job_that_is_lost_each_time_it_is_only_claimed_ahead_is_not_given_up(ledger: Ledger) -> None:
+    """Nobody knows whether it was called. So two losses beside others do no more than have it run alone."""
+    id_, other = put_one(ledger), put_one(ledger)
+    for _ in range(10):
+        claim(ledger, id_, other)
+        rescue(ledger, "w1", max_solo_losses=1)
+    for row in (job_row(ledger, id_), job_row(ledger, other)):
+        assert (row.state, row.losses, row.solo_losses) == ("queued", 2, 0)
+    assert claim(ledger, id_, other) == {}, "what is lost beside others is claimed beside others no more"
+    assert claim_one(ledger, id_, are_alone=True).id == id_
+
+
 def test_after_two_losses_a_job_runs_alone_and_only_then_do_losses_count(ledger: Ledger) -> None:
     id_ = put_one(ledger)
     seen = []
