@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 
 import structlog
@@ -24,6 +25,7 @@ from worker.attempt.turns import Turns
 from worker.clock import Clock
 from worker.errors import Stopping
 from worker.storage.outcomes import ClaimedJob
+from worker.storage.reply import OnceAnswer
 from worker.storage.writer import GroupWriter, RunsAlone, WriterStopped
 
 log = structlog.get_logger(__name__)
@@ -46,7 +48,9 @@ class Received:
     finish: Callable[[Report], None]
     begin: Callable[[], None]
     job: ClaimedJob | None = field(default=None, repr=False)
-    since_s: float = 0.0  # when its claim was asked for, then when it was claimed, then when its call began
+    claim_asked_s: float = 0.0  # when, as the others by a monotonic clock
+    claimed_s: float = 0.0
+    called_s: float = 0.0
     has_left: bool = False  # its slot
 
 
@@ -63,7 +67,7 @@ class Dispatcher:
         clock: Clock,
         spawn: Callable[[Callable[[], None]], object],
         ahead_limit: int,
-        on_ahead: Callable[[int], None] = lambda ahead: None,
+        on_ahead: Callable[[int], None],
     ) -> None:
         """`spawn` runs a function in a thread that may block, and raises RuntimeError where none is to be had.
 
@@ -124,27 +128,28 @@ class Dispatcher:
         if refusal is not None:
             self._drop(one, refusal)
             return
-        one.since_s = self._clock.monotonic_s()
+        one.claim_asked_s = self._clock.monotonic_s()
+        answer = OnceAnswer(partial(self._claimed, one), partial(self._not_claimed, one))
         try:
-            self._writer.begin_claim(one.job_id, _Answer(self, one), is_urgent=not one.is_bulk)
+            self._writer.begin_claim(one.job_id, answer, is_urgent=not one.is_bulk)
         except WriterStopped:
             self._drop(one, GIVEN_BACK)
 
-    def claimed(self, one: Received, job: ClaimedJob | None) -> None:
+    def _claimed(self, one: Received, job: ClaimedJob | None) -> None:
         """The writer's answer."""
         if job is None:
             self._drop(one, NOTHING_TO_DO)
             return
         now_s = self._clock.monotonic_s()
         # Not how long the database was away: as many would be claimed ahead for long after.
-        self._claim_s = _smooth(self._claim_s, min(_LONGEST_CLAIM_S, now_s - one.since_s))
-        one.job, one.since_s = job, now_s
+        self._claim_s = _smooth(self._claim_s, min(_LONGEST_CLAIM_S, now_s - one.claim_asked_s))
+        one.job, one.claimed_s = job, now_s
         if self._slots.add_claimed(one):
             self.advance()
         else:
             self._give_back(one)
 
-    def not_claimed(self, one: Received, exc: BaseException) -> None:
+    def _not_claimed(self, one: Received, exc: BaseException) -> None:
         """The writer's answer where there is none."""
         if isinstance(exc, RunsAlone):
             self._slots.leave(one, has_slot=False)
@@ -216,11 +221,11 @@ class Dispatcher:
 
     def _attempt(self, one: Received) -> Report:
         assert one.job is not None
-        claimed_s, one.since_s = one.since_s, self._clock.monotonic_s()
+        one.called_s = self._clock.monotonic_s()
         try:
             one.begin()
             return self._executor.attempt(
-                one.job, waited_s=one.since_s - claimed_s, leave_slot=lambda: self._leave(one)
+                one.job, waited_s=one.called_s - one.claimed_s, leave_slot=lambda: self._leave(one)
             )
         finally:
             self._leave(one)
@@ -231,7 +236,7 @@ class Dispatcher:
             return
         one.has_left = True
         self._slots.leave(one)
-        self._call_s = _smooth(self._call_s, self._clock.monotonic_s() - one.since_s)
+        self._call_s = _smooth(self._call_s, self._clock.monotonic_s() - one.called_s)
         self._aim()
         self.advance()
 
@@ -324,23 +329,3 @@ def choose_ahead(slots: int, claim_s: float, call_s: float, *, limit: int) -> in
 
 def _smooth(mean_s: float, value_s: float) -> float:
     return mean_s + _SMOOTHING * (value_s - mean_s) if mean_s else value_s
-
-
-class _Answer:
-    """What the writer says to a claim, once: a second word is not heard."""
-
-    __slots__ = ("_dispatcher", "_one")
-
-    def __init__(self, dispatcher: Dispatcher, one: Received) -> None:
-        self._dispatcher = dispatcher
-        self._one: Received | None = one
-
-    def set_result(self, value: ClaimedJob | None) -> None:
-        one, self._one = self._one, None
-        if one is not None:
-            self._dispatcher.claimed(one, value)
-
-    def set_exception(self, exception: BaseException) -> None:
-        one, self._one = self._one, None
-        if one is not None:
-            self._dispatcher.not_claimed(one, exception)
