@@ -192,12 +192,12 @@ class WorkerRuntime:
     def ready(self, pool: Any) -> None:
         """Celery takes messages from now on: a worker that drains begins to look for its end.
 
-        One thread is begun in Celery's `pool`, so that each job is called in the end, however few follow. Raises
-        Unreachable where there is none: such a worker would claim jobs and call none.
+        Two threads are begun in Celery's `pool`, so that each job is called in the end, however few follow: one may be
+        with a job that waits to run alone until the other has made all calls. Raises Unreachable where none begins.
         """
         self._pool = pool
         with threads_needed():
-            self._run_in_pool(lambda: None)
+            self._begin_in_pool(2)
             if self._drain is not None:
                 self._thread("antrean-drain", self._end_when_drained, self._drain)
 
@@ -216,8 +216,16 @@ class WorkerRuntime:
         self._relay.message_taken()
         self._receiver.receive(request)
 
-    def _run_in_pool(self, work: Callable[[], None]) -> None:
+    def _run_in_pool(self, work: Callable[[], object]) -> None:
         self._pool.apply_async(work, callback=_ignore)
+
+    def _begin_in_pool(self, threads: int) -> None:
+        have_begun = threading.Event()
+        try:
+            for _ in range(threads):
+                self._run_in_pool(have_begun.wait)
+        finally:
+            have_begun.set()
 
     def _stage(self, ahead: int) -> None:
         """Holds as many bulk messages as are claimed ahead, and as are recorded meanwhile: about as many."""

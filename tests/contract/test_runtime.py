@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,40 @@ def make_runtime(ledger: Ledger, folder: Path) -> WorkerRuntime:
 
 
 class Pool:
-    """Celery's, on a machine where no thread begins."""
+    """Celery's, on a machine where so many threads begin."""
 
-    def apply_async(self, *_: Any, **__: Any) -> None:
-        raise RuntimeError("can't start new thread")
+    def __init__(self, threads: int) -> None:
+        self.begun: list[threading.Thread] = []
+        self._most = threads
+
+    def apply_async(self, work: Callable[[], object], **_: Any) -> None:
+        if len(self.begun) == self._most:
+            raise RuntimeError("can't start new thread")
+        self.begun.append(threading.Thread(target=work))
+        self.begun[-1].start()
 
 
-def test_a_worker_whose_pool_has_not_one_thread_does_not_say_that_it_is_ready(
-    sqlite_ledger: Ledger, tmp_path: Path
+@pytest.mark.parametrize("threads", [0, 1])
+def test_a_worker_whose_pool_has_too_few_threads_does_not_say_that_it_is_ready(
+    sqlite_ledger: Ledger, tmp_path: Path, threads: int
 ) -> None:
-    """It would claim jobs and call none of them, also once there are threads again."""
+    """With none it would claim jobs and call none. With one, a job that waits to run alone would wait for ever."""
+    pool = Pool(threads)
     with pytest.raises(Unreachable, match="no more threads begin: raise the limit"):
-        make_runtime(sqlite_ledger, tmp_path).ready(Pool())
+        make_runtime(sqlite_ledger, tmp_path).ready(pool)
+    assert len(pool.begun) == threads
+    for thread in pool.begun:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_worker_begins_the_threads_that_it_cannot_do_without(sqlite_ledger: Ledger, tmp_path: Path) -> None:
+    pool = Pool(9)
+    make_runtime(sqlite_ledger, tmp_path).ready(pool)
+    assert len(pool.begun) == 2
+    for thread in pool.begun:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("is_daemon", [True, False])
