@@ -49,7 +49,7 @@ from worker.storage.writer import GroupWriter, WriterStopped
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.redis_store import RedisGateStore
 from worker.upkeep.drain import Drain
-from worker.upkeep.heart import Heart
+from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.presence import Presence
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
@@ -150,7 +150,7 @@ class WorkerRuntime:
             on_ahead=self._stage,
         )
         self._receiver = Receiver(self._dispatcher, self._writer, settings, clock, spawn=self._run_in_pool)
-        self._heart = Heart(
+        self._heartbeat = Heartbeat(
             ledger,
             self._writer,
             self._spool,
@@ -184,8 +184,8 @@ class WorkerRuntime:
         self._presence.begin()
         with threads_needed():
             self._writer.start()
-            self._heart.beat()
-            self._thread("antrean-heart", self._heart.run, self._is_stopping)
+            self._heartbeat.beat()
+            self._thread("antrean-heartbeat", self._heartbeat.run, self._is_stopping)
             interval_s = self._settings.relay_interval_s
             self._thread("antrean-relay", lambda: self._relay.run(self._is_stopping, interval_s=interval_s))
 
@@ -323,7 +323,7 @@ class WorkerRuntime:
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         self._spool.stop()
         try:
-            self._heart.end(self._reserved.hinted_jobs)
+            self._heartbeat.end(self._reserved.hinted_jobs)
         except (DatabaseAway, OSError) as exc:
             log.warning("worker.end_not_recorded", error=type(exc).__name__)  # its lease will say so
         is_flushed = self._writer.stop(timeout_s=0.5)
@@ -362,8 +362,8 @@ class WorkerRuntime:
     def _end_by_force(self, name: str, exc: BaseException) -> None:
         """Ends this worker because one of its threads did: within the grace, as a signal would, but not with 0.
 
-        A worker without its heart, its relay or its writer is worse than none, and its supervisor starts another. But
-        its calls are paid for: they end first, and what they bring is recorded, or spooled.
+        A worker without its heartbeat, its relay or its writer is worse than none, and its supervisor starts another.
+        But its calls are paid for: they end first, and what they bring is recorded, or spooled.
         """
         log.critical("worker.thread_died", thread=name, error=type(exc).__name__, exc_info=exc)
         self._exit_code = ExitCode.INTERNAL

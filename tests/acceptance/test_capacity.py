@@ -107,7 +107,7 @@ def test_the_soft_limit_of_files_is_raised_to_what_the_slots_need(
 def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on(
     plant: Shop, plant_settings: Settings, plant_ledger: Ledger, simulator: SimulatorProcess
 ) -> None:
-    """Its heart beats meanwhile: nobody takes it for dead."""
+    """Its heartbeat goes on meanwhile: nobody takes it for dead."""
     worker = plant.worker(concurrency=24)
     process = psutil.Process(worker.pid)
     before = process.rlimit(resource.RLIMIT_NOFILE)
@@ -120,7 +120,7 @@ def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on
     )
     beats = count_beats(plant_ledger)
     # The beats of two leases: long enough to be taken for dead, and to loop.
-    wait_until(lambda: count_beats(plant_ledger) >= beats + 12, within_s=30, what="its heart goes on beating")
+    wait_until(lambda: count_beats(plant_ledger) >= beats + 12, within_s=30, what="its heartbeat goes on")
     assert worker.poll() is None
     assert simulator.stats()["calls"] > 0, "what there is room for goes on"
     refused = log.read_text().count("call.local_shortage")
@@ -128,7 +128,7 @@ def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on
     process.rlimit(resource.RLIMIT_NOFILE, before)
     wait_until(lambda: states(plant_ledger)["succeeded"] == 120, within_s=60, what="all are done")
     assert "gate.shut" not in log.read_text()
-    assert "heart.worker_lost" not in log.read_text()
+    assert "worker.lost" not in log.read_text()
     with plant_ledger.read() as connection:
         burnt = connection.execute(select(jobs.c.id).where(jobs.c.attempts > 1)).all()
         said = connection.execute(select(attempts.c.message).where(attempts.c.outcome == "unreachable")).all()
@@ -160,7 +160,7 @@ threading.Thread(target=_watch, daemon=True).start()
     "name",
     [
         "antrean-writer",
-        *(pytest.param(name, marks=pytest.mark.full) for name in ("antrean-relay", "antrean-heart")),
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("antrean-relay", "antrean-heartbeat")),
     ],
 )
 @pytest.mark.simulator("--latency", "2")

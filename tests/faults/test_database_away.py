@@ -167,7 +167,7 @@ def test_one_worker_of_two_is_half_open_and_what_it_held_goes_on_elsewhere(
     arena.worker(concurrency=slots)
     arena.wait_for(lambda: arena.ended() >= 2 * slots, "the run is in its middle")
     proxy.freeze()
-    recover_s = arena.wait_for(lambda: "heart.worker_lost" in arena.worker_log(), "its lease expires")
+    recover_s = arena.wait_for(lambda: "worker.lost" in arena.worker_log(), "its lease expires")
     assert recover_s < 2 * LEASE_S
     arena.wait_for(
         lambda: calls_made(arena) > len(arena.simulator.calls()), "a call is made again", within_s=45

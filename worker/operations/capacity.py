@@ -17,7 +17,7 @@ from worker.settings import Settings
 # Beside the calls: sixteen connections to the ledger (three files each where it is SQLite), those to the broker, the
 # log, locks, the spool, name look-ups, and what Python opens for a moment.
 _OTHER_FILES = 100
-_OTHER_THREADS = 8  # heart, relay, writer, deadlines, a look-up, the way out and its timer, one to spare
+_OTHER_THREADS = 8  # heartbeat, relay, writer, deadlines, a look-up, the way out and its timer, one to spare
 
 
 def make_room(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""The heart of a worker: beat, replay the spool, rescue the dead, expire the late, in that order."""
+"""The heartbeat of a worker: beat, replay the spool, rescue the dead, expire the late, in that order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from worker.upkeep.spool import SpoolFile, Unstorable, holds_answers, replay_lef
 log = structlog.get_logger(__name__)
 
 
-class Heart:
+class Heartbeat:
     """One per worker process; `run` in a thread of its own."""
 
     def __init__(
@@ -87,12 +87,12 @@ class Heart:
             except AntreanError as exc:
                 self._watch.forget()
                 delay_s = min(1.0, self._beat_s)
-                log.warning("heart.ledger_away", error=str(exc))
+                log.warning("heartbeat.ledger_away", error=str(exc))
             except Exception as exc:
                 self._watch.forget()
                 delay_s = min(1.0, self._beat_s)
                 log.error(
-                    "heart.beat_failed",
+                    "heartbeat.failed",
                     error=type(exc).__name__,
                     lack=describe_shortage(exc) if is_local_shortage(exc) else None,
                     where=tell_place(exc),
@@ -158,7 +158,7 @@ class Heart:
 
         orphans = self._writer.call(work)
         if orphans:
-            log.warning("heart.orphans_released", jobs=len(orphans))
+            log.warning("worker.orphans_released", jobs=len(orphans))
 
     def _is_ours(self, worker_id: str, claims: Iterable[tuple[str, str]]) -> bool:
         with self._ledger.read() as connection:
@@ -173,7 +173,7 @@ class Heart:
             recorded = self._writer.record(success)
         except UNSTORABLE as exc:
             # One line that no ledger can store must not keep the others, or this worker, from going on.
-            log.error("heart.spooled_unstorable", job_id=success.job_id, error=type(exc).__name__)
+            log.error("spool.unstorable", job_id=success.job_id, error=type(exc).__name__)
             self._writer.forget(success.job_id)
             raise Unstorable from exc
         if recorded is Recorded.CLAIM_LOST:
@@ -189,7 +189,7 @@ class Heart:
             has_given_back = self._presence.has_given_back(worker_id)
             rescued = self._rescue_all(worker_id, has_given_back=has_given_back)
             self._presence.forget(worker_id)
-            log.warning("heart.worker_died", worker_id=worker_id, jobs_rescued=rescued)
+            log.warning("worker.died", worker_id=worker_id, jobs_rescued=rescued)
         with self._ledger.read() as connection:
             beats = fetch_beats(connection)
         for worker_id in self._watch.observe(beats, now_s=self._clock.monotonic_s()):
@@ -197,13 +197,13 @@ class Heart:
             if not self._presence.is_alive(worker_id) and self._has_to_wait(worker_id):
                 continue
             rescued = self._rescue_all(worker_id)
-            log.warning("heart.worker_lost", worker_id=worker_id, jobs_rescued=rescued)
+            log.warning("worker.lost", worker_id=worker_id, jobs_rescued=rescued)
 
     def _has_to_wait(self, worker_id: str) -> bool:
         """Whether paid answers of this worker are not recorded yet; a later beat asks again."""
         if not holds_answers(self._spool_folder, worker_id):
             return False
-        log.warning("heart.rescue_waits_for_spool", worker_id=worker_id, folder=str(self._spool_folder))
+        log.warning("rescue.waits_for_spool", worker_id=worker_id, folder=str(self._spool_folder))
         return True
 
     def _rescue_all(self, worker_id: str, *, has_given_back: bool = False) -> int:
