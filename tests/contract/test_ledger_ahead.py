@@ -63,7 +63,7 @@ class Row:
         self.reports: list[Future[Report]] = []
         for id_ in self.ids:
             self.reports.append(house.receive(id_, is_bulk=True))
-            eventually(lambda: len(house.writer.held) == min(len(self.reports), 1 + ahead))
+            eventually(lambda: len(house.writer.open_claims) == min(len(self.reports), 1 + ahead))
         eventually(lambda: self.endpoint.called == self.ids[:1])
 
     def states(self) -> list[str]:
@@ -78,7 +78,7 @@ class Row:
         row = job_row(self.house.ledger, id_)
         assert (row.claims, row.attempts, row.claim_token, row.published_at_ms) == (0, 0, None, None)
         assert rows(self.house.ledger, "attempts", job_id=id_) == []
-        assert id_ not in self.house.writer.held
+        assert id_ not in self.house.writer.open_claims
         return id_ not in self.endpoint.called
 
 
@@ -93,7 +93,7 @@ def test_so_many_are_claimed_ahead_and_each_is_called_in_its_turn(house: House) 
     assert row.end() == [Verdict.SUCCEEDED] * 4
     assert row.endpoint.called == row.ids
     assert house.simulator.stats()["max_in_flight"] == 1
-    assert not house.writer.held
+    assert not house.writer.open_claims
     assert house.slots.active == 0
 
 
@@ -111,7 +111,12 @@ def test_a_beat_takes_what_is_claimed_ahead_for_held(house: House) -> None:
             now_ms=NOW,
         )
     )
-    assert house.writer.call(lambda c: release_orphans(c, "w1", held=house.writer.held, now_ms=NOW)) == []
+    assert (
+        house.writer.call(
+            lambda c: release_orphans(c, "w1", open_claims=house.writer.open_claims, now_ms=NOW)
+        )
+        == []
+    )
     assert row.end() == [Verdict.SUCCEEDED] * 4
 
 
@@ -158,7 +163,7 @@ def test_a_claim_that_is_answered_when_the_worker_stops_is_given_back(house: Hou
     assert house.slots.wait_until_idle(lambda: False, timeout_s=5)
     row = job_row(house.ledger, id_)
     assert (row.state, row.claims, house.simulator.stats()["calls"]) == ("queued", 0, 0)
-    assert not house.writer.held
+    assert not house.writer.open_claims
 
 
 @pytest.mark.parametrize("why", ["the gate shuts", "somebody pauses the endpoint"])
@@ -220,7 +225,7 @@ def test_a_lone_job_passes_those_that_were_claimed_ahead(house: House) -> None:
     first = house.receive(lone[0])
     eventually(lambda: row.endpoint.called == [row.ids[0], lone[0]])
     second = house.receive(lone[1])
-    eventually(lambda: lone[1] in house.writer.held)
+    eventually(lambda: lone[1] in house.writer.open_claims)
     row.endpoint.answer()
     assert first.result(20).verdict is second.result(20).verdict is Verdict.SUCCEEDED
     assert row.end() == [Verdict.SUCCEEDED] * 4
@@ -252,7 +257,7 @@ def test_nothing_is_claimed_while_one_runs_alone(build: Callable[..., House]) ->
     eventually(lambda: endpoint.called == [suspect])
     later = house.receive(innocent, is_bulk=True)
     house.wait_for_the_database()
-    assert (state(house.ledger, innocent), list(house.writer.held)) == ("queued", [suspect])
+    assert (state(house.ledger, innocent), list(house.writer.open_claims)) == ("queued", [suspect])
     endpoint.answer()
     assert on_trial.result(20).verdict is later.result(20).verdict is Verdict.SUCCEEDED
 
@@ -323,7 +328,7 @@ def test_a_defect_in_an_attempt_is_told_and_keeps_neither_slot_nor_claim(
     monkeypatch.setattr(house.executor, "attempt", break_once)
     report = house.receive(house.put(), is_bulk=True).result(20)
     assert (report.verdict, report.summary) == (Verdict.BROKE, "KeyError")
-    assert not house.writer.held, "the next beat releases it"
+    assert not house.writer.open_claims, "the next beat releases it"
     assert house.receive(house.put(), is_bulk=True).result(20).verdict is Verdict.SUCCEEDED
 
 
@@ -386,7 +391,7 @@ def test_where_the_pool_is_shut_the_writer_does_not_wait_for_a_broker(house: Hou
     ids = [house.put(is_bulk=True) for _ in range(2)]
     for id_ in ids:
         house.dispatcher.receive(Received(id_, True, finish, lambda: None))
-    eventually(lambda: len(house.writer.held) == 3)
+    eventually(lambda: len(house.writer.open_claims) == 3)
     house.pool.shutdown(wait=False)
     house.dispatcher.stop()
     eventually(lambda: len(told) == 1)
@@ -460,5 +465,5 @@ def test_a_claim_that_its_writer_committed_and_did_not_tell_is_not_held(
     monkeypatch.setattr(house.writer, "_tell", die)
     id_ = house.put()
     assert house.receive(id_).result(20).verdict is Verdict.GIVEN_BACK
-    assert (state(house.ledger, id_), dict(house.writer.held)) == ("running", {})
+    assert (state(house.ledger, id_), dict(house.writer.open_claims)) == ("running", {})
     assert [type(one) for one in died] == [SystemExit]

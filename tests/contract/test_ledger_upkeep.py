@@ -103,7 +103,7 @@ def test_a_beat_replays_its_own_spool_and_lets_the_claim_go(
     spool.keep(success(job, worker="me"))
     heartbeat.beat()
     assert state(ledger, job.id) == "succeeded"
-    assert (len(spool), writer.held) == (0, {})
+    assert (len(spool), writer.open_claims) == (0, {})
 
 
 def test_a_beat_releases_what_its_process_does_not_hold(
@@ -144,7 +144,7 @@ def test_a_worker_that_ends_releases_what_it_could_not_give_back_and_keeps_what_
     heartbeat.beat()
     orphans = [claim_one(ledger, put_one(ledger), worker=writer.worker_id).id for _ in range(3)]
     held = claim_one(ledger, put_one(ledger), worker=writer.worker_id)
-    writer.held[held.id] = held.token
+    writer.open_claims[held.id] = held.token
     heartbeat.end()
     assert [(row.state, row.losses) for row in (job_row(ledger, id_) for id_ in orphans)] == [
         ("queued", 0)

@@ -189,7 +189,7 @@ def test_orphans_are_released_unburnt_and_what_is_held_stays(ledger: Ledger) -> 
     orphan, held, foreign = (put_one(ledger) for _ in range(3))
     claim(ledger, orphan, held)
     claim_one(ledger, foreign, worker="w2", token="t2")
-    released = ledger.run(lambda c: release_orphans(c, "w1", held={held: "t1"}, now_ms=NOW + 5))
+    released = ledger.run(lambda c: release_orphans(c, "w1", open_claims={held: "t1"}, now_ms=NOW + 5))
     assert released == [orphan]
     assert [state(ledger, id_) for id_ in (orphan, held, foreign)] == ["queued", "running", "running"]
     row = job_row(ledger, orphan)
@@ -218,7 +218,7 @@ def test_half_a_claim_is_passed_over_and_does_not_keep_the_others_from_their_res
     register(ledger, "w1")
     with ledger.read() as connection:
         assert [one.worker_id for one in fetch_beats(connection)] == ["w1"]
-    assert ledger.run(lambda c: release_orphans(c, "w1", held=[whole], now_ms=NOW)) == []
+    assert ledger.run(lambda c: release_orphans(c, "w1", open_claims=[whole], now_ms=NOW)) == []
     assert ledger.run(lambda c: rescue_jobs(c, "w1", max_solo_losses=3, now_ms=NOW)) == [whole]
     assert ledger.run(lambda c: rescue_jobs(c, "w1", max_solo_losses=3, now_ms=NOW)) == []
     assert [state(ledger, id_) for id_ in (whole, tokenless, nobody_s)] == ["queued", "running", "running"]

@@ -257,7 +257,7 @@ class Executor:
                 return self._writer.record(success, is_urgent=is_urgent, within_s=_RECORD_WITHIN_S)
             except (DatabaseAway, WriterStopped):
                 if self._spool.keep(success):
-                    # Still held: the replay records it, and no beat may take it for an orphan before.
+                    # Still open: the replay records it, and no beat may take it for an orphan before.
                     log.warning("result.spooled", job_id=success.job_id)
                     return Recorded.APPLIED
                 # Neither the database nor the spool takes it: hold it in memory until one does.

@@ -142,14 +142,14 @@ def is_known(connection: Connection, worker_id: str) -> bool:
 
 
 def release_orphans(
-    connection: Connection, worker_id: str, *, held: Collection[str], now_ms: int
+    connection: Connection, worker_id: str, *, open_claims: Collection[str], now_ms: int
 ) -> list[str]:
     """Ids of jobs that run under this worker but not in its memory, queued again unburnt (at most 500).
 
     They come from a COMMIT whose answer was lost, or a thread that died.
     """
     rows = connection.execute(select(jobs.c.id).where(_is_claimed(), jobs.c.worker_id == worker_id))
-    orphans = sorted(row.id for row in rows if row.id not in held)[:MAX_ROWS]
+    orphans = sorted(row.id for row in rows if row.id not in open_claims)[:MAX_ROWS]
     if not orphans:
         return []
     locked = connection.execute(

@@ -73,7 +73,7 @@ class GroupWriter:
     ) -> None:
         """`on_death` is told, in the writer's thread, of the error that ended it."""
         self.worker_id = worker_id
-        self.held: dict[str, str] = {}  # job id to token: what this process knows that it runs
+        self.open_claims: dict[str, str] = {}  # job id to token: what this process knows that it runs
         self._ledger = ledger
         self.endpoint = endpoint
         self._clock = clock
@@ -136,7 +136,7 @@ class GroupWriter:
         return reply.result()
 
     def record(self, outcome: Outcome, *, is_urgent: bool = False, within_s: float | None = None) -> Recorded:
-        """What the ledger did with the outcome. Raises DatabaseAway; the claim is then still held here.
+        """What the ledger did with the outcome. Raises DatabaseAway; the claim is then still open here.
 
         Also where there is no answer within `within_s`: it may be written yet, and written again it counts once.
         """
@@ -172,7 +172,7 @@ class GroupWriter:
 
     def forget(self, job_id: str) -> None:
         """Lets go of a claim whose outcome could not be written: the next beat releases it."""
-        self.held.pop(job_id, None)
+        self.open_claims.pop(job_id, None)
 
     def give_message_back(self, job_id: str) -> None:
         """Marks an unclaimed job as not published, so that the relay publishes it again. Does not wait.
@@ -294,16 +294,16 @@ class GroupWriter:
                 worker_id=self.worker_id,
                 endpoint=self.endpoint,
                 token=token,
-                held=self.held,
+                open_claims=self.open_claims,
                 alone=self._alone,
                 now_ms=self._clock.now_ms(),
             )
         )
         for job_id, job in written.claimed.items():
-            self.held[job_id] = job.token
+            self.open_claims[job_id] = job.token
         for claim in written.ended:
-            if self.held.get(claim.job_id) == claim.token:
-                del self.held[claim.job_id]
+            if self.open_claims.get(claim.job_id) == claim.token:
+                del self.open_claims[claim.job_id]
         return written
 
     def _tell(self, written: Written) -> None:

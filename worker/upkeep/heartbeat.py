@@ -117,12 +117,13 @@ class Heartbeat:
         none that brought an answer. Raises DatabaseAway; what was given back is then said by the lock that stays, also
         where the database hangs and the process ends meanwhile.
         """
-        worker_id, held, now_ms = self._writer.worker_id, dict(self._writer.held), self._clock.now_ms()
+        worker_id, now_ms = self._writer.worker_id, self._clock.now_ms()
+        open_claims = dict(self._writer.open_claims)
 
         def work(connection: Transaction) -> None:
             for start in range(0, len(hinted_jobs), MAX_ROWS):
                 unmark_published(connection, hinted_jobs[start : start + MAX_ROWS])
-            while release_orphans(connection, worker_id, held=held, now_ms=now_ms):
+            while release_orphans(connection, worker_id, open_claims=open_claims, now_ms=now_ms):
                 pass
             end_worker(connection, worker_id, reason="stopped", now_ms=now_ms)
 
@@ -148,11 +149,11 @@ class Heartbeat:
         def work(connection: Transaction) -> list[str]:
             if not beat(connection, worker_id, now_ms=now_ms):
                 register(connection)
-            # In the writer's thread, between two groups: no claim can be half way into `held`.
+            # In the writer's thread, between two groups: no claim can be half way into `open_claims`.
             return release_orphans(
                 connection,
                 worker_id,
-                held=self._writer.held,
+                open_claims=self._writer.open_claims,
                 now_ms=now_ms,
             )
 
