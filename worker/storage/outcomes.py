@@ -26,8 +26,8 @@ class ClaimedJob:
     claim: Claim
     body: str  # the JSON to send
     model: str
-    attempts: int  # burnt so far
-    bad_responses: int  # of them
+    burnt: int  # attempts that count against its budget
+    bad_responses: int  # among them
     max_attempts: int | None
     blocked_since_ms: int | None  # without the time in which nobody tried
     claimed_at_ms: int
