@@ -81,7 +81,7 @@ def test_a_worker_whose_start_meets_a_defect_ends_too(shop: Shop, command: list[
         "import sys\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'worker.upkeep.heart':\n"
+        "        if name == 'worker.upkeep.heartbeat':\n"
         "            import worker.clock\n"
         "            worker.clock.SystemClock.monotonic_s = lambda self: {}['a secret']\n"
         "sys.meta_path.insert(0, Finder())\n"

@@ -205,9 +205,7 @@ def test_workers_are_killed_while_they_run_a_foreign_apps_messages(arena: Arena)
         arena.wait_for(functools.partial(arena.held_by, victim), "it is at work")
         in_flight += arena.kill(victim)
     assert arena.ended() < arena.queued, "the storm was over before the work"
-    recover_s = arena.wait_for(
-        lambda: arena.worker_log().count("heart.worker_died") >= kills, "the dead are found"
-    )
+    recover_s = arena.wait_for(lambda: arena.worker_log().count("worker.died") >= kills, "the dead are found")
     # Looked at before the end is waited for: a message that is gone never was a job, and would be waited for in vain.
     arena.wait_for(
         lambda: holds_no_foreign_message(arena), "the broker has given out all it had", within_s=120

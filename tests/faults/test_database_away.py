@@ -170,7 +170,7 @@ def test_one_worker_of_two_is_half_open_and_what_it_held_goes_on_elsewhere(
     arena.worker(concurrency=slots)
     arena.wait_for(lambda: arena.ended() >= 2 * slots, "the run is in its middle")
     proxy.freeze()
-    recover_s = arena.wait_for(lambda: "heart.worker_lost" in arena.worker_log(), "its lease expires")
+    recover_s = arena.wait_for(lambda: "worker.lost" in arena.worker_log(), "its lease expires")
     assert recover_s < 2 * LEASE_S
     arena.wait_for(
         lambda: calls_made(arena) > len(arena.simulator.calls()), "a call is made again", within_s=45
@@ -241,6 +241,26 @@ def test_a_worker_is_stopped_while_its_database_hangs(arena: Arena, hang: Hang) 
     recover_s = arena.wait_for_progress()
     arena.conclude("SIGTERM while the database hangs", most_extra_calls=0, recover_s=recover_s)
     assert "spool.replayed" in arena.worker_log()
+
+
+@pytest.mark.simulator("--latency", "0.5")
+@pytest.mark.settings(grace_s=60)
+@pytest.mark.timeout(120)
+def test_a_worker_that_is_stopped_while_its_database_hangs_does_not_sit_out_its_grace(
+    arena: Arena, hang: Hang
+) -> None:
+    """Nothing can come of the claims that it waits for. Its answers are spooled after 5 s, and then it ends."""
+    worker, go_on = hang_in_mid_run(arena, hang)
+    code, seconds = end(worker)
+    assert code == 0
+    assert seconds < 5 + 2 + 3
+    assert spooled(arena) > 0
+    go_on()
+    arena.worker()
+    recover_s = arena.wait_for_progress()
+    arena.conclude("SIGTERM while the database hangs, long grace", most_extra_calls=0, recover_s=recover_s)
+    with arena.ledger.read() as connection:
+        assert connection.execute(select(jobs.c.id).where(jobs.c.losses > 0)).all() == []
 
 
 @pytest.mark.storm  # its parts have contract tests

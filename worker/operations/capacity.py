@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from worker.errors import SettingsError
+from schemas.shortage import describe_shortage, is_local_shortage
+from worker.errors import SettingsError, Unreachable
 from worker.settings import Settings
 
 # Beside the calls: sixteen connections to the ledger (three files each where it is SQLite), those to the broker, the
 # log, locks, the spool, name resolution, and what Python opens for a moment.
 _OTHER_FILES = 100
-_OTHER_THREADS = (
-    8  # heartbeat, relay, writer, deadlines, a name's resolution, the way out and its timer, one to spare
-)
+# Heartbeat, relay, writer, deadlines, name resolution, the way out and its timer, and one to spare.
+_OTHER_THREADS = 8
 
 
 def make_room(settings: Settings) -> None:
@@ -31,6 +32,22 @@ def make_room(settings: Settings) -> None:
     threads = count_startable_threads(_threads_for(settings))
     if threads < _threads_for(settings):
         raise _too_many(settings, "threads", threads, _threads_for, "raise the limit of processes")
+
+
+@contextmanager
+def threads_needed() -> Iterator[None]:
+    """Raises Unreachable with a sentence where a thread does not begin that a worker cannot do without.
+
+    Others of the same user may have taken them since they were counted.
+    """
+    try:
+        yield
+    except RuntimeError as exc:
+        if not is_local_shortage(exc):
+            raise
+        raise Unreachable(
+            f"{describe_shortage(exc)}: raise the limit of processes (`ulimit -u`), or end something else"
+        ) from exc
 
 
 def _files_for(settings: Settings) -> int:

@@ -43,13 +43,13 @@ def write_group(
     worker_id: str,
     endpoint: str,
     token: str,
-    held: Container[str],
+    open_claims: Container[str],
     alone: Container[str],
     now_ms: int,
 ) -> Written:
     """Writes the requests of a group. Nobody is told yet: the transaction may fail, and be run again.
 
-    Jobs that are `held` are not claimed again: it is a second delivery. Those that are `alone` may run alone.
+    Jobs of `open_claims` are not claimed again: it is a second delivery. Those that are `alone` may run alone.
     """
     claims: list[ClaimJob] = []
     records: list[RecordOutcome] = []
@@ -70,14 +70,14 @@ def write_group(
             works.append(request)
         else:
             owed.append(request)
-    # Before the claims: a beat would take those of its own group, not in `held` yet, for orphans.
+    # Before the claims: a beat would take those of its own group, not in `open_claims` yet, for orphans.
     answers: list[tuple[Answer[Any], Any]] = [(one.reply, one.work(connection)) for one in works]
     answers += [(one.reply, one.work(connection)) for one in owed]
     recorded = record_outcomes(connection, [one.outcome for one in records])
     unmark_published(connection, hints)
     new = [one.job for one in messages]
     known = adopt_jobs(connection, new, now_ms=now_ms, published_at_ms=now_ms)
-    wanted = [one.job_id for one in claims if one.job_id not in held]
+    wanted = [one.job_id for one in claims if one.job_id not in open_claims]
     claim = partial(
         claim_jobs, connection, worker_id=worker_id, token=token, endpoint=endpoint, now_ms=now_ms
     )
