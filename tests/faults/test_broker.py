@@ -15,6 +15,7 @@ from celery import Celery
 
 from tests.support.arena import MODEL, Arena
 from tests.support.proxy import Proxy
+from tests.support.refusing import refusing
 from worker.broker.hints import LONE_QUEUE, UNACKED_KEY, list_keys
 from worker.settings import load_settings
 
@@ -131,6 +132,30 @@ def test_the_broker_is_full(arena: Arena) -> None:
     arena.conclude("broker at maxmemory", most_extra_calls=0, recover_s=recover_s)
     assert recover_s < RECOVERS_WITHIN_S
     assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
+
+
+@pytest.mark.parametrize("kind", ["MISCONF", "READONLY"])
+@pytest.mark.parametrize("drops", ["keeps its clients", "drops its clients"])
+def test_the_broker_refuses_writes(arena: Arena, kind: str, drops: str) -> None:
+    """As where its disk is full. The workers live through it, and say so once."""
+    begin(arena, full=1500, short=500)
+    send_foreign(arena, arena.size(200, 50))
+    with arena.valkey.client() as client:
+        with refusing(client, kind):
+            if drops == "drops its clients":
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            threading.Event().wait(arena.size(12, 4))
+            beyond = run_dry(arena)
+            assert arena.ended() < arena.queued, "nothing is left to publish"
+        assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
+    recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.wait_for_every_worker()
+    arena.conclude(f"broker {kind}, {drops}", most_extra_calls=0, recover_s=recover_s, is_paid_kept=False)
+    assert recover_s < RECOVERS_WITHIN_S
+    assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
+    told = arena.worker_log().count("broker.refuses")  # of takes, and of leases
+    assert told <= 2 * WORKERS
+    assert told or drops == "drops its clients", "then Celery tells of a lost connection"
 
 
 @pytest.mark.storm  # the health checks take seconds
