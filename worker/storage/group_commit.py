@@ -85,15 +85,15 @@ def write_group(
     claimed |= claim([job_id for job_id in wanted if job_id in alone], are_alone=True)
     # Most unclaimed ids are second deliveries; find those that must run alone.
     unclaimed = [job_id for job_id in wanted if job_id not in claimed]
-    suspects = fetch_solo_jobs(connection, unclaimed)
+    solo_jobs = fetch_solo_jobs(connection, unclaimed)
     if unclaimed:  # mostly not: then it costs nothing
         unmark_strays(connection, unclaimed, endpoint)
     answers += [(one.reply, what) for one, what in zip(records, recorded, strict=True)]
     answers += [(one.reply, job) for one, job in zip(messages, known, strict=True)]
-    answers += [(one.reply, claimed.get(one.job_id)) for one in claims if one.job_id not in suspects]
+    answers += [(one.reply, claimed.get(one.job_id)) for one in claims if one.job_id not in solo_jobs]
     return Written(
         claimed=claimed,
         ended=[one.outcome.claim for one in records],
         answers=answers,
-        refused=[one.reply for one in claims if one.job_id in suspects],
+        refused=[one.reply for one in claims if one.job_id in solo_jobs],
     )
