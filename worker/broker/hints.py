@@ -70,18 +70,16 @@ def list_keys(queue: str) -> list[str]:
 
 
 class Lists(NamedTuple):
-    """Queue and key of each list that a worker reads, in the order to empty them: all, those of lone jobs, of bulk."""
+    """Queue and key of each list that a worker reads, in the order to empty them: all, and those of lone jobs."""
 
     every: list[tuple[str, str]]
     lone: list[tuple[str, str]]
-    bulk: list[tuple[str, str]]
 
     @classmethod
     def of(cls, queues: Iterable[str]) -> Lists:
         lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
         every = [one for step in zip(*lists, strict=True) for one in step]
-        bulk = [one for one in every if is_bulk_queue(one[0])]
-        return cls(every, [one for one in every if not is_bulk_queue(one[0])], bulk)
+        return cls(every, [one for one in every if not is_bulk_queue(one[0])])
 
 
 def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:

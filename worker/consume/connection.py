@@ -16,9 +16,10 @@ from kombu import Connection as KombuConnection
 from kombu import Consumer
 from kombu.transport import redis
 
+from worker.consume.foreign import UNREADABLE
+
 log = structlog.get_logger(__name__)
 
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _RECONNECT_AFTER_S, _RECONNECT_STEP_S, _RECONNECT_AFTER_MAX_S = 1.0, 1.0, 3.0
 
 
@@ -28,7 +29,7 @@ class Channel(redis.Channel):
     def _receive_one(self, c: Any) -> Any:
         try:
             return super()._receive_one(c)
-        except _UNREADABLE as exc:
+        except UNREADABLE as exc:
             log.error("message.unreadable", queue="broadcast", error=type(exc).__name__)
             raise Empty from None
 

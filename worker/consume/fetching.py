@@ -23,7 +23,7 @@ from worker.broker.hints import Lists, is_bulk_queue, is_written_hint, read_body
 from worker.broker.refusals import Refusals
 from worker.consume.aside import Aside
 from worker.consume.doorbell import Doorbell
-from worker.consume.foreign import OfAnother, Unusable, read_hint
+from worker.consume.foreign import UNREADABLE, OfAnother, Unusable, read_hint
 from worker.consume.notes import Notes
 from worker.consume.reserved import Reserved
 from worker.consume.taking import Taken, Taker, read_taken
@@ -36,7 +36,6 @@ IDLE_POLL_S = 1.0  # how often without work, beside each time that the broker te
 _BUSY_S = 1.0  # for so long after the last message there is work
 _RENEWALS_A_LEASE = 6
 _MOST_LONE = 16  # most lone messages that one poll fetches
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Message(KombuMessage):
@@ -73,7 +72,7 @@ class Fetcher:
         self._lease_s, self._beat_s = lease_s, beat_s
         self._client = takes
         self._notes = notes
-        self._taker = Taker(takes, notes=notes.key, index=notes.index_key, longest=reserved.max_message_bytes)
+        self._taker = Taker(takes, longest=reserved.max_message_bytes)
         self._aside = Aside(takes, notes)
         self._doorbell = Doorbell(takes, self._ring)
         self._is_rung = False
@@ -90,7 +89,7 @@ class Fetcher:
             Taken
         ] = []  # taken, and not read: the broker broke while they were noted or set aside
         self._names: tuple[str, ...] = ()
-        self._lists = Lists([], [], [])
+        self._lists = Lists([], [])
 
     def begin(self, queues: Callable[[], Iterable[str]], on_message: Callable[[Message], Any]) -> None:
         """Hands messages to `on_message` from now on. `queues` names those to read, in the order to empty them."""
@@ -304,7 +303,7 @@ class Fetcher:
             log.error("message.unreadable", why=exc.why, size_bytes=len(taken.raw), queue=taken.queue)
             self._forget(taken)
             return None
-        except _UNREADABLE as exc:
+        except UNREADABLE as exc:
             log.error("message.unreadable", error=type(exc).__name__, queue=taken.queue)
             self._forget(taken)
             return None

@@ -38,7 +38,8 @@ _TOO_DEEP = f"the message is nested deeper than {MAX_DEPTH} levels"
 _LONGEST_TIME = 64  # characters
 # Far from both ends of Python's calendar, where it cannot change the time zone.
 _FIRST_EXPIRY_MS, _LAST_EXPIRY_MS = 0, MAX_TIME_MS - 366 * 86_400_000
-_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
+# What reading a message may raise that is not as it should be.
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _ID = re.compile(rb'"id"\s*:\s*"([ !#-\[\]-~]{1,255})"')
 _OURS = re.compile(rb'"task"\s*:\s*"' + re.escape(TASK.encode()) + rb'"')
 
@@ -84,7 +85,7 @@ def read_hint(raw: bytes) -> dict[str, Any] | None:
             and message["body"]
             == write_body(headers["id"])  # else it asks for something, and must not vanish
         )
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return message if is_sound and make_row_id(headers["id"]) == headers["id"] else None
 
@@ -93,7 +94,7 @@ def read_foreign(raw: bytes, *, queue: str, tag: str) -> Payload:
     """The message of ours that lay on `queue`, to be delivered under `tag`. Raises Unusable, OfAnother among it."""
     try:
         message = _load(raw)
-    except _UNREADABLE as exc:
+    except UNREADABLE as exc:
         why = _TOO_DEEP if isinstance(exc, RecursionError) else "the message is no JSON that can be read"
         return read_fragments(raw, why, queue=queue, tag=tag)
     if not isinstance(message, dict):
@@ -146,7 +147,7 @@ def mark_redelivered(raw: bytes) -> bytes:
         message = json.loads(raw)
         message["headers"]["redelivered"] = message["properties"]["delivery_info"]["redelivered"] = True
         return json.dumps(message).encode()
-    except _UNREADABLE:
+    except UNREADABLE:
         return raw
 
 
@@ -184,7 +185,7 @@ def _decode_body(
         return None, ["the body is not JSON"]
     except RecursionError:
         return None, [_TOO_DEEP]
-    except _UNREADABLE:  # a type that kombu revives, with a value that it cannot be made of
+    except UNREADABLE:  # a type that kombu revives, with a value that it cannot be made of
         return None, ["the body holds a `__type__` that cannot be read"]
 
 

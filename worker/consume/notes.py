@@ -26,20 +26,15 @@ _NOTE = re.compile(rb'\[(.*),("(?:[^"\\]|\\.)*"),("(?:[^"\\]|\\.)*")\]', re.DOTA
 class Notes:
     """Notes of foreign messages, by delivery tag. Thread-safe. Every method raises redis.RedisError."""
 
-    def __init__(
-        self, client: redis.Redis, *, key: str = UNACKED_KEY, index_key: str = UNACKED_INDEX_KEY
-    ) -> None:
-        """`key` names the hash of the notes, `index_key` the sorted set of their leases."""
-        self.key = key
-        self.index_key = index_key
+    def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self._put_back = client.register_script(read_script("put_back.lua"))
 
     def write(self, tag: str, raw: bytes, queue: str) -> None:
         """Notes a message that the take script could not read."""
         with self.client.pipeline() as pipeline:
-            pipeline.zadd(self.index_key, {tag: BROKER_CLOCK.now_s()})
-            pipeline.hset(self.key, tag, write_note(raw, queue))
+            pipeline.zadd(UNACKED_INDEX_KEY, {tag: BROKER_CLOCK.now_s()})
+            pipeline.hset(UNACKED_KEY, tag, write_note(raw, queue))
             pipeline.execute()
 
     def drop(self, tag: str | bytes) -> None:
@@ -50,21 +45,21 @@ class Notes:
 
     def add_drop(self, tag: str | bytes, pipeline: Any) -> None:
         """Adds the commands of `drop` to a pipeline."""
-        pipeline.zrem(self.index_key, tag)
-        pipeline.hdel(self.key, tag)
+        pipeline.zrem(UNACKED_INDEX_KEY, tag)
+        pipeline.hdel(UNACKED_KEY, tag)
 
     def put_back(self, tag: str | bytes, queues: Collection[str], *, is_next: bool) -> None:
         """Puts a message back on its list: the next to be taken, or the last. `queues` are those that are read here.
 
         The message is not decoded as kombu would decode it: it may be what ended its worker.
         """
-        note: Any = self.client.hget(self.key, tag)
+        note: Any = self.client.hget(UNACKED_KEY, tag)
         if not note:
             self.drop(tag)
             return
         raw, queue = read_note(note)
         message = mark_redelivered(raw)
-        keys = [self.key, self.index_key, find_list(message, queue, queues)]
+        keys = [UNACKED_KEY, UNACKED_INDEX_KEY, find_list(message, queue, queues)]
         self._put_back(keys=keys, args=[tag, note, message, "next" if is_next else "last"])
 
     def renew(self, tags: Iterable[str]) -> None:
@@ -72,7 +67,7 @@ class Notes:
         BROKER_CLOCK.ask(self.client)
         leases = dict.fromkeys(tags, BROKER_CLOCK.now_s())
         if leases:
-            self.client.zadd(self.index_key, leases, xx=True)
+            self.client.zadd(UNACKED_INDEX_KEY, leases, xx=True)
 
     def put_back_overdue(self, lease_s: float, queues: Collection[str]) -> int:
         """Puts back each message whose lease ran out, as the next to be taken: how many.
@@ -83,7 +78,7 @@ class Notes:
         now_s = BROKER_CLOCK.now_s()
         count = 0
         for low, high in ((0, now_s - lease_s), (now_s + _SKEW_S, "+inf")):
-            tags: Any = self.client.zrangebyscore(self.index_key, low, high)
+            tags: Any = self.client.zrangebyscore(UNACKED_INDEX_KEY, low, high)
             for tag in tags:
                 self.put_back(tag, queues, is_next=True)
                 count += 1

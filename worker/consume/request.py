@@ -15,7 +15,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from worker.attempt.report import Report, Verdict
-from worker.broker.hints import hinted_job, is_bulk_queue, read_body
+from worker.broker.hints import hinted_job, is_bulk_queue
 from worker.text.names import as_name
 
 NO_ARGS = "()"
@@ -31,12 +31,9 @@ class BlankRequest(Request):
     _parent_id: str | None
 
     def __init__(self, message: Any, **options: Any) -> None:
-        job_id = self.hinted_job = hinted_job(message)  # None: the message is more than a hint
-        if job_id is not None:
-            # Known without decoding it, twice, as Celery would. Whatever else its body says is not looked at.
-            options |= {"body": read_body(job_id), "decoded": True}
-        elif not options.get("decoded") and isinstance(message._decoded_cache, list):
-            options |= {"body": message._decoded_cache, "decoded": True}  # by `worker.consume.foreign`
+        self.hinted_job = hinted_job(message)  # None: the message is more than a hint
+        if message._decoded_cache is not None:  # by the Fetcher; Celery would decode the body twice
+            options |= {"body": message._decoded_cache, "decoded": True}
         super().__init__(message, **options)
         embed = self.embedded
         if (

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import redis
 
 from worker.broker.clock import BROKER_CLOCK
-from worker.broker.hints import ASIDE_PREFIX, HINT_MARK, TASK, is_bulk_queue
-from worker.consume.foreign import MAX_MESSAGE_BYTES, Payload, read_foreign, read_fragments
-from worker.consume.notes import read_script
+from worker.broker.hints import ASIDE_PREFIX, HINT_MARK, TASK, UNACKED_KEY, is_bulk_queue
+from worker.consume.foreign import Payload, read_foreign, read_fragments
+from worker.consume.notes import UNACKED_INDEX_KEY, read_script
 
 _OURS = r'"task"%s*:%s*"' + TASK.replace(".", "%.") + '"'  # as Lua writes patterns
 _TOO_LARGE = "the message is larger than ANTREAN_MAX_MESSAGE_BYTES"
@@ -43,43 +43,32 @@ class Taken(_Lay):
 class Taker:
     """Takes messages for one process."""
 
-    def __init__(
-        self, client: redis.Redis, *, notes: str, index: str, longest: int = MAX_MESSAGE_BYTES
-    ) -> None:
-        """`notes` and `index`: the keys of the hash and the sorted set of `worker.consume.notes`.
+    def __init__(self, client: redis.Redis, *, longest: int) -> None:
+        """`client` must not try again by itself: what the first try popped would be lost.
 
-        `client` must not try again by itself: what the first try popped would be lost. `longest`: bytes of the
-        largest message that is taken whole.
+        `longest`: bytes of the largest message that is taken whole.
         """
         self._client = client
         self._take = client.register_script(read_script("take.lua"))
-        self._noted_in = (notes, index)
         self._longest = longest
         self._tags = uuid.uuid4().hex
         self._takes = 0
 
-    def take(
-        self,
-        lists: Sequence[tuple[str, str]],
-        count: int,
-        *,
-        lone: int | None = None,
-        bulk: int | None = None,
-    ) -> list[Taken]:
+    def take(self, lists: Sequence[tuple[str, str]], count: int, *, lone: int, bulk: int) -> list[Taken]:
         """At most `count` messages, from the first of the `lists` (queue, key; at most 255) on.
 
-        At most `lone` come from queues of lone messages and `bulk` from queues of bulk messages; None: `count`.
+        At most `lone` come from queues of lone messages and `bulk` from queues of bulk messages.
         Raises redis.RedisError; ReadOnlyError where the server takes no writes.
         """
         if not BROKER_CLOCK.is_known:
             BROKER_CLOCK.ask(self._client)
         self._takes += 1
         found: Any = self._take(
-            keys=[*self._noted_in, *(key for _, key in lists)],
+            keys=[UNACKED_KEY, UNACKED_INDEX_KEY, *(key for _, key in lists)],
             args=[
                 count,
-                count if lone is None else lone,
-                count if bulk is None else bulk,
+                lone,
+                bulk,
                 "".join("b" if is_bulk_queue(queue) else "l" for queue, _ in lists),
                 BROKER_CLOCK.now_s(),
                 HINT_MARK,
