@@ -7,8 +7,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.cells import cell_len
-
 HANG = 2
 """Columns by which the rows below the first are indented further than it: so one sees where a line begins."""
 
@@ -27,6 +25,15 @@ def terminal_width(descriptor: int) -> int | None:
         return None
 
 
+def count_columns(text: str) -> int:
+    """Columns of a terminal that `text` takes."""
+    if text.isascii() and text.isprintable():
+        return len(text)
+    from rich.cells import cell_len  # local: a worker and a producer import this module, and need no Rich
+
+    return cell_len(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A part of a line, from `start` to `end`, and the spaces before it."""
@@ -37,7 +44,7 @@ class Row:
 
 
 def break_line(
-    text: str, width: int, *, hang: int | None = None, measure: Callable[[str], int] = cell_len
+    text: str, width: int, *, hang: int | None = None, measure: Callable[[str], int] = count_columns
 ) -> list[Row]:
     """The rows of one line. None is wider than `width` columns, but for a word that is.
 
@@ -57,7 +64,7 @@ def break_line(
 
 
 def wrap_line(
-    text: str, width: int | None, *, hang: int | None = None, measure: Callable[[str], int] = cell_len
+    text: str, width: int | None, *, hang: int | None = None, measure: Callable[[str], int] = count_columns
 ) -> list[str]:
     """`text` as rows of a terminal of `width` columns; as it is where `width` is None."""
     if width is None or measure(text) <= width:
