@@ -63,13 +63,13 @@ class Stack:
         self._keeper: int | None = None  # its process, as a descriptor
 
     @classmethod
-    def attach(cls, home: Path) -> Self:
+    def attach(cls, home: Path, *, has_broker: bool = True) -> Self:
         """Hold the stack of `home`, started if none runs; waits for one that is just stopping.
 
-        Makes the folder, private, where it is missing. Raises SettingsError if it cannot be written,
-        Unreachable if the keeper does not start.
+        Makes the folder, private, where it is missing. `has_broker`: an embedded broker is to run there. Raises
+        SettingsError if the folder cannot be used, Unreachable if the keeper does not start.
         """
-        home = prepare_home(home)
+        home = prepare_home(home, has_broker=has_broker)
         start_lock = open_lock_file(home / "start.lock")
         try:
             # One command at a time joins or starts: two that come at once share one keeper.
