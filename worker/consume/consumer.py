@@ -86,11 +86,13 @@ class Consumer(CeleryConsumer):
         Otherwise the message would end the worker, come back, and end the next one.
         """
         handle = super().create_task_handler(*args, **kwargs)
+        # kombu counts a KeyError as a broken connection. Here it is an error of the message.
+        broken = tuple(one for one in self.connection_errors if one is not KeyError)
 
         def on_task_received(message: Any) -> None:
             try:
                 handle(message)
-            except self.connection_errors:
+            except broken:
                 raise  # it is not the message, which comes again
             except Exception as exc:
                 # Whatever it is: here it is one message, further up it is the worker.
