@@ -82,8 +82,7 @@ def read_hint(raw: bytes) -> dict[str, Any] | None:
             and type(properties["delivery_tag"]) is str
             and type(properties["delivery_info"]["routing_key"]) is str
             and headers["eta"] is headers["expires"] is None
-            and message["body"]
-            == write_body(headers["id"])  # else it asks for something, and must not vanish
+            and message["body"] == write_body(headers["id"])  # another body is a request of its own
         )
     except UNREADABLE:
         return None
@@ -130,7 +129,7 @@ def read_foreign(raw: bytes, *, queue: str, tag: str) -> Payload:
 
 
 def read_fragments(raw: bytes, why: str, *, queue: str, tag: str) -> Payload:
-    """A refused message, of one that cannot be read as a whole or is cut: its id is looked for. Raises Unusable."""
+    """A refused message with the id that is found in `raw`, which is cut or cannot be read. Raises Unusable."""
     is_ours = _OURS.search(raw) is not None
     if not is_ours and raw.lstrip()[:1] == b"{":
         raise OfAnother
@@ -165,7 +164,7 @@ def _deep_words() -> str:
 def _decode_body(
     message: Mapping[str, Any], headers: Mapping[str, Any], properties: Mapping[str, Any]
 ) -> tuple[Any, list[str]]:
-    """What the body holds, and what is wrong with it; then it holds nothing."""
+    """The content of the body and its problems. The content is None if there are problems."""
     if headers.get("compression"):
         # A message of 266 KB became one of 2.6 GB.
         return None, ["the body is compressed: send it without `compression`"]
@@ -195,7 +194,7 @@ def _from_first_protocol(body: Mapping[str, Any]) -> list[Any]:
 
 
 def _check_body(body: Any, problems: list[str]) -> list[Any]:
-    """What Celery is to be handed as the body, whatever it is; what is wrong goes to `problems`."""
+    """The body as Celery is to get it. What is wrong with it is added to `problems`, and the body is empty then."""
     if problems:
         return [[], {}, {}]
     if isinstance(body, dict) and "args" in body:  # a mix of both protocols
@@ -217,7 +216,7 @@ def _check_body(body: Any, problems: list[str]) -> list[Any]:
 
 
 def _read_headers(headers: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """The headers that are of use, in the types that Celery expects; the others are left out."""
+    """The headers that are used, in the types that Celery expects. The others are left out."""
     facts: dict[str, Any] = {}
     for name in _NAMES:
         value = headers.get(name)
@@ -237,7 +236,7 @@ def _read_headers(headers: Mapping[str, Any], problems: list[str]) -> dict[str, 
 
 
 def _read_expires(value: Any, problems: list[str]) -> str | None:
-    """As Celery reads it without fail: an ISO text with its time zone."""
+    """The time as an ISO text with a time zone, which Celery can read."""
     if value is None:
         return None
     try:
@@ -302,7 +301,7 @@ def _priority(properties: Mapping[str, Any]) -> Any:
 
 
 def _where(properties: Mapping[str, Any], queue: str) -> dict[str, Any]:
-    """Where it lay, whatever it says itself: slots are counted by it."""
+    """The delivery facts, with the queue on which the message lay. What it says of its queue itself is not used."""
     info = properties.get("delivery_info")
     exchange = info.get("exchange") if isinstance(info, dict) else None
     is_redelivered = isinstance(info, dict) and info.get("redelivered") is True

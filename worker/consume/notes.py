@@ -1,7 +1,7 @@
-"""The broker's notes of foreign messages that are reserved: what keeps them while a worker has them.
+"""The broker's notes of foreign messages that are reserved.
 
-A note lies in a hash in kombu's form, and its lease in a sorted set beside it. A worker renews the leases of the
-messages that it has. A message whose lease ran out goes back on its list, whoever had it (docs/adr/0013).
+A note is the message in kombu's form, in a hash. Its lease is in a sorted set beside it. A worker renews the leases
+of its messages. A message whose lease ran out goes back on its list (docs/adr/0013).
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Notes:
         pipeline.hdel(UNACKED_KEY, tag)
 
     def put_back(self, tag: str | bytes, queues: Collection[str], *, is_next: bool) -> None:
-        """Puts a message back on its list: the next to be taken, or the last. `queues` are those that are read here.
+        """Puts a message back on its list, as the next to be taken or the last. `queues` are those of this worker.
 
-        The message is not decoded as kombu would decode it: it may be what ended its worker.
+        The message is not decoded as kombu would decode it, because the message may have ended its worker.
         """
         note: Any = self.client.hget(UNACKED_KEY, tag)
         if not note:
@@ -63,16 +63,16 @@ class Notes:
         self._put_back(keys=keys, args=[tag, note, message, "next" if is_next else "last"])
 
     def renew(self, tags: Iterable[str]) -> None:
-        """Begins the leases of these messages anew, and asks the broker for its time."""
+        """Asks the broker for its time, and begins the leases of these messages anew."""
         BROKER_CLOCK.ask(self.client)
         leases = dict.fromkeys(tags, BROKER_CLOCK.now_s())
         if leases:
             self.client.zadd(UNACKED_INDEX_KEY, leases, xx=True)
 
     def put_back_overdue(self, lease_s: float, queues: Collection[str]) -> int:
-        """Puts back each message whose lease ran out, as the next to be taken: how many.
+        """Puts back each message whose lease ran out, as the next one to be taken, and returns their number.
 
-        By the broker's clock. A lease that begins in the future was written by a clock that was ahead: it is over.
+        The broker's clock counts. A lease that begins in the future was written by a clock that was ahead; it is over.
         """
         BROKER_CLOCK.ask(self.client)
         now_s = BROKER_CLOCK.now_s()
@@ -96,9 +96,9 @@ def write_note(raw: bytes, queue: str) -> bytes:
 
 
 def read_note(note: bytes) -> tuple[bytes, str]:
-    """The message of a note as it lay in the broker, and the queue it was for, "" where the note does not say.
+    """The message of a note as it lay in the broker, and its queue, which is "" if the note does not name one.
 
-    Not decoded: what is in it may be the very thing that ended its worker.
+    The message is not decoded, because it may have ended its worker.
     """
     found = _NOTE.fullmatch(note)
     if found is None:
@@ -110,9 +110,9 @@ def read_note(note: bytes) -> tuple[bytes, str]:
 
 
 def find_list(message: bytes, queue: str, ours: Collection[str]) -> str:
-    """The list to put a message back to that was noted for `queue`, or for one that is not of `ours`.
+    """The list for a message that was noted for `queue`: a list of the lone queue if `queue` is none of `ours`.
 
-    kombu asks the exchange that the message names, and gives to nobody what names one that is not there.
+    kombu would use the exchange that the message names, and lose the message if there is no such exchange.
     """
     try:
         priority = min(9, max(0, int(orjson.loads(message)["properties"]["priority"])))

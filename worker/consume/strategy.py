@@ -1,8 +1,8 @@
-"""What is made of a message for our task: a request of ours, told to Celery and Flower as Celery's own strategy does.
+"""The strategy for our task: it makes a request of each message, and tells Celery and Flower of it.
 
-Celery's strategy makes a class of requests whose run goes through its tracer: it calls the task, and knows an outcome
-by the exception that is raised. A job here has its claim first, then a thread, and ends by its report. Nor are there
-Celery's timers: the Fetcher's messages have no ETA, which is the ledger's (invariant 8).
+Celery's own strategy makes requests that run through its tracer. The tracer calls the task, and knows an outcome by
+the exception that is raised. A job here is claimed first, then gets a thread, and ends with a report. Celery's timers
+are not used: messages of the Fetcher have no ETA, because the ledger has it (invariant 8).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Taking messages off their lists, in one step that also notes whatever is more than a hint.
+"""Taking messages off their lists, and noting those that are more than hints, in one step.
 
-kombu pops a message and notes it as taken afterwards: a worker that is killed in between takes it with it. Here the
-server does both, in `take.lua` (docs/adr/0013).
+kombu pops a message and notes it afterwards. A worker that is killed in between loses the message. Here the server does
+both in one script, `take.lua` (docs/adr/0013).
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ class _Lay(NamedTuple):
 
 
 class Taken(_Lay):
-    """One message as it lay in the broker. `is_noted`: it is kept there, under `tag`, until it is acknowledged.
+    """One message as it lay in the broker.
 
-    `key` is the list that it lay on. `is_cut`: it was too large, and only its beginning and its end are here.
-    `is_aside`: it was too large, is not ours, and lies in the list of such as it is.
+    `is_noted`: the broker keeps a note of it under `tag` until it is acknowledged. `key`: the list on which it lay.
+    `is_cut`: it was too large, and `raw` holds its beginning and its end only. `is_aside`: it was too large and another
+    app's, and the script has set it aside whole.
     """
 
     key: str = ""
@@ -44,7 +45,7 @@ class Taker:
     """Takes messages for one process."""
 
     def __init__(self, client: redis.Redis, *, longest: int) -> None:
-        """`client` must not try again by itself: what the first try popped would be lost.
+        """`client` must not repeat a command that failed: what the first one popped would be lost.
 
         `longest`: bytes of the largest message that is taken whole.
         """
@@ -99,7 +100,7 @@ def _read_answer(found: Sequence[bytes], lists: Sequence[tuple[str, str]]) -> li
 
 
 def read_taken(taken: Taken) -> Payload:
-    """The message, if it is no hint, as Celery is to be handed it. Raises Unusable."""
+    """A message that is no hint, as Celery is to get it. Raises Unusable."""
     tag = taken.tag if taken.is_noted else str(uuid.uuid4())
     if taken.is_cut:
         return read_fragments(taken.raw, _TOO_LARGE, queue=taken.queue, tag=tag)
