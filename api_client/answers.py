@@ -1,4 +1,7 @@
-"""Turns an HTTP answer (status, headers, body) into an `Answer` or a `Failure`. Pure."""
+"""What an answer means: turns an HTTP answer (status, headers, body) into an `Answer` or a `Failure`. Pure.
+
+What follows for the job is not decided here: see docs/answers.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Job states and the table of their legal moves. See docs/states.md."""
+"""Job states and their legal moves: the one table. See docs/states.md. `worker/storage/transitions.py` makes them."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from sqlalchemy import text
 from tests.support.clock import FakeClock
 from tests.support.interpreters import interpreters, is_forking_wanted
 from tests.support.postgres import postgres_wheel
-from tests.support.selection import find_twins, order_for_workers
+from tests.support.selection import find_more_cases, find_twins, order_for_workers
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.migrating import migrate
@@ -64,6 +64,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not (is_storm or config.getoption("--full")):
         for item in find_twins(items):
             item.add_marker(pytest.mark.skip(reason="runs on SQLite; on PostgreSQL with --full"))
+        for item in find_more_cases(items):
+            item.add_marker(pytest.mark.skip(reason="its other cases run with --full"))
     items[:] = order_for_workers(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 

@@ -34,6 +34,7 @@ from worker.consume.reserved import Reserved
 from worker.errors import ExitCode
 from worker.ids import new_id
 from worker.logs.sink import flush_logs
+from worker.operations.capacity import threads_needed
 from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
 from worker.settings import Settings
@@ -48,7 +49,7 @@ from worker.storage.writer import GroupWriter, WriterStopped
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.redis_store import RedisGateStore
 from worker.upkeep.drain import Drain
-from worker.upkeep.heart import Heart
+from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.presence import Presence
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
@@ -149,7 +150,7 @@ class WorkerRuntime:
             on_ahead=self._stage,
         )
         self._receiver = Receiver(self._dispatcher, self._writer, settings, clock, spawn=self._run_in_pool)
-        self._heart = Heart(
+        self._heartbeat = Heartbeat(
             ledger,
             self._writer,
             self._spool,
@@ -174,24 +175,31 @@ class WorkerRuntime:
         self._hurry = threading.Event()
         self._shutdown: threading.Thread | None = None
         self._shutdown_lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
         # Who is told to end before all is done was interrupted; a worker that has no end of its own was not.
         self._exit_code = ExitCode.INTERRUPTED if drains else ExitCode.OK
 
     def start(self) -> None:
-        """Beats once, replays the spool, and only then takes work. Raises DatabaseAway."""
+        """Beats once, replays the spool, and only then takes work. Raises DatabaseAway, and Unreachable."""
         Consumer.fetcher = build_fetcher(self._settings, self._reserved)
         self._presence.begin()
-        self._writer.start()
-        self._heart.beat()
-        self._thread("antrean-heart", self._heart.run, self._is_stopping)
-        interval_s = self._settings.relay_interval_s
-        self._thread("antrean-relay", lambda: self._relay.run(self._is_stopping, interval_s=interval_s))
+        with threads_needed():
+            self._writer.start()
+            self._heartbeat.beat()
+            self._thread("antrean-heartbeat", self._heartbeat.run, self._is_stopping)
+            interval_s = self._settings.relay_interval_s
+            self._thread("antrean-relay", lambda: self._relay.run(self._is_stopping, interval_s=interval_s))
 
-    def ready(self) -> None:
-        """Celery takes messages from now on: a worker that drains begins to look for its end."""
-        if self._drain is not None:
-            self._thread("antrean-drain", self._end_when_drained, self._drain)
+    def ready(self, pool: Any) -> None:
+        """Celery takes messages from now on: a worker that drains begins to look for its end.
+
+        Two threads are begun in Celery's `pool`, so that each job is called in the end, however few follow: one may be
+        with a job that waits to run alone until the other has made all calls. Raises Unreachable where none begins.
+        """
+        self._pool = pool
+        with threads_needed():
+            self._begin_in_pool(2)
+            if self._drain is not None:
+                self._thread("antrean-drain", self._end_when_drained, self._drain)
 
     @property
     def settings(self) -> Settings:
@@ -208,8 +216,16 @@ class WorkerRuntime:
         self._relay.message_taken()
         self._receiver.receive(request)
 
-    def _run_in_pool(self, work: Callable[[], None]) -> None:
+    def _run_in_pool(self, work: Callable[[], object]) -> None:
         self._pool.apply_async(work, callback=_ignore)
+
+    def _begin_in_pool(self, threads: int) -> None:
+        have_begun = threading.Event()
+        try:
+            for _ in range(threads):
+                self._run_in_pool(have_begun.wait)
+        finally:
+            have_begun.set()
 
     def _stage(self, ahead: int) -> None:
         """Holds as many bulk messages as are claimed ahead, and as are recorded meanwhile: about as many."""
@@ -289,17 +305,17 @@ class WorkerRuntime:
     def _end_calls_and_leave(self) -> None:
         grace_s = self._settings.grace_s
         end_s = time.monotonic() + grace_s
-        deadline = threading.Timer(grace_s + _AFTER_GRACE_S - 0.2, self._leave_now)
-        deadline.daemon = True
-        try:
-            deadline.start()
-        except RuntimeError as exc:  # all waits below have ends of their own, if later ones
-            log.error("worker.stops_without_a_timer", lack=describe_shortage(exc))
+        deadline = self._leave_after(grace_s)
         log.info("worker.stopping", calls_in_flight=self._client.calls_in_flight, grace_s=grace_s)
         self._dispatcher.stop()
         self._is_stopping.set()
         self._relay.poke()
-        self._slots.wait_until_idle(lambda: self._hurry.is_set() or time.monotonic() >= end_s)
+        self._slots.wait_until_idle(
+            lambda: self._hurry.is_set() or time.monotonic() >= end_s or self._is_only_database_awaited()
+        )
+        if self._is_only_database_awaited():  # for its word on the end, neither
+            deadline.cancel()
+            deadline = self._leave_after(0.0)
         cut = self._client.cut_all_calls()
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         # Who still waits now waits for a database that hangs: what was paid for goes to the spool, or is lost.
@@ -307,7 +323,7 @@ class WorkerRuntime:
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         self._spool.stop()
         try:
-            self._heart.end(self._reserved.hinted_jobs)
+            self._heartbeat.end(self._reserved.hinted_jobs)
         except (DatabaseAway, OSError) as exc:
             log.warning("worker.end_not_recorded", error=type(exc).__name__)  # its lease will say so
         is_flushed = self._writer.stop(timeout_s=0.5)
@@ -321,6 +337,20 @@ class WorkerRuntime:
                 return
         self._leave_now()
 
+    def _is_only_database_awaited(self) -> bool:
+        """Whether the jobs that are left wait for a database that is away, and no answer is lost without it."""
+        return self._writer.is_stuck and not self._executor.has_answers_at_stake
+
+    def _leave_after(self, grace_s: float) -> threading.Timer:
+        """Ends the process `grace_s` from now, and what remains for leaving, unless the timer is cancelled."""
+        deadline = threading.Timer(grace_s + _AFTER_GRACE_S - 0.2, self._leave_now)
+        deadline.daemon = True
+        try:
+            deadline.start()
+        except RuntimeError as exc:  # all waits of the way out have ends of their own, if later ones
+            log.error("worker.stops_without_a_timer", lack=describe_shortage(exc))
+        return deadline
+
     def _leave_now(self) -> None:
         # Celery's hub can hang in a stalled broker for minutes after SIGTERM; all that matters is written.
         log.warning("worker.left_without_celery")
@@ -332,8 +362,8 @@ class WorkerRuntime:
     def _end_by_force(self, name: str, exc: BaseException) -> None:
         """Ends this worker because one of its threads did: within the grace, as a signal would, but not with 0.
 
-        A worker without its heart, its relay or its writer is worse than none, and its supervisor starts another. But
-        its calls are paid for: they end first, and what they bring is recorded, or spooled.
+        A worker without its heartbeat, its relay or its writer is worse than none, and its supervisor starts another.
+        But its calls are paid for: they end first, and what they bring is recorded, or spooled.
         """
         log.critical("worker.thread_died", thread=name, error=type(exc).__name__, exc_info=exc)
         self._exit_code = ExitCode.INTERNAL
@@ -356,9 +386,7 @@ class WorkerRuntime:
             except BaseException as exc:
                 self._end_by_force(name, exc)
 
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        threading.Thread(target=guarded, name=name, daemon=True).start()
 
 
 def _ignore(_result: object) -> None:

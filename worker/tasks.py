@@ -203,7 +203,7 @@ def _take_signals(sender: Any, **_: Any) -> None:
     for number in (SIGINT, SIGTERM, SIGQUIT, SIGHUP):
         signal(number, SIG_IGN if number == SIGHUP and _outlives_terminal else stop)
     settle_heap()
-    runtime.ready()
+    runtime.ready(sender.pool)
 
 
 @signals.worker_shutting_down.connect

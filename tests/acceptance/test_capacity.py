@@ -26,7 +26,7 @@ pytestmark = [
         indirect=True,
     ),
 ]
-SETTINGS_CODE, INTERNAL_CODE = 3, 70
+SETTINGS_CODE, LACK_CODE, INTERNAL_CODE = 3, 4, 70
 
 
 def limited(folder: Path, *, files: tuple[int, int] | None = None, memory: int | None = None) -> Path:
@@ -42,9 +42,9 @@ def limited(folder: Path, *, files: tuple[int, int] | None = None, memory: int |
     return path
 
 
-def assert_is_refused(shop: Shop, *words: str) -> None:
+def assert_is_refused(shop: Shop, *words: str, code: int = SETTINGS_CODE) -> None:
     [worker] = shop.started
-    assert worker.wait(60) == SETTINGS_CODE
+    assert worker.wait(60) == code
     said = (shop.folder / "worker.log").read_text()
     for word in words:
         assert word in said
@@ -67,6 +67,27 @@ def test_slots_beyond_the_threads_that_can_begin_are_refused(plant: Shop) -> Non
     assert_is_refused(plant, "ANTREAN_CONCURRENCY: 1000 slots need 1134 threads", "at most")
 
 
+_NO_THREAD = """
+import threading
+_start = threading.Thread.start
+def _refuse(thread):
+    if thread.name.startswith({name!r}):
+        raise RuntimeError("can't start new thread")
+    _start(thread)
+threading.Thread.start = _refuse
+"""
+
+
+@pytest.mark.parametrize("name", ["ThreadPoolExecutor", "antrean-relay"])
+def test_a_worker_for_which_no_thread_begins_ends_with_a_sentence(plant: Shop, name: str) -> None:
+    """Others of the same user took them since they were counted. With none in its pool it would claim and never call."""
+    path = plant.folder / "limits"
+    path.mkdir()
+    (path / "sitecustomize.py").write_text(_NO_THREAD.format(name=name))
+    plant.begin_worker(python_path=path, concurrency=4)
+    assert_is_refused(plant, "this machine lets no more threads begin", "raise the limit", code=LACK_CODE)
+
+
 @pytest.mark.full
 @pytest.mark.simulator("--latency", "1.5")
 def test_the_soft_limit_of_files_is_raised_to_what_the_slots_need(
@@ -86,7 +107,7 @@ def test_the_soft_limit_of_files_is_raised_to_what_the_slots_need(
 def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on(
     plant: Shop, plant_settings: Settings, plant_ledger: Ledger, simulator: SimulatorProcess
 ) -> None:
-    """Its heart beats meanwhile: nobody takes it for dead."""
+    """Its heartbeat goes on meanwhile: nobody takes it for dead."""
     worker = plant.worker(concurrency=24)
     process = psutil.Process(worker.pid)
     before = process.rlimit(resource.RLIMIT_NOFILE)
@@ -99,7 +120,7 @@ def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on
     )
     beats = count_beats(plant_ledger)
     # The beats of two leases: long enough to be taken for dead, and to loop.
-    wait_until(lambda: count_beats(plant_ledger) >= beats + 12, within_s=30, what="its heart goes on beating")
+    wait_until(lambda: count_beats(plant_ledger) >= beats + 12, within_s=30, what="its heartbeat goes on")
     assert worker.poll() is None
     assert simulator.stats()["calls"] > 0, "what there is room for goes on"
     refused = log.read_text().count("call.local_shortage")
@@ -107,7 +128,7 @@ def test_a_worker_that_runs_out_of_files_shuts_no_gate_burns_nothing_and_goes_on
     process.rlimit(resource.RLIMIT_NOFILE, before)
     wait_until(lambda: states(plant_ledger)["succeeded"] == 120, within_s=60, what="all are done")
     assert "gate.shut" not in log.read_text()
-    assert "heart.worker_lost" not in log.read_text()
+    assert "worker.lost" not in log.read_text()
     with plant_ledger.read() as connection:
         burnt = connection.execute(select(jobs.c.id).where(jobs.c.attempts > 1)).all()
         said = connection.execute(select(attempts.c.message).where(attempts.c.outcome == "unreachable")).all()
@@ -139,7 +160,7 @@ threading.Thread(target=_watch, daemon=True).start()
     "name",
     [
         "antrean-writer",
-        *(pytest.param(name, marks=pytest.mark.full) for name in ("antrean-relay", "antrean-heart")),
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("antrean-relay", "antrean-heartbeat")),
     ],
 )
 @pytest.mark.simulator("--latency", "2")

@@ -91,6 +91,7 @@ def test_submit_takes_standard_input_and_again_submits_anew(shop: Shop) -> None:
     assert (anew["new"], anew["batch_id"] != first["batch_id"]) == (4, True)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_submission_that_was_stopped_goes_on_and_queues_nothing_twice(shop: Shop, number: int) -> None:
     write_requests(shop.folder, 60_000)
@@ -196,6 +197,7 @@ def test_the_changelog_and_the_licence_are_there() -> None:
     assert "Apache License" in (ROOT / "LICENSE").read_text()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_locale_without_utf_8_ends_no_command(shop: Shop) -> None:
     (shop.folder / "documents").mkdir()

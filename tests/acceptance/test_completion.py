@@ -31,6 +31,7 @@ def complete(shop: Shop, line: str, word: int, **settings: object) -> Finished:
     return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+@pytest.mark.full
 def test_the_shell_completes_commands_options_and_batches(shop: Shop) -> None:
     assert complete(shop, "antrean st", 1).out == "status\n"
     assert complete(shop, "antrean usage --by ", 3).out.split() == ["model", "day", "batch", "custom"]

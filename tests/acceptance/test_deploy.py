@@ -196,6 +196,7 @@ def in_flower(site: Site, password: str | None) -> int:
         return int(exc.code)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.postgresql
 @pytest.mark.simulator("--latency", "1", "--key", PASSWORDS["api_key"])
@@ -241,6 +242,7 @@ def test_the_services_of_the_compose_file_work_together(site: Site, simulator: S
     assert site.health("valkey") != 0
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.postgresql
 def test_a_worker_that_hangs_or_has_no_broker_is_not_healthy(site: Site) -> None:

@@ -37,6 +37,7 @@ def queue(ledger: Ledger, settings: Settings, count: int) -> None:
     )
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.5", "--fault-rate", "0.2", "--seed", "1")
 def test_a_sound_ledger_under_a_running_worker_gives_no_finding_and_repair_changes_nothing(

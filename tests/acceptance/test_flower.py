@@ -29,6 +29,7 @@ pytestmark = pytest.mark.real_interpreter
 SUMMARY = re.compile(r"^'\d+ tokens · stop · \d+\.\d s'$")
 
 
+@pytest.mark.full
 @pytest.mark.timeout(240)
 def test_no_page_of_flower_and_nothing_of_its_api_shows_what_was_planted(scene: Scene) -> None:
     workers = [
@@ -130,6 +131,7 @@ def test_a_used_port_and_an_open_page_for_all_are_sentences(scene: Scene) -> Non
     assert (exposed.code, "loopback" in exposed.err) == (3, True)
 
 
+@pytest.mark.full
 def test_in_a_real_browser_one_logs_in_and_sees_workers_and_tasks(scene: Scene, tmp_path: Path) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:

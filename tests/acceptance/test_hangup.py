@@ -39,6 +39,7 @@ def goes_on_after_a_hangup(process: Process) -> bool:
     return False
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "1.5")
 def test_a_run_that_ignores_hangups_goes_on_to_its_end(shop: Shop, simulator: SimulatorProcess) -> None:
     write_documents(shop.folder, 3)
@@ -60,6 +61,7 @@ def test_a_run_ends_in_order_where_a_hangup_is_not_ignored(shop: Shop, simulator
     assert processes_under(shop.folder) == []
 
 
+@pytest.mark.full
 def test_up_that_ignores_hangups_stays(shop: Shop) -> None:
     log = shop.folder / "up.log"
     with ignoring(signal.SIGHUP):
@@ -69,6 +71,7 @@ def test_up_that_ignores_hangups_stays(shop: Shop) -> None:
     assert end(up)[0] == 0
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.2")
 def test_a_worker_that_ignores_hangups_stays(shop: Shop, simulator: SimulatorProcess) -> None:
     with ignoring(signal.SIGHUP):

@@ -48,6 +48,7 @@ def lines(shop: Shop, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (shop.folder / name).read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("locales", [(ASCII, UTF_8), (UTF_8, ASCII)], ids=["ASCII first", "UTF-8 first"])
 def test_the_same_folder_is_the_same_run_in_every_locale(
     odd: Shop, simulator: SimulatorProcess, locales: tuple[dict[str, str], dict[str, str]]
@@ -90,6 +91,7 @@ def test_what_is_missing_is_named_with_its_characters(odd: Shop) -> None:
         assert (done.code, f"No such prompt: {shown}" in done.err) == (2, True), done.err
 
 
+@pytest.mark.full
 def test_a_keeper_of_one_locale_starts_the_worker_of_a_command_of_another(odd: Shop) -> None:
     log = odd.folder / "up.log"
     with log.open("wb") as output:

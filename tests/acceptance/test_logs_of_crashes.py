@@ -123,6 +123,7 @@ def assert_nothing_is_shown(shop: Shop, form: str, log: str, event: str) -> None
     assert is_json == (form == "json"), text[-3000:]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
@@ -186,6 +187,7 @@ def test_commands_and_the_keeper_that_crash_say_where_and_not_on_what(house: Sho
     assert "process.crashed" in log.read_text() and "in fail" in log.read_text()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_flower_that_fails_says_where_and_not_on_what(house: Shop, form: str) -> None:
     fault = "import flower.views.workers as one\none.WorkersView.get = fail"
@@ -199,6 +201,7 @@ def test_flower_that_fails_says_where_and_not_on_what(house: Shop, form: str) ->
     assert "in fail" in (house.folder / "flower.log").read_text()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("name", "address"),
     [

@@ -128,6 +128,7 @@ def lay_out_older_home(home: Path, ledger: Path) -> None:
     (home / "flower.password").write_text("correct horse\n")
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.usefixtures("no_umask")
 @pytest.mark.parametrize("name", [".antrean", "my home"], ids=["sockets-in-the-home", "sockets-in-tmp"])
 @pytest.mark.parametrize("is_elsewhere", [False, True], ids=["ledger-in-the-home", "ledger-elsewhere"])

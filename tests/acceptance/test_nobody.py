@@ -33,6 +33,7 @@ def test_who_queues_is_told_when_no_worker_lives(plant: Shop) -> None:
     assert (elsewhere.json["queued"], elsewhere.json["is_worked_on"]) == (0, False)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_a_worker_that_was_killed_is_nobody_and_a_pause_is_named(plant: Shop) -> None:
     worker = plant.worker()

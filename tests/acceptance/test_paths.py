@@ -14,6 +14,7 @@ pytestmark = pytest.mark.real_interpreter
 _NAMES = ["a%41 b?c=d#e'\"\\\n;é[/x]*", os.fsdecode(b"file:caf\xe9?mode=ro"), ":memory:"]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", _NAMES, ids=["marks", "bytes", "memory"])
 def test_a_home_of_any_name_is_that_folder_and_no_other(shop: Shop, name: str) -> None:
     home = shop.folder / name / "home"
@@ -37,6 +38,7 @@ def test_a_home_of_any_name_is_that_folder_and_no_other(shop: Shop, name: str) -
     assert processes_under(shop.folder) == []
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", _NAMES, ids=["marks", "bytes", "memory"])
 def test_a_ledger_of_any_name_is_that_file_and_no_other(shop: Shop, name: str) -> None:
     shop.settings["database_url"] = f"sqlite:///ledgers/{name}.db"

@@ -51,6 +51,7 @@ def result_lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.full
 def test_a_simulated_run_with_faults_ends_every_job_and_a_second_one_calls_nothing(shop: Shop) -> None:
     write_documents(shop.folder, 1000)
     command = [
@@ -252,6 +253,7 @@ def test_what_somebody_walked_away_from_is_not_paid_for_by_the_next_run(shop: Sh
     assert "were done before" in done.err
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.1")
 def test_an_endpoint_that_goes_away_for_a_while_fails_no_job(shop: Shop) -> None:
     write_documents(shop.folder, 120)

@@ -75,6 +75,7 @@ def read_remarks(log: Path) -> list[str]:
     return [line for line in log.read_text().splitlines() if not line.startswith("requests go to ")]
 
 
+@pytest.mark.full
 def test_a_run_in_the_folder_itself_sends_the_document_and_nothing_of_its_own(
     shop: Shop, docs: Path, simulator: SimulatorProcess
 ) -> None:
@@ -152,6 +153,7 @@ def test_requests_run_without_a_prompt_and_are_the_batch_that_submit_makes(
     assert simulator.stats()["paid"] == 2
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "command",
     ["cat r.jsonl | antrean run -", "antrean run <(cat r.jsonl)", "antrean run /dev/stdin < r.jsonl"],
@@ -177,8 +179,8 @@ def test_requests_from_a_pipe_are_named_by_no_temporary_path(shop: Shop, command
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("antrean run docs", "docs: documents need a prompt, --prompt FILE; without one"),
-        ("antrean run docs/a.txt", "docs/a.txt: documents need a prompt"),
+        ("antrean run docs", "a .jsonl file or a pipe; documents need one: --prompt FILE"),
+        ("antrean run docs/a.txt", "docs/a.txt: without a prompt, requests are taken, one a line,"),
         ("antrean run no.jsonl", "No such file: no.jsonl"),
         (f"antrean run {'x' * 300}", f"{'x' * 300}: cannot be read (File name too long)"),
         (f"antrean submit {'x' * 300} --no-check", f"{'x' * 300}: cannot be read (File name too long)"),

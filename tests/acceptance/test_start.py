@@ -41,6 +41,7 @@ def started_with(
 WORKERS = [["worker.cli", "worker"], ["celery", "-A", "worker", "worker"]]
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("command", WORKERS, ids=" ".join)
 @pytest.mark.parametrize(
     ("variables", "settings", "code", "words"),
@@ -72,6 +73,7 @@ def test_a_worker_that_cannot_start_ends_with_a_sentence_and_its_exit_code(
     assert processes_under(shop.folder) == []
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("command", WORKERS, ids=" ".join)
 def test_a_worker_whose_start_meets_a_defect_ends_too(shop: Shop, command: list[str]) -> None:
     """Whatever it is that goes wrong: a receiver of Celery's signals that raises leaves a worker that does nothing."""
@@ -79,7 +81,7 @@ def test_a_worker_whose_start_meets_a_defect_ends_too(shop: Shop, command: list[
         "import sys\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'worker.upkeep.heart':\n"
+        "        if name == 'worker.upkeep.heartbeat':\n"
         "            import worker.clock\n"
         "            worker.clock.SystemClock.monotonic_s = lambda self: {}['a secret']\n"
         "sys.meta_path.insert(0, Finder())\n"
@@ -101,6 +103,7 @@ def bound_by_permissions() -> list[str]:
     return ["setpriv", "--bounding-set", without, "--inh-caps", without]
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("mode", [0o555, 0o000], ids=oct)
 def test_a_home_that_may_not_be_written_is_a_sentence(shop: Shop, mode: int) -> None:
     home = shop.folder / ".antrean"
@@ -133,6 +136,7 @@ def test_a_home_that_may_not_be_written_is_a_sentence(shop: Shop, mode: int) -> 
         home.chmod(0o700)
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("json_too", [[], ["--json"]])
 def test_commands_begin_with_the_address_that_requests_go_to(
     shop: Shop, simulator: SimulatorProcess, json_too: list[str]
@@ -150,6 +154,7 @@ def test_commands_begin_with_the_address_that_requests_go_to(
     assert line not in done.err, "a simulation has an address of its own"
 
 
+@pytest.mark.full
 def test_the_default_address_is_called_one(shop: Shop) -> None:
     del shop.settings["base_url"]
     (shop.folder / "r.jsonl").write_text(LINE)
@@ -160,6 +165,7 @@ def test_the_default_address_is_called_one(shop: Shop) -> None:
         assert ended.err.splitlines()[0].endswith(", the default: ANTREAN_BASE_URL is not set")
 
 
+@pytest.mark.full
 def test_jobs_that_were_left_at_another_address_are_named(shop: Shop, simulator: SimulatorProcess) -> None:
     (shop.folder / "r.jsonl").write_text(LINE * 3)
     assert shop.antrean("submit", "r.jsonl").code == 0
@@ -175,6 +181,7 @@ def test_jobs_that_were_left_at_another_address_are_named(shop: Shop, simulator:
         elsewhere.close()
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "command", [["status"], ["check", "--json"], ["usage", "--json"], ["simulate", "--rpm", "x"]]
 )
@@ -183,6 +190,7 @@ def test_a_misspelt_setting_is_named_by_every_command(shop: Shop, command: list[
     assert "antrean: warning: ANTREAN_CONCURENCY is no setting: is ANTREAN_CONCURRENCY meant?" in done.err
 
 
+@pytest.mark.full
 def test_celerys_own_commands_name_a_misspelt_setting_once(shop: Shop) -> None:
     for command in (*WORKERS, ["celery", "-A", "worker", "flower"]):
         ended = started_with(

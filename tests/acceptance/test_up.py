@@ -110,6 +110,7 @@ def test_the_whole_stack_runs_until_it_is_told_to_stop(shop: Shop, simulator: Si
     assert not any(line.partition("| ")[2].startswith("{") for line in up.lines()), "no raw JSON"
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "60")
 def test_a_second_ctrl_c_cuts_the_calls_and_their_jobs_are_given_back(
     shop: Shop, simulator: SimulatorProcess
@@ -129,6 +130,7 @@ def test_a_second_ctrl_c_cuts_the_calls_and_their_jobs_are_given_back(
     assert states(shop) == {"queued": 8}
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "60")
 def test_a_stop_ends_within_the_grace(shop: Shop, simulator: SimulatorProcess) -> None:
     up = Up(shop, "--no-flower", "--workers", "2", grace_s=2, concurrency=2)
@@ -142,6 +144,7 @@ def test_a_stop_ends_within_the_grace(shop: Shop, simulator: SimulatorProcess) -
     assert states(shop) == {"queued": 8}
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "60")
 def test_up_that_is_killed_leaves_nothing_running(shop: Shop, simulator: SimulatorProcess) -> None:
     up = Up(shop, "--flower-port", str(free_port()), grace_s=1, concurrency=2)

@@ -56,6 +56,7 @@ def bash(shop: Shop, script: str) -> list[Finished]:
     return found
 
 
+@pytest.mark.full
 def test_a_file_is_the_same_batch_whichever_way_its_lines_come(away: Shop) -> None:
     lines = [json.dumps({**LINE, "custom_id": f"r{n}"}) for n in range(2)]
     (away.folder / "requests.jsonl").write_text("\n".join(lines))

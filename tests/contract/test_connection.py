@@ -56,10 +56,7 @@ def test_a_broadcast_that_cannot_be_read_ends_nothing(
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+socket"])
 def test_every_scheme_of_redis_gets_our_transport(scheme: str) -> None:
     transport = Connection(f"{scheme}://localhost/0").get_transport_cls()
-    assert transport.connection_errors[-2:] == (
-        redis.exceptions.OutOfMemoryError,
-        redis.exceptions.ReadOnlyError,
-    )
+    assert redis.ResponseError in transport.connection_errors, "a broker that refuses is waited for"
     assert redis.ConnectionError in transport.connection_errors
 
 

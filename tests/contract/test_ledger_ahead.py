@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from threading import Event
+from threading import Event, current_thread
 from typing import Any
 
 import pytest
@@ -63,7 +63,7 @@ class Row:
         self.reports: list[Future[Report]] = []
         for id_ in self.ids:
             self.reports.append(house.receive(id_, is_bulk=True))
-            eventually(lambda: len(house.writer.held) == min(len(self.reports), 1 + ahead))
+            eventually(lambda: len(house.writer.open_claims) == min(len(self.reports), 1 + ahead))
         eventually(lambda: self.endpoint.called == self.ids[:1])
 
     def states(self) -> list[str]:
@@ -78,7 +78,7 @@ class Row:
         row = job_row(self.house.ledger, id_)
         assert (row.claims, row.attempts, row.claim_token, row.published_at_ms) == (0, 0, None, None)
         assert rows(self.house.ledger, "attempts", job_id=id_) == []
-        assert id_ not in self.house.writer.held
+        assert id_ not in self.house.writer.open_claims
         return id_ not in self.endpoint.called
 
 
@@ -93,7 +93,7 @@ def test_so_many_are_claimed_ahead_and_each_is_called_in_its_turn(house: House) 
     assert row.end() == [Verdict.SUCCEEDED] * 4
     assert row.endpoint.called == row.ids
     assert house.simulator.stats()["max_in_flight"] == 1
-    assert not house.writer.held
+    assert not house.writer.open_claims
     assert house.slots.active == 0
 
 
@@ -111,7 +111,12 @@ def test_a_beat_takes_what_is_claimed_ahead_for_held(house: House) -> None:
             now_ms=NOW,
         )
     )
-    assert house.writer.call(lambda c: release_orphans(c, "w1", held=house.writer.held, now_ms=NOW)) == []
+    assert (
+        house.writer.call(
+            lambda c: release_orphans(c, "w1", open_claims=house.writer.open_claims, now_ms=NOW)
+        )
+        == []
+    )
     assert row.end() == [Verdict.SUCCEEDED] * 4
 
 
@@ -158,7 +163,7 @@ def test_a_claim_that_is_answered_when_the_worker_stops_is_given_back(house: Hou
     assert house.slots.wait_until_idle(lambda: False, timeout_s=5)
     row = job_row(house.ledger, id_)
     assert (row.state, row.claims, house.simulator.stats()["calls"]) == ("queued", 0, 0)
-    assert not house.writer.held
+    assert not house.writer.open_claims
 
 
 @pytest.mark.parametrize("why", ["the gate shuts", "somebody pauses the endpoint"])
@@ -220,7 +225,7 @@ def test_a_lone_job_passes_those_that_were_claimed_ahead(house: House) -> None:
     first = house.receive(lone[0])
     eventually(lambda: row.endpoint.called == [row.ids[0], lone[0]])
     second = house.receive(lone[1])
-    eventually(lambda: lone[1] in house.writer.held)
+    eventually(lambda: lone[1] in house.writer.open_claims)
     row.endpoint.answer()
     assert first.result(20).verdict is second.result(20).verdict is Verdict.SUCCEEDED
     assert row.end() == [Verdict.SUCCEEDED] * 4
@@ -252,7 +257,7 @@ def test_nothing_is_claimed_while_one_runs_alone(build: Callable[..., House]) ->
     eventually(lambda: endpoint.called == [suspect])
     later = house.receive(innocent, is_bulk=True)
     house.wait_for_the_database()
-    assert (state(house.ledger, innocent), list(house.writer.held)) == ("queued", [suspect])
+    assert (state(house.ledger, innocent), list(house.writer.open_claims)) == ("queued", [suspect])
     endpoint.answer()
     assert on_trial.result(20).verdict is later.result(20).verdict is Verdict.SUCCEEDED
 
@@ -266,6 +271,31 @@ def test_claims_wait_for_the_database_and_nothing_is_called_meanwhile(build: Cal
     assert house.simulator.stats()["calls"] == 0
     house.ledger.is_away = lambda: False
     assert [one.result(20).verdict for one in reports] == [Verdict.SUCCEEDED] * 8
+
+
+@pytest.mark.parametrize("losses", [0, 2])
+def test_a_worker_that_stops_while_the_database_is_away_waits_for_no_claim(
+    build: Callable[..., House], losses: int
+) -> None:
+    """But for the call in flight, whose answer is spooled."""
+    house = build(slots=Slots(1, ahead=2))
+    ids = [house.put(is_bulk=True) for _ in range(4)]
+    house.ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id.in_(ids[1:])).values(losses=losses)))
+    endpoint = Endpoint(house)
+    paid = house.receive(ids[0], is_bulk=True)
+    eventually(lambda: endpoint.called == ids[:1])
+    house.ledger.is_away = lambda: True
+    others = [house.receive(id_, is_bulk=True) for id_ in ids[1:]]
+    eventually(lambda: house.writer.is_stuck)
+    assert house.executor.has_answers_at_stake
+    house.dispatcher.stop()
+    assert [one.result(5).verdict for one in others] == [Verdict.GIVEN_BACK] * 3
+    assert not house.slots.wait_until_idle(lambda: False, timeout_s=0.2), "the call goes on"
+    endpoint.answer()
+    assert house.slots.wait_until_idle(lambda: False, timeout_s=5)
+    assert paid.result(5).verdict is Verdict.SUCCEEDED
+    assert (len(house.spool), house.executor.has_answers_at_stake) == (1, False)
+    house.ledger.is_away = lambda: False
 
 
 def test_a_database_that_takes_no_claim_of_one_job_costs_the_others_nothing(
@@ -298,7 +328,7 @@ def test_a_defect_in_an_attempt_is_told_and_keeps_neither_slot_nor_claim(
     monkeypatch.setattr(house.executor, "attempt", break_once)
     report = house.receive(house.put(), is_bulk=True).result(20)
     assert (report.verdict, report.summary) == (Verdict.BROKE, "KeyError")
-    assert not house.writer.held, "the next beat releases it"
+    assert not house.writer.open_claims, "the next beat releases it"
     assert house.receive(house.put(), is_bulk=True).result(20).verdict is Verdict.SUCCEEDED
 
 
@@ -328,6 +358,47 @@ def test_a_pool_that_is_shut_keeps_nobody_waiting(house: House) -> None:
     assert [one.result(20).verdict for one in row.reports[1:]] == [Verdict.GIVEN_BACK] * 3
     assert all(map(row.has_left_no_trace, row.ids[1:3]))
     assert house.receive(house.put()).result(20).verdict is Verdict.GIVEN_BACK
+    row.endpoint.answer()
+    assert row.reports[0].result(20).verdict is Verdict.SUCCEEDED
+
+
+def test_one_that_runs_alone_and_still_has_no_thread_does_not_keep_the_worker_from_its_end(
+    house: House,
+) -> None:
+    """Celery drops what its pool has in line."""
+    id_, go_on = house.put(is_bulk=True), Event()
+    house.ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id == id_).values(losses=2)))
+    busy = [house.pool.submit(go_on.wait, 20) for _ in range(house.pool._max_workers)]
+    house.receive(id_, is_bulk=True)
+    eventually(lambda: house.pool._work_queue.qsize() == 1)
+    house.dispatcher.stop()
+    house.pool.shutdown(wait=False, cancel_futures=True)
+    assert house.slots.wait_until_idle(lambda: False, timeout_s=5)
+    go_on.set()
+    assert all(one.result(20) for one in busy)
+    assert state(house.ledger, id_) == "queued"
+
+
+def test_where_the_pool_is_shut_the_writer_does_not_wait_for_a_broker(house: House) -> None:
+    """To give a foreign message back is to ask the broker, which may hang."""
+    row = Row(house, jobs=1)
+    told, broker_answers = [], Event()
+
+    def finish(report: Report) -> None:
+        told.append((current_thread().name, report.verdict))
+        assert broker_answers.wait(20)
+
+    ids = [house.put(is_bulk=True) for _ in range(2)]
+    for id_ in ids:
+        house.dispatcher.receive(Received(id_, True, finish, lambda: None))
+    eventually(lambda: len(house.writer.open_claims) == 3)
+    house.pool.shutdown(wait=False)
+    house.dispatcher.stop()
+    eventually(lambda: len(told) == 1)
+    house.wait_for_the_database()
+    broker_answers.set()
+    eventually(lambda: len(told) == 2)
+    assert told == [("antrean-untold", Verdict.GIVEN_BACK)] * 2
     row.endpoint.answer()
     assert row.reports[0].result(20).verdict is Verdict.SUCCEEDED
 
@@ -394,5 +465,5 @@ def test_a_claim_that_its_writer_committed_and_did_not_tell_is_not_held(
     monkeypatch.setattr(house.writer, "_tell", die)
     id_ = house.put()
     assert house.receive(id_).result(20).verdict is Verdict.GIVEN_BACK
-    assert (state(house.ledger, id_), dict(house.writer.held)) == ("running", {})
+    assert (state(house.ledger, id_), dict(house.writer.open_claims)) == ("running", {})
     assert [type(one) for one in died] == [SystemExit]

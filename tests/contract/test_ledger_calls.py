@@ -99,20 +99,20 @@ def test_a_run_names_the_last_slow_call_and_its_age(ledger: Ledger) -> None:
     progress = Progress(total=2)
     tracker = Tracker(ledger, [Wanted(slow, "notes/a.txt"), Wanted(other, "notes/b.txt")], progress)
     job = claim_one(ledger, slow, token="a", now_ms=now_ms - 84_500)
-    assert tracker.look().trouble is None, "the other one is still to begin"
+    assert tracker.refresh().trouble is None, "the other one is still to begin"
     quick = claim_one(ledger, other, token="b", now_ms=now_ms - 6_000)
-    assert tracker.look().trouble == "the last 2 calls, the oldest for 1 min 24 s: notes/a.txt"
+    assert tracker.refresh().trouble == "the last 2 calls, the oldest for 1 min 24 s: notes/a.txt"
     record(ledger, success(job, ended_at_ms=now_ms))
-    assert (tracker.look().trouble or "").startswith("the last call, for 6 s: notes/b.txt")
+    assert (tracker.refresh().trouble or "").startswith("the last call, for 6 s: notes/b.txt")
     record(ledger, success(quick, ended_at_ms=now_ms))
-    assert tracker.look().trouble is None
+    assert tracker.refresh().trouble is None
 
 
 def test_a_call_that_has_just_begun_is_not_named(ledger: Ledger) -> None:
     id_ = put_one(ledger)
     tracker = Tracker(ledger, [id_], Progress(total=1))
     claim_one(ledger, id_, now_ms=time.time_ns() // 1_000_000)
-    assert tracker.look().trouble is None
+    assert tracker.refresh().trouble is None
 
 
 def shut(kind: FailureKind, until_ms: int) -> Gate:
@@ -141,16 +141,16 @@ def test_a_run_waits_for_what_the_gate_is_shut_for_now_not_for_what_a_job_met_be
     block(ledger, FailureKind.UNREACHABLE, "refused", now_ms - 60_000)
     gate: list[Gate | None] = [None]
     tracker = Tracker(ledger, [], Progress(total=1), endpoint=ENDPOINT, find_gate=lambda: gate[0])
-    assert tracker.look().trouble == "unreachable: refused (the next try is due)"
+    assert tracker.refresh().trouble == "unreachable: refused (the next try is due)"
     gate[0] = shut(FailureKind.UNAUTHORIZED, now_ms + 45_000)
-    said = tracker.look().trouble or ""
+    said = tracker.refresh().trouble or ""
     assert said.startswith("unauthorized (HTTP 401): no job is called until "), said
     block(ledger, FailureKind.UNAUTHORIZED, "no such key", now_ms + 45_000)
-    said = tracker.look().trouble or ""
+    said = tracker.refresh().trouble or ""
     assert re.fullmatch(r"unauthorized \(HTTP 401\): no such key \(until [\d:]+, in 4\d s\)", said), said
     gate[0] = shut(FailureKind.UNAUTHORIZED, now_ms)
     assert (
-        tracker.look().trouble
+        tracker.refresh().trouble
         == "unauthorized (HTTP 401): no such key (the next job tries whether it is over)"
     )
 
@@ -160,6 +160,6 @@ def test_a_run_waits_for_nothing_that_is_another_endpoints(ledger: Ledger) -> No
     block(ledger, FailureKind.QUOTA, "no money left", NOW, endpoint=elsewhere)
     ledger.run(partial(pause, endpoint=elsewhere, reason="moved", now_ms=NOW))
     tracker = Tracker(ledger, [], Progress(total=1), endpoint=ENDPOINT)
-    assert tracker.look().trouble is None
+    assert tracker.refresh().trouble is None
     ledger.run(partial(pause, endpoint=ENDPOINT, reason=None, now_ms=NOW))
-    assert (tracker.look().trouble or "").startswith(f"{ENDPOINT} is paused (no reason given)")
+    assert (tracker.refresh().trouble or "").startswith(f"{ENDPOINT} is paused (no reason given)")

@@ -29,7 +29,7 @@ def test_a_claim_brings_the_body_and_fences_the_job(ledger: Ledger) -> None:
     id_ = put_one(ledger, body='{"x":1}', model="m1", max_attempts=4, is_bulk=True)
     job = claim_one(ledger, id_, token="t", worker="w", now_ms=NOW + 5)
     assert (job.body, job.model, job.max_attempts, job.is_bulk) == ('{"x":1}', "m1", 4, True)
-    assert (job.number, job.attempts, job.claim.generation) == (1, 0, 1)
+    assert (job.number, job.burnt, job.claim.generation) == (1, 0, 1)
     row = job_row(ledger, id_)
     assert (row.state, row.worker_id, row.claim_token, row.claimed_at_ms) == ("running", "w", "t", NOW + 5)
     assert row.published_at_ms is None
@@ -92,7 +92,7 @@ def test_the_next_claim_has_the_next_number_and_knows_what_was_spent(ledger: Led
     id_ = put_one(ledger)
     record(ledger, give_back(claim_one(ledger, id_)))
     job = claim_one(ledger, id_, token="t2")
-    assert (job.number, job.attempts) == (2, 0)
+    assert (job.number, job.burnt) == (2, 0)
 
 
 def test_two_workers_after_the_same_ids_get_each_of_them_once(ledger: Ledger) -> None:

@@ -30,7 +30,7 @@ from worker.storage.pruning import OfAge, prune
 from worker.storage.writer import GroupWriter
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
-from worker.upkeep.heart import Heart
+from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.presence import Presence
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
@@ -170,10 +170,10 @@ def test_a_time_that_a_producer_asked_for_is_kept_be_it_weeks_ahead(
 
 
 @pytest.fixture
-def heart(ledger: Ledger, clock: FakeClock, tmp_path: Path) -> Iterator[Heart]:
+def heartbeat(ledger: Ledger, clock: FakeClock, tmp_path: Path) -> Iterator[Heartbeat]:
     writer = GroupWriter(ledger, worker_id="me", endpoint=ENDPOINT, clock=clock, window_s=0.0)
     writer.start()
-    yield Heart(
+    yield Heartbeat(
         ledger,
         writer,
         SpoolFile(tmp_path / "spool", "me"),
@@ -189,35 +189,35 @@ def heart(ledger: Ledger, clock: FakeClock, tmp_path: Path) -> Iterator[Heart]:
     assert writer.stop(10)
 
 
-def watch_for(heart: Heart, clock: FakeClock, seconds: float) -> None:
+def watch_for(heartbeat: Heartbeat, clock: FakeClock, seconds: float) -> None:
     for _ in range(round(seconds / 0.5) + 1):
-        heart.beat()
+        heartbeat.beat()
         clock.advance(0.5)
 
 
 @pytest.mark.parametrize("jump_s", [-9 * HOUR_S, 9 * HOUR_S])
 def test_a_jump_of_the_clock_takes_no_worker_for_dead(
-    ledger: Ledger, heart: Heart, clock: FakeClock, jump_s: float
+    ledger: Ledger, heartbeat: Heartbeat, clock: FakeClock, jump_s: float
 ) -> None:
     add_worker(ledger, "other", clock)
     job = claim_one(ledger, put_one(ledger), worker="other")
-    heart.beat()
+    heartbeat.beat()
     clock.jump(jump_s)
-    watch_for(heart, clock, 1)
+    watch_for(heartbeat, clock, 1)
     assert state(ledger, job.id) == "running"
 
 
 def test_the_window_of_a_dead_worker_is_published_again_whatever_its_clock_said(
-    ledger: Ledger, heart: Heart, clock: FakeClock
+    ledger: Ledger, heartbeat: Heartbeat, clock: FakeClock
 ) -> None:
     add_worker(ledger, "dead", clock)
     [known] = put(ledger, a_job(), published_at_ms=clock.now_ms() + HOUR_MS)
-    watch_for(heart, clock, 3)
+    watch_for(heartbeat, clock, 3)
     assert job_row(ledger, known.id).published_at_ms is None
 
 
 def test_what_is_rescued_is_published_again_for_its_own_endpoint(
-    ledger: Ledger, heart: Heart, clock: FakeClock
+    ledger: Ledger, heartbeat: Heartbeat, clock: FakeClock
 ) -> None:
     from worker.storage.workers import register_worker  # local: a worker of another endpoint, only here
 
@@ -237,7 +237,7 @@ def test_what_is_rescued_is_published_again_for_its_own_endpoint(
     theirs, ours = put(
         ledger, a_job(endpoint=elsewhere), a_job(), published_at_ms=clock.now_ms() - 1, now_ms=clock.now_ms()
     )
-    watch_for(heart, clock, 3)
+    watch_for(heartbeat, clock, 3)
     assert job_row(ledger, theirs.id).published_at_ms is None
     assert job_row(ledger, ours.id).published_at_ms is not None, "its messages are where they were"
 
@@ -269,8 +269,8 @@ def test_who_follows_jobs_is_not_carried_off_by_one_that_ended_in_the_future(led
     now_ms = SystemClock().now_ms()
     ahead, right = put_one(ledger), put_one(ledger)
     tracker = Tracker(ledger, [ahead, right], Progress(total=2))
-    tracker.look()
+    tracker.refresh()
     record(ledger, success(claim_one(ledger, ahead, token="a"), ended_at_ms=now_ms + 7 * HOUR_MS))
-    assert tracker.look().succeeded == 1
+    assert tracker.refresh().succeeded == 1
     record(ledger, success(claim_one(ledger, right, token="b"), ended_at_ms=now_ms))
-    assert tracker.look().succeeded == 2
+    assert tracker.refresh().succeeded == 2

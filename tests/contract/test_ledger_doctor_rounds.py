@@ -84,9 +84,9 @@ def test_a_worker_that_has_beaten_since_the_look_keeps_its_jobs(ward: Ward) -> N
     id_ = put(ward.ledger, a_job(), now_ms=now_ms())[0].id
     claim(ward.ledger, id_, token="a", worker="here", now_ms=now_ms())
     found = ward.look()
-    [suspect] = found.dead
+    [worker] = found.dead
     ward.ledger.run(lambda connection: beat(connection, "here", now_ms=now_ms()))
-    rescue_worker(ward.ledger, suspect, max_solo_losses=3, now_ms=now_ms())
+    rescue_worker(ward.ledger, worker, max_solo_losses=3, now_ms=now_ms())
     assert (state(ward.ledger, id_), rows(ward.ledger, "workers", id="here")[0].ended_at_ms) == (
         "running",
         None,
@@ -252,7 +252,7 @@ def test_the_jobs_of_a_dead_worker_wait_while_another_records_its_spool(ward: Wa
     id_ = put(ward.ledger, a_job(), now_ms=now_ms())[0].id
     job = claim(ward.ledger, id_, token="a", worker="here", now_ms=now_ms())[id_]
     spool = leave(ward, "here", success(job, worker="here", raw=RAW, ended_at_ms=now_ms()))
-    assert spool._fd is not None  # its lock is held: by a heart that is in the middle of it
+    assert spool._fd is not None  # its lock is held: by a heartbeat that is in the middle of it
     assert ward.names() == ["dead_worker"]
     after = mend(ward.ledger, ward.settings, ward.look())
     assert ([one.name for one in after.findings], state(ward.ledger, id_)) == (["dead_worker"], "running")

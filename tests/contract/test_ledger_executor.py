@@ -58,7 +58,7 @@ def test_a_defect_of_the_gate_costs_no_answer_that_is_paid_for(
     assert house.execute(id_) is Verdict.SUCCEEDED
     assert job_row(house.ledger, id_).state == "succeeded"
     assert house.simulator.calls()[id_]["paid"] == 1
-    assert not house.writer.held
+    assert not house.writer.open_claims
 
 
 def test_a_defect_of_the_gate_keeps_no_job_in_the_hands_of_a_worker(
@@ -71,7 +71,7 @@ def test_a_defect_of_the_gate_keeps_no_job_in_the_hands_of_a_worker(
     row = job_row(house.ledger, id_)
     assert (row.state, row.attempts) == ("waiting", 1)
     assert row.not_before_ms > NOW
-    assert not house.writer.held
+    assert not house.writer.open_claims
 
 
 @pytest.mark.parametrize("header", ["bearer", "api-key"])
@@ -180,7 +180,7 @@ def test_invariant_5_a_paid_answer_is_spooled_while_the_database_is_away_and_rep
     house.ledger.is_away = lambda: house.simulator.stats()["paid"] > 0
     assert house.execute(id_) is Verdict.SUCCEEDED
     assert (state(house.ledger, id_), len(house.spool)) == ("running", 1)
-    assert id_ in house.writer.held
+    assert id_ in house.writer.open_claims
     house.ledger.is_away = lambda: False
     house.wait_for_the_database()
     folder = house.spool._folder
@@ -206,7 +206,7 @@ def test_a_failure_while_the_database_is_away_is_released_by_the_next_beat(
     id_ = house.put()
     house.ledger.is_away = lambda: house.simulator.stats()["calls"] > 0
     assert house.execute(id_) is Verdict.WAITING
-    assert house.writer.held == {}
+    assert house.writer.open_claims == {}
     assert house.spool.is_writable
     assert len(house.spool) == 0
 
@@ -257,7 +257,7 @@ def test_a_call_cut_by_the_shutdown_is_given_back_unburnt(build: Callable[..., H
     assert house.execute(id_) is Verdict.GIVEN_BACK
     row = job_row(house.ledger, id_)
     assert (row.state, row.attempts, row.claim_token) == ("queued", 0, None)
-    assert house.writer.held == {}
+    assert house.writer.open_claims == {}
 
 
 def test_a_paid_answer_of_a_job_that_was_cancelled_meanwhile_is_kept(build: Callable[..., House]) -> None:

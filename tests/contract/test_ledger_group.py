@@ -40,7 +40,7 @@ def test_many_slots_at_once_each_get_one_job_one_record_and_one_result(
         return [writer.record(success(job, answer=job.id)) for job in mine]
 
     assert {what for answer in at_once(32, slot) for what in answer} == {Recorded.APPLIED}
-    assert writer.held == {}
+    assert writer.open_claims == {}
     assert {row.claims for row in rows(ledger, "jobs")} == {1}
     assert all(row.answer == row.job_id for row in rows(ledger, "results"))
     assert len(rows(ledger, "results")) == 320
@@ -61,7 +61,7 @@ def test_a_claim_whose_commit_was_not_answered_succeeds_once(
     troubled.silent_commits = 1
     job = claimed(writer, id_)
     assert (job.number, job_row(ledger, id_).claims) == (1, 1)
-    assert writer.held == {id_: job.token}
+    assert writer.open_claims == {id_: job.token}
     assert writer.record(success(job)) is Recorded.APPLIED
 
 
@@ -72,7 +72,7 @@ def test_a_record_whose_commit_was_not_answered_is_recorded_once(
     troubled.silent_commits = 1
     assert writer.record(success(job)) is Recorded.REPEATED
     assert len(rows(ledger, "results")) == 1
-    assert writer.held == {}
+    assert writer.open_claims == {}
 
 
 def test_a_wait_whose_commit_was_not_answered_burns_one_attempt(
@@ -83,7 +83,7 @@ def test_a_wait_whose_commit_was_not_answered_burns_one_attempt(
     writer.record(setback(job, not_before_ms=NOW + 9))
     row = job_row(ledger, job.id)
     assert (row.state, row.attempts) == ("waiting", 1)
-    assert writer.held == {}
+    assert writer.open_claims == {}
 
 
 def test_a_row_that_cannot_be_stored_costs_its_neighbours_nothing(
@@ -139,7 +139,7 @@ def test_a_beat_in_the_same_group_takes_no_fresh_claim_for_an_orphan(
     id_ = put_one(ledger)
 
     def beat(connection: Connection) -> list[str]:
-        return release_orphans(connection, "w1", held=writer.held, now_ms=NOW)
+        return release_orphans(connection, "w1", open_claims=writer.open_claims, now_ms=NOW)
 
     with in_one_group(writer):
         claiming = in_background(lambda: writer.claim(id_))
@@ -154,7 +154,7 @@ def test_a_beat_in_the_same_group_takes_no_fresh_claim_for_an_orphan(
 def test_a_forgotten_claim_is_released_by_the_next_beat(ledger: Ledger, writer: GroupWriter) -> None:
     job = claimed(writer, put_one(ledger))
     writer.forget(job.id)
-    released = writer.call(lambda c: release_orphans(c, "w1", held=writer.held, now_ms=NOW))
+    released = writer.call(lambda c: release_orphans(c, "w1", open_claims=writer.open_claims, now_ms=NOW))
     assert released == [job.id]
 
 

@@ -32,7 +32,7 @@ def test_a_claim_and_a_record_can_be_asked_for_without_waiting(ledger: Ledger, w
     writer.begin_claim(id_, claiming)
     assert claiming.is_told.wait(10)
     [job] = claiming.results
-    assert writer.held == {id_: job.token}
+    assert writer.open_claims == {id_: job.token}
     writer.begin_record(success(job), recording, is_urgent=True)
     assert recording.is_told.wait(10)
     assert recording.results == [Recorded.APPLIED]

@@ -58,7 +58,7 @@ def test_records_fail_fast_while_claims_wait_for_the_database(
     troubled.wait_for_calls(3)
     assert isinstance(in_background(lambda: writer.record(success(job)))(), DatabaseAway)
     assert isinstance(in_background(lambda: writer.call(lambda c: 1))(), DatabaseAway)
-    assert writer.held == {job.id: job.token}
+    assert writer.open_claims == {job.id: job.token}
     troubled.is_away = False
     assert waiting().id == other
     assert writer.record(success(job)) is Recorded.APPLIED
@@ -109,7 +109,7 @@ def test_an_outage_in_mid_halving_keeps_no_record_waiting_for_the_database(
         troubled.failures_before = [RuntimeError("a row that cannot be stored")]
         troubled.is_away = True
     assert [type(tell()) for tell in records] == [DatabaseAway] * 4
-    assert writer.held == {job.id: job.token for job in held}
+    assert writer.open_claims == {job.id: job.token for job in held}
     troubled.is_away = False
     assert claiming().id == id_
 
@@ -153,6 +153,50 @@ def test_stopping_releases_those_who_wait_for_the_database(
         writer.call(lambda c: 1)
 
 
+def test_a_worker_that_ends_waits_for_no_claim_while_the_database_is_away(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can come of it. A message's own row is still waited for: it may be the only copy."""
+    monkeypatch.setattr("worker.storage.writer._RETRY_FIRST_S", 300.0)
+    ids = [put_one(ledger) for _ in range(2)]
+    writing_down = a_job()
+    troubled.is_away = True
+    before, after = Told(), Told()
+    written = in_background(lambda: writer.write_down(writing_down))
+    writer.begin_claim(ids[0], before)
+    wait_until(lambda: writer.is_stuck, within_s=10, what="the outage is seen")
+    writer.refuse_claims()
+    assert before.is_told.wait(10)
+    writer.begin_claim(ids[1], after)
+    assert after.is_told.wait(10)
+    assert [type(exc) for exc in before.errors + after.errors] == [WriterStopped] * 2
+    assert writer.stop(10)
+    assert isinstance(written(), WriterStopped)
+    assert writer.open_claims == {}
+
+
+def test_claims_that_a_database_takes_are_answered_also_as_the_worker_ends(
+    ledger: Ledger, writer: GroupWriter
+) -> None:
+    """The answer says what is to be given back."""
+    writer.refuse_claims()
+    id_ = put_one(ledger)
+    assert claimed(writer, id_).id == id_
+    assert not writer.is_stuck
+
+
+def test_a_database_that_leaves_a_group_without_an_answer_for_seconds_is_told(
+    ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.storage.writer._HANGS_AFTER_S", 0.05)
+    troubled.go_on.clear()
+    claiming = in_background(lambda: writer.claim(put_one(ledger)))
+    wait_until(lambda: writer.is_stuck, within_s=10, what="it is told")
+    troubled.go_on.set()
+    assert claiming() is not None
+    wait_until(lambda: not writer.is_stuck, within_s=10, what="it answers again")
+
+
 def test_a_record_that_the_database_keeps_waiting_comes_back_in_time_and_counts_once(
     ledger: Ledger, troubled: TroubledLedger, writer: GroupWriter
 ) -> None:
@@ -161,11 +205,11 @@ def test_a_record_that_the_database_keeps_waiting_comes_back_in_time_and_counts_
     troubled.go_on.clear()
     with pytest.raises(DatabaseAway, match=r"not answered for 0\.05 s"):
         writer.record(success(job), within_s=0.05)
-    assert writer.held == {job.id: job.token}, "no beat may take it for an orphan"
+    assert writer.open_claims == {job.id: job.token}, "no beat may take it for an orphan"
     troubled.go_on.set()
     assert writer.record(success(job)) is Recorded.REPEATED
     assert state(ledger, job.id) == "succeeded"
-    assert writer.held == {}
+    assert writer.open_claims == {}
 
 
 def test_a_worker_that_ends_gets_all_its_records_back_from_a_database_that_hangs(

@@ -86,8 +86,8 @@ def test_a_claim_is_one_claim_however_often_its_commit_is_not_answered(
     job = claimed(writer, id_)
     assert silence.happened == in_a_row
     assert (job.number, job_row(ledger, id_).claims) == (1, 1)
-    assert writer.held == {id_: job.token}
-    assert writer.call(lambda c: release_orphans(c, "w1", held=writer.held, now_ms=NOW)) == []
+    assert writer.open_claims == {id_: job.token}
+    assert writer.call(lambda c: release_orphans(c, "w1", open_claims=writer.open_claims, now_ms=NOW)) == []
     assert writer.record(success(job)) is Recorded.APPLIED
 
 
@@ -98,7 +98,7 @@ def test_a_record_is_one_record_although_its_commit_is_not_answered(
     silence.left = 1
     assert writer.record(success(job)) is Recorded.REPEATED
     assert (len(rows(ledger, "results")), len(rows(ledger, "usage"))) == (1, 1)
-    assert writer.held == {}
+    assert writer.open_claims == {}
 
 
 @pytest.mark.parametrize("how", ["wait", "fail", "give back"])
@@ -114,7 +114,7 @@ def test_a_setback_counts_once_although_its_commit_is_not_answered(
     expected = {"wait": ("waiting", 1), "fail": ("failed", 1), "give back": ("queued", 0)}[how]
     assert (row.state, row.attempts) == expected
     assert len(rows(ledger, "attempts")) == 1
-    assert writer.held == {}
+    assert writer.open_claims == {}
 
 
 def test_a_claim_in_one_group_with_a_beat_is_called_once_although_its_commit_is_not_answered(
@@ -127,7 +127,7 @@ def test_a_claim_in_one_group_with_a_beat_is_called_once_although_its_commit_is_
     def beat(connection: Any) -> list[str]:
         beats.append(connection)
         silence.left = int(len(beats) == 1)  # the commit of this very group
-        return release_orphans(connection, "w1", held=writer.held, now_ms=NOW)
+        return release_orphans(connection, "w1", open_claims=writer.open_claims, now_ms=NOW)
 
     with in_one_group(writer):
         beating = writer.begin(beat)
@@ -135,7 +135,7 @@ def test_a_claim_in_one_group_with_a_beat_is_called_once_although_its_commit_is_
     released, jobs = beating.result(), [claim.result() for claim in claims]
     # The second try's beat found them running and not in memory, and the claim after it took them again.
     assert sorted(released) == sorted(ids)
-    assert {job.id: job.token for job in jobs} == writer.held
+    assert {job.id: job.token for job in jobs} == writer.open_claims
     assert [state(ledger, id_) for id_ in ids] == ["running"] * 2
     assert [writer.record(success(job)) for job in jobs] == [Recorded.APPLIED] * 2
 

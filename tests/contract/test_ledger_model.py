@@ -78,7 +78,7 @@ class World:
             case "is rescued":
                 rescue_jobs(self.connection, who, max_solo_losses=1, now_ms=NOW)
             case "has forgotten":
-                release_orphans(self.connection, who, held=(), now_ms=NOW)
+                release_orphans(self.connection, who, open_claims=(), now_ms=NOW)
             case "is cancelled":
                 cancel_jobs(self.connection, [self.id], now_ms=NOW)
             case "is retried":

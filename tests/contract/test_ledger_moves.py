@@ -65,7 +65,7 @@ def test_a_retried_job_begins_anew_as_the_next_generation(ledger: Ledger) -> Non
     assert row.expires_at_ms is None
     assert rows(ledger, "failure_bodies") == []
     job = claim_one(ledger, id_, token="t9")
-    assert (job.number, job.claim.generation, job.attempts) == (2, 2, 0)
+    assert (job.number, job.claim.generation, job.burnt) == (2, 2, 0)
 
 
 def test_a_retried_job_that_was_asked_to_stop_is_asked_no_more(ledger: Ledger) -> None:

@@ -77,7 +77,7 @@ def running(ledger: Ledger, count: int) -> list[ClaimedJob]:
 def record_in_one_group(writer: GroupWriter, outcomes: list[Outcome]) -> list[Any]:
     """What the writer said to each: what it did, or the exception."""
     for outcome in outcomes:
-        writer.held[outcome.job_id] = outcome.claim.token
+        writer.open_claims[outcome.job_id] = outcome.claim.token
     replies: list[Reply[Recorded]] = []
 
     def line_up(_: Any) -> None:
@@ -140,7 +140,7 @@ def test_the_writer_records_a_group_whose_connection_is_lost_in_the_middle(
     trouble(table, LOST)
     assert record_in_one_group(writer, [success(job) for job in jobs]) == [Recorded.APPLIED] * 5
     assert len(rows(ledger, "results")) == 5
-    assert writer.held == {}
+    assert writer.open_claims == {}
 
 
 @only_postgresql
@@ -156,7 +156,7 @@ def test_a_row_that_the_server_refuses_costs_its_neighbours_nothing(
     assert isinstance(answers.pop(4), Exception)
     assert answers == [Recorded.APPLIED] * 8
     assert len(rows(ledger, "results")) == 8
-    assert writer.held == {jobs[4].id: jobs[4].token}
+    assert writer.open_claims == {jobs[4].id: jobs[4].token}
 
 
 @only_postgresql

@@ -26,13 +26,13 @@ from worker.storage.outcomes import Success
 from worker.storage.reply import Reply
 from worker.storage.writer import GroupWriter, WriterStopped
 from worker.storage.writer_requests import ClaimJob, OwedWork, RecordOutcome, WriteDownJob
-from worker.upkeep.heart import Heart
+from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.presence import Presence
 from worker.upkeep.spool import SpoolFile, replay_leftovers
 
 
 class Body:
-    """A worker's heart, its lock and its writer, on one ledger of a home."""
+    """A worker's heartbeat, its lock and its writer, on one ledger of a home."""
 
     def __init__(self, ledger: Ledger, home: Path, name: str) -> None:
         clock = FakeClock()
@@ -40,7 +40,7 @@ class Body:
         self.writer.start()
         self.presence = Presence(home / "workers", name)
         self.presence.begin()
-        self.heart = Heart(
+        self.heartbeat = Heartbeat(
             ledger,
             self.writer,
             SpoolFile(home / "spool", name),
@@ -81,9 +81,9 @@ def test_a_spool_of_another_ledger_in_the_same_home_is_left_alone(
     elsewhere = of_job(success(claim_one(ledger, put_one(ledger))), "of-another-ledger")
     path = leave(tmp_path / "spool", "stranger", elsewhere)
     before = path.read_bytes()
-    heart = body(ledger).heart
-    heart.beat()
-    heart.beat()
+    heartbeat = body(ledger).heartbeat
+    heartbeat.beat()
+    heartbeat.beat()
     assert files(tmp_path / "spool") == ["stranger.spool"]
     assert path.read_bytes() == before
 
@@ -95,14 +95,14 @@ def test_the_workers_of_two_ledgers_of_a_home_record_each_their_own(
     for each in (ledger, sqlite_ledger):
         put_one(each, id="report")
     dead = body(ledger, "dead")
-    dead.heart.beat()
+    dead.heartbeat.beat()
     leave(tmp_path / "spool", "dead", success(claim_one(ledger, "report", worker="dead"), worker="dead"))
     dead.die()
     if ledger.engine.url != sqlite_ledger.engine.url:
-        body(sqlite_ledger, "two").heart.beat()
+        body(sqlite_ledger, "two").heartbeat.beat()
         assert state(sqlite_ledger, "report") == "queued"
         assert files(tmp_path / "spool") == ["dead.spool"]
-    body(ledger, "one").heart.beat()
+    body(ledger, "one").heartbeat.beat()
     assert state(ledger, "report") == "succeeded"
     assert files(tmp_path / "spool") == []
 
@@ -114,7 +114,7 @@ def test_the_answers_of_a_worker_whose_row_a_backup_lost_are_recorded(
     job = claim_one(ledger, id_, token="gone:1")
     ledger.run(lambda c: c.execute(update(tables.jobs).values(state="queued", claim_token=None)))
     leave(tmp_path / "spool", "gone", success(job))
-    body(ledger).heart.beat()
+    body(ledger).heartbeat.beat()
     assert state(ledger, id_) == "succeeded"
 
 
@@ -172,13 +172,13 @@ def test_jobs_that_a_stopped_worker_could_not_give_back_count_no_loss(
     """The database was away while it ended."""
     away = AwayWhenTold(ledger.engine)
     stopped = body(away, "stopped")
-    stopped.heart.beat()
+    stopped.heartbeat.beat()
     job = claim_one(ledger, put_one(ledger), worker="stopped")
     away.is_away = lambda: True
     with pytest.raises(DatabaseAway):
-        stopped.heart.end()
+        stopped.heartbeat.end()
     stopped.die()
-    body(ledger, "next").heart.beat()
+    body(ledger, "next").heartbeat.beat()
     row = job_row(ledger, job.id)
     assert (row.state, row.losses) == ("queued", 0)
     assert [one.outcome for one in rows(ledger, "attempts")] == ["released"]
@@ -186,15 +186,15 @@ def test_jobs_that_a_stopped_worker_could_not_give_back_count_no_loss(
 
 def test_jobs_of_a_killed_worker_count_as_lost_with_it(ledger: Ledger, body: Callable[..., Body]) -> None:
     killed = body(ledger, "killed")
-    killed.heart.beat()
+    killed.heartbeat.beat()
     job = claim_one(ledger, put_one(ledger), worker="killed")
     killed.die()
-    body(ledger, "next").heart.beat()
+    body(ledger, "next").heartbeat.beat()
     assert job_row(ledger, job.id).losses == 1
 
 
 class Odd(Ledger):
-    """The real ledger, of which a look raises what no heart expects."""
+    """The real ledger, of which a look raises what no heartbeat expects."""
 
     error: Exception = OSError(errno.EMFILE, "Too many open files")
 
@@ -207,15 +207,15 @@ class Odd(Ledger):
 @pytest.mark.parametrize(
     "error", [OSError(errno.EMFILE, "Too many open files"), KeyError("x"), RecursionError()]
 )
-def test_an_error_that_nobody_thought_of_ends_no_heart_and_its_lease_is_raised(
+def test_an_error_that_nobody_thought_of_ends_no_heartbeat_and_its_lease_is_raised(
     ledger: Ledger, body: Callable[..., Body], error: Exception
 ) -> None:
     odd = Odd(ledger.engine)
     odd.error = error
     one = body(odd)
     is_stopping = threading.Event()
-    one.heart._beat_s = 0.01
-    thread = threading.Thread(target=one.heart.run, args=(is_stopping,))
+    one.heartbeat._beat_s = 0.01
+    thread = threading.Thread(target=one.heartbeat.run, args=(is_stopping,))
     with capture_logs() as said:
         thread.start()
         wait_until(
@@ -223,7 +223,7 @@ def test_an_error_that_nobody_thought_of_ends_no_heart_and_its_lease_is_raised(
         )
         is_stopping.set()
         thread.join(10)
-    failed = [line for line in said if line["event"] == "heart.beat_failed"]
+    failed = [line for line in said if line["event"] == "heartbeat.failed"]
     assert len(failed) >= 2
     assert failed[0]["error"] == type(error).__name__
     assert ("open files" in str(failed[0]["lack"])) == isinstance(error, OSError)

@@ -130,7 +130,7 @@ WAYS: dict[str, Callable[[Connection, list[str]], object]] = {
     "let go": _let_all_go,
     "expire": lambda c, ids: expire_jobs(c, now_ms=LATER),
     "retry": lambda c, ids: retry_jobs(c, ids, now_ms=LATER),
-    "release": lambda c, ids: release_orphans(c, "w1", held=(), now_ms=LATER),
+    "release": lambda c, ids: release_orphans(c, "w1", open_claims=(), now_ms=LATER),
     "rescue": lambda c, ids: rescue_jobs(c, "w1", max_solo_losses=3, now_ms=LATER),
     "rescue, given up": lambda c, ids: rescue_jobs(c, "w1", max_solo_losses=0, now_ms=LATER),
     "the doctor's success": lambda c, ids: doctor_repairs.succeed(c, ids, LATER),

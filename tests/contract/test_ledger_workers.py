@@ -134,6 +134,18 @@ def test_what_a_dead_worker_held_is_queued_again_and_its_loss_counted(ledger: Le
     assert rescue(ledger, "w1") == []
 
 
+def test_a_job_that_is_lost_each_time_it_is_only_claimed_ahead_is_not_given_up(ledger: Ledger) -> None:
+    """Nobody knows whether it was called. So two losses beside others do no more than have it run alone."""
+    id_, other = put_one(ledger), put_one(ledger)
+    for _ in range(10):
+        claim(ledger, id_, other)
+        rescue(ledger, "w1", max_solo_losses=1)
+    for row in (job_row(ledger, id_), job_row(ledger, other)):
+        assert (row.state, row.losses, row.solo_losses) == ("queued", 2, 0)
+    assert claim(ledger, id_, other) == {}, "what is lost beside others is claimed beside others no more"
+    assert claim_one(ledger, id_, are_alone=True).id == id_
+
+
 def test_after_two_losses_a_job_runs_alone_and_only_then_do_losses_count(ledger: Ledger) -> None:
     id_ = put_one(ledger)
     seen = []
@@ -177,7 +189,7 @@ def test_orphans_are_released_unburnt_and_what_is_held_stays(ledger: Ledger) -> 
     orphan, held, foreign = (put_one(ledger) for _ in range(3))
     claim(ledger, orphan, held)
     claim_one(ledger, foreign, worker="w2", token="t2")
-    released = ledger.run(lambda c: release_orphans(c, "w1", held={held: "t1"}, now_ms=NOW + 5))
+    released = ledger.run(lambda c: release_orphans(c, "w1", open_claims={held: "t1"}, now_ms=NOW + 5))
     assert released == [orphan]
     assert [state(ledger, id_) for id_ in (orphan, held, foreign)] == ["queued", "running", "running"]
     row = job_row(ledger, orphan)
@@ -206,7 +218,7 @@ def test_half_a_claim_is_passed_over_and_does_not_keep_the_others_from_their_res
     register(ledger, "w1")
     with ledger.read() as connection:
         assert [one.worker_id for one in fetch_beats(connection)] == ["w1"]
-    assert ledger.run(lambda c: release_orphans(c, "w1", held=[whole], now_ms=NOW)) == []
+    assert ledger.run(lambda c: release_orphans(c, "w1", open_claims=[whole], now_ms=NOW)) == []
     assert ledger.run(lambda c: rescue_jobs(c, "w1", max_solo_losses=3, now_ms=NOW)) == [whole]
     assert ledger.run(lambda c: rescue_jobs(c, "w1", max_solo_losses=3, now_ms=NOW)) == []
     assert [state(ledger, id_) for id_ in (whole, tokenless, nobody_s)] == ["queued", "running", "running"]

@@ -5,7 +5,8 @@ What each move does to rows is in the tests of the storage; what a command print
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,19 @@ from tests.support.desk import Desk
 from tests.support.ledger import a_job, claim_one, job_row, put, put_one, record, setback, state, success
 from worker.clock import SystemClock
 from worker.errors import InputError, InUse, NotFound
-from worker.operations.batches import count_jobs, find_named_batch, list_batches
+from worker.operations.batches import count_jobs, find_named_batch, find_whole_batch, list_batches
 from worker.operations.cancel import CancelledBatch, CancelledJob, cancel
 from worker.operations.doctor import examine
 from worker.operations.give_back import give_messages_back
 from worker.operations.jobs import fetch_story_of, fetch_story_of_named, list_jobs
 from worker.operations.pause import pause_endpoint, resume_endpoint
-from worker.operations.preflight import EndpointFacts
-from worker.operations.prune import ToPrune, find_batch_to_prune, remove, survey
+from worker.operations.preflight import EndpointFacts, ModelChoice
+from worker.operations.prune import ToPrune, remove, survey
 from worker.operations.results import Missing, count_missing, iterate_results
 from worker.operations.retry import Retried, retry
 from worker.operations.run_input import open_input
 from worker.operations.served import find_left_jobs, why_nobody_works
-from worker.operations.status import look
+from worker.operations.status import fetch_snapshot
 from worker.operations.usage import open_usage
 from worker.operations.workers import list_workers
 from worker.sources.documents import UnreadableDocuments
@@ -100,9 +101,62 @@ def test_the_beginning_of_a_batchs_id_is_enough_to_look_and_not_to_end_or_remove
     with pytest.raises(NotFound, match="no batch and no job"):
         cancel(desk.ledger, batch.id[:-1], on_step=pytest.fail)
     with pytest.raises(NotFound, match="no batch"):
-        find_batch_to_prune(desk.ledger, batch.id[:-1])
+        find_whole_batch(desk.ledger, batch.id[:-1])
     assert state(desk.ledger, ids[0]) == "queued"
-    assert find_batch_to_prune(desk.ledger, batch.id) == batch
+    assert find_whole_batch(desk.ledger, batch.id) == batch
+
+
+def batches_begun(desk: Desk, *ends: str) -> list[Batch]:
+    facts = {"kind": "submit", "label": "r.jsonl", "endpoint": desk.settings.endpoint, "now_ms": now_ms()}
+    return [
+        desk.ledger.run(partial(make_batch, batch_id=f"batch_0193f0{end}", idempotency_key=None, **facts))
+        for end in ends
+    ]
+
+
+def test_of_several_batches_that_begin_so_it_is_said_that_there_are_several_and_five_are_named(
+    desk: Desk,
+) -> None:
+    made = batches_begun(desk, *"abcdef")
+    ledger, begun = desk.ledger, "batch_0193f0"
+    lines = [f"{one.id}  r.jsonl" for one in made[:5]]
+    finders: dict[str, Callable[[str], object]] = {
+        "status": lambda called: find_named_batch(ledger, called),
+        "jobs": lambda called: list_jobs(ledger, batch=called),
+        "show": lambda called: fetch_story_of(ledger, called, with_content=False),
+        "show named": lambda called: fetch_story_of_named(ledger, "a", called, with_content=False),
+        "usage": lambda called: open_usage(ledger, UsageBy.MODEL, since_ms=None, batch=called).__enter__(),
+        "prune": lambda called: find_whole_batch(ledger, called),
+        "cancel": lambda called: cancel(ledger, called, on_step=pytest.fail),
+    }
+    for command, find in finders.items():
+        with pytest.raises(InputError) as refused:
+            find(begun)
+        assert refused.value.problems == [*lines, "… and more"], command
+        assert isinstance(refused.value, NotFound) == (command in ("prune", "cancel"))
+    assert find_named_batch(ledger, "batch_0193f0a") == made[0]
+    with pytest.raises(InputError, match="several batches begin with batch_0193f0; say which:"):
+        find_named_batch(ledger, begun)
+    with pytest.raises(NotFound, match="there is no batch batch_0193f0a0: "):
+        find_named_batch(ledger, "batch_0193f0a0")
+    with pytest.raises(NotFound, match="there is no batch batch_0193f: "):
+        find_named_batch(ledger, "batch_0193f")  # too short to name any
+
+
+def test_what_cannot_be_taken_back_wants_the_whole_id_and_names_those_that_begin_so(desk: Desk) -> None:
+    [batch] = batches_begun(desk, "a")
+    with pytest.raises(NotFound, match="no batch batch_0193f0; give the whole id") as refused:
+        find_whole_batch(desk.ledger, "batch_0193f0")
+    assert refused.value.problems == [f"{batch.id}  r.jsonl"]
+    first, second = put(
+        desk.ledger,
+        *(a_job(id=f"0193f0a1-{n}", endpoint=desk.settings.endpoint) for n in (1, 2)),
+        now_ms=now_ms(),
+    )
+    with pytest.raises(NotFound, match="no batch and no job 0193f0a1; give the whole id") as of_jobs:
+        cancel(desk.ledger, "0193f0a1", on_step=pytest.fail)
+    assert of_jobs.value.problems == [f"{first.id}  queued", f"{second.id}  queued"]
+    assert [state(desk.ledger, job.id) for job in (first, second)] == ["queued", "queued"]
 
 
 def test_failed_jobs_are_queued_again_by_their_kind_and_never_one_with_a_result(desk: Desk) -> None:
@@ -157,7 +211,7 @@ def test_a_batch_is_shown_before_it_is_removed_and_each_step_is_told(desk: Desk)
     done = remove(desk.ledger, desk.settings, what, with_usage=True, on_step=told.append)
     assert (done.removed, told[-1]) == (2, 2)
     with pytest.raises(NotFound):
-        find_batch_to_prune(desk.ledger, batch.id)
+        find_whole_batch(desk.ledger, batch.id)
 
 
 def test_a_pause_stays_as_it_is_until_it_is_ended(desk: Desk) -> None:
@@ -166,7 +220,7 @@ def test_a_pause_stays_as_it_is_until_it_is_ended(desk: Desk) -> None:
     assert is_new and pause is not None and pause.reason == "moving"
     assert pause_endpoint(desk.ledger, endpoint, "another") == (False, pause)
     assert "is paused (moving)" in (why_nobody_works(desk.ledger, desk.settings, endpoint) or "")
-    assert look(desk.ledger, desk.settings, None).pauses == [pause]
+    assert fetch_snapshot(desk.ledger, desk.settings, None).pauses == [pause]
     assert resume_endpoint(desk.ledger, endpoint) == pause
     assert resume_endpoint(desk.ledger, endpoint) is None
     assert "no worker lives" in (why_nobody_works(desk.ledger, desk.settings, endpoint) or "")
@@ -242,7 +296,7 @@ def test_what_is_left_out_of_a_folder_and_doubts_about_its_model_come_back_befor
     with given as found:
         assert [one.name for one in found.left_out] == [".hidden.txt"]
         with pytest.raises(InputError, match="temperature"):
-            found.check(desk.settings, "m", EndpointFacts(("another",)), on_doubt=doubts.append)
+            found.check(desk.settings, ModelChoice("m", EndpointFacts(("another",)), doubts.append))
     assert len(doubts) == 1 and "has no m" in clean_words(doubts[0])
     assert list_batches(desk.ledger, limit=1) == []
 

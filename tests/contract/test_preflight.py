@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.endpoints import HTML_PAGE, NO_MESSAGES, Endpoint, Route, api
 from worker.errors import InputError, Refused, SettingsError, Unreachable
+from worker.operations.errors import ModelMissing
 from worker.operations.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
 from worker.settings import Settings, load_settings
 
@@ -220,7 +221,7 @@ def test_a_complaint_about_messages_that_quotes_the_model_refuses_no_model(serve
 def test_nothing_is_asked_of_an_endpoint_that_is_not_to_be_asked() -> None:
     assert choose_model("m1", NOT_ASKED) == "m1"
     assert check_models(["m1"], NOT_ASKED) == []
-    with pytest.raises(InputError, match="--model"):
+    with pytest.raises(ModelMissing, match="ANTREAN_MODEL"):
         choose_model(None, NOT_ASKED)
 
 

@@ -25,7 +25,7 @@ from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_identity
 from worker.storage.workers import register_worker
 from worker.storage.writer import GroupWriter
-from worker.upkeep.heart import Heart
+from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.presence import Presence
 from worker.upkeep.spool import SpoolFile
 
@@ -131,7 +131,7 @@ def beat_on(clock: FakeClock, tmp_path: Path) -> Callable[[Ledger, str], None]:
         writer.start()
         presence = Presence(tmp_path / "workers", name)
         presence.begin()
-        heart = Heart(
+        heartbeat = Heartbeat(
             ledger,
             writer,
             SpoolFile(tmp_path / "spool", name),
@@ -145,8 +145,8 @@ def beat_on(clock: FakeClock, tmp_path: Path) -> Callable[[Ledger, str], None]:
             max_solo_losses=3,
         )
         try:
-            heart.beat()
-            heart.end()
+            heartbeat.beat()
+            heartbeat.end()
         finally:
             assert writer.stop(10)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.desk import Desk
 from worker.operations import run_holding, run_locks
-from worker.operations.preflight import NOT_ASKED
+from worker.operations.preflight import NOT_ASKED, ModelChoice
 from worker.operations.request_file import make_requests_batch, open_requests, submit_requests
 from worker.operations.run_input import open_input
 from worker.operations.run_work import Work
@@ -43,7 +43,7 @@ def run(desk: Desk) -> Iterator[Work]:
         skips_unreadable=False,
     )
     with given as found:
-        checked = found.check(desk.settings, "m", NOT_ASKED, on_doubt=pytest.fail)
+        checked = found.check(desk.settings, ModelChoice("m", NOT_ASKED, pytest.fail))
         batch = checked.make_batch(desk.ledger, desk.settings)
         with run_holding.worked_on(desk.ledger, desk.settings, batch) as lock:
             yield checked.write_down(desk.ledger, desk.settings, batch, lock)
@@ -51,7 +51,7 @@ def run(desk: Desk) -> Iterator[Work]:
 
 def submit(desk: Desk) -> Batch:
     with open_requests(desk.documents.parent / "r.jsonl") as source:
-        requests = source.check(desk.settings, "m")
+        requests = source.check(desk.settings, ModelChoice("m", NOT_ASKED, pytest.fail))
         batch = make_requests_batch(desk.ledger, desk.settings, requests)
         run_holding.keep_from_runs(desk.ledger, batch)
         submit_requests(desk.ledger, desk.settings, batch, requests)
@@ -91,7 +91,7 @@ def test_a_batch_that_is_submitted_while_a_run_of_it_lives_goes_on_after_the_run
 
 def test_a_killed_run_of_requests_is_held_by_the_next_command(desk: Desk) -> None:
     with open_requests(desk.documents.parent / "r.jsonl") as source:
-        requests = source.check(desk.settings, "m")
+        requests = source.check(desk.settings, ModelChoice("m", NOT_ASKED, pytest.fail))
         details = {"home": run_locks.home_name(desk.settings)}
         batch = make_requests_batch(desk.ledger, desk.settings, requests, kind="run", details=details)
         submit_requests(desk.ledger, desk.settings, batch, requests)

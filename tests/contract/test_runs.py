@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import suppress
 from functools import partial
@@ -83,9 +84,12 @@ def test_a_run_that_begins_is_not_held_by_another_that_begins(
     (desk.settings.home / "runs").mkdir()
     batch = run_work.make_run(desk.ledger, desk.settings, desk.documents, desk.prompt, "m")
     documents = find_documents(desk.documents)
-    run_work.submit_run(desk.ledger, desk.settings, batch, documents, desk.prompt, "m")  # and killed
+    descriptor = run_locks.open_lock(desk.settings, batch.id)
+    lock = run_locks.RunLock(descriptor)
+    run_work.submit_run(desk.ledger, desk.settings, batch, documents, desk.prompt, "m", lock)
+    os.close(descriptor)  # and killed
     looked, go = threading.Event(), threading.Event()
-    real = run_locks.is_run_by_somebody
+    real = run_locks.is_lock_held
 
     def look_slowly(path: Path) -> bool:
         answer = real(path)
@@ -93,7 +97,7 @@ def test_a_run_that_begins_is_not_held_by_another_that_begins(
         go.wait(5)
         return answer
 
-    monkeypatch.setattr(run_holding, "is_run_by_somebody", look_slowly)
+    monkeypatch.setattr(run_holding, "is_lock_held", look_slowly)
     other = threading.Thread(target=lambda: run_holding.hold_abandoned(desk.ledger, desk.settings))
     other.start()
     assert looked.wait(5)
@@ -166,7 +170,7 @@ def test_a_link_beside_its_document_is_a_line_of_its_own_and_no_call(desk: Desk)
         progress = Progress(total=len(work.ids), succeeded=work.done)
         tracker = Tracker(desk.ledger, work.open, progress)
         desk.answer(*work.ids)
-        tracker.look()
+        tracker.refresh()
         assert tracker.is_done
         assert (progress.succeeded, progress.failed) == (4, 0)
         assert progress.prompt_tokens == 9, "three calls"

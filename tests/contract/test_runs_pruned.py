@@ -202,6 +202,6 @@ def test_a_run_does_not_wait_for_jobs_that_somebody_has_removed(desk: Desk) -> N
         with desk.ledger.write() as connection:
             connection.exec_driver_sql(f"DELETE FROM jobs WHERE id = '{work.ids[0]}'")
         desk.answer(*work.ids)
-        tracker.look()
+        tracker.refresh()
         assert tracker.is_done
         assert (progress.succeeded, progress.failures) == (2, {"removed": 1})

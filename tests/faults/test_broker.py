@@ -15,6 +15,7 @@ from celery import Celery
 
 from tests.support.arena import MODEL, Arena
 from tests.support.proxy import Proxy
+from tests.support.refusing import refusing
 from worker.broker.hints import LONE_QUEUE, UNACKED_KEY, list_keys
 from worker.settings import load_settings
 
@@ -98,6 +99,7 @@ def test_the_broker_drops_its_clients_in_mid_call(arena: Arena) -> None:
     arena.conclude(f"broker CLIENT KILL, {times} times", most_extra_calls=0, recover_s=recover_s)
 
 
+@pytest.mark.full
 def test_the_broker_answers_nobody_for_five_seconds(arena: Arena) -> None:
     in_hand = begin(arena, full=1500, short=200)
     with arena.valkey.client() as client:
@@ -111,6 +113,7 @@ def test_the_broker_answers_nobody_for_five_seconds(arena: Arena) -> None:
     assert recover_s < RECOVERS_WITHIN_S
 
 
+@pytest.mark.full
 def test_the_broker_is_full(arena: Arena) -> None:
     """The workers live through it."""
     begin(arena, full=1500, short=500)  # a busy machine takes seconds for the next steps
@@ -129,6 +132,30 @@ def test_the_broker_is_full(arena: Arena) -> None:
     arena.conclude("broker at maxmemory", most_extra_calls=0, recover_s=recover_s)
     assert recover_s < RECOVERS_WITHIN_S
     assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
+
+
+@pytest.mark.parametrize("kind", ["MISCONF", "READONLY"])
+@pytest.mark.parametrize("drops", ["keeps its clients", "drops its clients"])
+def test_the_broker_refuses_writes(arena: Arena, kind: str, drops: str) -> None:
+    """As where its disk is full. The workers live through it, and say so once."""
+    begin(arena, full=1500, short=500)
+    send_foreign(arena, arena.size(200, 50))
+    with arena.valkey.client() as client:
+        with refusing(client, kind):
+            if drops == "drops its clients":
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            threading.Event().wait(arena.size(12, 4))
+            beyond = run_dry(arena)
+            assert arena.ended() < arena.queued, "nothing is left to publish"
+        assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
+    recover_s = time_the_next_call(arena, beyond=beyond)
+    arena.wait_for_every_worker()
+    arena.conclude(f"broker {kind}, {drops}", most_extra_calls=0, recover_s=recover_s, is_paid_kept=False)
+    assert recover_s < RECOVERS_WITHIN_S
+    assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
+    told = arena.worker_log().count("broker.refuses")  # of takes, and of leases
+    assert told <= 2 * WORKERS
+    assert told or drops == "drops its clients", "then Celery tells of a lost connection"
 
 
 @pytest.mark.storm  # the health checks take seconds
@@ -172,6 +199,7 @@ def holds_no_foreign_message(arena: Arena) -> bool:
         return not client.exists(UNACKED_KEY, *list_keys(LONE_QUEUE))
 
 
+@pytest.mark.full
 def test_the_broker_drops_its_clients_while_they_run_a_foreign_apps_messages(arena: Arena) -> None:
     """Celery delivers what was running again; a claim lets the second delivery pass without a call."""
     slots, times = arena.size(32, 8), arena.size(8, 2)
@@ -188,6 +216,7 @@ def test_the_broker_drops_its_clients_while_they_run_a_foreign_apps_messages(are
     arena.conclude(f"foreign messages, CLIENT KILL, {times} times", most_extra_calls=0, recover_s=recover_s)
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.timeout(240)
 def test_workers_are_killed_while_they_run_a_foreign_apps_messages(arena: Arena) -> None:
@@ -201,9 +230,7 @@ def test_workers_are_killed_while_they_run_a_foreign_apps_messages(arena: Arena)
         arena.wait_for(functools.partial(arena.held_by, victim), "it is at work")
         in_flight += arena.kill(victim)
     assert arena.ended() < arena.queued, "the storm was over before the work"
-    recover_s = arena.wait_for(
-        lambda: arena.worker_log().count("heart.worker_died") >= kills, "the dead are found"
-    )
+    recover_s = arena.wait_for(lambda: arena.worker_log().count("worker.died") >= kills, "the dead are found")
     # Looked at before the end is waited for: a message that is gone never was a job, and would be waited for in vain.
     arena.wait_for(
         lambda: holds_no_foreign_message(arena), "the broker has given out all it had", within_s=120

@@ -51,6 +51,7 @@ def time_until_claimed(arena: Arena, lost: Sequence[str]) -> float:
     return arena.wait_for(lambda: not set(lost) & set(job_ids(arena, "queued")), "the lost are claimed")
 
 
+@pytest.mark.full
 @pytest.mark.simulator(
     "--latency", "0.6"
 )  # the last are still queued when a slow start of `celery` has come to them

@@ -58,6 +58,7 @@ def test_postgresql_is_restarted(arena: Arena, how: str) -> None:
     assert_nobody_was_lost(arena)
 
 
+@pytest.mark.full
 @on_postgresql
 @pytest.mark.simulator("--latency", "0.5")
 def test_postgresql_is_away_for_longer_than_a_lease(arena: Arena) -> None:
@@ -135,6 +136,7 @@ def through_the_proxy(arena: Arena) -> str:
     return address.with_parameters({"host": str(arena.folder / "px")}).render()
 
 
+@pytest.mark.full
 @on_postgresql
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.parametrize("ends", ["goes on", pytest.param("is cut", marks=pytest.mark.storm)])
@@ -156,6 +158,7 @@ def test_the_way_to_the_database_is_half_open_for_longer_than_a_lease(
     assert_nobody_was_lost(arena)
 
 
+@pytest.mark.full
 @on_postgresql
 @pytest.mark.simulator("--latency", "0.5")
 def test_one_worker_of_two_is_half_open_and_what_it_held_goes_on_elsewhere(
@@ -167,7 +170,7 @@ def test_one_worker_of_two_is_half_open_and_what_it_held_goes_on_elsewhere(
     arena.worker(concurrency=slots)
     arena.wait_for(lambda: arena.ended() >= 2 * slots, "the run is in its middle")
     proxy.freeze()
-    recover_s = arena.wait_for(lambda: "heart.worker_lost" in arena.worker_log(), "its lease expires")
+    recover_s = arena.wait_for(lambda: "worker.lost" in arena.worker_log(), "its lease expires")
     assert recover_s < 2 * LEASE_S
     arena.wait_for(
         lambda: calls_made(arena) > len(arena.simulator.calls()), "a call is made again", within_s=45
@@ -223,6 +226,7 @@ def hang_in_mid_run(arena: Arena, hang: Hang) -> tuple[Process, Callable[[], obj
     return worker, go_on
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.settings(grace_s=2)
 def test_a_worker_is_stopped_while_its_database_hangs(arena: Arena, hang: Hang) -> None:
@@ -239,6 +243,26 @@ def test_a_worker_is_stopped_while_its_database_hangs(arena: Arena, hang: Hang) 
     assert "spool.replayed" in arena.worker_log()
 
 
+@pytest.mark.simulator("--latency", "0.5")
+@pytest.mark.settings(grace_s=60)
+@pytest.mark.timeout(120)
+def test_a_worker_that_is_stopped_while_its_database_hangs_does_not_sit_out_its_grace(
+    arena: Arena, hang: Hang
+) -> None:
+    """Nothing can come of the claims that it waits for. Its answers are spooled after 5 s, and then it ends."""
+    worker, go_on = hang_in_mid_run(arena, hang)
+    code, seconds = end(worker)
+    assert code == 0
+    assert seconds < 5 + 2 + 3
+    assert spooled(arena) > 0
+    go_on()
+    arena.worker()
+    recover_s = arena.wait_for_progress()
+    arena.conclude("SIGTERM while the database hangs, long grace", most_extra_calls=0, recover_s=recover_s)
+    with arena.ledger.read() as connection:
+        assert connection.execute(select(jobs.c.id).where(jobs.c.losses > 0)).all() == []
+
+
 @pytest.mark.storm  # its parts have contract tests
 @pytest.mark.simulator("--latency", "0.5")
 def test_answers_that_the_database_keeps_waiting_are_on_disk_within_seconds(arena: Arena, hang: Hang) -> None:
@@ -253,6 +277,7 @@ def test_answers_that_the_database_keeps_waiting_are_on_disk_within_seconds(aren
     arena.conclude("kill -9 while the database hangs", most_extra_calls=0, recover_s=recover_s)
 
 
+@pytest.mark.full
 @on_postgresql
 @pytest.mark.simulator("--latency", "1")
 @pytest.mark.parametrize(

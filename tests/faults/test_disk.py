@@ -30,6 +30,7 @@ def run_to_the_middle(arena: Arena) -> None:
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arena", ["sqlite"], indirect=True)
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.parametrize(
@@ -128,6 +129,7 @@ def test_a_full_disk_is_called_one_by_each_command(disk: Path) -> None:
         assert "Traceback" not in done.err
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arena", ["sqlite"], indirect=True)
 @pytest.mark.simulator("--latency", "0.5")
 def test_the_sqlite_file_becomes_read_only(arena: Arena) -> None:

@@ -142,6 +142,7 @@ def test_no_slot_is_stuck_past_the_total_deadline_by_a_hang_or_a_drip(arena: Are
     arena.conclude("endpoint hangs, and drips", most_extra_calls=faults, recover_s=recover_s)
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.2")
 @pytest.mark.settings(**{**QUICK, "backoff_cap_s": 2.0, "max_attempts": 200})
 @pytest.mark.timeout(240)

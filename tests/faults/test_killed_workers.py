@@ -31,17 +31,16 @@ def kill_one_of_two(arena: Arena, fault: str, *, finds: str, **settings: object)
 @pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.5")
 def test_kill_9_in_mid_run(arena: Arena) -> None:
-    kill_one_of_two(arena, "worker kill -9", finds="heart.worker_died")
+    kill_one_of_two(arena, "worker kill -9", finds="worker.died")
 
 
 @pytest.mark.simulator("--latency", "0.5")
 def test_kill_9_on_another_machine(arena: Arena) -> None:
     """Nobody sees its lock there: only its lease tells."""
-    kill_one_of_two(
-        arena, "worker kill -9, elsewhere", finds="heart.worker_lost", home=arena.folder / "elsewhere"
-    )
+    kill_one_of_two(arena, "worker kill -9, elsewhere", finds="worker.lost", home=arena.folder / "elsewhere")
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.timeout(400)
 def test_a_storm_of_kills_one_a_second(arena: Arena) -> None:

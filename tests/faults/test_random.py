@@ -253,6 +253,7 @@ class Storm:
         return self._until_it_is_back(read)
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.3", "--latency-jitter", "0.5")
 @pytest.mark.settings(
     max_attempts=1000, backoff_base_s=0.2, backoff_cap_s=1, read_timeout_s=8, total_timeout_s=10

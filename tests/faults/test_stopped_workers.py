@@ -48,6 +48,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(("disturb", "mend", "where"), BROKERS)
 @pytest.mark.parametrize("signals", STOPS)
 @pytest.mark.simulator("--latency", "1.0")

@@ -60,7 +60,7 @@ def test_a_late_success_counts_if_there_is_none_yet_and_is_kept_as_usage_otherwi
     arena.wait_for(lambda: arena.simulator.stats()["paid"] == slots, "its calls are answered meanwhile")
     # Fewer slots than jobs: when the sleeper wakes, some of its jobs are in a call elsewhere and some wait.
     arena.worker(concurrency=slots // 2, lone_slots=0)
-    recover_s = arena.wait_for(lambda: "heart.worker_lost" in arena.worker_log(), "it is taken for lost")
+    recover_s = arena.wait_for(lambda: "worker.lost" in arena.worker_log(), "it is taken for lost")
     assert recover_s < 2 * LEASE_S + 1
     arena.wait_for(lambda: arena.extra_calls() >= slots // 4, "some of its calls are made again")
     sleeper.send_signal(signal.SIGCONT)
@@ -100,7 +100,7 @@ def test_a_late_failure_changes_nothing(arena: Arena) -> None:
     arena.wait_for(lambda: arena.in_flight() == 0, "all of its calls are refused")
     arena.simulator.set_faults(rate_500=0.0)
     arena.worker(concurrency=slots)
-    recover_s = arena.wait_for(lambda: "heart.worker_lost" in arena.worker_log(), "it is taken for lost")
+    recover_s = arena.wait_for(lambda: "worker.lost" in arena.worker_log(), "it is taken for lost")
     arena.wait_for(lambda: arena.ended() == arena.queued, "the other has done all")
     before, burnt = _outcomes(arena), _burnt(arena)
     sleeper.send_signal(signal.SIGCONT)
@@ -112,6 +112,7 @@ def test_a_late_failure_changes_nothing(arena: Arena) -> None:
     assert _burnt(arena) == burnt
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shift_s", [90.0, -90.0])
 @pytest.mark.simulator("--latency", "0.2", "--rate-500", "0.3")
 @pytest.mark.settings(max_attempts=50, backoff_base_s=0.1, backoff_cap_s=0.5)
@@ -132,7 +133,8 @@ def test_clocks_90_s_apart(arena: Arena, shift_s: float) -> None:
     retries = arena.simulator.stats()["faults"]["500"]
     arena.conclude(f"clocks {shift_s:+g} s apart", most_extra_calls=retries, recover_s=recover_s)
     assert retries > 0
-    assert "heart.worker" not in arena.worker_log(), "nobody was taken for dead"
+    log = arena.worker_log()
+    assert "worker.died" not in log and "worker.lost" not in log, "nobody was taken for dead"
     assert (right.poll(), wrong.poll()) == (None, None)
     with arena.ledger.read() as connection:
         assert connection.execute(select(jobs.c.id).where(jobs.c.losses > 0)).all() == []

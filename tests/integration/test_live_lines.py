@@ -29,6 +29,7 @@ with display.shown():
 """
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 @pytest.mark.parametrize(
     ("above", "widths"),

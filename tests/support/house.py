@@ -98,6 +98,7 @@ class House:
             clock=clock,
             spawn=self.pool.submit,
             ahead_limit=4,
+            on_ahead=lambda ahead: None,
         )
         self.writer.start()
 

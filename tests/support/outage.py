@@ -75,8 +75,8 @@ def assert_nobody_was_lost(arena: Arena) -> None:
         ).scalar_one()
     assert (lost, given_up) == (0, 0)
     for event in (
-        "heart.worker_lost",
-        "heart.worker_died",
+        "worker.lost",
+        "worker.died",
         "worker.thread_died",
         "job.defect",
         "spool.rejected",

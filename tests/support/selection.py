@@ -23,6 +23,18 @@ class Placed(Protocol):
 T = TypeVar("T", bound=Placed)
 
 
+class Case(Protocol):
+    """A test with one set of its parameters."""
+
+    @property
+    def nodeid(self) -> str: ...
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None: ...
+
+
+C = TypeVar("C", bound=Case)
+
+
 def find_twins(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """Tests of real processes on PostgreSQL that run on SQLite as well, and are not marked `both_databases`.
 
@@ -40,6 +52,21 @@ def find_twins(items: Sequence[pytest.Item]) -> list[pytest.Item]:
         if database == "postgresql" and item.get_closest_marker("both_databases") is None:
             found.append((key, item))
     return [item for key, item in found if "sqlite" in databases[key]]
+
+
+def find_more_cases(items: Sequence[C]) -> list[C]:
+    """Of each test marked `default_cases(n)`, those after its first n sets of parameters."""
+    seen: dict[str, int] = defaultdict(int)
+    found = []
+    for item in items:
+        marker = item.get_closest_marker("default_cases")
+        if marker is None:
+            continue
+        name = item.nodeid.partition("[")[0]
+        seen[name] += 1
+        if seen[name] > marker.args[0]:
+            found.append(item)
+    return found
 
 
 def order_for_workers(items: Sequence[T], count: int) -> list[T]:

@@ -14,9 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from worker.cli.advice import ADVICE, advise
+from worker.errors import InputError
+from worker.operations import errors
+
 WORKER = Path(__file__).resolve().parents[2] / "worker"
 COMMANDS = sorted((WORKER / "cli").glob("*.py"))
 OPERATIONS = sorted((WORKER / "operations").glob("*.py"))
+STORAGE = sorted((WORKER / "storage").glob("*.py"))
 # What gives a face its ledger, which it hands on.
 OPENERS = {"open_ledger", "prepare_ledger"}
 TRANSACTIONS = {"read", "write", "run"}
@@ -84,7 +89,29 @@ def test_an_operation_prints_asks_and_ends_nothing(module: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [one for one in OPERATIONS if one.stem not in ("__init__", "steps")], ids=lambda path: path.stem
+    "module", [*OPERATIONS, *STORAGE], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_no_option_of_the_command_line_is_named_below_it(module: Path) -> None:
+    """A gateway shares the use cases and has no options: `worker/cli/advice.py` names them."""
+    assert re.findall(r"(?<![\w-])--[a-z][a-z-]*", module.read_text(encoding="utf-8")) == []
+
+
+def test_each_refusal_that_an_option_helps_out_of_has_its_words_and_the_option_is_there() -> None:
+    refusals = {one for one in vars(errors).values() if getattr(one, "__module__", None) == errors.__name__}
+    assert refusals == set(ADVICE)
+    options = re.findall(r"--[a-z-]+", " ".join(ADVICE.values()))
+    sources = "".join(module.read_text(encoding="utf-8") for module in COMMANDS if module.stem != "advice")
+    assert len(options) == len(ADVICE)
+    assert all(f'"{one}"' in sources or f"{one[2:]}: Annotated" in sources for one in options), options
+    assert (
+        advise(errors.Unfinished("b is not done"))
+        == "b is not done; --even-unfinished removes what has ended of it"
+    )
+    assert advise(InputError("odd")) == "odd"
+
+
+@pytest.mark.parametrize(
+    "module", [one for one in OPERATIONS if one.stem != "__init__"], ids=lambda path: path.stem
 )
 def test_each_operation_is_in_the_table_of_use_cases(module: Path) -> None:
     table = MAP.split("\n## Use cases\n", 1)[1].split("\n## ", 1)[0]

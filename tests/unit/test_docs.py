@@ -152,6 +152,24 @@ def test_a_strangers_three_questions_are_answered_by_the_first_table_of_the_map(
     assert "source of requests" in section(MAP, "## Where to put a new thing")
 
 
+@pytest.mark.parametrize(
+    ("first_guess", "pointer"),
+    [
+        ("schemas/job.py", "worker/storage/transitions.py"),
+        ("worker/storage/__init__.py", "transitions.py"),
+        ("docs/states.md", "worker/storage/transitions.py"),
+        ("api_client/answers.py", "docs/answers.md"),
+        ("schemas/failure.py", "docs/answers.md"),
+        ("worker/policy/retry.py", "docs/answers.md"),
+        ("worker/sources/__init__.py", "docs/architecture.md"),
+        ("worker/sources/__init__.py", "worker/operations/run_input.py"),
+        ("worker/operations/run_input.py", "open_input"),
+    ],
+)
+def test_the_file_that_a_stranger_opens_first_names_the_next(first_guess: str, pointer: str) -> None:
+    assert pointer in "\n".join((ROOT / first_guess).read_text(encoding="utf-8").splitlines()[:40])
+
+
 def test_the_map_names_every_module_that_ends_jobs() -> None:
     """`test_transitions_only.py` sees to it that these are all."""
     listed = set(re.findall(r"`(worker/storage/\w+\.py)`", section(MAP, "## Where a job ends")))

@@ -112,13 +112,13 @@ def test_crashes_are_told_by_type_and_place(as_json: bool, capfd: pytest.Capture
     configure_logs(json=as_json)
     exc = caught(lambda: fail(SECRET))
     sys.excepthook(type(exc), exc, exc.__traceback__)
-    thread = threading.Thread(target=fail, args=(SECRET,), name="heart")
+    thread = threading.Thread(target=fail, args=(SECRET,), name="heartbeat")
     thread.start()
     thread.join()
     error = capfd.readouterr().err
     assert MARK not in error
     assert error.count("in fail") == 4
-    assert "process.crashed" in error and "thread.crashed thread=heart" in error
+    assert "process.crashed" in error and "thread.crashed thread=heartbeat" in error
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(SECRET), None)
     assert capfd.readouterr().err == ""
 

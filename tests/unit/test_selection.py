@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.selection import order_for_workers
+import pytest
+
+from tests.support.selection import find_more_cases, order_for_workers
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,19 @@ def test_without_short_tests_none_is_lost() -> None:
 def test_one_worker_takes_them_as_they_come() -> None:
     items = [*some_tests("tests/unit/e.py", 2, slow=0), *some_tests("tests/acceptance/a.py", 2, slow=1)]
     assert order_for_workers(items, 1) == items
+
+
+@dataclass(frozen=True)
+class Case:
+    nodeid: str
+    count: int | None = None
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None:
+        return None if self.count is None else pytest.Mark(name, (self.count,), {}, _ispytest=True)
+
+
+def test_the_first_sets_of_parameters_of_a_test_run_by_default() -> None:
+    marked = [Case(f"a.py::test_it[{n}]", 2) for n in range(4)]
+    others = [Case(f"a.py::test_another[{n}]") for n in range(4)]
+    of_another_file = [Case(f"b.py::test_it[{n}]", 1) for n in range(2)]
+    assert find_more_cases([*marked, *others, *of_another_file]) == [*marked[2:], of_another_file[1]]

@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from worker.cli.console import PlainConsole
 from worker.cli.usage import lay_out
 from worker.stack.lines import make_prefix, wrap_beside
+from worker.text.columns import count_columns
 from worker.text.wrapping import wrap_line, wrap_lines
 
 ID = "batch_01a21b0582de702e91643bddbd265fa0"
@@ -68,6 +69,23 @@ def test_wide_characters_count_as_two() -> None:
     rows = wrap_line("请稍候 " * 12, 20)
     assert all(cell_len(row) <= 20 for row in rows)
     assert len(rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("plain", 5),
+        ("请稍候", 6),
+        ("ｆｕｌｌ", 8),
+        ("한국어", 6),
+        ("e\u0301", 1),
+        ("❤️", 2),
+        ("🇩🇪", 2),
+        ("👩\u200d👧", 5),  # joined: the sum of the parts
+    ],
+)
+def test_columns_are_counted_without_rich_and_are_never_too_few(text: str, columns: int) -> None:
+    assert count_columns(text) == columns >= cell_len(text)
 
 
 def test_on_a_terminal_a_line_is_broken_and_in_a_pipe_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from queue import SimpleQueue
 
 import structlog
 
@@ -22,6 +25,7 @@ from worker.attempt.turns import Turns
 from worker.clock import Clock
 from worker.errors import Stopping
 from worker.storage.outcomes import ClaimedJob
+from worker.storage.reply import OnceAnswer
 from worker.storage.writer import GroupWriter, RunsAlone, WriterStopped
 
 log = structlog.get_logger(__name__)
@@ -35,7 +39,8 @@ class Received:
     """A job whose message was received.
 
     `begin` is told, in a thread of its own, that the call begins; `finish`, what became of the job. Both once at most,
-    and `finish` always.
+    and `finish` always, but where Celery's pool drops what it has in line: that worker ends, and gives all messages
+    back that it has.
     """
 
     job_id: str
@@ -43,7 +48,9 @@ class Received:
     finish: Callable[[Report], None]
     begin: Callable[[], None]
     job: ClaimedJob | None = field(default=None, repr=False)
-    since_s: float = 0.0  # when its claim was asked for, then when it was claimed, then when its call began
+    claim_asked_s: float = 0.0  # when, as the others by a monotonic clock
+    claimed_s: float = 0.0
+    called_s: float = 0.0
     has_left: bool = False  # its slot
 
 
@@ -60,7 +67,7 @@ class Dispatcher:
         clock: Clock,
         spawn: Callable[[Callable[[], None]], object],
         ahead_limit: int,
-        on_ahead: Callable[[int], None] = lambda ahead: None,
+        on_ahead: Callable[[int], None],
     ) -> None:
         """`spawn` runs a function in a thread that may block, and raises RuntimeError where none is to be had.
 
@@ -77,6 +84,9 @@ class Dispatcher:
         self._turns = Turns()
         self._claim_s = self._call_s = 0.0  # how long one takes, smoothed
         self._waits_for_spool = threading.Lock()  # held by the one thread that waits
+        self._solo: deque[Received] = deque()  # jobs that run alone and have no thread yet
+        self._untold: SimpleQueue[tuple[Received, Report]] = SimpleQueue()  # since the pool is shut
+        self._tells = threading.Lock()  # held by the one thread that tells them
         self._run_soon = spawn
 
     def receive(self, one: Received) -> None:
@@ -99,8 +109,13 @@ class Dispatcher:
             self._spawn(self._wait_for_spool, or_else=self._waits_for_spool.release)
 
     def stop(self) -> None:
-        """Gives back what has no thread yet, claimed or not; those in a call go on."""
+        """Gives back what has no thread yet, claimed or not; those in a call go on.
+
+        Claims on their way are given back once they are answered. They are not waited for while the database is away.
+        """
         waiting, claimed = self._slots.stop()
+        self._writer.refuse_claims()
+        self._break_solo_off()
         for one in waiting:
             self._finish(one, GIVEN_BACK)
         for one in claimed:
@@ -113,31 +128,36 @@ class Dispatcher:
         if refusal is not None:
             self._drop(one, refusal)
             return
-        one.since_s = self._clock.monotonic_s()
+        one.claim_asked_s = self._clock.monotonic_s()
+        answer = OnceAnswer(partial(self._claimed, one), partial(self._not_claimed, one))
         try:
-            self._writer.begin_claim(one.job_id, _Answer(self, one), is_urgent=not one.is_bulk)
+            self._writer.begin_claim(one.job_id, answer, is_urgent=not one.is_bulk)
         except WriterStopped:
             self._drop(one, GIVEN_BACK)
 
-    def claimed(self, one: Received, job: ClaimedJob | None) -> None:
+    def _claimed(self, one: Received, job: ClaimedJob | None) -> None:
         """The writer's answer."""
         if job is None:
             self._drop(one, NOTHING_TO_DO)
             return
         now_s = self._clock.monotonic_s()
         # Not how long the database was away: as many would be claimed ahead for long after.
-        self._claim_s = _smooth(self._claim_s, min(_LONGEST_CLAIM_S, now_s - one.since_s))
-        one.job, one.since_s = job, now_s
+        self._claim_s = _smooth(self._claim_s, min(_LONGEST_CLAIM_S, now_s - one.claim_asked_s))
+        one.job, one.claimed_s = job, now_s
         if self._slots.add_claimed(one):
             self.advance()
         else:
             self._give_back(one)
 
-    def not_claimed(self, one: Received, exc: BaseException) -> None:
+    def _not_claimed(self, one: Received, exc: BaseException) -> None:
         """The writer's answer where there is none."""
         if isinstance(exc, RunsAlone):
             self._slots.leave(one, has_slot=False)
-            self._spawn(lambda: self._run_alone(one), or_else=lambda: self._break_off(one))
+            self._solo.append(one)
+            if self._slots.is_stopping:
+                self._break_solo_off()
+            else:
+                self._spawn(self._run_next_alone, or_else=self._break_solo_off)
         elif isinstance(exc, (WriterStopped, Stopping)):
             self._writer.forget(
                 one.job_id
@@ -183,21 +203,29 @@ class Dispatcher:
         self._slots.end()
         self._tell(one, report)
 
-    def _run_alone(self, one: Received) -> None:
+    def _run_next_alone(self) -> None:
+        try:
+            one = self._solo.popleft()
+        except IndexError:  # a shutdown took it
+            return
         self._run(one, self._attempt_alone)
         self.advance()  # the others were held back
 
-    def _break_off(self, one: Received) -> None:
-        self._slots.end()
-        self._tell(one, GIVEN_BACK)
+    def _break_solo_off(self) -> None:
+        """Gives back the jobs that run alone and have no thread yet: a pool that is shut drops what it has in line."""
+        with suppress(IndexError):
+            while True:
+                one = self._solo.popleft()
+                self._slots.end()
+                self._finish(one, GIVEN_BACK)
 
     def _attempt(self, one: Received) -> Report:
         assert one.job is not None
-        claimed_s, one.since_s = one.since_s, self._clock.monotonic_s()
+        one.called_s = self._clock.monotonic_s()
         try:
             one.begin()
             return self._executor.attempt(
-                one.job, waited_s=one.since_s - claimed_s, leave_slot=lambda: self._leave(one)
+                one.job, waited_s=one.called_s - one.claimed_s, leave_slot=lambda: self._leave(one)
             )
         finally:
             self._leave(one)
@@ -208,7 +236,7 @@ class Dispatcher:
             return
         one.has_left = True
         self._slots.leave(one)
-        self._call_s = _smooth(self._call_s, self._clock.monotonic_s() - one.since_s)
+        self._call_s = _smooth(self._call_s, self._clock.monotonic_s() - one.called_s)
         self._aim()
         self.advance()
 
@@ -243,7 +271,23 @@ class Dispatcher:
             self._tell(one, report)
             self.advance()  # another one may be claimed instead
 
-        self._spawn(finish, or_else=lambda: self._tell(one, report))
+        self._spawn(finish, or_else=lambda: self._tell_apart(one, report))
+
+    def _tell_apart(self, one: Received, report: Report) -> None:
+        """Where the pool is shut. The writer must not wait for a broker, nor the way out for a stalled one."""
+        self._untold.put((one, report))
+        if self._tells.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._tell_all, name="antrean-untold", daemon=True).start()
+            except (
+                RuntimeError
+            ) as exc:  # the next one tries again; a message of which nobody tells comes again
+                self._tells.release()
+                log.error("worker.shortage", lack=describe_shortage(exc))
+
+    def _tell_all(self) -> None:
+        while True:  # until the process ends
+            self._tell(*self._untold.get())
 
     def _tell(self, one: Received, report: Report) -> None:
         try:
@@ -285,23 +329,3 @@ def choose_ahead(slots: int, claim_s: float, call_s: float, *, limit: int) -> in
 
 def _smooth(mean_s: float, value_s: float) -> float:
     return mean_s + _SMOOTHING * (value_s - mean_s) if mean_s else value_s
-
-
-class _Answer:
-    """What the writer says to a claim, once: a second word is not heard."""
-
-    __slots__ = ("_dispatcher", "_one")
-
-    def __init__(self, dispatcher: Dispatcher, one: Received) -> None:
-        self._dispatcher = dispatcher
-        self._one: Received | None = one
-
-    def set_result(self, value: ClaimedJob | None) -> None:
-        one, self._one = self._one, None
-        if one is not None:
-            self._dispatcher.claimed(one, value)
-
-    def set_exception(self, exception: BaseException) -> None:
-        one, self._one = self._one, None
-        if one is not None:
-            self._dispatcher.not_claimed(one, exception)

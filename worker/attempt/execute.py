@@ -19,17 +19,17 @@ from schemas.failure import Failure, FailureKind
 from worker.attempt.credentials import Credentials
 from worker.attempt.judge import Judge
 from worker.attempt.outcomes import make_setback, make_success, report_setback, report_success
-from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report, Verdict
+from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report
 from worker.clock import Clock
 from worker.errors import Stopping
 from worker.policy.retry import RetryRules
 from worker.storage.claims import is_unwanted
 from worker.storage.errors import DatabaseAway
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
+from worker.storage.reply import OnceAnswer
 from worker.storage.writer import GroupWriter, WriterStopped
 from worker.throttle.gatekeeper import Gatekeeper, Permit
 
-__all__ = ["Executor", "Report", "Spool", "Verdict"]
 log = structlog.get_logger(__name__)
 _RECORD_WITHIN_S = 5.0  # a database that takes longer over a paid answer counts as away: it goes to the spool
 _FRESH_S = 1.0  # a claim that waited longer for its slot is looked at once more before its call
@@ -67,7 +67,7 @@ class Executor:
         clock: Clock,
         is_proven: bool,
         is_stopping: Callable[[], bool],
-        is_paused: Callable[[], bool] = lambda: False,
+        is_paused: Callable[[], bool],
         rng: random.Random | None = None,
     ) -> None:
         """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint."""
@@ -79,6 +79,7 @@ class Executor:
         self._clock = clock
         self._is_stopping = is_stopping
         self._is_paused = is_paused
+        self._at_stake: set[str] = set()  # jobs with a call in flight, or an answer in memory alone
         self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
         self._judge = Judge(
             gatekeeper,
@@ -88,6 +89,11 @@ class Executor:
             rng=rng or random.Random(),
             is_proven=is_proven,
         )
+
+    @property
+    def has_answers_at_stake(self) -> bool:
+        """Whether a call is in flight, or an answer is neither recorded nor spooled yet."""
+        return bool(self._at_stake)
 
     def refuse(self, job_id: str) -> Report | None:
         """Why the job is not to be claimed now, as far as is known without asking. Its message is the relay's then."""
@@ -110,13 +116,17 @@ class Executor:
             return self._put_back(job, GIVEN_BACK)
         if self._is_paused() or (waited_s > _FRESH_S and self._is_unwanted(job)):
             return self._put_back(job, NOT_ADMITTED)
-        with self._gatekeeper.admit(job.id) as permit:
-            outcome = self._decide(job, permit, leave_slot) if permit.is_granted else None
+        self._at_stake.add(job.id)
+        try:
+            with self._gatekeeper.admit(job.id) as permit:
+                outcome = self._decide(job, permit, leave_slot) if permit.is_granted else None
+            if isinstance(outcome, Success):
+                return self._record_answer(job, outcome)
+        finally:
+            self._at_stake.discard(job.id)
         if outcome is None:
             leave_slot()
             return self._put_back(job, NOT_ADMITTED)
-        if isinstance(outcome, Success):
-            return self._record_answer(job, outcome)
         self._record_or_forget(outcome)
         return GIVEN_BACK if isinstance(outcome, GiveBack) else self._tell_setback(outcome)
 
@@ -124,14 +134,14 @@ class Executor:
         """Gives back a job whose call has not begun. Does not block; `then` is called once that is written, or cannot
         be."""
 
-        def forget() -> None:
+        def forget(_: BaseException) -> None:
             self._writer.forget(job.id)
             then()
 
         try:
-            self._writer.begin_record(self._uncalled(job), _Told(then, forget))
-        except WriterStopped:
-            forget()
+            self._writer.begin_record(self._uncalled(job), OnceAnswer(lambda _: then(), forget))
+        except WriterStopped as exc:
+            forget(exc)
 
     def _put_back(self, job: ClaimedJob, report: Report) -> Report:
         self._record_or_forget(self._uncalled(job))
@@ -247,7 +257,7 @@ class Executor:
                 return self._writer.record(success, is_urgent=is_urgent, within_s=_RECORD_WITHIN_S)
             except (DatabaseAway, WriterStopped):
                 if self._spool.keep(success):
-                    # Still held: the replay records it, and no beat may take it for an orphan before.
+                    # Still open: the replay records it, and no beat may take it for an orphan before.
                     log.warning("result.spooled", job_id=success.job_id)
                     return Recorded.APPLIED
                 # Neither the database nor the spool takes it: hold it in memory until one does.
@@ -267,26 +277,6 @@ class Executor:
         else:
             log.info("job.waiting", job_id=setback.job_id, kind=kind, retry_in_s=round(report.retry_in_s, 3))
         return report
-
-
-class _Told:
-    """What follows once a record is written, and where it cannot be: one of both, once."""
-
-    __slots__ = ("_or_else", "_then")
-
-    def __init__(self, then: Callable[[], None], or_else: Callable[[], None]) -> None:
-        self._then: Callable[[], None] | None = then
-        self._or_else = or_else
-
-    def set_result(self, _value: Recorded) -> None:
-        then, self._then = self._then, None
-        if then is not None:
-            then()
-
-    def set_exception(self, _exception: BaseException) -> None:
-        then, self._then = self._then, None
-        if then is not None:
-            self._or_else()
 
 
 def _defect(exc: Exception, job_id: str) -> Failure:

@@ -80,7 +80,7 @@ class Judge:
 
     def _standing(self, job: ClaimedJob, verdict: Verdict) -> Standing:
         return Standing(
-            attempts=job.attempts,
+            attempts=job.burnt,
             bad_responses=job.bad_responses,
             max_attempts=job.max_attempts,
             number=job.number,
@@ -102,7 +102,7 @@ class Judge:
             gate=gate,
             is_probe=self._is_probing(permit, gate),
             is_proven=self._is_proven,
-            is_last=job.attempts + 1 >= budget,
+            is_last=job.burnt + 1 >= budget,
             is_only=budget == 1,
             has_others=lambda: self._has_other_jobs(job.id),
             was_accepted=self._gatekeeper.was_key_accepted,

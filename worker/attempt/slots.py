@@ -16,15 +16,15 @@ from typing import Generic, Protocol, TypeVar
 from worker.errors import Stopping
 
 
-class Received(Protocol):
-    """A job whose message was received."""
+class SlotUser(Protocol):
+    """What slots are given to."""
 
     @property
     def is_bulk(self) -> bool:
         """False: a lone job, which never waits for bulk."""
 
 
-T = TypeVar("T", bound=Received)
+T = TypeVar("T", bound=SlotUser)
 
 
 class Slots(Generic[T]):

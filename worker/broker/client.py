@@ -73,6 +73,14 @@ def _open(address: str, retry: Retry) -> redis.Redis:
     )
 
 
+def connect_anew(client: redis.Redis) -> None:
+    """Has the client connect again for its next request: its address may lead elsewhere by now, as after a failover.
+
+    Requests of other threads under way are left alone.
+    """
+    client.connection_pool.disconnect(inuse_connections=False)
+
+
 class BrokerEpoch:
     """A key without which the broker has forgotten what was published (FLUSHALL, a restart without AOF)."""
 

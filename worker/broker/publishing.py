@@ -16,7 +16,9 @@ import redis
 import structlog
 
 from schemas.job import Due
+from worker.broker.client import connect_anew
 from worker.broker.hints import Queues, list_key, write_hint
+from worker.broker.refusals import name_refusal
 from worker.errors import BrokerAway, tell_place
 
 log = structlog.get_logger(__name__)
@@ -41,6 +43,10 @@ def publish(client: redis.Redis, due: Sequence[Due], queues: Queues) -> None:
             if not lists:
                 pipeline.ping()
             pipeline.execute()
+    except redis.ResponseError as exc:
+        connect_anew(client)
+        word = name_refusal(exc) or type(exc).__name__
+        raise BrokerAway(f"the broker refuses messages: {word}") from exc
     except (redis.RedisError, OSError, UnicodeError) as exc:  # the last of a host's name that cannot be one
         raise BrokerAway(f"the broker does not take messages: {type(exc).__name__}") from exc
 

@@ -10,8 +10,8 @@ _YES, _NO = (b"y", b"yes"), (b"", b"n", b"no")
 
 
 def can_ask() -> bool:
-    """Whether somebody is there who sees a question and can answer it."""
-    # The question goes to standard error: whoever has it in a file would wait for nothing.
+    """Whether a person at a terminal sees a question and can answer it."""
+    # The question goes to standard error. If that is a file, no person sees the question.
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 

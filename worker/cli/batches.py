@@ -1,4 +1,4 @@
-"""`antrean results` and `retry`: what came of a batch, and having another go at what failed."""
+"""`antrean results` and `retry`: the results of a batch, and its ended jobs queued again."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def results(
 
 
 def _mention_missing(ledger: Ledger, batch: Batch | None) -> None:
-    """Says which lines are not there: of a batch, or of the lone jobs."""
+    """Says how many lines of results are missing, of a batch or of the lone jobs."""
     missing = count_missing(ledger, batch)
     if missing.open:
         note(f"{format_count(missing.open, 'job')} have not ended yet: their lines are not there")

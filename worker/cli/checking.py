@@ -1,4 +1,4 @@
-"""`antrean check`, `models` and `migrate`: is everything in place, and what to do where it is not."""
+"""`antrean check`, `models` and `migrate`: whether all that is needed is there, and what to do where it is not."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
         if attempt("endpoint and key", lambda: _check_endpoint(known, facts)):
             attempt("model", lambda: _check_model(known.model, facts[0]))
         if has_broker:
-            text, gate = _look_at_gate(known, has_answered=bool(facts) and facts[0].is_up)
+            text, gate = _check_gate(known, has_answered=bool(facts) and facts[0].is_up)
             if text is not None:
                 findings.append(("gate", text, None))
     odd = unknown_names(os.environ, Settings.model_fields)
@@ -141,8 +141,8 @@ def _check_model(wanted: str | None, facts: EndpointFacts) -> str:
     return "; ".join([chosen, *check_models([chosen], facts)])
 
 
-def _look_at_gate(settings: Settings, *, has_answered: bool) -> tuple[str | None, dict[str, Any] | None]:
-    """What the shared gate says, as text and as facts; where the endpoint has answered, those who wait are woken."""
+def _check_gate(settings: Settings, *, has_answered: bool) -> tuple[str | None, dict[str, Any] | None]:
+    """The shared gate as text and as JSON facts, None where it is open. Wakes waiting jobs if the endpoint answers."""
     watch = GateWatch(settings)
     gate, now_ms = watch.fetch(), SystemClock().now_ms()
     text = None if gate is None else describe_gate(gate, now_ms=now_ms)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import orjson
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
@@ -29,7 +30,7 @@ Part = str | tuple[str, str]
 
 
 class PlainConsole(Console):
-    """rich's console, but a string is one line of text: no markup, and nothing in it that steers the terminal.
+    """Rich's console, but a string is one line of text: no markup, and nothing in it steers the terminal.
 
     On a terminal the line is broken between words, its further rows indented. In a pipe or a file it stays one line.
     """
@@ -52,7 +53,7 @@ class PlainConsole(Console):
         super().print(self._broken(line, hang), end=end)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich's; a string is one line."""
+        """As Rich's; a string is one line."""
         shown = (Text(printable(rejoined(one))) if isinstance(one, str) else one for one in objects)
         super().print(*(self._broken(one) if isinstance(one, Text) else one for one in shown), **options)
 
@@ -62,7 +63,7 @@ class PlainConsole(Console):
             return text
         rows: list[Text] = []
         for line in text.split("\n", allow_blank=True):
-            for row in break_line(line.plain, width, hang=hang):
+            for row in break_line(line.plain, width, hang=hang, measure=cell_len):
                 rows.append(Text(" " * row.indent) + line[row.start : row.end])
         return Text("\n", end=text.end).join(rows)
 
@@ -70,7 +71,7 @@ class PlainConsole(Console):
         raise BrokenPipeError  # rich itself ends the process with 1, as of jobs that failed
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich's; the last word on what reaches the terminal, also of a live display or a table."""
+        """As Rich's; makes all text printable at the last step, also that of a live display or a table."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text, keep="\n\t"))
 
@@ -97,7 +98,7 @@ def json_for_output(encoded: str) -> str:
 
 
 def speak_any_encoding() -> None:
-    """Has what a stream's encoding lacks written in ASCII: a locale without UTF-8 must end no command."""
+    """Writes in ASCII what a stream's encoding lacks, so that a locale without UTF-8 ends no command."""
     codecs.register_error(_ERRORS, _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -111,7 +112,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
 
 
 def encode_json(value: Any) -> str:
-    """JSON that every reader takes, indented: a lone surrogate becomes U+FFFD, whoever wrote it."""
+    """Indented JSON that every reader takes: a lone surrogate becomes U+FFFD."""
     try:
         return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONEncodeError:
@@ -120,12 +121,12 @@ def encode_json(value: Any) -> str:
 
 
 def note(text: str) -> None:
-    """A remark for the person at the keyboard."""
+    """Prints a remark on standard error."""
     err.say((text, "dim"))
 
 
 def complain(sentence: str, problems: list[str] | None = None) -> None:
-    """The one sentence that says what to do, and what it is about, a line each."""
+    """Prints the sentence that says what to do, and each problem on a line of its own, at most 20 of them."""
     err.say(("antrean:", "bold red"), f" {sentence}")
     shown = (problems or [])[:_MOST_PROBLEMS]
     for problem in shown:

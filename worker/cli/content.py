@@ -35,7 +35,7 @@ def content_texts(content: Content) -> Iterator[tuple[str, str]]:
 
 
 def parse_request(body: str) -> Any:
-    """The request that was sent; as it was sent where it cannot be read: a lone surrogate, say."""
+    """The decoded request; its text as it was sent where it cannot be decoded, as with a lone surrogate."""
     try:
         return orjson.loads(body)
     except ValueError:

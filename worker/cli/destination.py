@@ -1,4 +1,4 @@
-"""Where the requests of a command go, said before any of them does: documents and key must not go to a wrong host."""
+"""Says where a command's requests go before it sends one: documents and keys must not go to a wrong host."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from worker.storage.engine import Ledger
 
 
 def announce_endpoint(settings: Settings) -> None:
-    """One line on standard error: where requests go, and whether somebody chose that."""
+    """Prints one line on standard error: where requests go, and whether that was set or is the default."""
     chat_url = parse_address(settings.base_url).chat_url
     chosen = "" if "base_url" in settings.model_fields_set else ", the default: ANTREAN_BASE_URL is not set"
     note(f"requests go to {chat_url}{chosen}")
 
 
 def warn_of_left_jobs(ledger: Ledger, settings: Settings) -> None:
-    """Names the endpoints whose jobs wait in this ledger while nobody works on them."""
+    """Names other endpoints that have open jobs in this ledger and no live worker."""
     try:
         left_jobs = find_left_jobs(ledger, settings)
-    except AntreanError:  # whoever goes on says it, of the database
+    except AntreanError:  # the command's next step says it of the database
         return
     for endpoint, left in left_jobs.items():
         jobs = f"{'at least ' * left.is_cut}{format_count(left.count, 'job')}"

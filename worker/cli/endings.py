@@ -1,4 +1,4 @@
-"""How a command ends: each ending is a sentence and an exit code. No traceback for what a user can put right."""
+"""How a command ends: with a sentence and an exit code, and without a traceback for what a user can put right."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
+from worker.cli.advice import advise
 from worker.cli.console import complain, err, speak_any_encoding
 from worker.errors import (
     AntreanError,
@@ -29,7 +30,7 @@ class OutputLost(AntreanError):
 
 
 class _Output(io.FileIO):
-    """Standard output, whose failures are told from those of other files: a write that fails names no file."""
+    """Standard output. It notes its own failures, because the error of a failed write names no file."""
 
     is_left = False  # by its reader
     is_lost = False
@@ -48,7 +49,7 @@ class _Output(io.FileIO):
 
 
 class _Remarks(io.FileIO):
-    """Standard error, which may be gone: a remark that nobody can read must not end a run, nor its way out."""
+    """Standard error. A write that fails is ignored: a remark must not end a run, also one that is ending."""
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
@@ -84,7 +85,7 @@ def code_of(command: Callable[[], object]) -> int:
         complain("these settings cannot be used:", exc.problems)
         return exc.exit_code
     except AntreanError as exc:
-        complain(str(exc), exc.problems if isinstance(exc, InputError) else None)
+        complain(advise(exc), exc.problems if isinstance(exc, InputError) else None)
         return exc.exit_code
     except BrokenPipeError:
         return CLOSED_PIPE
@@ -125,10 +126,9 @@ def _as_text(raw: io.FileIO, stream: TextIO | None) -> io.TextIOWrapper:
 
 
 def _open_missing_streams() -> None:
-    """Opens standard streams that are closed (`>&-`): else a file of ours would get their number, and their words.
+    """Opens standard streams that are closed (`>&-`). Otherwise a file of ours gets their number, and their output.
 
-    Writing to a closed standard output is an error, as it is for every command; what standard error cannot say is
-    not said.
+    Writing to a closed standard output is an error, as for every command. A closed standard error is ignored.
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:

@@ -1,4 +1,4 @@
-"""`antrean give-back`: messages of other apps that workers set aside go to the queue of whoever they are for."""
+"""`antrean give-back`: messages of other apps, which workers set aside, go back to a queue of that app."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def give_messages_back(
 ) -> None:
     """Give the messages back that workers read and that are another app's.
 
-    Another app on the same Redis and the same queue (`celery`, unless it says otherwise) loses its tasks to
-    whoever reads first. What antrean's workers read of them they set aside, and `antrean doctor` counts it. First
-    keep the two apart: a broker or a database number of its own for antrean, or a queue of its own for the other
-    app. Then give back, with ANTREAN_BROKER_URL naming the broker where they lie. Refused without --queue while
-    workers of this ledger run, who would only set them aside again.
+    Another app on the same Redis and the same queue (`celery`, unless it says otherwise) loses tasks that antrean's
+    workers read first. They set these messages aside, and `antrean doctor` counts them. First keep the two apart: a
+    broker or a database number of its own for antrean, or a queue of its own for the other app. Then give back, with
+    ANTREAN_BROKER_URL naming the broker where they lie. Refused without --queue while workers of this ledger run,
+    which would set them aside again.
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)

@@ -1,4 +1,4 @@
-"""`antrean cancel` and `show`: ending jobs that nobody wants any more, and one job's whole story."""
+"""`antrean cancel` and `show`: ending jobs that are not needed any more, and one job's whole story."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def _print_job(story: Story) -> None:
 
 
 def _round(story: Story, generation: int) -> list[str]:
-    """Which of the times the job was queued for; nothing where it was queued once."""
+    """The generation as a heading has it; nothing where the job was queued once."""
     return [] if story.generation == 1 else [f"generation {generation}"]
 
 
@@ -248,7 +248,7 @@ def _head(*parts: str) -> None:
 
 
 def _line(label: str, value: str | None) -> None:
-    """A labelled value, its rows below each other."""
+    """Prints a labelled value, whose further rows begin below its first; nothing where it is empty."""
     if value:
         out.say(f"  {label:<{_LABEL}} {value}", hang=_LABEL + 3)
 

@@ -1,4 +1,4 @@
-"""What a command that is stopped says last: which batch it was at, how far it came, and how to go on."""
+"""What a stopped command says last: which batch it worked on, how far it came, and how to go on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _GOES_ON = "nothing is lost: the same command goes on from here"
 
 
 class LastWords:
-    """Of a run: said once the last of its calls has ended, so that the counts are final."""
+    """The last words of a run. They are said after its last call has ended, so that the counts are final."""
 
     def __init__(self) -> None:
         self._batch: tuple[Ledger, str] | None = None
 
     def are_of(self, ledger: Ledger, batch_id: str) -> None:
-        """From now on there is something to say of this batch."""
+        """Names the batch that the last words are about. Without it there are none."""
         self._batch = ledger, batch_id
 
     def say(self) -> None:

@@ -129,7 +129,7 @@ def _as_words(value: Any) -> Any:
 
 
 class _Commands(Mapping[str, Any]):
-    """All commands by name; looking at one loads it, counting or naming them loads none."""
+    """All commands by name. Reading one loads it; counting or listing names loads none."""
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] = {}
@@ -169,7 +169,7 @@ class LazyGroup(TyperGroup):
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The command that is called, itself."""
+        """The command that is called, its name and its arguments; loads it. See `click.Group`."""
         name, listed, rest = super().resolve_command(ctx, args)
         return name, None if listed is None or name is None else self.commands[name], rest
 
@@ -188,7 +188,7 @@ class LazyGroup(TyperGroup):
 
 @contextmanager
 def _printable_words() -> Iterator[None]:
-    """What is wrong with the arguments quotes them, and a shell may have taken them from a folder: `submit *`."""
+    """Makes the message of a usage error printable: it quotes arguments, which may be names of files (`submit *`)."""
     try:
         yield
     except _UsageError as exc:

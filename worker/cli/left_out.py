@@ -1,4 +1,4 @@
-"""What of a folder is left out, named before the rest is sent."""
+"""Names what is left out of a folder, before the rest is sent."""
 
 from __future__ import annotations
 

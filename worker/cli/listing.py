@@ -106,7 +106,7 @@ def iso(at_ms: int, timespec: str = "seconds") -> str:
 def complete_batch_id(incomplete: str) -> list[tuple[str, str]]:
     """Ids of the latest 200 batches that begin like this, for the shell, each with a description.
 
-    Asked with each press of a key, so it makes nothing, says nothing, and gives up after a second.
+    The shell asks at each press of Tab. So this makes no ledger, prints nothing, and gives up after a second.
     """
     found: list[tuple[str, str]] = []
     # A thread, because a database that does not answer takes longer to fail than anybody waits for a Tab.
@@ -152,7 +152,7 @@ def _batch_facts(batch: Batch, counts: Mapping[JobState, int]) -> dict[str, obje
 
 
 def worker_facts(one: WorkerFacts, now_ms: int) -> dict[str, object]:
-    """A worker for `--json`."""
+    """A worker as `--json` has it, times in ISO 8601; `now_ms` is this machine's time."""
     return {
         "id": one.id,
         "endpoint": one.endpoint,

@@ -16,8 +16,8 @@ from rich.text import Text
 class LiveLines(RenderHook):
     """Keeps its lines below what `console` prints, from `shown` on; at the end they are gone.
 
-    rich's own Live counts the rows that it wrote. A terminal that is made narrower breaks a line into several, and
-    of those Live leaves a rest: here the rows are counted by the width of the moment. (A terminal that cuts its lines
+    Rich's own Live counts the rows that it wrote. A terminal that is made narrower breaks a line into several rows,
+    and Live leaves some of them behind. Here the rows are counted by the present width. (A terminal that cuts its lines
     instead loses a row above, once.)
     """
 
@@ -28,7 +28,7 @@ class LiveLines(RenderHook):
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """On the screen while inside."""
+        """Keeps the lines on the screen while inside."""
         self._console.push_render_hook(self)
         self._console.show_cursor(False)
         stream = sys.stderr

@@ -12,7 +12,7 @@ FORCE_HELP = "Overwrite a file that is not results, or results that cannot be wr
 
 
 def check_results(target: Output, ledger: Ledger, settings: Settings, batch_id: str | None) -> None:
-    """Says what is to be known of the results that are there. Raises InputError where they are to be kept."""
+    """Prints a remark on results that will be replaced. Raises InputError where they must be kept."""
     remark = target.check_results(ledger, batch_id, simulation=simulation_of(settings))
     if remark is not None:
         note(remark)

@@ -1,4 +1,4 @@
-"""`antrean pause` and `resume`: holding an endpoint's jobs back for a while."""
+"""`antrean pause` and `resume`: an endpoint's jobs are claimed no more, and are claimed again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def pause(
     reason: Annotated[
-        str | None, typer.Argument(help="Why, for whoever looks at the queue.", show_default=False)
+        str | None, typer.Argument(help="Why, as `antrean status` shows it.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the pause as JSON.")] = False,
 ) -> None:
@@ -46,7 +46,7 @@ def pause(
     if as_json:
         print_json({"endpoint": endpoint, "paused": True, "changed": is_new, **_facts(found)})
         return
-    if found is None:  # resumed by somebody else in the same moment
+    if found is None:  # another command resumed it in the same moment
         out.print(Text(f"{printable(endpoint)} was resumed meanwhile"))
         return
     out.print(Text(describe_pause(found) if is_new else f"{describe_pause(found)} (it was paused before)"))

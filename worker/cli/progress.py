@@ -29,9 +29,9 @@ def describe(progress: Progress) -> str:
 
 
 def draw(progress: Progress, width: int, *, is_ascii: bool = False) -> list[Text]:
-    """Share, bar and what became of the jobs, in one line; below it what goes on now, and what is waited for.
+    """Lines: the share, a bar and the ended jobs; then the figures of now; then what the run waits for, if anything.
 
-    No line is longer than `width` columns, nor than 60: what is not drawn cannot be left over.
+    No line is longer than `width` columns, nor than 60.
     """
     limit = min(width, _NARROWEST) - _SPARE
     share = progress.done / progress.total if progress.total else 0.0
@@ -91,7 +91,7 @@ class Display:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """On the screen while inside."""
+        """Keeps the progress on the screen while inside."""
         if not self._is_live:
             yield
             return

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from schemas.job import JobState
 from worker.cli.console import err, out
-from worker.operations.prune import fetch_label
+from worker.operations.batches import fetch_label
 from worker.reports.summary import format_bytes, format_count
 from worker.storage.engine import Ledger
 from worker.storage.prune_survey import Share, Survey
@@ -19,7 +19,7 @@ _SHOWN = 10
 
 
 def print_survey(ledger: Ledger, found: Survey, *, is_question: bool, with_usage: bool) -> None:
-    """The largest batches, then all of it. A question is for whoever is at the terminal, wherever the output goes."""
+    """Prints the largest batches, then the sum; on standard error where a question follows."""
     console = err if is_question else out
     largest = heapq.nlargest(_SHOWN, found.shares.items(), key=lambda item: item[1].total)
     for batch_id, share in largest:

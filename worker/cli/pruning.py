@@ -1,4 +1,4 @@
-"""`antrean prune`: what ended leaves the ledger, once somebody who has seen what it is says so."""
+"""`antrean prune`: ended jobs leave the ledger, after a person has seen how many and agreed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from worker.cli.listing import complete_batch_id
 from worker.cli.prune_words import print_survey, survey_facts
 from worker.clock import SystemClock, iso_ms
 from worker.errors import ExitCode, InputError
-from worker.operations.prune import ToPrune, find_batch_to_prune, remove, survey
+from worker.operations.batches import find_whole_batch
+from worker.operations.prune import ToPrune, remove, survey
 from worker.reports.summary import format_count
 from worker.settings import load_settings
 from worker.storage.migrating import prepare_ledger
@@ -89,7 +90,7 @@ def prune_ledger(
     )  # an age of centuries ends with the calendar of computers
     settings = load_settings()
     ledger = prepare_ledger(settings)
-    chosen = None if batch is None else find_batch_to_prune(ledger, batch)
+    chosen = None if batch is None else find_whole_batch(ledger, batch)
     what = ToPrune(chosen, before_ms, even_unfinished)
     facts: dict[str, object] = {"before": iso_ms(before_ms)} if chosen is None else {"batch_id": chosen.id}
     if not yes or dry_run:
@@ -126,7 +127,7 @@ def read_age_ms(text: str) -> int:
 
 
 def _read_what(batch: str | None, older_than: str | None, everything: bool) -> int:
-    """The age, in milliseconds. Raises InputError where it is not said what may go, or said twice."""
+    """The age, in milliseconds. Raises InputError where nothing, or more than one thing, says what may go."""
     if batch is not None:
         if older_than is not None or everything:
             raise InputError("a batch is pruned whatever its age: leave --older-than and --all out")

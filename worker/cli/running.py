@@ -27,7 +27,7 @@ from worker.files.disk import describe_full_disk
 from worker.files.home import last_line, log_of_service
 from worker.operations.capacity import make_room
 from worker.operations.gates import GateWatch
-from worker.operations.preflight import NOT_ASKED, ask_endpoint
+from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
 from worker.operations.run_holding import hold_abandoned, tend, worked_on
 from worker.operations.run_input import RunInput, open_input
 from worker.operations.run_work import Work, sum_run_calls
@@ -44,7 +44,7 @@ from worker.storage.batches import Batch
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 
-_LOOK_S = 0.25
+_REFRESH_S = 0.25
 _TEND_S = 3.0
 _MOST_DEATHS = 3
 _SIMULATION_KEY = "simulated"
@@ -160,7 +160,7 @@ def run(
         antrean = name_command(settings, given)
         announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
-        checked = found.check(settings, model, facts, on_doubt=note)
+        checked = found.check(settings, ModelChoice(model, facts, on_doubt=note))
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
@@ -182,7 +182,9 @@ def run(
                     _start_worker(stack, settings)
                     gate = GateWatch(settings)
                     if facts.is_up:
-                        gate.wake(ledger)  # the endpoint has answered: nobody has to wait out the last pause
+                        gate.wake(
+                            ledger
+                        )  # the endpoint has answered: no job has to wait for the end of its gate
                     _follow(ledger, stack, settings, work, progress, growing, gate)
                 # While the batch is not held: what it wants is not pruned.
                 counts = growing.finish()
@@ -198,7 +200,7 @@ def run(
 def _opened(
     documents: Path, prompt: Path | None, *, output: Path, settings: Settings, skips_unreadable: bool
 ) -> Iterator[RunInput]:
-    """The input. Of documents that cannot be read it says which option leaves them out, where one does."""
+    """The input. Where documents cannot be read, the error names the option that leaves them out, if one does."""
     with ExitStack() as opened:
         try:
             found = opened.enter_context(
@@ -215,7 +217,7 @@ def _opened(
 
 @contextmanager
 def _growing(ledger: Ledger, work: Work, target: Output | None, antrean: str) -> Iterator[GrowingResults]:
-    """The results of the run; one that ends early says where those are that it has."""
+    """The results of the run, which grow while inside. A run that ends early says where its results are."""
     if target is not None:
         target.belong_to(work.batch_id)
     growing = GrowingResults(ledger, work.ids, None if target is None else target.path, output=target)
@@ -237,7 +239,7 @@ def _mention_held(held: list[tuple[Batch, int]], antrean: str) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the command like Ctrl-C does: in order. A SIGHUP that is ignored stays so (`nohup`)."""
+    """SIGTERM and SIGHUP end the command in order, as Ctrl-C does. A SIGHUP that is ignored stays so (`nohup`)."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -313,7 +315,7 @@ def _follow(
         work.open,
         progress,
         endpoint=settings.endpoint,
-        find_gate=gate.look,
+        find_gate=gate.fetch_cached,
         find_trouble=lambda: describe_full_disk(written),
     )
     display = Display()
@@ -321,7 +323,7 @@ def _follow(
     tended_s = time.monotonic()
     with display.shown():
         while True:
-            display.update(tracker.look())
+            display.update(tracker.refresh())
             growing.advance(tracker.is_open)
             if tracker.is_done:
                 progress.calls = sum_run_calls(ledger, work)
@@ -329,7 +331,7 @@ def _follow(
             if time.monotonic() - tended_s >= _TEND_S:
                 tend(ledger, work.batch_id)
                 tended_s = time.monotonic()
-            time.sleep(_LOOK_S)
+            time.sleep(_REFRESH_S)
             for event in stack.poll_events():
                 if event.get("event") != "service_died":
                     continue

@@ -1,4 +1,4 @@
-"""`antrean worker` and `simulate`: the commands that stay."""
+"""`antrean worker` and `simulate`: the commands that run until they are stopped."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from worker.cli.listing import complete_batch_id, iso, worker_facts
 from worker.cli.pausing import describe_pause
 from worker.operations.batches import find_named_batch
 from worker.operations.gates import describe_gate, gate_facts
-from worker.operations.status import Status, look
+from worker.operations.status import Snapshot, fetch_snapshot
 from worker.reports.summary import format_count, format_seconds
 from worker.reports.waiting import (
     describe_oldest_call,
@@ -52,7 +52,7 @@ def status(
     settings = load_settings()
     ledger = prepare_ledger(settings)
     named = None if batch is None else find_named_batch(ledger, batch)
-    found = look(ledger, settings, named)
+    found = fetch_snapshot(ledger, settings, named)
     if named is not None:
         [one] = found.batches
         print_json(_batch_facts(one) | _open_facts(found)) if as_json else _print_batch(one, found)
@@ -62,7 +62,7 @@ def status(
         _print_ledger(found)
 
 
-def _print_ledger(found: Status) -> None:
+def _print_ledger(found: Snapshot) -> None:
     out.say((f"ledger {found.place}", "dim"))
     if not found.counts:
         note("the ledger is empty: `antrean run` or `antrean submit` fills it")
@@ -93,7 +93,7 @@ def _print_ledger(found: Status) -> None:
     _print_open(found)
 
 
-def _print_batch(one: BatchStatus, found: Status) -> None:
+def _print_batch(one: BatchStatus, found: Snapshot) -> None:
     batch = one.batch
     out.say((f"ledger {found.place}", "dim"))
     out.say(
@@ -118,7 +118,7 @@ def _print_batch(one: BatchStatus, found: Status) -> None:
     _print_open(found)
 
 
-def _print_open(found: Status) -> None:
+def _print_open(found: Snapshot) -> None:
     for one in found.reasons:
         _print_reason("waiting", one.sentence)
     if found.standing.oldest_call is not None:
@@ -129,7 +129,7 @@ def _print_reason(word: str, sentence: str) -> None:
     out.say((word, "yellow"), f" {sentence}")
 
 
-def _ledger_facts(settings: Settings, found: Status) -> dict[str, Any]:
+def _ledger_facts(settings: Settings, found: Snapshot) -> dict[str, Any]:
     return {
         "jobs": _named(found.counts),
         "batches": [_batch_facts(one) for one in found.batches],
@@ -143,7 +143,7 @@ def _ledger_facts(settings: Settings, found: Status) -> dict[str, Any]:
     }
 
 
-def _open_facts(found: Status) -> dict[str, Any]:
+def _open_facts(found: Snapshot) -> dict[str, Any]:
     return {
         "ledger": found.place,
         "workers": [worker_facts(one, found.now_ms) for one in found.workers],

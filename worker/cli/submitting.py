@@ -12,9 +12,8 @@ from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.last_words import said_of_submission
 from worker.operations.batches import count_jobs
 from worker.operations.inputs import name_inputs
-from worker.operations.preflight import NOT_ASKED, ask_endpoint, check_models
+from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
 from worker.operations.request_file import (
-    choose_default_model,
     make_requests_batch,
     open_requests,
     submit_requests,
@@ -66,9 +65,7 @@ def submit(
     with open_requests(file) as source:
         announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
-        requests = source.check(settings, choose_default_model(model or settings.model, facts))
-        for doubt in check_models(list(requests.summary.models), facts):
-            note(doubt)
+        requests = source.check(settings, ModelChoice(model, facts, on_doubt=note))
         ledger = prepare_ledger(settings)
         warn_of_left_jobs(ledger, settings)
         batch = make_requests_batch(

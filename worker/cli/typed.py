@@ -1,4 +1,4 @@
-"""Commands that a sentence tells somebody to type: each must work as it stands."""
+"""Commands that a sentence tells the reader to type: each must work as it stands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from worker.settings import Settings
 
 
 def name_command(settings: Settings, given: Settings) -> str:
-    """`antrean` as it is typed to find the home and the ledger of `settings`, where a shell and a folder say `given`.
+    """`antrean` as it must be typed to use the home and ledger of `settings`, in a shell whose settings are `given`.
 
     They differ in a simulated run, whose batches no other command would find.
     """

@@ -84,7 +84,7 @@ def up(
 
 
 def _free_port(address: str, port: int) -> int:
-    """`port`, or any free one for 0. Raises Unreachable if somebody listens there."""
+    """`port`, or any free one for 0. Raises Unreachable if a process listens there."""
     try:
         with socket.create_server((address, port), family=_family(address)) as probe:
             return int(probe.getsockname()[1])

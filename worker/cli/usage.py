@@ -204,8 +204,8 @@ def _write_table(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
 def lay_out(title: str, rows: Sequence[tuple[str, Sequence[str]]], width: int | None) -> Iterator[str]:
     """The lines of the table: of names with their figures, beside each other where `width` columns hold them.
 
-    Where they do not, a name has a line of its own; and where the figures are too wide for one, each has its word
-    before it. Whoever reads no terminal (None) has a line a group.
+    Where they do not, a name has a line of its own; and where the figures are too wide for one line, each has its word
+    before it. Without a terminal `width` is None, and each group has one line.
     """
     widths = [max(len(word), *(len(figures[i]) for _, figures in rows)) for i, word in enumerate(_SHOWN)]
     widest = max(cell_len(name) for name in (title, *(name for name, _ in rows)))
@@ -216,14 +216,14 @@ def lay_out(title: str, rows: Sequence[tuple[str, Sequence[str]]], width: int | 
             yield f"{set_cell_size(name, widest)}  {'  '.join(map(str.rjust, figures, widths))}"
     elif beside <= width:
         for name, figures in table:
-            yield from wrap_line(name, width)
+            yield from wrap_line(name, width, measure=cell_len)
             yield f"  {'  '.join(map(str.rjust, figures, widths))}"
     else:
         for name, figures in rows:
-            yield from wrap_line(name, width)
-            # A word and its figure stay together; whoever copies them gets an ordinary space.
+            yield from wrap_line(name, width, measure=cell_len)
+            # A word and its figure stay together while lines are broken; then the space is an ordinary one again.
             told = [f"{word}\xa0{figure}" for word, figure in zip(_SHOWN, figures, strict=True)]
-            for line in wrap_line(f"  {' · '.join(told)}", width, hang=2):
+            for line in wrap_line(f"  {' · '.join(told)}", width, hang=2, measure=cell_len):
                 yield line.replace("\xa0", " ")
 
 

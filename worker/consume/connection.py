@@ -19,8 +19,6 @@ from kombu.transport import redis
 log = structlog.get_logger(__name__)
 
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
-# A broker that is there and takes nothing: full, or a replica since a failover. Celery would end the worker.
-REFUSES_WRITES = (redis_client.exceptions.OutOfMemoryError, redis_client.exceptions.ReadOnlyError)
 _RECONNECT_AFTER_S, _RECONNECT_STEP_S, _RECONNECT_AFTER_MAX_S = 1.0, 1.0, 3.0
 
 
@@ -36,10 +34,13 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
-    """kombu's Redis transport, for which a broker that refuses writes is a broken connection."""
+    """kombu's Redis transport, for which an error that the broker answers is a broken connection.
+
+    So a broker that refuses writes ends no worker. `worker.consume.consumer` lets the other errors end it.
+    """
 
     Channel = Channel
-    connection_errors = (*redis.Transport.connection_errors, *REFUSES_WRITES)
+    connection_errors = (*redis.Transport.connection_errors, redis_client.ResponseError)
 
 
 class Connection(KombuConnection):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import redis
 import structlog
 from celery import signals
 from celery.utils.log import get_logger
@@ -18,14 +19,13 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from kombu.common import ignore_errors
 
 from schemas.shortage import describe_shortage, is_local_shortage
-from worker.consume.connection import REFUSES_WRITES
+from worker.broker.refusals import REFUSED_PAUSE_S, name_refusal
 from worker.consume.events import FLUSH_EVERY_S
 from worker.consume.fetching import Fetcher
 from worker.text.names import as_name
 
 log = structlog.get_logger(__name__)
 _celery_log = get_logger(__name__)  # kombu's `…_log_error` say a delivery tag on it
-_REFUSED_PAUSE_S = 1.0
 _SHORTAGE_PAUSE_S = 0.5
 
 
@@ -66,15 +66,19 @@ class Consumer(CeleryConsumer):
         super().shutdown()
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        """Celery's; and the worker is told that hints may be lost."""
+        """Celery's; and the worker is told that hints may be lost. Raises what is no error of the connection."""
+        is_refusal = _is_refusal(exc)
         super().on_connection_error_after_connected(exc)
         self._fetcher.reserved.on_broker_lost()
-        _pause_where_writes_are_refused(exc)
+        if is_refusal:
+            time.sleep(REFUSED_PAUSE_S)
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
-        """Celery's, with a pause where the broker takes connections and refuses writes."""
+        """Celery's, with a pause where the broker refuses. Raises what is no error of the connection."""
+        is_refusal = _is_refusal(exc)
         super().on_connection_error_before_connected(exc)
-        _pause_where_writes_are_refused(exc)
+        if is_refusal:
+            time.sleep(REFUSED_PAUSE_S)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Celery's handler, which the Fetcher hands messages to from now on. A message that breaks it is dropped.
@@ -119,10 +123,15 @@ class Consumer(CeleryConsumer):
         signals.task_rejected.send(sender=self, message=message, exc=exc)
 
 
-def _pause_where_writes_are_refused(exc: BaseException) -> None:
-    if isinstance(exc, REFUSES_WRITES):
-        # The broker takes connections, so that nothing else would slow the loop down.
-        time.sleep(_REFUSED_PAUSE_S)
+def _is_refusal(exc: BaseException) -> bool:
+    """Whether the broker refuses for a while, and takes connections: nothing but a pause slows the loop down then.
+
+    Raises an error that the broker answers and that no waiting mends, which our transport does not tell apart.
+    """
+    is_refusal = name_refusal(exc) is not None
+    if isinstance(exc, redis.ResponseError) and not is_refusal:
+        raise exc
+    return is_refusal
 
 
 def _facts(message: Any) -> dict[str, Any]:

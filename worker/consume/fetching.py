@@ -1,4 +1,6 @@
-"""Fetching messages for this process: a timer of Celery's loop asks the broker, and the consumer is handed what came.
+"""Fetching messages for this process: Celery's loop asks the broker, and the consumer is handed what came.
+
+It asks when the broker tells that something changed, and by a timer: often while there is work, else once a second.
 
 Bulk messages are fetched many at a time, and only while there is room for them; lone ones at any time. A hint (see
 `worker.broker.hints`) is not acknowledged: it is only remembered while it is reserved. A foreign message is noted by
@@ -16,9 +18,11 @@ import redis
 import structlog
 from kombu.message import Message as KombuMessage
 
-from worker.broker.client import broker_address, open_client
+from worker.broker.client import broker_address, connect_anew, open_client
 from worker.broker.hints import Lists, is_bulk_queue, is_written_hint, read_body
+from worker.broker.refusals import Refusals
 from worker.consume.aside import Aside
+from worker.consume.doorbell import Doorbell
 from worker.consume.foreign import OfAnother, Unusable, read_hint
 from worker.consume.notes import Notes
 from worker.consume.reserved import Reserved
@@ -27,7 +31,9 @@ from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-POLL_S = 0.02  # how often the broker is asked; a lone job waits half of it on average
+POLL_S = 0.02  # how often the broker is asked while there is work, or where it tells nothing
+IDLE_POLL_S = 1.0  # how often without work, beside each time that the broker tells of a change
+_BUSY_S = 1.0  # for so long after the last message there is work
 _RENEWALS_A_LEASE = 6
 _MOST_LONE = 16  # most lone messages that one poll fetches
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -65,9 +71,15 @@ class Fetcher:
         """
         self.reserved = reserved
         self._lease_s, self._beat_s = lease_s, beat_s
+        self._client = takes
         self._notes = notes
         self._taker = Taker(takes, notes=notes.key, index=notes.index_key, longest=reserved.max_message_bytes)
         self._aside = Aside(takes, notes)
+        self._doorbell = Doorbell(takes, self._ring)
+        self._is_rung = False
+        self._timer, self._is_timer_quick = 0, False
+        self._took_s = float("-inf")
+        self._takes_refused, self._leases_refused = Refusals("takes"), Refusals("leases")
         self._queues: Callable[[], Iterable[str]] = tuple
         self._on_message: Callable[[Message], Any] = Message.requeue
         self._hub: Any = None
@@ -88,12 +100,15 @@ class Fetcher:
         """Has Celery's loop fetch, renew leases and look for abandoned messages. Its timers end with the loop."""
         self._hub = hub
         self._is_poll_due = False
-        for every_s, act in (
-            (POLL_S, self._poll_in_turn),
-            (self._lease_s / _RENEWALS_A_LEASE, self.renew_leases),
-            (self._beat_s, self.put_back_overdue),
+        self._doorbell.hang(hub, self._read_names())
+        self._is_rung = True  # what came before
+        self._schedule()
+        for every_s, act, refused in (
+            (self._lease_s / _RENEWALS_A_LEASE, self.renew_leases, self._leases_refused),
+            (self._beat_s, self.put_back_overdue, self._leases_refused),
+            (self._beat_s, self._look_after_doorbell, self._takes_refused),
         ):
-            hub.call_repeatedly(every_s, self._run, act)
+            hub.call_repeatedly(every_s, self._run, act, refused)
 
     def poll(self) -> int:
         """Fetches what there is room for and hands it on: how many messages. Raises redis.RedisError.
@@ -101,6 +116,7 @@ class Fetcher:
         For the thread of Celery's loop alone.
         """
         self._polled_s = monotonic()
+        self._is_rung = False
         if self._unread:
             unread, self._unread = self._unread, []
             self._hand_on(unread)
@@ -113,6 +129,9 @@ class Fetcher:
             self._may_have_lone = self._may_have_bulk = True
             return 0
         taken = self._taker.take(wanted, room, lone=lone, bulk=bulk)
+        self._takes_refused.end()
+        if taken:
+            self._took_s = self._polled_s
         bulk_taken = sum(is_bulk_queue(one.queue) for one in taken)
         lone_taken = len(taken) - bulk_taken
         self._may_have_lone = lone_taken >= lone
@@ -123,11 +142,15 @@ class Fetcher:
 
     def renew_leases(self) -> None:
         """Tells the broker that this process has its foreign messages still. Raises redis.RedisError."""
-        self._notes.renew(self.reserved.foreign_tags)
+        tags = self.reserved.foreign_tags
+        self._notes.renew(tags)
+        if tags:  # else nothing was written
+            self._leases_refused.end()
 
     def put_back_overdue(self) -> None:
         """Puts back foreign messages whose worker has not renewed their leases. Raises redis.RedisError."""
-        self._notes.put_back_overdue(self._lease_s, self._read_names())
+        if self._notes.put_back_overdue(self._lease_s, self._read_names()):
+            self._leases_refused.end()
 
     def put_back_all(self) -> None:
         """Puts back the foreign messages of this process, at its end. Raises redis.RedisError."""
@@ -136,30 +159,79 @@ class Fetcher:
             self._notes.put_back(tag, self._read_names(), is_next=True)
 
     def basic_ack(self, delivery_tag: str, multiple: bool = False) -> None:
-        """Finishes a message. From any thread. Raises redis.RedisError."""
+        """Finishes a message. From any thread. Raises redis.RedisError.
+
+        Where the broker refuses it for a while, the message comes again after its lease, and its job has ended by then.
+        """
         if self.reserved.remove(delivery_tag) is None:
-            self._notes.drop(delivery_tag)
+            self._drop(delivery_tag)
         self._poll_soon()
 
     def basic_reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Drops a message, or gives it back. From any thread. Raises redis.RedisError."""
+        """Drops a message, or gives it back. From any thread. Raises redis.RedisError.
+
+        Where the broker refuses it for a while, the message comes again after its lease.
+        """
         job_id = self.reserved.remove(delivery_tag)
         if job_id is not None:
             if requeue:
                 self.reserved.give_back(job_id)
         elif requeue:
-            self._notes.put_back(delivery_tag, self._read_names(), is_next=False)
+            try:
+                self._notes.put_back(delivery_tag, self._read_names(), is_next=False)
+            except redis.ResponseError as exc:
+                self._leases_refused.note(exc)
         else:
-            self._notes.drop(delivery_tag)
+            self._drop(delivery_tag)
         self._poll_soon()
 
+    def _drop(self, delivery_tag: str) -> None:
+        try:
+            self._notes.drop(delivery_tag)
+        except redis.ResponseError as exc:
+            self._takes_refused.note(exc)
+
     def _poll_in_turn(self) -> None:
-        if monotonic() - self._polled_s > POLL_S / 2:
+        waited_s = monotonic() - self._polled_s
+        if waited_s <= POLL_S / 2 or self._takes_refused.is_pausing:
+            return
+        if self._is_rung or self._is_busy or waited_s >= IDLE_POLL_S:
             self.poll()
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether the broker is to be asked again soon, whatever it tells."""
+        return (
+            not self._doorbell.is_hung
+            or bool(self._unread)
+            or self.reserved.is_any
+            or self._polled_s - self._took_s < _BUSY_S
+        )
+
+    def _ring(self) -> None:
+        """Something changed in the broker. Polls at once, but no more often than the timer does."""
+        self._is_rung = True
+        self._run(self._poll_in_turn, self._takes_refused)
+        if not self._is_timer_quick:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        """Has the broker asked again after a while: soon where there is work. The timer that ran is over."""
+        self._timer += 1
+        self._is_timer_quick = self._is_rung or self._is_busy
+        self._hub.call_later(POLL_S if self._is_timer_quick else IDLE_POLL_S, self._when_due, self._timer)
+
+    def _when_due(self, timer: int) -> None:
+        if timer == self._timer:
+            self._run(self._poll_in_turn, self._takes_refused)
+            self._schedule()
+
+    def _look_after_doorbell(self) -> None:
+        self._doorbell.look_after(self._read_names())
 
     def _poll_soon(self) -> None:
         """Has Celery's loop poll at its next turn if that is worth it. From any thread."""
-        if self._hub is None or self._is_poll_due:
+        if self._hub is None or self._is_poll_due or self._takes_refused.is_pausing:
             return
         reserved = self.reserved
         if (self._may_have_bulk and reserved.is_refill_due) or (
@@ -170,12 +242,17 @@ class Fetcher:
 
     def _poll_now(self) -> None:
         self._is_poll_due = False
-        self.poll()
+        self._run(self.poll, self._takes_refused)
 
-    def _run(self, act: Callable[[], Any]) -> None:
-        """Runs what is due by a timer, whose errors Celery's loop would only log."""
+    def _run(self, act: Callable[[], Any], refused: Refusals) -> None:
+        """A refusal is waited out. Another error ends Celery's loop, whose timers would only log it."""
         try:
-            act()
+            try:
+                act()
+            except redis.ResponseError as exc:
+                refused.note(exc)
+                for client in (self._client, self._notes.client):
+                    connect_anew(client)
         except Exception as exc:
             self._hub.call_soon(_raise, exc)
 

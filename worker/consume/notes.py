@@ -32,19 +32,19 @@ class Notes:
         """`key` names the hash of the notes, `index_key` the sorted set of their leases."""
         self.key = key
         self.index_key = index_key
-        self._client = client
+        self.client = client
         self._put_back = client.register_script(read_script("put_back.lua"))
 
     def write(self, tag: str, raw: bytes, queue: str) -> None:
         """Notes a message that the take script could not read."""
-        with self._client.pipeline() as pipeline:
+        with self.client.pipeline() as pipeline:
             pipeline.zadd(self.index_key, {tag: BROKER_CLOCK.now_s()})
             pipeline.hset(self.key, tag, write_note(raw, queue))
             pipeline.execute()
 
     def drop(self, tag: str | bytes) -> None:
         """Forgets a message that is finished."""
-        with self._client.pipeline() as pipeline:
+        with self.client.pipeline() as pipeline:
             self.add_drop(tag, pipeline)
             pipeline.execute()
 
@@ -58,7 +58,7 @@ class Notes:
 
         The message is not decoded as kombu would decode it: it may be what ended its worker.
         """
-        note: Any = self._client.hget(self.key, tag)
+        note: Any = self.client.hget(self.key, tag)
         if not note:
             self.drop(tag)
             return
@@ -69,22 +69,25 @@ class Notes:
 
     def renew(self, tags: Iterable[str]) -> None:
         """Begins the leases of these messages anew, and asks the broker for its time."""
-        BROKER_CLOCK.ask(self._client)
+        BROKER_CLOCK.ask(self.client)
         leases = dict.fromkeys(tags, BROKER_CLOCK.now_s())
         if leases:
-            self._client.zadd(self.index_key, leases, xx=True)
+            self.client.zadd(self.index_key, leases, xx=True)
 
-    def put_back_overdue(self, lease_s: float, queues: Collection[str]) -> None:
-        """Puts back each message whose lease ran out, as the next to be taken.
+    def put_back_overdue(self, lease_s: float, queues: Collection[str]) -> int:
+        """Puts back each message whose lease ran out, as the next to be taken: how many.
 
         By the broker's clock. A lease that begins in the future was written by a clock that was ahead: it is over.
         """
-        BROKER_CLOCK.ask(self._client)
+        BROKER_CLOCK.ask(self.client)
         now_s = BROKER_CLOCK.now_s()
+        count = 0
         for low, high in ((0, now_s - lease_s), (now_s + _SKEW_S, "+inf")):
-            tags: Any = self._client.zrangebyscore(self.index_key, low, high)
+            tags: Any = self.client.zrangebyscore(self.index_key, low, high)
             for tag in tags:
                 self.put_back(tag, queues, is_next=True)
+                count += 1
+        return count
 
 
 def read_script(name: str) -> str:

@@ -44,6 +44,11 @@ class Reserved:
         self._bulk: set[str] = set()
 
     @property
+    def is_any(self) -> bool:
+        """Whether a message is reserved."""
+        return bool(self._jobs)
+
+    @property
     def room(self) -> int:
         """How many more messages may be fetched."""
         return max(0, self.limit - len(self._jobs))

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from schemas.job import JobState
 from worker.clock import SystemClock
 from worker.errors import NotFound
-from worker.operations.job_names import names_of
-from worker.storage.batches import Batch, count_asked, fetch_batch
-from worker.storage.cleaning import clean_text
+from worker.operations.batches import MOST_NAMED, find_whole_batch, missing_but_begun
+from worker.operations.job_names import fetch_begun_jobs, find_whole_job_id
+from worker.storage.batches import Batch, count_asked
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.moves import Cancelled, cancel_batch, cancel_jobs
 from worker.storage.reading import fetch_states
-from worker.text.printable import printable
+
+_KINDS = "batch and no job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +52,21 @@ def cancel(ledger: Ledger, called: str, *, on_step: Callable[[int], None]) -> Ca
 
     A batch is named by its whole id; a job also by the id of its output line. `on_step` gets the number of jobs ended
     so far after each step of at most 500. Stopped half way, it goes on when it is called again. Raises NotFound
-    where there is no such batch and no such job, and then changes nothing.
+    where there is no such batch and no such job, and then changes nothing. It names those whose ids begin so.
     """
-    wanted = clean_text(called) or ""
-    names = names_of(wanted)
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, wanted)
-        if batch is not None and batch.id != wanted:
-            batch = None  # the beginning of an id is enough to look, not to end a million jobs
-        states = fetch_states(connection, names)
-    if batch is not None:
-        return _cancel_batch(ledger, batch, on_step)
-    if states:
-        return _cancel_job(ledger, next(name for name in names if name in states))
-    raise NotFound(f"there is no batch and no job {printable(wanted)}: `antrean batches` lists the batches")
+    try:
+        batch = find_whole_batch(ledger, called, kinds=_KINDS)
+    except NotFound as exc:
+        job_id = find_whole_job_id(ledger, called)
+        if job_id is not None:
+            return _cancel_job(ledger, job_id)
+        begun = {} if exc.problems else fetch_begun_jobs(ledger, called, limit=MOST_NAMED + 1)
+        if begun:
+            raise missing_but_begun(
+                _KINDS, called, [f"{id_}  {state}" for id_, state in begun.items()]
+            ) from None
+        raise
+    return _cancel_batch(ledger, batch, on_step)
 
 
 def _cancel_batch(ledger: Ledger, batch: Batch, on_step: Callable[[int], None]) -> CancelledBatch:

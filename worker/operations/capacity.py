@@ -1,4 +1,4 @@
-"""Whether this machine has room for the slots that were asked for: open files and threads, asked before work begins.
+"""Whether this machine has room for the slots that were asked for: open files and threads, checked before work begins.
 
 A worker that runs out of either in the middle of it fails calls that nothing is wrong with.
 """
@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from worker.errors import SettingsError
+from schemas.shortage import describe_shortage, is_local_shortage
+from worker.errors import SettingsError, Unreachable
 from worker.settings import Settings
 
 # Beside the calls: sixteen connections to the ledger (three files each where it is SQLite), those to the broker, the
-# log, locks, the spool, name look-ups, and what Python opens for a moment.
+# log, locks, the spool, name resolution, and what Python opens for a moment.
 _OTHER_FILES = 100
-_OTHER_THREADS = 8  # heart, relay, writer, deadlines, a look-up, the way out and its timer, one to spare
+# Heartbeat, relay, writer, deadlines, name resolution, the way out and its timer, and one to spare.
+_OTHER_THREADS = 8
 
 
 def make_room(settings: Settings) -> None:
@@ -29,6 +32,22 @@ def make_room(settings: Settings) -> None:
     threads = count_startable_threads(_threads_for(settings))
     if threads < _threads_for(settings):
         raise _too_many(settings, "threads", threads, _threads_for, "raise the limit of processes")
+
+
+@contextmanager
+def threads_needed() -> Iterator[None]:
+    """Raises Unreachable with a sentence where a thread does not begin that a worker cannot do without.
+
+    Others of the same user may have taken them since they were counted.
+    """
+    try:
+        yield
+    except RuntimeError as exc:
+        if not is_local_shortage(exc):
+            raise
+        raise Unreachable(
+            f"{describe_shortage(exc)}: raise the limit of processes (`ulimit -u`), or end something else"
+        ) from exc
 
 
 def _files_for(settings: Settings) -> int:
@@ -55,7 +74,7 @@ def _too_many(
 
 
 def _raise_file_limit(wanted: int) -> int | None:
-    """How many files this process may have open now; None: as many as it likes."""
+    """How many files this process may have open now; None: no limit. Raises the soft limit to `wanted`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return None
@@ -70,7 +89,7 @@ def _raise_file_limit(wanted: int) -> int | None:
 
 
 def count_startable_threads(wanted: int) -> int:
-    """How many of `wanted` threads can be there at once beside those that are. Tried: no system says it."""
+    """How many of `wanted` threads can run at once beside those that do. It starts them, because no system says it."""
     enough = threading.Event()
     begun: list[threading.Thread] = []
     try:

@@ -25,7 +25,7 @@ def check_database(settings: Settings) -> Ledger:
 
 
 def name_database(ledger: Ledger) -> str:
-    """What kind of database it is."""
+    """`PostgreSQL` or `SQLite`."""
     return "PostgreSQL" if ledger.is_postgresql else "SQLite"
 
 

@@ -1,7 +1,7 @@
 """The doctor: what is wrong with the ledger, the spool, the workers and the broker, and its repair.
 
 `examine` changes nothing. `mend` does what is safe beside running workers: no result is lost by it, and no job is
-called that somebody works on. What it cannot mend stays a finding, for a person.
+called that a worker works on. What it cannot mend stays a finding, for a person.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from worker.files.home import broker_socket
 from worker.settings import Settings
 from worker.storage.doctor import (
     MOST_EXAMPLES,
+    AuditTime,
     Finding,
-    Look,
-    Suspect,
+    UnendedWorker,
     check_file,
     count_all_published,
     fetch_live_endpoints,
     fetch_published_endpoints,
-    fetch_suspects,
+    fetch_unended_workers,
     find_defects,
     mend_defects,
     rescue_worker,
@@ -54,20 +54,25 @@ _MOST_UNEXPLAINED = 1_000
 
 @dataclass(slots=True)
 class Examination:
-    """What one look found, what is dead, and what lies in the broker (None: it was not asked, or is away)."""
+    """What was found at one time.
+
+    `dead` are workers that are known to have died. `messages` is how many lie in the broker, None where it was not
+    asked or is away; `published` is how many jobs the ledger has handed to it.
+    """
 
     findings: list[Finding] = field(default_factory=list)
-    dead: list[Suspect] = field(default_factory=list)
+    dead: list[UnendedWorker] = field(default_factory=list)
     messages: int | None = None
     published: int = 0
 
     @property
     def is_repairable(self) -> bool:
+        """Whether `mend` can do something about any of the findings."""
         return any(one.is_repairable for one in self.findings)
 
 
 def examine(ledger: Ledger, settings: Settings) -> Examination:
-    """One look at everything; changes nothing. Raises DatabaseAway."""
+    """Examines all of it; changes nothing. Raises DatabaseAway."""
     found = Examination()
     damage = check_file(ledger)
     if damage is not None:
@@ -80,16 +85,16 @@ def examine(ledger: Ledger, settings: Settings) -> Examination:
     if not is_current(ledger):
         found.findings.append(Finding("schema", 1, (), is_repairable=True))
         return found
-    look = _look_now(settings)
-    found.findings += _look_into_spool(settings)
-    _look_at_workers(ledger, settings, look, found)
-    found.findings += find_defects(ledger, look)
-    _look_into_broker(ledger, settings, look, found)
+    at = _audit_time(settings)
+    found.findings += _check_spool(settings)
+    _check_workers(ledger, settings, at, found)
+    found.findings += find_defects(ledger, at)
+    _check_broker(ledger, settings, at, found)
     return found
 
 
 def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
-    """What a second look finds after all that is safe was done about the first. Raises DatabaseAway."""
+    """Does what is safe about all that was `found`, and examines again. Raises DatabaseAway."""
     if any(one.name == "schema" for one in found.findings):
         migrate(ledger)
         found = examine(ledger, settings)
@@ -101,30 +106,30 @@ def mend(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
 
 
 def _mend_once(ledger: Ledger, settings: Settings, found: Examination) -> Examination:
-    # What was paid for is recorded before anyone is taken for dead, as a worker's heartbeat does it. Then the rows are
+    # Paid answers are recorded before a worker is taken for dead, as a worker's heartbeat does it. Then the rows are
     # set right: a rescue needs whole claims, and must not queue a job whose result is there.
     if found.dead or any(one.name == "stray_spool" for one in found.findings):
         replay_leftovers(
             settings.spool_folder, partial(_record_spooled, ledger), is_ours=partial(_is_ours, ledger)
         )
-    mend_defects(ledger, _look_now(settings), [one.name for one in found.findings])
+    mend_defects(ledger, _audit_time(settings), [one.name for one in found.findings])
     folder, now_ms = settings.home / "workers", SystemClock().now_ms()
-    for suspect in found.dead:
-        if not has_died(folder, suspect.worker_id):
+    for worker in found.dead:
+        if not has_died(folder, worker.worker_id):
             continue  # a worker has rescued it meanwhile
-        if holds_answers(settings.spool_folder, suspect.worker_id):
-            continue  # a worker is recording it, or nobody can read it: the finding stays
-        rescue_worker(ledger, suspect, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
-        forget(folder, suspect.worker_id)
+        if holds_answers(settings.spool_folder, worker.worker_id):
+            continue  # a worker is recording it, or it cannot be read: the finding stays
+        rescue_worker(ledger, worker, max_solo_losses=settings.max_solo_losses, now_ms=now_ms)
+        forget(folder, worker.worker_id)
     return examine(ledger, settings)
 
 
-def _look_now(settings: Settings) -> Look:
+def _audit_time(settings: Settings) -> AuditTime:
     now_ms = SystemClock().now_ms()
-    return Look(now_ms, now_ms - round(_OVERDUE_FACTOR * settings.republish_after_s * 1000))
+    return AuditTime(now_ms, now_ms - round(_OVERDUE_FACTOR * settings.republish_after_s * 1000))
 
 
-def _look_into_spool(settings: Settings) -> list[Finding]:
+def _check_spool(settings: Settings) -> list[Finding]:
     folder = settings.spool_folder
     try:
         left, rejected = find_leftovers(folder), count_rejected(folder)
@@ -140,26 +145,26 @@ def _look_into_spool(settings: Settings) -> list[Finding]:
     return found
 
 
-def _look_at_workers(ledger: Ledger, settings: Settings, look: Look, found: Examination) -> None:
+def _check_workers(ledger: Ledger, settings: Settings, at: AuditTime, found: Examination) -> None:
     with ledger.read() as connection:
-        suspects = fetch_suspects(connection, look)
+        unended = fetch_unended_workers(connection, now_ms=at.now_ms)
     folder = settings.home / "workers"
     # Only a lock that is free is certain. Others that seem gone are left to a worker, which watches them for a lease.
-    found.dead = [one for one in suspects if has_died(folder, one.worker_id)]
-    silent = [
+    found.dead = [one for one in unended if has_died(folder, one.worker_id)]
+    stalled = [
         one
-        for one in suspects
-        if one.is_silent and one not in found.dead and not is_alive(folder, one.worker_id)
+        for one in unended
+        if one.is_stalled and one not in found.dead and not is_alive(folder, one.worker_id)
     ]
-    for name, some in (("dead_worker", found.dead), ("silent_worker", silent)):
+    for name, some in (("dead_worker", found.dead), ("silent_worker", stalled)):
         if some:
             ids = tuple(one.worker_id for one in some[:MOST_EXAMPLES])
             found.findings.append(Finding(name, len(some), ids, is_repairable=some is found.dead))
 
 
-def _look_into_broker(ledger: Ledger, settings: Settings, look: Look, found: Examination) -> None:
+def _check_broker(ledger: Ledger, settings: Settings, at: AuditTime, found: Examination) -> None:
     with ledger.read() as connection:
-        served = fetch_live_endpoints(connection, look)
+        served = fetch_live_endpoints(connection, now_ms=at.now_ms)
         found.published = count_all_published(connection)
         ledger_id, endpoints = fetch_identity(connection), {*served, *fetch_published_endpoints(connection)}
     if settings.is_broker_embedded and not served and not broker_socket(settings.home).exists():

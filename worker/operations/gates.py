@@ -1,4 +1,4 @@
-"""The shared gate as people see it: why jobs wait, and until when; and waking them when the endpoint has answered."""
+"""The shared gate for people: why jobs wait, and until when; and waking those jobs once the endpoint answers."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from worker.storage.reading import Trouble
 from worker.storage.tables import MAX_ROWS
 from worker.throttle.redis_store import RedisGateStore
 
-_LOOK_S = 1.0
+_FRESH_S = 1.0
 _NEXT_JOB_TRIES = "the next job tries whether it is over"
 
 
 class GateWatch:
-    """Looks at the gate of these settings' endpoint. Where the broker does not answer, nothing is known of it."""
+    """The gate of these settings' endpoint. Where the broker does not answer, nothing is known of it."""
 
     def __init__(self, settings: Settings, client: redis.Redis | None = None) -> None:
         self._endpoint = settings.endpoint
         self._client = open_client(broker_address(settings)) if client is None else client
         self._store = RedisGateStore(self._client, self._endpoint)
-        self._looked_at_s = float("-inf")
+        self._fetched_s = float("-inf")
         self._seen: Gate | None = None
 
     def fetch(self) -> Gate | None:
-        """The gate, where it keeps jobs waiting now. A broker that does not answer counts as an open one."""
+        """The gate, where it keeps jobs waiting now; else None, also where the broker does not answer."""
         if not self._has_broker():
             return None
         gate = self._store.fetch()
         is_over = gate is not None and not gate.needs_probe and gate.until_ms <= SystemClock().now_ms()
         return None if is_over else gate
 
-    def look(self) -> Gate | None:
+    def fetch_cached(self) -> Gate | None:
         """What `fetch` returns, at most a second old: for a caller that asks all the time."""
         now_s = time.monotonic()
-        if now_s - self._looked_at_s >= _LOOK_S:
-            self._looked_at_s = now_s
+        if now_s - self._fetched_s >= _FRESH_S:
+            self._fetched_s = now_s
             self._seen = self.fetch()
         return self._seen
 
     def wake(self, ledger: Ledger) -> int:
-        """Number of jobs brought forward, now that the endpoint has answered somebody.
+        """Brings the waiting jobs forward after the endpoint has answered a call, and returns their number.
 
         A gate that needs a probe is probed at once, and not opened: an answer of one path proves nothing of another.
         A cooldown is kept.
         """
         now_ms = SystemClock().now_ms()
-        # An embedded broker is away while nobody works: there is no gate, and nothing is wrong.
+        # An embedded broker is away while no command uses it: there is no gate, and nothing is wrong.
         if self._has_broker():
             self._store.note_accepted()
             gate = self.fetch()
@@ -114,7 +114,7 @@ def _until(at_ms: int, now_ms: int) -> str | None:
 
 
 def gate_facts(endpoint: str, gate: Gate | None, *, now_ms: int) -> dict[str, Any] | None:
-    """The same for `--json`; None where no job has to wait."""
+    """The gate as JSON may have it, times in ISO 8601; None where no job has to wait."""
     if gate is None:
         return None
     return {

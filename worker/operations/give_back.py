@@ -1,4 +1,4 @@
-"""Messages of other apps that workers set aside are given back: to where they lay, or to another queue.
+"""Messages of other apps, which workers set aside, are put back: to the queue where they lay, or to another one.
 
 The order of the messages stays. Jobs and hints of this ledger are not touched.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 from worker.broker.client import broker_address, open_client
 from worker.broker.hints import SHARED_QUEUES, list_keys, queues_of
 from worker.broker.set_aside import count_aside, give_back
-from worker.errors import InputError, InUse
+from worker.errors import InputError
 from worker.files.home import broker_socket
+from worker.operations.errors import UnusableQueueName, WouldBeSetAside
 from worker.reports.summary import format_count
 from worker.settings import Settings
 from worker.storage.engine import Ledger
@@ -20,20 +21,20 @@ from worker.storage.workers import fetch_workers
 def give_messages_back(ledger: Ledger, settings: Settings, queue: str | None) -> int:
     """How many messages were put back, where they lay or on `queue`.
 
-    Before anything is moved, raises InputError for a queue without a usable name and where the embedded broker does
-    not run, and InUse where workers of this ledger live that read the queue. Raises BrokerAway; what has gone back by
-    then stays there.
+    Before anything is moved, raises UnusableQueueName, InputError where the embedded broker does not run, and
+    WouldBeSetAside where workers of this ledger live that read the queue. Raises BrokerAway; what has gone back by then
+    stays there.
     """
     read_here = _read_queues(ledger, settings)
     if queue is not None and (not queue.isprintable() or not queue or len(queue) > 200):
-        raise InputError("--queue: give the name of a queue, 1 to 200 printable characters")
+        raise UnusableQueueName("the name of a queue has 1 to 200 printable characters")
     if queue is None or queue in read_here:
         with ledger.read() as connection:
             living = len(fetch_workers(connection))
         if living:
-            raise InUse(
+            raise WouldBeSetAside(
                 f"{format_count(living, 'worker')} of this ledger would set them aside again: give antrean a broker "
-                "of its own and end the workers here, or name the other app's own queue with --queue"
+                "of its own and end the workers here, or name the other app's own queue"
             )
     if settings.is_broker_embedded and not broker_socket(settings.home).exists():
         raise InputError(

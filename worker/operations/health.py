@@ -1,4 +1,4 @@
-"""Whether this machine's worker, or a service at an address, does what it is there for: for container health checks."""
+"""Whether this host's worker beats, or a service at an address answers: for the health checks of containers."""
 
 from __future__ import annotations
 

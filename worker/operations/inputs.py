@@ -37,7 +37,7 @@ def inputs_of_run(
             *_own_files(settings),
             *([] if is_folder else [(source, name)]),
         ],
-        # Each is looked at only where there is a file that it could be.
+        # They are compared only where there is a file that one of them could be.
         documents=documents if is_folder and output.exists() else [],
         folders=[source] if is_folder else [],
         is_document=_is_document,
@@ -71,7 +71,7 @@ def name_inputs(*, source: Path, prompt: Path | None = None) -> dict[str, str]:
 
 
 def simulation_of(settings: Settings) -> Callable[[], Ledger | None]:
-    """Opens the ledger of this home's simulated runs, whose results cost nothing, if there is one."""
+    """Opens the ledger of this home's simulated runs, whose results cost nothing; None where there is none."""
 
     @cache
     def opened() -> Ledger | None:

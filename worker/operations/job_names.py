@@ -1,4 +1,4 @@
-"""What people call jobs and batches: an id, the beginning of one, an output line's id, a name. Changes nothing."""
+"""What people call jobs: an id, the beginning of one, the id of an output line, a custom_id. Changes nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from itertools import islice
 from uuid import UUID
 
 from schemas.failure import FailureKind
+from schemas.job import JobState
 from worker.errors import InputError, NotFound
+from worker.operations.batches import find_batch_or_none
 from worker.reports.batchlines import LINE_ID
-from worker.storage.batches import fetch_batch
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.storage.job_list import Choice, ListedJob, find_ids, iterate_jobs
@@ -22,7 +23,7 @@ _DASHES = (8, 12, 16, 20)  # digits of a job's id before each of its dashes
 
 
 def names_of(wanted: str) -> list[str]:
-    """The ids that a job may have which somebody calls so: its own, or that of its output line."""
+    """The ids that a job of this name may have: the name itself, or the id that an output line's id is made of."""
     digits = wanted.removeprefix(LINE_ID)
     if digits == wanted or not digits:
         return [wanted]
@@ -31,37 +32,42 @@ def names_of(wanted: str) -> list[str]:
     return [wanted, digits, str(UUID(digits))]  # a producer may have made its id without dashes
 
 
-def find_batch_id(ledger: Ledger, wanted: str) -> str:
-    """The id of the batch that is called so, by its id or the beginning of it. Raises NotFound."""
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, clean_text(wanted) or "")
-    if batch is None:
-        raise NotFound(f"there is no batch {printable(wanted)}: `antrean batches` lists them")
-    return batch.id
-
-
 def find_job_id(ledger: Ledger, called: str) -> str:
     """The id of the job that is called so: by its id, the beginning of it, or its output line's id.
 
     Raises NotFound where there is none, and InputError where there are several, which it lists.
     """
-    wanted = clean_text(called) or ""
-    names = names_of(wanted)
+    whole = find_whole_job_id(ledger, called)
+    if whole is not None:
+        return whole
+    shown = printable(clean_text(called) or "")
+    if find_batch_or_none(ledger, called) is not None:
+        raise InputError(f"{shown} is a batch: `antrean status {shown}` shows it")
+    begun = fetch_begun_jobs(ledger, called, limit=_MOST_SHOWN + 1)
+    if not begun:
+        raise NotFound(f"there is no job {shown}: `antrean jobs` lists them")
+    if len(begun) > 1:
+        raise _several(f"ids that begin with {shown}", [f"{id_}  {state}" for id_, state in begun.items()])
+    return next(iter(begun))
+
+
+def find_whole_job_id(ledger: Ledger, called: str) -> str | None:
+    """The id of the job with this id, or whose output line has it; None where there is none."""
+    names = names_of(clean_text(called) or "")
     with ledger.read() as connection:
         states = fetch_states(connection, names)
-        for name in names:
-            if name in states:
-                return name
-        batch = fetch_batch(connection, wanted)
-        if batch is not None:
-            raise InputError(f"{printable(wanted)} is a batch: `antrean status {printable(wanted)}` shows it")
-        begun = find_ids(connection, _beginning(wanted), limit=_MOST_SHOWN + 1) if wanted else []
+    return next((name for name in names if name in states), None)
+
+
+def fetch_begun_jobs(ledger: Ledger, called: str, *, limit: int) -> dict[str, JobState]:
+    """The jobs whose ids, or those of whose output lines, begin so, with their states: by id, at most `limit`."""
+    beginning = _beginning(clean_text(called) or "")
+    if not beginning:
+        return {}
+    with ledger.read() as connection:
+        begun = find_ids(connection, beginning, limit=limit)
         states = fetch_states(connection, begun)
-    if not begun:
-        raise NotFound(f"there is no job {printable(wanted)}: `antrean jobs` lists them")
-    if len(begun) > 1:
-        raise _several(f"ids that begin with {printable(wanted)}", [f"{id_}  {states[id_]}" for id_ in begun])
-    return begun[0]
+    return {id_: states[id_] for id_ in begun if id_ in states}
 
 
 def find_named_job_id(ledger: Ledger, custom_id: str, batch_id: str | None) -> str:

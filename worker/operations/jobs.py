@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.errors import NotFound
-from worker.operations.job_names import find_batch_id, find_job_id, find_named_job_id
+from worker.operations.batches import find_named_batch
+from worker.operations.job_names import find_job_id, find_named_job_id
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.storage.job_list import Choice, ListedJob, Texts, iterate_jobs
@@ -27,11 +28,11 @@ def list_jobs(
 ) -> Iterator[ListedJob]:
     """The jobs that fit all that is given: those of a batch in the order of its input, others the newest first.
 
-    They are read page by page: memory stays flat, and a reader that pauses holds no transaction open. Raises
-    NotFound at once where there is no such batch.
+    They are read page by page: memory stays flat, and a reader that pauses holds no transaction open. Raises at once
+    what `find_named_batch` raises.
     """
     choice = Choice(
-        batch_id=None if batch is None else find_batch_id(ledger, batch),
+        batch_id=None if batch is None else find_named_batch(ledger, batch).id,
         is_lone=is_lone,
         states=tuple(states),
         kinds=tuple(kinds),
@@ -50,7 +51,7 @@ def fetch_story_of(ledger: Ledger, called: str, *, with_content: bool) -> Story:
 
 def fetch_story_of_named(ledger: Ledger, custom_id: str, batch: str | None, *, with_content: bool) -> Story:
     """The same of the one job with this custom_id, of a batch or of all the ledger."""
-    batch_id = None if batch is None else find_batch_id(ledger, batch)
+    batch_id = None if batch is None else find_named_batch(ledger, batch).id
     return _fetch_story(ledger, find_named_job_id(ledger, custom_id, batch_id), with_content=with_content)
 
 

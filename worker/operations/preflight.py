@@ -1,4 +1,4 @@
-"""Asking the endpoint before anything is queued: a wrong address, key or model is one sentence, at once."""
+"""Asking the endpoint before anything is queued: a wrong address, key or model is told at once, in one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from schemas.address import CHAT_PATH, Address, other_addresses, parse_address
 from schemas.failure import Failure, FailureKind
 from worker.attempt.credentials import Credentials
 from worker.attempt.endpoint import open_endpoint
-from worker.errors import InputError, Refused, Unreachable
+from worker.errors import Refused, Unreachable
+from worker.operations.errors import KeyMissing, ModelMissing
 from worker.settings import DEFAULT_BASE_URL, Settings
 
 _T = TypeVar("_T")
@@ -51,6 +52,7 @@ class EndpointFacts:
 
     @property
     def why_unlisted(self) -> str:
+        """Why there is no list of models, as part of a sentence."""
         return "it was not asked" if self.models_failure is None else _describe(self.models_failure)
 
 
@@ -62,40 +64,39 @@ def ask_endpoint(settings: Settings, *, with_chat: bool = True) -> EndpointFacts
 
     The chat address is asked with a request without messages, which no endpoint completes: nothing is paid. A list
     of models that is refused or odd is no reason to stop: see `check_models`. Either header style is tried where the
-    style is `auto`. Raises Refused for a key that is refused or missing, Unreachable for an endpoint that does not
+    style is `auto`. Raises Refused for a key that is refused, KeyMissing, Unreachable for an endpoint that does not
     answer or has nothing at its chat address, SettingsError for an address that no call can go to.
     """
     question = _Question(settings)
     models, failure = question.fetch_models()
     chat = "was not asked"
     if with_chat:
-        chat = question.look_at_chat(failure)
+        chat = question.describe_chat(failure)
     return EndpointFacts(models, failure, chat, question.is_up, cache(question.find_refusal))
 
 
 def choose_model(wanted: str | None, facts: EndpointFacts) -> str:
     """The model to ask for: the wanted one unless the endpoint refuses it, or its only one.
 
-    Raises InputError or Refused. What is doubtful about it, `check_models` says.
+    Raises ModelMissing or Refused. What is doubtful about it, `check_models` says.
     """
     if wanted is not None:
         check_models([wanted], facts)
         return wanted
     if facts.models is None:
-        raise InputError(
-            f"the endpoint does not list its models ({facts.why_unlisted}): "
-            "name one with --model or ANTREAN_MODEL"
+        raise ModelMissing(
+            f"the endpoint does not list its models ({facts.why_unlisted}): name one with ANTREAN_MODEL"
         )
     if len(facts.models) != 1:
-        raise InputError(
+        raise ModelMissing(
             f"the endpoint runs several models ({list_models(facts.models) or 'none at all'}): "
-            "name one with --model or ANTREAN_MODEL"
+            "name one with ANTREAN_MODEL"
         )
     return facts.models[0]
 
 
 def check_models(wanted: Sequence[str], facts: EndpointFacts) -> list[str]:
-    """What is doubtful about these models, a line each: they may be aliases, or the list may be odd.
+    """What is doubtful about these models, at most one sentence: they may be aliases, or the list may be odd.
 
     Raises Refused if the endpoint itself says that it has no such model.
     """
@@ -117,6 +118,46 @@ def check_models(wanted: Sequence[str], facts: EndpointFacts) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """How the input of a command gets its models: `wanted` is the one that was asked for, None where none was.
+
+    `on_doubt` gets a sentence for each doubt that `check_models` has.
+    """
+
+    wanted: str | None
+    facts: EndpointFacts
+    on_doubt: Callable[[str], None]
+
+    def choose(self, *others: str | None) -> str:
+        """The model of all requests: the wanted one, else the first of `others` that is named, else the only one.
+
+        Raises what `choose_model` raises.
+        """
+        chosen = choose_model(self._first(others), self.facts)
+        self.check([chosen])
+        return chosen
+
+    def choose_default(self, *others: str | None) -> str | None:
+        """The model of requests that name none; None where each must name its own. `others` as for `choose`.
+
+        Doubts are told by `check`, once the models of all requests are known. Raises Refused.
+        """
+        wanted = self._first(others)
+        if wanted is not None:
+            return choose_model(wanted, self.facts)
+        models = self.facts.models
+        return models[0] if models is not None and len(models) == 1 else None
+
+    def check(self, models: Sequence[str]) -> None:
+        """Tells what is doubtful about these models. Raises Refused where the endpoint has one of them not."""
+        for doubt in check_models(models, self.facts):
+            self.on_doubt(doubt)
+
+    def _first(self, others: Sequence[str | None]) -> str | None:
+        return next((one for one in (self.wanted, *others) if one), None)
+
+
 def list_models(models: Sequence[str]) -> str:
     """Their names for a sentence, at most 20."""
     shown = [clean_words(model) for model in models[:_MOST_NAMED]]
@@ -132,15 +173,13 @@ class _Question:
         self._address = parse_address(settings.base_url)
         self._credentials = Credentials(settings)
         self._credential = self._credentials.current()
-        self._is_chat_silent = False  # then nobody waits for it again
+        self._is_chat_silent = False  # then it is not asked again
         self.is_up = False
         if self._credential.key is None and settings.base_url == DEFAULT_BASE_URL:
-            raise Refused(
-                f"{settings.base_url} needs a key: set ANTREAN_API_KEY, or try --simulate without one"
-            )
+            raise KeyMissing(f"{settings.base_url} needs a key: set ANTREAN_API_KEY")
 
     def fetch_models(self) -> tuple[tuple[str, ...] | None, Failure | None]:
-        """The models, or why they are not to be had. Raises Refused, or Unreachable where nobody is there."""
+        """The models, or None and why they cannot be listed. Raises Refused; Unreachable where no server answers."""
         try:
             models = self._ask(
                 lambda client, key: client.models(credential=key), _MODELS_TIMEOUT_S, self._address
@@ -153,7 +192,7 @@ class _Question:
             return None, exc.failure
         return tuple(models), None
 
-    def look_at_chat(self, models_failure: Failure | None) -> str:
+    def describe_chat(self, models_failure: Failure | None) -> str:
         """What the chat address answers, as the rest of a sentence. Raises Refused or Unreachable."""
         failure = self._probe(self._address)
         is_busy = failure is not None and failure.kind in _BUSY
@@ -177,7 +216,7 @@ class _Question:
         return f"answers a request without messages with HTTP {failure.http_status}"
 
     def find_refusal(self, model: str) -> str | None:
-        """The endpoint's words where it says that it has no such model."""
+        """The endpoint's words where it says that it has no such model; None otherwise."""
         failure = None if self._is_chat_silent else self._probe(self._address, model)
         if failure is None or failure.http_status not in _NO_SUCH_MODEL:
             return None
@@ -243,7 +282,7 @@ class _Question:
 
 
 def _is_nothing_there(failure: Failure, address: Address) -> bool:
-    """Whether no API is where this answer came from. A 404 may be a model's, and then somebody is there."""
+    """Whether this answer shows that no API is at `address`. A 404 that speaks of a model comes from an API."""
     status = failure.http_status or 0
     if 200 <= status < 300:
         return "an HTML page" in failure.message

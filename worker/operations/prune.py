@@ -1,7 +1,7 @@
-"""What ended leaves the ledger: chosen by age or by batch, shown before it goes, and removed with all its belongings.
+"""Ended jobs leave the ledger, chosen by age or by batch, with their requests, results and attempts.
 
-What has not ended is never removed, and what a living run wants stays. Usage stays unless it is to go, too. A job that
-was removed is forgotten: the same input is called, and paid for, again.
+`survey` changes nothing, `remove` removes. A job that has not ended is never removed, nor one that a living run wants.
+Usage stays unless it is to go as well. A removed job is forgotten: the same input is called, and paid for, again.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from worker.errors import InUse, NotFound
+from worker.errors import InUse
+from worker.operations.errors import Unfinished
 from worker.operations.run_locks import is_of_home, kept_from_running
 from worker.reports.summary import format_count
 from worker.settings import Settings
 from worker.storage import prune_survey, pruning
-from worker.storage.batches import Batch, count_states, fetch_batch
-from worker.storage.cleaning import clean_text
+from worker.storage.batches import Batch, count_states
 from worker.storage.engine import Ledger
 from worker.storage.prune_survey import Survey
 from worker.storage.pruning import OfAge, OfBatch, Pruned
-from worker.text.printable import printable
-
-_EVEN_UNFINISHED = "--even-unfinished removes what has ended of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +32,6 @@ class ToPrune:
     batch: Batch | None
     before_ms: int
     even_unfinished: bool = False
-
-
-def find_batch_to_prune(ledger: Ledger, batch_id: str) -> Batch:
-    """The batch with this id. Raises NotFound where there is none: the beginning of an id is not enough."""
-    wanted = clean_text(batch_id) or ""
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, wanted)
-    if batch is None or batch.id != wanted:  # the beginning of an id is enough to look, not to remove
-        raise NotFound(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
-    return batch
 
 
 def survey(ledger: Ledger, settings: Settings, what: ToPrune) -> Survey:
@@ -64,18 +51,12 @@ def remove(
     """Removes it in small steps beside running workers, and says how many jobs went and how many stay.
 
     `on_step` gets the number removed so far after each step. Stopped half way, it goes on when it is called again.
-    Raises InUse, and changes nothing, where the batch is run just now, or is not done and not `even_unfinished`.
+    Raises InUse where the batch is run just now, and Unfinished where it is not done and not `even_unfinished`; then
+    nothing is changed.
     """
     # A run that begins meanwhile waits, or is seen by the next step: it would find its jobs, and lose them.
     with _chosen(ledger, settings, what) as chosen:
         return pruning.prune(ledger, chosen, with_usage=with_usage, on_step=on_step)
-
-
-def fetch_label(ledger: Ledger, batch_id: str) -> str | None:
-    """What the batch was made from; None where it is not there."""
-    with ledger.read() as connection:
-        batch = fetch_batch(connection, batch_id)
-    return None if batch is None or batch.id != batch_id else batch.label
 
 
 @contextmanager
@@ -93,18 +74,15 @@ def _chosen(ledger: Ledger, settings: Settings, what: ToPrune) -> Iterator[OfAge
 
 
 def _check_batch(ledger: Ledger, settings: Settings, batch: Batch) -> None:
-    """Raises InUse where the batch is not done, or may be going on in another home."""
+    """Raises Unfinished where the batch is not done, or may be going on in another home."""
     with ledger.read() as connection:
         counts = count_states(connection, batch.id)
     left = sum(count for state, count in counts.items() if not state.is_final)
     if left:
-        raise InUse(
-            f"{batch.id} has {format_count(left, 'job')} not ended: `antrean cancel {batch.id}` ends them; "
-            f"{_EVEN_UNFINISHED}"
+        raise Unfinished(
+            f"{batch.id} has {format_count(left, 'job')} not ended: `antrean cancel {batch.id}` ends them"
         )
     if batch.submitted_at_ms is None:
-        raise InUse(f"not all of {batch.id} is written down yet: {_EVEN_UNFINISHED}")
+        raise Unfinished(f"not all of {batch.id} is written down yet")
     if batch.kind == "run" and batch.held_at_ms is None and not is_of_home(batch, settings):
-        raise InUse(
-            f"{batch.id} is a run of {batch.details.get('home')}, and may be going on there: {_EVEN_UNFINISHED}"
-        )
+        raise Unfinished(f"{batch.id} is a run of {batch.details.get('home')}, and may be going on there")

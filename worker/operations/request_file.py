@@ -19,7 +19,7 @@ from worker.errors import InputError
 from worker.files.names import as_text
 from worker.ids import new_batch_id, new_ids
 from worker.intake.submit import BULK_PRIORITY, Submitted, identify, submit_many
-from worker.operations.preflight import EndpointFacts, choose_model
+from worker.operations.preflight import ModelChoice
 from worker.settings import Settings
 from worker.sources.jsonl import JsonlSummary, RequestLine, check_requests, read_requests
 from worker.sources.pipes import as_file, is_folder, is_stream, name_input
@@ -39,9 +39,10 @@ class RequestFile:
     label: str
     name: str
 
-    def check(self, settings: Settings, default_model: str | None) -> CheckedRequests:
-        """What it holds. Raises InputError that names every problem, or that it is being written to."""
-        seen = _look(self.path)
+    def check(self, settings: Settings, models: ModelChoice) -> CheckedRequests:
+        """What it holds. Raises InputError that names every problem, or that it is being written to; Refused."""
+        default_model = models.choose_default(settings.model)
+        seen = _stamp(self.path)
         summary = check_requests(
             self.path,
             default_model=default_model,
@@ -49,10 +50,11 @@ class RequestFile:
             name=self.name,
         )
         digest = _digest(self.path)
-        if _look(self.path) != seen:
+        if _stamp(self.path) != seen:
             raise InputError(
                 f"{self.name} changed while it was read: submit it when it is written to its end"
             )
+        models.check(list(summary.models))
         return CheckedRequests(self, default_model, summary, digest)
 
 
@@ -88,17 +90,8 @@ def _check_is_there(file: Path) -> None:
         raise InputError(f"{file}: cannot be read ({why(exc)})") from None
 
 
-def choose_default_model(wanted: str | None, facts: EndpointFacts) -> str | None:
-    """The model of requests that name none; None where each must name its own."""
-    if wanted is not None:
-        return choose_model(wanted, facts)
-    if facts.models is not None and len(facts.models) == 1:
-        return facts.models[0]
-    return None
-
-
 def find_requests_batch(ledger: Ledger, settings: Settings, requests: CheckedRequests) -> Batch | None:
-    """The batch that an earlier command made of all the same requests."""
+    """The batch that an earlier command made of all the same requests; None where none did."""
     with ledger.read() as connection:
         earlier, key = _find_or_name(connection, ("submit", requests.digest, settings.endpoint), requests)
         return earlier or find_batch(connection, key)
@@ -214,7 +207,7 @@ def _ids() -> Iterator[str]:
         yield from new_ids(_IDS_AT_ONCE)
 
 
-def _look(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
     """What changes when a file is written to; None where there is none, which its reader says."""
     try:
         facts = path.stat()

@@ -38,8 +38,8 @@ def retry(
     def step(connection: Transaction) -> list[str]:
         ids = retry_batch(connection, batch.id, states=states, kinds=names, now_ms=SystemClock().now_ms())
         if ids and was_idle:
-            # It is held because its run has ended, not because somebody left it. In this transaction: another call
-            # would take the jobs queued here for those of somebody who left.
+            # It is held because its run has ended, not because it was stopped. In this transaction: another call
+            # would take the jobs queued here for those of a run that was stopped.
             _resume(batch)(connection)
         return ids
 

@@ -1,6 +1,6 @@
 """A batch is worked on while a run of it lives, and held when the last one ends.
 
-Nobody shall pay for jobs of a run that was stopped because another run came along. What a living run wants too goes on.
+Jobs of a stopped run must not be called, and paid for, because another run lives. What a living run wants too goes on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 from worker.clock import SystemClock
 from worker.errors import NotFound
 from worker.files.home import try_lock
-from worker.operations.run_locks import RunLock, home_name, is_run_by_somebody, lock_path, open_lock
+from worker.operations.run_locks import RunLock, home_name, is_lock_held, lock_path, open_lock
 from worker.operations.steps import repeat_steps
 from worker.settings import Settings
 from worker.storage.batches import (
@@ -41,12 +41,12 @@ def worked_on(ledger: Ledger, settings: Settings, batch: Batch) -> Iterator[RunL
     """
     descriptor = open_lock(settings, batch.id)
     try:
-        # Waits while somebody holds the batch because its last run was killed; then it goes on.
+        # Waits while another command holds the batch because its last run was killed; then it goes on.
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         _begin(ledger, batch)
         _resume(ledger, batch.id)
         if batch.kind == "run" and batch.details.get("home") != home_name(settings):
-            # A prune, and a look for runs that were left, ask the locks of this home from now on.
+            # A prune, and the search for abandoned runs, ask the locks of this home from now on.
             ledger.run(partial(move_run, batch_id=batch.id, home=home_name(settings)))
         try:
             yield RunLock(descriptor)
@@ -63,7 +63,7 @@ def _begin(ledger: Ledger, batch: Batch) -> None:
 
 
 def tend(ledger: Ledger, batch_id: str) -> None:
-    """Makes sure that the jobs of a living run are worked on, whatever other runs and their ends have done.
+    """Makes sure that the jobs of a living run are worked on, also after other runs of them have ended.
 
     Two transactions of PostgreSQL that did not see each other may leave a job with a batch that is held; an older
     antrean, or a person, may have held this one. Writes nothing where nothing is wrong.
@@ -78,7 +78,7 @@ def tend(ledger: Ledger, batch_id: str) -> None:
 
 
 def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]]:
-    """Runs of this home that were killed with jobs left, now held, each with the number of those jobs.
+    """Holds the runs of this home that were killed with jobs left: each with the number of these jobs, oldest first.
 
     Jobs that a living run wants too are not left: they go on with it.
     """
@@ -87,8 +87,8 @@ def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]
     held = []
     for batch in runs:
         # Its jobs were queued again for any worker: no run of it need live.
-        # A look first, which keeps nobody waiting; then under the lock, so that a run that begins waits for us.
-        if batch.is_for_workers or is_run_by_somebody(lock_path(settings, batch.id)):
+        # First a test that blocks no run; then under the lock, so that a run that begins waits for us.
+        if batch.is_for_workers or is_lock_held(lock_path(settings, batch.id)):
             continue
         descriptor = open_lock(settings, batch.id)
         try:
@@ -103,7 +103,7 @@ def hold_abandoned(ledger: Ledger, settings: Settings) -> list[tuple[Batch, int]
 
 
 def keep_from_runs(ledger: Ledger, batch: Batch) -> None:
-    """Lets a batch go on whichever run of it ends: somebody has submitted it for any worker to do."""
+    """Lets a batch go on after each end of a run of it: it was submitted for any worker to do."""
     if batch.kind == "run" and ledger.run(partial(free_batch, batch_id=batch.id)) >= MAX_ROWS:
         repeat_steps(ledger, partial(bring_home, batch_id=batch.id))
 

@@ -1,23 +1,23 @@
 """The input of a run: documents and a prompt, or a file of requests. Checked whole first, then written down.
 
-Until `write_down`, nothing is queued and the ledger gets no more than an empty batch.
+Until `write_down`, nothing is queued and the ledger gets no more than an empty batch. A new source of requests is one
+more `RunInput`, which `open_input` chooses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from worker.errors import InputError
+from worker.operations.errors import PromptMissing
 from worker.operations.inputs import inputs_of_run, name_inputs
-from worker.operations.preflight import EndpointFacts, check_models, choose_model
+from worker.operations.preflight import ModelChoice
 from worker.operations.request_file import (
     CheckedRequests,
     RequestFile,
-    choose_default_model,
     find_requests_batch,
     make_requests_batch,
     open_requests,
@@ -49,7 +49,7 @@ class CheckedInput(Protocol):
     """Input of which every request is valid."""
 
     def find_batch(self, ledger: Ledger, settings: Settings) -> Batch | None:
-        """The batch of this input, if it was made before."""
+        """The batch of this input; None where it was not made before."""
 
     def make_batch(self, ledger: Ledger, settings: Settings) -> Batch:
         """The batch of this input: the same input, model and endpoint are the same batch again."""
@@ -67,18 +67,8 @@ class RunInput(Protocol):
     def find_inputs(self, settings: Settings, output: Path) -> Inputs:
         """The files that a run which writes `output` reads, and so never writes over."""
 
-    def check(
-        self,
-        settings: Settings,
-        model: str | None,
-        facts: EndpointFacts,
-        *,
-        on_doubt: Callable[[str], None],
-    ) -> CheckedInput:
-        """The input with its model. Raises InputError that names every problem, Refused for the model.
-
-        `on_doubt` gets a sentence for each doubt about a model, before the input itself is checked.
-        """
+    def check(self, settings: Settings, models: ModelChoice) -> CheckedInput:
+        """The input with its model. Raises InputError that names every problem, Refused for the model."""
 
 
 @contextmanager
@@ -92,8 +82,8 @@ def open_input(
 ) -> Iterator[RunInput]:
     """What is at `documents`: without a prompt, requests.
 
-    Raises InputError for input that cannot be used, and UnreadableDocuments, which is one, for documents that
-    cannot be read, unless `skips_unreadable` leaves those of a folder out.
+    Raises InputError for input that cannot be used. Two of its kinds are PromptMissing, and UnreadableDocuments for
+    documents that cannot be read, unless `skips_unreadable` leaves those of a folder out.
     """
     if prompt is not None:
         template = Prompt.load(prompt)
@@ -102,9 +92,9 @@ def open_input(
         yield _Documents(documents, prompt, template, found)
         return
     if is_folder(documents) or documents.suffix.lower() in SUFFIXES:
-        raise InputError(
-            f"{documents}: documents need a prompt, --prompt FILE; without one, requests are taken, one a line, "
-            "from a .jsonl file or a pipe"
+        raise PromptMissing(
+            f"{documents}: without a prompt, requests are taken, one a line, from a .jsonl file or a pipe; documents "
+            "need one"
         )
     with open_requests(documents) as requests:
         yield _Requests(documents, requests)
@@ -125,16 +115,8 @@ class _Documents:
         documents = [one.path for one in self.found.documents]
         return inputs_of_run(settings, self.source, output, prompt=self.prompt_file, documents=documents)
 
-    def check(
-        self,
-        settings: Settings,
-        model: str | None,
-        facts: EndpointFacts,
-        *,
-        on_doubt: Callable[[str], None],
-    ) -> CheckedInput:
-        chosen = choose_model(model or self.prompt.front.model or settings.model, facts)
-        _tell_doubts([chosen], facts, on_doubt)
+    def check(self, settings: Settings, models: ModelChoice) -> CheckedInput:
+        chosen = models.choose(self.prompt.front.model, settings.model)
         check_documents(self.found.documents, self.prompt, chosen, settings)
         return _CheckedDocuments(self, chosen)
 
@@ -167,17 +149,8 @@ class _Requests:
     def find_inputs(self, settings: Settings, output: Path) -> Inputs:
         return inputs_of_run(settings, self.source, output)
 
-    def check(
-        self,
-        settings: Settings,
-        model: str | None,
-        facts: EndpointFacts,
-        *,
-        on_doubt: Callable[[str], None],
-    ) -> CheckedInput:
-        checked = self.file.check(settings, choose_default_model(model or settings.model, facts))
-        _tell_doubts(list(checked.summary.models), facts, on_doubt)
-        return _CheckedRequests(self.source, checked)
+    def check(self, settings: Settings, models: ModelChoice) -> CheckedInput:
+        return _CheckedRequests(self.source, self.file.check(settings, models))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +171,3 @@ class _CheckedRequests:
         submit_requests(ledger, settings, batch, self.requests, on_chunk=work.add)
         take_up(ledger, work)
         return work
-
-
-def _tell_doubts(models: Sequence[str], facts: EndpointFacts, on_doubt: Callable[[str], None]) -> None:
-    for doubt in check_models(models, facts):
-        on_doubt(doubt)

@@ -30,7 +30,7 @@ class RunLock:
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Whether nobody else runs the batch; while inside, nobody begins to."""
+        """Whether no other process runs the batch. If so, none begins to while inside."""
         # flock drops our shared lock where the exclusive one is refused. Until we take it again, the shared locks of
         # the other runs keep the batch from being held.
         is_alone = try_lock(self._descriptor)
@@ -42,32 +42,30 @@ class RunLock:
 
 @dataclass(frozen=True, slots=True)
 class RunsOfHome:
-    """Ids of batches: `idle` ones that nobody of this home runs, and `living` ones that somebody does."""
+    """Ids of batches: `idle` ones have no living run in this home, `living` ones have one."""
 
     idle: frozenset[str]
     living: frozenset[str]
     _settings: Settings
 
     def find_living(self, batch_ids: Collection[str]) -> frozenset[str]:
-        """Those of `batch_ids` that somebody of this home runs by now, also who has begun since."""
+        """Those of `batch_ids` that a process of this home runs now, also one that has begun since."""
         return frozenset(
-            id_
-            for id_ in batch_ids
-            if id_ not in self.idle and is_run_by_somebody(lock_path(self._settings, id_))
+            id_ for id_ in batch_ids if id_ not in self.idle and is_lock_held(lock_path(self._settings, id_))
         )
 
 
 @contextmanager
 def kept_from_running(ledger: Ledger, settings: Settings, batch: Batch | None = None) -> Iterator[RunsOfHome]:
-    """Which batches are run in this home, and which are not though they are not held; `batch` is one of either.
+    """Which batches of this home are run now, and which of those that are not held are not; `batch` is in either set.
 
-    While inside, nobody begins to run the idle ones: a run that tries waits.
+    While inside, no run of the idle ones begins: a run that tries waits.
     """
     with ledger.read() as connection:
         runs = fetch_unheld_runs(connection, home=home_name(settings))
     candidates = {one.id for one in runs if is_of_home(one, settings)} | ({batch.id} if batch else set())
     # A run of requests may be of a batch that `submit` made, or another home: its lock tells.
-    living = {path.stem for path in lock_path(settings, "").parent.glob("*.lock") if is_run_by_somebody(path)}
+    living = {path.stem for path in lock_path(settings, "").parent.glob("*.lock") if is_lock_held(path)}
     with ExitStack() as locks:
         idle: set[str] = set()
         for run_id in sorted(candidates):
@@ -107,8 +105,8 @@ def open_lock(settings: Settings, batch_id: str) -> int:
     return open_lock_file(path)
 
 
-def is_run_by_somebody(path: Path) -> bool:
-    """Whether somebody holds the lock at `path`."""
+def is_lock_held(path: Path) -> bool:
+    """Whether a process holds the lock at `path`."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The jobs of a run of documents: each document is written down once, whichever runs want it.
+"""The jobs of a run of documents: each document is written down once, however many runs want it.
 
 The same folder, prompt, model, endpoint and home are the same batch again. A job that has a result is
 never called again.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,6 +51,7 @@ class Work:
     began_at_ms: int = field(default_factory=lambda: SystemClock().now_ms())
 
     def add(self, known: Sequence[KnownJob]) -> None:
+        """Adds the next jobs, in the order of the documents."""
         for job in known:
             id_ = Wanted(job.id, self.names[len(self.ids)]) if self.names else job.id
             self.ids.append(id_)
@@ -80,9 +80,10 @@ def check_documents(documents: Sequence[Document], template: Prompt, model: str,
 
 
 def find_run(ledger: Ledger, settings: Settings, source: Path, template: Prompt, model: str) -> Batch | None:
-    """The batch of this run, if it was made before: the same input, prompt, model and endpoint are the same batch.
+    """The batch of this run; None where it was not made before.
 
-    So is the home: a path means other documents on another machine, or in another container.
+    The same input, prompt, model, endpoint and home are the same batch. The home counts because a path means other
+    documents on another machine, or in another container.
     """
     home, parts = home_name(settings), _identity(settings, source, template, model)
     with ledger.read() as connection:
@@ -121,7 +122,7 @@ def submit_run(
     found: DocumentSet,
     template: Prompt,
     model: str,
-    lock: RunLock | None = None,
+    lock: RunLock,
 ) -> Work:
     """All jobs of the run: new ones, those that are known, and those that failed before, queued again.
 
@@ -153,7 +154,7 @@ def submit_run(
     take_up(ledger, work)
     total = ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
     if total > len(work.ids):
-        with nullcontext(True) if lock is None else lock.alone() as is_alone:
+        with lock.alone() as is_alone:
             if is_alone:
                 _let_go_of_others(ledger, work, now_ms=clock.now_ms())
         ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
@@ -161,9 +162,9 @@ def submit_run(
 
 
 def take_up(ledger: Ledger, work: Work) -> None:
-    """Sees to it that all jobs of a run are tried that have not succeeded, whatever became of them before."""
+    """Queues all jobs of a run again that have ended without success, and takes back requests to stop the others."""
     if len(work.open) > work.new:
-        # Another run may have made them, and somebody may have asked them to stop: this one needs them now.
+        # Another run may have made them, and an operator may have cancelled them: this run needs them now.
         for some in _pages(work.open):
             ledger.run(partial(keep_going, ids=some))
     for some in _pages(work.again):
@@ -177,7 +178,7 @@ def sum_run_calls(ledger: Ledger, work: Work) -> CallSums:
 
 
 def _let_go_of_others(ledger: Ledger, work: Work, *, now_ms: int) -> None:
-    """What the folder held when the batch was run before, and holds no more, or at another place."""
+    """Lets go of jobs whose documents the folder held before, and holds no more, or at another position."""
     after = (-1, "")
     while True:
         with ledger.read() as connection:

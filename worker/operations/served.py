@@ -1,4 +1,4 @@
-"""Whether anybody works on an endpoint's jobs, and which other endpoints' jobs are left. Changes nothing.
+"""Whether a worker serves an endpoint, and which other endpoints have jobs and no worker. Changes nothing.
 
 It is for people: a worker that is silent for longer than its lease, by two clocks, counts as dead.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from worker.clock import SystemClock
 from worker.settings import Settings
-from worker.storage.doctor import Look, fetch_live_endpoints
+from worker.storage.doctor import fetch_live_endpoints
 from worker.storage.engine import Ledger
 from worker.storage.other_endpoints import MOST_COUNTED, fetch_left_elsewhere
 from worker.storage.pauses import fetch_pause
@@ -18,18 +18,17 @@ from worker.storage.pauses import fetch_pause
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Jobs that nobody works on: their number, or, where it `is_cut`, that there are at least so many."""
+    """Jobs without a worker: their number; where it `is_cut`, there are at least so many."""
 
     count: int
     is_cut: bool
 
 
 def why_nobody_works(ledger: Ledger, settings: Settings, endpoint: str) -> str | None:
-    """A sentence where jobs of `endpoint` are not called just now, with what to do; None where somebody works."""
-    look = Look(SystemClock().now_ms(), published_before_ms=0)
+    """Why jobs of `endpoint` are not called now, with what to do; None where a worker serves it and no pause holds."""
     with ledger.read() as connection:
         pause = fetch_pause(connection, endpoint)
-        is_served = endpoint in fetch_live_endpoints(connection, look)
+        is_served = endpoint in fetch_live_endpoints(connection, now_ms=SystemClock().now_ms())
     if pause is not None:
         reason = pause.reason or "no reason given"
         return f"{endpoint} is paused ({reason}): `antrean resume` goes on"

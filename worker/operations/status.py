@@ -23,8 +23,8 @@ _LATEST = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """One look at everything: what a batch, or a whole ledger, has open, and what could work on it."""
+class Snapshot:
+    """Where a batch or a whole ledger stands at one time: what is open, and what could work on it."""
 
     place: str  # where the ledger is kept
     batches: Sequence[BatchStatus]  # the one that was asked for, or the latest of the ledger
@@ -45,12 +45,12 @@ class Status:
 
     @property
     def waits_for(self) -> str | None:
-        """What concerns all jobs of the ledger, in a sentence."""
+        """What keeps all jobs of the ledger waiting, in a sentence; None where nothing does."""
         return None if self.trouble is None else describe_trouble(self.trouble, self.gate, now_ms=self.now_ms)
 
     @property
     def reasons(self) -> list[Reason]:
-        """Why open jobs wait, each with its number of jobs."""
+        """Why open jobs wait, endpoint by endpoint, each reason with its number of jobs."""
         return explain_waiting(
             self.standing,
             workers=self.workers,
@@ -60,16 +60,16 @@ class Status:
         )
 
 
-def look(ledger: Ledger, settings: Settings, batch: Batch | None) -> Status:
-    """How the batch stands, or without one the whole ledger with its latest ten batches. Raises DatabaseAway.
+def fetch_snapshot(ledger: Ledger, settings: Settings, batch: Batch | None) -> Snapshot:
+    """How the batch stands, or without one the whole ledger with its latest ten batches, the newest first.
 
-    A broker that does not answer costs seconds, and counts as one without a shut gate.
+    A broker that does not answer costs seconds, and counts as one without a shut gate. Raises DatabaseAway.
     """
     with ledger.read() as connection:
         now_ms = SystemClock().now_ms()
         chosen = fetch_batches(connection, limit=_LATEST) if batch is None else [batch]
         batches = [fetch_status(connection, one) for one in chosen]
-        found = Status(
+        found = Snapshot(
             place=fetch_place(connection),
             batches=batches,
             counts=count_states(connection) if batch is None else batches[0].counts,

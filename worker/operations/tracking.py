@@ -1,4 +1,4 @@
-"""Jobs are followed to their end: what ended since the last look, however many there are in all. Changes nothing."""
+"""Jobs are followed to their end: each refresh reads what ended since the last one. Changes nothing."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ class Progress:
 
     @property
     def done(self) -> int:
+        """Jobs that have ended, with a result or without."""
         return self.succeeded + self.failed
 
     @property
@@ -59,8 +60,8 @@ class Progress:
 class Tracker:
     """Keeps `progress`, which may begin with what was done before, while `ids` end.
 
-    An id that comes twice counts twice: it is wanted under two names. It follows the ledger's tail of endings: each
-    look costs what ended since, not what there is.
+    An id that comes twice counts twice: it is wanted under two names. It follows the ledger's tail of endings: a
+    refresh costs what ended since the last one, however many jobs there are.
     """
 
     def __init__(
@@ -81,20 +82,21 @@ class Tracker:
         self._find_trouble = find_trouble
         self._open = Counter(ids)
         self._since_ms = time.time_ns() // 1_000_000
-        self._looked_through_s = float("-inf")
+        self._reconciled_s = float("-inf")
         self._recent: deque[tuple[float, int, int]] = deque()
         self.progress = progress
 
     @property
     def is_done(self) -> bool:
+        """Whether all that is followed has ended."""
         return not self._open
 
     def is_open(self, id_: str) -> bool:
         """Whether the job is followed and has not been seen to end."""
         return id_ in self._open
 
-    def look(self) -> Progress:
-        """The progress now. Raises DatabaseAway."""
+    def refresh(self) -> Progress:
+        """The progress, brought up to now. Raises DatabaseAway."""
         now_s = time.monotonic()
         with self._ledger.read() as connection:
             endings = fetch_endings(connection, since_ms=self._since_ms - _OVERLAP_MS)
@@ -103,10 +105,10 @@ class Tracker:
         now_ms = time.time_ns() // 1_000_000
         said = describe_trouble(trouble, self._find_gate(), now_ms=now_ms)
         self.progress.trouble = said or self._find_trouble()
-        if now_s - self._looked_through_s >= _RECONCILE_S:
-            # Whatever the tail may have missed (a clock that jumped, a very large burst) is found here.
-            self._looked_through_s = now_s
-            endings += self._look_through()
+        if now_s - self._reconciled_s >= _RECONCILE_S:
+            # What the tail may have missed (a clock that jumped, a very large burst) is found here.
+            self._reconciled_s = now_s
+            endings += self._reconcile()
         self._count(endings, now_s)
         if self.progress.trouble is None and 0 < len(self._open) <= _LAST_CALLS:
             self.progress.trouble = self._describe_last_calls()
@@ -128,7 +130,7 @@ class Tracker:
             return f"the last call, for {age}: {name}"
         return f"the last {len(self._open)} calls, the oldest for {age}: {name}"
 
-    def _look_through(self) -> list[Ending]:
+    def _reconcile(self) -> list[Ending]:
         ids = list(self._open)
         found: list[Ending] = []
         for start in range(0, len(ids), _PAGE):
@@ -137,7 +139,7 @@ class Tracker:
                 found += fetch_endings_of(connection, some)
                 known = fetch_states(connection, some)
             for id_ in some:
-                if id_ not in known:  # somebody removed it: nobody shall wait for it for ever
+                if id_ not in known:  # it was removed: no run must wait for it for ever
                     count = self._open.pop(id_)
                     self.progress.failed += count
                     self.progress.failures["removed"] += count

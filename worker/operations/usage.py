@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from worker.errors import NotFound
-from worker.storage.batches import fetch_batch
-from worker.storage.cleaning import clean_text
+from worker.operations.batches import find_named_batch
 from worker.storage.engine import Ledger
 from worker.storage.usage_sums import UsageBy, UsageSum, iterate_usage
-from worker.text.printable import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +26,8 @@ def open_usage(
     """The usage recorded at or after `since_ms`, of one batch where it is named by its id or the beginning of it.
 
     A transaction is open while inside: read the groups at once, and hand them on afterwards. Memory stays flat however
-    many there are. Raises NotFound where there is no such batch.
+    many there are. Raises what `find_named_batch` raises.
     """
-    batch_id = clean_text(batch)
+    batch_id = None if batch is None else find_named_batch(ledger, batch).id
     with ledger.read() as connection:
-        if batch_id is not None:
-            chosen = fetch_batch(connection, batch_id) if batch_id else None
-            if chosen is None:
-                raise NotFound(f"there is no batch {printable(batch_id)}: `antrean batches` lists them")
-            batch_id = chosen.id
         yield UsageGroups(iterate_usage(connection, by, since_ms=since_ms, batch_id=batch_id), batch_id)

@@ -6,10 +6,10 @@ from worker.settings.model import (
     SIMULATION,
     AuthStyle,
     Settings,
-    check_api_key,
     load_settings,
     warn_of_unknown_names,
 )
+from worker.settings.secrets import check_api_key
 
 __all__ = [
     "DEFAULT_BASE_URL",

@@ -1,7 +1,7 @@
 """What a folder's `.env` and `antrean.toml` say, each read once, and what is wrong in them, by line.
 
 A line that cannot be read must not count as missing: the default would take its place, and key and documents would go
-to another host. No sentence here quotes a value, nor a name that may be one: it may be the key.
+to another host. No sentence here quotes a value, which may be the key, nor a name that is none.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FileReading:
 def read_dotenv(path: Path, environ: Mapping[str, str]) -> FileReading:
     """The variables of a `.env` file; none where there is no such file. `${NAME}` in them is looked up in `environ`.
 
-    A folder of that name is no file of settings: some keep a virtual environment there.
+    A folder of that name counts as no file: it may be a virtual environment.
     """
     if path.is_dir() or not os.path.lexists(path):
         return FileReading()

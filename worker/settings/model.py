@@ -9,7 +9,6 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
 
 from pydantic import (
     BaseModel,
@@ -31,6 +30,7 @@ from worker.settings.database import PostgresqlAddress, parse_postgresql
 from worker.settings.files import ENV_FILE
 from worker.settings.postgresql import check_postgresql
 from worker.settings.provenance import find_problems_of_home, find_problems_of_owners
+from worker.settings.secrets import check_api_key, fill_in_password, read_password
 from worker.settings.sources import PREFIX, describe_unknown, read_sources, unknown_names
 from worker.settings.values import (
     DATABASE_FILES,
@@ -147,13 +147,13 @@ class Settings(BaseModel):
         if value is None or file is None:
             return value
         url = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-        return _fill_in_password(url, _read_password(file))
+        return fill_in_password(url, read_password(file))
 
     @field_validator("flower_password", mode="before")
     @classmethod
     def _flower_password_is_read(cls, value: object, info: ValidationInfo) -> object:
         file = info.data.get("flower_password_file")
-        return value if file is None else _read_password(file)
+        return value if file is None else read_password(file)
 
     @field_validator("broker_url")
     @classmethod
@@ -214,11 +214,12 @@ class Settings(BaseModel):
 
     @property
     def address_file(self) -> str | None:
-        """The file of this folder that says where a key of the environment goes; None where they are of one source."""
+        """The file with the base URL, where the key comes from the environment; None where both have one source."""
         return self._address_file
 
     @property
     def beat_interval_s(self) -> float:
+        """Seconds between two heartbeats."""
         return self.lease_s / 6 if self.beat_s is None else self.beat_s
 
     @property
@@ -253,6 +254,7 @@ class Settings(BaseModel):
 
     @property
     def is_broker_embedded(self) -> bool:
+        """Whether antrean brings its own broker, because no address of one is set."""
         return self.broker_url is None
 
     @property
@@ -267,6 +269,7 @@ class Settings(BaseModel):
 
     @property
     def spool_folder(self) -> Path:
+        """The folder in which workers keep paid answers while the database is away."""
         return self.home / "spool"
 
     def for_simulation(self, base_url: str, api_key: str) -> Settings:
@@ -309,36 +312,6 @@ class Settings(BaseModel):
             if value is not None:
                 env[PREFIX + name.upper()] = str(value)
         return env
-
-
-def _read_password(file: Path) -> str:
-    """The password in `file`, without the white space around it. Raises ValueError with a sentence."""
-    try:
-        password = file.read_text(encoding="utf-8").strip()
-    except OSError as exc:
-        raise ValueError(f"its password file {shown(file)} cannot be read ({exc.strerror})") from None
-    except UnicodeError:
-        raise ValueError(f"its password file {shown(file)} holds no text") from None
-    if not password:
-        raise ValueError(f"its password file {shown(file)} is empty")
-    return password
-
-
-def _fill_in_password(url: str, password: str) -> str:
-    """`url` with `password` in place of any of its own."""
-    scheme, separator, rest = url.partition("://")
-    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
-    credentials, _, host = rest[:end].rpartition("@")
-    user = credentials.partition(":")[0]
-    return f"{scheme}{separator}{user}:{quote(password, safe='')}@{host}{rest[end:]}"
-
-
-def check_api_key(key: str) -> None:
-    """Raises ValueError, without the key in it, if `key` cannot travel in an HTTP header."""
-    if not key.isascii() or not key.isprintable() or " " in key or not key:
-        raise ValueError(
-            "must be printable ASCII without spaces (was a quote or a line break pasted with it?)"
-        )
 
 
 def load_settings(*, _env_file: str | None = ENV_FILE, **overrides: Any) -> Settings:

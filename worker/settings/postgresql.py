@@ -1,4 +1,4 @@
-"""What the address of a PostgreSQL may say, checked before anybody connects."""
+"""What the address of a PostgreSQL may say, checked before it is connected to."""
 
 from __future__ import annotations
 

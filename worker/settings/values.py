@@ -72,7 +72,7 @@ def shown(path: Path) -> str:
 def expanded_path(path: Path) -> Path:
     """`path` seen from the current folder, where `~` at its beginning is the home folder of a user.
 
-    A `~name` of nobody is a name like any other, as in a shell: Path's own way would raise.
+    Where no user has the name behind `~`, the path stays as it is, as in a shell; `Path.expanduser` would raise.
     """
     return absolute_path(Path(os.path.expanduser(path)))  # noqa: PTH111
 
@@ -80,7 +80,7 @@ def expanded_path(path: Path) -> Path:
 def check_home(path: Path) -> Path:
     """The home folder, absolute. Raises ValueError for one that is the system's: what is in a home is closed to others.
 
-    Looks at where links lead, and at nothing else.
+    Follows links, and reads nothing.
     """
     if any(os.path.normpath(one) in _SYSTEM_FOLDERS for one in (path, os.path.realpath(path))):
         raise ValueError(f"{shown(path)} is a folder of the system: choose one of your own")

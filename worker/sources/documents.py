@@ -83,7 +83,7 @@ def find_documents(path: Path, *, own: OwnFiles | None = None, skips_unreadable:
     if is_stream(path):
         raise InputError(
             f"{path} has no name that its document could be known by: save it to a file (requests, one a line, "
-            "are read from a pipe: leave out --prompt)"
+            "are read from a pipe, without a prompt)"
         )
     try:
         kind = stat.S_IFMT(path.stat().st_mode)

@@ -112,7 +112,7 @@ class Observer:
         except redis.RedisError as exc:
             away["broker"] = f"the broker does not answer: {' '.join(str(exc).split())[:200]}"
         else:
-            gate = self._gate.look()
+            gate = self._gate.fetch_cached()
         facts["trouble"] = describe_trouble(trouble, gate, now_ms=SystemClock().now_ms())
         return facts
 

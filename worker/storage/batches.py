@@ -263,17 +263,22 @@ def finish_submission(connection: Connection, batch_id: str, *, now_ms: int) -> 
 
 
 def fetch_batch(connection: Connection, batch_id: str) -> Batch | None:
-    """The batch with this id, or the only one whose id begins so; None if there is none, or more than one.
+    """The batch with this id; None where there is none."""
+    row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
+    return None if row is None else _batch(row)
+
+
+def find_batches(connection: Connection, called: str, *, limit: int) -> list[Batch]:
+    """The batch with this id, alone; without one those whose ids begin so, in the order of their ids, at most `limit`.
 
     The beginning of an id must have at least 12 characters: `batch_` alone is not enough.
     """
-    chosen = batches.c.id == batch_id
-    if len(batch_id) >= _SHORTEST_PREFIX:
-        chosen |= batches.c.id.startswith(batch_id, autoescape=True)
-    rows = connection.execute(select(batches).where(chosen).order_by(batches.c.id != batch_id).limit(2)).all()
-    if rows and (len(rows) == 1 or rows[0].id == batch_id):
-        return _batch(rows[0])
-    return None
+    batch = fetch_batch(connection, called)
+    if batch is not None or len(called) < _SHORTEST_PREFIX:
+        return [] if batch is None else [batch]
+    begun = batches.c.id.startswith(called, autoescape=True)
+    rows = connection.execute(select(batches).where(begun).order_by(batches.c.id).limit(limit))
+    return [_batch(row) for row in rows]
 
 
 def fetch_batches(connection: Connection, *, limit: int = 20) -> list[Batch]:

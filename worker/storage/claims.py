@@ -124,7 +124,7 @@ def claim_jobs(
             claim=Claim(row.id, token, row.claims, row.generation, worker_id),
             body=bodies[row.id],
             model=row.model,
-            attempts=row.attempts,
+            burnt=row.attempts,
             bad_responses=row.bad_responses,
             max_attempts=row.max_attempts,
             blocked_since_ms=(

@@ -1,7 +1,7 @@
 """What is wrong with a ledger: its defects, counted, and their repair in steps that are safe beside running workers.
 
-A look is a few statements, each a transaction of its own. A repair finds at most 500 jobs by reading, then locks just
-these, in ascending order, and mends those that still have the defect: SQLite's one writer waits for no scan.
+`find_defects` is a few statements, each a transaction of its own. A repair finds at most 500 jobs by reading, then
+locks just these, in ascending order, and mends those that still have the defect: SQLite's one writer waits for no scan.
 """
 
 from __future__ import annotations
@@ -58,8 +58,11 @@ _INTERRUPTED_AFTER_MS = 600_000
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """The moment that a ledger is held against, by this machine's clock. What was published before is overdue."""
+class AuditTime:
+    """The moment at which a ledger is examined, by this machine's clock, in milliseconds since 1970.
+
+    What was published before `published_before_ms` is overdue.
+    """
 
     now_ms: int
     published_before_ms: int
@@ -76,30 +79,30 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Suspect:
-    """A worker that has not ended, or that holds claims.
+class UnendedWorker:
+    """A worker that has not ended, or that has open claims.
 
-    `endpoint` and `sequence` are None where its row is gone. `is_silent`: by this machine's clock it has not beaten
-    for more than ten leases, or ended a lease ago, or its row is gone. That is for people, and proves nothing.
+    `endpoint` and `sequence` are None where its row is gone. It `is_stalled` where it has not beaten for ten leases,
+    ended a lease ago, or has no row, by this machine's clock. That is told to people, and proves no death.
     """
 
     worker_id: str
     endpoint: str | None
     sequence: int | None
-    is_silent: bool
+    is_stalled: bool
 
 
 @dataclass(frozen=True, slots=True)
 class _Check:
     """Jobs that have a defect. A plain one asks nothing of other tables: all such are counted in one scan."""
 
-    where: Callable[[Look], ColumnElement[bool]]
+    where: Callable[[AuditTime], ColumnElement[bool]]
     mend: repairs.Mend | None = None
     is_plain: bool = True
 
 
 def check_file(ledger: Ledger) -> Finding | None:
-    """What SQLite finds wrong with its file. None: nothing, or a PostgreSQL, which minds its own files."""
+    """What SQLite finds wrong with its file; None where it finds nothing, and for a PostgreSQL."""
     if ledger.is_postgresql:
         return None
     try:
@@ -114,16 +117,16 @@ def check_file(ledger: Ledger) -> Finding | None:
     return Finding("damaged_file", len(words), tuple(clean_text(word) or "" for word in words))
 
 
-def find_defects(ledger: Ledger, look: Look) -> list[Finding]:
+def find_defects(ledger: Ledger, at: AuditTime) -> list[Finding]:
     """The defects of jobs, of what belongs to them, and of batches. Raises DatabaseAway or NotMigrated."""
     plain = [name for name, check in _CHECKS.items() if check.is_plain]
-    counted = [func.count().filter(_CHECKS[name].where(look)).label(name) for name in plain]
+    counted = [func.count().filter(_CHECKS[name].where(at)).label(name) for name in plain]
     with ledger.read() as connection:
         row = connection.execute(select(*counted).select_from(jobs)).one()
     counts: dict[str, int] = dict(zip(plain, row, strict=True))
     found = []
     for name, check in _CHECKS.items():
-        having = select(jobs.c.id).where(check.where(look))
+        having = select(jobs.c.id).where(check.where(at))
         with ledger.read() as connection:
             if name not in counts:
                 counts[name] = connection.execute(
@@ -134,7 +137,7 @@ def find_defects(ledger: Ledger, look: Look) -> list[Finding]:
                 found.append(Finding(name, counts[name], some, check.mend is not None))
     for name, find in _FINDERS.items():
         with ledger.read() as connection:
-            named = find(connection, look)
+            named = find(connection, at)
         if named:
             # The largest first: that is where a person begins.
             largest = sorted(named, key=lambda one: (-named[one], one))[:MOST_EXAMPLES]
@@ -142,21 +145,21 @@ def find_defects(ledger: Ledger, look: Look) -> list[Finding]:
     return found
 
 
-def mend_defects(ledger: Ledger, look: Look, names: Iterable[str]) -> None:
-    """Repairs what can be of `names`, in the order in which one repair may uncover the next."""
+def mend_defects(ledger: Ledger, at: AuditTime, names: Iterable[str]) -> None:
+    """Repairs those of the named defects that have a repair, in the order of `_CHECKS`: one may uncover the next."""
     wanted = set(names)
     for name, check in _CHECKS.items():
         if name in wanted and check.mend is not None:
             after = ""
-            while ids := _find_some(ledger, check.where(look), after=after):
+            while ids := _find_some(ledger, check.where(at), after=after):
                 ledger.run(
-                    partial(_mend_some, ids=ids, where=check.where(look), mend=check.mend, now_ms=look.now_ms)
+                    partial(_mend_some, ids=ids, where=check.where(at), mend=check.mend, now_ms=at.now_ms)
                 )
                 after = ids[-1]
 
 
-def fetch_suspects(connection: Connection, look: Look) -> list[Suspect]:
-    """All workers that have not ended or that hold claims, by id."""
+def fetch_unended_workers(connection: Connection, *, now_ms: int) -> list[UnendedWorker]:
+    """The workers that have not ended or that have open claims, by id."""
     holders = set(
         connection.execute(
             select(jobs.c.worker_id).where(is_in(JobState.RUNNING), jobs.c.worker_id.is_not(None)).distinct()
@@ -169,36 +172,36 @@ def fetch_suspects(connection: Connection, look: Look) -> list[Suspect]:
     for row in known:
         holders.discard(row.id)
         if row.ended_at_ms is None:
-            is_silent = row.beat_at_ms < look.now_ms - SILENT_AFTER_LEASES * row.lease_ms
+            is_stalled = row.beat_at_ms < now_ms - SILENT_AFTER_LEASES * row.lease_ms
         else:
-            # A worker that stops marks its end first, and may record what is in hand for a moment after it.
-            is_silent = row.ended_at_ms < look.now_ms - row.lease_ms
-        found.append(Suspect(row.id, row.endpoint, row.sequence, is_silent))
-    found += [Suspect(id_, None, None, is_silent=True) for id_ in holders]
+            # A worker that stops marks its end first, and records its last calls for a moment after it.
+            is_stalled = row.ended_at_ms < now_ms - row.lease_ms
+        found.append(UnendedWorker(row.id, row.endpoint, row.sequence, is_stalled))
+    found += [UnendedWorker(id_, None, None, is_stalled=True) for id_ in holders]
     return sorted(found, key=lambda one: one.worker_id)
 
 
-def rescue_worker(ledger: Ledger, suspect: Suspect, *, max_solo_losses: int, now_ms: int) -> None:
-    """Rescues the jobs of a worker that is known to be dead, as other workers do; not if it has beaten since."""
+def rescue_worker(ledger: Ledger, worker: UnendedWorker, *, max_solo_losses: int, now_ms: int) -> None:
+    """Rescues the jobs of a dead worker, as other workers do; changes nothing if it has beaten since."""
 
     def rescue(connection: Connection) -> bool:
         sequence = connection.execute(
-            select(workers.c.sequence).where(workers.c.id == suspect.worker_id).with_for_update()
+            select(workers.c.sequence).where(workers.c.id == worker.worker_id).with_for_update()
         ).scalar()
-        if sequence != suspect.sequence:
+        if sequence != worker.sequence:
             return False
-        if rescue_jobs(connection, suspect.worker_id, max_solo_losses=max_solo_losses, now_ms=now_ms):
+        if rescue_jobs(connection, worker.worker_id, max_solo_losses=max_solo_losses, now_ms=now_ms):
             return True
-        end_worker(connection, suspect.worker_id, reason="lost", now_ms=now_ms)
+        end_worker(connection, worker.worker_id, reason="lost", now_ms=now_ms)
         return False
 
     while ledger.run(rescue):
         pass
-    if suspect.endpoint is not None:
-        # The hints that it had taken died with it; nobody knows which, and claims absorb duplicates.
+    if worker.endpoint is not None:
+        # The hints that it had taken are lost with it. All are published again; a claim makes duplicates harmless.
         with ledger.read() as connection:
-            before_ms = fetch_mark_bound(connection, suspect.endpoint, now_ms=now_ms)
-        unmark = partial(unmark_published_before, endpoint=suspect.endpoint, before_ms=before_ms)
+            before_ms = fetch_mark_bound(connection, worker.endpoint, now_ms=now_ms)
+        unmark = partial(unmark_published_before, endpoint=worker.endpoint, before_ms=before_ms)
         while ledger.run(unmark):
             pass
 
@@ -213,9 +216,9 @@ def fetch_published_endpoints(connection: Connection) -> list[str]:
     return sorted(connection.execute(select(jobs.c.endpoint).where(is_published()).distinct()).scalars())
 
 
-def fetch_live_endpoints(connection: Connection, look: Look) -> list[str]:
-    """The endpoints that a worker serves, sorted."""
-    rows = connection.execute(select(workers.c.endpoint).where(_is_live(look)).distinct())
+def fetch_live_endpoints(connection: Connection, *, now_ms: int) -> list[str]:
+    """The endpoints that a worker serves, sorted: one that has not ended and has beaten within ten leases."""
+    rows = connection.execute(select(workers.c.endpoint).where(_is_live(now_ms)).distinct())
     return sorted(rows.scalars())
 
 
@@ -234,18 +237,18 @@ def _mend_some(
         mend(connection, locked, now_ms)
 
 
-def _is_live(look: Look) -> ColumnElement[bool]:
+def _is_live(now_ms: int) -> ColumnElement[bool]:
     # As bigint: PostgreSQL would take the product, and this time, for integers of 32 bits.
     leases = literal(SILENT_AFTER_LEASES, BigInteger) * workers.c.lease_ms
-    recent = workers.c.beat_at_ms >= literal(look.now_ms, BigInteger) - leases
+    recent = workers.c.beat_at_ms >= literal(now_ms, BigInteger) - leases
     return workers.c.ended_at_ms.is_(None) & recent
 
 
-def _is_overdue(look: Look) -> ColumnElement[bool]:
-    is_served = exists().where(workers.c.endpoint == jobs.c.endpoint, _is_live(look))
+def _is_overdue(at: AuditTime) -> ColumnElement[bool]:
+    is_served = exists().where(workers.c.endpoint == jobs.c.endpoint, _is_live(at.now_ms))
     # As far ahead of this clock as behind it: a clock was wrong, and no relay would come to it for as long.
-    ahead_ms = 2 * look.now_ms - look.published_before_ms
-    is_far = or_(jobs.c.published_at_ms < look.published_before_ms, jobs.c.published_at_ms > ahead_ms)
+    ahead_ms = 2 * at.now_ms - at.published_before_ms
+    is_far = or_(jobs.c.published_at_ms < at.published_before_ms, jobs.c.published_at_ms > ahead_ms)
     return is_published() & is_far & is_served
 
 
@@ -304,14 +307,14 @@ _CHECKS: Mapping[str, _Check] = {
         lambda _: is_in(JobState.WAITING) & jobs.c.not_before_ms.is_(None), repairs.make_due
     ),
     "waiting_for_long": _Check(
-        lambda look: is_in(JobState.WAITING) & (jobs.c.not_before_ms > look.now_ms + _FAR_MS)
+        lambda at: is_in(JobState.WAITING) & (jobs.c.not_before_ms > at.now_ms + _FAR_MS)
     ),
     "left_behind": _Check(lambda _: IS_LEFT_BEHIND, repairs.find_homes, is_plain=False),
     "published_long_ago": _Check(_is_overdue, repairs.publish_again, is_plain=False),
 }
 
 
-def _find_strays(connection: Connection, _: Look) -> dict[str, int]:
+def _find_strays(connection: Connection, _: AuditTime) -> dict[str, int]:
     """Rows of jobs that are not there, by table. Usage is not meant: it outlives what was pruned."""
     found = {}
     for table in (requests, details, attempts, results, failure_bodies, wants):
@@ -325,9 +328,9 @@ def _count_strays(table: Table) -> Any:
     return select(func.count()).select_from(table).where(~exists().where(jobs.c.id == table.c.job_id))
 
 
-def _find_unserved(connection: Connection, look: Look) -> dict[str, int]:
+def _find_unserved(connection: Connection, at: AuditTime) -> dict[str, int]:
     """Jobs that wait to be done, by endpoint, of endpoints that no live worker serves; not those of a stopped run."""
-    served = fetch_live_endpoints(connection, look)
+    served = fetch_live_endpoints(connection, now_ms=at.now_ms)
     held = select(batches.c.id).where(batches.c.held_at_ms.is_not(None))
     found: dict[str, int] = {}
     # Each has an index of its own, with the endpoint in front.
@@ -344,9 +347,9 @@ def _find_unserved(connection: Connection, look: Look) -> dict[str, int]:
     return found
 
 
-def _find_interrupted(connection: Connection, look: Look) -> dict[str, int]:
+def _find_interrupted(connection: Connection, at: AuditTime) -> dict[str, int]:
     """Batches whose submission has not ended, and has written nothing for ten minutes; each counts one."""
-    before_ms = look.now_ms - _INTERRUPTED_AFTER_MS
+    before_ms = at.now_ms - _INTERRUPTED_AFTER_MS
     open_since = connection.execute(
         select(batches.c.id).where(batches.c.submitted_at_ms.is_(None), batches.c.created_at_ms < before_ms)
     ).scalars()
@@ -363,14 +366,14 @@ def _find_interrupted(connection: Connection, look: Look) -> dict[str, int]:
     return found
 
 
-def _find_held(connection: Connection, _: Look) -> dict[str, int]:
+def _find_held(connection: Connection, _: AuditTime) -> dict[str, int]:
     """Batches that are held and have jobs to be done; each counts one."""
     is_open = exists().where(and_(jobs.c.batch_id == batches.c.id, is_in(*_OPEN)))
     rows = connection.execute(select(batches.c.id).where(batches.c.held_at_ms.is_not(None), is_open))
     return dict.fromkeys(rows.scalars(), 1)
 
 
-_FINDERS: Mapping[str, Callable[[Connection, Look], dict[str, int]]] = {
+_FINDERS: Mapping[str, Callable[[Connection, AuditTime], dict[str, int]]] = {
     "stray_rows": _find_strays,
     "unserved": _find_unserved,
     "interrupted_submission": _find_interrupted,

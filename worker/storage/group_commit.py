@@ -43,13 +43,13 @@ def write_group(
     worker_id: str,
     endpoint: str,
     token: str,
-    held: Container[str],
+    open_claims: Container[str],
     alone: Container[str],
     now_ms: int,
 ) -> Written:
     """Writes the requests of a group. Nobody is told yet: the transaction may fail, and be run again.
 
-    Jobs that are `held` are not claimed again: it is a second delivery. Those that are `alone` may run alone.
+    Jobs of `open_claims` are not claimed again: it is a second delivery. Those that are `alone` may run alone.
     """
     claims: list[ClaimJob] = []
     records: list[RecordOutcome] = []
@@ -70,14 +70,14 @@ def write_group(
             works.append(request)
         else:
             owed.append(request)
-    # Before the claims: a beat would take those of its own group, not in `held` yet, for orphans.
+    # Before the claims: a beat would take those of its own group, not in `open_claims` yet, for orphans.
     answers: list[tuple[Answer[Any], Any]] = [(one.reply, one.work(connection)) for one in works]
     answers += [(one.reply, one.work(connection)) for one in owed]
     recorded = record_outcomes(connection, [one.outcome for one in records])
     unmark_published(connection, hints)
     new = [one.job for one in messages]
     known = adopt_jobs(connection, new, now_ms=now_ms, published_at_ms=now_ms)
-    wanted = [one.job_id for one in claims if one.job_id not in held]
+    wanted = [one.job_id for one in claims if one.job_id not in open_claims]
     claim = partial(
         claim_jobs, connection, worker_id=worker_id, token=token, endpoint=endpoint, now_ms=now_ms
     )
@@ -85,15 +85,15 @@ def write_group(
     claimed |= claim([job_id for job_id in wanted if job_id in alone], are_alone=True)
     # Most unclaimed ids are second deliveries; find those that must run alone.
     unclaimed = [job_id for job_id in wanted if job_id not in claimed]
-    suspects = fetch_solo_jobs(connection, unclaimed)
+    solo_jobs = fetch_solo_jobs(connection, unclaimed)
     if unclaimed:  # mostly not: then it costs nothing
         unmark_strays(connection, unclaimed, endpoint)
     answers += [(one.reply, what) for one, what in zip(records, recorded, strict=True)]
     answers += [(one.reply, job) for one, job in zip(messages, known, strict=True)]
-    answers += [(one.reply, claimed.get(one.job_id)) for one in claims if one.job_id not in suspects]
+    answers += [(one.reply, claimed.get(one.job_id)) for one in claims if one.job_id not in solo_jobs]
     return Written(
         claimed=claimed,
         ended=[one.outcome.claim for one in records],
         answers=answers,
-        refused=[one.reply for one in claims if one.job_id in suspects],
+        refused=[one.reply for one in claims if one.job_id in solo_jobs],
     )

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, literal_column, select
 
 from schemas.job import JobState
-from worker.storage.doctor import Look, fetch_live_endpoints
+from worker.storage.doctor import fetch_live_endpoints
 from worker.storage.tables import is_in, is_published, is_ready, jobs
 
 MOST_COUNTED = 10_000
@@ -19,7 +19,7 @@ def fetch_left_elsewhere(connection: Connection, endpoint: str, *, now_ms: int) 
 
     Sorted by endpoint, at most 20. Each number is at most `MOST_COUNTED`: the cost does not grow with the backlog.
     """
-    served = {endpoint, *fetch_live_endpoints(connection, Look(now_ms, published_before_ms=0))}
+    served = {endpoint, *fetch_live_endpoints(connection, now_ms=now_ms)}
     found: dict[str, int] = {}
     # One condition for each partial index whose first column is the endpoint.
     for is_open in (is_ready(), is_published(), is_in(JobState.WAITING)):

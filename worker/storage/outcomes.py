@@ -26,7 +26,7 @@ class ClaimedJob:
     claim: Claim
     body: str  # the JSON to send
     model: str
-    attempts: int  # burnt so far
+    burnt: int  # attempts so far that count against its budget
     bad_responses: int  # those of them that brought an answer without a completion
     max_attempts: int | None
     blocked_since_ms: int | None  # without the time in which it was not tried

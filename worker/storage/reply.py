@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar, cast
 
 from worker.storage.errors import DatabaseAway
@@ -23,6 +24,37 @@ class Answer(Protocol[T_contra]):
 
     def set_exception(self, exception: BaseException) -> None:
         """Why it was not to be had."""
+
+
+class OnceAnswer(Generic[T]):
+    """An answer that calls one of two functions, once."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(
+        self, on_result: Callable[[T], object], on_exception: Callable[[BaseException], object]
+    ) -> None:
+        self._waiting = [(on_result, on_exception)]
+
+    def set_result(self, value: T) -> None:
+        """Calls `on_result`, if this is the first word."""
+        on_result, _ = self._take()
+        on_result(value)
+
+    def set_exception(self, exception: BaseException) -> None:
+        """Calls `on_exception`, if this is the first word."""
+        _, on_exception = self._take()
+        on_exception(exception)
+
+    def _take(self) -> tuple[Callable[[T], object], Callable[[BaseException], object]]:
+        try:
+            return self._waiting.pop()  # in one step: the writer, and who ends the worker, may answer at once
+        except IndexError:
+            return _ignore, _ignore
+
+
+def _ignore(_: object) -> None:
+    """A later word."""
 
 
 class Reply(Generic[T]):

@@ -143,7 +143,7 @@ def is_known(connection: Connection, worker_id: str) -> bool:
 
 
 def release_orphans(
-    connection: Connection, worker_id: str, *, held: Collection[str], now_ms: int
+    connection: Connection, worker_id: str, *, open_claims: Collection[str], now_ms: int
 ) -> list[str]:
     """Queues orphans of this worker again, unburnt, at most 500. Returns their ids.
 
@@ -151,7 +151,7 @@ def release_orphans(
     a thread died.
     """
     rows = connection.execute(select(jobs.c.id).where(_is_claimed(), jobs.c.worker_id == worker_id))
-    orphans = sorted(row.id for row in rows if row.id not in held)[:MAX_ROWS]
+    orphans = sorted(row.id for row in rows if row.id not in open_claims)[:MAX_ROWS]
     if not orphans:
         return []
     locked = connection.execute(

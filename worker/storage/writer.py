@@ -35,6 +35,7 @@ from worker.storage.writer_requests import (
     Work,
     WriteDownJob,
     fail,
+    take_group,
 )
 
 log = structlog.get_logger(__name__)
@@ -43,6 +44,7 @@ _RETRY_FIRST_S = 0.1
 _RETRY_CAP_S = 2.0
 _COMMITS_A_WINDOW = 4
 _WINDOW_CAP_S = 0.06
+_HANGS_AFTER_S = 5.0
 
 
 class WriterStopped(Exception):
@@ -71,7 +73,7 @@ class GroupWriter:
     ) -> None:
         """`on_death` is told, in the writer's thread, of the error that ended it."""
         self.worker_id = worker_id
-        self.held: dict[str, str] = {}  # job id to token: what this process knows that it runs
+        self.open_claims: dict[str, str] = {}  # job id to token: what this process knows that it runs
         self._ledger = ledger
         self.endpoint = endpoint
         self._clock = clock
@@ -84,6 +86,9 @@ class GroupWriter:
         self._wake = threading.Event()  # there is work
         self._hurry = threading.Event()  # there is a request that must not wait for others
         self._stopping = threading.Event()
+        self._refuses_claims = False  # while the database is away
+        self._is_away = False
+        self._writes_since_s: float | None = None  # the group that is written now
         self._groups = 0
         self._has_ended = False
         self._thread = threading.Thread(target=self._live, name="antrean-writer", daemon=True)
@@ -131,7 +136,7 @@ class GroupWriter:
         return reply.result()
 
     def record(self, outcome: Outcome, *, is_urgent: bool = False, within_s: float | None = None) -> Recorded:
-        """What the ledger did with the outcome. Raises DatabaseAway; the claim is then still held here.
+        """What the ledger did with the outcome. Raises DatabaseAway; the claim is then still open here.
 
         Also where there is no answer within `within_s`: it may be written yet, and written again it counts once.
         """
@@ -143,6 +148,20 @@ class GroupWriter:
         """As `record`, without waiting for it. Raises WriterStopped if the writer has ended."""
         self._put(RecordOutcome(outcome, answer), is_urgent=is_urgent)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the database is away, or has left a group without an answer for seconds."""
+        since_s = self._writes_since_s
+        return self._is_away or (since_s is not None and time.monotonic() - since_s > _HANGS_AFTER_S)
+
+    def refuse_claims(self) -> None:
+        """Raises WriterStopped in all whose claim waits, or will wait, while the database is away: this process ends.
+
+        A claim whose COMMIT had no answer may be in the ledger: the end of the worker releases it.
+        """
+        self._refuses_claims = True
+        self._wake.set()
+
     def abandon_records(self) -> None:
         """Raises DatabaseAway in all who wait for a record: this process ends, and the database hangs."""
         exc = DatabaseAway("the database does not answer, and the worker ends")
@@ -153,7 +172,7 @@ class GroupWriter:
 
     def forget(self, job_id: str) -> None:
         """Lets go of a claim whose outcome could not be written: the next beat releases it."""
-        self.held.pop(job_id, None)
+        self.open_claims.pop(job_id, None)
 
     def give_message_back(self, job_id: str) -> None:
         """Marks an unclaimed job as not published, so that the relay publishes it again. Does not wait.
@@ -228,36 +247,18 @@ class GroupWriter:
                     self._hurry.clear()
             group = self._gather()
             is_busy = len(group) > 1
-            began_s = time.perf_counter()
+            began_s = self._writes_since_s = time.monotonic()
             self._write(group)
             self._writing = []
-            commit_s = time.perf_counter() - began_s
+            self._writes_since_s = None
+            commit_s = time.monotonic() - began_s
 
     def _gather(self) -> list[Request]:
-        """The next group: at most 500 requests in the order asked for, with one claim and one outcome a job.
-
-        What repeats stays in line for the next group.
-        """
+        """The next group."""
         group: list[Request] = []
-        repeated: list[Request] = []
-        claimed: set[str] = set()
-        recorded: set[str] = set()
         with self._lock:
             self._writing = group
-            try:
-                while self._pending and len(group) < MAX_ROWS:
-                    request = self._pending[0]
-                    if isinstance(request, ClaimJob):
-                        is_new = request.job_id not in claimed
-                        claimed.add(request.job_id)
-                    elif isinstance(request, RecordOutcome):
-                        is_new = request.outcome.job_id not in recorded
-                        recorded.add(request.outcome.job_id)
-                    else:
-                        is_new = True
-                    (group if is_new else repeated).append(self._pending.popleft())
-            finally:
-                self._pending.extendleft(reversed(repeated))
+            take_group(self._pending, group, at_most=MAX_ROWS)
         return group
 
     def _write(self, group: list[Request]) -> None:
@@ -293,16 +294,16 @@ class GroupWriter:
                 worker_id=self.worker_id,
                 endpoint=self.endpoint,
                 token=token,
-                held=self.held,
+                open_claims=self.open_claims,
                 alone=self._alone,
                 now_ms=self._clock.now_ms(),
             )
         )
         for job_id, job in written.claimed.items():
-            self.held[job_id] = job.token
+            self.open_claims[job_id] = job.token
         for claim in written.ended:
-            if self.held.get(claim.job_id) == claim.token:
-                del self.held[claim.job_id]
+            if self.open_claims.get(claim.job_id) == claim.token:
+                del self.open_claims[claim.job_id]
         return written
 
     def _tell(self, written: Written) -> None:
@@ -319,6 +320,7 @@ class GroupWriter:
         what has waited.
         """
         waiting: list[Request] = []
+        self._is_away = True
         self._take_over(group, waiting, exc)
         claims = sum(isinstance(one, ClaimJob) for one in group)
         records = sum(isinstance(one, RecordOutcome) for one in group)
@@ -342,6 +344,7 @@ class GroupWriter:
                 self._tell(written)
                 return []
         finally:
+            self._is_away = False
             self._wake.set()  # it was cleared here, whatever came since
 
     def _wait(self, delay_s: float, waiting: list[Request], exc: DatabaseAway) -> bool:
@@ -352,6 +355,11 @@ class GroupWriter:
         """
         due_s = time.monotonic() + delay_s
         while not self._stopping.is_set():
+            if self._refuses_claims:
+                refused = [one for one in waiting if isinstance(one, ClaimJob)]
+                waiting[:] = [one for one in waiting if not isinstance(one, ClaimJob)]
+                for request in refused:
+                    fail(request, WriterStopped())
             while self._pending:
                 self._take_over(self._gather(), waiting, exc)
                 self._writing = waiting
@@ -368,6 +376,8 @@ class GroupWriter:
         for request in group:
             if not request.waits_for_database:
                 fail(request, exc)
+            elif self._refuses_claims and isinstance(request, ClaimJob):
+                fail(request, WriterStopped())
             elif isinstance(request, ClaimJob) and request.job_id in claimed:
                 request.reply.set_result(None)  # a second delivery of a job that waits here already
             else:

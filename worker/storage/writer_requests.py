@@ -5,6 +5,7 @@ A group is a list of them, in the order in which they were asked for. `group_com
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -77,3 +78,27 @@ def fail(request: Request, exc: Exception) -> None:
     """Tells the caller of `request`, if it has one, that it came to `exc`."""
     if request.reply is not None:
         request.reply.set_exception(exc)
+
+
+def take_group(pending: deque[Request], group: list[Request], *, at_most: int) -> None:
+    """Moves the next group out of `pending`, in the order asked for, with one claim and one outcome a job.
+
+    What repeats stays in line for the next group.
+    """
+    repeated: list[Request] = []
+    claimed: set[str] = set()
+    recorded: set[str] = set()
+    try:
+        while pending and len(group) < at_most:
+            request = pending[0]
+            if isinstance(request, ClaimJob):
+                is_new = request.job_id not in claimed
+                claimed.add(request.job_id)
+            elif isinstance(request, RecordOutcome):
+                is_new = request.outcome.job_id not in recorded
+                recorded.add(request.outcome.job_id)
+            else:
+                is_new = True
+            (group if is_new else repeated).append(pending.popleft())
+    finally:
+        pending.extendleft(reversed(repeated))

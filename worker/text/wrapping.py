@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rich.cells import cell_len
+from worker.text.columns import count_columns
 
 HANG = 2
 """Columns by which the rows after the first are indented more than the first. They show where a line begins."""
@@ -36,7 +36,7 @@ class Row:
 
 
 def break_line(
-    text: str, width: int, *, hang: int | None = None, measure: Callable[[str], int] = cell_len
+    text: str, width: int, *, hang: int | None = None, measure: Callable[[str], int] = count_columns
 ) -> list[Row]:
     """The rows of one line. No row is wider than `width` columns, unless a single word is.
 
@@ -56,7 +56,7 @@ def break_line(
 
 
 def wrap_line(
-    text: str, width: int | None, *, hang: int | None = None, measure: Callable[[str], int] = cell_len
+    text: str, width: int | None, *, hang: int | None = None, measure: Callable[[str], int] = count_columns
 ) -> list[str]:
     """`text` as rows for a terminal of `width` columns; unchanged if `width` is None."""
     if width is None or measure(text) <= width:

@@ -1,4 +1,4 @@
-"""The heart of a worker: beat, replay the spool, rescue the dead, expire the late, in that order."""
+"""The heartbeat of a worker: beat, replay the spool, rescue the dead, expire the late, in that order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from worker.clock import Clock
 from worker.errors import AntreanError, tell_place
 from worker.storage.due import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.engine import Ledger, Transaction
-from worker.storage.errors import UNSTORABLE, DatabaseAway
+from worker.storage.errors import UNSTORABLE
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.tables import MAX_ROWS
@@ -39,7 +39,7 @@ from worker.upkeep.spool import SpoolFile, Unstorable, holds_answers, replay_lef
 log = structlog.get_logger(__name__)
 
 
-class Heart:
+class Heartbeat:
     """One per worker process; `run` in a thread of its own."""
 
     def __init__(
@@ -87,12 +87,12 @@ class Heart:
             except AntreanError as exc:
                 self._watch.forget()
                 delay_s = min(1.0, self._beat_s)
-                log.warning("heart.ledger_away", error=str(exc))
+                log.warning("heartbeat.ledger_away", error=str(exc))
             except Exception as exc:
                 self._watch.forget()
                 delay_s = min(1.0, self._beat_s)
                 log.error(
-                    "heart.beat_failed",
+                    "heartbeat.failed",
                     error=type(exc).__name__,
                     lack=describe_shortage(exc) if is_local_shortage(exc) else None,
                     where=tell_place(exc),
@@ -114,22 +114,21 @@ class Heart:
         """Marks this worker as stopped, and the jobs whose messages it leaves behind as not published.
 
         A claim that could not be given back, because its writer has ended, is released: no call was made for it, or
-        none that brought an answer. Raises DatabaseAway; what was given back is then said by the lock that stays.
+        none that brought an answer. Raises DatabaseAway; what was given back is then said by the lock that stays, also
+        where the database hangs and the process ends meanwhile.
         """
-        worker_id, held, now_ms = self._writer.worker_id, dict(self._writer.held), self._clock.now_ms()
+        worker_id, now_ms = self._writer.worker_id, self._clock.now_ms()
+        open_claims = dict(self._writer.open_claims)
 
         def work(connection: Transaction) -> None:
             for start in range(0, len(hinted_jobs), MAX_ROWS):
                 unmark_published(connection, hinted_jobs[start : start + MAX_ROWS])
-            while release_orphans(connection, worker_id, held=held, now_ms=now_ms):
+            while release_orphans(connection, worker_id, open_claims=open_claims, now_ms=now_ms):
                 pass
             end_worker(connection, worker_id, reason="stopped", now_ms=now_ms)
 
-        try:
-            self._ledger.run(work)
-        except DatabaseAway:
-            self._presence.say_all_is_given_back()
-            raise
+        self._presence.say_all_is_given_back()
+        self._ledger.run(work)
         self._presence.end()
 
     def _beat_own(self) -> None:
@@ -150,17 +149,17 @@ class Heart:
         def work(connection: Transaction) -> list[str]:
             if not beat(connection, worker_id, now_ms=now_ms):
                 register(connection)
-            # In the writer's thread, between two groups: no claim can be half way into `held`.
+            # In the writer's thread, between two groups: no claim can be half way into `open_claims`.
             return release_orphans(
                 connection,
                 worker_id,
-                held=self._writer.held,
+                open_claims=self._writer.open_claims,
                 now_ms=now_ms,
             )
 
         orphans = self._writer.call(work)
         if orphans:
-            log.warning("heart.orphans_released", jobs=len(orphans))
+            log.warning("worker.orphans_released", jobs=len(orphans))
 
     def _is_ours(self, worker_id: str, claims: Iterable[tuple[str, str]]) -> bool:
         with self._ledger.read() as connection:
@@ -175,7 +174,7 @@ class Heart:
             recorded = self._writer.record(success)
         except UNSTORABLE as exc:
             # One line that no ledger can store must not keep the others, or this worker, from going on.
-            log.error("heart.spooled_unstorable", job_id=success.job_id, error=type(exc).__name__)
+            log.error("spool.unstorable", job_id=success.job_id, error=type(exc).__name__)
             self._writer.forget(success.job_id)
             raise Unstorable from exc
         if recorded is Recorded.CLAIM_LOST:
@@ -191,7 +190,7 @@ class Heart:
             has_given_back = self._presence.has_given_back(worker_id)
             rescued = self._rescue_all(worker_id, has_given_back=has_given_back)
             self._presence.forget(worker_id)
-            log.warning("heart.worker_died", worker_id=worker_id, jobs_rescued=rescued)
+            log.warning("worker.died", worker_id=worker_id, jobs_rescued=rescued)
         with self._ledger.read() as connection:
             beats = fetch_beats(connection)
         for worker_id in self._watch.observe(beats, now_s=self._clock.monotonic_s()):
@@ -199,13 +198,13 @@ class Heart:
             if not self._presence.is_alive(worker_id) and self._has_to_wait(worker_id):
                 continue
             rescued = self._rescue_all(worker_id)
-            log.warning("heart.worker_lost", worker_id=worker_id, jobs_rescued=rescued)
+            log.warning("worker.lost", worker_id=worker_id, jobs_rescued=rescued)
 
     def _has_to_wait(self, worker_id: str) -> bool:
         """Whether paid answers of this worker are not recorded yet; a later beat asks again."""
         if not holds_answers(self._spool_folder, worker_id):
             return False
-        log.warning("heart.rescue_waits_for_spool", worker_id=worker_id, folder=str(self._spool_folder))
+        log.warning("rescue.waits_for_spool", worker_id=worker_id, folder=str(self._spool_folder))
         return True
 
     def _rescue_all(self, worker_id: str, *, has_given_back: bool = False) -> int:

@@ -1,0 +1,151 @@
+"""The broker tells of changes, on a real Valkey: an idle worker asks once a second, and what comes is taken at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from kombu import Connection as KombuConnection
+from kombu.asynchronous import Hub
+from structlog.testing import capture_logs
+
+from tests.contract.test_fetching import connection, hub  # noqa: F401  # fixtures of the neighbouring suite
+from tests.support.proxy import Proxy
+from tests.support.reader import Reader, publish
+from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, queues_of
+from worker.consume.doorbell import Doorbell
+from worker.consume.fetching import IDLE_POLL_S, POLL_S
+
+QUEUES = (*queues_of("ledger", "endpoint").names, LONE_QUEUE, BULK_QUEUE)
+
+
+def turn(loop: Iterator[Any], until: Callable[[], Any], within_s: float = 10.0) -> float:
+    """Runs Celery's loop until something is so: how many seconds."""
+    began_s = time.monotonic()
+    while not until():
+        assert time.monotonic() < began_s + within_s, "it does not come"
+        next(loop)
+    return time.monotonic() - began_s
+
+
+def count_takes(valkey: redis.Redis) -> int:
+    return int(valkey.info("commandstats")["cmdstat_evalsha"]["calls"])  # type: ignore[index]
+
+
+def idle(loop: Iterator[Any], seconds: float) -> None:
+    until_s = time.monotonic() + seconds
+    turn(loop, lambda: time.monotonic() > until_s)
+
+
+def test_an_idle_worker_asks_once_a_second_and_what_comes_is_taken_at_once(
+    connection: KombuConnection,  # noqa: F811
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    reader = Reader(valkey_path)
+    reader.fetcher.run_in(hub)
+    loop = hub.create_loop()
+    idle(loop, IDLE_POLL_S / 4)
+    before = count_takes(valkey)
+    idle(loop, 3 * IDLE_POLL_S)
+    assert 1 <= count_takes(valkey) - before <= 4
+    waits_s = []
+    for n in range(5):
+        # What is acknowledged is no work, and after a second none is thought to come.
+        idle(loop, 1.5)
+        publish(connection, {"n": n})
+        waits_s.append(turn(loop, lambda n=n: len(reader.messages) == n + 1))
+        reader.messages[n].ack()
+    assert sorted(waits_s)[2] < 5 * POLL_S, "the second that it asks by itself would be far off"
+
+
+def test_a_worker_whose_notices_end_asks_often_and_gets_them_again(
+    connection: KombuConnection,  # noqa: F811
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    reader = Reader(valkey_path, beat_s=0.3)
+    reader.fetcher.run_in(hub)
+    loop, doorbell = hub.create_loop(), reader.fetcher._doorbell
+    idle(loop, 0.1)
+    assert doorbell.is_hung
+    for told in (one for one in valkey.client_list() if "t" in one["flags"]):
+        valkey.client_kill_filter(_id=told["id"])
+    turn(loop, lambda: not doorbell.is_hung)
+    publish(connection, {"n": 1})
+    assert turn(loop, lambda: reader.messages) < 0.5
+    turn(loop, lambda: doorbell.is_hung)
+
+
+def test_a_worker_that_is_told_nothing_says_so_once_and_asks_often(
+    connection: KombuConnection,  # noqa: F811
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    reader = Reader(valkey_path, beat_s=0.1, protocol=2)  # which has no notices
+    with capture_logs() as logs:
+        reader.fetcher.run_in(hub)
+        loop = hub.create_loop()
+        idle(loop, 0.5)
+        before = count_takes(valkey)
+        idle(loop, 0.5)
+        assert count_takes(valkey) - before > 5
+    assert [one["event"] for one in logs] == ["broker.tells_nothing"]
+    publish(connection, {"n": 1})
+    assert turn(loop, lambda: reader.messages) < 0.5
+
+
+def test_a_connection_that_is_silent_is_made_anew(
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """As one that a firewall has forgotten."""
+    path = tmp_path_factory.mktemp("p") / "p.sock"
+    wire = Proxy(valkey_path, listen=path)
+    client = redis.Redis(unix_socket_path=str(path), socket_timeout=0.3, retry=None)
+    rings: list[None] = []
+    doorbell = Doorbell(client, lambda: rings.append(None))
+    doorbell.hang(hub, QUEUES)
+    loop = hub.create_loop()
+    doorbell.look_after(QUEUES)
+    turn(loop, lambda: not doorbell._is_pinged)
+    assert not rings, "a sign of life is no notice"
+    wire.freeze()
+    doorbell.look_after(QUEUES)
+    doorbell.look_after(QUEUES)
+    assert not doorbell.is_hung
+    wire.thaw()
+    doorbell.look_after(QUEUES)
+    assert doorbell.is_hung
+    rings.clear()
+    valkey.lpush(QUEUES[0], "message")
+    turn(loop, lambda: rings)
+    doorbell.take_down()
+    client.close()
+    wire.close()
+
+
+def test_other_queues_are_told_of_as_well(
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    client = redis.Redis(unix_socket_path=valkey_path, socket_timeout=5, retry=None)
+    rings: list[None] = []
+    doorbell = Doorbell(client, lambda: rings.append(None))
+    doorbell.hang(hub, QUEUES)
+    doorbell.look_after((*QUEUES, "another"))
+    loop = hub.create_loop()
+    rings.clear()
+    valkey.lpush("another", "message")
+    turn(loop, lambda: rings)
+    doorbell.take_down()
+    client.close()

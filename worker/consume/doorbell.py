@@ -1,0 +1,113 @@
+"""Notices of the broker that a list may have changed, so that an idle worker need not ask many times a second.
+
+The server pushes them on a connection of their own (`CLIENT TRACKING` with `BCAST`, made for caches in clients; from
+Redis 6.0 on, and in every Valkey). What a notice says is not read: the Fetcher looks itself. A notice that is lost
+costs a second, because a worker asks once a second all the same.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import redis
+import structlog
+
+log = structlog.get_logger(__name__)
+
+_PONG = b"+PONG\r\n"
+_READ_BYTES = 65_536
+
+
+class Doorbell:
+    """The connection for notices of one process. For the thread of Celery's loop alone; no method raises."""
+
+    def __init__(self, client: redis.Redis, ring: Callable[[], None]) -> None:
+        """Connects as `client` does. `ring` is called when a list may have changed."""
+        self._pool = client.connection_pool
+        self._ring = ring
+        self._connection: Any = None
+        self._socket: Any = None
+        self._hub: Any = None
+        self._prefixes: tuple[str, ...] = ()
+        self._is_refused = False
+        self._is_pinged = False  # and nothing has come since
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether notices come, as far as is known."""
+        return self._socket is not None
+
+    def hang(self, hub: Any, queues: Sequence[str]) -> None:
+        """Has `hub` wait for notices of the lists of these queues from now on."""
+        self.take_down()
+        self._hub = hub
+        self._prefixes = _prefixes(queues)
+        if self._is_refused or not queues:
+            return
+        try:
+            self._connect()
+        except redis.ResponseError as exc:
+            self._is_refused = True
+            log.warning("broker.tells_nothing", error=type(exc).__name__)
+            self.take_down()
+        except (redis.RedisError, OSError):  # the Fetcher's own connection tells of it
+            self.take_down()
+
+    def look_after(self, queues: Sequence[str]) -> None:
+        """Connects again where the connection is gone or silent, or the queues are others. To be called often."""
+        if self._hub is None or self._is_refused:
+            return
+        if self._socket is None or self._is_pinged or self._prefixes != _prefixes(queues):
+            self.hang(self._hub, queues)
+            self._ring()  # what was changed meanwhile
+            return
+        try:
+            self._connection.send_command("PING", check_health=False)
+            self._is_pinged = True
+        except (redis.RedisError, OSError):
+            self.take_down()
+
+    def take_down(self) -> None:
+        """Closes the connection. No more notices come."""
+        if self._socket is not None and self._hub is not None:
+            self._hub.remove_reader(self._socket)
+        self._socket = None
+        self._is_pinged = False
+        if self._connection is not None:
+            self._connection.disconnect()
+            self._connection = None
+
+    def _connect(self) -> None:
+        self._connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        self._connection.connect()
+        if str(self._connection.get_protocol()) != "3":
+            raise redis.ResponseError("notices are messages of RESP3")
+        wanted = [part for prefix in self._prefixes for part in ("PREFIX", prefix)]
+        self._connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", *wanted)
+        self._connection.read_response()
+        self._socket = self._connection._sock
+        self._socket.setblocking(False)
+        self._hub.add_reader(self._socket, self._read)
+
+    def _read(self) -> None:
+        data = b""
+        try:
+            while got := self._socket.recv(_READ_BYTES):
+                data = got
+                self._is_pinged = False
+            self.take_down()  # the server closed it
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        except OSError:
+            self.take_down()
+        if data != _PONG:
+            self._ring()
+
+
+def _prefixes(queues: Sequence[str]) -> tuple[str, ...]:
+    """What the keys of these queues begin with: the server takes no prefix of another one."""
+    return tuple(
+        sorted(one for one in set(queues) if not any(one != o and one.startswith(o) for o in queues))
+    )

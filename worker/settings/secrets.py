@@ -1,0 +1,38 @@
+"""Secrets among the settings: passwords from files, and a key that fits a header. No sentence here quotes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+from worker.settings.values import shown
+
+
+def read_password(file: Path) -> str:
+    """The password in `file`, without the white space around it. Raises ValueError with a sentence."""
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise ValueError(f"its password file {shown(file)} cannot be read ({exc.strerror})") from None
+    except UnicodeError:
+        raise ValueError(f"its password file {shown(file)} holds no text") from None
+    if not password:
+        raise ValueError(f"its password file {shown(file)} is empty")
+    return password
+
+
+def fill_in_password(url: str, password: str) -> str:
+    """`url` with `password` in place of any of its own."""
+    scheme, separator, rest = url.partition("://")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    credentials, _, host = rest[:end].rpartition("@")
+    user = credentials.partition(":")[0]
+    return f"{scheme}{separator}{user}:{quote(password, safe='')}@{host}{rest[end:]}"
+
+
+def check_api_key(key: str) -> None:
+    """Raises ValueError, without the key in it, if `key` cannot travel in an HTTP header."""
+    if not key.isascii() or not key.isprintable() or " " in key or not key:
+        raise ValueError(
+            "must be printable ASCII without spaces (was a quote or a line break pasted with it?)"
+        )
