@@ -14,7 +14,7 @@ from api_client.answers import Answer, decide_completion
 from api_client.errors import error_for
 from schemas.failure import Failure, FailureKind
 from worker.policy.gates import MOST_PROBES, PROBE_EVERY_S, SEVERAL, shut_further
-from worker.policy.outages import longest_accident
+from worker.policy.outages import shortest_outage
 from worker.policy.patience import UNTRIED_CAP_MS
 from worker.policy.retry import RetryRules, Standing, Whose, decide
 from worker.settings import Settings
@@ -166,7 +166,7 @@ def test_what_unrelated_jobs_meet_alike_shuts_the_gate_and_burns_nothing(kind: F
 
 def test_the_numbers_on_the_page_are_those_of_the_code() -> None:
     assert SEVERAL == 3
-    assert (longest_accident(0.0), longest_accident(0.2), longest_accident(0.5)) == (3, 6, 14)
+    assert (shortest_outage(0.0), shortest_outage(0.2), shortest_outage(0.5)) == (3, 6, 14)
     assert (PROBE_EVERY_S, MOST_PROBES) == (5.0, 12)
     assert UNTRIED_CAP_MS == 15 * 60_000
     assert waits(K.SERVER_ERROR, 5) == [1.0, 2.0, 4.0, 5.0, 5.0]

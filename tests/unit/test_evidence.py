@@ -9,7 +9,7 @@ import pytest
 
 from schemas.failure import Failure, FailureKind
 from worker.policy.gates import Gate
-from worker.policy.outages import is_trouble, longest_accident
+from worker.policy.outages import is_trouble, shortest_outage
 from worker.policy.retry import Whose
 from worker.throttle.evidence import Evidence, Verdict
 
@@ -187,7 +187,7 @@ def test_jobs_of_one_attempt_fail_by_it_and_say_nothing_of_the_endpoint(told: To
 
 @pytest.mark.parametrize(("rate", "length"), [(0.0, 3), (0.05, 3), (0.2, 6), (0.5, 14), (0.95, 16)])
 def test_a_run_has_to_be_longer_the_flakier_the_endpoint_is(rate: float, length: int) -> None:
-    assert longest_accident(rate) == length
+    assert shortest_outage(rate) == length
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])

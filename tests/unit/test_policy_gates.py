@@ -8,9 +8,9 @@ from schemas.failure import FailureKind
 from worker.policy.gates import (
     Admission,
     Gate,
-    as_seen,
     bring_forward,
     cool_down,
+    correct_clock,
     decide_admission,
     next_probe_after_s,
     shut_further,
@@ -117,11 +117,11 @@ def test_an_endpoint_in_trouble_is_not_tried_before_its_time_by_anybody() -> Non
 def test_a_clock_that_runs_ahead_keeps_nobody_away_for_longer_than_it_meant_to() -> None:
     ahead_ms = NOW + 7 * 3_600_000
     gate = shut_further(None, K.SERVER_ERROR, now_ms=ahead_ms, asked_s=None)
-    seen = as_seen(gate, now_ms=NOW)
+    seen = correct_clock(gate, now_ms=NOW)
     assert seen.until_ms == NOW + 1000
-    cooling = as_seen(cool_down(None, K.RATE_LIMITED, now_ms=ahead_ms, asked_s=30), now_ms=NOW)
+    cooling = correct_clock(cool_down(None, K.RATE_LIMITED, now_ms=ahead_ms, asked_s=30), now_ms=NOW)
     assert cooling.until_ms == NOW + 30_000
-    assert as_seen(seen, now_ms=NOW + 500) == seen
+    assert correct_clock(seen, now_ms=NOW + 500) == seen
 
 
 def test_a_sign_of_life_brings_the_next_probe_forward_to_a_second_after_the_last() -> None:

@@ -14,7 +14,7 @@ from worker.errors import InputError
 from worker.ids import new_id
 from worker.reports.batchlines import write_results
 from worker.reports.growing import GrowingResults
-from worker.reports.outputs import LONE, Inputs, Output, weigh
+from worker.reports.outputs import LONE, Inputs, Output, count_by_owner
 from worker.settings import load_settings
 from worker.storage.batches import finish_submission, make_batch
 from worker.storage.engine import Ledger, open_ledger
@@ -133,7 +133,7 @@ def test_results_of_the_same_batch_are_replaced_without_a_word(path: Path, sqlit
     one = output(path, is_named=False)
     one.check_file()
     assert one.check_results(sqlite_ledger, "b1") is None
-    holding = weigh(sqlite_ledger, path, "b1")
+    holding = count_by_owner(sqlite_ledger, path, "b1")
     assert (holding.own, holding.lost, dict(holding.others)) == (3, 0, {})
 
 
@@ -145,7 +145,7 @@ def test_a_document_that_was_edited_or_removed_since_makes_them_nobody_elses(
     [gone, _] = rows(sqlite_ledger, "jobs")
     sqlite_ledger.run(partial(let_go, batch_id="b1", places=[(gone.position, gone.id)], now_ms=NOW))
     assert output(path, is_named=False).check_results(sqlite_ledger, "b1") is None
-    assert weigh(sqlite_ledger, path, "b1").unwanted == 1
+    assert count_by_owner(sqlite_ledger, path, "b1").unwanted == 1
 
 
 @pytest.mark.parametrize("shared", [(), ("a", "b")], ids=["other jobs", "the same jobs"])
@@ -187,7 +187,7 @@ def test_the_same_jobs_under_the_names_of_another_batch_are_its_results(
     a_batch(sqlite_ledger, "part", "b")
     sqlite_ledger.run(lambda c: c.exec_driver_sql("UPDATE wants SET custom_id = 'sub/b'"))
     write(sqlite_ledger, "part", path)
-    assert weigh(sqlite_ledger, path, "whole").others == {"part": 1}
+    assert count_by_owner(sqlite_ledger, path, "whole").others == {"part": 1}
 
 
 @pytest.mark.parametrize("is_named", [False, True])
@@ -255,7 +255,7 @@ def test_names_and_ids_of_any_form_are_recognised(path: Path, sqlite_ledger: Led
     for job in claim(sqlite_ledger, *(row.id for row in rows(sqlite_ledger, "jobs"))).values():
         record(sqlite_ledger, success(job))
     write(sqlite_ledger, "b1", path)
-    holding = weigh(sqlite_ledger, path, "b1")
+    holding = count_by_owner(sqlite_ledger, path, "b1")
     assert (holding.own, holding.lost, holding.unwanted, holding.is_foreign) == (3, 0, 0, False)
 
 

@@ -86,7 +86,7 @@ def tell_message(words: object, args: object) -> str:
         return words
 
 
-class _Said(str):
+class _Replacement(str):
     """A replacement for an argument. `%r` puts no quotes around it."""
 
     __slots__ = ()
@@ -99,15 +99,17 @@ def _tell_argument(value: object, is_plain: bool) -> object:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, str):
-        return _Said(value if is_plain or _NAME.fullmatch(value) else "…")
-    return _Said(tell_error(value) if isinstance(value, BaseException) else f"<{type(value).__name__}>")
+        return _Replacement(value if is_plain or _NAME.fullmatch(value) else "…")
+    return _Replacement(
+        tell_error(value) if isinstance(value, BaseException) else f"<{type(value).__name__}>"
+    )
 
 
 def _own_message(record: logging.LogRecord) -> str:
     """The message of one of our own records with all its arguments. An exception is written as by `tell_error`."""
     if not isinstance(record.args, tuple):
         return record.getMessage()
-    told = (_Said(tell_error(one)) if isinstance(one, BaseException) else one for one in record.args)
+    told = (_Replacement(tell_error(one)) if isinstance(one, BaseException) else one for one in record.args)
     try:
         return str(record.msg) % tuple(told) if record.args else str(record.msg)
     except (TypeError, ValueError):

@@ -139,7 +139,7 @@ def put_off(gate: Gate, *, now_ms: int) -> Gate:
     return replace(gate, until_ms=until_ms, wait_ms=until_ms - now_ms) if gate.until_ms < until_ms else gate
 
 
-def as_seen(gate: Gate, *, now_ms: int) -> Gate:
+def correct_clock(gate: Gate, *, now_ms: int) -> Gate:
     """A gate that was just fetched, corrected for a writer's clock that is ahead: it waits for `wait_ms` at most."""
     if gate.wait_ms is None or gate.until_ms - now_ms <= gate.wait_ms:
         return gate

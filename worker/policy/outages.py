@@ -59,7 +59,7 @@ def likeness(failure: Failure, model: str) -> str:
     return f"{failure.kind.value} {failure.http_status} {model} {words}"
 
 
-def several(failure: Failure) -> int:
+def refusals_of_an_endpoint(failure: Failure) -> int:
     """How many different jobs must be refused alike, in a row, to show that it is the endpoint's state."""
     return _SAME_WORDS_FOR_REQUESTS if is_about_the_request(failure) else SEVERAL
 
@@ -71,14 +71,14 @@ def is_outage(*, jobs: int, numbers: Sequence[int], calls: int, failure_rate: fl
     there were in all. `failure_rate`: the endpoint's usual rate. In an outage nearly all calls fail that began after
     the middle call of the run; only the latest ones have not ended yet.
     """
-    if jobs < SEVERAL or len(numbers) < longest_accident(failure_rate):
+    if jobs < SEVERAL or len(numbers) < shortest_outage(failure_rate):
         return False
     middle = sorted(numbers)[len(numbers) // 2]
     failed = len(numbers) - len(numbers) // 2
     return failed >= min(_LARGEST_PART, _PART + failure_rate) * (calls - middle + 1)
 
 
-def longest_accident(failure_rate: float) -> int:
+def shortest_outage(failure_rate: float) -> int:
     """How many failures in a row an outage needs at least: 3 at a healthy endpoint, 14 where half of the calls fail."""
     # The rate is learnt from a thousand answers at most, so the true one may be a little higher.
     margin = 2 * math.sqrt(failure_rate * (1 - failure_rate) / KNOWN_FROM)

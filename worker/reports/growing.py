@@ -85,7 +85,7 @@ class GrowingResults:
             for start in range(len(self._states), len(self._ids), _PAGE):
                 self._append(self._ids[start : start + _PAGE])
             if any(state is not JobState.SUCCEEDED for state in self._states):
-                self._look_again()
+                self._rewrite_changed()
             assert self._stream is not None
             assert self._part is not None
             self._check_again()
@@ -125,7 +125,7 @@ class GrowingResults:
             self._states.append(None if outcome is None else outcome.state)
         self._stream.flush()
 
-    def _look_again(self) -> None:
+    def _rewrite_changed(self) -> None:
         """Writes lines again that may have changed: another run may have retried a job that had failed.
 
         The line of a success is final. It is kept even if the job has been removed from the ledger since.

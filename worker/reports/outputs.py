@@ -60,7 +60,7 @@ class Inputs:
 
 
 @dataclass(slots=True)
-class Holding:
+class OwnerCounts:
     """The lines of a file of results, counted by their owners.
 
     `own`: of the batch that is to be written. `lost`: results that this ledger cannot write again, as their jobs were
@@ -198,7 +198,7 @@ class Output:
         part = part_of(self.path)
         if not _is_being_written(part):
             return
-        others = weigh(ledger, part, self._batch_id).others
+        others = count_by_owner(ledger, part, self._batch_id).others
         if others:
             whose, _ = _describe(ledger, others)
             raise InputError(f"{self.path} is being written by a run of {whose}: {_ANOTHER}")
@@ -207,20 +207,20 @@ class Output:
         ledger = self._ledger
         if self._is_forced or ledger is None or not self.path.is_file():
             return None
-        holding = weigh(ledger, self.path, self._batch_id, simulation=self._simulation)
-        if holding.is_foreign:
+        counts = count_by_owner(ledger, self.path, self._batch_id, simulation=self._simulation)
+        if counts.is_foreign:
             raise InputError(f"{self.path} holds more than results: {_OR_FORCE}")
-        if holding.lost:
+        if counts.lost:
             raise InputError(
-                f"{self.path} holds {format_count(holding.lost, 'result')} that this ledger does not have (pruned, or "
+                f"{self.path} holds {format_count(counts.lost, 'result')} that this ledger does not have (pruned, or "
                 f"made by another ledger): {_OR_FORCE}"
             )
-        if holding.others:
-            whose, others = _describe(ledger, holding.others)
+        if counts.others:
+            whose, others = _describe(ledger, counts.others)
             if not self._is_named:
                 raise InputError(f"{self.path} holds the results of {whose}: {_OR_FORCE}")
             return f"{self.path} held the results of {whose}: `{self._antrean} results {others}` writes them again"
-        return f"{self.path} held the results of a simulation" if holding.simulated else None
+        return f"{self.path} held the results of a simulation" if counts.simulated else None
 
 
 def part_of(path: Path) -> Path:
@@ -229,40 +229,40 @@ def part_of(path: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
-def weigh(
+def count_by_owner(
     ledger: Ledger,
     path: Path,
     batch_id: str | None,
     *,
     simulation: Callable[[], Ledger | None] = _no_simulation,
-) -> Holding:
+) -> OwnerCounts:
     """The lines of a file of results by their owners, for a command that writes those of `batch_id`. Memory stays flat.
 
     Raises InputError if the file cannot be read, and DatabaseAway.
     """
-    holding = Holding()
+    counts = OwnerCounts()
     undashed: dict[str, str] | None = None
     try:
         with path.open("rb") as file:
-            lines = _read_lines(file, holding)
+            lines = _read_lines(file, counts)
             while page := list(islice(lines, _PAGE)):
                 if undashed is None and batch_id and not all(_HEX.fullmatch(line.id) for line in page):
                     with ledger.read() as connection:
                         undashed = fetch_undashed(connection, batch_id)
-                _weigh_page(ledger, page, batch_id, undashed or {}, simulation, holding)
+                _count_page(ledger, page, batch_id, undashed or {}, simulation, counts)
     except OSError as exc:
         why = exc.strerror or type(exc).__name__
         raise InputError(f"{path} cannot be read ({why}), so it is not overwritten: {_OR_FORCE}") from None
-    return holding
+    return counts
 
 
-def _weigh_page(
+def _count_page(
     ledger: Ledger,
     page: Sequence[_Line],
     batch_id: str | None,
     undashed: dict[str, str],
     simulation: Callable[[], Ledger | None],
-    holding: Holding,
+    counts: OwnerCounts,
 ) -> None:
     ids = [_job_id(line, undashed) for line in page]
     owners = _fetch(ledger, ids)
@@ -274,19 +274,19 @@ def _weigh_page(
         owner = owners.get(id_)
         if owner is None or (line.is_result and not owner.is_succeeded):
             if line.is_result and id_ in simulated:
-                holding.simulated += 1
+                counts.simulated += 1
             elif line.is_result:
-                holding.lost += 1
+                counts.lost += 1
             continue
         wanting = [batch for batch, name in owner.names if _storable(name) == line.custom_id]
         if batch_id in wanting or (batch_id == LONE and owner.is_lone):
-            holding.own += 1
+            counts.own += 1
         elif wanting:
-            holding.others[wanting[0]] += 1
+            counts.others[wanting[0]] += 1
         elif owner.is_lone:
-            holding.others[LONE] += 1
+            counts.others[LONE] += 1
         else:
-            holding.unwanted += 1
+            counts.unwanted += 1
 
 
 def _fetch(ledger: Ledger, ids: Sequence[str]) -> dict[str, LineOwner]:
@@ -300,8 +300,8 @@ def _job_id(line: _Line, undashed: dict[str, str]) -> str:
     return undashed.get(line.id, line.id)
 
 
-def _read_lines(file: BinaryIO, holding: Holding) -> Iterator[_Line]:
-    """The output lines of antrean. Other lines are noted in `holding`. A last line that was cut off is skipped."""
+def _read_lines(file: BinaryIO, counts: OwnerCounts) -> Iterator[_Line]:
+    """The output lines of antrean. Other lines are noted in `counts`. A last line that was cut off is skipped."""
     for raw in file:
         found = _LINE.match(raw)
         if found is not None:
@@ -312,7 +312,7 @@ def _read_lines(file: BinaryIO, holding: Holding) -> Iterator[_Line]:
                 is_result=status is not None and status.startswith(b"2"),
             )
         elif raw.strip() and (raw.endswith(b"\n") or not raw.startswith(LINE_START)):
-            holding.is_foreign = True
+            counts.is_foreign = True
             return
 
 

@@ -76,7 +76,8 @@ def find_documents(path: Path, *, own: OwnFiles | None = None, skips_unreadable:
     """The documents of a folder and of the folders in it, or the one file at `path`.
 
     Reads each file once, one at a time, to check it. Left out are hidden files, those of other kinds, antrean's own,
-    and links that lead out of the folder. A link to a document in it is a document of its own; a folder comes once.
+    and links that lead out of the folder. A link to a document in the folder is a further document. Each folder is read
+    once.
     Raises InputError; UnreadableDocuments, which names all of them at once, unless they are to be skipped.
     """
     if is_stream(path):

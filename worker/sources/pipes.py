@@ -55,7 +55,7 @@ def is_folder(path: Path) -> bool:
 def as_file(path: Path) -> Iterator[Path]:
     """A file that can be read several times. Input that can be read only once is copied; the copy is removed on exit.
 
-    Raises InputError for what cannot be read to an end: a device, a socket, a pipe that nobody writes to.
+    Raises InputError for input without an end: a device, a socket, a pipe without a writer.
     """
     if not _is_read_once(path):
         yield path

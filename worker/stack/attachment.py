@@ -74,12 +74,12 @@ class Stack:
         try:
             # One command at a time attaches or starts: two that run at the same time share one keeper.
             fcntl.flock(start_lock, fcntl.LOCK_EX)
-            return cls._joined(home) or cls._started(home)
+            return cls._attach_running(home) or cls._start_keeper(home)
         finally:
             os.close(start_lock)
 
     @classmethod
-    def _joined(cls, home: Path) -> Self | None:
+    def _attach_running(cls, home: Path) -> Self | None:
         """An attachment to the keeper that runs, or None once it is certain that none does."""
         connection = socket.socket(socket.AF_UNIX)
         try:
@@ -106,7 +106,7 @@ class Stack:
         return None
 
     @classmethod
-    def _started(cls, home: Path) -> Self:
+    def _start_keeper(cls, home: Path) -> Self:
         stack_lock = _take_stack_lock(home)
         ours, theirs = socket.socketpair()
         log = home / "logs" / "keeper.log"
@@ -255,8 +255,8 @@ class Stack:
             "service": service,
             # As text: the keeper's locale is that of the command that started it, perhaps another one.
             "argv": [as_text(FileName(one)) for one in argv],
-            "env": _told(env),
-            "base_env": _told(inherited_environment(os.environ)),
+            "env": _as_text(env),
+            "base_env": _as_text(inherited_environment(os.environ)),
             "cwd": as_text(self._home if cwd is None else cwd),
         }
 
@@ -315,7 +315,7 @@ class Stack:
         return StackLost(f"the embedded stack of {self._home} is gone: run the command again")
 
 
-def _told(env: Mapping[str, str]) -> dict[str, str]:
+def _as_text(env: Mapping[str, str]) -> dict[str, str]:
     return {as_text(FileName(name)): as_text(FileName(value)) for name, value in env.items()}
 
 

@@ -80,7 +80,7 @@ def describe_health(figures: Figures, *, ready: int, wanted: int) -> str:
     return " · ".join(shown)
 
 
-class Lookout:
+class Observer:
     """Asks the ledger and the broker. Counts jobs, which walks an index, once in `interval_s`; never if that is 0."""
 
     def __init__(self, settings: Settings, interval_s: float) -> None:
@@ -137,10 +137,10 @@ def main() -> None:
     configure_logs()
     settings = load_settings()
     configure_logs(settings.log_level)
-    lookout = Lookout(settings, float(sys.argv[1]))
+    observer = Observer(settings, float(sys.argv[1]))
     try:
         while True:
-            sys.stdout.write(json.dumps(lookout.look()) + "\n")
+            sys.stdout.write(json.dumps(observer.look()) + "\n")
             sys.stdout.flush()
             time.sleep(_LOOK_S)
     except (BrokenPipeError, KeyboardInterrupt):

@@ -14,7 +14,7 @@ A request and its answer are a JSON object a line:
     {"op": "hurry"}                          {"ok": true}
     {"op": "bye"}                            {"ok": true, "last": true}, end of file once all is stopped
                                              {"ok": true, "last": false, "stops": true}, end of file once the
-                                             worker is stopped that nobody else uses
+                                             worker is stopped that no other command uses
     (unasked)                                {"event": "service_died", "service": "worker", "status": -9,
                                               "reason": "signal 9, SIGKILL", "is_restarted": true}
 

@@ -72,7 +72,7 @@ class KeptProcess:
     ) -> None:
         self.name = name
         self.child: Child | None = None
-        # When the present run began, by the wall clock: it tells the run's row in the ledger from an older one's.
+        # When the present run began, by the wall clock. It identifies the run's row in the ledger among older ones.
         self.started_at_s = 0.0
         self.restart_count = 0
         self._launch = launch

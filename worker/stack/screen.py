@@ -47,7 +47,7 @@ class Screen:
             self._left_out += 1
             return
         if self._left_out:
-            text = f"… {self._left_out:,} lines were left out here: nobody read them in time\n{text}"
+            text = f"… {self._left_out:,} lines were left out here: the reader was too slow\n{text}"
             self._left_out = 0
         data = text.encode(errors="replace") + b"\n"
         self._waiting_bytes += len(data)

@@ -32,7 +32,7 @@ def migrate(ledger: Ledger) -> Migrated:
 
     Raises DatabaseAway; NotMigrated if a newer version of antrean has migrated the ledger.
     """
-    with ledger.write() as connection, _alone(connection) if ledger.is_postgresql else nullcontext():
+    with ledger.write() as connection, _one_at_a_time(connection) if ledger.is_postgresql else nullcontext():
         before = _revision(connection)
         if _is_newer(before):
             raise _of_a_newer(before)
@@ -42,16 +42,16 @@ def migrate(ledger: Ledger) -> Migrated:
 
 
 @contextmanager
-def _alone(connection: Connection) -> Iterator[None]:
+def _one_at_a_time(connection: Connection) -> Iterator[None]:
     """While inside, no other process migrates: it waits until this one is done, and then finds nothing to do.
 
     Statements inside have no time limit: the usual one would end a migration of a large ledger.
     """
     # Local: psycopg takes eight megabytes, which a worker on SQLite does not need.
-    from worker.storage.postgresql import unhurried, waiting_for_locks
+    from worker.storage.postgresql import without_lock_limit, without_time_limit
 
-    with unhurried(connection):
-        with waiting_for_locks(connection):
+    with without_time_limit(connection):
+        with without_lock_limit(connection):
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
         yield
 

@@ -14,7 +14,7 @@ from worker.storage.unwanted import give_up, want_again
 from worker.storage.wants import bring_home, settle
 
 # The columns that a new generation of a job resets.
-_BORN_AGAIN = {
+_NEW_GENERATION = {
     "generation": jobs.c.generation + 1,
     "attempts": 0,
     "bad_responses": 0,
@@ -152,7 +152,7 @@ def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) 
     if not ids:
         return []
     move_jobs(
-        connection, ids, Move.RETRY, out_of=states_open_to(Move.RETRY), now_ms=now_ms, facts=_BORN_AGAIN
+        connection, ids, Move.RETRY, out_of=states_open_to(Move.RETRY), now_ms=now_ms, facts=_NEW_GENERATION
     )
     connection.execute(delete(failure_bodies).where(failure_bodies.c.job_id.in_(ids)))
     # The jobs are open again, and their home batch may be held.

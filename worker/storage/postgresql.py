@@ -33,7 +33,7 @@ _DEFAULTS: Mapping[str, Any] = {
 _STATEMENT_MS = 30_000
 _LOCK_MS = 10_000
 # Sets only what the address or PGOPTIONS (source `client`) does not set.
-_SET_UNSAID = """
+_SET_DEFAULTS = """
 SELECT set_config(wanted.name, wanted.value, %s)
 FROM unnest(%s::text[], %s::text[]) AS wanted(name, value) JOIN pg_settings USING (name)
 WHERE pg_settings.source <> 'client'
@@ -101,7 +101,7 @@ def create_postgresql_engine(
 
 
 @contextmanager
-def unhurried(connection: Connection) -> Iterator[None]:
+def without_time_limit(connection: Connection) -> Iterator[None]:
     """While inside, statements of this transaction have no time limit.
 
     The limit for waits for a lock stays: while such a statement waits, others wait behind it.
@@ -110,22 +110,24 @@ def unhurried(connection: Connection) -> Iterator[None]:
     within_s = driver.within_s
     driver.within_s = None
     try:
-        connection.exec_driver_sql(_SET_UNSAID, tuple(_unsaid({"statement_timeout": 0}, is_local=True)))
+        connection.exec_driver_sql(
+            _SET_DEFAULTS, tuple(_as_defaults({"statement_timeout": 0}, is_local=True))
+        )
         yield
     finally:
         driver.within_s = within_s
 
 
 @contextmanager
-def waiting_for_locks(connection: Connection) -> Iterator[None]:
+def without_lock_limit(connection: Connection) -> Iterator[None]:
     """While inside, this transaction waits for locks without a limit. For a lock that blocks no others."""
-    connection.exec_driver_sql(_SET_UNSAID, tuple(_unsaid({"lock_timeout": 0}, is_local=True)))
+    connection.exec_driver_sql(_SET_DEFAULTS, tuple(_as_defaults({"lock_timeout": 0}, is_local=True)))
     yield
-    connection.exec_driver_sql(_SET_UNSAID, tuple(_unsaid({"lock_timeout": _LOCK_MS}, is_local=True)))
+    connection.exec_driver_sql(_SET_DEFAULTS, tuple(_as_defaults({"lock_timeout": _LOCK_MS}, is_local=True)))
 
 
-def _unsaid(limits: Mapping[str, int], *, is_local: bool) -> list[Any]:
-    """The arguments of _SET_UNSAID. With `is_local` the settings end with the transaction."""
+def _as_defaults(limits: Mapping[str, int], *, is_local: bool) -> list[Any]:
+    """The arguments of _SET_DEFAULTS. With `is_local` the settings end with the transaction."""
     return [is_local, list(limits), [str(value) for value in limits.values()]]
 
 
@@ -160,7 +162,7 @@ def _connect(args: Any, kwargs: Any, limits: Mapping[str, int], *, within_s: flo
             # Otherwise statements would be prepared in another client's session.
             connection.prepare_threshold = None
         else:
-            connection.execute(_SET_UNSAID, _unsaid(limits, is_local=False))
+            connection.execute(_SET_DEFAULTS, _as_defaults(limits, is_local=False))
             connection.autocommit = False
     except psycopg.Error as exc:
         is_silent = connection.closed and isinstance(exc, psycopg.OperationalError)

@@ -11,7 +11,7 @@ from sqlalchemy import Column, ColumnElement, Connection, LargeBinary, cast, fun
 
 from schemas.job import JobState
 from worker.storage.engine import Ledger
-from worker.storage.pruning import START, OfAge, OfBatch, Page, look
+from worker.storage.pruning import START, OfAge, OfBatch, Page, find_page
 from worker.storage.tables import MAX_ROWS, failure_bodies, jobs, requests, results, usage
 
 MOST_BATCHES = 1_000
@@ -72,7 +72,7 @@ def survey(ledger: Ledger, what: OfAge | OfBatch) -> Survey:
     found, after = Survey(), START
     while True:
         with ledger.read() as connection:
-            page = look(connection, what, after=after, at_most=MAX_ROWS)
+            page = find_page(connection, what, after=after, at_most=MAX_ROWS)
             _sum_up(connection, page, found, octets=partial(_octets, is_postgresql=ledger.is_postgresql))
         found.spared += page.spared
         found.open += page.open

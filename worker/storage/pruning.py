@@ -147,7 +147,7 @@ def prune(
         size = min(MAX_ROWS, max(_SMALLEST_STEP, round(page.met * _STEP_S / max(took_s, 1e-6))))
 
 
-def look(
+def find_page(
     connection: Connection,
     what: OfAge | OfBatch,
     *,
@@ -217,7 +217,7 @@ def _prune_some(
     at_most: int,
     with_usage: bool,
 ) -> Page:
-    page = look(connection, what, after=after, at_most=at_most, is_to_write=True)
+    page = find_page(connection, what, after=after, at_most=at_most, is_to_write=True)
     if page.places and isinstance(what, OfBatch):
         let_go(connection, what.batch_id, page.places, now_ms=0)  # they have ended: none is cancelled
     if page.ids:

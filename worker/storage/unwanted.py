@@ -116,10 +116,10 @@ def let_go(connection: Connection, batch_id: str, places: Sequence[tuple[int, st
     )
     left = sorted(homeless)
     for start in range(0, len(left), MAX_ROWS):
-        _orphan(connection, left[start : start + MAX_ROWS], now_ms=now_ms)
+        _cancel_unwanted(connection, left[start : start + MAX_ROWS], now_ms=now_ms)
 
 
-def _orphan(connection: Connection, ids: list[str], *, now_ms: int) -> None:
+def _cancel_unwanted(connection: Connection, ids: list[str], *, now_ms: int) -> None:
     connection.execute(
         update(jobs).where(jobs.c.id.in_(ids), is_in(JobState.RUNNING)).values(is_cancel_requested=True)
     )

@@ -17,7 +17,7 @@ from worker.policy.outages import (
     is_refusal,
     is_trouble,
     likeness,
-    several,
+    refusals_of_an_endpoint,
 )
 from worker.policy.retry import Whose
 
@@ -26,8 +26,8 @@ _MOST_KEYS = 256
 _LONGEST_LOOKED_AT = 400
 _MOST_UNDECIDED = 5  # waits of 1 + 2 + 4 + 8 + 8 s: without another job's answer the job then fails
 _MOST_LAST_CHANCES = 3
-_LONE_AFTER = 3  # refusals of one job, and of no other, with a key that worked a moment ago
-_LONE_AFTER_S = 6.0
+_OWN_AFTER = 3  # refusals of one job, and of no other, with a key that worked a moment ago
+_OWN_AFTER_S = 6.0
 _A_MOMENT_AGO_S = 60.0
 _OWN_FOR_S = 600.0
 
@@ -150,7 +150,7 @@ class Evidence:
                 failure.kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
                 and verdict.whose is Whose.UNKNOWN
             ):
-                is_known = tries >= _LONE_AFTER and waited_s >= _LONE_AFTER_S
+                is_known = tries >= _OWN_AFTER and waited_s >= _OWN_AFTER_S
                 if (
                     is_known
                     and (gate is None or set(gate.jobs) <= {job_id})
@@ -233,7 +233,7 @@ class Evidence:
         is_known_own = key in self._own and now_s - self._own[key][1] < _OWN_FOR_S
         if is_known_own and not is_of_a_key:
             return Verdict(Whose.OWN)
-        if len(run) >= several(failure):
+        if len(run) >= refusals_of_an_endpoint(failure):
             return Verdict(Whose.ENDPOINTS)
         if is_of_a_key:
             return Verdict(Whose.UNDECIDED, history.count - 1) if is_known_own else Verdict(Whose.UNKNOWN)

@@ -15,9 +15,9 @@ from worker.ids import new_id
 from worker.policy.gates import (
     Admission,
     Gate,
-    as_seen,
     bring_forward,
     cool_down,
+    correct_clock,
     decide_admission,
     put_off,
     shut_further,
@@ -228,7 +228,7 @@ class Gatekeeper:
 
     def _fetch(self) -> Gate | None:
         fetched = self._store.fetch()
-        return None if fetched is None else as_seen(fetched, now_ms=self._clock.now_ms())
+        return None if fetched is None else correct_clock(fetched, now_ms=self._clock.now_ms())
 
     def _keep(self, gate: Gate, *, only_if_shut: bool = False) -> None:
         self._store.put(gate, only_if_shut=only_if_shut)
@@ -239,7 +239,7 @@ class Gatekeeper:
     def _see(self, fetched: Gate | None) -> None:
         was_shut = self._gate is not None and self._gate.needs_probe
         self._fetched = fetched
-        self._gate = None if fetched is None else as_seen(fetched, now_ms=self._clock.now_ms())
+        self._gate = None if fetched is None else correct_clock(fetched, now_ms=self._clock.now_ms())
         if was_shut and (fetched is None or not fetched.needs_probe):
             self.openings += 1
             if self._is_shut_told:
