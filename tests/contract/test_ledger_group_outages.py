@@ -16,6 +16,7 @@ from tests.support.ledger import (
 )
 from tests.support.processes import wait_until
 from tests.support.writing import Told, TroubledLedger, claimed, in_background, in_one_group, wait_for_pending
+from worker.errors import Stopping
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.outcomes import Recorded
@@ -169,7 +170,7 @@ def test_a_worker_that_ends_waits_for_no_claim_while_the_database_is_away(
     assert before.is_told.wait(10)
     writer.begin_claim(ids[1], after)
     assert after.is_told.wait(10)
-    assert [type(exc) for exc in before.errors + after.errors] == [WriterStopped] * 2
+    assert [type(exc) for exc in before.errors + after.errors] == [Stopping] * 2
     assert writer.stop(10)
     assert isinstance(written(), WriterStopped)
     assert writer.open_claims == {}

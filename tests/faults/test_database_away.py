@@ -263,6 +263,31 @@ def test_a_worker_that_is_stopped_while_its_database_hangs_does_not_sit_out_its_
         assert connection.execute(select(jobs.c.id).where(jobs.c.losses > 0)).all() == []
 
 
+@on_postgresql
+@pytest.mark.storm  # its parts have contract tests
+@pytest.mark.simulator("--latency", "1")
+@pytest.mark.settings(grace_s=60)
+def test_a_worker_that_is_stopped_while_its_database_is_away_ends_with_its_last_call(arena: Arena) -> None:
+    server = server_of(arena)
+    start_the_middle_of_a_run(arena, workers=1)
+    [worker] = arena.shop.started
+    server.kill()
+    arena.wait_for(lambda: "ledger.away" in arena.worker_log(), "the outage is seen")
+    code, seconds = end(worker)
+    assert code == 0
+    assert seconds < 1 + 2 + 3, "a call, leaving, and a busy machine"
+    assert spooled(arena) > 0
+
+    def restart() -> None:
+        server.start()
+        arena.worker()
+
+    recover_s = come_back(arena, restart)
+    arena.conclude("SIGTERM while PostgreSQL is away, long grace", most_extra_calls=0, recover_s=recover_s)
+    with arena.ledger.read() as connection:
+        assert connection.execute(select(jobs.c.id).where(jobs.c.losses > 0)).all() == []
+
+
 @pytest.mark.storm  # its parts have contract tests
 @pytest.mark.simulator("--latency", "0.5")
 def test_answers_that_the_database_keeps_waiting_are_on_disk_within_seconds(arena: Arena, hang: Hang) -> None:

@@ -158,10 +158,13 @@ class Dispatcher:
                 self._break_solo_off()
             else:
                 self._spawn(self._run_next_alone, or_else=self._break_solo_off)
-        elif isinstance(exc, (WriterStopped, Stopping)):
-            self._writer.forget(
-                one.job_id
-            )  # one that died may have committed the claim: the worker's end releases it
+        elif isinstance(
+            exc, Stopping
+        ):  # a second message of a job in a call, perhaps: what is open stays open
+            self._drop(one, GIVEN_BACK)
+        elif isinstance(exc, WriterStopped):
+            # One that died may have committed the claim: the worker's end releases it.
+            self._writer.forget(one.job_id)
             self._drop(one, GIVEN_BACK)
         else:
             log.error("claim.failed", job_id=one.job_id, error=type(exc).__name__, exc_info=exc)

@@ -19,6 +19,7 @@ import structlog
 from sqlalchemy import Connection
 
 from worker.clock import Clock
+from worker.errors import Stopping
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.group_commit import Written, write_group
@@ -107,8 +108,8 @@ class GroupWriter:
     def claim(self, job_id: str, *, is_urgent: bool = False, is_alone: bool = False) -> ClaimedJob | None:
         """The job, now ours alone, or None when it is not to be had. Waits while the database is away.
 
-        An urgent one does not wait until others come. Raises WriterStopped during a shutdown, and RunsAlone of a job
-        that has to run alone, without `is_alone`.
+        An urgent one does not wait until others come. Raises WriterStopped or Stopping during a shutdown, and RunsAlone
+        of a job that has to run alone, without `is_alone`.
         """
         reply: Reply[ClaimedJob | None] = Reply()
         if is_alone:
@@ -155,7 +156,7 @@ class GroupWriter:
         return self._is_away or (since_s is not None and time.monotonic() - since_s > _HANGS_AFTER_S)
 
     def refuse_claims(self) -> None:
-        """Raises WriterStopped in all whose claim waits, or will wait, while the database is away: this process ends.
+        """Raises Stopping in all whose claim waits, or will wait, while the database is away: this process ends.
 
         A claim whose COMMIT had no answer may be in the ledger: the end of the worker releases it.
         """
@@ -359,7 +360,7 @@ class GroupWriter:
                 refused = [one for one in waiting if isinstance(one, ClaimJob)]
                 waiting[:] = [one for one in waiting if not isinstance(one, ClaimJob)]
                 for request in refused:
-                    fail(request, WriterStopped())
+                    fail(request, Stopping())
             while self._pending:
                 self._take_over(self._gather(), waiting, exc)
                 self._writing = waiting
@@ -377,7 +378,7 @@ class GroupWriter:
             if not request.waits_for_database:
                 fail(request, exc)
             elif self._refuses_claims and isinstance(request, ClaimJob):
-                fail(request, WriterStopped())
+                fail(request, Stopping())
             elif isinstance(request, ClaimJob) and request.job_id in claimed:
                 request.reply.set_result(None)  # a second delivery of a job that waits here already
             else:
