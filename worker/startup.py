@@ -1,4 +1,4 @@
-"""How a worker process that cannot work ends: with one sentence and its exit code, never as one that says "ready"."""
+"""The end of a worker process that cannot start: it says one sentence and ends with its exit code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = structlog.get_logger(__name__)
 def or_end(
     leave: Callable[[], None], *, end: Callable[[int], object] = sys.exit
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorates a receiver of Celery's signals without which no worker works: whatever it raises ends the process.
+    """Decorates a receiver of Celery's signals that every worker needs. An error of the receiver ends the process.
 
-    Celery logs what a receiver raises, with its arguments' values, and goes on: with a worker that is ready, does
-    nothing and never ends. `leave` lets go of what the process holds, and `end` gets the exit code. For a
-    process whose logs are configured: they tell where a defect was met.
+    Celery would log the error, with the values of arguments, and go on. The worker would say that it is ready, and do
+    nothing. `leave` releases what the process holds. `end` is called with the exit code. The process must have its logs
+    configured: they say where an unexpected error was raised.
     """
 
     def decorate(receiver: Callable[..., None]) -> Callable[..., None]:
@@ -46,12 +46,12 @@ def or_end(
 
 
 def end_with(exc: Exception) -> NoReturn:
-    """Says why, and ends this process."""
+    """Says why this process cannot go on, and ends it with the exit code of `exc`."""
     raise SystemExit(_tell(exc))
 
 
 def say(sentence: str) -> None:
-    """A line on standard error, before there is a console or a log."""
+    """Writes a line to standard error, before there is a console or a log."""
     with suppress(OSError):  # nobody reads it
         width = terminal_width(2) if sys.stderr.isatty() else None
         sys.stderr.write("\n".join([*wrap_line(f"antrean: {printable(sentence)}", width), ""]))
@@ -59,12 +59,12 @@ def say(sentence: str) -> None:
 
 
 def _tell(exc: Exception) -> int:
-    """The exit code of a process that ends with `exc`, once its sentence is said."""
+    """Says the sentence of `exc`, and returns the exit code."""
     known = _known(exc)
     if known is not None:
         say(str(known))
         return int(known.exit_code)
-    # Of what nobody thought of no text is told that may quote an address with a password.
+    # The text of an unexpected error is not told: it may quote an address with a password.
     say(f"this process cannot start: {tell_error(exc)}, at {tell_place(exc)}. Please report it")
     return int(ExitCode.INTERNAL)
 

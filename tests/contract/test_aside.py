@@ -57,7 +57,7 @@ def test_one_that_is_too_large_to_be_read_is_set_aside_whole(valkey: redis.Redis
     large = theirs("large")
     large["body"] = "x" * 200_000
     [raw] = put(valkey, large)
-    [taken] = Taker(valkey, notes=UNACKED, index=UNACKED_INDEX, longest=100_000).take(LISTS, 5)
+    [taken] = Taker(valkey, longest=100_000).take(LISTS, 5, lone=5, bulk=5)
     assert (taken.is_aside, taken.is_noted, taken.raw) == (True, False, b"")
     assert aside(valkey) == [raw]
     assert valkey.hlen(UNACKED) == 0

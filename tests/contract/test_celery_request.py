@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import subprocess
@@ -23,12 +24,16 @@ from kombu.message import Message
 
 from schemas.failure import FailureKind
 from worker.attempt.report import GIVEN_BACK, Report, Verdict
+from worker.broker.hints import TASK
 from worker.celery import build_conf
 from worker.consume import strategy
+from worker.consume.fetching import Message as FetchedMessage
+from worker.consume.foreign import NOT_BEFORE_HEADER, read_foreign
 from worker.consume.request import BlankRequest
 from worker.logs.lines import read_record, render
 from worker.text.names import as_name
 
+PROPERTIES = {"body_encoding": "base64", "content_type": "application/json"}
 SECRET = "A planted sentence. Nobody reads it."
 
 
@@ -88,6 +93,16 @@ def message_for(ended: list[Any], headers: dict[str, Any] | None = None) -> Mess
         basic_reject=lambda _tag, requeue=False: ended.append("put back" if requeue else "dropped"),
     )
     return made
+
+
+def as_fetched(headers: dict[str, Any]) -> Message:
+    """A foreign app's message as the Fetcher hands it to Celery."""
+    body = base64.b64encode(json.dumps([[], {"request": {}}, {}]).encode()).decode()
+    raw = json.dumps(
+        {"body": body, "headers": {"id": "a", "task": TASK, **headers}, "properties": PROPERTIES}
+    )
+    payload = read_foreign(raw.encode(), queue="celery", tag="t")
+    return FetchedMessage(payload, payload.decoded, SimpleNamespace(no_ack_consumers=None))  # type: ignore[arg-type]
 
 
 def request_of(app: Celery, eventer: Eventer | None = None, **headers: Any) -> BlankRequest:
@@ -375,12 +390,12 @@ def test_invariant_8_no_eta_reaches_celerys_timers_it_is_put_aside_for_the_ledge
 ) -> None:
     taken: list[Any] = []
     handle = strategy.default(app.tasks["a.task"], app, consumer_of(None, taken))
-    given = [message({"eta": eta}) for eta in ("2030-01-01T00:00:00", None)]
+    given = [as_fetched({"eta": eta}) for eta in ("2030-01-01T00:00:00", None)]
     for one in given:
         handle(one, None, None, None, [])
     assert [one.eta for one in taken] == [None, None]
-    assert [one.headers["eta"] for one in given] == [None, None]
-    assert [one.request_dict.get(strategy.NOT_BEFORE_HEADER) for one in taken] == [
+    assert [one.headers.get("eta") for one in given] == [None, None]
+    assert [one.request_dict.get(NOT_BEFORE_HEADER) for one in taken] == [
         "2030-01-01T00:00:00",
         None,
     ]

@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 from tests.support.reader import (
     BULK,
     LONE,
+    NOTED_AS_OURS,
     UNACKED,
     UNACKED_INDEX,
     KombuReader,
@@ -36,8 +37,8 @@ def told() -> Told:
 
 @pytest.fixture
 def connection(valkey: redis.Redis, valkey_path: str) -> Iterator[KombuConnection]:
-    """Through which foreign apps publish."""
-    with KombuConnection(f"redis+socket://{valkey_path}") as made:
+    """Through which foreign apps publish, and kombu's channel reads."""
+    with KombuConnection(f"redis+socket://{valkey_path}", transport_options=NOTED_AS_OURS) as made:
         yield made
 
 

@@ -28,7 +28,7 @@ from tests.support.reader import (
 from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, list_key, list_keys, write_hint
 from worker.consume.connection import Transport
 from worker.consume.fetching import POLL_S
-from worker.consume.foreign import REFUSED_HEADER
+from worker.consume.foreign import MAX_MESSAGE_BYTES, REFUSED_HEADER
 from worker.consume.taking import Taken, Taker
 
 LISTS = [(queue, key) for queue in (LONE_QUEUE, BULK_QUEUE) for key in list_keys(queue)]
@@ -49,7 +49,7 @@ def proxy(valkey_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def take(valkey: redis.Redis, count: int = 100) -> list[Taken]:
-    return Taker(valkey, notes=UNACKED, index=UNACKED_INDEX).take(LISTS, count)
+    return Taker(valkey, longest=MAX_MESSAGE_BYTES).take(LISTS, count, lone=count, bulk=count)
 
 
 def notes(valkey: redis.Redis) -> dict[str, Any]:
@@ -69,11 +69,11 @@ def test_a_foreign_message_is_kept_by_the_broker_though_the_taker_never_hears_of
     wire, path = proxy
     publish(ours, {"n": 1})
     client = redis.Redis(unix_socket_path=path, socket_timeout=5, retry=None)
-    taker = Taker(client, notes=UNACKED, index=UNACKED_INDEX)
-    assert taker.take([(BULK_QUEUE, "none")], 1) == [], "the script is known"
+    taker = Taker(client, longest=MAX_MESSAGE_BYTES)
+    assert taker.take([(BULK_QUEUE, "none")], 1, lone=1, bulk=1) == [], "the script is known"
     wire.swallow_answer_to(b"EVALSHA")
     with pytest.raises(redis.ConnectionError):
-        taker.take(LISTS, 1)
+        taker.take(LISTS, 1, lone=1, bulk=1)
     assert valkey.llen(LONE_QUEUE) == 0
     (note,) = notes(valkey).values()
     assert note[0]["properties"]["delivery_info"]["routing_key"] == LONE_QUEUE
@@ -188,7 +188,7 @@ def test_lone_and_bulk_messages_are_bounded_apart(
 ) -> None:
     put_hints(valkey, "b-1", "b-2", "b-3")
     put_hints(valkey, "l-1", "l-2", queue=LONE_QUEUE, priority=0)
-    taker = Taker(valkey, notes=UNACKED, index=UNACKED_INDEX)
+    taker = Taker(valkey, longest=MAX_MESSAGE_BYTES)
     taken = taker.take(LISTS, 9, lone=lone, bulk=bulk)
     assert "".join("b" if one.queue == BULK_QUEUE else "l" for one in taken) == expected
     left = 5 - len(expected)

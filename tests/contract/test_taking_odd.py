@@ -12,7 +12,7 @@ from tests.contract.test_taking import LISTS, notes
 from tests.support.mutants import message, nested
 from tests.support.reader import LONE, UNACKED, UNACKED_INDEX, Reader
 from worker.broker.hints import LONE_QUEUE, list_key
-from worker.consume.foreign import REFUSED_HEADER
+from worker.consume.foreign import MAX_MESSAGE_BYTES, REFUSED_HEADER
 from worker.consume.notes import read_note, write_note
 from worker.consume.taking import Taken, Taker
 
@@ -24,8 +24,8 @@ def put(valkey: redis.Redis, *made: Any, queue: str = LONE_QUEUE) -> list[bytes]
     return raws
 
 
-def take(valkey: redis.Redis, count: int = 100, **options: int) -> list[Taken]:
-    return Taker(valkey, notes=UNACKED, index=UNACKED_INDEX, **options).take(LISTS, count)
+def take(valkey: redis.Redis, count: int = 100, *, longest: int = MAX_MESSAGE_BYTES) -> list[Taken]:
+    return Taker(valkey, longest=longest).take(LISTS, count, lone=count, bulk=count)
 
 
 def changed(**properties: Any) -> dict[str, Any]:

@@ -11,15 +11,17 @@ import redis
 from kombu import Connection as KombuConnection
 from kombu import Consumer, Exchange, Queue
 
-from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, TASK, list_key, write_hint
+from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, TASK, UNACKED_KEY, list_key, write_hint
 from worker.consume.fetching import Fetcher
-from worker.consume.notes import Notes
+from worker.consume.notes import UNACKED_INDEX_KEY, Notes
 from worker.consume.reserved import Reserved
 
 DIRECT = Exchange(LONE_QUEUE, type="direct")
 LONE = Queue(LONE_QUEUE, DIRECT, routing_key=LONE_QUEUE)
 BULK = Queue(BULK_QUEUE, DIRECT, routing_key=BULK_QUEUE)
-UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
+UNACKED, UNACKED_INDEX = UNACKED_KEY, UNACKED_INDEX_KEY
+NOTED_AS_OURS = {"unacked_key": UNACKED, "unacked_index_key": UNACKED_INDEX}
+"""Options of a kombu transport that keeps its notes where ours are."""
 
 
 class Told:
@@ -34,7 +36,7 @@ class Told:
 
 
 class Reader:
-    """Our Fetcher with a list as its consumer. Its notes have the keys that kombu gives its own."""
+    """Our Fetcher with a list as its consumer."""
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Reader:
             on_broker_lost=self.told.lost,
         )
         self.client = redis.Redis(unix_socket_path=path, socket_timeout=5, retry=None, **options)
-        self.notes = Notes(self.client, key=UNACKED, index_key=UNACKED_INDEX)
+        self.notes = Notes(self.client)
         self.fetcher = Fetcher(self.reserved, self.client, self.notes, lease_s=lease_s, beat_s=beat_s)
         names = [queue.name for queue in queues or (LONE, BULK)]
         self.fetcher.begin(lambda: names, on_message or self.messages.append)

@@ -47,7 +47,7 @@ def test_a_link_to_a_home_leads_to_the_same_sockets(tmp_path: Path) -> None:
 
 
 def test_a_home_is_made_private_with_the_folders_above_it(tmp_path: Path) -> None:
-    home = prepare_home(tmp_path / "a" / "b")
+    home = prepare_home(tmp_path / "a" / "b", has_broker=True)
     for folder in (tmp_path / "a", home, home / "logs", home / "valkey", runtime_folder(home)):
         assert folder.stat().st_mode & 0o777 == 0o700
 
@@ -55,7 +55,7 @@ def test_a_home_is_made_private_with_the_folders_above_it(tmp_path: Path) -> Non
 def test_a_home_that_cannot_be_written_is_told_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(AntreanError, match=r"cannot be written.*ANTREAN_HOME") as error:
-        prepare_home(tmp_path / "file" / "home")
+        prepare_home(tmp_path / "file" / "home", has_broker=True)
     assert error.value.exit_code == ExitCode.SETTINGS
 
 
@@ -63,7 +63,32 @@ def test_a_home_that_cannot_be_written_is_told_with_the_way_out(tmp_path: Path) 
 def test_a_read_only_home_is_told_with_the_way_out(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(AntreanError, match=r"cannot be written.*ANTREAN_HOME"):
-        prepare_home(tmp_path)
+        prepare_home(tmp_path, has_broker=True)
+
+
+@pytest.mark.parametrize("name", ["dump.rdb", "appendonlydir", "valkey.conf"])
+def test_a_projects_own_valkey_folder_is_left_alone_by_every_command(tmp_path: Path, name: str) -> None:
+    """Also by the second one. It may be the data of the Valkey that the project itself runs."""
+    (tmp_path / "valkey").mkdir(mode=0o755)
+    (tmp_path / "valkey" / name).touch(mode=0o644)
+    for _ in range(2):
+        with pytest.raises(
+            AntreanError, match=rf"valkey is not antrean's: it holds {name}\..*ANTREAN_HOME"
+        ) as error:
+            prepare_home(tmp_path, has_broker=True)
+        assert error.value.exit_code == ExitCode.SETTINGS
+    assert [path.name for path in tmp_path.iterdir()] == ["valkey"], "nothing else is made there"
+    assert (tmp_path / "valkey").stat().st_mode & 0o777 == 0o755
+    prepare_home(tmp_path, has_broker=False)  # with a broker elsewhere it is in nobody's way
+
+
+def test_what_somebody_put_in_the_brokers_folder_later_is_told(tmp_path: Path) -> None:
+    prepare_home(tmp_path, has_broker=True)
+    (tmp_path / "valkey" / "appendonlydir").mkdir()
+    prepare_home(tmp_path, has_broker=True)
+    (tmp_path / "valkey" / "notes.txt").touch()
+    with pytest.raises(AntreanError, match=r"it holds notes\.txt"):
+        prepare_home(tmp_path, has_broker=True)
 
 
 def test_a_runtime_folder_that_somebody_else_laid_out_is_not_used(tmp_path: Path) -> None:
@@ -73,7 +98,7 @@ def test_a_runtime_folder_that_somebody_else_laid_out_is_not_used(tmp_path: Path
     runtime_folder(home).symlink_to(elsewhere)
     try:
         with pytest.raises(AntreanError, match="not a folder of yours"):
-            prepare_home(home)
+            prepare_home(home, has_broker=True)
     finally:
         runtime_folder(home).unlink()
 
@@ -81,11 +106,11 @@ def test_a_runtime_folder_that_somebody_else_laid_out_is_not_used(tmp_path: Path
 def test_a_run_folder_of_a_home_that_was_there_before_keeps_its_mode(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(0o755)
-    prepare_home(tmp_path)
+    prepare_home(tmp_path, has_broker=True)
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o755
     (tmp_path / "run").chmod(0o777)
     with pytest.raises(AntreanError, match="run can be written by everybody"):
-        prepare_home(tmp_path)
+        prepare_home(tmp_path, has_broker=True)
 
 
 def test_the_last_line_of_a_log_is_the_last_that_is_not_blank(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The broker as antrean's own parts see it: its address, a client, and the mark that says it forgot nothing."""
+"""The broker's address, clients for it, and the key that shows whether the broker has forgotten its content."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _TIMEOUT_S = 5.0
 
 
 def broker_address(settings: Settings) -> str:
-    """The broker's URL as kombu reads it: as configured, or the embedded one's socket.
+    """The broker's URL as kombu reads it: the configured one, or the socket of the embedded broker.
 
-    Raises AntreanError where that socket's folder is another user's.
+    Raises AntreanError if that socket's folder is another user's.
     """
     if settings.broker_url is not None:
         return settings.broker_url.get_secret_value()
@@ -31,9 +31,9 @@ def broker_address(settings: Settings) -> str:
 
 
 def open_client(address: str, *, tries_again: bool = True) -> redis.Redis:
-    """A client for the broker at `address`. Connects lazily; every wait of it ends within seconds.
+    """A client for the broker at `address`. It connects with its first command. Each wait ends within seconds.
 
-    `tries_again` sends a command once more when its connection broke: wrong for a command that pops.
+    `tries_again`: a command is sent once more if its connection broke. That is wrong for a command that pops.
     Raises SettingsError for an option in the address that redis-py does not know.
     """
     # redis-py itself tries ten times with growing waits: a minute in which a slot would stand still.
@@ -74,31 +74,31 @@ def _open(address: str, retry: Retry) -> redis.Redis:
 
 
 def connect_anew(client: redis.Redis) -> None:
-    """Has the client connect again for its next request: its address may lead elsewhere by now, as after a failover.
+    """Closes the client's free connections, so that its next request connects again.
 
-    Requests of other threads under way are left alone.
+    After a failover the address may lead to another server. Connections that other threads use stay open.
     """
     client.connection_pool.disconnect(inuse_connections=False)
 
 
 class BrokerEpoch:
-    """A key without which the broker has forgotten what was published (FLUSHALL, a restart without AOF)."""
+    """A key in the broker. If it is missing, the broker has forgotten what was published (FLUSHALL, a lost file)."""
 
     def __init__(self, client: redis.Redis, endpoint: str, queues: Queues = SHARED_QUEUES) -> None:
-        """`queues`: where the endpoint's hints lie."""
+        """`queues` are those of the endpoint's hints."""
         self._client = client
         self._queues = queues
         self._key = f"antrean:{hashlib.sha256(endpoint.encode()).hexdigest()[:16]}:epoch"
 
     def is_present(self) -> bool:
-        """Whether the broker still knows us. Raises BrokerAway."""
+        """Whether the key is there. Raises BrokerAway."""
         try:
             return bool(self._client.exists(self._key))
         except redis.RedisError as exc:
             raise BrokerAway(f"the broker does not answer: {type(exc).__name__}") from exc
 
     def set(self) -> None:
-        """Leaves the mark. Raises BrokerAway."""
+        """Sets the key. Raises BrokerAway."""
         try:
             self._client.set(self._key, b"1")
         except redis.RedisError as exc:
@@ -109,7 +109,10 @@ class BrokerEpoch:
         return count_messages(self._client, self._queues.names) == 0
 
     def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
-        """Jobs whose hints lie in the endpoint's queues; of each list the `at_most` next ones. Raises BrokerAway."""
+        """Ids of jobs whose hints lie in the endpoint's queues: the `at_most` next ones of each list.
+
+        Raises BrokerAway.
+        """
         keys = [key for queue in self._queues.names for key in list_keys(queue)]
         try:
             with self._client.pipeline(transaction=False) as pipeline:
@@ -128,7 +131,7 @@ class BrokerEpoch:
 
 
 def count_messages(client: redis.Redis, queues: Iterable[str] = SHARED_QUEUES.names) -> int:
-    """Messages that lie in these queues and that no worker has taken. Raises BrokerAway."""
+    """The number of messages in these queues that no worker has taken. Raises BrokerAway."""
     try:
         with client.pipeline(transaction=False) as pipeline:
             for queue in queues:
@@ -140,7 +143,7 @@ def count_messages(client: redis.Redis, queues: Iterable[str] = SHARED_QUEUES.na
 
 
 def check_broker(client: redis.Redis) -> str:
-    """The server's name and version. Raises BrokerAway with a sentence."""
+    """The server's name and version. Raises BrokerAway with a sentence that says what to do."""
     try:
         facts = client.info("server")
     except redis.AuthenticationError:

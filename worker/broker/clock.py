@@ -1,4 +1,4 @@
-"""The broker's clock, as this process knows it. Leases of foreign messages go by it, not by a worker's own clock."""
+"""The broker's clock, as this process knows it. Leases of foreign messages use it, not a worker's own clock."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import redis
 
 
 class BrokerClock:
-    """The broker's time: asked now and then, carried on by the monotonic clock between.
+    """The broker's time. The broker is asked now and then; the monotonic clock counts in between.
 
-    Until the broker was asked it is this machine's clock.
+    Until the broker was asked, it is this machine's time.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Hints: the messages that name a job of the ledger and carry nothing else.
+"""Hints: messages that name a job of the ledger and carry nothing else.
 
-They have kombu's form and a header of our own. Losing one loses nothing (invariant 1), so they are not acknowledged
+A hint has kombu's form and a header of our own. A lost hint loses nothing (invariant 1), so hints are not acknowledged
 (docs/adr/0012).
 """
 
@@ -34,7 +34,7 @@ _BULK_PREFIX = f"{BULK_QUEUE}."
 
 @dataclass(frozen=True, slots=True)
 class Queues:
-    """The two queues of hints: jobs of batches, and lone jobs, which are read first."""
+    """The two queues of hints. The queue of lone jobs is read first, then that of bulk jobs."""
 
     lone: str
     bulk: str
@@ -54,7 +54,7 @@ def queues_of(ledger_id: str, endpoint: str) -> Queues:
 
 
 def is_bulk_queue(name: object) -> bool:
-    """Whether a queue, or a message's routing key, is one of bulk messages, whichever endpoint's."""
+    """Whether this is the name of a queue of bulk messages, of any endpoint. `name` may be a message's routing key."""
     return isinstance(name, str) and (name == BULK_QUEUE or name.startswith(_BULK_PREFIX))
 
 
@@ -65,23 +65,21 @@ def list_key(queue: str, priority: int) -> str:
 
 
 def list_keys(queue: str) -> list[str]:
-    """All lists of `queue`, those to be emptied first first."""
+    """All lists of `queue`, in the order to empty them."""
     return [list_key(queue, step) for step in reversed(_PRIORITY_STEPS)]
 
 
 class Lists(NamedTuple):
-    """Queue and key of each list that a worker reads, in the order to empty them: all, those of lone jobs, of bulk."""
+    """Queue and key of each list that a worker reads, in the order to empty them: all, and those of lone jobs."""
 
     every: list[tuple[str, str]]
     lone: list[tuple[str, str]]
-    bulk: list[tuple[str, str]]
 
     @classmethod
     def of(cls, queues: Iterable[str]) -> Lists:
         lists = [[(queue, key) for key in list_keys(queue)] for queue in queues]
         every = [one for step in zip(*lists, strict=True) for one in step]
-        bulk = [one for one in every if is_bulk_queue(one[0])]
-        return cls(every, [one for one in every if not is_bulk_queue(one[0])], bulk)
+        return cls(every, [one for one in every if not is_bulk_queue(one[0])])
 
 
 def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:
@@ -132,12 +130,12 @@ def write_body(job_id: str) -> str:
 
 
 def is_written_hint(raw: bytes) -> bool:
-    """Whether this message, as it lay in the broker, is a hint; if so, plain JSON reads it whole."""
+    """Whether this message, as it lay in the broker, may be a hint."""
     return HINT_MARK in raw
 
 
 def read_hinted_job(raw: bytes) -> str | None:
-    """The id of the job that a message names as it lies in the broker; None where it is no hint."""
+    """The id of the job that a message in the broker names. None if the message is no hint."""
     if not is_written_hint(raw):
         return None
     try:
@@ -148,12 +146,12 @@ def read_hinted_job(raw: bytes) -> str | None:
 
 
 def read_body(job_id: str) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
-    """What the body of a hint decodes to: arguments, named arguments, and what Celery embeds."""
+    """The decoded body of a hint: arguments, named arguments, and Celery's callbacks, which are empty."""
     return [], {"job_id": job_id}, dict(_EMBED)
 
 
 def hinted_job(message: Any) -> str | None:
-    """The id of the job that a received message names, or None where the message is more than a hint."""
+    """The id of the job that a received hint names. None if the message is more than a hint."""
     headers = message.headers
     if not headers or HINT_HEADER not in headers:
         return None

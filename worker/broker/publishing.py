@@ -1,6 +1,6 @@
-"""Publishing: job ids become messages that lie ready, one command for each list of the broker.
+"""Publishing: hints of jobs are put on the broker's lists, with one command for each list.
 
-Not through Celery's `send_task`, which costs a hundred times as much a message (`docs/performance.md`).
+Celery's `send_task` is not used. It costs a hundred times as much for a message (`docs/performance.md`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _ASK_AGAIN_S = 1.0  # how often a broker that was away is asked whether it is ba
 
 
 def publish(client: redis.Redis, due: Sequence[Due], queues: Queues) -> None:
-    """Hands the jobs to the broker, into the queues of their endpoint; without any it only asks whether it is there.
+    """Puts hints of the jobs into the queues of their endpoint. Without jobs, only asks whether the broker answers.
 
-    Raises BrokerAway: some may have arrived; claims sort that out.
+    Raises BrokerAway. Some hints may have arrived then; a claim happens once in any case.
     """
     lists: dict[str, list[bytes]] = defaultdict(list)
     for job in due:
@@ -52,51 +52,51 @@ def publish(client: redis.Redis, due: Sequence[Due], queues: Queues) -> None:
 
 
 @dataclass(slots=True)
-class _Letter:
+class _Request:
     due: Sequence[Due]
     is_answered: threading.Event = field(default_factory=threading.Event)
     failure: BrokerAway | None = None
 
 
 class PromptPublisher:
-    """Publishes for a producer, which waits at most `within_s` for the broker, and only once for a broker that is away.
+    """Publishes for a producer. The producer waits `within_s` at most, and only once for a broker that is away.
 
-    A thread talks to the broker, so that a name that does not resolve, a firewall or a handshake costs the caller no
-    more. The relay publishes what did not arrive. Thread-safe; not to be used after a fork.
+    A thread speaks to the broker, so that a slow name look-up, a firewall or a handshake does not hold up the producer.
+    The relay publishes what did not arrive. Thread-safe. Not to be used after a fork.
     """
 
     def __init__(self, publish: Callable[[Sequence[Due]], None], *, within_s: float = 0.2) -> None:
-        """`publish` hands jobs over, or asks whether the broker is there where it is given none. Raises BrokerAway."""
+        """`publish` publishes jobs. Without jobs it asks whether the broker answers. It raises BrokerAway."""
         self._publish = publish
         self._within_s = within_s
-        self._letters: SimpleQueue[_Letter] = SimpleQueue()
+        self._requests: SimpleQueue[_Request] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_away = False
         self._asked_s = 0.0
 
     def is_away(self) -> bool:
-        """Whether the broker did not answer lately. It is asked again then, for those who come later."""
+        """Whether the broker did not answer last time. The thread asks it again then, once a second at most."""
         with self._lock:
             now_s = time.monotonic()
             if not self._is_away or now_s - self._asked_s < _ASK_AGAIN_S:
                 return self._is_away
             self._asked_s = now_s
-        self._letters.put(_Letter(()))
+        self._requests.put(_Request(()))
         return True
 
     def publish(self, due: Sequence[Due]) -> None:
-        """Hands the jobs over. Raises BrokerAway; they may arrive yet."""
-        letter = _Letter(due)
-        self._letters.put(letter)
+        """Publishes the jobs. Raises BrokerAway; the hints may still arrive then."""
+        request = _Request(due)
+        self._requests.put(request)
         self._ensure_thread()
-        if not letter.is_answered.wait(self._within_s):
+        if not request.is_answered.wait(self._within_s):
             with self._lock:
-                if not letter.is_answered.is_set():
+                if not request.is_answered.is_set():
                     self._is_away, self._asked_s = True, time.monotonic()
                     raise BrokerAway(f"the broker does not answer within {self._within_s:g} s")
-        if letter.failure is not None:
-            raise letter.failure
+        if request.failure is not None:
+            raise request.failure
 
     def _ensure_thread(self) -> None:
         with self._lock:
@@ -110,18 +110,18 @@ class PromptPublisher:
 
     def _run(self) -> None:
         while True:
-            letter = self._letters.get()
+            request = self._requests.get()
             failure = None
             try:
-                self._publish(letter.due)
+                self._publish(request.due)
             except BrokerAway as exc:
                 failure = exc
-            except Exception as exc:  # the caller is told, and the next letter is taken
+            except Exception as exc:  # the caller is told, and the next request is taken
                 log.error("publisher.failed", error=type(exc).__name__, where=tell_place(exc))
                 failure = BrokerAway(f"the broker was not reached: {type(exc).__name__}")
             with self._lock:
                 self._is_away = failure is not None
                 if failure is not None:
                     self._asked_s = time.monotonic()
-                letter.failure = failure
-                letter.is_answered.set()
+                request.failure = failure
+                request.is_answered.set()

@@ -55,7 +55,7 @@ class Refusals:
             log.error("broker.refuses", of=self._of, error=error, retry_in_s=REFUSED_PAUSE_S)
 
     def end(self) -> None:
-        """Tells that the broker took such a request, where it refused the last one."""
+        """Notes that the broker took such a request. It is told if the last one was refused."""
         if self._error is None:
             return
         with self._lock:
@@ -66,7 +66,7 @@ class Refusals:
 
 
 def name_refusal(exc: BaseException) -> str | None:
-    """The broker's word for it if `exc` is a refusal, else None. No other word of it: its text may quote a message."""
+    """The name of a refusal, None for another error. The rest of its text is left out: it may quote a message."""
     if isinstance(exc, _CLASSES):
         return type(exc).__name__
     if not isinstance(exc, redis.ResponseError):

@@ -1,6 +1,6 @@
-"""Messages of other apps that workers have set aside: counted, named, and given back when an operator asks.
+"""Counting, naming and giving back the messages of other apps that workers have set aside.
 
-`worker/consume/aside.py` sets them aside, each in a list beside the one where it lay (docs/adr/0023).
+`worker/consume/aside.py` sets them aside, in a list for each list on which they lay (docs/adr/0023).
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ _AT_ONCE = 100  # messages given back in one step
 
 
 def count_aside(client: redis.Redis, queues: Iterable[str]) -> dict[str, int]:
-    """How many messages of each list of `queues` were set aside, by the list's key. Raises BrokerAway."""
+    """The number of messages that were set aside, by the key of the list of `queues` on which they lay.
+
+    Raises BrokerAway.
+    """
     keys = [key for queue in queues for key in list_keys(queue)]
     try:
         with client.pipeline(transaction=False) as pipeline:
@@ -31,7 +34,7 @@ def count_aside(client: redis.Redis, queues: Iterable[str]) -> dict[str, int]:
 
 
 def name_aside(client: redis.Redis, key: str) -> str | None:
-    """The task of the oldest message that was set aside from a list, if it says one. Raises BrokerAway."""
+    """The task of the oldest message that was set aside from a list. None if it names none. Raises BrokerAway."""
     try:
         raw: Any = client.lindex(ASIDE_PREFIX + key, -1)
     except redis.RedisError as exc:
@@ -43,9 +46,10 @@ def name_aside(client: redis.Redis, key: str) -> str | None:
 
 
 def give_back(client: redis.Redis, key: str, to: str) -> int:
-    """How many messages went back from beside the list `key` to the list `to`, before what lies there, in their order.
+    """Moves the messages that were set aside from the list `key` to the list `to`, and returns their number.
 
-    Each is in one of both lists at any moment. Raises BrokerAway; what has gone back by then stays there.
+    They keep their order and are taken before what lies there. Each is in one of both lists at any moment. Raises
+    BrokerAway; messages that were moved by then stay there.
     """
     moved = 0
     try:

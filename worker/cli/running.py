@@ -260,7 +260,8 @@ def _interruptible() -> Iterator[None]:
 @contextmanager
 def _attached(settings: Settings, simulate: bool, last_words: LastWords) -> Iterator[Stack]:
     """The stack that this run uses; at the end it stops with its last user."""
-    stack = Stack.attach(settings.home / SIMULATION if simulate else settings.home)
+    home = settings.home / SIMULATION if simulate else settings.home
+    stack = Stack.attach(home, has_broker=simulate or settings.is_broker_embedded)
     try:
         yield stack
     except KeyboardInterrupt:

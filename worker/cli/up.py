@@ -52,7 +52,7 @@ def up(
     settings.require_lasting_files()
     Credentials(settings)  # a key file that cannot be read
     make_room(settings)  # the workers inherit the limit
-    home = prepare_home(settings.home)
+    home = prepare_home(settings.home, has_broker=settings.is_broker_embedded)
     lock = open_lock_file(home / "up.lock")
     if not try_lock(lock):
         raise Unreachable(f"antrean up runs in {home} already: stop it first, or choose another ANTREAN_HOME")

@@ -1,8 +1,8 @@
 """Messages of other apps that share a queue with us are set aside as they are.
 
-A worker pops what lies in a queue, also what is meant for another app. Dropping such a message loses work of the other
-app; putting it back makes it go round between the workers for ever. So it goes to a list of its own, which no worker
-reads (docs/adr/0023). An operator gives it back: `worker/broker/set_aside.py`.
+A worker takes each message of its queues, also one of another app. If it dropped the message, the other app would lose
+work. If it put the message back, the workers would take it again and again. So the message goes to a list of its own,
+which no worker reads (docs/adr/0023). An operator gives it back with `worker/broker/set_aside.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOST_NAMES = 1_000  # that are counted apart
 
 
 class Aside:
-    """Sets messages aside for one worker process. The log tells the first, the tenth, the hundredth … of each task."""
+    """Sets messages aside for one worker process. The log shows the first, tenth, hundredth … message of each task."""
 
     def __init__(self, client: redis.Redis, notes: Notes) -> None:
         self._client = client
@@ -29,10 +29,7 @@ class Aside:
         self._counts: Counter[str | None] = Counter()
 
     def put(self, taken: Taken, task: str | None) -> None:
-        """Sets the message aside, and drops its note in the same step. Raises redis.RedisError.
-
-        `task` is for the log.
-        """
+        """Sets the message aside and drops its note in one step. `task` is for the log. Raises redis.RedisError."""
         if not taken.is_aside:
             with self._client.pipeline() as pipeline:
                 pipeline.lpush(ASIDE_PREFIX + taken.key, taken.raw)

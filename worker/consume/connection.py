@@ -1,7 +1,7 @@
 """Celery's connection to the broker. Events and remote control go through it; messages of tasks do not.
 
-`worker.consume.fetching` fetches those. Celery still names the queues of a worker by a kombu consumer, for `inspect
-active_queues`, `add_consumer` and `cancel_consumer`: here it only names them.
+`worker.consume.fetching` fetches the messages. Celery still has a kombu consumer, which only names the queues of a
+worker: `inspect active_queues`, `add_consumer` and `cancel_consumer` need it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from kombu import Connection as KombuConnection
 from kombu import Consumer
 from kombu.transport import redis
 
+from worker.consume.foreign import UNREADABLE
+
 log = structlog.get_logger(__name__)
 
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _RECONNECT_AFTER_S, _RECONNECT_STEP_S, _RECONNECT_AFTER_MAX_S = 1.0, 1.0, 3.0
 
 
 class Channel(redis.Channel):
-    """kombu's channel, which survives a broadcast that it cannot read."""
+    """kombu's channel. It drops a broadcast that it cannot read; kombu's would end the worker."""
 
     def _receive_one(self, c: Any) -> Any:
         try:
             return super()._receive_one(c)
-        except _UNREADABLE as exc:
+        except UNREADABLE as exc:
             log.error("message.unreadable", queue="broadcast", error=type(exc).__name__)
             raise Empty from None
 
@@ -44,13 +45,13 @@ class Transport(redis.Transport):
 
 
 class Connection(KombuConnection):
-    """A kombu connection that uses our transport, whatever Redis scheme its URL has."""
+    """A kombu connection. It uses our transport for each Redis scheme."""
 
     def get_transport_cls(self) -> type[Transport]:
         return Transport
 
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """kombu's, which after a long outage looks only twice a minute whether the broker is back."""
+        """Connects, and tries again every three seconds at least. kombu would wait 30 s after a long outage."""
         kwargs.setdefault("interval_start", _RECONNECT_AFTER_S)
         kwargs.setdefault("interval_step", _RECONNECT_STEP_S)
         kwargs.setdefault("interval_max", _RECONNECT_AFTER_MAX_S)
@@ -58,7 +59,7 @@ class Connection(KombuConnection):
 
 
 class NamesQueues(Consumer):
-    """kombu's consumer, which names the queues of a worker and takes no message from them."""
+    """kombu's consumer. It names the queues of a worker and takes no message from them."""
 
     def consume(self, no_ack: bool | None = None) -> None:
         """Does nothing: the worker's Fetcher reads the queues."""

@@ -1,8 +1,7 @@
-"""Celery's consumer as antrean needs it: fed by our Fetcher, and not ended by any message.
+"""Celery's consumer as antrean needs it: the Fetcher gives it messages, and no message ends it.
 
-It runs without gossip and mingle, because workers learn of each other in the ledger, not on the broker. A message that
-cannot be run is logged by its facts, never by its content (Celery would print the whole body), and dropped as Celery
-drops it.
+It runs without gossip and mingle, because workers find each other in the ledger. A message that cannot be run is
+dropped, as Celery drops it. The log shows its id, task and queue. Celery would log the whole body.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Consumer(CeleryConsumer):
         return self.fetcher
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Has Celery's loop fetch messages and publish events, until it ends."""
+        """Starts the timers that fetch messages and publish events. They end with Celery's loop."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(FLUSH_EVERY_S, self._publish_events)
         self._fetcher.run_in(hub)
@@ -55,10 +54,10 @@ class Consumer(CeleryConsumer):
             self.event_dispatcher.flush()
 
     def on_send_event_buffered(self) -> None:
-        """Celery would publish at the next turn of the loop; ours are sent by the timer above."""
+        """Does nothing: a timer publishes the events. Celery would publish at the next turn of the loop."""
 
     def shutdown(self) -> None:
-        """Sends what is buffered while its connection is open, and puts foreign messages back that did not run."""
+        """Publishes the buffered events, puts back foreign messages that did not run, and shuts down."""
         if self.event_dispatcher:
             ignore_errors(self, self.event_dispatcher.flush)
         if self.fetcher is not None:
@@ -66,7 +65,7 @@ class Consumer(CeleryConsumer):
         super().shutdown()
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        """Celery's; and the worker is told that hints may be lost. Raises what is no error of the connection."""
+        """Does what Celery does. Tells the worker that hints may be lost. Raises an answer that no waiting mends."""
         is_refusal = _is_refusal(exc)
         super().on_connection_error_after_connected(exc)
         self._fetcher.reserved.on_broker_lost()
@@ -74,26 +73,28 @@ class Consumer(CeleryConsumer):
             time.sleep(REFUSED_PAUSE_S)
 
     def on_connection_error_before_connected(self, exc: BaseException) -> None:
-        """Celery's, with a pause where the broker refuses. Raises what is no error of the connection."""
+        """Does what Celery does, and pauses after a refusal. Raises an answer that no waiting mends."""
         is_refusal = _is_refusal(exc)
         super().on_connection_error_before_connected(exc)
         if is_refusal:
             time.sleep(REFUSED_PAUSE_S)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
-        """Celery's handler, which the Fetcher hands messages to from now on. A message that breaks it is dropped.
+        """Celery's handler, to which the Fetcher gives messages from now on. A message that breaks it is dropped.
 
-        Otherwise the message would end the worker, come back, and end the next one.
+        Otherwise the message would end the worker, come again, and end the next worker.
         """
         handle = super().create_task_handler(*args, **kwargs)
+        # kombu counts a KeyError as a broken connection. Here it is an error of the message.
+        broken = tuple(one for one in self.connection_errors if one is not KeyError)
 
         def on_task_received(message: Any) -> None:
             try:
                 handle(message)
-            except self.connection_errors:
+            except broken:
                 raise  # it is not the message, which comes again
             except Exception as exc:
-                # Whatever it is: here it is one message, further up it is the worker.
+                # Any error: here it costs one message, further up it would end the worker.
                 if message.acknowledged:
                     raise
                 if is_local_shortage(exc):
@@ -124,9 +125,9 @@ class Consumer(CeleryConsumer):
 
 
 def _is_refusal(exc: BaseException) -> bool:
-    """Whether the broker refuses for a while, and takes connections: nothing but a pause slows the loop down then.
+    """Whether the broker refuses for a while. It takes connections then, so that only a pause slows the loop down.
 
-    Raises an error that the broker answers and that no waiting mends, which our transport does not tell apart.
+    Raises an error that the broker answers and that no waiting mends. Our transport does not distinguish the two.
     """
     is_refusal = name_refusal(exc) is not None
     if isinstance(exc, redis.ResponseError) and not is_refusal:
@@ -135,7 +136,7 @@ def _is_refusal(exc: BaseException) -> bool:
 
 
 def _facts(message: Any) -> dict[str, Any]:
-    """What may be said of a message: None where it does not read as a name."""
+    """What the log may show of a message. A value is None if it does not look like a name."""
     return {
         "task_id": as_name(message.headers.get("id")),
         "task": as_name(message.headers.get("task")),

@@ -1,4 +1,4 @@
-"""A message that is more than a hint, read once: which job it names, or the row that its own request becomes."""
+"""Messages that are more than hints: each names a job, or becomes a row with its own request."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _ENVELOPE = (*_CALLBACKS, "group", "group_index", "root_id", "parent_id", "reply
 
 
 def read_message(request: Any, settings: Settings) -> str | NewJob:
-    """The id of the job that a message names, or the job of its own request; a bad one is a job that is refused.
+    """The id of the job that a message names, or a new job with the message's own request.
 
-    `request` is the one that `worker.consume.request` made of the message.
+    The new job is refused if the request is not valid. `request` is what `worker.consume.request` made of the message.
     """
     facts = {**request.request_dict, **(request.embedded or {})}
     problems = [str(problem) for problem in facts.get(REFUSED_HEADER) or ()]
@@ -49,7 +49,7 @@ def read_message(request: Any, settings: Settings) -> str | NewJob:
 
 
 def adopt(task_id: str, asked: Asked, settings: Settings) -> NewJob:
-    """The job of a message's own request, refused with its problems where it is not valid."""
+    """The job of a message's own request. It is refused, with its problems, if the request is not valid."""
     try:
         return build_job(
             task_id,
@@ -63,7 +63,7 @@ def adopt(task_id: str, asked: Asked, settings: Settings) -> NewJob:
 
 
 def adopt_ended(request: Any, *, ended_as: JobState, settings: Settings) -> NewJob | None:
-    """The job of a message that was revoked or expired before it ran; None where it names one by its id."""
+    """The job of a message that was revoked or expired before it ran. None if the message names a job by its id."""
     kwargs = request.kwargs if isinstance(request.kwargs, Mapping) else {}
     if kwargs.get("job_id") is not None:
         return None
@@ -73,10 +73,11 @@ def adopt_ended(request: Any, *, ended_as: JobState, settings: Settings) -> NewJ
 
 
 def write_down(writer: GroupWriter, job: NewJob, *, now_ms: int) -> Report | None:
-    """Writes the row of a message's own request, before anything else happens to it. Blocks until it is written.
+    """Writes the row of a message's own request. Blocks until it is written. Raises WriterStopped.
 
-    What the message came to, where it ends or waits as a row; None where its job is to be claimed. Whatever the message
-    holds, it neither vanishes nor comes again for ever. Raises WriterStopped.
+    Returns the report of a message whose job has ended or waits, and None for a job that is to be claimed. A job that
+    the database does not take is written without its content, so that the message is neither lost nor delivered for
+    ever.
     """
     try:
         writer.write_down(job, is_urgent=not job.is_bulk)
@@ -100,7 +101,10 @@ def write_down(writer: GroupWriter, job: NewJob, *, now_ms: int) -> Report | Non
 
 
 def pack_envelope(facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What must outlive an id-only republish, as plain JSON; None where there is nothing. Raises InvalidRequest."""
+    """The facts that a hint does not carry and the ledger keeps, as plain JSON. None if there are none.
+
+    Raises InvalidRequest.
+    """
     kept = {name: value for name, value in facts.items() if value not in (None, [], (), {})}
     if not kept:
         return None

@@ -1,8 +1,8 @@
-"""Notices of the broker that a list may have changed, so that an idle worker need not ask many times a second.
+"""Notices of the broker that a list may have changed. With them an idle worker asks once a second only.
 
-The server pushes them on a connection of their own (`CLIENT TRACKING` with `BCAST`, made for caches in clients; from
-Redis 6.0 on, and in every Valkey). What a notice says is not read: the Fetcher looks itself. A notice that is lost
-costs a second, because a worker asks once a second all the same.
+The server sends them on a connection of their own: `CLIENT TRACKING` with `BCAST`, from Redis 6.0 on and in every
+Valkey. The content of a notice is not read; the Fetcher asks the broker. A lost notice costs a second at most,
+because the Fetcher asks once a second anyway.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Fetching messages for this process: Celery's loop asks the broker, and the consumer is handed what came.
+"""Fetching messages for this process. Celery's loop asks the broker and gives the messages to the consumer.
 
-It asks when the broker tells that something changed, and by a timer: often while there is work, else once a second.
+It asks when the broker tells of a change, and by a timer: every 20 ms while there is work, else once a second.
 
-Bulk messages are fetched many at a time, and only while there is room for them; lone ones at any time. A hint (see
-`worker.broker.hints`) is not acknowledged: it is only remembered while it is reserved. A foreign message is noted by
-the broker in the step that takes it, leased while it is reserved, and dropped or put back in the end.
+Bulk messages are fetched many at a time, while there is room for them. Lone messages are fetched at any time. A hint
+(see `worker.broker.hints`) is not acknowledged; this process remembers it while it is reserved. The broker notes a
+foreign message in the step that takes it. This process renews its lease while it is reserved, and drops or puts back
+the message in the end.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from worker.broker.hints import Lists, is_bulk_queue, is_written_hint, read_body
 from worker.broker.refusals import Refusals
 from worker.consume.aside import Aside
 from worker.consume.doorbell import Doorbell
-from worker.consume.foreign import OfAnother, Unusable, read_hint
+from worker.consume.foreign import UNREADABLE, OfAnother, Unusable, read_hint
 from worker.consume.notes import Notes
 from worker.consume.reserved import Reserved
 from worker.consume.taking import Taken, Taker, read_taken
@@ -36,11 +37,10 @@ IDLE_POLL_S = 1.0  # how often without work, beside each time that the broker te
 _BUSY_S = 1.0  # for so long after the last message there is work
 _RENEWALS_A_LEASE = 6
 _MOST_LONE = 16  # most lone messages that one poll fetches
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Message(KombuMessage):
-    """A message whose body is decoded already. The Fetcher stands in for kombu's channel."""
+    """A message whose body is decoded. Its channel is the Fetcher."""
 
     def __init__(self, payload: dict[str, Any], decoded: Any, fetcher: Fetcher) -> None:
         properties = payload["properties"]
@@ -58,22 +58,23 @@ class Message(KombuMessage):
 
 
 class Fetcher:
-    """Fetches messages from this worker's queues, hands them on, and finishes them when the consumer says so."""
+    """Fetches messages from this worker's queues, gives them to the consumer, and finishes them when it is told to."""
 
     no_ack_consumers = None  # kombu's messages ask their channel for it
 
     def __init__(
         self, reserved: Reserved, takes: redis.Redis, notes: Notes, *, lease_s: float, beat_s: float
     ) -> None:
-        """`takes` is the client that takes messages. It must not try again by itself.
+        """`takes` is the client that takes messages. It must not repeat a command that failed.
 
-        A foreign message that nobody renews goes back after `lease_s`; such messages are looked for every `beat_s`.
+        A foreign message goes back on its list `lease_s` after its last renewal. The Fetcher looks for such messages
+        every `beat_s`.
         """
         self.reserved = reserved
         self._lease_s, self._beat_s = lease_s, beat_s
         self._client = takes
         self._notes = notes
-        self._taker = Taker(takes, notes=notes.key, index=notes.index_key, longest=reserved.max_message_bytes)
+        self._taker = Taker(takes, longest=reserved.max_message_bytes)
         self._aside = Aside(takes, notes)
         self._doorbell = Doorbell(takes, self._ring)
         self._is_rung = False
@@ -90,14 +91,14 @@ class Fetcher:
             Taken
         ] = []  # taken, and not read: the broker broke while they were noted or set aside
         self._names: tuple[str, ...] = ()
-        self._lists = Lists([], [], [])
+        self._lists = Lists([], [])
 
     def begin(self, queues: Callable[[], Iterable[str]], on_message: Callable[[Message], Any]) -> None:
-        """Hands messages to `on_message` from now on. `queues` names those to read, in the order to empty them."""
+        """Gives messages to `on_message` from now on. `queues` names the queues, in the order to empty them."""
         self._queues, self._on_message = queues, on_message
 
     def run_in(self, hub: Any) -> None:
-        """Has Celery's loop fetch, renew leases and look for abandoned messages. Its timers end with the loop."""
+        """Starts the timers in Celery's loop: for polls, leases and abandoned messages. They end with the loop."""
         self._hub = hub
         self._is_poll_due = False
         self._doorbell.hang(hub, self._read_names())
@@ -111,9 +112,9 @@ class Fetcher:
             hub.call_repeatedly(every_s, self._run, act, refused)
 
     def poll(self) -> int:
-        """Fetches what there is room for and hands it on: how many messages. Raises redis.RedisError.
+        """Fetches the messages that there is room for, gives them to the consumer, and returns their number.
 
-        For the thread of Celery's loop alone.
+        Only the thread of Celery's loop may call it. Raises redis.RedisError.
         """
         self._polled_s = monotonic()
         self._is_rung = False
@@ -141,14 +142,14 @@ class Fetcher:
         return len(taken)
 
     def renew_leases(self) -> None:
-        """Tells the broker that this process has its foreign messages still. Raises redis.RedisError."""
+        """Renews the leases of the foreign messages of this process. Raises redis.RedisError."""
         tags = self.reserved.foreign_tags
         self._notes.renew(tags)
         if tags:  # else nothing was written
             self._leases_refused.end()
 
     def put_back_overdue(self) -> None:
-        """Puts back foreign messages whose worker has not renewed their leases. Raises redis.RedisError."""
+        """Puts back foreign messages of all workers whose leases ran out. Raises redis.RedisError."""
         if self._notes.put_back_overdue(self._lease_s, self._read_names()):
             self._leases_refused.end()
 
@@ -200,7 +201,7 @@ class Fetcher:
 
     @property
     def _is_busy(self) -> bool:
-        """Whether the broker is to be asked again soon, whatever it tells."""
+        """Whether the broker is to be asked every 20 ms: there is work, or notices do not come."""
         return (
             not self._doorbell.is_hung
             or bool(self._unread)
@@ -209,14 +210,14 @@ class Fetcher:
         )
 
     def _ring(self) -> None:
-        """Something changed in the broker. Polls at once, but no more often than the timer does."""
+        """Notes that something changed in the broker, and polls now if the last poll is more than 10 ms ago."""
         self._is_rung = True
         self._run(self._poll_in_turn, self._takes_refused)
         if not self._is_timer_quick:
             self._schedule()
 
     def _schedule(self) -> None:
-        """Has the broker asked again after a while: soon where there is work. The timer that ran is over."""
+        """Starts the timer of the next poll: 20 ms if there is work, else a second. Earlier timers do nothing then."""
         self._timer += 1
         self._is_timer_quick = self._is_rung or self._is_busy
         self._hub.call_later(POLL_S if self._is_timer_quick else IDLE_POLL_S, self._when_due, self._timer)
@@ -230,7 +231,7 @@ class Fetcher:
         self._doorbell.look_after(self._read_names())
 
     def _poll_soon(self) -> None:
-        """Has Celery's loop poll at its next turn if that is worth it. From any thread."""
+        """Has Celery's loop poll at its next turn if there is room and may be a message. From any thread."""
         if self._hub is None or self._is_poll_due or self._takes_refused.is_pausing:
             return
         reserved = self.reserved
@@ -267,7 +268,10 @@ class Fetcher:
         return self._lists
 
     def _hand_on(self, taken: Iterable[Taken]) -> None:
-        """Raises redis.RedisError once all are handed on that can be: the others are tried again by the next poll."""
+        """Gives all messages that can be read to the consumer. The next poll tries the others again.
+
+        Raises redis.RedisError if there are others.
+        """
         messages: deque[Message] = deque()
         error: redis.RedisError | None = None
         try:
@@ -290,7 +294,7 @@ class Fetcher:
             raise error
 
     def _read(self, taken: Taken) -> Message | None:
-        """The message, reserved; None where it is not for us, or is none."""
+        """Reads and reserves a message. None if it is another app's, or no message. Raises redis.RedisError."""
         try:
             if taken.is_aside:
                 raise OfAnother
@@ -300,11 +304,11 @@ class Fetcher:
             self._aside.put(taken, exc.task)
             return None
         except Unusable as exc:
-            # Something that is no message was put on the list: it is gone, and the worker is not.
+            # What lay on the list is no message. It is dropped, and the worker goes on.
             log.error("message.unreadable", why=exc.why, size_bytes=len(taken.raw), queue=taken.queue)
             self._forget(taken)
             return None
-        except _UNREADABLE as exc:
+        except UNREADABLE as exc:
             log.error("message.unreadable", error=type(exc).__name__, queue=taken.queue)
             self._forget(taken)
             return None
@@ -329,7 +333,7 @@ class Fetcher:
             self._notes.drop(taken.tag)
 
     def _let_go(self, messages: Iterable[Message]) -> None:
-        """Gives back what nobody was handed. A foreign message that cannot be put back comes again after its lease."""
+        """Gives back messages that did not reach the consumer. If one cannot be put back, its lease runs out."""
         for message in messages:
             if message.acknowledged:
                 continue

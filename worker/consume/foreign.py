@@ -38,7 +38,8 @@ _TOO_DEEP = f"the message is nested deeper than {MAX_DEPTH} levels"
 _LONGEST_TIME = 64  # characters
 # Far from both ends of Python's calendar, where it cannot change the time zone.
 _FIRST_EXPIRY_MS, _LAST_EXPIRY_MS = 0, MAX_TIME_MS - 366 * 86_400_000
-_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
+# What reading a message may raise that is not as it should be.
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _ID = re.compile(rb'"id"\s*:\s*"([ !#-\[\]-~]{1,255})"')
 _OURS = re.compile(rb'"task"\s*:\s*"' + re.escape(TASK.encode()) + rb'"')
 
@@ -81,10 +82,9 @@ def read_hint(raw: bytes) -> dict[str, Any] | None:
             and type(properties["delivery_tag"]) is str
             and type(properties["delivery_info"]["routing_key"]) is str
             and headers["eta"] is headers["expires"] is None
-            and message["body"]
-            == write_body(headers["id"])  # else it asks for something, and must not vanish
+            and message["body"] == write_body(headers["id"])  # another body is a request of its own
         )
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     return message if is_sound and make_row_id(headers["id"]) == headers["id"] else None
 
@@ -93,7 +93,7 @@ def read_foreign(raw: bytes, *, queue: str, tag: str) -> Payload:
     """The message of ours that lay on `queue`, to be delivered under `tag`. Raises Unusable, OfAnother among it."""
     try:
         message = _load(raw)
-    except _UNREADABLE as exc:
+    except UNREADABLE as exc:
         why = _TOO_DEEP if isinstance(exc, RecursionError) else "the message is no JSON that can be read"
         return read_fragments(raw, why, queue=queue, tag=tag)
     if not isinstance(message, dict):
@@ -129,7 +129,7 @@ def read_foreign(raw: bytes, *, queue: str, tag: str) -> Payload:
 
 
 def read_fragments(raw: bytes, why: str, *, queue: str, tag: str) -> Payload:
-    """A refused message, of one that cannot be read as a whole or is cut: its id is looked for. Raises Unusable."""
+    """A refused message with the id that is found in `raw`, which is cut or cannot be read. Raises Unusable."""
     is_ours = _OURS.search(raw) is not None
     if not is_ours and raw.lstrip()[:1] == b"{":
         raise OfAnother
@@ -146,7 +146,7 @@ def mark_redelivered(raw: bytes) -> bytes:
         message = json.loads(raw)
         message["headers"]["redelivered"] = message["properties"]["delivery_info"]["redelivered"] = True
         return json.dumps(message).encode()
-    except _UNREADABLE:
+    except UNREADABLE:
         return raw
 
 
@@ -164,7 +164,7 @@ def _deep_words() -> str:
 def _decode_body(
     message: Mapping[str, Any], headers: Mapping[str, Any], properties: Mapping[str, Any]
 ) -> tuple[Any, list[str]]:
-    """What the body holds, and what is wrong with it; then it holds nothing."""
+    """The content of the body and its problems. The content is None if there are problems."""
     if headers.get("compression"):
         # A message of 266 KB became one of 2.6 GB.
         return None, ["the body is compressed: send it without `compression`"]
@@ -184,7 +184,7 @@ def _decode_body(
         return None, ["the body is not JSON"]
     except RecursionError:
         return None, [_TOO_DEEP]
-    except _UNREADABLE:  # a type that kombu revives, with a value that it cannot be made of
+    except UNREADABLE:  # a type that kombu revives, with a value that it cannot be made of
         return None, ["the body holds a `__type__` that cannot be read"]
 
 
@@ -194,7 +194,7 @@ def _from_first_protocol(body: Mapping[str, Any]) -> list[Any]:
 
 
 def _check_body(body: Any, problems: list[str]) -> list[Any]:
-    """What Celery is to be handed as the body, whatever it is; what is wrong goes to `problems`."""
+    """The body as Celery is to get it. What is wrong with it is added to `problems`, and the body is empty then."""
     if problems:
         return [[], {}, {}]
     if isinstance(body, dict) and "args" in body:  # a mix of both protocols
@@ -216,7 +216,7 @@ def _check_body(body: Any, problems: list[str]) -> list[Any]:
 
 
 def _read_headers(headers: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """The headers that are of use, in the types that Celery expects; the others are left out."""
+    """The headers that are used, in the types that Celery expects. The others are left out."""
     facts: dict[str, Any] = {}
     for name in _NAMES:
         value = headers.get(name)
@@ -236,7 +236,7 @@ def _read_headers(headers: Mapping[str, Any], problems: list[str]) -> dict[str, 
 
 
 def _read_expires(value: Any, problems: list[str]) -> str | None:
-    """As Celery reads it without fail: an ISO text with its time zone."""
+    """The time as an ISO text with a time zone, which Celery can read."""
     if value is None:
         return None
     try:
@@ -301,7 +301,7 @@ def _priority(properties: Mapping[str, Any]) -> Any:
 
 
 def _where(properties: Mapping[str, Any], queue: str) -> dict[str, Any]:
-    """Where it lay, whatever it says itself: slots are counted by it."""
+    """The delivery facts, with the queue on which the message lay. What it says of its queue itself is not used."""
     info = properties.get("delivery_info")
     exchange = info.get("exchange") if isinstance(info, dict) else None
     is_redelivered = isinstance(info, dict) and info.get("redelivered") is True

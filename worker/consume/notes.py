@@ -1,7 +1,7 @@
-"""The broker's notes of foreign messages that are reserved: what keeps them while a worker has them.
+"""The broker's notes of foreign messages that are reserved.
 
-A note lies in a hash in kombu's form, and its lease in a sorted set beside it. A worker renews the leases of the
-messages that it has. A message whose lease ran out goes back on its list, whoever had it (docs/adr/0013).
+A note is the message in kombu's form, in a hash. Its lease is in a sorted set beside it. A worker renews the leases
+of its messages. A message whose lease ran out goes back on its list (docs/adr/0013).
 """
 
 from __future__ import annotations
@@ -26,20 +26,15 @@ _NOTE = re.compile(rb'\[(.*),("(?:[^"\\]|\\.)*"),("(?:[^"\\]|\\.)*")\]', re.DOTA
 class Notes:
     """Notes of foreign messages, by delivery tag. Thread-safe. Every method raises redis.RedisError."""
 
-    def __init__(
-        self, client: redis.Redis, *, key: str = UNACKED_KEY, index_key: str = UNACKED_INDEX_KEY
-    ) -> None:
-        """`key` names the hash of the notes, `index_key` the sorted set of their leases."""
-        self.key = key
-        self.index_key = index_key
+    def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self._put_back = client.register_script(read_script("put_back.lua"))
 
     def write(self, tag: str, raw: bytes, queue: str) -> None:
         """Notes a message that the take script could not read."""
         with self.client.pipeline() as pipeline:
-            pipeline.zadd(self.index_key, {tag: BROKER_CLOCK.now_s()})
-            pipeline.hset(self.key, tag, write_note(raw, queue))
+            pipeline.zadd(UNACKED_INDEX_KEY, {tag: BROKER_CLOCK.now_s()})
+            pipeline.hset(UNACKED_KEY, tag, write_note(raw, queue))
             pipeline.execute()
 
     def drop(self, tag: str | bytes) -> None:
@@ -50,40 +45,40 @@ class Notes:
 
     def add_drop(self, tag: str | bytes, pipeline: Any) -> None:
         """Adds the commands of `drop` to a pipeline."""
-        pipeline.zrem(self.index_key, tag)
-        pipeline.hdel(self.key, tag)
+        pipeline.zrem(UNACKED_INDEX_KEY, tag)
+        pipeline.hdel(UNACKED_KEY, tag)
 
     def put_back(self, tag: str | bytes, queues: Collection[str], *, is_next: bool) -> None:
-        """Puts a message back on its list: the next to be taken, or the last. `queues` are those that are read here.
+        """Puts a message back on its list, as the next to be taken or the last. `queues` are those of this worker.
 
-        The message is not decoded as kombu would decode it: it may be what ended its worker.
+        The message is not decoded as kombu would decode it, because the message may have ended its worker.
         """
-        note: Any = self.client.hget(self.key, tag)
+        note: Any = self.client.hget(UNACKED_KEY, tag)
         if not note:
             self.drop(tag)
             return
         raw, queue = read_note(note)
         message = mark_redelivered(raw)
-        keys = [self.key, self.index_key, find_list(message, queue, queues)]
+        keys = [UNACKED_KEY, UNACKED_INDEX_KEY, find_list(message, queue, queues)]
         self._put_back(keys=keys, args=[tag, note, message, "next" if is_next else "last"])
 
     def renew(self, tags: Iterable[str]) -> None:
-        """Begins the leases of these messages anew, and asks the broker for its time."""
+        """Asks the broker for its time, and begins the leases of these messages anew."""
         BROKER_CLOCK.ask(self.client)
         leases = dict.fromkeys(tags, BROKER_CLOCK.now_s())
         if leases:
-            self.client.zadd(self.index_key, leases, xx=True)
+            self.client.zadd(UNACKED_INDEX_KEY, leases, xx=True)
 
     def put_back_overdue(self, lease_s: float, queues: Collection[str]) -> int:
-        """Puts back each message whose lease ran out, as the next to be taken: how many.
+        """Puts back each message whose lease ran out, as the next one to be taken, and returns their number.
 
-        By the broker's clock. A lease that begins in the future was written by a clock that was ahead: it is over.
+        The broker's clock counts. A lease that begins in the future was written by a clock that was ahead; it is over.
         """
         BROKER_CLOCK.ask(self.client)
         now_s = BROKER_CLOCK.now_s()
         count = 0
         for low, high in ((0, now_s - lease_s), (now_s + _SKEW_S, "+inf")):
-            tags: Any = self.client.zrangebyscore(self.index_key, low, high)
+            tags: Any = self.client.zrangebyscore(UNACKED_INDEX_KEY, low, high)
             for tag in tags:
                 self.put_back(tag, queues, is_next=True)
                 count += 1
@@ -101,9 +96,9 @@ def write_note(raw: bytes, queue: str) -> bytes:
 
 
 def read_note(note: bytes) -> tuple[bytes, str]:
-    """The message of a note as it lay in the broker, and the queue it was for, "" where the note does not say.
+    """The message of a note as it lay in the broker, and its queue, which is "" if the note does not name one.
 
-    Not decoded: what is in it may be the very thing that ended its worker.
+    The message is not decoded, because it may have ended its worker.
     """
     found = _NOTE.fullmatch(note)
     if found is None:
@@ -115,9 +110,9 @@ def read_note(note: bytes) -> tuple[bytes, str]:
 
 
 def find_list(message: bytes, queue: str, ours: Collection[str]) -> str:
-    """The list to put a message back to that was noted for `queue`, or for one that is not of `ours`.
+    """The list for a message that was noted for `queue`: a list of the lone queue if `queue` is none of `ours`.
 
-    kombu asks the exchange that the message names, and gives to nobody what names one that is not there.
+    kombu would use the exchange that the message names, and lose the message if there is no such exchange.
     """
     try:
         priority = min(9, max(0, int(orjson.loads(message)["properties"]["priority"])))

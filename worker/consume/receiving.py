@@ -1,4 +1,4 @@
-"""Received messages on their way to a claim: a hint at once, any other message once its request is a row."""
+"""Receiving messages. The job of a hint is claimed at once, that of another message when its request is a row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 class Receiver:
-    """One per process. Does not block: what may, is done by `spawn` in a thread of its own."""
+    """Receives messages; one for a process. `receive` does not block: `spawn` runs what blocks in another thread."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Receiver:
         self._spawn = spawn
 
     def receive(self, request: BlankRequest) -> None:
-        """Takes the message on; its request is told what it came to. Raises RuntimeError where no thread begins."""
+        """Begins with a message. Its request gets the report in the end. Raises RuntimeError if no thread can start."""
         if request.hinted_job is None:
             self._spawn(lambda: self._write_down(request))
         else:

@@ -1,7 +1,7 @@
-"""Celery's request without what it carries: no event, no `inspect` and no log sees a message's content.
+"""Celery's request without the message's content: no event, no `inspect` and no log shows it.
 
-A foreign producer may put a prompt anywhere: in arguments, in `argsrepr`, in a header. What leaves this process
-about a message is therefore its id, its task's name and what reads as a name or a number (invariant 10).
+A foreign producer may put a prompt anywhere: in arguments, in `argsrepr`, in a header. So only the message's id, its
+task's name, and what looks like a name or a number leave this process (invariant 10).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from worker.attempt.report import Report, Verdict
-from worker.broker.hints import hinted_job, is_bulk_queue, read_body
+from worker.broker.hints import hinted_job, is_bulk_queue
 from worker.text.names import as_name
 
 NO_ARGS = "()"
@@ -23,7 +23,7 @@ NO_KWARGS = "{}"
 
 
 class BlankRequest(Request):
-    """What the worker's consumer makes of each message. Blank at once, so that nothing later has to think of it."""
+    """The request that the consumer makes of each message. Its public fields are blank from the beginning."""
 
     hinted_job: str | None
     name: str
@@ -31,12 +31,9 @@ class BlankRequest(Request):
     _parent_id: str | None
 
     def __init__(self, message: Any, **options: Any) -> None:
-        job_id = self.hinted_job = hinted_job(message)  # None: the message is more than a hint
-        if job_id is not None:
-            # Known without decoding it, twice, as Celery would. Whatever else its body says is not looked at.
-            options |= {"body": read_body(job_id), "decoded": True}
-        elif not options.get("decoded") and isinstance(message._decoded_cache, list):
-            options |= {"body": message._decoded_cache, "decoded": True}  # by `worker.consume.foreign`
+        self.hinted_job = hinted_job(message)  # None: the message is more than a hint
+        if message._decoded_cache is not None:  # by the Fetcher; Celery would decode the body twice
+            options |= {"body": message._decoded_cache, "decoded": True}
         super().__init__(message, **options)
         embed = self.embedded
         if (
@@ -44,7 +41,7 @@ class BlankRequest(Request):
             or not isinstance(self._kwargs, dict)
             or not (embed is None or isinstance(embed, dict))
         ):
-            # Whoever reads it expects these types.
+            # All readers expect these types.
             raise InvalidTaskError("the body is not [arguments, named arguments, embedded]")
         # Threads know none, and what a header says may not even be two numbers.
         self.time_limits = None, None
@@ -62,7 +59,7 @@ class BlankRequest(Request):
             facts["retries"] = 0
 
     def info(self, safe: bool = False) -> dict[str, Any]:
-        """What `celery inspect active|reserved|scheduled|query_task` tell."""
+        """The facts that `celery inspect active|reserved|scheduled|query_task` show."""
         delivery = self._delivery_info
         return {
             **super().info(safe=True),
@@ -76,27 +73,27 @@ class BlankRequest(Request):
 
     @property
     def is_bulk(self) -> bool:
-        """Whether it came by a queue of bulk jobs: their slots are counted by it."""
+        """Whether the message came from a queue of bulk jobs."""
         return is_bulk_queue(self._delivery_info["routing_key"])
 
     @property
     def embedded(self) -> dict[str, Any] | None:
-        """What the body carries beside the arguments: callbacks and chains."""
+        """The callbacks and chains of the body."""
         embedded: dict[str, Any] | None = self._payload[2]
         return embedded
 
     def execute_using_pool(self, pool: Any, **_: Any) -> None:
-        """Hands the request to its task, which takes it on without blocking. Raises TaskRevokedError."""
+        """Gives the request to its task, which does not block. Raises TaskRevokedError."""
         if self.revoked():
             raise TaskRevokedError(self.id)
         self.task.receive(self, pool)
 
     def begin(self) -> None:
-        """The call begins, in the calling thread."""
+        """Tells Celery that the call begins. In the thread of the call."""
         self.on_accepted(os.getpid(), monotonic())
 
     def finish(self, report: Report) -> None:
-        """Tells Celery and Flower what the message came to, and the broker that it is done with, or comes again."""
+        """Tells Celery and Flower the report, and acknowledges the message or puts it back."""
         verdict = report.verdict
         tried: dict[str, Any] = {} if report.retries is None else {"retries": report.retries}
         task_ready(self, successful=verdict is Verdict.SUCCEEDED)

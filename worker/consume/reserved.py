@@ -11,8 +11,8 @@ from worker.consume.foreign import MAX_MESSAGE_BYTES
 class Reserved:
     """The messages that this process has fetched and not finished, by delivery tag.
 
-    One for the process. It outlives a broken connection to the broker: the jobs of these messages go on. The hub adds
-    messages, any thread removes them.
+    There is one for the process. It survives a broken connection to the broker, because the jobs of these messages go
+    on. The thread of Celery's loop adds messages. Any thread removes them.
     """
 
     def __init__(
@@ -27,8 +27,8 @@ class Reserved:
     ) -> None:
         """`limit` bounds all messages, `bulk_limit` the bulk ones among them.
 
-        Bulk messages are fetched once there is room for `refill_at`. `give_back` is told the job of a hint that Celery
-        hands back. `on_broker_lost` is told that hints may have been lost on their way. A message of more than
+        Bulk messages are fetched when there is room for `refill_at`. `give_back` is called with the job of a hint that
+        Celery gives back. `on_broker_lost` is called when hints may have been lost. A message of more than
         `max_message_bytes` is refused before it is read.
         """
         self.limit = limit
@@ -83,7 +83,7 @@ class Reserved:
                 self._bulk.add(delivery_tag)
 
     def remove(self, delivery_tag: str) -> str | None:
-        """The job of the message if it was a hint. The message is reserved no more."""
+        """Ends the reservation of a message. Returns the job of a hint, None for a foreign message."""
         with self._lock:
             self._bulk.discard(delivery_tag)
             return self._jobs.pop(delivery_tag, None)

@@ -8,11 +8,11 @@ from celery.backends.base import DisabledBackend
 
 
 class ResultsInLedger(NotImplementedError):
-    """Somebody asked Celery for the result, or the state, of a job."""
+    """Raised when a program asks Celery for the result or the state of a job."""
 
 
 class LedgerOnly(DisabledBackend):
-    """A result backend without results. Each question about a result raises ResultsInLedger, which says where it is."""
+    """A result backend without results. Each question raises ResultsInLedger, which says where the results are."""
 
     supports_autoexpire = (
         True  # else Celery's beat has a task clean it up every night, which no worker here runs

@@ -1,8 +1,8 @@
-"""What is made of a message for our task: a request of ours, told to Celery and Flower as Celery's own strategy does.
+"""The strategy for our task: it makes a request of each message, and tells Celery and Flower of it.
 
-Celery's strategy makes a class of requests whose run goes through its tracer: it calls the task, and knows an outcome
-by the exception that is raised. A job here has its claim first, then a thread, and ends by its report. Nor are there
-Celery's timers: an ETA is the ledger's (invariant 8).
+Celery's own strategy makes requests that run through its tracer. The tracer calls the task, and knows an outcome by
+the exception that is raised. A job here is claimed first, then gets a thread, and ends with a report. Celery's timers
+are not used: messages of the Fetcher have no ETA, because the ledger has it (invariant 8).
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from typing import Any
 from celery import signals
 from celery.worker.state import task_reserved
 
-from worker.consume.foreign import NOT_BEFORE_HEADER
 from worker.consume.request import BlankRequest
-
-__all__ = ["NOT_BEFORE_HEADER", "default"]
 
 
 def default(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]:
@@ -27,10 +24,6 @@ def default(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]:
     take_on = consumer.on_task_request
 
     def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **_: Any) -> None:
-        headers = message.headers
-        if headers.get("eta"):
-            headers[NOT_BEFORE_HEADER] = headers["eta"]
-            headers["eta"] = None
         request = BlankRequest(
             message,
             # Not Celery's `ack` and `reject`, which are promises for a turn of its loop: where something else of that
@@ -44,7 +37,7 @@ def default(task: Any, app: Any, consumer: Any, **_: Any) -> Callable[..., Any]:
             task=task,
             connection_errors=connection_errors,
             body=message.body,
-            headers=headers,
+            headers=message.headers,
             decoded=False,
             utc=True,
         )

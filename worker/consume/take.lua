@@ -1,28 +1,31 @@
--- Takes messages off their lists, and notes each that is more than a hint, in one step.
--- A worker that is killed before it reads the answer has lost hints only: the ledger publishes those again.
+-- Takes messages off their lists. Notes each message that is more than a hint, in the same step.
+-- A worker that is killed before it reads the answer loses hints only. The ledger publishes those again.
 --
--- KEYS[1]   the notes: a hash, delivery tag to '[message, "exchange", "routing key"]', as kombu writes it
--- KEYS[2]   their index: a sorted set, delivery tag to when its lease began (s of this server's clock)
--- KEYS[3]…  the lists to take from, at most 255, those to be emptied first first
--- ARGV[1]   most messages in all
--- ARGV[2]   most of them from lists of lone messages
--- ARGV[3]   most of them from lists of bulk messages
--- ARGV[4]   one character for each list: 'b' bulk, 'l' lone
--- ARGV[5]   now (s of this server's clock)
--- ARGV[6]   text that marks a hint; what holds it is not noted
--- ARGV[7]   most bytes of a message that is taken whole; a larger one is cut to its ends
--- ARGV[8]   a prefix for delivery tags that nobody else makes
--- ARGV[9]   a Lua pattern that finds the name of our task
--- ARGV[10]  a prefix for the list where a message goes that is too large and has another task
+-- KEYS[1]   hash of the notes. Field: delivery tag. Value: '[message, "exchange", "routing key"]', which is kombu's form
+-- KEYS[2]   sorted set of the leases. Member: delivery tag. Score: when the lease began, in seconds of this server's clock
+-- KEYS[3]…  lists to take from, 255 at most. The first one is emptied first
+-- ARGV[1]   number: messages to take, at most
+-- ARGV[2]   number: messages to take from lists of lone messages, at most
+-- ARGV[3]   number: messages to take from lists of bulk messages, at most
+-- ARGV[4]   text with one character for each list, in the order of KEYS: 'l' lone, 'b' bulk
+-- ARGV[5]   number: the time now, in seconds of this server's clock. It is the beginning of each lease
+-- ARGV[6]   text that each hint contains. A message that contains it is not noted
+-- ARGV[7]   number: bytes of the largest message that is answered whole. A larger one is cut to its two ends
+-- ARGV[8]   text that delivery tags made here begin with. No other call has the same
+-- ARGV[9]   Lua pattern that matches a message of our task
+-- ARGV[10]  text. With the key of a list behind it, it is the list for messages that are too large and of another task
 --
--- Answers an array: first a string of two bytes a message (the position of its list from 0; 0 not noted, 1 noted,
--- 2 noted and cut, 3 set aside whole because it is too large and not ours), then the messages ('' for those set
--- aside), then the tags of the noted ones in their order.
+-- Answers an array of three parts, one after the other:
+--   1. one string, two bytes for each message. First byte: the position of its list, from 0. Second byte: 0 not noted,
+--      1 noted, 2 noted and cut, 3 moved whole to the list of ARGV[10]
+--   2. the messages, '' for those that were moved
+--   3. the delivery tags of the noted messages, in their order
 --
--- Once something was popped nothing here may fail, since what was popped is nowhere else. Having popped, a script may
--- write also where memory is short: Redis refuses a script's first write only.
+-- Nothing may fail here after a message was popped, because it is nowhere else. A server that is full takes the writes
+-- that follow: it refuses the first write of a script only.
 local left = { all = tonumber(ARGV[1]), l = tonumber(ARGV[2]), b = tonumber(ARGV[3]) }
-local longest = tonumber(ARGV[7])
+local kinds, now, hint_mark, longest = ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7])
+local tag_prefix, ours, aside_prefix = ARGV[8], ARGV[9], ARGV[10]
 local codes, taken, tags = {}, {}, {}
 
 local function name(value, other)
@@ -32,15 +35,15 @@ end
 local function note(tag, text)
     if type(tag) ~= 'string' or #tag > 255 or not string.find(tag, '^[%w_.:-]+$')
         or redis.call('HGET', KEYS[1], tag) then
-        tag = ARGV[8] .. ':' .. #taken
+        tag = tag_prefix .. ':' .. #taken
     end
-    redis.call('ZADD', KEYS[2], ARGV[5], tag)
+    redis.call('ZADD', KEYS[2], now, tag)
     redis.call('HSET', KEYS[1], tag, text)
     tags[#tags + 1] = tag
 end
 
 for i = 3, #KEYS do
-    local kind = string.sub(ARGV[4], i - 2, i - 2)
+    local kind = string.sub(kinds, i - 2, i - 2)
     local wanted = math.min(left.all, left[kind])
     local found = wanted > 0 and redis.pcall('RPOP', KEYS[i], wanted)
     if type(found) == 'table' then
@@ -50,15 +53,15 @@ for i = 3, #KEYS do
         end
         for _, raw in ipairs(found) do
             local is_noted = 0
-            if #raw > longest and string.find(raw, '^%s*{') and not string.find(raw, ARGV[9]) then
-                redis.call('LPUSH', ARGV[10] .. KEYS[i], raw)
+            if #raw > longest and string.find(raw, '^%s*{') and not string.find(raw, ours) then
+                redis.call('LPUSH', aside_prefix .. KEYS[i], raw)
                 raw = ''
                 is_noted = 3
             elseif #raw > longest then
                 raw = string.sub(raw, 1, 8192) .. string.sub(raw, -65536)
                 note(nil, raw)
                 is_noted = 2
-            elseif not string.find(raw, ARGV[6], 1, true) then
+            elseif not string.find(raw, hint_mark, 1, true) then
                 local is_json, message = pcall(cjson.decode, raw)
                 local headers = is_json and type(message) == 'table' and message.headers
                 local properties = is_json and type(message) == 'table' and message.properties

@@ -1,7 +1,7 @@
-"""Taking messages off their lists, in one step that also notes whatever is more than a hint.
+"""Taking messages off their lists, and noting those that are more than hints, in one step.
 
-kombu pops a message and notes it as taken afterwards: a worker that is killed in between takes it with it. Here the
-server does both, in `take.lua` (docs/adr/0013).
+kombu pops a message and notes it afterwards. A worker that is killed in between loses the message. Here the server does
+both in one script, `take.lua` (docs/adr/0013).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import redis
 
 from worker.broker.clock import BROKER_CLOCK
-from worker.broker.hints import ASIDE_PREFIX, HINT_MARK, TASK, is_bulk_queue
-from worker.consume.foreign import MAX_MESSAGE_BYTES, Payload, read_foreign, read_fragments
-from worker.consume.notes import read_script
+from worker.broker.hints import ASIDE_PREFIX, HINT_MARK, TASK, UNACKED_KEY, is_bulk_queue
+from worker.consume.foreign import Payload, read_foreign, read_fragments
+from worker.consume.notes import UNACKED_INDEX_KEY, read_script
 
 _OURS = r'"task"%s*:%s*"' + TASK.replace(".", "%.") + '"'  # as Lua writes patterns
 _TOO_LARGE = "the message is larger than ANTREAN_MAX_MESSAGE_BYTES"
@@ -28,10 +28,11 @@ class _Lay(NamedTuple):
 
 
 class Taken(_Lay):
-    """One message as it lay in the broker. `is_noted`: it is kept there, under `tag`, until it is acknowledged.
+    """One message as it lay in the broker.
 
-    `key` is the list that it lay on. `is_cut`: it was too large, and only its beginning and its end are here.
-    `is_aside`: it was too large, is not ours, and lies in the list of such as it is.
+    `is_noted`: the broker keeps a note of it under `tag` until it is acknowledged. `key`: the list on which it lay.
+    `is_cut`: it was too large, and `raw` holds its beginning and its end only. `is_aside`: it was too large and another
+    app's, and the script has set it aside whole.
     """
 
     key: str = ""
@@ -43,43 +44,32 @@ class Taken(_Lay):
 class Taker:
     """Takes messages for one process."""
 
-    def __init__(
-        self, client: redis.Redis, *, notes: str, index: str, longest: int = MAX_MESSAGE_BYTES
-    ) -> None:
-        """`notes` and `index`: the keys of the hash and the sorted set of `worker.consume.notes`.
+    def __init__(self, client: redis.Redis, *, longest: int) -> None:
+        """`client` must not repeat a command that failed: what the first one popped would be lost.
 
-        `client` must not try again by itself: what the first try popped would be lost. `longest`: bytes of the
-        largest message that is taken whole.
+        `longest`: bytes of the largest message that is taken whole.
         """
         self._client = client
         self._take = client.register_script(read_script("take.lua"))
-        self._noted_in = (notes, index)
         self._longest = longest
         self._tags = uuid.uuid4().hex
         self._takes = 0
 
-    def take(
-        self,
-        lists: Sequence[tuple[str, str]],
-        count: int,
-        *,
-        lone: int | None = None,
-        bulk: int | None = None,
-    ) -> list[Taken]:
+    def take(self, lists: Sequence[tuple[str, str]], count: int, *, lone: int, bulk: int) -> list[Taken]:
         """At most `count` messages, from the first of the `lists` (queue, key; at most 255) on.
 
-        At most `lone` come from queues of lone messages and `bulk` from queues of bulk messages; None: `count`.
+        At most `lone` come from queues of lone messages and `bulk` from queues of bulk messages.
         Raises redis.RedisError; ReadOnlyError where the server takes no writes.
         """
         if not BROKER_CLOCK.is_known:
             BROKER_CLOCK.ask(self._client)
         self._takes += 1
         found: Any = self._take(
-            keys=[*self._noted_in, *(key for _, key in lists)],
+            keys=[UNACKED_KEY, UNACKED_INDEX_KEY, *(key for _, key in lists)],
             args=[
                 count,
-                count if lone is None else lone,
-                count if bulk is None else bulk,
+                lone,
+                bulk,
                 "".join("b" if is_bulk_queue(queue) else "l" for queue, _ in lists),
                 BROKER_CLOCK.now_s(),
                 HINT_MARK,
@@ -110,7 +100,7 @@ def _read_answer(found: Sequence[bytes], lists: Sequence[tuple[str, str]]) -> li
 
 
 def read_taken(taken: Taken) -> Payload:
-    """The message, if it is no hint, as Celery is to be handed it. Raises Unusable."""
+    """A message that is no hint, as Celery is to get it. Raises Unusable."""
     tag = taken.tag if taken.is_noted else str(uuid.uuid4())
     if taken.is_cut:
         return read_fragments(taken.raw, _TOO_LARGE, queue=taken.queue, tag=tag)

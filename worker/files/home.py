@@ -16,7 +16,13 @@ from typing import BinaryIO
 
 from worker.errors import SettingsError, Unreachable
 from worker.files.disk import describe_full_disk
-from worker.files.private import close_home, find_distrust, make_private_folder, open_private
+from worker.files.private import (
+    close_home,
+    find_distrust,
+    find_foreign_broker_file,
+    make_private_folder,
+    open_private,
+)
 
 # sun_path holds 108 bytes on Linux and 104 on macOS, one of them the closing NUL.
 _SOCKET_PATH_MAX_BYTES = 107 if sys.platform == "linux" else 103
@@ -53,15 +59,24 @@ def broker_url(home: Path) -> str:
     return f"redis+socket://{broker_socket(home)}?virtual_host=0"
 
 
-def prepare_home(home: Path) -> Path:
+def prepare_home(home: Path, *, has_broker: bool) -> Path:
     """The real path of `home`. It and its inner folders are made if they are missing, for this user alone.
 
     A home that exists keeps its mode, so that others may list it if they could before; what antrean keeps in it is
-    closed to them. Raises SettingsError if it cannot be written, or if another user could write there; Unreachable if
-    its disk is full.
+    closed to them. `has_broker`: an embedded broker is to run there. Raises SettingsError if the home cannot be
+    written, if another user could write there, or if the broker's folder is a project's own; Unreachable if its disk
+    is full.
     """
     real_home = Path(os.path.realpath(home))
     try:
+        foreign = find_foreign_broker_file(real_home) if has_broker else None
+        if foreign is not None:
+            raise SettingsError(
+                [
+                    f"{real_home / 'valkey'} is not antrean's: it holds {foreign}. Choose another folder with "
+                    f"ANTREAN_HOME, or move it away"
+                ]
+            )
         make_private_folder(real_home)
         distrust = find_distrust(real_home)
         if distrust is not None:

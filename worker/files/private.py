@@ -117,16 +117,34 @@ def close_home(home: Path) -> None:
         close_file(home / name)
 
 
+def find_foreign_broker_file(home: Path) -> str | None:
+    """The name of a file or folder in `<home>/valkey` that the embedded broker did not make; None if there is none.
+
+    Before the first command with a broker nothing there is the broker's: a home has its `stack.lock` from then on.
+    Raises OSError.
+    """
+    folder = home / "valkey"
+    if not folder.is_dir():
+        return None
+    is_new = not (home / "stack.lock").is_file()
+    names = sorted(path.name for path in folder.iterdir())
+    return next((one for one in names if is_new or not _is_made_in(folder.name, one)), None)
+
+
+def _is_made_in(folder: str, name: str) -> bool:
+    """Whether antrean itself puts something of that name in that folder of a home."""
+    return any(fnmatchcase(name, one) for one in _HOME_FOLDERS[folder])
+
+
 def _is_a_home_alone(home: Path) -> bool:
     return all(_is_of_a_home(path.name) for path in home.iterdir())
 
 
 def _is_antreans(folder: Path) -> bool:
     """Whether the folder holds only files that antrean itself puts there."""
-    patterns = _HOME_FOLDERS[folder.name]
-    if not patterns:
+    if not _HOME_FOLDERS[folder.name]:
         return _is_a_home_alone(folder)
-    return all(any(fnmatchcase(path.name, one) for one in patterns) for path in folder.iterdir())
+    return all(_is_made_in(folder.name, path.name) for path in folder.iterdir())
 
 
 def _is_of_a_home(name: str) -> bool:

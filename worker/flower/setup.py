@@ -74,7 +74,7 @@ def prepare_flower() -> dict[str, Any]:
         check_exposure(address, is_open=is_open, unix_socket=bool(said.get("unix_socket")))
         if not said.get("unix_socket"):
             _check_port(address, port)
-        home = prepare_home(settings.home)
+        home = prepare_home(settings.home, has_broker=settings.is_broker_embedded)
         if settings.is_broker_embedded and IN_STACK not in os.environ:
             stack = Stack.attach(home)
             stack.ensure_broker()

@@ -63,13 +63,13 @@ class Stack:
         self._keeper: int | None = None  # a descriptor of the keeper's process
 
     @classmethod
-    def attach(cls, home: Path) -> Self:
+    def attach(cls, home: Path, *, has_broker: bool = True) -> Self:
         """Attaches to the stack of `home`. Starts it if none runs; waits first for one that is stopping.
 
-        Makes the folder if it is missing, for this user alone. Raises SettingsError if it cannot be written,
-        Unreachable if the keeper does not start.
+        Makes the folder if it is missing, for this user alone. `has_broker`: an embedded broker is to run there. Raises
+        SettingsError if the folder cannot be used, Unreachable if the keeper does not start.
         """
-        home = prepare_home(home)
+        home = prepare_home(home, has_broker=has_broker)
         start_lock = open_lock_file(home / "start.lock")
         try:
             # One command at a time attaches or starts: two that run at the same time share one keeper.

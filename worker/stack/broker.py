@@ -1,4 +1,4 @@
-"""The embedded broker of `antrean up`: held by an attachment to the home's stack, and fetched back if it is lost."""
+"""The embedded broker of `antrean up`: it runs while this process is attached to the home's stack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.stack.kept import decide_restart_delay_s
 
 
 class EmbeddedBroker:
-    """Holds the stack of `home` from its making until `leave`. Raises AntreanError if there is no broker."""
+    """An attachment to the stack of `home`, until `leave`. Raises AntreanError if the broker does not start."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -27,12 +27,12 @@ class EmbeddedBroker:
             raise
 
     def watch(self, report: Callable[[str], None]) -> None:
-        """Reports each death of the broker, in the running event loop, and has a lost stack started again."""
+        """Reports each death of the broker, in the running event loop, and starts a lost stack again."""
         self._report = report
         asyncio.get_running_loop().add_reader(self._stack.fileno(), self._look)
 
     def unwatch(self) -> None:
-        """Reports no more."""
+        """Ends the reports."""
         if self._stack.fileno() != -1:
             asyncio.get_running_loop().remove_reader(self._stack.fileno())
 

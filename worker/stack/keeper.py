@@ -363,7 +363,7 @@ def main() -> None:
     tell_crashes()
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     try:
-        prepare_home(home)
+        prepare_home(home, has_broker=False)
         asyncio.run(Keeper(home).run(socket.socket(fileno=first_client), stack_lock))
     except (OSError, AntreanError) as exc:
         raise SystemExit(f"the keeper of {home} cannot run: {exc}") from None
