@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 def read_rows() -> list[Row]:
-    first, second = PAGE.read_text(encoding="utf-8").split("What no tool finds")
+    first, second = PAGE.read_text(encoding="utf-8").split("No tool finds the following uses")
     rows = []
     for text, is_found in ((first, True), (second, False)):
         for line in re.findall(r"^\| `.*$", text, re.MULTILINE):
