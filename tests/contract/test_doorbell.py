@@ -55,8 +55,7 @@ def test_an_idle_worker_asks_once_a_second_and_what_comes_is_taken_at_once(
     assert 1 <= count_takes(valkey) - before <= 4
     waits_s = []
     for n in range(5):
-        # What is acknowledged is no work, and after a second none is thought to come.
-        idle(loop, 1.5)
+        idle(loop, 0.3)
         publish(connection, {"n": n})
         waits_s.append(turn(loop, lambda n=n: len(reader.messages) == n + 1))
         reader.messages[n].ack()
@@ -147,5 +146,34 @@ def test_other_queues_are_told_of_as_well(
     rings.clear()
     valkey.lpush("another", "message")
     turn(loop, lambda: rings)
+    doorbell.take_down()
+    client.close()
+
+
+def test_notices_wake_no_loop_while_there_is_work(
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    """And what was not read meanwhile does not pile up in the server."""
+    client = redis.Redis(unix_socket_path=valkey_path, socket_timeout=5, retry=None)
+    rings: list[None] = []
+    doorbell = Doorbell(client, lambda: rings.append(None))
+    doorbell.hang(hub, QUEUES)
+    loop = hub.create_loop()
+    hub.call_repeatedly(0.02, lambda: None)
+    for n in range(2):
+        valkey.lpush(QUEUES[0], n)
+        idle(loop, 0.1)
+    assert len(rings) == 1
+    doorbell.arm()
+    turn(loop, lambda: len(rings) == 2)
+    valkey.lpush(QUEUES[0], "message")
+    idle(loop, 0.1)
+    doorbell.look_after(QUEUES)
+    idle(loop, 0.1)
+    doorbell.look_after(QUEUES)
+    assert doorbell.is_hung, "the sign of life was read"
+    assert len(rings) == 2
     doorbell.take_down()
     client.close()

@@ -24,13 +24,14 @@ class Doorbell:
     """The connection for notices of one process. For the thread of Celery's loop alone; no method raises."""
 
     def __init__(self, client: redis.Redis, ring: Callable[[], None]) -> None:
-        """Connects as `client` does. `ring` is called when a list may have changed."""
+        """Connects as `client` does. `ring` is called when a list may have changed, once for each `arm`."""
         self._pool = client.connection_pool
         self._ring = ring
         self._connection: Any = None
         self._socket: Any = None
         self._hub: Any = None
         self._prefixes: tuple[str, ...] = ()
+        self._is_armed = False
         self._is_refused = False
         self._is_pinged = False  # and nothing has come since
 
@@ -40,7 +41,7 @@ class Doorbell:
         return self._socket is not None
 
     def hang(self, hub: Any, queues: Sequence[str]) -> None:
-        """Has `hub` wait for notices of the lists of these queues from now on."""
+        """Connects, and has `hub` wait for a notice of the lists of these queues."""
         self.take_down()
         self._hub = hub
         self._prefixes = _prefixes(queues)
@@ -55,10 +56,21 @@ class Doorbell:
         except (redis.RedisError, OSError):  # the Fetcher's own connection tells of it
             self.take_down()
 
+    def arm(self) -> None:
+        """Has the hub wait for a notice. One that came since the last call counts.
+
+        While there is work, notices come for each message of each worker. The hub does not wake for them then.
+        """
+        if self._socket is not None and not self._is_armed:
+            self._is_armed = True
+            self._hub.add_reader(self._socket, self._read)
+
     def look_after(self, queues: Sequence[str]) -> None:
         """Connects again where the connection is gone or silent, or the queues are others. To be called often."""
         if self._hub is None or self._is_refused:
             return
+        if not self._is_armed and self._socket is not None:
+            self._drain()  # else the server would keep what is not read
         if self._socket is None or self._is_pinged or self._prefixes != _prefixes(queues):
             self.hang(self._hub, queues)
             self._ring()  # what was changed meanwhile
@@ -71,8 +83,7 @@ class Doorbell:
 
     def take_down(self) -> None:
         """Closes the connection. No more notices come."""
-        if self._socket is not None and self._hub is not None:
-            self._hub.remove_reader(self._socket)
+        self._disarm()
         self._socket = None
         self._is_pinged = False
         if self._connection is not None:
@@ -89,21 +100,31 @@ class Doorbell:
         self._connection.read_response()
         self._socket = self._connection._sock
         self._socket.setblocking(False)
-        self._hub.add_reader(self._socket, self._read)
+        self.arm()
+
+    def _disarm(self) -> None:
+        if self._is_armed:
+            self._is_armed = False
+            self._hub.remove_reader(self._socket)
 
     def _read(self) -> None:
-        data = b""
+        if self._drain():
+            self._disarm()
+            self._ring()
+
+    def _drain(self) -> bool:
+        """Reads what has come. Whether it was more than a sign of life; the end of the connection counts as well."""
+        is_told = False
         try:
             while got := self._socket.recv(_READ_BYTES):
-                data = got
+                is_told = is_told or got != _PONG
                 self._is_pinged = False
-            self.take_down()  # the server closed it
         except (BlockingIOError, ssl.SSLWantReadError):
-            pass
+            return is_told
         except OSError:
-            self.take_down()
-        if data != _PONG:
-            self._ring()
+            pass
+        self.take_down()
+        return True
 
 
 def _prefixes(queues: Sequence[str]) -> tuple[str, ...]:

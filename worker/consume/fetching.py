@@ -34,7 +34,6 @@ log = structlog.get_logger(__name__)
 
 POLL_S = 0.02  # how often the broker is asked while there is work, or where it tells nothing
 IDLE_POLL_S = 1.0  # how often without work, beside each time that the broker tells of a change
-_BUSY_S = 1.0  # for so long after the last message there is work
 _RENEWALS_A_LEASE = 6
 _MOST_LONE = 16  # most lone messages that one poll fetches
 
@@ -78,8 +77,7 @@ class Fetcher:
         self._aside = Aside(takes, notes)
         self._doorbell = Doorbell(takes, self._ring)
         self._is_rung = False
-        self._timer, self._is_timer_quick = 0, False
-        self._took_s = float("-inf")
+        self._timer = 0
         self._takes_refused, self._leases_refused = Refusals("takes"), Refusals("leases")
         self._queues: Callable[[], Iterable[str]] = tuple
         self._on_message: Callable[[Message], Any] = Message.requeue
@@ -131,8 +129,6 @@ class Fetcher:
             return 0
         taken = self._taker.take(wanted, room, lone=lone, bulk=bulk)
         self._takes_refused.end()
-        if taken:
-            self._took_s = self._polled_s
         bulk_taken = sum(is_bulk_queue(one.queue) for one in taken)
         lone_taken = len(taken) - bulk_taken
         self._may_have_lone = lone_taken >= lone
@@ -192,9 +188,10 @@ class Fetcher:
         except redis.ResponseError as exc:
             self._takes_refused.note(exc)
 
-    def _poll_in_turn(self) -> None:
+    def _poll_in_turn(self, least_s: float = POLL_S / 2) -> None:
+        """Polls if it is time. Not if the last poll is less than `least_s` ago."""
         waited_s = monotonic() - self._polled_s
-        if waited_s <= POLL_S / 2 or self._takes_refused.is_pausing:
+        if waited_s <= least_s or self._takes_refused.is_pausing:
             return
         if self._is_rung or self._is_busy or waited_s >= IDLE_POLL_S:
             self.poll()
@@ -202,25 +199,21 @@ class Fetcher:
     @property
     def _is_busy(self) -> bool:
         """Whether the broker is to be asked every 20 ms: there is work, or notices do not come."""
-        return (
-            not self._doorbell.is_hung
-            or bool(self._unread)
-            or self.reserved.is_any
-            or self._polled_s - self._took_s < _BUSY_S
-        )
+        return self.reserved.is_any or bool(self._unread) or not self._doorbell.is_hung
 
     def _ring(self) -> None:
-        """Notes that something changed in the broker, and polls now if the last poll is more than 10 ms ago."""
+        """Something changed in the broker. Polls now, or 20 ms after the last poll."""
         self._is_rung = True
-        self._run(self._poll_in_turn, self._takes_refused)
-        if not self._is_timer_quick:
-            self._schedule()
+        self._run(lambda: self._poll_in_turn(POLL_S), self._takes_refused)
+        self._schedule()
 
     def _schedule(self) -> None:
         """Starts the timer of the next poll: 20 ms if there is work, else a second. Earlier timers do nothing then."""
         self._timer += 1
-        self._is_timer_quick = self._is_rung or self._is_busy
-        self._hub.call_later(POLL_S if self._is_timer_quick else IDLE_POLL_S, self._when_due, self._timer)
+        is_soon = self._is_rung or self._is_busy
+        if not is_soon:
+            self._doorbell.arm()
+        self._hub.call_later(POLL_S if is_soon else IDLE_POLL_S, self._when_due, self._timer)
 
     def _when_due(self, timer: int) -> None:
         if timer == self._timer:
