@@ -15,6 +15,7 @@ from pathlib import Path
 
 from worker.errors import AntreanError, Unreachable
 from worker.files.home import broker_socket, last_line
+from worker.files.private import holds_only_broker_data
 from worker.stack.child import Child
 
 _OLDEST_VERSION = (6, 2)  # what kombu's transport asks for
@@ -62,12 +63,13 @@ async def launch(home: Path, lock: int, adopt: Callable[[Child], Child]) -> None
 
     `lock` is inherited, so that the lock outlives the keeper for as long as a Valkey writes in this home.
     Data that Valkey refuses to load are moved to `<home>/valkey.broken`: the broker holds hints, the ledger
-    the truth.
+    the truth. A folder that holds other files as well is left as it is.
     """
     binary = find_binary()
     data, broken = home / "valkey", home / "valkey.broken"
     child = adopt(_spawn(binary, home, lock))
-    if not await _is_ready(child, home) and (child.status or 0) > 0 and any(data.iterdir()):
+    is_ready = await _is_ready(child, home)
+    if not is_ready and (child.status or 0) > 0 and any(data.iterdir()) and holds_only_broker_data(data):
         shutil.rmtree(broken, ignore_errors=True)
         data.rename(broken)
         log.error(
