@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from tests.support.processes import is_gone, wait_until
+from worker.errors import Unreachable
 from worker.files.home import broker_socket, open_lock_file, runtime_folder, try_lock
 from worker.stack.attachment import Stack, StackLost
 
@@ -210,6 +211,21 @@ def test_broken_broker_data_are_set_aside_because_the_ledger_holds_the_truth(hom
         assert ping(home)
     assert (home / "valkey.broken" / "appendonlydir" / manifest.name).read_text() == "not a manifest\n"
     assert "broker.data_set_aside" in (home / "logs" / "keeper.log").read_text()
+
+
+def test_broken_data_beside_a_projects_own_files_are_told_and_left_as_they_are(home: Path) -> None:
+    with Stack.attach(home) as stack:
+        stack.ensure_broker()
+    own = home / "valkey" / "of-the-project"
+    own.write_text("Mine.")
+    (home / "valkey" / "appendonlydir" / "appendonly.aof.manifest").write_text("not a manifest\n")
+    with (
+        Stack.attach(home) as stack,
+        pytest.raises(Unreachable, match="the embedded Valkey ended with status 1"),
+    ):
+        stack.ensure_broker()
+    assert own.read_text() == "Mine."
+    assert not (home / "valkey.broken").exists()
 
 
 def test_a_truncated_append_only_file_is_loaded_up_to_its_last_whole_write(home: Path) -> None:

@@ -19,7 +19,7 @@ from worker.files.disk import describe_full_disk
 from worker.files.private import (
     close_home,
     find_distrust,
-    find_foreign_broker_file,
+    find_foreign_broker_data,
     make_private_folder,
     open_private,
 )
@@ -64,17 +64,17 @@ def prepare_home(home: Path, *, has_broker: bool) -> Path:
 
     A home that exists keeps its mode, so that others may list it if they could before; what antrean keeps in it is
     closed to them. `has_broker`: an embedded broker is to run there. Raises SettingsError if the home cannot be
-    written, if another user could write there, or if the broker's folder is a project's own; Unreachable if its disk
-    is full.
+    written, if another user could write there, or if its folder `valkey` holds another Valkey's data; Unreachable if
+    its disk is full.
     """
     real_home = Path(os.path.realpath(home))
     try:
-        foreign = find_foreign_broker_file(real_home) if has_broker else None
+        foreign = find_foreign_broker_data(real_home) if has_broker else None
         if foreign is not None:
             raise SettingsError(
                 [
-                    f"{real_home / 'valkey'} is not antrean's: it holds {foreign}. Choose another folder with "
-                    f"ANTREAN_HOME, or move it away"
+                    f"{real_home / 'valkey'} is not antrean's: it holds {foreign} of another Valkey. Choose another "
+                    f"folder with ANTREAN_HOME, or move it away"
                 ]
             )
         make_private_folder(real_home)

@@ -117,18 +117,22 @@ def close_home(home: Path) -> None:
         close_file(home / name)
 
 
-def find_foreign_broker_file(home: Path) -> str | None:
-    """The name of a file or folder in `<home>/valkey` that the embedded broker did not make; None if there is none.
+def find_foreign_broker_data(home: Path) -> str | None:
+    """The name of data in `<home>/valkey` that another Valkey made; None if there are none. Raises OSError.
 
-    Before the first command with a broker nothing there is the broker's: a home has its `stack.lock` from then on.
-    Raises OSError.
+    Data are another Valkey's if they lie there before the first command with a broker. A home has its `stack.lock` from
+    that command on. What no Valkey reads or writes is in nobody's way.
     """
     folder = home / "valkey"
-    if not folder.is_dir():
+    if not folder.is_dir() or (home / "stack.lock").is_file():
         return None
-    is_new = not (home / "stack.lock").is_file()
     names = sorted(path.name for path in folder.iterdir())
-    return next((one for one in names if is_new or not _is_made_in(folder.name, one)), None)
+    return next((one for one in names if _is_made_in(folder.name, one)), None)
+
+
+def holds_only_broker_data(folder: Path) -> bool:
+    """Whether nothing is in the folder `valkey` of a home but what a Valkey makes. Raises OSError."""
+    return _is_antreans(folder)
 
 
 def _is_made_in(folder: str, name: str) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from worker.errors import AntreanError, Unreachable
 from worker.files.home import broker_socket, last_line
+from worker.files.private import holds_only_broker_data
 from worker.stack.child import Child
 
 _OLDEST_VERSION = (6, 2)  # required by kombu's transport
@@ -61,12 +62,14 @@ async def launch(home: Path, lock: int, adopt: Callable[[Child], Child]) -> None
     """Starts a Valkey and returns when it answers PING. Raises Unreachable, with its last log line, if it does not.
 
     Valkey inherits `lock`, so that the lock is held for as long as it writes in this home, also after the keeper's end.
-    Data that Valkey refuses to load are moved to `<home>/valkey.broken`. No job is lost: the broker holds hints only.
+    Data that Valkey refuses to load are moved to `<home>/valkey.broken`. No job is lost: the broker holds hints only. A
+    folder that holds other files as well is left as it is.
     """
     binary = find_binary()
     data, broken = home / "valkey", home / "valkey.broken"
     child = adopt(_spawn(binary, home, lock))
-    if not await _is_ready(child, home) and (child.status or 0) > 0 and any(data.iterdir()):
+    is_ready = await _is_ready(child, home)
+    if not is_ready and (child.status or 0) > 0 and any(data.iterdir()) and holds_only_broker_data(data):
         shutil.rmtree(broken, ignore_errors=True)
         data.rename(broken)
         log.error(
