@@ -125,9 +125,9 @@ def test_clocks_90_s_apart(arena: Arena, shift_s: float) -> None:
     if not arena.is_full and (arena.database != "sqlite" or shift_s < 0):
         pytest.skip("runs with --storm")
     slots = arena.size(30, 6)
-    arena.queue(arena.size(400, 60))
     right = arena.worker(concurrency=slots)
     wrong = arena.worker(concurrency=slots, python_path=_shifted_clock(arena, shift_s))
+    arena.queue(arena.size(400, 60))  # both take some of them: `worker` returns when it is ready
     recover_s = arena.wait_for_progress()
     arena.wait_for(lambda: arena.ended() == arena.queued, "all jobs end", within_s=60)
     retries = arena.simulator.stats()["faults"]["500"]
