@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
-from threading import Event, current_thread
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from structlog.testing import capture_logs
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from tests.contract.test_ledger_adoption import BASE, read
+from tests.support.ahead import Endpoint, Row, eventually
 from tests.support.house import House
 from tests.support.ledger import NOW, job_row, rows, state
 from worker.attempt.dispatch import Received, choose_ahead
@@ -23,63 +23,8 @@ from worker.attempt.slots import Slots
 from worker.intake.messages import Asked
 from worker.storage.batches import make_batch
 from worker.storage.moves import cancel_jobs, expire_jobs
-from worker.storage.reply import Reply
 from worker.storage.tables import batches, jobs
 from worker.storage.workers import register_worker, release_orphans
-
-
-class Endpoint:
-    """Holds each call until a test lets it go."""
-
-    def __init__(self, house: House) -> None:
-        self.called: list[str] = []
-        self._complete = house.client.complete
-        self._let_go = Event()
-        house.client.complete = self._call  # type: ignore[method-assign]
-
-    def _call(self, body: bytes, *, job_id: str, **options: Any) -> Any:
-        self.called.append(job_id)
-        assert self._let_go.wait(20)
-        return self._complete(body, job_id=job_id, **options)
-
-    def answer(self) -> None:
-        self._let_go.set()
-
-
-def eventually(is_true: Callable[[], bool]) -> None:
-    for _ in range(2000):
-        if is_true():
-            return
-        Event().wait(0.005)
-    raise AssertionError("it never came true")
-
-
-class Row:
-    """One slot, and some jobs that want it: the first is in its call, the next are claimed, and others wait."""
-
-    def __init__(self, house: House, *, jobs: int = 4, ahead: int = 2, **facts: Any) -> None:
-        self.house, self.endpoint = house, Endpoint(house)
-        self.ids = [house.put(is_bulk=True, **facts) for _ in range(jobs)]
-        self.reports: list[Future[Report]] = []
-        for id_ in self.ids:
-            self.reports.append(house.receive(id_, is_bulk=True))
-            eventually(lambda: len(house.writer.open_claims) == min(len(self.reports), 1 + ahead))
-        eventually(lambda: self.endpoint.called == self.ids[:1])
-
-    def states(self) -> list[str]:
-        return [state(self.house.ledger, id_) for id_ in self.ids]
-
-    def end(self) -> list[Verdict]:
-        self.endpoint.answer()
-        return [one.result(20).verdict for one in self.reports]
-
-    def has_left_no_trace(self, id_: str) -> bool:
-        """Nobody could tell that the job was ever claimed."""
-        row = job_row(self.house.ledger, id_)
-        assert (row.claims, row.attempts, row.claim_token, row.published_at_ms) == (0, 0, None, None)
-        assert rows(self.house.ledger, "attempts", job_id=id_) == []
-        assert id_ not in self.house.writer.open_claims
-        return id_ not in self.endpoint.called
 
 
 @pytest.fixture
@@ -129,41 +74,6 @@ def test_an_attempt_begins_with_its_call_and_not_with_its_claim(house: House) ->
     [attempt] = rows(house.ledger, "attempts", job_id=waited)
     assert (attempt.started_at_ms, attempt.ended_at_ms) == (NOW + 900, NOW + 900)
     assert attempt.number == 1
-
-
-def test_a_worker_that_stops_gives_back_what_it_claimed_ahead_as_if_nothing_had_been(house: House) -> None:
-    row = Row(house)
-    house.dispatcher.stop()
-    assert [one.result(20).verdict for one in row.reports[1:]] == [Verdict.GIVEN_BACK] * 3
-    assert row.states() == ["running", "queued", "queued", "queued"]
-    assert all(map(row.has_left_no_trace, row.ids[1:3])), "claimed"
-    assert job_row(house.ledger, row.ids[3]).claims == 0
-    row.endpoint.answer()
-    assert row.reports[0].result(20).verdict is Verdict.SUCCEEDED
-    assert house.slots.wait_until_idle(lambda: False, timeout_s=5)
-
-
-def test_a_claim_that_is_answered_when_the_worker_stops_is_given_back(house: House) -> None:
-    begin_claim = house.writer.begin_claim
-
-    def answer_late(job_id: str, answer: Any, **options: Any) -> None:
-        reply: Reply[Any] = Reply()
-        begin_claim(job_id, reply, **options)
-
-        def stop_first() -> None:
-            job = reply.result()
-            house.dispatcher.stop()
-            answer.set_result(job)
-
-        house.pool.submit(stop_first)
-
-    house.writer.begin_claim = answer_late  # type: ignore[method-assign]
-    id_ = house.put()
-    assert house.execute(id_) is Verdict.GIVEN_BACK
-    assert house.slots.wait_until_idle(lambda: False, timeout_s=5)
-    row = job_row(house.ledger, id_)
-    assert (row.state, row.claims, house.simulator.stats()["calls"]) == ("queued", 0, 0)
-    assert not house.writer.open_claims
 
 
 @pytest.mark.parametrize("why", ["the gate shuts", "somebody pauses the endpoint"])
@@ -273,32 +183,6 @@ def test_claims_wait_for_the_database_and_nothing_is_called_meanwhile(build: Cal
     assert [one.result(20).verdict for one in reports] == [Verdict.SUCCEEDED] * 8
 
 
-@pytest.mark.parametrize("losses", [0, 2])
-def test_a_worker_that_stops_while_the_database_is_away_waits_for_no_claim(
-    build: Callable[..., House], losses: int
-) -> None:
-    """But for the call in flight, whose answer is spooled."""
-    house = build(slots=Slots(1, ahead=2))
-    ids = [house.put(is_bulk=True) for _ in range(4)]
-    house.ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id.in_(ids[1:])).values(losses=losses)))
-    endpoint = Endpoint(house)
-    paid = house.receive(ids[0], is_bulk=True)
-    eventually(lambda: endpoint.called == ids[:1])
-    house.ledger.is_away = lambda: True
-    others = [house.receive(id_, is_bulk=True) for id_ in ids]  # the first one is in its call already
-    eventually(lambda: house.writer.is_stuck)
-    assert house.executor.has_answers_at_stake
-    house.dispatcher.stop()
-    assert [one.result(5).verdict for one in others] == [Verdict.GIVEN_BACK] * 4
-    assert not house.slots.wait_until_idle(lambda: False, timeout_s=0.2), "the call goes on"
-    endpoint.answer()
-    assert house.slots.wait_until_idle(lambda: False, timeout_s=5)
-    assert paid.result(5).verdict is Verdict.SUCCEEDED
-    assert (len(house.spool), house.executor.has_answers_at_stake) == (1, False)
-    assert list(house.writer.open_claims) == ids[:1], "what is spooled is not released as the worker ends"
-    house.ledger.is_away = lambda: False
-
-
 def test_a_database_that_takes_no_claim_of_one_job_costs_the_others_nothing(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,59 +235,6 @@ def test_a_message_that_cannot_be_told_of_is_logged_and_the_next_goes_on(build: 
     assert {row.state for row in rows(house.ledger, "jobs")} == {"succeeded"}
 
 
-def test_a_pool_that_is_shut_keeps_nobody_waiting(house: House) -> None:
-    """Celery shuts its pool while claims are on their way."""
-    row = Row(house)
-    house.pool.shutdown(wait=False)
-    house.dispatcher.stop()
-    assert [one.result(20).verdict for one in row.reports[1:]] == [Verdict.GIVEN_BACK] * 3
-    assert all(map(row.has_left_no_trace, row.ids[1:3]))
-    assert house.receive(house.put()).result(20).verdict is Verdict.GIVEN_BACK
-    row.endpoint.answer()
-    assert row.reports[0].result(20).verdict is Verdict.SUCCEEDED
-
-
-def test_one_that_runs_alone_and_still_has_no_thread_does_not_keep_the_worker_from_its_end(
-    house: House,
-) -> None:
-    """Celery drops what its pool has in line."""
-    id_, go_on = house.put(is_bulk=True), Event()
-    house.ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id == id_).values(losses=2)))
-    busy = [house.pool.submit(go_on.wait, 20) for _ in range(house.pool._max_workers)]
-    house.receive(id_, is_bulk=True)
-    eventually(lambda: house.pool._work_queue.qsize() == 1)
-    house.dispatcher.stop()
-    house.pool.shutdown(wait=False, cancel_futures=True)
-    assert house.slots.wait_until_idle(lambda: False, timeout_s=5)
-    go_on.set()
-    assert all(one.result(20) for one in busy)
-    assert state(house.ledger, id_) == "queued"
-
-
-def test_where_the_pool_is_shut_the_writer_does_not_wait_for_a_broker(house: House) -> None:
-    """To give a foreign message back is to ask the broker, which may hang."""
-    row = Row(house, jobs=1)
-    told, broker_answers = [], Event()
-
-    def finish(report: Report) -> None:
-        told.append((current_thread().name, report.verdict))
-        assert broker_answers.wait(20)
-
-    ids = [house.put(is_bulk=True) for _ in range(2)]
-    for id_ in ids:
-        house.dispatcher.receive(Received(id_, True, finish, lambda: None))
-    eventually(lambda: len(house.writer.open_claims) == 3)
-    house.pool.shutdown(wait=False)
-    house.dispatcher.stop()
-    eventually(lambda: len(told) == 1)
-    house.wait_for_the_database()
-    broker_answers.set()
-    eventually(lambda: len(told) == 2)
-    assert told == [("antrean-untold", Verdict.GIVEN_BACK)] * 2
-    row.endpoint.answer()
-    assert row.reports[0].result(20).verdict is Verdict.SUCCEEDED
-
-
 def test_a_foreign_message_is_a_row_and_counts_as_published_before_it_is_claimed(house: House) -> None:
     """Else the relay would publish a hint of it meanwhile."""
     job = read(house, Asked(request=BASE))
@@ -451,20 +282,3 @@ def test_quick_answers_are_claimed_ahead_by_many_and_slow_ones_by_few(
     slots: int, claim_s: float, call_s: float, ahead: int
 ) -> None:
     assert choose_ahead(slots, claim_s, call_s, limit=50) == ahead
-
-
-def test_a_claim_that_its_writer_committed_and_did_not_tell_is_not_held(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The writer died in between: the end of this worker releases the claim, and nobody counts a loss."""
-    died: list[BaseException] = []
-    house.writer._on_death = died.append
-
-    def die(_written: Any) -> None:
-        raise SystemExit
-
-    monkeypatch.setattr(house.writer, "_tell", die)
-    id_ = house.put()
-    assert house.receive(id_).result(20).verdict is Verdict.GIVEN_BACK
-    assert (state(house.ledger, id_), dict(house.writer.open_claims)) == ("running", {})
-    assert [type(one) for one in died] == [SystemExit]
