@@ -83,23 +83,19 @@ class Command:
 
 
 def write_folders(folder: Path, each: int) -> dict[str, list[str]]:
-    """Three overlapping folders, and the names that a run over each has: two halves, both, and links to some of all."""
+    """A folder of two, the second with links to half of its documents; the names that a run over each has."""
     (folder / "prompt.md").write_text("Sum up: {{ text }}\n")
     for half in ("a", "b"):
         (folder / "docs" / half).mkdir(parents=True)
         for i in range(each):
             (folder / "docs" / half / f"{i:03}.txt").write_text(f"Document {i} of {half}.")
-    (folder / "mix").mkdir()
-    for half in ("a", "b"):
-        for i in range(0, each, 2):
-            (folder / "mix" / f"{half}{i:03}.txt").symlink_to(folder / "docs" / half / f"{i:03}.txt")
-    for i in range(each // 4):
-        (folder / "mix" / f"own{i:03}.txt").write_text(f"Document {i} of the mix.")
-    parts = [f"{i:03}.txt" for i in range(each)]
+    for i in range(0, each, 2):
+        (folder / "docs" / "b" / f"link{i:03}.txt").symlink_to(f"{i:03}.txt")
+    names = {half: sorted(path.name for path in (folder / "docs" / half).iterdir()) for half in ("a", "b")}
     return {
-        "docs": [f"{half}/{name}" for half in ("a", "b") for name in parts],
-        "docs/a": parts,
-        "mix": sorted(path.name for path in (folder / "mix").iterdir()),
+        "docs": [f"{half}/{name}" for half in ("a", "b") for name in names[half]],
+        "docs/a": names["a"],
+        "docs/b": names["b"],
     }
 
 
@@ -123,7 +119,7 @@ def test_runs_over_overlapping_folders_each_end_with_their_own_lines(arena: Aren
     names = write_folders(arena.folder, 160)
     commands = [
         Command(shop, name, folder, names[folder])
-        for name, folder in (("whole", "docs"), ("part", "docs/a"), ("links", "mix"), ("twin", "docs"))
+        for name, folder in (("whole", "docs"), ("part", "docs/a"), ("links", "docs/b"), ("twin", "docs"))
     ]
     allowed = 0
     pause = threading.Event()
@@ -161,7 +157,7 @@ def test_runs_over_overlapping_folders_each_end_with_their_own_lines(arena: Aren
 
 
 def _documents(folder: Path) -> list[Path]:
-    return [path.resolve() for path in (*folder.glob("docs/*/*.txt"), *folder.glob("mix/*.txt"))]
+    return [path.resolve() for path in folder.glob("docs/*/*.txt")]
 
 
 def _audit(arena: Arena, settings: Settings, documents: int, allowed: int) -> None:
