@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,7 +13,6 @@ from celery.worker import state
 from celery.worker.state import revoked
 
 from schemas.job import Due
-from schemas.shortage import describe_shortage
 from worker.attempt.credentials import Credentials
 from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.endpoint import open_endpoint
@@ -33,13 +29,12 @@ from worker.consume.request import BlankRequest
 from worker.consume.reserved import Reserved
 from worker.errors import ExitCode
 from worker.ids import new_id
-from worker.logs.sink import flush_logs
 from worker.operations.capacity import threads_needed
 from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
 from worker.settings import Settings
+from worker.shutdown import Shutdown
 from worker.storage.engine import Ledger, Transaction
-from worker.storage.errors import DatabaseAway
 from worker.storage.identity import fetch_identity
 from worker.storage.intake import NewJob, adopt_jobs
 from worker.storage.migrating import prepare_ledger
@@ -55,8 +50,6 @@ from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
 
 log = structlog.get_logger(__name__)
-_AFTER_GRACE_S = 2.0  # what remains for giving back, flushing and leaving
-_FOR_CELERY_S = 1.0  # how long Celery may take to leave once all is written; it can hang in a stalled broker
 
 
 class WorkerRuntime:
@@ -171,12 +164,20 @@ class WorkerRuntime:
             on_broker_lost=self._relay.broker_lost,
             max_message_bytes=self._settings.max_message_bytes,
         )
-        self._is_stopping = threading.Event()
-        self._hurry = threading.Event()
-        self._shutdown: threading.Thread | None = None
-        self._shutdown_lock = threading.Lock()
-        # Who is told to end before all is done was interrupted; a worker that has no end of its own was not.
-        self._exit_code = ExitCode.INTERRUPTED if drains else ExitCode.OK
+        self._shutdown = Shutdown(
+            grace_s=settings.grace_s,
+            # Who is told to end before all is done was interrupted; a worker that has no end of its own was not.
+            exit_code=ExitCode.INTERRUPTED if drains else ExitCode.OK,
+            client=self._client,
+            dispatcher=self._dispatcher,
+            slots=self._slots,
+            executor=self._executor,
+            writer=self._writer,
+            spool=self._spool,
+            heartbeat=self._heartbeat,
+            relay=self._relay,
+            hinted_jobs=lambda: self._reserved.hinted_jobs,
+        )
 
     def start(self) -> None:
         """Beats once, replays the spool, and only then takes work. Raises DatabaseAway, and Unreachable."""
@@ -185,15 +186,20 @@ class WorkerRuntime:
         with threads_needed():
             self._writer.start()
             self._heartbeat.beat()
-            self._thread("antrean-heartbeat", self._heartbeat.run, self._is_stopping)
+            self._shutdown.heartbeat_thread = self._thread(
+                "antrean-heartbeat", self._heartbeat.run, self._shutdown.is_leaving
+            )
             interval_s = self._settings.relay_interval_s
-            self._thread("antrean-relay", lambda: self._relay.run(self._is_stopping, interval_s=interval_s))
+            self._thread(
+                "antrean-relay", lambda: self._relay.run(self._shutdown.is_stopping, interval_s=interval_s)
+            )
 
     def ready(self, pool: Any) -> None:
         """Celery takes messages from now on: a worker that drains begins to look for its end.
 
         Two threads are begun in Celery's `pool`, so that each job is called in the end, however few follow: one may be
-        with a job that waits to run alone until the other has made all calls. Raises Unreachable where none begins.
+        with a job that waits to run alone until the other has made all calls. Raises Unreachable where one of
+        them does not begin.
         """
         self._pool = pool
         with threads_needed():
@@ -208,7 +214,7 @@ class WorkerRuntime:
     @property
     def exit_code(self) -> ExitCode:
         """What this worker ends with, were it to end now."""
-        return self._exit_code
+        return self._shutdown.exit_code
 
     def receive(self, request: BlankRequest, pool: Any) -> None:
         """Takes on the job of a received message; calls are made in Celery's `pool`. Does not block."""
@@ -275,89 +281,8 @@ class WorkerRuntime:
             self._writer.give_message_back(job_id)
 
     def begin_shutdown(self, *, hurry: bool = False) -> None:
-        """Starts the way out, in a thread outside Celery's hub; called again with `hurry`, cuts the grace.
-
-        Safe in a signal handler's context.
-        """
-        if hurry:
-            self._hurry.set()
-        with self._shutdown_lock:
-            if self._shutdown is not None:
-                return
-            # Not a daemon, also where one begins it: the interpreter waits for it even when Celery is done first.
-            self._shutdown = threading.Thread(target=self._shut_down, name="antrean-shutdown", daemon=False)
-        try:
-            self._shutdown.start()
-        except RuntimeError as exc:
-            # No thread for the way out: this one goes it. Celery's hub stands still meanwhile, and what it would have
-            # acknowledged comes again and finds no claim.
-            log.error("worker.stops_in_this_thread", lack=describe_shortage(exc))
-            self._shut_down()
-
-    def _shut_down(self) -> None:
-        """The way out. An error that nobody thought of must not leave a process that neither works nor ends."""
-        try:
-            self._end_calls_and_leave()
-        except Exception as exc:
-            log.critical("worker.way_out_failed", error=type(exc).__name__, exc_info=exc)
-            self._leave_now()
-
-    def _end_calls_and_leave(self) -> None:
-        grace_s = self._settings.grace_s
-        end_s = time.monotonic() + grace_s
-        deadline = self._leave_after(grace_s)
-        log.info("worker.stopping", calls_in_flight=self._client.calls_in_flight, grace_s=grace_s)
-        self._dispatcher.stop()
-        self._is_stopping.set()
-        self._relay.poke()
-        self._slots.wait_until_idle(
-            lambda: self._hurry.is_set() or time.monotonic() >= end_s or self._is_only_database_awaited()
-        )
-        if self._is_only_database_awaited():  # for its word on the end, neither
-            deadline.cancel()
-            deadline = self._leave_after(0.0)
-        cut = self._client.cut_all_calls()
-        self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
-        # Who still waits now waits for a database that hangs: what was paid for goes to the spool, or is lost.
-        self._writer.abandon_records()
-        self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
-        self._spool.stop()
-        try:
-            self._heartbeat.end(self._reserved.hinted_jobs)
-        except (DatabaseAway, OSError) as exc:
-            log.warning("worker.end_not_recorded", error=type(exc).__name__)  # its lease will say so
-        is_flushed = self._writer.stop(timeout_s=0.5)
-        log.info("worker.stopped", calls_cut=cut, is_flushed=is_flushed)
-        if not is_flushed:
-            return  # the timer ends the process
-        if threading.current_thread() is not threading.main_thread():
-            threading.main_thread().join(timeout=_FOR_CELERY_S)
-            if not threading.main_thread().is_alive():
-                deadline.cancel()
-                return
-        self._leave_now()
-
-    def _is_only_database_awaited(self) -> bool:
-        """Whether the jobs that are left wait for a database that is away, and no answer is lost without it."""
-        return self._writer.is_stuck and not self._executor.has_answers_at_stake
-
-    def _leave_after(self, grace_s: float) -> threading.Timer:
-        """Ends the process `grace_s` from now, and what remains for leaving, unless the timer is cancelled."""
-        deadline = threading.Timer(grace_s + _AFTER_GRACE_S - 0.2, self._leave_now)
-        deadline.daemon = True
-        try:
-            deadline.start()
-        except RuntimeError as exc:  # all waits of the way out have ends of their own, if later ones
-            log.error("worker.stops_without_a_timer", lack=describe_shortage(exc))
-        return deadline
-
-    def _leave_now(self) -> None:
-        # Celery's hub can hang in a stalled broker for minutes after SIGTERM; all that matters is written.
-        log.warning("worker.left_without_celery")
-        flush_logs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(self._exit_code))
+        """Starts the way out of this worker; called again with `hurry`, cuts its calls. For a signal handler, too."""
+        self._shutdown.begin(hurry=hurry)
 
     def _end_by_force(self, name: str, exc: BaseException) -> None:
         """Ends this worker because one of its threads did: within the grace, as a signal would, but not with 0.
@@ -366,27 +291,29 @@ class WorkerRuntime:
         But its calls are paid for: they end first, and what they bring is recorded, or spooled.
         """
         log.critical("worker.thread_died", thread=name, error=type(exc).__name__, exc_info=exc)
-        self._exit_code = ExitCode.INTERNAL
+        self._shutdown.exit_code = ExitCode.INTERNAL
         state.should_stop = int(ExitCode.INTERNAL)  # Celery's hub takes no more messages
         self.begin_shutdown()
 
     def _end_when_drained(self, drain: Drain) -> None:
-        drained = drain.run(self._is_stopping)
+        drained = drain.run(self._shutdown.is_stopping)
         if drained is None:
             return
         drained.tell()
-        self._exit_code = ExitCode.FAILED_JOBS if drained.failed else ExitCode.OK
-        state.should_stop = int(self._exit_code)
+        self._shutdown.exit_code = ExitCode.FAILED_JOBS if drained.failed else ExitCode.OK
+        state.should_stop = int(self._shutdown.exit_code)
         self.begin_shutdown()
 
-    def _thread(self, name: str, target: Callable[..., None], *args: object) -> None:
+    def _thread(self, name: str, target: Callable[..., None], *args: object) -> threading.Thread:
         def guarded() -> None:
             try:
                 target(*args)
             except BaseException as exc:
                 self._end_by_force(name, exc)
 
-        threading.Thread(target=guarded, name=name, daemon=True).start()
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread.start()
+        return thread
 
 
 def _ignore(_result: object) -> None:

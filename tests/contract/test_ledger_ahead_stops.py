@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from structlog.testing import capture_logs
 
 from tests.support.ahead import Endpoint, Row, eventually
 from tests.support.house import House
@@ -85,6 +86,38 @@ def test_a_worker_that_stops_while_the_database_is_away_waits_for_no_claim(
     house.ledger.is_away = lambda: False
 
 
+@pytest.mark.parametrize("is_back", [True, False])
+def test_an_answer_that_nothing_takes_is_tried_once_more_as_the_worker_stops(
+    house: House, monkeypatch: pytest.MonkeyPatch, is_back: bool
+) -> None:
+    """Where nothing takes it to the end, it is lost. That is no defect of the job, and burns no attempt."""
+    row, waits, stops = Row(house, jobs=1), Event(), house.spool.wait_until_writable
+
+    def wait() -> None:
+        waits.set()
+        stops()
+
+    monkeypatch.setattr(house.spool, "keep", lambda _: False)
+    monkeypatch.setattr(house.spool, "reject", lambda _: False)
+    monkeypatch.setattr(house.spool, "wait_until_writable", wait)
+    house.ledger.is_away = lambda: True
+    row.endpoint.answer()
+    assert waits.wait(20)
+    if is_back:
+        house.ledger.is_away = lambda: False
+        house.wait_for_the_database()
+    house.dispatcher.stop()
+    house.spool.stop()
+    house.writer.abandon_records()
+    verdict = row.reports[0].result(20).verdict
+    house.ledger.is_away = lambda: False
+    found = job_row(house.ledger, row.ids[0])
+    assert (verdict, found.state) == (
+        (Verdict.SUCCEEDED, "succeeded") if is_back else (Verdict.GIVEN_BACK, "running")
+    )
+    assert (found.attempts, found.failure_kind, dict(house.writer.open_claims)) == (0, None, {})
+
+
 def test_a_pool_that_is_shut_keeps_nobody_waiting(house: House) -> None:
     """Celery shuts its pool while claims are on their way."""
     row = Row(house)
@@ -136,6 +169,58 @@ def test_where_the_pool_is_shut_the_writer_does_not_wait_for_a_broker(house: Hou
     assert told == [("antrean-untold", Verdict.GIVEN_BACK)] * 2
     row.endpoint.answer()
     assert row.reports[0].result(20).verdict is Verdict.SUCCEEDED
+
+
+def test_a_claim_of_one_that_runs_alone_which_its_writer_committed_and_did_not_tell_is_not_held(
+    build: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build()
+    died: list[BaseException] = []
+    house.writer._on_death = died.append
+    id_ = house.put()
+    house.ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id == id_).values(losses=2)))
+    tell = house.writer._tell
+
+    def die_over_a_claim(written: Any) -> None:
+        if written.claimed:
+            raise SystemExit
+        tell(written)
+
+    monkeypatch.setattr(house.writer, "_tell", die_over_a_claim)
+    assert house.receive(id_).result(20).verdict is Verdict.GIVEN_BACK
+    assert (state(house.ledger, id_), dict(house.writer.open_claims)) == ("running", {})
+    assert [type(one) for one in died] == [SystemExit]
+
+
+def test_a_writer_that_dies_says_so_also_where_those_whom_it_tells_fail_as_well(
+    build: Callable[..., House],
+) -> None:
+    """As where no memory is left for the pool."""
+    house = build()
+    died: list[BaseException] = []
+    house.writer._on_death = died.append
+    told: list[Report] = []
+    go_on, is_held = Event(), Event()
+
+    def no_memory(_work: object) -> None:
+        raise MemoryError
+
+    def hold(_connection: object) -> None:
+        is_held.set()
+        assert go_on.wait(20)
+
+    ids = [house.put() for _ in range(3)]
+    house.writer.begin(hold)
+    assert is_held.wait(20)
+    spawn, house.dispatcher._run_soon = house.dispatcher._run_soon, no_memory
+    for id_ in ids:
+        house.dispatcher.receive(Received(id_, False, told.append, lambda: None))
+    with capture_logs() as entries:
+        go_on.set()
+        eventually(lambda: bool(died))
+    assert [type(one) for one in died] == [MemoryError]
+    assert {one["error"] for one in entries if one["event"] == "writer.untold"} == {"MemoryError"}
+    house.dispatcher._run_soon = spawn
 
 
 def test_a_claim_that_its_writer_committed_and_did_not_tell_is_not_held(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -104,6 +105,30 @@ def test_a_beat_replays_its_own_spool_and_lets_the_claim_go(
     heartbeat.beat()
     assert state(ledger, job.id) == "succeeded"
     assert (len(spool), writer.open_claims) == (0, {})
+
+
+def test_a_beat_replays_each_answer_without_waiting_for_a_group(
+    ledger: Ledger,
+    heartbeat: Heartbeat,
+    writer: GroupWriter,
+    spool: SpoolFile,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside a busy writer a window an answer would add up to more than a lease."""
+    for _ in range(3):
+        job = writer.claim(put_one(ledger))
+        assert job is not None
+        spool.keep(success(job, worker="me"))
+    waits: list[bool] = []
+    record = writer.record
+
+    def note(outcome: Any, *, is_urgent: bool = False, **options: Any) -> Any:
+        waits.append(not is_urgent)
+        return record(outcome, is_urgent=is_urgent, **options)
+
+    monkeypatch.setattr(writer, "record", note)
+    heartbeat.beat()
+    assert waits == [False] * 3
 
 
 def test_a_beat_releases_what_its_process_does_not_hold(

@@ -70,11 +70,13 @@ def test_the_interpreter_waits_for_the_way_out_also_where_a_daemon_thread_began_
     """A daemon thread that dies begins it; else Celery, which is done first, would take the process with it."""
     runtime = make_runtime(sqlite_ledger, tmp_path)
     began: list[bool] = []
-    monkeypatch.setattr(runtime, "_shut_down", lambda: began.append(threading.current_thread().daemon))
+    monkeypatch.setattr(
+        runtime._shutdown, "_shut_down", lambda: began.append(threading.current_thread().daemon)
+    )
     ending = threading.Thread(target=runtime.begin_shutdown, daemon=is_daemon)
     ending.start()
     ending.join(10)
-    assert runtime._shutdown is not None
-    runtime._shutdown.join(10)
+    assert runtime._shutdown._thread is not None
+    runtime._shutdown._thread.join(10)
     assert began == [False]
     assert runtime.exit_code is ExitCode.OK

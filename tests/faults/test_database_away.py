@@ -243,22 +243,26 @@ def test_a_worker_is_stopped_while_its_database_hangs(arena: Arena, hang: Hang) 
     assert "spool.replayed" in arena.worker_log()
 
 
+@pytest.mark.default_cases(1)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 @pytest.mark.simulator("--latency", "0.5")
 @pytest.mark.settings(grace_s=60)
 @pytest.mark.timeout(120)
 def test_a_worker_that_is_stopped_while_its_database_hangs_does_not_sit_out_its_grace(
-    arena: Arena, hang: Hang
+    arena: Arena, hang: Hang, number: signal.Signals
 ) -> None:
     """Nothing can come of the claims that it waits for. Its answers are spooled after 5 s, and then it ends."""
     worker, go_on = hang_in_mid_run(arena, hang)
-    code, seconds = end(worker)
+    code, seconds = end(worker, number)
     assert code == 0
     assert seconds < 5 + 2 + 3
     assert spooled(arena) > 0
     go_on()
     arena.worker()
     recover_s = arena.wait_for_progress()
-    arena.conclude("SIGTERM while the database hangs, long grace", most_extra_calls=0, recover_s=recover_s)
+    arena.conclude(
+        f"{number.name} while the database hangs, long grace", most_extra_calls=0, recover_s=recover_s
+    )
     with arena.ledger.read() as connection:
         assert connection.execute(select(jobs.c.id).where(jobs.c.losses > 0)).all() == []
 

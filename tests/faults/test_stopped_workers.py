@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import func, select
 
-from tests.support.arena import Arena
+from tests.support.arena import LEASE_S, Arena
 from tests.support.processes import end
 from worker.storage.tables import attempts, jobs
 
@@ -92,6 +92,23 @@ def test_a_worker_that_is_stopped_in_mid_call(
     recover_s = arena.wait_for_progress()
     names = " + ".join(number.name for number in signals)
     arena.conclude(f"{names}{where}; ended in {seconds:.1f} s", most_extra_calls=cut, recover_s=recover_s)
+
+
+@pytest.mark.simulator("--latency", str(3 * LEASE_S))
+@pytest.mark.settings(grace_s=5 * LEASE_S)
+@pytest.mark.timeout(120)
+def test_a_worker_that_waits_for_its_last_calls_keeps_its_lease(arena: Arena) -> None:
+    """Calls of a worker that stops may last longer than a lease: another worker that lives does not make them again."""
+    slots = arena.size(50, 8)
+    arena.queue(slots)
+    worker = arena.worker(concurrency=slots)
+    arena.wait_for(lambda: arena.in_flight() == slots, "all slots are in a call")
+    arena.worker(concurrency=slots)
+    code, seconds = end(worker)
+    assert (code, arena.states()) == (0, {"succeeded": slots})
+    assert LEASE_S < seconds < 5 * LEASE_S
+    assert "worker.lost" not in arena.worker_log()
+    arena.conclude("SIGTERM, calls longer than a lease", most_extra_calls=0)
 
 
 @pytest.mark.simulator("--latency", "0.2")

@@ -249,7 +249,12 @@ class Dispatcher:
             return PUT_OFF
         try:
             with self._slots.alone():
-                job = self._writer.claim(one.job_id, is_urgent=True, is_alone=True)
+                try:
+                    job = self._writer.claim(one.job_id, is_urgent=True, is_alone=True)
+                except WriterStopped:
+                    # One that died may have committed the claim: the worker's end releases it.
+                    self._writer.forget(one.job_id)
+                    raise
                 if job is None:
                     return NOTHING_TO_DO
                 one.begin()

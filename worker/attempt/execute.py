@@ -233,6 +233,11 @@ class Executor:
     def _record_answer(self, job: ClaimedJob, success: Success) -> Report:
         try:
             return report_success(success, self._record_success(success, is_urgent=not job.is_bulk))
+        except Stopping:
+            # Neither the ledger nor the spool took it, and the worker ends: no defect, and no attempt is burnt.
+            log.error("result.lost", job_id=success.job_id)
+            self._writer.forget(job.id)
+            raise
         except Exception as exc:
             # The ledger cannot store this answer, whatever it is: the spool keeps it for a person, and the
             # job must not hang. What cannot be put aside now is spooled, and put aside by a later beat.
@@ -252,6 +257,7 @@ class Executor:
 
     def _record_success(self, success: Success, *, is_urgent: bool) -> Recorded:
         """Recorded, or spooled: either way the answer outlives this process (invariant 5)."""
+        is_last = False
         while True:
             try:
                 return self._writer.record(success, is_urgent=is_urgent, within_s=_RECORD_WITHIN_S)
@@ -260,8 +266,13 @@ class Executor:
                     # Still open: the replay records it, and no beat may take it for an orphan before.
                     log.warning("result.spooled", job_id=success.job_id)
                     return Recorded.APPLIED
+                if is_last:
+                    raise Stopping from None
                 # Neither the database nor the spool takes it: hold it in memory until one does.
-                self._spool.wait_until_writable()
+                try:
+                    self._spool.wait_until_writable()
+                except Stopping:
+                    is_last = True  # one may take it by now
 
     def _record_or_forget(self, outcome: Setback | GiveBack) -> None:
         try:

@@ -220,7 +220,7 @@ def _mix(retries: list[Due], ready: list[Due], room: int) -> list[Due]:
 def choose_untried(
     connection: Connection, endpoint: str, room: int, after_batch: str, now_ms: int, held: Collection[str]
 ) -> tuple[list[Due], str]:
-    """Jobs that were never called, of the first batch that has any among its first 32 ready jobs. Not marked."""
+    """Jobs never called, of the first batch with any among its first ready jobs (32, or `room`). Not marked."""
     turns = find_turns(connection, endpoint, after=after_batch, held=held, at_most=_LOOKED_AT, now_ms=now_ms)
     for batch_id in ("", *(turn.batch_id for turn in turns if turn.has_ready)):
         query = {"of_endpoint": endpoint, "of_batch": batch_id, "at_most": max(room, _LOOKED_AT)}

@@ -81,7 +81,7 @@ class ListedJob:
     position: int  # in the batch
     custom_id: str | None
     state: JobState
-    is_held: bool  # open, and its home batch is held
+    is_held: bool  # it waits for a call, and its home batch is held
     failure_kind: str | None
     http_status: int | None
     request_id: str | None

@@ -131,4 +131,4 @@ class Recorded(StrEnum):
     APPLIED = "applied"  # the job changed its state
     REPEATED = "repeated"  # the same outcome was recorded before: the answer to that COMMIT was lost
     UNUSED = "unused"  # a second success: its usage is kept, its result is not
-    CLAIM_LOST = "claim_lost"  # the claim is no longer the job's: nothing was written
+    CLAIM_LOST = "claim_lost"  # the claim is no longer the job's: of a failure only the usage was written

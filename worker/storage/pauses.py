@@ -20,7 +20,7 @@ class Pause:
 
 
 _COLUMNS = select(pauses.c.endpoint, pauses.c.reason, pauses.c.paused_at_ms)
-# Built once, as it is executed with every turn of the relay and every group of claims.
+# Built once, as it is executed with every turn of the relay.
 _OF_ENDPOINT = _COLUMNS.where(pauses.c.endpoint == bindparam("of_endpoint"))
 
 

@@ -115,7 +115,7 @@ class Story:
     losses: int
     solo_losses: int
     is_cancel_requested: bool
-    is_held: bool  # open, and its home batch is held
+    is_held: bool  # it waits for a call, and its home batch is held
     worker_id: str | None
     worker_host: str | None
     created_at_ms: int

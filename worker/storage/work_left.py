@@ -15,7 +15,10 @@ HELD_ADVICE = "the same `antrean run` goes on, `antrean cancel BATCH` gives it u
 
 
 def has_work(connection: Connection, endpoint: str) -> bool:
-    """Whether this endpoint has open jobs, also running ones of other workers. Jobs of held batches do not count."""
+    """Whether this endpoint has open jobs, also running ones of other workers.
+
+    Of held batches only running jobs count.
+    """
     of_endpoint = select(jobs.c.id).where(jobs.c.endpoint == endpoint).limit(1)
     if connection.execute(of_endpoint.where(is_in(JobState.RUNNING))).first() is not None:
         return True
@@ -28,7 +31,7 @@ def has_work(connection: Connection, endpoint: str) -> bool:
 
 
 def count_held(connection: Connection, endpoint: str) -> Mapping[str, int]:
-    """The number of this endpoint's open jobs in held batches, by batch id, sorted by id."""
+    """The number of this endpoint's jobs that wait for a call in held batches, by batch id, sorted by id."""
     statement = (
         select(jobs.c.batch_id, func.count().label("left"))
         .where(jobs.c.batch_id.in_(fetch_held(connection, endpoint)), is_in(*IDLE))

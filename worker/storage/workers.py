@@ -147,8 +147,8 @@ def release_orphans(
 ) -> list[str]:
     """Queues orphans of this worker again, unburnt, at most 500. Returns their ids.
 
-    Orphans run under this worker, but are not among `held`, the jobs in its memory: the answer to a COMMIT was lost, or
-    a thread died.
+    Orphans run under this worker, but are not among `open_claims`, the jobs in its memory: the answer to a COMMIT was
+    lost, or a thread died.
     """
     rows = connection.execute(select(jobs.c.id).where(_is_claimed(), jobs.c.worker_id == worker_id))
     orphans = sorted(row.id for row in rows if row.id not in open_claims)[:MAX_ROWS]

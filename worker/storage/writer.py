@@ -223,7 +223,10 @@ class GroupWriter:
                 self._pending.clear()
             for request in left:
                 is_claim = isinstance(request, (ClaimJob, WriteDownJob))
-                fail(request, WriterStopped() if is_claim else DatabaseAway("the writer has ended"))
+                try:
+                    fail(request, WriterStopped() if is_claim else DatabaseAway("the writer has ended"))
+                except Exception as other:  # the same may go wrong again: the others are told all the same
+                    log.error("writer.untold", error=type(other).__name__, exc_info=other)
             if self._on_death is None:
                 raise
             self._on_death(exc)

@@ -171,7 +171,7 @@ class Heartbeat:
 
     def _record_spooled(self, success: Success) -> None:
         try:
-            recorded = self._writer.record(success)
+            recorded = self._writer.record(success, is_urgent=True)
         except UNSTORABLE as exc:
             # One line that no ledger can store must not keep the others, or this worker, from going on.
             log.error("spool.unstorable", job_id=success.job_id, error=type(exc).__name__)

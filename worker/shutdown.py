@@ -1,0 +1,165 @@
+"""The way out of a worker: its calls end within the grace, what it claimed is given back, and its end is recorded."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from api_client.client import EndpointClient
+from schemas.shortage import describe_shortage
+from worker.attempt.dispatch import Dispatcher, Received
+from worker.attempt.execute import Executor
+from worker.attempt.slots import Slots
+from worker.errors import ExitCode
+from worker.logs.sink import flush_logs
+from worker.storage.errors import DatabaseAway
+from worker.storage.writer import GroupWriter
+from worker.upkeep.heartbeat import Heartbeat
+from worker.upkeep.relay import Relay
+from worker.upkeep.spool import SpoolFile
+
+log = structlog.get_logger(__name__)
+_AFTER_GRACE_S = 2.0  # what remains for giving back, flushing and leaving
+_FOR_DATABASE_S = 3.0  # how long it may take to record the end once nothing else is left
+_FOR_HEARTBEAT_S = 0.3
+_FOR_CELERY_S = 1.0  # how long Celery may take to leave once all is written; it can hang in a stalled broker
+
+
+class Shutdown:
+    """One per worker process. `begin` once or more.
+
+    `is_stopping` is set when no new work is to begin, and `is_leaving` when no call is in flight any more: until then
+    the worker beats, because its calls need the lease. `exit_code` is what the process ends with.
+    """
+
+    def __init__(
+        self,
+        *,
+        grace_s: float,
+        exit_code: ExitCode,
+        client: EndpointClient,
+        dispatcher: Dispatcher,
+        slots: Slots[Received],
+        executor: Executor,
+        writer: GroupWriter,
+        spool: SpoolFile,
+        heartbeat: Heartbeat,
+        relay: Relay,
+        hinted_jobs: Callable[[], Sequence[str]],
+    ) -> None:
+        """`hinted_jobs` tells whose hints this worker has received and not finished."""
+        self.exit_code = exit_code
+        self.is_stopping = threading.Event()
+        self.is_leaving = threading.Event()
+        self.heartbeat_thread: threading.Thread | None = None
+        self._grace_s = grace_s
+        self._client = client
+        self._dispatcher = dispatcher
+        self._slots = slots
+        self._executor = executor
+        self._writer = writer
+        self._spool = spool
+        self._heartbeat = heartbeat
+        self._relay = relay
+        self._hinted_jobs = hinted_jobs
+        self._is_hurried = False  # no Event: a signal may come while the handler of another one sets it
+        self._begins = threading.Lock()  # taken once, and never given back
+        self._thread: threading.Thread | None = None
+
+    def begin(self, *, hurry: bool = False) -> None:
+        """Starts the way out, in a thread outside Celery's hub; called again with `hurry`, cuts the grace.
+
+        Safe in a signal handler's context.
+        """
+        if hurry:
+            self._is_hurried = True
+        # Never waited for: the handler of another signal may be interrupted in here by this one.
+        if not self._begins.acquire(blocking=False):
+            return
+        # Not a daemon, also where one begins it: the interpreter waits for it even when Celery is done first.
+        self._thread = threading.Thread(target=self._shut_down, name="antrean-shutdown", daemon=False)
+        try:
+            self._thread.start()
+        except RuntimeError as exc:
+            # No thread for the way out: this one goes it. Celery's hub stands still meanwhile, and what it would have
+            # acknowledged comes again and finds no claim.
+            log.error("worker.stops_in_this_thread", lack=describe_shortage(exc))
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        """The way out. An error that nobody thought of must not leave a process that neither works nor ends."""
+        try:
+            self._end_calls_and_leave()
+        except Exception as exc:
+            log.critical("worker.way_out_failed", error=type(exc).__name__, exc_info=exc)
+            self._leave_now()
+
+    def _end_calls_and_leave(self) -> None:
+        grace_s = self._grace_s
+        end_s = time.monotonic() + grace_s
+        deadline = self._leave_after(grace_s)
+        log.info("worker.stopping", calls_in_flight=self._client.calls_in_flight, grace_s=grace_s)
+        self._dispatcher.stop()
+        self.is_stopping.set()
+        self._relay.poke()
+        self._slots.wait_until_idle(
+            lambda: self._is_hurried or time.monotonic() >= end_s or self._is_only_database_awaited()
+        )
+        if self._is_only_database_awaited():  # for its word on the end, neither
+            deadline.cancel()
+            deadline = self._leave_after(0.0)
+        cut = self._client.cut_all_calls()
+        self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
+        # Who still waits now waits for a database that hangs: what was paid for goes to the spool, or is lost.
+        self._writer.abandon_records()
+        self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
+        self._spool.stop()
+        self.is_leaving.set()
+        if end_s - time.monotonic() > _FOR_DATABASE_S and not self._executor.has_answers_at_stake:
+            # Nothing is left but the database's word on the end: nobody sits out the grace for it.
+            deadline.cancel()
+            deadline = self._leave_after(0.0 if self._writer.is_stuck else _FOR_DATABASE_S)
+        heartbeat = self.heartbeat_thread
+        if heartbeat is not None and heartbeat is not threading.current_thread():
+            heartbeat.join(_FOR_HEARTBEAT_S)  # a beat after the end would make this worker live again
+        try:
+            self._heartbeat.end(self._hinted_jobs())
+        except (DatabaseAway, OSError) as exc:
+            log.warning("worker.end_not_recorded", error=type(exc).__name__)  # its lease will say so
+        is_flushed = self._writer.stop(timeout_s=0.5)
+        log.info("worker.stopped", calls_cut=cut, is_flushed=is_flushed)
+        if not is_flushed:
+            return  # the timer ends the process
+        if threading.current_thread() is not threading.main_thread():
+            threading.main_thread().join(timeout=_FOR_CELERY_S)
+            if not threading.main_thread().is_alive():
+                deadline.cancel()
+                return
+        self._leave_now()
+
+    def _is_only_database_awaited(self) -> bool:
+        """Whether the jobs that are left wait for a database that is away, and no answer is lost without it."""
+        return self._writer.is_stuck and not self._executor.has_answers_at_stake
+
+    def _leave_after(self, grace_s: float) -> threading.Timer:
+        """Ends the process `grace_s` from now, and what remains for leaving, unless the timer is cancelled."""
+        deadline = threading.Timer(grace_s + _AFTER_GRACE_S - 0.2, self._leave_now)
+        deadline.daemon = True
+        try:
+            deadline.start()
+        except RuntimeError as exc:  # all waits of the way out have ends of their own, if later ones
+            log.error("worker.stops_without_a_timer", lack=describe_shortage(exc))
+        return deadline
+
+    def _leave_now(self) -> None:
+        # Celery's hub can hang in a stalled broker for minutes after SIGTERM; all that matters is written.
+        log.warning("worker.left_without_celery")
+        flush_logs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(self.exit_code))
