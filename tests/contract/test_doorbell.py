@@ -174,6 +174,94 @@ def test_notices_wake_no_loop_while_there_is_work(
     idle(loop, 0.1)
     doorbell.look_after(QUEUES)
     assert doorbell.is_hung, "the sign of life was read"
-    assert len(rings) == 2
+    assert len(rings) == 3, "what was read is told once"
     doorbell.take_down()
     client.close()
+
+
+def test_a_loop_that_stood_still_asks_at_once_however_often_it_was_told(
+    connection: KombuConnection,  # noqa: F811
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    """The loop runs ten timers a turn, and may sleep for a second after them."""
+    reader = Reader(valkey_path)
+    reader.fetcher.run_in(hub)
+    loop = hub.create_loop()
+    publish(connection, {"n": 1})
+    turn(loop, lambda: reader.messages)
+    idle(loop, 0.1)  # it has work, and reads no notices
+    for _ in range(50):
+        reader.fetcher._schedule()
+    time.sleep(5 * POLL_S)  # it stands still
+    publish(connection, {"n": 2})
+    assert turn(loop, lambda: len(reader.messages) == 2) < 0.5
+
+
+def test_a_notice_that_is_read_while_there_is_work_is_asked_for_though_the_work_ends(
+    connection: KombuConnection,  # noqa: F811
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    reader = Reader(valkey_path, beat_s=30)
+    fetcher = reader.fetcher
+    fetcher.run_in(hub)
+    loop = hub.create_loop()
+    idle(loop, 0.1)
+    publish(connection, {"n": 1})
+    turn(loop, lambda: reader.messages)
+    idle(loop, 0.1)
+    polled_s = fetcher._polled_s
+    turn(loop, lambda: fetcher._polled_s != polled_s)
+    publish(connection, {"n": 2})
+    fetcher._doorbell.look_after(fetcher._read_names())
+    reader.messages[0].ack()
+    assert turn(loop, lambda: len(reader.messages) == 2) < 0.5
+
+
+def test_notices_come_after_a_refusal_that_passes(
+    valkey: redis.Redis,
+    hub: Hub,  # noqa: F811
+) -> None:
+    """Such as BUSY: another app's script runs for seconds."""
+    answers = [redis.ResponseError("BUSY Valkey is busy running a script")]
+
+    class BusyOnce(redis.connection.UnixDomainSocketConnection):
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            if answers and self.protocol:
+                raise answers.pop()
+            return super().read_response(*args, **options)
+
+    path = valkey.connection_pool.connection_kwargs["path"]
+    client = redis.Redis(
+        connection_pool=redis.ConnectionPool(connection_class=BusyOnce, path=path, retry=None)
+    )
+    doorbell = Doorbell(client, lambda: None)
+    with capture_logs() as logs:
+        doorbell.hang(hub, QUEUES)
+        assert (doorbell.is_hung, answers) == (False, [])
+        doorbell.look_after(QUEUES)
+    assert (doorbell.is_hung, logs) == (True, [])
+    doorbell.take_down()
+    client.close()
+
+
+def test_an_error_that_waits_for_a_loop_that_ends_does_not_end_the_next_one(
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    reader = Reader(valkey_path)
+    fetcher = reader.fetcher
+    fetcher.run_in(hub)
+
+    def fail() -> None:
+        raise redis.ConnectionError("the broker is gone")
+
+    fetcher._run(fail, fetcher._takes_refused)
+    hub.reset()
+    hub.timer.clear()
+    fetcher.run_in(hub)
+    idle(hub.create_loop(), 0.1)
+    fetcher._run(fail, fetcher._takes_refused)
+    with pytest.raises(redis.ConnectionError):
+        idle(hub.create_loop(), 1.0)

@@ -10,6 +10,7 @@ import pytest
 import redis
 from kombu import Connection as KombuConnection
 from kombu.asynchronous import Hub
+from redis._parsers.base import BaseParser
 from structlog.testing import capture_logs
 
 from schemas.job import Due
@@ -174,3 +175,34 @@ def test_what_no_waiting_mends_is_no_refusal() -> None:
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         refusals.note(redis.ResponseError("WRONGTYPE of a key"))
     assert not refusals.is_pausing
+
+
+_IN_SCRIPT = "@user_script: 48: -"
+_FROM_CALL = "Error running script (call to f_0123456789abcdef): @user_script:16: @user_script: 16: -"
+
+
+@pytest.mark.parametrize(
+    "place", ["", _IN_SCRIPT, _FROM_CALL, "Command # 1 (LPUSH a OOM) of pipeline caused error: "]
+)
+@pytest.mark.parametrize(
+    ("words", "is_refusal"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", True),
+        ("READONLY You can't write against a read only replica.", True),
+        ("MISCONF Valkey is configured to save RDB snapshots, but it is unable to persist to disk.", True),
+        ("NOREPLICAS Not enough good replicas to write.", True),
+        ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", True),
+        ("CLUSTERDOWN The cluster is down", True),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", True),
+        ("BUSY Valkey is busy running a script.", True),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
+        ("NOPERM this user has no permissions", False),
+        ("ERR unknown command", False),
+    ],
+)
+def test_refusals_are_known_by_their_code_wherever_the_server_puts_it(
+    place: str, words: str, is_refusal: bool
+) -> None:
+    """Before Redis 7 a script's place comes first; redis-py takes the code off the words of some."""
+    told = BaseParser.parse_error(place + words)
+    assert (name_refusal(told) is not None) is is_refusal

@@ -86,8 +86,17 @@ def test_data_of_our_own_valkey_and_other_files_beside_it_are_no_obstacle(tmp_pa
     (tmp_path / "valkey").mkdir()
     (tmp_path / "valkey" / "notes.txt").touch()
     prepare_home(tmp_path, has_broker=True)
+    (tmp_path / "broker.lock").touch()  # as the keeper does before it starts the first Valkey
     (tmp_path / "valkey" / "appendonlydir").mkdir()
     prepare_home(tmp_path, has_broker=True)
+
+
+def test_a_home_that_had_its_broker_elsewhere_takes_no_data_of_another_valkey_over(tmp_path: Path) -> None:
+    (tmp_path / "valkey").mkdir()
+    (tmp_path / "valkey" / "dump.rdb").touch()
+    prepare_home(tmp_path, has_broker=False)
+    with pytest.raises(AntreanError, match=r"it holds dump\.rdb of another Valkey"):
+        prepare_home(tmp_path, has_broker=True)
 
 
 def test_a_runtime_folder_that_somebody_else_laid_out_is_not_used(tmp_path: Path) -> None:

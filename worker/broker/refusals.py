@@ -7,6 +7,7 @@ broker answers, such as a key of a wrong type, do not pass by waiting: they are 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from time import monotonic
@@ -18,9 +19,19 @@ log = structlog.get_logger(__name__)
 
 REFUSED_PAUSE_S = 1.0
 _QUIET_S = 60.0
-_CLASSES = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
-# What redis-py has no class of its own for.
-_CODES = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
+# Those of which redis-py takes the code off the words.
+_CLASSES = {
+    redis.exceptions.OutOfMemoryError: "OOM",
+    redis.exceptions.ReadOnlyError: "READONLY",
+    redis.exceptions.MasterDownError: "MASTERDOWN",
+    redis.exceptions.ClusterDownError: "CLUSTERDOWN",
+    redis.exceptions.TryAgainError: "TRYAGAIN",
+}
+_CODES = (*_CLASSES.values(), "MISCONF", "NOREPLICAS", "BUSY")
+# Before Redis 7 the words of a script's error begin with its place, and the code comes behind.
+_PLACE_IN_SCRIPT = re.compile(
+    r"(?:Error running script \(call to \w+\): @user_script:\d+: )?@user_script: \d+: -"
+)
 
 
 class Refusals:
@@ -67,10 +78,11 @@ class Refusals:
 
 def name_refusal(exc: BaseException) -> str | None:
     """The name of a refusal, None for another error. The rest of its text is left out: it may quote a message."""
-    if isinstance(exc, _CLASSES):
+    if isinstance(exc, tuple(_CLASSES)):
         return type(exc).__name__
     if not isinstance(exc, redis.ResponseError):
         return None
     # A pipeline puts its command before the broker's words, and the command may be a message.
-    code = str(exc).rpartition(" of pipeline caused error: ")[2].split(" ", 1)[0]
+    words = str(exc).rpartition(" of pipeline caused error: ")[2]
+    code = words[found.end() if (found := _PLACE_IN_SCRIPT.match(words)) else 0 :].split(" ", 1)[0]
     return code if code in _CODES else None

@@ -14,6 +14,8 @@ from typing import Any
 import redis
 import structlog
 
+from worker.broker.refusals import name_refusal
+
 log = structlog.get_logger(__name__)
 
 _PONG = b"+PONG\r\n"
@@ -50,9 +52,10 @@ class Doorbell:
         try:
             self._connect()
         except redis.ResponseError as exc:
-            self._is_refused = True
-            log.warning("broker.tells_nothing", error=type(exc).__name__)
             self.take_down()
+            if name_refusal(exc) is None:
+                self._is_refused = True
+                log.warning("broker.tells_nothing", error=type(exc).__name__)
         except (redis.RedisError, OSError):  # the Fetcher's own connection tells of it
             self.take_down()
 
@@ -69,8 +72,9 @@ class Doorbell:
         """Connects again where the connection is gone or silent, or the queues are others. To be called often."""
         if self._hub is None or self._is_refused:
             return
-        if not self._is_armed and self._socket is not None:
-            self._drain()  # else the server would keep what is not read
+        # Else the server would keep what is not read. What was read must be asked for: the next timer may find no work.
+        if not self._is_armed and self._socket is not None and self._drain():
+            self._ring()
         if self._socket is None or self._is_pinged or self._prefixes != _prefixes(queues):
             self.hang(self._hub, queues)
             self._ring()  # what was changed meanwhile

@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 POLL_S = 0.02  # how often the broker is asked while there is work, or where it tells nothing
 IDLE_POLL_S = 1.0  # how often without work, beside each time that the broker tells of a change
 _RENEWALS_A_LEASE = 6
+_LONGEST_UNREAD_S = 5.0  # how long the broker keeps notices that a busy worker does not read
 _MOST_LONE = 16  # most lone messages that one poll fetches
 
 
@@ -77,7 +78,8 @@ class Fetcher:
         self._aside = Aside(takes, notes)
         self._doorbell = Doorbell(takes, self._ring)
         self._is_rung = False
-        self._timer = 0
+        self._timer: Any = None
+        self._is_over = False  # the loop of Celery in which the timers are
         self._takes_refused, self._leases_refused = Refusals("takes"), Refusals("leases")
         self._queues: Callable[[], Iterable[str]] = tuple
         self._on_message: Callable[[Message], Any] = Message.requeue
@@ -98,6 +100,8 @@ class Fetcher:
     def run_in(self, hub: Any) -> None:
         """Starts the timers in Celery's loop: for polls, leases and abandoned messages. They end with the loop."""
         self._hub = hub
+        self._is_over = False
+        hub.on_close.add(self._end)
         self._is_poll_due = False
         self._doorbell.hang(hub, self._read_names())
         self._is_rung = True  # what came before
@@ -105,7 +109,7 @@ class Fetcher:
         for every_s, act, refused in (
             (self._lease_s / _RENEWALS_A_LEASE, self.renew_leases, self._leases_refused),
             (self._beat_s, self.put_back_overdue, self._leases_refused),
-            (self._beat_s, self._look_after_doorbell, self._takes_refused),
+            (min(self._beat_s, _LONGEST_UNREAD_S), self._look_after_doorbell, self._takes_refused),
         ):
             hub.call_repeatedly(every_s, self._run, act, refused)
 
@@ -208,17 +212,20 @@ class Fetcher:
         self._schedule()
 
     def _schedule(self) -> None:
-        """Starts the timer of the next poll: 20 ms if there is work, else a second. Earlier timers do nothing then."""
-        self._timer += 1
+        """Starts the timer of the next poll: 20 ms if there is work, else a second. Cancels the one before.
+
+        Ten timers at most run in a turn of the loop, which then may sleep for a second: one that is left would count.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
         is_soon = self._is_rung or self._is_busy
         if not is_soon:
             self._doorbell.arm()
-        self._hub.call_later(POLL_S if is_soon else IDLE_POLL_S, self._when_due, self._timer)
+        self._timer = self._hub.call_later(POLL_S if is_soon else IDLE_POLL_S, self._when_due)
 
-    def _when_due(self, timer: int) -> None:
-        if timer == self._timer:
-            self._run(self._poll_in_turn, self._takes_refused)
-            self._schedule()
+    def _when_due(self) -> None:
+        self._run(self._poll_in_turn, self._takes_refused)
+        self._schedule()
 
     def _look_after_doorbell(self) -> None:
         self._doorbell.look_after(self._read_names())
@@ -236,7 +243,8 @@ class Fetcher:
 
     def _poll_now(self) -> None:
         self._is_poll_due = False
-        self._run(self.poll, self._takes_refused)
+        if not self._is_over:
+            self._run(self.poll, self._takes_refused)
 
     def _run(self, act: Callable[[], Any], refused: Refusals) -> None:
         """A refusal is waited out. Another error ends Celery's loop, whose timers would only log it."""
@@ -248,7 +256,15 @@ class Fetcher:
                 for client in (self._client, self._notes.client):
                     connect_anew(client)
         except Exception as exc:
-            self._hub.call_soon(_raise, exc)
+            self._hub.call_soon(self._raise, exc)
+
+    def _raise(self, exc: Exception) -> None:
+        if not self._is_over:
+            raise exc
+
+    def _end(self, _hub: Any) -> None:
+        """The loop ends, and runs what waits for its next turn: that must not raise in the loop that follows."""
+        self._is_over = True
 
     def _read_names(self) -> tuple[str, ...]:
         return tuple(self._queues())
@@ -334,10 +350,6 @@ class Fetcher:
                 message.requeue()
             except redis.RedisError as exc:
                 log.warning("message.not_put_back", error=type(exc).__name__)
-
-
-def _raise(exc: Exception) -> None:
-    raise exc
 
 
 def build_fetcher(settings: Settings, reserved: Reserved) -> Fetcher:

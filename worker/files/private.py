@@ -2,7 +2,6 @@
 
 Files of results are not opened here: they go where the user says, with the user's umask.
 """
-# The folders of a home, except the sockets', and the names of the files in each. An older version, or the user, may
 
 from __future__ import annotations
 
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+# The folders of a home, except the sockets', and the names of the files in each. An older version, or the user, may
 # have left them open to others.
 _HOME_FOLDERS = {
     "logs": ("*.log", "*.log.1"),
@@ -120,11 +120,11 @@ def close_home(home: Path) -> None:
 def find_foreign_broker_data(home: Path) -> str | None:
     """The name of data in `<home>/valkey` that another Valkey made; None if there are none. Raises OSError.
 
-    Data are another Valkey's if they lie there before the first command with a broker. A home has its `stack.lock` from
-    that command on. What no Valkey reads or writes is in nobody's way.
+    Data are another Valkey's if they lie there before the home's first embedded broker. A home has its `broker.lock`
+    from then on. What no Valkey reads or writes is in nobody's way.
     """
     folder = home / "valkey"
-    if not folder.is_dir() or (home / "stack.lock").is_file():
+    if not folder.is_dir() or (home / "broker.lock").is_file():
         return None
     names = sorted(path.name for path in folder.iterdir())
     return next((one for one in names if _is_made_in(folder.name, one)), None)
