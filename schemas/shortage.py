@@ -23,6 +23,14 @@ def is_local_shortage(exc: BaseException) -> bool:
     return isinstance(exc, MemoryError) or (isinstance(exc, RuntimeError) and _NO_THREAD in str(exc))
 
 
+def find_shortage(exc: BaseException) -> BaseException | None:
+    """The shortage that this exception shows, or one of those that it was raised from or while handling."""
+    seen: BaseException | None = exc
+    while seen is not None and not is_local_shortage(seen):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
 def describe_shortage(exc: BaseException) -> str:
     """Describes the shortage for people."""
     if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -265,3 +266,30 @@ def test_an_error_that_waits_for_a_loop_that_ends_does_not_end_the_next_one(
     fetcher._run(fail, fetcher._takes_refused)
     with pytest.raises(redis.ConnectionError):
         idle(hub.create_loop(), 1.0)
+
+
+def test_a_shortage_of_files_ends_no_loop_and_is_told_once(
+    connection: KombuConnection,  # noqa: F811
+    valkey_path: str,
+    hub: Hub,  # noqa: F811
+) -> None:
+    """As where the calls in flight have all files, and a connection to the broker is not open yet."""
+    reader = Reader(valkey_path)
+    fetcher = reader.fetcher
+    fetcher.run_in(hub)
+    loop = hub.create_loop()
+
+    def connect() -> None:
+        try:
+            raise OSError(errno.EMFILE, "Too many open files")
+        except OSError as exc:
+            # As redis-py does.
+            raise redis.ConnectionError("Error 24 connecting to the broker") from exc
+
+    with capture_logs() as logs:
+        for _ in range(3):
+            fetcher._run(connect, fetcher._takes_refused)
+            idle(loop, 0.05)
+    assert [(one["event"], "open files" in one["lack"]) for one in logs] == [("worker.shortage", True)]
+    publish(connection, {"n": 1})
+    turn(loop, lambda: reader.messages)

@@ -19,6 +19,7 @@ import redis
 import structlog
 from kombu.message import Message as KombuMessage
 
+from schemas.shortage import describe_shortage, find_shortage
 from worker.broker.client import broker_address, connect_anew, open_client
 from worker.broker.hints import Lists, is_bulk_queue, is_written_hint, read_body
 from worker.broker.refusals import Refusals
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 POLL_S = 0.02  # how often the broker is asked while there is work, or where it tells nothing
 IDLE_POLL_S = 1.0  # how often without work, beside each time that the broker tells of a change
 _RENEWALS_A_LEASE = 6
+_SHORTAGE_QUIET_S = 10.0
 _LONGEST_UNREAD_S = 5.0  # how long the broker keeps notices that a busy worker does not read
 _MOST_LONE = 16  # most lone messages that one poll fetches
 
@@ -80,6 +82,7 @@ class Fetcher:
         self._is_rung = False
         self._timer: Any = None
         self._is_over = False  # the loop of Celery in which the timers are
+        self._shortage_told_s = float("-inf")
         self._takes_refused, self._leases_refused = Refusals("takes"), Refusals("leases")
         self._queues: Callable[[], Iterable[str]] = tuple
         self._on_message: Callable[[Message], Any] = Message.requeue
@@ -247,7 +250,10 @@ class Fetcher:
             self._run(self.poll, self._takes_refused)
 
     def _run(self, act: Callable[[], Any], refused: Refusals) -> None:
-        """A refusal is waited out. Another error ends Celery's loop, whose timers would only log it."""
+        """Waits out a refusal, and a shortage of this machine: the calls in flight have what the broker would need.
+
+        Another error ends Celery's loop, whose timers would only log it.
+        """
         try:
             try:
                 act()
@@ -256,7 +262,12 @@ class Fetcher:
                 for client in (self._client, self._notes.client):
                     connect_anew(client)
         except Exception as exc:
-            self._hub.call_soon(self._raise, exc)
+            shortage = find_shortage(exc)
+            if shortage is None:
+                self._hub.call_soon(self._raise, exc)
+            elif monotonic() > self._shortage_told_s + _SHORTAGE_QUIET_S:
+                self._shortage_told_s = monotonic()
+                log.error("worker.shortage", lack=describe_shortage(shortage))
 
     def _raise(self, exc: Exception) -> None:
         if not self._is_over:
