@@ -155,15 +155,15 @@ def test_a_refused_key_burns_nothing_and_a_new_key_in_the_file_lets_the_jobs_go_
 def test_a_hundred_slots_keep_97_percent_of_their_calls_in_flight(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings
 ) -> None:
-    queue(plant_ledger, plant_settings, 1000)
+    queue(plant_ledger, plant_settings, 700)
     plant.worker(concurrency=100)
-    wait_until(lambda: states(plant_ledger)["succeeded"] == 1000, within_s=60, what="all jobs end")
+    wait_until(lambda: states(plant_ledger)["succeeded"] == 700, within_s=60, what="all jobs end")
     with plant_ledger.read() as connection:
         claimed = sorted(connection.execute(select(jobs.c.claimed_at_ms)).scalars())
         ended = sorted(connection.execute(select(jobs.c.ended_at_ms)).scalars())
     ramp_up_s = (claimed[99] - claimed[0]) / 1000
-    drain_s = (ended[-1] - ended[900]) / 1000
-    steady = 800 / ((ended[900] - ended[100]) / 1000)
+    drain_s = (ended[-1] - ended[600]) / 1000
+    steady = 500 / ((ended[600] - ended[100]) / 1000)
     print(f"ramp-up {ramp_up_s:.2f} s, steady {steady:.2f} jobs/s of 50, drain {drain_s:.2f} s")
     assert steady >= 0.97 * 50
 

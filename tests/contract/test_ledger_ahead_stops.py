@@ -189,6 +189,7 @@ def test_a_claim_of_one_that_runs_alone_which_its_writer_committed_and_did_not_t
     monkeypatch.setattr(house.writer, "_tell", die_over_a_claim)
     assert house.receive(id_).result(20).verdict is Verdict.GIVEN_BACK
     assert (state(house.ledger, id_), dict(house.writer.open_claims)) == ("running", {})
+    eventually(lambda: bool(died))
     assert [type(one) for one in died] == [SystemExit]
 
 
@@ -237,4 +238,5 @@ def test_a_claim_that_its_writer_committed_and_did_not_tell_is_not_held(
     id_ = house.put()
     assert house.receive(id_).result(20).verdict is Verdict.GIVEN_BACK
     assert (state(house.ledger, id_), dict(house.writer.open_claims)) == ("running", {})
+    eventually(lambda: bool(died))
     assert [type(one) for one in died] == [SystemExit]

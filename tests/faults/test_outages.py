@@ -113,6 +113,7 @@ def sit_through(arena: Arena, how: str, away_s: float) -> None:
         most_extra_calls=round(away_s) + 3 * in_flight,
         recover_s=full_s,
         within_s=240,
+        is_paid_kept=how != "refused",  # one that is killed has told its counts a moment before
     )
     with arena.ledger.read() as connection:
         burnt = connection.execute(select(func.max(jobs.c.attempts))).scalar_one()
