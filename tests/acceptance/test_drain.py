@@ -19,6 +19,7 @@ def drain(shop: Shop, **settings: object) -> Process:
     return shop.begin("worker.cli", "worker", "--drain", log="worker.log", **settings)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.05", "--rate-500", "0.5", "--seed", "1")
 def test_a_draining_worker_waits_for_retries_and_ends_with_0(plant: Shop, plant_ledger: Ledger) -> None:

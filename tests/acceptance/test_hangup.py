@@ -81,6 +81,7 @@ def test_a_worker_that_ignores_hangups_stays(shop: Shop, simulator: SimulatorPro
     assert end(worker)[0] == 0
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "1.5")
 def test_a_worker_lets_its_calls_end_where_a_hangup_is_not_ignored(
     shop: Shop, simulator: SimulatorProcess

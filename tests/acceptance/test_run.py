@@ -103,6 +103,7 @@ def test_a_simulated_run_with_faults_ends_every_job_and_a_second_one_calls_nothi
     assert processes_under(shop.folder) == []
 
 
+@pytest.mark.full
 def test_only_changed_new_and_failed_documents_are_called_again(shop: Shop, simulator) -> None:  # type: ignore[no-untyped-def]
     write_documents(shop.folder, 20)
     simulator.set_faults(rate_500=1.0)
@@ -228,6 +229,7 @@ def test_the_commands_that_a_stopped_simulation_names_work_as_they_stand(shop: S
     assert (again.code, "has all" in again.err) == (0, False)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.5")
 def test_what_somebody_walked_away_from_is_not_paid_for_by_the_next_run(shop: Shop, simulator) -> None:  # type: ignore[no-untyped-def]

@@ -58,6 +58,7 @@ def change(folder: Path, statement: str, *values: object) -> None:
     connection.close()
 
 
+@pytest.mark.full
 def test_no_line_is_wider_than_the_terminal(shop: Shop) -> None:
     batch = submit(shop, 2)
     change(shop.folder, HELD)

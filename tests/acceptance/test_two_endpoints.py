@@ -32,6 +32,7 @@ def begin_run(shop: Shop, name: str, **settings: object) -> None:
     wait_until(lambda: log.exists() and "ready." in log.read_text(), within_s=30, what="its worker is ready")
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "4", "--key", "one")
 def test_a_second_run_with_another_endpoint_and_key_gets_its_work_done_meanwhile(
     shop: Shop, simulator: SimulatorProcess, other_simulator: SimulatorProcess

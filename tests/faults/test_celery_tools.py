@@ -70,6 +70,7 @@ def test_revoked_jobs_are_cancelled_and_stay_so(arena: Arena) -> None:
     arena.conclude("celery control revoke", most_extra_calls=0, failures=len(cancelled))
 
 
+@pytest.mark.full
 @pytest.mark.simulator(
     "--latency", "0.3"
 )  # messages lie there still when a slow start of `celery` has come to them

@@ -83,6 +83,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("where", [pytest.param("elsewhere", marks=pytest.mark.storm), "on the same disk"])
 def test_the_disk_is_full(disk: Path, where: str, is_full: bool, report: Callable[[Figures], None]) -> None:
     simulator = SimulatorProcess("--latency", "0.5")

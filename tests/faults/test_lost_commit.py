@@ -46,7 +46,7 @@ def start_worker(arena: Arena, slots: int) -> bytes:
     return str(worker_id).encode()
 
 
-@pytest.mark.default_cases(1)
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.4")
 @pytest.mark.parametrize(
     ("whose", "in_a_row"),

@@ -262,6 +262,7 @@ def test_a_keeper_that_is_told_to_end_stops_the_broker_first(home: Path) -> None
     assert is_gone(broker)
 
 
+@pytest.mark.full
 def test_the_keepers_process_is_gone_when_the_last_command_has_left(home: Path) -> None:
     """A command that came at once met the one before ending: its process was still there, milliseconds long."""
     for _ in range(50):
