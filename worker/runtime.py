@@ -166,7 +166,8 @@ class WorkerRuntime:
         )
         self._shutdown = Shutdown(
             grace_s=settings.grace_s,
-            # Who is told to end before all is done was interrupted; a worker that has no end of its own was not.
+            # A draining worker that is stopped before all jobs have ended was interrupted. Other workers never end by
+            # themselves, so a stop is their normal end.
             exit_code=ExitCode.INTERRUPTED if drains else ExitCode.OK,
             client=self._client,
             dispatcher=self._dispatcher,
@@ -281,7 +282,7 @@ class WorkerRuntime:
             self._writer.give_message_back(job_id)
 
     def begin_shutdown(self, *, hurry: bool = False) -> None:
-        """Starts the way out of this worker; called again with `hurry`, cuts its calls. For a signal handler, too."""
+        """Starts the shutdown. `hurry`, also in a later call, cuts the calls. May be called from a signal handler."""
         self._shutdown.begin(hurry=hurry)
 
     def _end_by_force(self, name: str, exc: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""The way out of a worker: its calls end within the grace, what it claimed is given back, and its end is recorded."""
+"""The shutdown of a worker: calls end within the grace, claims are given back, and the end is recorded."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ class Shutdown:
         self._thread: threading.Thread | None = None
 
     def begin(self, *, hurry: bool = False) -> None:
-        """Starts the way out, in a thread outside Celery's hub; called again with `hurry`, cuts the grace.
+        """Starts the shutdown, in a thread outside Celery's loop. `hurry`, also in a later call, cuts the grace.
 
-        Safe in a signal handler's context.
+        May be called from a signal handler.
         """
         if hurry:
             self._is_hurried = True
-        # Never waited for: the handler of another signal may be interrupted in here by this one.
+        # Does not block: this signal may have interrupted the handler of another one, which holds the lock.
         if not self._begins.acquire(blocking=False):
             return
         # Not a daemon, also where one begins it: the interpreter waits for it even when Celery is done first.
@@ -86,13 +86,13 @@ class Shutdown:
         try:
             self._thread.start()
         except RuntimeError as exc:
-            # No thread for the way out: this one goes it. Celery's hub stands still meanwhile, and what it would have
-            # acknowledged comes again and finds no claim.
+            # No thread can be started, so this one does it. Celery's loop stands still meanwhile. Messages that it does
+            # not acknowledge are delivered again, and their jobs have ended by then.
             log.error("worker.stops_in_this_thread", lack=describe_shortage(exc))
             self._shut_down()
 
     def _shut_down(self) -> None:
-        """The way out. An error that nobody thought of must not leave a process that neither works nor ends."""
+        """Shuts down. The process ends after an unexpected error, too."""
         try:
             self._end_calls_and_leave()
         except Exception as exc:
@@ -110,23 +110,23 @@ class Shutdown:
         self._slots.wait_until_idle(
             lambda: self._is_hurried or time.monotonic() >= end_s or self._is_only_database_awaited()
         )
-        if self._is_only_database_awaited():  # for its word on the end, neither
+        if self._is_only_database_awaited():  # the process leaves soon, also if its end cannot be recorded
             deadline.cancel()
             deadline = self._leave_after(0.0)
         cut = self._client.cut_all_calls()
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
-        # Who still waits now waits for a database that hangs: what was paid for goes to the spool, or is lost.
+        # Records that are not written by now wait for a database that hangs: paid answers go to the spool, or are lost.
         self._writer.abandon_records()
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         self._spool.stop()
         self.is_leaving.set()
         if end_s - time.monotonic() > _FOR_DATABASE_S and not self._executor.has_answers_at_stake:
-            # Nothing is left but the database's word on the end: nobody sits out the grace for it.
+            # Only the end is left to be recorded. The process does not wait out its grace for that.
             deadline.cancel()
             deadline = self._leave_after(0.0 if self._writer.is_stuck else _FOR_DATABASE_S)
         heartbeat = self.heartbeat_thread
         if heartbeat is not None and heartbeat is not threading.current_thread():
-            heartbeat.join(_FOR_HEARTBEAT_S)  # a beat after the end would make this worker live again
+            heartbeat.join(_FOR_HEARTBEAT_S)  # a beat after the end would register this worker again
         try:
             self._heartbeat.end(self._hinted_jobs())
         except (DatabaseAway, OSError) as exc:
@@ -157,7 +157,7 @@ class Shutdown:
         return deadline
 
     def _leave_now(self) -> None:
-        # Celery's hub can hang in a stalled broker for minutes after SIGTERM; all that matters is written.
+        # Celery can hang for minutes after SIGTERM if the broker is stalled. Everything is written by now.
         log.warning("worker.left_without_celery")
         flush_logs()
         sys.stdout.flush()

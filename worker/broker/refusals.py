@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 REFUSED_PAUSE_S = 1.0
 _QUIET_S = 60.0
-# Those of which redis-py takes the code off the words.
+# redis-py has classes for these, and removes their codes from the text.
 _CLASSES = {
     redis.exceptions.OutOfMemoryError: "OOM",
     redis.exceptions.ReadOnlyError: "READONLY",
@@ -28,7 +28,7 @@ _CLASSES = {
     redis.exceptions.TryAgainError: "TRYAGAIN",
 }
 _CODES = (*_CLASSES.values(), "MISCONF", "NOREPLICAS", "BUSY")
-# Before Redis 7 the words of a script's error begin with its place, and the code comes behind.
+# Before Redis 7 the text of an error in a script begins with the place in the script. The code follows.
 _PLACE_IN_SCRIPT = re.compile(
     r"(?:Error running script \(call to \w+\): @user_script:\d+: )?@user_script: \d+: -"
 )

@@ -72,7 +72,8 @@ class Doorbell:
         """Connects again where the connection is gone or silent, or the queues are others. To be called often."""
         if self._hub is None or self._is_refused:
             return
-        # Else the server would keep what is not read. What was read must be asked for: the next timer may find no work.
+        # The server keeps notices until they are read. Each notice leads to a poll: the worker may be idle by the next
+        # timer, and would not poll for a second.
         if not self._is_armed and self._socket is not None and self._drain():
             self._ring()
         if self._socket is None or self._is_pinged or self._prefixes != _prefixes(queues):

@@ -217,7 +217,7 @@ class Fetcher:
     def _schedule(self) -> None:
         """Starts the timer of the next poll: 20 ms if there is work, else a second. Cancels the one before.
 
-        Ten timers at most run in a turn of the loop, which then may sleep for a second: one that is left would count.
+        kombu runs ten due timers at most, and may then sleep for a second. Timers without a use would count among them.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -250,9 +250,9 @@ class Fetcher:
             self._run(self.poll, self._takes_refused)
 
     def _run(self, act: Callable[[], Any], refused: Refusals) -> None:
-        """Waits out a refusal, and a shortage of this machine: the calls in flight have what the broker would need.
+        """Runs `act`. A refusal, or a shortage of this machine, is logged, and the next timer tries again.
 
-        Another error ends Celery's loop, whose timers would only log it.
+        Any other error ends Celery's loop. (kombu's timers would only log it.)
         """
         try:
             try:
@@ -274,7 +274,7 @@ class Fetcher:
             raise exc
 
     def _end(self, _hub: Any) -> None:
-        """The loop ends, and runs what waits for its next turn: that must not raise in the loop that follows."""
+        """Called when Celery's loop ends. kombu still runs the calls that wait then; they must not raise any more."""
         self._is_over = True
 
     def _read_names(self) -> tuple[str, ...]:
