@@ -43,6 +43,8 @@ def come_back(
     returned_ms = now_ms()
     began_ms = returned_ms if is_a_blow else began_ms
     arena.ledger.dispose()  # the connections of this process are from before
+    if is_a_blow:
+        arena.queue(arena.size(100, 20))  # all others may have been claimed before it came
 
     def find_claim() -> int | None:
         try:
