@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+from kombu import Connection as KombuConnection
+from kombu.asynchronous import Hub, set_event_loop
 
 from api_client.simulator.config import SimulatorConfig
 from api_client.simulator.thread import SimulatorThread
 from tests.support.clock import FakeClock
 from tests.support.house import KEY, House
 from tests.support.ledger import ENDPOINT
+from tests.support.reader import NOTED_AS_OURS
 from tests.support.writing import TroubledLedger
 from worker.storage.engine import Ledger
 from worker.storage.writer import GroupWriter
@@ -50,3 +54,20 @@ def writer(troubled: TroubledLedger, clock: FakeClock) -> Iterator[GroupWriter]:
     troubled.is_away = False
     troubled.go_on.set()
     assert writer.stop(10)
+
+
+@pytest.fixture
+def connection(valkey: redis.Redis, valkey_path: str) -> Iterator[KombuConnection]:
+    """Through which foreign apps publish, and kombu's channel reads."""
+    with KombuConnection(f"redis+socket://{valkey_path}", transport_options=NOTED_AS_OURS) as made:
+        yield made
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """Celery's event loop, as a worker runs it."""
+    made = Hub()
+    set_event_loop(made)
+    yield made
+    made.close()
+    set_event_loop(None)

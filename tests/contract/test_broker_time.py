@@ -8,7 +8,6 @@ import pytest
 import redis
 from kombu import Connection as KombuConnection
 
-from tests.contract.test_fetching import connection  # noqa: F401  # a fixture of the neighbouring suite
 from tests.support.reader import UNACKED_INDEX, Reader, publish
 from worker.broker.clock import BrokerClock
 from worker.broker.hints import LONE_QUEUE
@@ -43,7 +42,7 @@ def test_its_seconds_go_on_between_two_looks(valkey: redis.Redis) -> None:
     ("age_s", "comes_again"), [(2.0, False), (2 * HOUR_S, True), (-20.0, False), (-HOUR_S, True)]
 )
 def test_a_lease_that_is_over_or_begins_in_the_future_is_given_out_again(
-    connection: KombuConnection,  # noqa: F811
+    connection: KombuConnection,
     valkey: redis.Redis,
     valkey_path: str,
     age_s: float,

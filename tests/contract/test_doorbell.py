@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,9 +13,8 @@ from kombu import Connection as KombuConnection
 from kombu.asynchronous import Hub
 from structlog.testing import capture_logs
 
-from tests.contract.test_fetching import connection, hub  # noqa: F401  # fixtures of the neighbouring suite
 from tests.support.proxy import Proxy
-from tests.support.reader import Reader, publish
+from tests.support.reader import Reader, count_takes, publish, turn
 from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, queues_of
 from worker.consume.doorbell import Doorbell
 from worker.consume.fetching import IDLE_POLL_S, POLL_S
@@ -23,29 +22,33 @@ from worker.consume.fetching import IDLE_POLL_S, POLL_S
 QUEUES = (*queues_of("ledger", "endpoint").names, LONE_QUEUE, BULK_QUEUE)
 
 
-def turn(loop: Iterator[Any], until: Callable[[], Any], within_s: float = 10.0) -> float:
-    """Runs Celery's loop until something is so: how many seconds."""
-    began_s = time.monotonic()
-    while not until():
-        assert time.monotonic() < began_s + within_s, "it does not come"
-        next(loop)
-    return time.monotonic() - began_s
-
-
-def count_takes(valkey: redis.Redis) -> int:
-    return int(valkey.info("commandstats")["cmdstat_evalsha"]["calls"])  # type: ignore[index]
-
-
 def idle(loop: Iterator[Any], seconds: float) -> None:
     until_s = time.monotonic() + seconds
     turn(loop, lambda: time.monotonic() > until_s)
 
 
+@pytest.fixture
+def rings() -> list[None]:
+    """One for each time that the doorbell rang."""
+    return []
+
+
+@pytest.fixture
+def doorbell(valkey_path: str, hub: Hub, rings: list[None]) -> Iterator[Doorbell]:
+    """Hung for `QUEUES` in the loop."""
+    client = redis.Redis(unix_socket_path=valkey_path, socket_timeout=5, retry=None)
+    made = Doorbell(client, lambda: rings.append(None))
+    made.hang(hub, QUEUES)
+    yield made
+    made.take_down()
+    client.close()
+
+
 def test_an_idle_worker_asks_once_a_second_and_what_comes_is_taken_at_once(
-    connection: KombuConnection,  # noqa: F811
+    connection: KombuConnection,
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     reader = Reader(valkey_path)
     reader.fetcher.run_in(hub)
@@ -64,10 +67,10 @@ def test_an_idle_worker_asks_once_a_second_and_what_comes_is_taken_at_once(
 
 
 def test_a_worker_whose_notices_end_asks_often_and_gets_them_again(
-    connection: KombuConnection,  # noqa: F811
+    connection: KombuConnection,
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     reader = Reader(valkey_path, beat_s=0.3)
     reader.fetcher.run_in(hub)
@@ -83,10 +86,10 @@ def test_a_worker_whose_notices_end_asks_often_and_gets_them_again(
 
 
 def test_a_worker_that_is_told_nothing_says_so_once_and_asks_often(
-    connection: KombuConnection,  # noqa: F811
+    connection: KombuConnection,
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     reader = Reader(valkey_path, beat_s=0.1, protocol=2)  # which has no notices
     with capture_logs() as logs:
@@ -104,7 +107,7 @@ def test_a_worker_that_is_told_nothing_says_so_once_and_asks_often(
 def test_a_connection_that_is_silent_is_made_anew(
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """As one that a firewall has forgotten."""
@@ -135,32 +138,24 @@ def test_a_connection_that_is_silent_is_made_anew(
 
 def test_other_queues_are_told_of_as_well(
     valkey: redis.Redis,
-    valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
+    doorbell: Doorbell,
+    rings: list[None],
 ) -> None:
-    client = redis.Redis(unix_socket_path=valkey_path, socket_timeout=5, retry=None)
-    rings: list[None] = []
-    doorbell = Doorbell(client, lambda: rings.append(None))
-    doorbell.hang(hub, QUEUES)
     doorbell.look_after((*QUEUES, "another"))
     loop = hub.create_loop()
     rings.clear()
     valkey.lpush("another", "message")
     turn(loop, lambda: rings)
-    doorbell.take_down()
-    client.close()
 
 
 def test_notices_wake_no_loop_while_there_is_work(
     valkey: redis.Redis,
-    valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
+    doorbell: Doorbell,
+    rings: list[None],
 ) -> None:
     """And what was not read meanwhile does not pile up in the server."""
-    client = redis.Redis(unix_socket_path=valkey_path, socket_timeout=5, retry=None)
-    rings: list[None] = []
-    doorbell = Doorbell(client, lambda: rings.append(None))
-    doorbell.hang(hub, QUEUES)
     loop = hub.create_loop()
     hub.call_repeatedly(0.02, lambda: None)
     for n in range(2):
@@ -176,14 +171,12 @@ def test_notices_wake_no_loop_while_there_is_work(
     doorbell.look_after(QUEUES)
     assert doorbell.is_hung, "the sign of life was read"
     assert len(rings) == 3, "what was read is told once"
-    doorbell.take_down()
-    client.close()
 
 
 def test_a_loop_that_stood_still_asks_at_once_however_often_it_was_told(
-    connection: KombuConnection,  # noqa: F811
+    connection: KombuConnection,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     """The loop runs ten timers a turn, and may sleep for a second after them."""
     reader = Reader(valkey_path)
@@ -200,9 +193,9 @@ def test_a_loop_that_stood_still_asks_at_once_however_often_it_was_told(
 
 
 def test_a_notice_that_is_read_while_there_is_work_is_asked_for_though_the_work_ends(
-    connection: KombuConnection,  # noqa: F811
+    connection: KombuConnection,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     reader = Reader(valkey_path, beat_s=30)
     fetcher = reader.fetcher
@@ -222,7 +215,7 @@ def test_a_notice_that_is_read_while_there_is_work_is_asked_for_though_the_work_
 
 def test_notices_come_after_a_refusal_that_passes(
     valkey: redis.Redis,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     """Such as BUSY: another app's script runs for seconds."""
     answers = [redis.ResponseError("BUSY Valkey is busy running a script")]
@@ -249,7 +242,7 @@ def test_notices_come_after_a_refusal_that_passes(
 
 def test_an_error_that_waits_for_a_loop_that_ends_does_not_end_the_next_one(
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     reader = Reader(valkey_path)
     fetcher = reader.fetcher
@@ -269,9 +262,9 @@ def test_an_error_that_waits_for_a_loop_that_ends_does_not_end_the_next_one(
 
 
 def test_a_shortage_of_files_ends_no_loop_and_is_told_once(
-    connection: KombuConnection,  # noqa: F811
+    connection: KombuConnection,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     """As where the calls in flight have all files, and a connection to the broker is not open yet."""
     reader = Reader(valkey_path)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis
 from kombu import Connection as KombuConnection
-from kombu.asynchronous import Hub, set_event_loop
+from kombu.asynchronous import Hub
 from kombu.exceptions import OperationalError
 
 from tests.support.reader import (
     BULK,
     LONE,
-    NOTED_AS_OURS,
     UNACKED,
     UNACKED_INDEX,
     KombuReader,
@@ -35,29 +34,12 @@ def told() -> Told:
     return Told()
 
 
-@pytest.fixture
-def connection(valkey: redis.Redis, valkey_path: str) -> Iterator[KombuConnection]:
-    """Through which foreign apps publish, and kombu's channel reads."""
-    with KombuConnection(f"redis+socket://{valkey_path}", transport_options=NOTED_AS_OURS) as made:
-        yield made
-
-
 @pytest.fixture(params=["kombu's channel", "ours"])
 def read(request: pytest.FixtureRequest, connection: KombuConnection, valkey_path: str) -> Callable[..., Any]:
     """Makes a reader: kombu's, and ours."""
     if request.param == "ours":
         return lambda *queues: Reader(valkey_path, *queues, bulk_limit=4)
     return lambda *queues: KombuReader(connection, *queues)
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    """Celery's event loop, as a worker runs it."""
-    made = Hub()
-    set_event_loop(made)
-    yield made
-    made.close()
-    set_event_loop(None)
 
 
 # What kombu does with a foreign message, ours does as well.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import redis
@@ -14,8 +12,7 @@ from redis._parsers.base import BaseParser
 from structlog.testing import capture_logs
 
 from schemas.job import Due
-from tests.contract.test_fetching import connection, hub  # noqa: F401  # fixtures of the neighbouring suite
-from tests.support.reader import UNACKED, Reader, ids, publish, put_hints
+from tests.support.reader import UNACKED, Reader, count_takes, ids, publish, put_hints, turn
 from tests.support.refusing import KINDS, refusing
 from worker.broker.hints import LONE_QUEUE, SHARED_QUEUES
 from worker.broker.publishing import publish as publish_due
@@ -24,38 +21,25 @@ from worker.consume.connection import Connection
 from worker.errors import BrokerAway
 
 
-def turn(hub: Hub, until: Callable[[], Any], within_s: float = 5.0) -> None:  # noqa: F811
-    """Runs Celery's loop; what ends it ends the worker."""
-    loop = hub.create_loop()
-    end_s = time.monotonic() + within_s
-    while not until():
-        assert time.monotonic() < end_s, "it does not come"
-        next(loop)
-
-
-def commands(valkey: redis.Redis) -> int:
-    return int(valkey.info("commandstats")["cmdstat_evalsha"]["calls"])  # type: ignore[index]
-
-
 @pytest.mark.parametrize("kind", ["MISCONF", "READONLY"])
 def test_a_refused_take_ends_no_worker_is_told_once_and_tried_again_every_second(
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
     kind: str,
 ) -> None:
     reader = Reader(valkey_path)
     reader.fetcher.run_in(hub)
     put_hints(valkey, "j-1", queue=LONE_QUEUE, priority=0)
-    turn(hub, lambda: reader.messages)
+    turn(hub.create_loop(), lambda: reader.messages, within_s=5)
     put_hints(valkey, "j-2", queue=LONE_QUEUE, priority=0)
     with capture_logs() as logs:
         with refusing(valkey, kind):
-            turn(hub, lambda: logs)
-            asked, until_s = commands(valkey), time.monotonic() + 2.5 * REFUSED_PAUSE_S
-            turn(hub, lambda: time.monotonic() > until_s)
-            assert 1 <= commands(valkey) - asked <= 4
-        turn(hub, lambda: len(reader.messages) == 2)
+            turn(hub.create_loop(), lambda: logs, within_s=5)
+            asked, until_s = count_takes(valkey), time.monotonic() + 2.5 * REFUSED_PAUSE_S
+            turn(hub.create_loop(), lambda: time.monotonic() > until_s, within_s=5)
+            assert 1 <= count_takes(valkey) - asked <= 4
+        turn(hub.create_loop(), lambda: len(reader.messages) == 2, within_s=5)
     assert ids(reader.messages) == ["j-1", "j-2"]
     assert [one["event"] for one in logs] == ["broker.refuses", "broker.takes_again"]
     assert logs[0]["error"] == {"READONLY": "ReadOnlyError"}.get(kind, kind)
@@ -65,21 +49,21 @@ def test_a_refused_take_ends_no_worker_is_told_once_and_tried_again_every_second
 def test_a_full_broker_gives_out_what_it_holds(
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     reader = Reader(valkey_path)
     reader.fetcher.run_in(hub)
     put_hints(valkey, "j-1", queue=LONE_QUEUE, priority=0)
     with refusing(valkey, "OOM"):
-        turn(hub, lambda: reader.messages)
+        turn(hub.create_loop(), lambda: reader.messages, within_s=5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_leases_that_cannot_be_renewed_are_told_once_though_others_are_overdue(
-    connection: KombuConnection,  # noqa: F811
+    connection: KombuConnection,
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
     kind: str,
 ) -> None:
     publish(connection, {"n": 1})
@@ -91,7 +75,7 @@ def test_leases_that_cannot_be_renewed_are_told_once_though_others_are_overdue(
     reader.fetcher.run_in(hub)
     with capture_logs() as logs, refusing(valkey, kind):
         until_s = time.monotonic() + 1.0
-        turn(hub, lambda: time.monotonic() > until_s)
+        turn(hub.create_loop(), lambda: time.monotonic() > until_s, within_s=5)
     told = [one for one in logs if one.get("of") == "leases"]
     assert len(told) == 1, logs
 
@@ -99,7 +83,7 @@ def test_leases_that_cannot_be_renewed_are_told_once_though_others_are_overdue(
 @pytest.mark.parametrize("kind", ["MISCONF", "READONLY"])
 @pytest.mark.parametrize("end", ["ack", "reject", "requeue"])
 def test_a_message_that_cannot_be_finished_comes_again_after_its_lease(
-    connection: KombuConnection,  # noqa: F811
+    connection: KombuConnection,
     valkey: redis.Redis,
     valkey_path: str,
     kind: str,

@@ -12,7 +12,6 @@ import redis
 from kombu import Connection as KombuConnection
 from kombu.asynchronous import Hub
 
-from tests.contract.test_fetching import connection, hub  # noqa: F401  # fixtures of the neighbouring suite
 from tests.support.proxy import Proxy
 from tests.support.reader import (
     BULK,
@@ -24,6 +23,7 @@ from tests.support.reader import (
     ids,
     publish,
     put_hints,
+    turn,
 )
 from worker.broker.hints import BULK_QUEUE, LONE_QUEUE, list_key, list_keys, write_hint
 from worker.consume.connection import Transport
@@ -35,7 +35,7 @@ LISTS = [(queue, key) for queue in (LONE_QUEUE, BULK_QUEUE) for key in list_keys
 
 
 @pytest.fixture
-def ours(connection: KombuConnection) -> KombuConnection:  # noqa: F811
+def ours(connection: KombuConnection) -> KombuConnection:
     """A foreign app's connection to our broker."""
     return connection
 
@@ -213,19 +213,11 @@ def test_a_worker_without_a_free_slot_leaves_messages_in_their_list(
     assert "cmdstat_brpop" not in valkey.info("commandstats")
 
 
-def turn(loop: Iterator[None], until: Any) -> None:
-    """Runs Celery's loop until something is so. A turn lasts until the next poll at most."""
-    end_s = time.monotonic() + 10
-    while not until():
-        assert time.monotonic() < end_s, "not within ten seconds"
-        next(loop)
-
-
 def test_a_worker_reads_what_comes_later(
     ours: KombuConnection,
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     """Through Celery's loop: lone messages, then bulk, each after polls that found nothing."""
     reader = Reader(valkey_path)
@@ -245,7 +237,7 @@ def test_a_lone_message_waits_for_a_poll_and_no_longer(
     ours: KombuConnection,
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     reader = Reader(valkey_path)
     reader.fetcher.run_in(hub)
@@ -260,7 +252,7 @@ def test_a_lone_message_waits_for_a_poll_and_no_longer(
     assert sorted(waits_s)[10] < 3 * POLL_S
 
 
-def test_room_for_bulk_is_used_at_once(valkey: redis.Redis, valkey_path: str, hub: Hub) -> None:  # noqa: F811
+def test_room_for_bulk_is_used_at_once(valkey: redis.Redis, valkey_path: str, hub: Hub) -> None:
     """Not when the next poll is due: jobs with quick answers would wait for it in vain."""
     reader = Reader(valkey_path, bulk_limit=4)
     reader.fetcher.run_in(hub)
@@ -277,7 +269,7 @@ def test_an_idle_connection_that_is_dropped_costs_nothing(
     ours: KombuConnection,
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     reader = Reader(valkey_path)
     reader.fetcher.run_in(hub)
@@ -293,7 +285,7 @@ def test_an_answer_that_is_cut_off_reaches_celery_and_the_next_loop_reads_on(
     valkey: redis.Redis,
     valkey_path: str,
     proxy: tuple[Proxy, str],
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     """Celery tells the worker that hints may be lost, and begins its loop anew; what was reserved stays reserved."""
     wire, path = proxy
@@ -318,7 +310,7 @@ def test_an_answer_that_is_cut_off_reaches_celery_and_the_next_loop_reads_on(
 def test_what_nobody_thought_of_ends_the_loop_as_it_ends_the_worker(
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
     breaks: str,
 ) -> None:
     """A timer of Celery's loop only logs an error, fifty times a second."""
@@ -333,7 +325,7 @@ def test_a_message_in_hand_is_leased_and_one_that_nobody_has_comes_again(
     ours: KombuConnection,
     valkey: redis.Redis,
     valkey_path: str,
-    hub: Hub,  # noqa: F811
+    hub: Hub,
 ) -> None:
     """The one that nobody has: a worker took it and was killed, or its answer was cut off on the way."""
     publish(ours, {"n": 1})

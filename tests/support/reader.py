@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import redis
@@ -132,3 +132,17 @@ def put_hints(valkey: redis.Redis, *job_ids: str, queue: str = BULK_QUEUE, prior
 
 def ids(messages: list[Any]) -> list[str]:
     return [str(message.headers["id"]) for message in messages]
+
+
+def turn(loop: Iterator[Any], until: Callable[[], Any], within_s: float = 10.0) -> float:
+    """Runs Celery's loop until something is so: how many seconds."""
+    began_s = time.monotonic()
+    while not until():
+        assert time.monotonic() < began_s + within_s, "it does not come"
+        next(loop)
+    return time.monotonic() - began_s
+
+
+def count_takes(valkey: redis.Redis) -> int:
+    """Scripts that the broker has run by name: takes, most of all."""
+    return int(valkey.info("commandstats")["cmdstat_evalsha"]["calls"])  # type: ignore[index]
