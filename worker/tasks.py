@@ -119,7 +119,7 @@ def _running() -> WorkerRuntime:
 
 def _leave_stack(*, waits: bool = False) -> None:
     if _stack is not None:
-        _stack.leave(wait=waits)
+        _stack.detach(wait=waits)
 
 
 @signals.celeryd_init.connect

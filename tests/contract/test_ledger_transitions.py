@@ -34,7 +34,7 @@ from worker.storage.moves import cancel_jobs, expire_jobs, retry_jobs
 from worker.storage.outcomes import Loss, Recorded
 from worker.storage.tables import jobs
 from worker.storage.transitions import IllegalMove, begin_jobs, move_jobs
-from worker.storage.unwanted import let_go
+from worker.storage.unwanted import remove_wants
 from worker.storage.workers import release_orphans, rescue_jobs
 
 LATER = NOW + 1000
@@ -120,7 +120,7 @@ def test_a_job_begins_queued_or_waiting_or_ends_where_it_arrives(ledger: Ledger,
 
 
 def _let_all_go(connection: Connection, ids: list[str]) -> None:
-    let_go(connection, "b", [(0, id_) for id_ in ids], now_ms=LATER)
+    remove_wants(connection, "b", [(0, id_) for id_ in ids], now_ms=LATER)
 
 
 WAYS: dict[str, Callable[[Connection, list[str]], object]] = {

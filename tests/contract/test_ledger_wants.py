@@ -29,7 +29,7 @@ from worker.storage.pruning import OfAge, prune
 from worker.storage.reading import _mixed_page_of, iterate_batch_outcomes, iterate_outcomes
 from worker.storage.story import fetch_story
 from worker.storage.tables import batches, jobs, wants
-from worker.storage.unwanted import let_go
+from worker.storage.unwanted import remove_wants
 from worker.storage.usage_sums import UsageBy, iterate_usage
 from worker.storage.wants import OPEN, Wanted, bring_home, fetch_places, needs_bringing_home
 
@@ -115,7 +115,7 @@ class Model:
         places |= {(row.position, row.job_id) for row in rows(self.ledger, "wants", batch_id=batch)}
         gone = sorted(places - now)
         if gone:
-            self.ledger.run(partial(let_go, batch_id=batch, places=gone, now_ms=NOW))
+            self.ledger.run(partial(remove_wants, batch_id=batch, places=gone, now_ms=NOW))
 
     def hold(self, batch: str) -> None:
         self.ledger.run(partial(hold_batch, batch_id=batch, now_ms=NOW))

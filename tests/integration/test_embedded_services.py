@@ -51,10 +51,10 @@ try:
     signal.pause()
 except KeyboardInterrupt:
     try:
-        stack.leave()
+        stack.detach()
     except KeyboardInterrupt:
         stack.hurry()
-        print(stack.leave())
+        print(stack.detach())
 """
 # Ends its Child's parent by -9; the child must follow.
 GUARDED = """
@@ -137,9 +137,9 @@ def test_a_worker_stops_with_the_last_command_that_uses_it(home: Path, stack: St
         one.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "b"})
     pids = _pid(stack, "worker"), _pid(stack, "worker-2")
     wait_until(lambda: "ready" in _log(home, "worker-2"))
-    assert second.leave() is False
+    assert second.detach() is False
     assert _pid(stack, "worker-2") == pids[1], "the third uses it"
-    assert third.leave() is False
+    assert third.detach() is False
     assert pids[1] is not None and is_gone(pids[1]), "leaving waits for its own worker"
     assert set(stack.status()["services"]) == {"worker"}
     assert _pid(stack, "worker") == pids[0]
@@ -159,10 +159,10 @@ def test_who_asks_for_a_worker_that_is_just_stopping_gets_a_new_one(home: Path, 
     second.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "b"})
     pid = _pid(second, "worker")
     wait_until(lambda: "ready b" in _log(home, "worker"))
-    second.leave(wait=False)
+    second.detach(wait=False)
     third.ensure_worker(worker_argv(), {"ANTREAN_MODEL": "b"})
     assert _pid(third, third.worker_service) not in (None, pid)
-    third.leave()
+    third.detach()
 
 
 def test_the_death_of_a_worker_is_told_to_those_who_use_it(home: Path, stack: Stack) -> None:
@@ -188,7 +188,7 @@ def test_a_hurried_command_cuts_its_own_workers_grace_and_leaves_the_others(home
     second.ensure_worker(worker_argv("stubborn"), {"ANTREAN_MODEL": "b"}, grace_s=600)
     wait_until(lambda: "ready" in _log(home, "worker-2"))
     second.hurry()
-    assert second.leave() is False
+    assert second.detach() is False
     assert f"ended by {signal.SIGQUIT.value}" in _log(home, "worker-2")
     assert "ended" not in _log(home, "worker")
 
@@ -240,7 +240,7 @@ def test_the_worker_ends_before_the_broker_it_still_needs(home: Path) -> None:
     stack.ensure_broker()
     stack.ensure_worker(worker_argv(), {})
     wait_until(lambda: "ready" in _log(home, "worker"))
-    assert stack.leave()
+    assert stack.detach()
     stops = [line for line in _log(home, "keeper").splitlines() if "service.stopped" in line]
     assert ["service=worker status=0" in stops[0], "service=broker status=0" in stops[1]] == [True, True]
     assert f"ended by {signal.SIGTERM.value}" in _log(home, "worker")
@@ -252,7 +252,7 @@ def test_a_worker_that_outstays_its_grace_is_killed(home: Path) -> None:
     stack.ensure_worker(worker_argv("stubborn"), {}, grace_s=-4.8)
     wait_until(lambda: "ready" in _log(home, "worker"))
     pid = _pid(stack, "worker")
-    assert stack.leave()
+    assert stack.detach()
     assert pid is not None
     assert is_gone(pid)
     assert "service=worker status=-9" in _log(home, "keeper")
@@ -278,7 +278,7 @@ def test_a_hurried_leave_is_a_cold_shutdown(home: Path) -> None:
     stack.ensure_worker(worker_argv("stubborn"), {}, grace_s=600)
     wait_until(lambda: "ready" in _log(home, "worker"))
     stack.hurry()
-    assert stack.leave() is True
+    assert stack.detach() is True
     assert f"ended by {signal.SIGQUIT.value}" in _log(home, "worker")
 
 
@@ -297,7 +297,7 @@ def test_a_worker_that_starts_processes_of_its_own_leaves_none_behind(home: Path
     stack.ensure_worker([sys.executable, "-c", script], {})
     wait_until(lambda: _log(home, "worker").endswith("\n"))
     grandchild = int(_log(home, "worker"))
-    stack.leave()
+    stack.detach()
     wait_until(lambda: is_gone(grandchild))
 
 
@@ -309,7 +309,7 @@ def test_a_killed_keeper_ends_the_worker_and_the_simulator(home: Path) -> None:
     wait_until(lambda: "ready" in _log(home, "worker"))
     os.kill(stack.status()["pid"], signal.SIGKILL)
     wait_until(lambda: all(pid is not None and is_gone(pid) for pid in pids))
-    stack.leave()
+    stack.detach()
 
 
 def test_where_the_kernel_sends_no_signal_a_guard_ends_the_child_of_a_killed_keeper() -> None:

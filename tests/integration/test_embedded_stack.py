@@ -98,9 +98,9 @@ def test_a_second_command_shares_the_broker_and_the_last_one_stops_it(home: Path
     second.ensure_broker()
     pids = [_broker_pid(first), int(first.status()["pid"])]
     assert _broker_pid(second) == pids[0]
-    assert first.leave() is False
+    assert first.detach() is False
     assert ping(home)
-    assert second.leave() is True
+    assert second.detach() is True
     assert is_gone(pids[0])
     wait_until(lambda: all(map(is_gone, pids)))
     assert list(runtime_folder(home).iterdir()) == []
@@ -127,7 +127,7 @@ def test_a_killed_keeper_takes_the_broker_with_it_and_the_next_command_starts_bo
             stack.status()
         with pytest.raises(StackLost):
             stack.poll_events()
-    assert stack.leave() is True
+    assert stack.detach() is True
 
 
 def test_a_stopped_orphan_of_a_killed_keeper_is_waited_for(home: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_stopped_orphan_of_a_killed_keeper_is_waited_for(home: Path) -> None:
     keeper, broker = int(stack.status()["pid"]), _broker_pid(stack)
     os.kill(broker, signal.SIGSTOP)
     os.kill(keeper, signal.SIGKILL)
-    stack.leave()
+    stack.detach()
     holder = Holder(home)
     wait_until(lambda: (home / "logs" / "keeper.log").read_text().count("keeper.started") == 2)
     os.kill(broker, signal.SIGCONT)
@@ -158,7 +158,7 @@ def test_a_command_that_comes_while_the_stack_stops_waits_and_starts_its_own(hom
     first.ensure_broker()
     keeper, broker = int(first.status()["pid"]), _broker_pid(first)
     os.kill(broker, signal.SIGSTOP)  # it cannot end before it is told to go on
-    assert first.leave(wait=False) is True
+    assert first.detach(wait=False) is True
     holder = Holder(home)
     wait_until(lambda: is_locked(home / "start.lock"))
     os.kill(broker, signal.SIGCONT)
@@ -258,7 +258,7 @@ def test_a_keeper_that_is_told_to_end_stops_the_broker_first(home: Path) -> None
     stack.ensure_broker()
     broker = _broker_pid(stack)
     os.kill(int(stack.status()["pid"]), signal.SIGTERM)
-    assert stack.leave() is True
+    assert stack.detach() is True
     assert is_gone(broker)
 
 
@@ -283,7 +283,7 @@ def test_an_orderly_end_logs_nothing_alarming(home: Path, is_told: bool) -> None
     if is_told:
         os.kill(int(first.status()["pid"]), signal.SIGTERM)
     for stack in reversed(stacks):
-        stack.leave()
+        stack.detach()
     log = (home / "logs" / "keeper.log").read_text()
     assert "keeper.stopped" in log
     assert not any(

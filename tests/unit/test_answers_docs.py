@@ -16,7 +16,7 @@ from schemas.failure import Failure, FailureKind
 from worker.policy.gates import MOST_PROBES, PROBE_EVERY_S, SEVERAL, shut_further
 from worker.policy.outages import shortest_outage
 from worker.policy.patience import UNTRIED_CAP_MS
-from worker.policy.retry import RetryRules, Standing, Whose, decide
+from worker.policy.retry import Attribution, JobFacts, RetryRules, decide
 from worker.settings import Settings
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/answers.md").read_text(encoding="utf-8")
@@ -98,10 +98,12 @@ def test_every_kind_is_on_the_page_and_has_an_error_of_its_own_if_a_call_can_rai
     assert raised == answered | {K.INTERRUPTED}
 
 
-def follow(failure: Failure, *, is_proven: bool = True, whose: Whose = Whose.UNKNOWN) -> tuple[str, str, str]:
+def follow(
+    failure: Failure, *, is_proven: bool = True, attribution: Attribution = Attribution.UNKNOWN
+) -> tuple[str, str, str]:
     """What becomes of the job, of its attempt and of the gate, in the words of the table."""
-    standing = Standing(0, 0, None, 1, None, is_proven, whose)
-    decision = decide(failure, standing, now_ms=NOW, rules=RetryRules(), rng=random.Random(1))
+    facts = JobFacts(0, 0, None, 1, None, is_proven, attribution)
+    decision = decide(failure, facts, now_ms=NOW, rules=RetryRules(), rng=random.Random(1))
     return (
         "fails" if decision.not_before_ms is None else "waits",
         "burnt" if decision.burns else "not burnt",
@@ -156,12 +158,12 @@ def test_a_bad_response_has_fewer_attempts_than_other_failures() -> None:
     ("kind", "status"), [(K.UNAUTHORIZED, 401), (K.QUOTA, 402), (K.REJECTED, 404), (K.REJECTED, 400)]
 )
 def test_a_refusal_that_is_the_jobs_own_fails_it(kind: FailureKind, status: int) -> None:
-    assert follow(Failure(kind, "", status), whose=Whose.OWN) == ("fails", "burnt", "stays open")
+    assert follow(Failure(kind, "", status), attribution=Attribution.JOB) == ("fails", "burnt", "stays open")
 
 
 @pytest.mark.parametrize("kind", [K.SERVER_ERROR, K.TIMEOUT, K.UNREACHABLE, K.BAD_RESPONSE, K.REJECTED])
 def test_what_unrelated_jobs_meet_alike_shuts_the_gate_and_burns_nothing(kind: FailureKind) -> None:
-    assert follow(Failure(kind, "", 400), whose=Whose.ENDPOINTS) == ("waits", "not burnt", "shuts")
+    assert follow(Failure(kind, "", 400), attribution=Attribution.ENDPOINT) == ("waits", "not burnt", "shuts")
 
 
 def test_the_numbers_on_the_page_are_those_of_the_code() -> None:

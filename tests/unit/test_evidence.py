@@ -1,4 +1,4 @@
-"""Whose a failure is, told by what came of other jobs' calls."""
+"""Attribution a failure is, told by what came of other jobs' calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from schemas.failure import Failure, FailureKind
 from worker.policy.gates import Gate
 from worker.policy.outages import is_trouble, shortest_outage
-from worker.policy.retry import Whose
+from worker.policy.retry import Attribution
 from worker.throttle.evidence import Evidence, Verdict
 
 K = FailureKind
@@ -58,10 +58,10 @@ class Told:
         after_s: float = 0.1,
         tries: int = 1,
         waited_s: float = 0.0,
-    ) -> Whose:
+    ) -> Attribution:
         return self.verdict(
             job, failure, model, gate, is_probe, is_last, after_s, tries=tries, waited_s=waited_s
-        ).whose
+        ).attribution
 
     def verdict(
         self,
@@ -110,7 +110,11 @@ def told() -> Told:
 
 
 def test_three_different_jobs_that_fail_in_a_row_are_the_endpoints_trouble(told: Told) -> None:
-    assert [told.fails(job) for job in "abc"] == [Whose.UNKNOWN, Whose.UNKNOWN, Whose.ENDPOINTS]
+    assert [told.fails(job) for job in "abc"] == [
+        Attribution.UNKNOWN,
+        Attribution.UNKNOWN,
+        Attribution.ENDPOINT,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,17 +128,17 @@ def test_three_different_jobs_that_fail_in_a_row_are_the_endpoints_trouble(told:
     ],
 )
 def test_kinds_of_trouble_mix(told: Told, failure: Failure) -> None:
-    assert [told.fails("a"), told.fails("b", failure), told.fails("c")][-1] is Whose.ENDPOINTS
+    assert [told.fails("a"), told.fails("b", failure), told.fails("c")][-1] is Attribution.ENDPOINT
 
 
 def test_a_success_in_between_begins_the_count_anew(told: Told) -> None:
     for round_ in range(10):
-        assert told.fails(f"a{round_}") is told.fails(f"b{round_}") is Whose.UNKNOWN
+        assert told.fails(f"a{round_}") is told.fails(f"b{round_}") is Attribution.UNKNOWN
         told.succeeds(f"c{round_}")
 
 
 def test_one_job_that_fails_alone_is_nobodys_outage(told: Told) -> None:
-    assert {told.fails("a", after_s=10) for _ in range(20)} == {Whose.UNKNOWN}
+    assert {told.fails("a", after_s=10) for _ in range(20)} == {Attribution.UNKNOWN}
 
 
 def test_jobs_that_failed_before_while_others_were_answered_close_no_gate(told: Told) -> None:
@@ -142,7 +146,7 @@ def test_jobs_that_failed_before_while_others_were_answered_close_no_gate(told: 
     for job in "abc":
         told.fails(job)
         told.succeeds(f"beside {job}")
-    assert {told.fails(job) for _ in range(5) for job in "abc"} == {Whose.UNKNOWN}
+    assert {told.fails(job) for _ in range(5) for job in "abc"} == {Attribution.UNKNOWN}
 
 
 def test_a_local_failure_is_not_the_endpoints() -> None:
@@ -152,37 +156,37 @@ def test_a_local_failure_is_not_the_endpoints() -> None:
 
 def test_an_answer_without_choices_may_be_one_requests_and_closes_no_gate(told: Told) -> None:
     odd = Failure(K.BAD_RESPONSE, "no choices", http_status=200, body=b'{"choices": []}')
-    assert {told.fails(f"job{n}", odd) for n in range(30)} == {Whose.UNKNOWN}
+    assert {told.fails(f"job{n}", odd) for n in range(30)} == {Attribution.UNKNOWN}
 
 
 def test_what_fails_while_the_gate_is_shut_is_the_outages(told: Told) -> None:
-    assert told.fails("in flight", gate=SHUT) is Whose.ENDPOINTS
-    assert told.fails("probe", gate=SHUT, is_probe=True) is Whose.ENDPOINTS
-    assert told.fails("in flight too", GONE, gate=SHUT) is Whose.ENDPOINTS
+    assert told.fails("in flight", gate=SHUT) is Attribution.ENDPOINT
+    assert told.fails("probe", gate=SHUT, is_probe=True) is Attribution.ENDPOINT
+    assert told.fails("in flight too", GONE, gate=SHUT) is Attribution.ENDPOINT
 
 
 def test_a_gate_that_is_shut_for_a_key_excuses_no_server_error(told: Told) -> None:
-    assert told.fails("a", gate=Gate(K.UNAUTHORIZED, 0, 1, needs_probe=True)) is Whose.UNKNOWN
+    assert told.fails("a", gate=Gate(K.UNAUTHORIZED, 0, 1, needs_probe=True)) is Attribution.UNKNOWN
 
 
 def test_a_last_attempt_is_not_spent_while_others_fail_too(told: Told) -> None:
-    assert told.fails("a", is_last=True) is Whose.UNKNOWN
-    assert told.fails("b", is_last=True) is Whose.UNDECIDED
+    assert told.fails("a", is_last=True) is Attribution.UNKNOWN
+    assert told.fails("b", is_last=True) is Attribution.UNDECIDED
     told = Told()
     told.fails("a")
     asked = [told.verdict("b", DOWN, is_last=True) for _ in range(5)]
     assert [one.asked for one in asked[:3]] == [0, 1, 2], "and not for ever"
-    assert asked[3].whose is Whose.UNKNOWN
+    assert asked[3].attribution is Attribution.UNKNOWN
 
 
 def test_an_endpoint_that_was_not_even_reached_is_the_tables_matter(told: Told) -> None:
     refused = Failure(K.UNREACHABLE, "connection refused", was_sent=False)
-    assert {told.fails(f"job{n}", refused, is_last=True) for n in range(9)} == {Whose.UNKNOWN}
+    assert {told.fails(f"job{n}", refused, is_last=True) for n in range(9)} == {Attribution.UNKNOWN}
 
 
 def test_jobs_of_one_attempt_fail_by_it_and_say_nothing_of_the_endpoint(told: Told) -> None:
-    found = [told.verdict(f"job{n}", DOWN, is_last=True, is_only=True).whose for n in range(20)]
-    assert set(found) == {Whose.UNKNOWN}
+    found = [told.verdict(f"job{n}", DOWN, is_last=True, is_only=True).attribution for n in range(20)]
+    assert set(found) == {Attribution.UNKNOWN}
 
 
 @pytest.mark.parametrize(("rate", "length"), [(0.0, 3), (0.05, 3), (0.2, 6), (0.5, 14), (0.95, 16)])
@@ -195,7 +199,7 @@ def test_a_flaky_endpoint_is_taken_for_an_outage_hardly_ever(rate: float) -> Non
     told, rng, closed = Told(), random.Random(3), 0
     for n in range(20_000):
         if rng.random() < rate:
-            closed += told.fails(f"job{n}") is Whose.ENDPOINTS
+            closed += told.fails(f"job{n}") is Attribution.ENDPOINT
         else:
             told.succeeds(f"job{n}")
     assert closed <= 4
@@ -208,10 +212,10 @@ def test_failures_that_come_sooner_than_answers_are_no_outage() -> None:
         told.fails(f"f{n}") if n % 4 == 0 else told.succeeds(f"s{n}")
     # Of five hundred calls that begin together, a quarter fails before the first of the others is answered.
     wave = [told.begin() for _ in range(500)]
-    found = {told.verdict(f"w{n}", DOWN, number=began).whose for n, began in enumerate(wave[::4])}
-    assert found == {Whose.UNKNOWN}
-    rest = [told.verdict(f"v{n}", DOWN, number=began).whose for n, began in enumerate(wave[1::4])]
-    assert rest[-1] is Whose.ENDPOINTS, "so many more than usual are no accident"
+    found = {told.verdict(f"w{n}", DOWN, number=began).attribution for n, began in enumerate(wave[::4])}
+    assert found == {Attribution.UNKNOWN}
+    rest = [told.verdict(f"v{n}", DOWN, number=began).attribution for n, began in enumerate(wave[1::4])]
+    assert rest[-1] is Attribution.ENDPOINT, "so many more than usual are no accident"
 
 
 def test_answers_to_calls_from_before_the_gate_closed_teach_that_the_endpoint_is_flaky(told: Told) -> None:
@@ -231,14 +235,18 @@ def test_answers_to_calls_from_before_the_gate_closed_teach_that_the_endpoint_is
 
 @pytest.mark.parametrize("failure", [GONE, PAGE, Failure(K.REJECTED, "HTTP 405", http_status=405)])
 def test_a_refusal_is_left_open_until_another_answer_tells(told: Told, failure: Failure) -> None:
-    assert told.fails("a", failure) is Whose.UNDECIDED
+    assert told.fails("a", failure) is Attribution.UNDECIDED
     told.succeeds("b")
-    assert told.fails("a", failure) is Whose.OWN
+    assert told.fails("a", failure) is Attribution.JOB
 
 
 def test_the_same_refusal_of_three_jobs_in_a_row_is_the_endpoints(told: Told) -> None:
-    assert [told.fails(job, GONE) for job in "abc"] == [Whose.UNDECIDED, Whose.UNDECIDED, Whose.ENDPOINTS]
-    assert told.fails("a", GONE, gate=Gate(K.REJECTED, 0, 1, needs_probe=True)) is Whose.ENDPOINTS
+    assert [told.fails(job, GONE) for job in "abc"] == [
+        Attribution.UNDECIDED,
+        Attribution.UNDECIDED,
+        Attribution.ENDPOINT,
+    ]
+    assert told.fails("a", GONE, gate=Gate(K.REJECTED, 0, 1, needs_probe=True)) is Attribution.ENDPOINT
 
 
 def test_a_job_refused_in_two_outages_is_not_taken_for_the_cause_of_the_second(told: Told) -> None:
@@ -246,74 +254,80 @@ def test_a_job_refused_in_two_outages_is_not_taken_for_the_cause_of_the_second(t
         told.fails(job, PAGE)
     told.evidence.reopened()
     told.succeeds("d")
-    assert told.fails("e", PAGE) is Whose.UNDECIDED
-    assert told.fails("a", PAGE) is Whose.UNDECIDED
-    assert told.fails("b", PAGE) is Whose.ENDPOINTS
+    assert told.fails("e", PAGE) is Attribution.UNDECIDED
+    assert told.fails("a", PAGE) is Attribution.UNDECIDED
+    assert told.fails("b", PAGE) is Attribution.ENDPOINT
 
 
 def test_the_refusals_of_a_model_that_is_not_there_end_while_another_model_is_served(told: Told) -> None:
-    found: dict[str, Whose] = {}
+    found: dict[str, Attribution] = {}
     for round_ in range(4):
         for n in range(6):
             found[f"x{n}"] = told.fails(f"x{n}", GONE, model="x")
         told.succeeds(f"y{round_}", model="y")
-    assert set(found.values()) == {Whose.OWN}
-    assert told.fails("x new", GONE, model="x") is Whose.OWN, "known by now"
+    assert set(found.values()) == {Attribution.JOB}
+    assert told.fails("x new", GONE, model="x") is Attribution.JOB, "known by now"
     told.succeeds("x again", model="x")
-    assert told.fails("x newer", GONE, model="x") is Whose.UNDECIDED, "and served since"
+    assert told.fails("x newer", GONE, model="x") is Attribution.UNDECIDED, "and served since"
 
 
 def test_a_request_that_is_wrong_fails_at_once_and_many_with_the_same_words_are_the_endpoints(
     told: Told,
 ) -> None:
     found = [told.fails(f"job{n}", WRONG) for n in range(5)]
-    assert found == [Whose.UNKNOWN, *[Whose.UNDECIDED] * 3, Whose.ENDPOINTS]
+    assert found == [Attribution.UNKNOWN, *[Attribution.UNDECIDED] * 3, Attribution.ENDPOINT]
     told.succeeds("fine")
-    assert told.fails("one more", WRONG) is Whose.UNKNOWN
+    assert told.fails("one more", WRONG) is Attribution.UNKNOWN
 
 
 def test_a_refused_job_that_is_alone_fails_at_once(told: Told) -> None:
     told.has_others = False
-    assert told.fails("a", GONE) is Whose.UNKNOWN
+    assert told.fails("a", GONE) is Attribution.UNKNOWN
     assert told.was_asked_for_others == 1
 
 
 def test_a_refusal_that_nothing_tells_about_is_not_left_open_for_ever(told: Told) -> None:
     found = [told.fails("a", GONE, after_s=8) for _ in range(6)]
-    assert found == [*[Whose.UNDECIDED] * 5, Whose.OWN]
+    assert found == [*[Attribution.UNDECIDED] * 5, Attribution.JOB]
 
 
 def test_an_endpoint_that_never_worked_is_judged_by_the_table_alone() -> None:
     told = Told(is_proven=False)
-    assert told.fails("a", GONE) is Whose.UNKNOWN
+    assert told.fails("a", GONE) is Attribution.UNKNOWN
 
 
 @pytest.mark.parametrize("failure", [DENIED, Failure(K.QUOTA, "more credits", http_status=402)])
 def test_a_refused_key_is_the_jobs_own_once_another_was_served_with_it(told: Told, failure: Failure) -> None:
-    assert told.fails("a", failure) is Whose.UNKNOWN
+    assert told.fails("a", failure) is Attribution.UNKNOWN
     told.succeeds("in flight before", took_s=5)
-    assert told.fails("a", failure) is Whose.UNKNOWN, "that call began while the key was good for all"
+    assert told.fails("a", failure) is Attribution.UNKNOWN, "that call began while the key was good for all"
     told.succeeds("after")
-    assert told.fails("a", failure) is Whose.OWN
-    assert told.fails("b", failure) is Whose.UNDECIDED, "known by now: nobody else has to wait for it"
+    assert told.fails("a", failure) is Attribution.JOB
+    assert told.fails("b", failure) is Attribution.UNDECIDED, "known by now: nobody else has to wait for it"
 
 
 def test_a_refused_key_with_nobody_else_to_ask_ends_its_job_where_it_worked_a_moment_ago(told: Told) -> None:
     told.has_others = False
     gate = Gate(K.UNAUTHORIZED, 0, 1, needs_probe=True, jobs=("a",))
-    assert told.fails("a", DENIED) is Whose.UNKNOWN
-    assert told.fails("a", DENIED, gate=gate, after_s=3, tries=2, waited_s=3) is Whose.UNKNOWN
-    assert told.fails("a", DENIED, gate=gate, after_s=4, tries=3, waited_s=7) is Whose.OWN
+    assert told.fails("a", DENIED) is Attribution.UNKNOWN
+    assert told.fails("a", DENIED, gate=gate, after_s=3, tries=2, waited_s=3) is Attribution.UNKNOWN
+    assert told.fails("a", DENIED, gate=gate, after_s=4, tries=3, waited_s=7) is Attribution.JOB
 
 
 def test_a_key_that_a_command_has_just_found_taken_is_known_to_work_in_a_new_process() -> None:
     told = Told(has_others=False)
     gate = Gate(K.UNAUTHORIZED, 0, 1, needs_probe=True, jobs=("a",))
     known: dict[str, Any] = {"tries": 3, "waited_s": 7.0}
-    assert told.verdict("a", DENIED, gate=gate, **known).whose is Whose.UNKNOWN
-    assert told.verdict("a", DENIED, gate=gate, was_accepted=lambda: True, **known).whose is Whose.OWN
+    assert told.verdict("a", DENIED, gate=gate, **known).attribution is Attribution.UNKNOWN
+    assert (
+        told.verdict("a", DENIED, gate=gate, was_accepted=lambda: True, **known).attribution
+        is Attribution.JOB
+    )
     told.has_others = True
-    assert told.verdict("a", DENIED, gate=gate, was_accepted=lambda: True, **known).whose is not Whose.OWN
+    assert (
+        told.verdict("a", DENIED, gate=gate, was_accepted=lambda: True, **known).attribution
+        is not Attribution.JOB
+    )
 
 
 @pytest.mark.parametrize("what", ["others wait", "others are refused", "never worked"])
@@ -324,4 +338,4 @@ def test_a_refused_key_is_waited_for_where_it_may_be_everybodys(what: str) -> No
     jobs = ("a", "b") if what == "others are refused" else ("a",)
     gate = Gate(K.UNAUTHORIZED, 0, 1, needs_probe=True, jobs=jobs)
     found = {told.fails("a", DENIED, gate=gate, after_s=3, tries=n, waited_s=3.0 * n) for n in range(1, 9)}
-    assert found == {Whose.UNKNOWN}
+    assert found == {Attribution.UNKNOWN}

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.failure import Failure, FailureKind
 from tests.support.clock import FakeClock
-from worker.policy.retry import Whose
+from worker.policy.retry import Attribution
 from worker.throttle.evidence import Evidence
 from worker.throttle.gatekeeper import Gatekeeper, Permit
 from worker.throttle.store import MemoryGateStore
@@ -87,7 +87,7 @@ class World:
 
     def _fail(self, process: int, job: str, permit: Permit) -> None:
         keeper = self.keepers[process]
-        gate = keeper.look(closely=True) if self.has_gate else None
+        gate = keeper.current_gate(closely=True) if self.has_gate else None
         self._note_openings(process)
         verdict = self.evidence[process].judge(
             job,
@@ -104,7 +104,7 @@ class World:
             order=keeper.next_order(),
             now_s=self.clock.monotonic_s(),
         )
-        if verdict.whose is Whose.ENDPOINTS and self.has_gate:
+        if verdict.attribution is Attribution.ENDPOINT and self.has_gate:
             keeper.shut(DOWN.kind, asked_s=None, permit=permit, job_id=job, http_status=503)
         else:
             self.burnt += 1

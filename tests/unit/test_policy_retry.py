@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from schemas.failure import Failure, FailureKind
 from worker.policy.backoff import decide_delay_s
-from worker.policy.retry import Decision, RetryRules, Standing, decide
+from worker.policy.retry import Decision, JobFacts, RetryRules, decide
 
 NOW = 1_000_000
 RULES = RetryRules()
@@ -31,8 +31,8 @@ def judge(
     **facts: object,
 ) -> Decision:
     failure = Failure(kind, "words", http_status=status, **facts)  # type: ignore[arg-type]
-    standing = Standing(attempts, bad_responses, max_attempts, number, blocked_since_ms, is_proven)
-    return decide(failure, standing, now_ms=NOW, rules=rules, rng=random.Random(1))
+    facts = JobFacts(attempts, bad_responses, max_attempts, number, blocked_since_ms, is_proven)
+    return decide(failure, facts, now_ms=NOW, rules=rules, rng=random.Random(1))
 
 
 @pytest.mark.parametrize("kind", [K.SERVER_ERROR, K.UNREACHABLE, K.TIMEOUT, K.BAD_RESPONSE, K.INTERNAL_ERROR])
@@ -173,8 +173,8 @@ def test_any_decision_keeps_within_budget_and_bounds(
     seed: int,
 ) -> None:
     failure = Failure(kind, "", status, retry_after_s=retry_after_s, should_retry=should_retry)
-    standing = Standing(attempts, attempts, max_attempts, number, blocked, is_proven)
-    decision = decide(failure, standing, now_ms=NOW, rules=RULES, rng=random.Random(seed))
+    facts = JobFacts(attempts, attempts, max_attempts, number, blocked, is_proven)
+    decision = decide(failure, facts, now_ms=NOW, rules=RULES, rng=random.Random(seed))
     budget = 6 if max_attempts is None else max_attempts
     asked_s = 0.0 if retry_after_s is None else min(max(retry_after_s, 0.0), RULES.retry_after_cap_s)
     if decision.not_before_ms is not None:
@@ -216,9 +216,9 @@ def test_jobs_that_failed_together_do_not_come_back_together() -> None:
 @pytest.mark.parametrize("number", [1, 3, 50])
 def test_what_this_machine_lacks_is_nobodys_attempt_and_no_gates_business(number: int) -> None:
     failure = Failure(K.UNREACHABLE, "no more open files", was_sent=False, is_local=True)
-    standing = Standing(5, 0, 6, number, None, False)
+    facts = JobFacts(5, 0, 6, number, None, False)
     for seed in range(20):
-        found = decide(failure, standing, now_ms=NOW, rules=RetryRules(), rng=random.Random(seed))
+        found = decide(failure, facts, now_ms=NOW, rules=RetryRules(), rng=random.Random(seed))
         assert (found.burns, found.is_blocked, found.shuts_gate, found.cooldown_s) == (
             False,
             True,

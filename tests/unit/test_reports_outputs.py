@@ -21,7 +21,7 @@ from worker.storage.engine import Ledger, open_ledger
 from worker.storage.migrating import migrate
 from worker.storage.pruning import OfAge, prune
 from worker.storage.reading import iterate_batch_outcomes, iterate_lone_outcomes
-from worker.storage.unwanted import let_go
+from worker.storage.unwanted import remove_wants
 
 LATER = NOW + 1_000
 
@@ -143,7 +143,7 @@ def test_a_document_that_was_edited_or_removed_since_makes_them_nobody_elses(
     a_batch(sqlite_ledger, "b1", "a", "b")
     write(sqlite_ledger, "b1", path)
     [gone, _] = rows(sqlite_ledger, "jobs")
-    sqlite_ledger.run(partial(let_go, batch_id="b1", places=[(gone.position, gone.id)], now_ms=NOW))
+    sqlite_ledger.run(partial(remove_wants, batch_id="b1", places=[(gone.position, gone.id)], now_ms=NOW))
     assert output(path, is_named=False).check_results(sqlite_ledger, "b1") is None
     assert count_by_owner(sqlite_ledger, path, "b1").unwanted == 1
 

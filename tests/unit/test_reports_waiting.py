@@ -14,7 +14,7 @@ from worker.reports.waiting import (
     oldest_call_facts,
     reason_facts,
 )
-from worker.storage.open_jobs import OldestCall, Standing, Waits
+from worker.storage.open_jobs import OldestCall, OpenJobs, Waits
 from worker.storage.pauses import Pause
 from worker.storage.workers import WorkerFacts
 
@@ -46,9 +46,9 @@ def explain(
     pauses: list[Pause] | None = None,
     gates: dict[str, Gate] | None = None,
 ) -> list[tuple[Why, int, str]]:
-    standing = Standing(queued or {}, waits or [], held or {}, None)
+    open_jobs = OpenJobs(queued or {}, waits or [], held or {}, None)
     reasons = explain_waiting(
-        standing,
+        open_jobs,
         workers=[a_worker()] if workers is None else workers,
         pauses=pauses or [],
         gates=gates or {},
@@ -163,8 +163,8 @@ def test_the_oldest_call_is_told_with_its_age() -> None:
 
 
 def test_a_program_is_told_the_reason_by_name_and_the_time() -> None:
-    standing = Standing({}, [Waits(E, "timeout", False, 3, NOW + 1500)], {}, None)
-    [one] = explain_waiting(standing, workers=[a_worker()], pauses=[], gates={}, now_ms=NOW)
+    open_jobs = OpenJobs({}, [Waits(E, "timeout", False, 3, NOW + 1500)], {}, None)
+    [one] = explain_waiting(open_jobs, workers=[a_worker()], pauses=[], gates={}, now_ms=NOW)
     assert reason_facts(one) == {
         "why": "retry",
         "endpoint": E,

@@ -9,7 +9,7 @@ from functools import partial
 from schemas.failure import Failure
 from worker.clock import Clock
 from worker.policy.gates import Gate
-from worker.policy.retry import Decision, RetryRules, Standing, Whose, decide
+from worker.policy.retry import Attribution, Decision, JobFacts, RetryRules, decide
 from worker.storage.errors import DatabaseAway
 from worker.storage.gate_waits import has_other_jobs
 from worker.storage.outcomes import ClaimedJob
@@ -63,34 +63,34 @@ class Judge:
 
     def judge(self, job: ClaimedJob, failure: Failure, permit: Permit, *, now_ms: int) -> Judgement:
         """What follows from the failure. The gate is shut, given a cooldown or left alone first, as decided."""
-        gate = self._gatekeeper.look(closely=True)
-        verdict = self._whose(job, failure, permit, gate, now_ms)
-        standing = self._standing(job, verdict)
-        if verdict.whose is Whose.OWN:
+        gate = self._gatekeeper.current_gate(closely=True)
+        verdict = self._attribute(job, failure, permit, gate, now_ms)
+        facts = self._facts(job, verdict)
+        if verdict.attribution is Attribution.JOB:
             self._gatekeeper.acquit(job.id)
-        decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
+        decision = decide(failure, facts, now_ms=now_ms, rules=self._rules, rng=self._rng)
         not_before_ms = self._tell_the_gate(job, failure, decision, permit, gate)
         return Judgement(not_before_ms, decision.burns, decision.is_blocked)
 
     def judge_alone(self, job: ClaimedJob, failure: Failure, *, now_ms: int) -> Judgement:
         """What follows by the table alone, without other jobs' answers and without the gate."""
-        standing = self._standing(job, Verdict(Whose.UNKNOWN))
-        decision = decide(failure, standing, now_ms=now_ms, rules=self._rules, rng=self._rng)
+        facts = self._facts(job, Verdict(Attribution.UNKNOWN))
+        decision = decide(failure, facts, now_ms=now_ms, rules=self._rules, rng=self._rng)
         return Judgement(decision.not_before_ms, decision.burns, decision.is_blocked)
 
-    def _standing(self, job: ClaimedJob, verdict: Verdict) -> Standing:
-        return Standing(
+    def _facts(self, job: ClaimedJob, verdict: Verdict) -> JobFacts:
+        return JobFacts(
             attempts=job.burnt,
             bad_responses=job.bad_responses,
             max_attempts=job.max_attempts,
             number=job.number,
             blocked_since_ms=job.blocked_since_ms,
             is_proven=self._is_proven,
-            whose=verdict.whose,
+            attribution=verdict.attribution,
             undecided=verdict.asked,
         )
 
-    def _whose(
+    def _attribute(
         self, job: ClaimedJob, failure: Failure, permit: Permit, gate: Gate | None, now_ms: int
     ) -> Verdict:
         self._note_openings()

@@ -278,7 +278,7 @@ def _attached(settings: Settings, simulate: bool, last_words: LastWords) -> Iter
 def _leave(stack: Stack) -> None:
     while stack.fileno() != -1:
         try:
-            stack.leave(wait=True)
+            stack.detach(wait=True)
         except KeyboardInterrupt:
             note("cutting the calls in flight …")
             stack.hurry()

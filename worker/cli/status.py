@@ -121,8 +121,8 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
 def _print_open(found: Snapshot) -> None:
     for one in found.reasons:
         _print_reason("waiting", one.sentence)
-    if found.standing.oldest_call is not None:
-        out.say(describe_oldest_call(found.standing.oldest_call, now_ms=found.now_ms))
+    if found.open_jobs.oldest_call is not None:
+        out.say(describe_oldest_call(found.open_jobs.oldest_call, now_ms=found.now_ms))
 
 
 def _print_reason(word: str, sentence: str) -> None:
@@ -148,7 +148,7 @@ def _open_facts(found: Snapshot) -> dict[str, Any]:
         "ledger": found.place,
         "workers": [worker_facts(one, found.now_ms) for one in found.workers],
         "waiting": [reason_facts(one) for one in found.reasons],
-        "oldest_call": oldest_call_facts(found.standing.oldest_call, now_ms=found.now_ms),
+        "oldest_call": oldest_call_facts(found.open_jobs.oldest_call, now_ms=found.now_ms),
     }
 
 

@@ -78,7 +78,7 @@ def up(
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         if broker is not None:
-            broker.leave()
+            broker.detach()
         screen.close()
         os.close(lock)
 

@@ -30,7 +30,7 @@ from worker.storage.engine import Ledger
 from worker.storage.intake import KnownJob, NewJob
 from worker.storage.moves import retry_jobs
 from worker.storage.tables import MAX_ROWS
-from worker.storage.unwanted import let_go
+from worker.storage.unwanted import remove_wants
 from worker.storage.wants import Wanted, bring_home, fetch_places, keep_going
 
 
@@ -156,7 +156,7 @@ def submit_run(
     if total > len(work.ids):
         with lock.alone() as is_alone:
             if is_alone:
-                _let_go_of_others(ledger, work, now_ms=clock.now_ms())
+                _remove_other_wants(ledger, work, now_ms=clock.now_ms())
         ledger.run(partial(finish_submission, batch_id=batch.id, now_ms=clock.now_ms()))
     return work
 
@@ -177,7 +177,7 @@ def sum_run_calls(ledger: Ledger, work: Work) -> CallSums:
     return sum_calls(ledger, work.open, since_ms=work.began_at_ms)
 
 
-def _let_go_of_others(ledger: Ledger, work: Work, *, now_ms: int) -> None:
+def _remove_other_wants(ledger: Ledger, work: Work, *, now_ms: int) -> None:
     """Lets go of jobs whose documents the folder held before, and holds no more, or at another position."""
     after = (-1, "")
     while True:
@@ -189,7 +189,7 @@ def _let_go_of_others(ledger: Ledger, work: Work, *, now_ms: int) -> None:
             if not 1 <= position <= len(work.ids) or work.ids[position - 1] != job_id
         ]
         if gone:
-            ledger.run(partial(let_go, batch_id=work.batch_id, places=gone, now_ms=now_ms))
+            ledger.run(partial(remove_wants, batch_id=work.batch_id, places=gone, now_ms=now_ms))
         if len(places) < MAX_ROWS:
             return
         after = places[-1]

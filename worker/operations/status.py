@@ -14,7 +14,7 @@ from worker.settings import Settings
 from worker.storage.batches import Batch, BatchStatus, count_states, fetch_batches, fetch_status
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
-from worker.storage.open_jobs import Standing, fetch_standing
+from worker.storage.open_jobs import OpenJobs, fetch_open_jobs
 from worker.storage.pauses import Pause, fetch_pauses
 from worker.storage.reading import Trouble, fetch_trouble
 from worker.storage.workers import WorkerFacts, fetch_workers
@@ -29,7 +29,7 @@ class Snapshot:
     place: str  # where the ledger is kept
     batches: Sequence[BatchStatus]  # the one that was asked for, or the latest of the ledger
     counts: Mapping[JobState, int]
-    standing: Standing
+    open_jobs: OpenJobs
     workers: Sequence[WorkerFacts]
     pauses: Sequence[Pause]
     trouble: Trouble | None  # of a ledger
@@ -39,8 +39,8 @@ class Snapshot:
 
     def concerns(self, endpoint: str) -> bool:
         """Whether something open is to be called there."""
-        return endpoint in self.standing.queued or any(
-            one.endpoint == endpoint for one in self.standing.waits
+        return endpoint in self.open_jobs.queued or any(
+            one.endpoint == endpoint for one in self.open_jobs.waits
         )
 
     @property
@@ -52,7 +52,7 @@ class Snapshot:
     def reasons(self) -> list[Reason]:
         """Why open jobs wait, endpoint by endpoint, each reason with its number of jobs."""
         return explain_waiting(
-            self.standing,
+            self.open_jobs,
             workers=self.workers,
             pauses=self.pauses,
             gates={} if self.gate is None else {self.endpoint: self.gate},
@@ -73,7 +73,7 @@ def fetch_snapshot(ledger: Ledger, settings: Settings, batch: Batch | None) -> S
             place=fetch_place(connection),
             batches=batches,
             counts=count_states(connection) if batch is None else batches[0].counts,
-            standing=fetch_standing(connection, batch),
+            open_jobs=fetch_open_jobs(connection, batch),
             workers=fetch_workers(connection),
             pauses=fetch_pauses(connection),
             trouble=fetch_trouble(connection) if batch is None else None,

@@ -14,13 +14,13 @@ _REFUSALS = frozenset({403, 404, 405})
 _NOT_BY_THE_ENDPOINT = frozenset({FailureKind.INVALID_REQUEST, FailureKind.INTERNAL_ERROR})
 
 
-class Whose(StrEnum):
-    """Whose a failure is, judged by the answers to other jobs."""
+class Attribution(StrEnum):
+    """To whom a failure is attributed, judged by the answers to other jobs."""
 
     UNKNOWN = "unknown"  # other jobs' answers say nothing about it
-    ENDPOINTS = "endpoints"  # the endpoint's: different jobs fail in the same way
+    ENDPOINT = "endpoint"  # the endpoint's: different jobs fail in the same way
     UNDECIDED = "undecided"  # another job's answer will decide soon
-    OWN = "own"  # the job's own: other jobs are answered
+    JOB = "job"  # the job's own: other jobs are answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class RetryRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class JobFacts:
     """The facts that a decision needs: the job's attempts and waits, and whether the endpoint ever answered a job."""
 
     attempts: int  # burnt before this failure
@@ -45,7 +45,7 @@ class Standing:
     number: int  # the claim's ordinal, 1-based
     blocked_since_ms: int | None  # since when the job waits at a gate
     is_proven: bool  # the endpoint has answered a job before: its address and model names work
-    whose: Whose = Whose.UNKNOWN
+    attribution: Attribution = Attribution.UNKNOWN
     undecided: int = 0  # how often the decision on this job's failures was put off
 
 
@@ -66,39 +66,39 @@ class Decision:
 
 
 def decide(
-    failure: Failure, standing: Standing, *, now_ms: int, rules: RetryRules, rng: random.Random
+    failure: Failure, facts: JobFacts, *, now_ms: int, rules: RetryRules, rng: random.Random
 ) -> Decision:
     """What follows one failure. Time and randomness are arguments."""
     kind = failure.kind
     if failure.is_local:  # this machine lacks a resource: no attempt is burnt, and no gate shuts
-        if _is_patience_spent(standing, now_ms, rules):
+        if _is_patience_spent(facts, now_ms, rules):
             return Decision(None, burns=False)
-        n = max(1, min(standing.number, 5))
+        n = max(1, min(facts.number, 5))
         delay_s = 1.0 + decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
         return Decision(now_ms + round(delay_s * 1000), burns=False, is_blocked=True)
     is_refusal = kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
-    if standing.whose is Whose.OWN and (is_refusal or kind is FailureKind.REJECTED):
+    if facts.attribution is Attribution.JOB and (is_refusal or kind is FailureKind.REJECTED):
         return Decision(None, burns=True)
-    if standing.whose is Whose.UNDECIDED and kind not in _NOT_BY_THE_ENDPOINT:
-        return _wait_a_moment(failure, standing, now_ms, rules, rng)
+    if facts.attribution is Attribution.UNDECIDED and kind not in _NOT_BY_THE_ENDPOINT:
+        return _wait_a_moment(failure, facts, now_ms, rules, rng)
     # An endpoint that cannot be reached burns no attempt: an outage of half an hour must not fail a night's jobs.
-    if is_refusal or not failure.was_sent or _is_misconfiguration(failure, standing):
-        return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=True)
+    if is_refusal or not failure.was_sent or _is_misconfiguration(failure, facts):
+        return _wait_at_gate(failure, facts, now_ms, rules, rng, needs_probe=True)
     if kind is FailureKind.INVALID_REQUEST:
         return Decision(None, burns=False)
     if failure.should_retry is False:
         return Decision(None, burns=True)
     if (
-        standing.whose is Whose.ENDPOINTS
+        facts.attribution is Attribution.ENDPOINT
         and kind not in _NOT_BY_THE_ENDPOINT
         and kind is not FailureKind.RATE_LIMITED
     ):
-        return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=True)
+        return _wait_at_gate(failure, facts, now_ms, rules, rng, needs_probe=True)
     if kind is FailureKind.RATE_LIMITED:
-        return _wait_at_gate(failure, standing, now_ms, rules, rng, needs_probe=False)
+        return _wait_at_gate(failure, facts, now_ms, rules, rng, needs_probe=False)
     if kind is FailureKind.REJECTED and not failure.should_retry:
         return Decision(None, burns=True)
-    return _retry(failure, standing, now_ms, rules, rng)
+    return _retry(failure, facts, now_ms, rules, rng)
 
 
 def is_local(failure: Failure) -> bool:
@@ -106,20 +106,16 @@ def is_local(failure: Failure) -> bool:
     return failure.is_local
 
 
-def _is_misconfiguration(failure: Failure, standing: Standing) -> bool:
+def _is_misconfiguration(failure: Failure, facts: JobFacts) -> bool:
     # A wrong base URL must not fail 200,000 jobs: until a call has succeeded, such refusals count as a wrong setup.
-    return (
-        failure.kind is FailureKind.REJECTED and failure.http_status in _REFUSALS and not standing.is_proven
-    )
+    return failure.kind is FailureKind.REJECTED and failure.http_status in _REFUSALS and not facts.is_proven
 
 
-def _retry(
-    failure: Failure, standing: Standing, now_ms: int, rules: RetryRules, rng: random.Random
-) -> Decision:
-    budget = rules.max_attempts if standing.max_attempts is None else standing.max_attempts
-    spent = standing.attempts + 1
+def _retry(failure: Failure, facts: JobFacts, now_ms: int, rules: RetryRules, rng: random.Random) -> Decision:
+    budget = rules.max_attempts if facts.max_attempts is None else facts.max_attempts
+    spent = facts.attempts + 1
     is_bad = failure.kind is FailureKind.BAD_RESPONSE
-    if spent >= budget or (is_bad and standing.bad_responses + 1 >= rules.bad_response_max_attempts):
+    if spent >= budget or (is_bad and facts.bad_responses + 1 >= rules.bad_response_max_attempts):
         return Decision(None, burns=True)
     delay_s = decide_delay_s(spent, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
     asked_s = _asked_s(failure, rules)
@@ -129,36 +125,36 @@ def _retry(
 
 
 def _wait_a_moment(
-    failure: Failure, standing: Standing, now_ms: int, rules: RetryRules, rng: random.Random
+    failure: Failure, facts: JobFacts, now_ms: int, rules: RetryRules, rng: random.Random
 ) -> Decision:
     """Waits, unburnt, for another job's answer that decides: about 1, 2, 4, 8, 8 … s."""
-    if _is_patience_spent(standing, now_ms, rules):
+    if _is_patience_spent(facts, now_ms, rules):
         return Decision(None, burns=False)
-    delay_s = 2.0 ** min(standing.undecided, 3) * rng.uniform(1.0, 1.25)
+    delay_s = 2.0 ** min(facts.undecided, 3) * rng.uniform(1.0, 1.25)
     return Decision(
         now_ms + round(delay_s * 1000), burns=False, is_blocked=True, cooldown_s=_asked_s(failure, rules)
     )
 
 
-def _is_patience_spent(standing: Standing, now_ms: int, rules: RetryRules) -> bool:
-    since_ms = now_ms if standing.blocked_since_ms is None else standing.blocked_since_ms
+def _is_patience_spent(facts: JobFacts, now_ms: int, rules: RetryRules) -> bool:
+    since_ms = now_ms if facts.blocked_since_ms is None else facts.blocked_since_ms
     return now_ms - since_ms >= rules.gate_patience_s * 1000
 
 
 def _wait_at_gate(
     failure: Failure,
-    standing: Standing,
+    facts: JobFacts,
     now_ms: int,
     rules: RetryRules,
     rng: random.Random,
     *,
     needs_probe: bool,
 ) -> Decision:
-    if _is_patience_spent(standing, now_ms, rules):
+    if _is_patience_spent(facts, now_ms, rules):
         # The job fails, but the refusal still concerns all jobs of the endpoint.
         return Decision(None, burns=False, shuts_gate=needs_probe, cooldown_s=_asked_s(failure, rules))
     asked_s = _asked_s(failure, rules)
-    n = max(1, min(standing.number, 8))
+    n = max(1, min(facts.number, 8))
     delay_s = decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
     if asked_s is not None:
         delay_s = asked_s + delay_s / 10

@@ -10,7 +10,7 @@ from typing import Any
 from worker.clock import describe_moment, iso_ms
 from worker.policy.gates import Gate
 from worker.reports.summary import format_count, format_seconds
-from worker.storage.open_jobs import OldestCall, Standing, Waits
+from worker.storage.open_jobs import OldestCall, OpenJobs, Waits
 from worker.storage.pauses import Pause
 from worker.storage.workers import WorkerFacts
 
@@ -40,7 +40,7 @@ class Reason:
 
 
 def explain_waiting(
-    standing: Standing,
+    open_jobs: OpenJobs,
     *,
     workers: Sequence[WorkerFacts],
     pauses: Sequence[Pause],
@@ -54,16 +54,16 @@ def explain_waiting(
     """
     reasons: list[Reason] = []
     paused = {one.endpoint for one in pauses}
-    endpoints = {*standing.queued, *standing.held, *(one.endpoint for one in standing.waits)}
+    endpoints = {*open_jobs.queued, *open_jobs.held, *(one.endpoint for one in open_jobs.waits)}
     for endpoint in sorted(endpoints):
-        queued = standing.queued.get(endpoint, 0)
-        waits = [one for one in standing.waits if one.endpoint == endpoint]
+        queued = open_jobs.queued.get(endpoint, 0)
+        waits = [one for one in open_jobs.waits if one.endpoint == endpoint]
         due = queued + sum(one.jobs for one in waits)
         of_it = [one for one in workers if one.endpoint == endpoint]
         living = [one for one in of_it if not one.is_silent(now_ms)]
         found: list[Reason] = []
-        if endpoint in standing.held:
-            found.append(_held(endpoint, standing.held[endpoint]))
+        if endpoint in open_jobs.held:
+            found.append(_held(endpoint, open_jobs.held[endpoint]))
         if due and endpoint in paused:
             found.append(_paused(endpoint, due))
         elif due and not living:

@@ -199,11 +199,11 @@ class Stack:
         return events
 
     def hurry(self) -> None:
-        """Ends the worker's grace, before or during `leave`. No effect while another command uses the worker."""
+        """Ends the worker's grace, before or during `detach`. No effect while another command uses the worker."""
         with contextlib.suppress(StackLost):  # no keeper: the worker has ended, too
             self._send({"op": "hurry"})
 
-    def leave(self, wait: bool = True) -> bool:
+    def detach(self, wait: bool = True) -> bool:
         """Detaches. True if this was the last attachment; then, with `wait`, everything has stopped on return.
 
         The keeper's process has ended by then, too, so that the next command does not find one that is ending. (On
@@ -237,7 +237,7 @@ class Stack:
     ) -> None:
         try:
             if self.fileno() != -1:
-                self.leave()
+                self.detach()
         finally:
             self._close()
 

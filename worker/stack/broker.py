@@ -13,7 +13,7 @@ from worker.stack.kept import decide_restart_delay_s
 
 
 class EmbeddedBroker:
-    """An attachment to the stack of `home`, until `leave`. Raises AntreanError if the broker does not start."""
+    """An attachment to the stack of `home`, until `detach`. Raises AntreanError if the broker does not start."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -23,7 +23,7 @@ class EmbeddedBroker:
         try:
             self._stack.ensure_broker()
         except BaseException:
-            self.leave()
+            self.detach()
             raise
 
     def watch(self, report: Callable[[str], None]) -> None:
@@ -36,12 +36,12 @@ class EmbeddedBroker:
         if self._stack.fileno() != -1:
             asyncio.get_running_loop().remove_reader(self._stack.fileno())
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Returns when the broker has stopped, unless another command still holds it."""
         while self._stack.fileno() != -1:
             # Another Ctrl-C: nothing is left to cut short, the broker is writing its file.
             with contextlib.suppress(KeyboardInterrupt):
-                self._stack.leave(wait=True)
+                self._stack.detach(wait=True)
 
     def _look(self) -> None:
         try:
@@ -51,7 +51,7 @@ class EmbeddedBroker:
         except StackLost:
             self._report("the keeper of the embedded broker is gone; it is started again")
             self.unwatch()
-            self._stack.leave(wait=False)
+            self._stack.detach(wait=False)
             self._fetch_back()
 
     def _fetch_back(self) -> None:
@@ -62,7 +62,7 @@ class EmbeddedBroker:
             try:
                 self._stack.ensure_broker()
             except AntreanError:
-                self._stack.leave(wait=False)
+                self._stack.detach(wait=False)
                 raise
         except AntreanError as exc:
             delay_s = decide_restart_delay_s(self._failures)

@@ -134,7 +134,7 @@ class Keeper:
     def _leave(self, writer: asyncio.StreamWriter) -> bool:
         """Detaches a client. True if a worker that only it used is being stopped; the connection closes after that."""
         self._clients.discard(writer)
-        left = [name for name, place in self._workers.items() if place.leave(writer)]
+        left = [name for name, place in self._workers.items() if place.remove_user(writer)]
         if not self._clients:
             self._stop_requested.set()
             return False
@@ -223,7 +223,7 @@ class Keeper:
         asked = fingerprint_of(message)
         for name, place in list(self._workers.items()):
             # A command uses one worker: one that asks for another gives up its former one.
-            if place.fingerprint != asked and place.leave(writer):
+            if place.fingerprint != asked and place.remove_user(writer):
                 await self._stop_unused(name)
         same = [name for name, place in self._workers.items() if place.fingerprint == asked]
         names = chain([_WORKER], (f"{_WORKER}-{number}" for number in count(2)))

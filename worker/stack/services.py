@@ -33,7 +33,7 @@ class Workplace:
     users: set[asyncio.StreamWriter] = field(default_factory=set)
     last_user: asyncio.StreamWriter | None = None
 
-    def leave(self, writer: asyncio.StreamWriter) -> bool:
+    def remove_user(self, writer: asyncio.StreamWriter) -> bool:
         """Whether `writer` was the last of its users."""
         if writer not in self.users:
             return False

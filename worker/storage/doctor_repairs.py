@@ -20,7 +20,7 @@ from worker.storage.outcomes import Claim, Setback
 from worker.storage.records import LARGEST_COUNT, odd_finish_reason
 from worker.storage.tables import attempts, is_in, jobs, results, usage
 from worker.storage.transitions import move_jobs, record_outcomes
-from worker.storage.wants import settle
+from worker.storage.wants import assign_homes
 
 Mend = Callable[[Connection, list[str], int], None]  # the jobs' ids, and the time in milliseconds
 _DOCTOR = "doctor"  # the worker id in claims that the doctor makes to fail a job
@@ -225,4 +225,4 @@ def publish_again(connection: Connection, ids: list[str], _: int) -> None:
 
 def find_homes(connection: Connection, ids: list[str], _: int) -> None:
     """Gives the jobs a home batch that wants them and is not held."""
-    settle(connection, ids)
+    assign_homes(connection, ids)

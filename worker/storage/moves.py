@@ -10,8 +10,8 @@ from sqlalchemy import ColumnElement, Connection, delete, extract, func, not_, s
 from schemas.job import JobState, Move, states_open_to
 from worker.storage.tables import IDLE, MAX_ROWS, failure_bodies, is_in, jobs, wants
 from worker.storage.transitions import move_jobs
-from worker.storage.unwanted import give_up, want_again
-from worker.storage.wants import bring_home, settle
+from worker.storage.unwanted import abandon_jobs_of_batch, want_again
+from worker.storage.wants import assign_homes, bring_home
 
 # The columns that a new generation of a job resets.
 _NEW_GENERATION = {
@@ -87,7 +87,7 @@ def cancel_batch(connection: Connection, batch_id: str, *, now_ms: int) -> Cance
 
     Running jobs that were asked before are not counted again.
     """
-    if kept := give_up(connection, batch_id):
+    if kept := abandon_jobs_of_batch(connection, batch_id):
         return Cancelled(ended=0, asked=0, kept=kept)
     # One statement reads one state: a job that the relay moves from waiting to queued meanwhile is not missed.
     # By the index on batch and state: the cost of a step does not grow with the batch.
@@ -156,5 +156,5 @@ def _retry(connection: Connection, chosen: ColumnElement[bool], *, now_ms: int) 
     )
     connection.execute(delete(failure_bodies).where(failure_bodies.c.job_id.in_(ids)))
     # The jobs are open again, and their home batch may be held.
-    settle(connection, ids)
+    assign_homes(connection, ids)
     return ids

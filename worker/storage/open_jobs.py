@@ -38,7 +38,7 @@ class OldestCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class OpenJobs:
     """The open jobs of a ledger or of a batch. Jobs of held batches are counted in `held` only."""
 
     queued: Mapping[str, int]  # by endpoint
@@ -47,7 +47,7 @@ class Standing:
     oldest_call: OldestCall | None
 
 
-def fetch_standing(connection: Connection, batch: Batch | None = None) -> Standing:
+def fetch_open_jobs(connection: Connection, batch: Batch | None = None) -> OpenJobs:
     """The open jobs of the whole ledger, or of one batch: all jobs that it wants, with any home batch."""
     # Each count reads an index only, for the whole ledger a partial one: no row of a large backlog is read.
     if batch is not None and batch.is_closed:
@@ -57,7 +57,7 @@ def fetch_standing(connection: Connection, batch: Batch | None = None) -> Standi
     held: dict[str, int] = {}
     if connection.execute(_HELD_HOMES.limit(1)).first() is not None:
         held = _count(connection, batch, is_in(*IDLE) & _IS_HELD)
-    return Standing(
+    return OpenJobs(
         queued=queued,
         waits=_fetch_waits(connection, batch),
         held=held,

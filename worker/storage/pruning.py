@@ -41,7 +41,7 @@ from worker.storage.tables import (
     usage,
     wants,
 )
-from worker.storage.unwanted import let_go
+from worker.storage.unwanted import remove_wants
 from worker.storage.wants import OPEN, fetch_places
 
 _STEP_S = 0.02  # a step's transaction takes about this long at most
@@ -219,7 +219,7 @@ def _prune_some(
 ) -> Page:
     page = find_page(connection, what, after=after, at_most=at_most, is_to_write=True)
     if page.places and isinstance(what, OfBatch):
-        let_go(connection, what.batch_id, page.places, now_ms=0)  # they have ended: none is cancelled
+        remove_wants(connection, what.batch_id, page.places, now_ms=0)  # they have ended: none is cancelled
     if page.ids:
         for statement in [*_BELONGINGS, *([_USAGE] if with_usage else []), _JOBS]:
             connection.execute(statement, {"ids": page.ids})

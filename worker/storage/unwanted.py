@@ -25,7 +25,7 @@ from worker.storage.wants import (
 )
 
 
-def give_up(connection: Connection, batch_id: str) -> int:
+def abandon_jobs_of_batch(connection: Connection, batch_id: str) -> int:
     """Leaves open jobs of a cancelled batch to the other batches that want them, at most 500. Returns their number.
 
     Their results still belong to this batch, too. But its want no longer prevents that they are cancelled.
@@ -74,13 +74,15 @@ def give_up(connection: Connection, batch_id: str) -> int:
 
 
 def want_again(connection: Connection, batch_id: str) -> None:
-    """Undoes `give_up` for this batch."""
+    """Undoes `abandon_jobs_of_batch` for this batch."""
     connection.execute(
         update(wants).where(wants.c.batch_id == batch_id, wants.c.is_given_up).values(is_given_up=False)
     )
 
 
-def let_go(connection: Connection, batch_id: str, places: Sequence[tuple[int, str]], *, now_ms: int) -> None:
+def remove_wants(
+    connection: Connection, batch_id: str, places: Sequence[tuple[int, str]], *, now_ms: int
+) -> None:
     """Removes the batch's wants at these places (position and id, at most 500), as its input has changed.
 
     An open job that no other batch wants is cancelled.

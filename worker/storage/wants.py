@@ -122,7 +122,7 @@ _TO_HAND_OVER = (
     .order_by(jobs.c.id, wants.c.batch_id, wants.c.position)
     .limit(MAX_ROWS)
 )
-_TO_SETTLE = (
+_WITHOUT_HOME = (
     select(*HOME_COLUMNS, *WANT_COLUMNS)
     .select_from(jobs.join(wants, wants.c.job_id == jobs.c.id).join(wanter, wanter.c.id == wants.c.batch_id))
     .where(
@@ -182,17 +182,17 @@ def add_wants(connection: Connection, new: Sequence[Want]) -> None:
                 for _, want in sorted(wanted.items())
             ],
         )
-    settle(connection, ids)
+    assign_homes(connection, ids)
 
 
-def settle(connection: Connection, ids: Sequence[str]) -> None:
+def assign_homes(connection: Connection, ids: Sequence[str]) -> None:
     """Finds a new home batch for open jobs of `ids` whose home batch is held, or that have none.
 
     A batch that wants the job and is not held; for a job without a home batch, else one that is held.
     """
     ordered = sorted(ids)
     for start in range(0, len(ordered), MAX_ROWS):
-        query = _TO_SETTLE.where(jobs.c.id.in_(ordered[start : start + MAX_ROWS]))
+        query = _WITHOUT_HOME.where(jobs.c.id.in_(ordered[start : start + MAX_ROWS]))
         found = connection.execute(locked(query)).all()
         swap_homes(connection, [Swap(row.id, home_of(row), want_of(row)) for row in first_of_each(found)])
 

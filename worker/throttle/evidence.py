@@ -19,7 +19,7 @@ from worker.policy.outages import (
     likeness,
     refusals_of_an_endpoint,
 )
-from worker.policy.retry import Whose
+from worker.policy.retry import Attribution
 
 _MOST_HISTORIES = 4096
 _MOST_KEYS = 256
@@ -44,9 +44,9 @@ class _History:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whose a failure is. `asked`: how often the decision was put off for this job before."""
+    """To whom a failure is attributed. `asked`: how often the decision was put off for this job before."""
 
-    whose: Whose
+    attribution: Attribution
     asked: int = 0
 
 
@@ -125,7 +125,7 @@ class Evidence:
         waited_s: float = 0.0,
         was_accepted: Callable[[], bool] = lambda: False,
     ) -> Verdict:
-        """Whose this failure is. `gate` is as it stands now.
+        """To whom this failure is attributed. `gate` is as it stands now.
 
         `is_last`: this is the last attempt of the job's budget. `is_only`: the producer asked for one attempt only, so
         the job does not wait for a decision. `has_others`: whether another job could be called to decide; it is called
@@ -135,7 +135,7 @@ class Evidence:
         if is_trouble(failure):
             # A failure to reach the endpoint at all burns no attempt, and shuts the gate, whatever other jobs met.
             if is_only or not failure.was_sent:
-                return Verdict(Whose.UNKNOWN)
+                return Verdict(Attribution.UNKNOWN)
             return self._judge_trouble(
                 job_id, gate, is_probe=is_probe, is_last=is_last, number=number, calls=calls, order=order
             )
@@ -144,11 +144,11 @@ class Evidence:
                 verdict = self._judge_refusal(
                     job_id, model, failure, gate, is_proven=is_proven, order=order, now_s=now_s
                 )
-            if verdict.whose is Whose.UNDECIDED and verdict.asked == 0 and not has_others():
-                return Verdict(Whose.UNKNOWN)
+            if verdict.attribution is Attribution.UNDECIDED and verdict.asked == 0 and not has_others():
+                return Verdict(Attribution.UNKNOWN)
             if (
                 failure.kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
-                and verdict.whose is Whose.UNKNOWN
+                and verdict.attribution is Attribution.UNKNOWN
             ):
                 is_known = tries >= _OWN_AFTER and waited_s >= _OWN_AFTER_S
                 if (
@@ -157,9 +157,9 @@ class Evidence:
                     and (self._has_worked_since(now_s - waited_s) or was_accepted())
                     and not has_others()
                 ):
-                    return Verdict(Whose.OWN)
+                    return Verdict(Attribution.JOB)
             return verdict
-        return Verdict(Whose.UNKNOWN)
+        return Verdict(Attribution.UNKNOWN)
 
     def _judge_trouble(
         self,
@@ -178,7 +178,7 @@ class Evidence:
             if is_outage_known:
                 del self._histories[job_id]
                 self._failures += not is_probe
-                return Verdict(Whose.ENDPOINTS)
+                return Verdict(Attribution.ENDPOINT)
             self._failures += 1
             history.again += was_served
             # If other jobs were answered between its failures, these may be its own, and do not count as an outage.
@@ -194,12 +194,12 @@ class Evidence:
             ):
                 for one in self._run:
                     self._histories.pop(one, None)
-                return Verdict(Whose.ENDPOINTS)
+                return Verdict(Attribution.ENDPOINT)
             if is_last and self._run.keys() - {job_id} and history.chances < _MOST_LAST_CHANCES:
                 # Other jobs fail, too: the last attempt is not burnt before it is known whose failure this is.
                 history.chances += 1
-                return Verdict(Whose.UNDECIDED, history.chances - 1)
-            return Verdict(Whose.UNKNOWN)
+                return Verdict(Attribution.UNDECIDED, history.chances - 1)
+            return Verdict(Attribution.UNKNOWN)
 
     def _judge_refusal(
         self,
@@ -215,7 +215,7 @@ class Evidence:
         is_of_a_key = failure.kind is not FailureKind.REJECTED
         if not is_of_a_key and gate is not None and gate.is_outage and not is_about_the_request(failure):
             self._note_failure(job_id, order)
-            return Verdict(Whose.ENDPOINTS)
+            return Verdict(Attribution.ENDPOINT)
         key = likeness(failure, model)
         run = self._refusals.setdefault(key, {})
         if len(self._refusals) > _MOST_KEYS:
@@ -229,19 +229,23 @@ class Evidence:
             self._own[key] = (model, now_s)
             if len(self._own) > _MOST_KEYS:
                 self._own.popitem(last=False)
-            return Verdict(Whose.OWN)
+            return Verdict(Attribution.JOB)
         is_known_own = key in self._own and now_s - self._own[key][1] < _OWN_FOR_S
         if is_known_own and not is_of_a_key:
-            return Verdict(Whose.OWN)
+            return Verdict(Attribution.JOB)
         if len(run) >= refusals_of_an_endpoint(failure):
-            return Verdict(Whose.ENDPOINTS)
+            return Verdict(Attribution.ENDPOINT)
         if is_of_a_key:
-            return Verdict(Whose.UNDECIDED, history.count - 1) if is_known_own else Verdict(Whose.UNKNOWN)
+            return (
+                Verdict(Attribution.UNDECIDED, history.count - 1)
+                if is_known_own
+                else Verdict(Attribution.UNKNOWN)
+            )
         if not is_proven or (is_about_the_request(failure) and not others):
-            return Verdict(Whose.UNKNOWN)
+            return Verdict(Attribution.UNKNOWN)
         if history.count > _MOST_UNDECIDED:
-            return Verdict(Whose.OWN)
-        return Verdict(Whose.UNDECIDED, history.count - 1)
+            return Verdict(Attribution.JOB)
+        return Verdict(Attribution.UNDECIDED, history.count - 1)
 
     def _has_worked_since(self, since_s: float) -> bool:
         """Whether the key worked at most a moment before `since_s`, or later."""

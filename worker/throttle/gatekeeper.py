@@ -88,7 +88,7 @@ class Gatekeeper:
 
         If `permit.is_granted` is False, the job must not be called: it goes back to the ledger, unburnt.
         """
-        gate = self.look()
+        gate = self.current_gate()
         if gate is None:
             return self._grant(None)
         now_ms = self._clock.now_ms()
@@ -121,7 +121,7 @@ class Gatekeeper:
         give_back = self._store.leave_probe if is_probe else None
         return Permit(True, is_probe, token, self.next_order(), number, give_back)
 
-    def look(self, *, closely: bool = False) -> Gate | None:
+    def current_gate(self, *, closely: bool = False) -> Gate | None:
         """The gate, at most 0.25 s old; with `closely` at most 0.05 s. None: it is open."""
         now_s = self._clock.monotonic_s()
         with self._lock:
@@ -136,7 +136,7 @@ class Gatekeeper:
 
     def admission(self) -> tuple[Admission, tuple[str, ...]]:
         """What the gate allows the relay to publish, and the jobs that were refused at the gate."""
-        gate = self.look()
+        gate = self.current_gate()
         return decide_admission(gate, now_ms=self._clock.now_ms()), () if gate is None else gate.jobs
 
     def room(self, window: int) -> int:
@@ -195,7 +195,7 @@ class Gatekeeper:
 
     def acquit(self, job_id: str) -> None:
         """Opens a gate that was shut because of this job alone. Its refusal was the job's own."""
-        gate = self.look(closely=True)
+        gate = self.current_gate(closely=True)
         if gate is not None and gate.is_of_a_key and set(gate.jobs) <= {job_id} and gate.needs_probe:
             self._store.clear()
             with self._lock:
@@ -219,7 +219,7 @@ class Gatekeeper:
             self._change(lambda found: bring_forward(found, now_ms=self._clock.now_ms()))
 
     def _change(self, change: Callable[[Gate], Gate]) -> None:
-        gate = self.look(closely=True)
+        gate = self.current_gate(closely=True)
         if gate is None or not gate.needs_probe:
             return
         changed = change(gate)

@@ -15,16 +15,16 @@ from worker.settings import Settings
 from worker.storage.batches import fetch_batch
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
-from worker.storage.open_jobs import _IS_HELD, OldestCall, Standing, Waits, _count, fetch_standing
+from worker.storage.open_jobs import _IS_HELD, OldestCall, OpenJobs, Waits, _count, fetch_open_jobs
 from worker.storage.tables import is_in
 from worker.storage.workers import fetch_workers
 
 OTHER = "https://other.test"
 
 
-def look(ledger: Ledger, batch_id: str | None = None) -> Standing:
+def look(ledger: Ledger, batch_id: str | None = None) -> OpenJobs:
     with ledger.read() as connection:
-        return fetch_standing(connection, None if batch_id is None else fetch_batch(connection, batch_id))
+        return fetch_open_jobs(connection, None if batch_id is None else fetch_batch(connection, batch_id))
 
 
 def wait_after(ledger: Ledger, id_: str, kind: FailureKind, due_ms: int, *, is_blocked: bool = False) -> None:
@@ -33,9 +33,9 @@ def wait_after(ledger: Ledger, id_: str, kind: FailureKind, due_ms: int, *, is_b
 
 
 def test_an_empty_ledger_has_nothing_open(ledger: Ledger) -> None:
-    assert look(ledger) == Standing(queued={}, waits=[], held={}, oldest_call=None)
+    assert look(ledger) == OpenJobs(queued={}, waits=[], held={}, oldest_call=None)
     batch = a_batch(ledger, "b")
-    assert look(ledger, batch) == Standing(queued={}, waits=[], held={}, oldest_call=None)
+    assert look(ledger, batch) == OpenJobs(queued={}, waits=[], held={}, oldest_call=None)
 
 
 def test_queued_jobs_are_counted_by_endpoint_handed_out_or_not(ledger: Ledger) -> None:
@@ -118,7 +118,7 @@ def test_a_look_walks_no_table_of_jobs_as_a_whole(sqlite_ledger: Ledger) -> None
     with sqlite_ledger.read() as connection:
         batch = fetch_batch(connection, "b")
     for asked in (None, batch):
-        plan = plans_of(sqlite_ledger, partial(fetch_standing, batch=asked))
+        plan = plans_of(sqlite_ledger, partial(fetch_open_jobs, batch=asked))
         assert re.search(r"(SCAN|SEARCH) jobs USING (COVERING )?INDEX", plan)
         assert not re.search(r"SCAN jobs(?! USING)", plan), plan
     counted = plans_of(sqlite_ledger, lambda c: _count(c, batch, is_in(JobState.QUEUED) & ~_IS_HELD))
