@@ -49,17 +49,17 @@ def prune_ledger(
         typer.Option("--older-than", help="An age such as 90m, 36h, 30d or 12w.", show_default=False),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="All that has ended, a moment ago too: an age of zero.")
+        bool, typer.Option("--all", help="All jobs that have ended, however recently.")
     ] = False,
     even_unfinished: Annotated[
         bool,
         typer.Option(
             "--even-unfinished",
-            help="Also what has ended of batches that have not; never of a run that goes on.",
+            help="Also ended jobs of batches that have not ended, but never of a live run.",
         ),
     ] = False,
     with_usage: Annotated[
-        bool, typer.Option("--with-usage", help="Remove the token counts as well; `usage` forgets them.")
+        bool, typer.Option("--with-usage", help="Remove the token counts as well, from `usage`, too.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it without asking.")] = False,
@@ -67,18 +67,20 @@ def prune_ledger(
 ) -> None:
     """Remove jobs that have ended, with their requests, results and attempts.
 
-    Those of an age (--older-than), of one batch, or --all: for all endpoints of this ledger. It shows how many
-    they are, by batch and state, their size and what was paid for them, and asks. A program says --yes.
+    It removes jobs by age (--older-than), of one batch, or all ended ones (--all), for all endpoints of this
+    ledger. First it shows their number by batch and state, their size and the tokens that were paid for them, and
+    asks. A program needs --yes.
 
-    By age, jobs that a run which goes on, or a batch that is not done, wants are spared, however old. Of one
-    batch, those that another batch wants too stay with that one. `antrean cancel` ends a batch that nobody will
-    finish. What has not ended is never removed.
+    By age, jobs that a live run or an unfinished batch wants are spared, however old they are. Of one batch, jobs
+    that another batch wants, too, stay with that batch. `antrean cancel` ends a batch that will not be finished.
+    Jobs that have not ended are never removed.
 
-    Token counts stay unless --with-usage, so that `antrean usage` goes on to say what was paid. Works in small
-    steps beside running workers; stopped half way, it goes on when it is called again.
+    Token counts stay unless --with-usage is given, so `antrean usage` still shows what was paid. It works in small
+    steps, and workers may run meanwhile. If it is stopped, it goes on when it is called again.
 
-    A job that is removed is forgotten: the same input is called, and paid for, again. Fetch results first; a file
-    that has them is then overwritten with --force only. The database's file keeps its size; the room is used again.
+    If the same input is submitted again, removed jobs are called, and paid for, again. Fetch the results first:
+    after that, a file that has them is overwritten with --force only. The database's file keeps its size; its free
+    space is used again.
     """
     age_ms = _read_what(batch, older_than, everything)
     if not (yes or dry_run or can_ask()):
