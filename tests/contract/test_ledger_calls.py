@@ -151,7 +151,7 @@ def test_a_run_waits_for_what_the_gate_is_shut_for_now_not_for_what_a_job_met_be
     gate[0] = shut(FailureKind.UNAUTHORIZED, now_ms)
     assert (
         tracker.refresh().trouble
-        == "unauthorized (HTTP 401): no such key (the next job tries whether it is over)"
+        == "unauthorized (HTTP 401): no such key (the next job tests whether it is over)"
     )
 
 

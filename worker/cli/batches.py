@@ -59,7 +59,7 @@ def results(
     by its id.
     """
     if (batch is None) != lone:
-        raise InputError("say whose results: a batch's id, or --lone for the jobs of no batch")
+        raise InputError("name the results: a batch's id, or --lone for those of the jobs of no batch")
     settings = load_settings()
     ledger = prepare_ledger(settings)
     found = None if batch is None else find_named_batch(ledger, batch)
@@ -80,7 +80,7 @@ def results(
             f"{format_count(counts.total - counts.succeeded)} failures in {output}"
         )
     if counts.finish_reasons:
-        note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
+        note(f"unusual finish reasons: {describe_finish_reasons(counts.finish_reasons)}")
     _mention_missing(ledger, found)
 
 

@@ -130,9 +130,9 @@ def show(
     are listed. The `id` of an output line (batch_req_…) identifies its job, too, also for `antrean cancel`.
     """
     if (job is None) == (custom_id is None):
-        raise InputError("say which job: by its id, or by its name with --custom-id")
+        raise InputError("name a job: by its id, or by its name with --custom-id")
     if batch is not None and custom_id is None:
-        raise InputError("--batch goes with --custom-id: an id is enough by itself")
+        raise InputError("--batch is for --custom-id only: a job's id needs no batch")
     ledger = prepare_ledger(load_settings())
     if custom_id is not None:
         story = fetch_story_of_named(ledger, custom_id, batch, with_content=content)
@@ -193,7 +193,10 @@ def _print_job(story: Story) -> None:
     _line("ended", _moment(story.ended_at_ms))
     _line("attempts", _describe_attempts(story))
     if story.losses:
-        _line("losses", f"its worker died {story.losses} times with it, {story.solo_losses} of them alone")
+        _line(
+            "losses",
+            f"its worker died {story.losses} times while it ran, {story.solo_losses} of them while it ran alone",
+        )
 
 
 def _round(story: Story, generation: int) -> list[str]:

@@ -85,7 +85,7 @@ def prune_ledger(
     age_ms = _read_what(batch, older_than, everything)
     if not (yes or dry_run or can_ask()):
         raise InputError(
-            "nobody can be asked here: --yes removes without a question, --dry-run shows what it would be"
+            "there is no terminal to ask for a yes: --yes removes without a question, --dry-run shows what would go"
         )
     before_ms = max(
         0, SystemClock().now_ms() - age_ms
@@ -137,7 +137,7 @@ def _read_what(batch: str | None, older_than: str | None, everything: bool) -> i
     if older_than is None:
         if not everything:
             raise InputError(
-                "say what may go: --older-than 30d, the id of a batch, or --all for all that has ended"
+                "say what to remove: --older-than 30d, the id of a batch, or --all for all ended jobs"
             )
         return 0
     age_ms = read_age_ms(older_than)
@@ -145,7 +145,7 @@ def _read_what(batch: str | None, older_than: str | None, everything: bool) -> i
         raise InputError("--older-than and --all do not go together: choose one")
     if not age_ms and not everything:
         raise InputError(
-            f"--older-than {older_than} is all that has ended, a moment ago too: say --all if you mean it"
+            f"--older-than {older_than} would remove all ended jobs, however recent: use --all if you mean that"
         )
     return age_ms
 
@@ -162,8 +162,6 @@ def _say_what_stays(done: Pruned, *, is_batch: bool) -> None:
     if done.spared and is_batch:
         note(f"{format_count(done.spared, 'job')} stay: another batch wants them too")
     elif done.spared:
-        note(
-            f"{format_count(done.spared, 'job')} spared: a run that goes on or a batch that is not done wants them"
-        )
+        note(f"{format_count(done.spared, 'job')} spared: a live run or an unfinished batch wants them")
     if done.open:
         note(f"{format_count(done.open, 'job')} stay: they have not ended")

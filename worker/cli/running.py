@@ -227,7 +227,9 @@ def _growing(ledger: Ledger, work: Work, target: Output | None, antrean: str) ->
         yield growing
     finally:
         if growing.part is not None:
-            note(f"what was done in order is in {growing.part}; `{antrean} results {work.batch_id}` has all")
+            note(
+                f"the first results, without a gap, are in {growing.part}; `{antrean} results {work.batch_id}` has all"
+            )
         growing.close()
 
 
@@ -235,7 +237,7 @@ def _mention_held(held: list[tuple[Batch, int]], antrean: str) -> None:
     for batch, count in held:
         note(
             f"{format_count(count, 'job')} of {batch.label} are left from an earlier run: the same command goes on "
-            f"with them, `{antrean} cancel {batch.id}` drops them"
+            f"with them, `{antrean} cancel {batch.id}` cancels them"
         )
 
 

@@ -190,7 +190,7 @@ def _write_table(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
         total.add(one)
         left += 1
     if not shown:
-        note("no answered call is in the ledger that fits")
+        note("no answered call in the ledger fits")
         return
     absent = "(no batch)" if by is UsageBy.BATCH else "(no custom_id)"
     names = [printable(f"{_key(by, one) or absent}  {one.label or ''}".rstrip()) for one in shown]

@@ -19,7 +19,7 @@ from worker.storage.tables import MAX_ROWS
 from worker.throttle.redis_store import RedisGateStore
 
 _FRESH_S = 1.0
-_NEXT_JOB_TRIES = "the next job tries whether it is over"
+_NEXT_JOB_TRIES = "the next job tests whether it is over"
 
 
 class GateWatch:
