@@ -1,4 +1,4 @@
-"""`antrean cancel` and `show`: ending jobs that are not needed any more, and one job's whole story."""
+"""`antrean cancel` and `show`: ending jobs that are not needed any more, and all facts of one job."""
 
 from __future__ import annotations
 
