@@ -127,8 +127,8 @@ def test_at_a_terminal_it_shows_what_it_is_and_removes_it_only_when_told_to(
     [
         ((), "say what to remove: --older-than 30d"),
         (("--older-than", "soon"), "such as 90m"),
-        (("--older-than", "0d", "--yes"), "say --all if you mean it"),
-        (("--older-than", "00m", "--dry-run"), "say --all if you mean it"),
+        (("--older-than", "0d", "--yes"), "use --all if you mean that"),
+        (("--older-than", "00m", "--dry-run"), "use --all if you mean that"),
         (("--older-than", "1d", "--all", "--yes"), "do not go together"),
         (("BATCH", "--older-than", "1d", "--yes"), "whatever its age"),
         (("BATCH", "--all", "--yes"), "whatever its age"),

@@ -19,12 +19,12 @@ def flower(
     port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="The port to listen on. Without it ANTREAN_FLOWER_PORT, or 5555."
+            min=0, max=65535, help="The port to listen on. Without it the setting, or 5555."
         ),
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="The address to listen on. Without it ANTREAN_FLOWER_ADDRESS, or 127.0.0.1."),
+        typer.Option(help="The address to listen on. Without it the setting, or 127.0.0.1."),
     ] = None,
 ) -> None:
     """Watch workers and tasks in a browser: the same as `celery -A worker flower`.

@@ -34,7 +34,7 @@ def up(
     no_flower: Annotated[bool, typer.Option("--no-flower", help="Leave Flower out.")] = False,
     flower_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Flower's port. Without it ANTREAN_FLOWER_PORT, or 5555."),
+        typer.Option(min=0, max=65535, help="Flower's port. Without it the setting, or 5555."),
     ] = None,
     health_every: Annotated[
         float, typer.Option(min=0, help="Seconds between two lines of figures; 0 shows none.")
