@@ -18,9 +18,7 @@ def register(app: typer.Typer) -> None:
 def flower(
     port: Annotated[
         int | None,
-        typer.Option(
-            min=0, max=65535, help="The port to listen on. Without it the setting, or 5555."
-        ),
+        typer.Option(min=0, max=65535, help="The port to listen on. Without it the setting, or 5555."),
     ] = None,
     address: Annotated[
         str | None,
