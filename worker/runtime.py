@@ -35,12 +35,13 @@ from worker.policy.retry import RetryRules
 from worker.settings import Settings
 from worker.shutdown import Shutdown
 from worker.storage.engine import Ledger, Transaction
+from worker.storage.errors import WriterStopped
 from worker.storage.identity import fetch_identity
 from worker.storage.intake import NewJob, adopt_jobs
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_jobs
 from worker.storage.reading import fetch_states, has_answered
-from worker.storage.writer import GroupWriter, WriterStopped
+from worker.storage.writer import GroupWriter
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.redis_store import RedisGateStore
 from worker.upkeep.drain import Drain

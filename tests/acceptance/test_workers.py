@@ -150,6 +150,7 @@ def test_a_refused_key_burns_nothing_and_a_new_key_in_the_file_lets_the_jobs_go_
     assert simulator.stats()["refused"]["401"] < 60, "the gate shut for all, instead of a refusal a job"
 
 
+@pytest.mark.full
 @pytest.mark.measures
 @pytest.mark.simulator("--latency", "2")
 def test_a_hundred_slots_keep_97_percent_of_their_calls_in_flight(

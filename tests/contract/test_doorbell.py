@@ -66,6 +66,31 @@ def test_an_idle_worker_asks_once_a_second_and_what_comes_is_taken_at_once(
     assert sorted(waits_s)[2] < 5 * POLL_S, "the second that it asks by itself would be far off"
 
 
+def test_a_busy_worker_asks_when_something_has_changed_and_no_more_often_than_an_idle_one(
+    connection: KombuConnection,
+    valkey: redis.Redis,
+    valkey_path: str,
+    hub: Hub,
+) -> None:
+    reader = Reader(valkey_path)
+    reader.fetcher.run_in(hub)
+    loop = hub.create_loop()
+    publish(connection, {"n": 0})
+    turn(loop, lambda: len(reader.messages) == 1)  # not acknowledged: there is work from now on
+    idle(loop, IDLE_POLL_S / 4)
+    before = count_takes(valkey)
+    idle(loop, 2 * IDLE_POLL_S)
+    assert 1 <= count_takes(valkey) - before <= 3
+    waits_s = []
+    for n in range(1, 6):
+        idle(loop, 0.3)
+        publish(connection, {"n": n})
+        waits_s.append(turn(loop, lambda n=n: len(reader.messages) == n + 1))
+    assert sorted(waits_s)[2] < 5 * POLL_S
+    for message in reader.messages:
+        message.ack()
+
+
 def test_a_worker_whose_notices_end_asks_often_and_gets_them_again(
     connection: KombuConnection,
     valkey: redis.Redis,

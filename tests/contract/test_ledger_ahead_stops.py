@@ -240,3 +240,25 @@ def test_a_claim_that_its_writer_committed_and_did_not_tell_is_not_held(
     assert (state(house.ledger, id_), dict(house.writer.open_claims)) == ("running", {})
     eventually(lambda: bool(died))
     assert [type(one) for one in died] == [SystemExit]
+
+
+def test_a_job_in_a_call_keeps_its_claim_where_the_writer_dies_over_a_second_message_of_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the next beat would release the job, and another worker would make the call again."""
+    died: list[BaseException] = []
+    house.writer._on_death = died.append
+    endpoint = Endpoint(house)
+    id_ = house.put()
+    first = house.receive(id_)
+    eventually(lambda: endpoint.called == [id_])
+
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(house.writer, "_commit", die)
+    assert house.receive(id_).result(20).verdict is Verdict.GIVEN_BACK
+    eventually(lambda: bool(died))
+    assert list(house.writer.open_claims) == [id_]
+    endpoint.answer()
+    assert first.result(20).verdict is Verdict.SUCCEEDED, "its answer is in the spool"

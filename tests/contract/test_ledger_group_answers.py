@@ -22,8 +22,9 @@ from tests.support.ledger import (
 from tests.support.processes import wait_until
 from tests.support.writing import Told, TroubledLedger, claimed, in_background, in_one_group, wait_for_pending
 from worker.storage.engine import Ledger
+from worker.storage.errors import WriterStopped
 from worker.storage.outcomes import Recorded
-from worker.storage.writer import GroupWriter, WriterStopped
+from worker.storage.writer import GroupWriter
 
 
 def test_a_claim_and_a_record_can_be_asked_for_without_waiting(ledger: Ledger, writer: GroupWriter) -> None:

@@ -18,9 +18,9 @@ from tests.support.processes import wait_until
 from tests.support.writing import Told, TroubledLedger, claimed, in_background, in_one_group, wait_for_pending
 from worker.errors import Stopping
 from worker.storage.engine import Ledger
-from worker.storage.errors import DatabaseAway
+from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.outcomes import Recorded
-from worker.storage.writer import GroupWriter, WriterStopped
+from worker.storage.writer import GroupWriter
 
 
 def test_claims_that_nobody_waits_for_are_told_of_the_end_and_records_that_the_database_is_away(

@@ -13,8 +13,8 @@ from tests.support.house import House
 from tests.support.ledger import NOW
 from worker.attempt.report import Verdict
 from worker.errors import Stopping
+from worker.storage.errors import WriterStopped
 from worker.storage.tables import jobs
-from worker.storage.writer import WriterStopped
 
 
 def raising(exc: BaseException) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from worker.consume import receiving
 from worker.consume.receiving import Receiver
 from worker.logs.sink import flush_logs
 from worker.settings import load_settings
-from worker.storage.writer import WriterStopped
+from worker.storage.errors import WriterStopped
 
 SECRET = "A planted sentence."
 REQUEST = {"model": "DeepSeek-V3.1", "messages": [{"role": "user", "content": SECRET}]}

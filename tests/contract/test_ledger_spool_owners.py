@@ -21,10 +21,10 @@ from tests.support.ledger import ENDPOINT, a_job, claim_one, job_row, of_job, pu
 from tests.support.processes import wait_until
 from worker.storage import tables
 from worker.storage.engine import Ledger
-from worker.storage.errors import DatabaseAway
+from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.outcomes import Success
 from worker.storage.reply import Reply
-from worker.storage.writer import GroupWriter, WriterStopped
+from worker.storage.writer import GroupWriter
 from worker.storage.writer_requests import ClaimJob, OwedWork, RecordOutcome, WriteDownJob
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.presence import Presence

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from schemas.failure import Failure, FailureKind
 from worker.policy.backoff import decide_delay_s
 from worker.policy.retry import Decision, JobFacts, RetryRules, decide
+from worker.settings import Settings
 
 NOW = 1_000_000
 RULES = RetryRules()
@@ -60,7 +61,8 @@ def test_a_jobs_own_budget_wins_and_a_bad_response_never_gets_more_than_its_few(
     assert judge(K.SERVER_ERROR, max_attempts=1).not_before_ms is None
     assert judge(K.SERVER_ERROR, max_attempts=9, attempts=7).not_before_ms is not None
     assert judge(K.BAD_RESPONSE, max_attempts=9, attempts=7).not_before_ms is not None
-    assert judge(K.BAD_RESPONSE, max_attempts=9, attempts=2, bad_responses=2).not_before_ms is None
+    assert judge(K.BAD_RESPONSE, max_attempts=9, attempts=2, bad_responses=2).not_before_ms is not None
+    assert judge(K.BAD_RESPONSE, max_attempts=9, attempts=3, bad_responses=3).not_before_ms is None
     assert judge(K.BAD_RESPONSE, max_attempts=1).not_before_ms is None
 
 
@@ -227,3 +229,8 @@ def test_what_this_machine_lacks_is_nobodys_attempt_and_no_gates_business(number
         )
         assert found.not_before_ms is not None
         assert NOW + 1000 <= found.not_before_ms <= NOW + 18_000
+
+
+def test_the_rules_begin_as_the_settings_do() -> None:
+    settings = {name: Settings.model_fields[name].default for name in RetryRules.__dataclass_fields__}
+    assert RetryRules(**settings) == RetryRules()

@@ -24,9 +24,10 @@ from worker.attempt.slots import Slots
 from worker.attempt.turns import Turns
 from worker.clock import Clock
 from worker.errors import Stopping
+from worker.storage.errors import RunsAlone, WriterStopped
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.reply import OnceAnswer
-from worker.storage.writer import GroupWriter, RunsAlone, WriterStopped
+from worker.storage.writer import GroupWriter
 
 log = structlog.get_logger(__name__)
 _CLAIMS_COVERED = 3.0  # ahead of the slots: so many times as many as end while a claim takes
@@ -163,8 +164,7 @@ class Dispatcher:
         ):  # a second message of a job in a call, perhaps: what is open stays open
             self._drop(one, GIVEN_BACK)
         elif isinstance(exc, WriterStopped):
-            # One that died may have committed the claim: the worker's end releases it.
-            self._writer.forget(one.job_id)
+            self._writer.forget_untold(one.job_id, exc)  # then the worker's end releases it
             self._drop(one, GIVEN_BACK)
         else:
             log.error("claim.failed", job_id=one.job_id, error=type(exc).__name__, exc_info=exc)
@@ -251,9 +251,8 @@ class Dispatcher:
             with self._slots.alone():
                 try:
                     job = self._writer.claim(one.job_id, is_urgent=True, is_alone=True)
-                except WriterStopped:
-                    # One that died may have committed the claim: the worker's end releases it.
-                    self._writer.forget(one.job_id)
+                except WriterStopped as exc:
+                    self._writer.forget_untold(one.job_id, exc)  # then the worker's end releases it
                     raise
                 if job is None:
                     return NOTHING_TO_DO

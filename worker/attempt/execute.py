@@ -24,10 +24,10 @@ from worker.clock import Clock
 from worker.errors import Stopping
 from worker.policy.retry import RetryRules
 from worker.storage.claims import is_unwanted
-from worker.storage.errors import DatabaseAway
+from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
 from worker.storage.reply import OnceAnswer
-from worker.storage.writer import GroupWriter, WriterStopped
+from worker.storage.writer import GroupWriter
 from worker.throttle.gatekeeper import Gatekeeper, Permit
 
 log = structlog.get_logger(__name__)

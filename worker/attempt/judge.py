@@ -13,10 +13,10 @@ from schemas.failure import Failure
 from worker.clock import Clock
 from worker.policy.gates import Gate
 from worker.policy.retry import Attribution, Decision, JobFacts, RetryRules, decide
-from worker.storage.errors import DatabaseAway
+from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.gate_waits import has_other_jobs
 from worker.storage.outcomes import ClaimedJob
-from worker.storage.writer import GroupWriter, WriterStopped
+from worker.storage.writer import GroupWriter
 from worker.throttle.evidence import Evidence, Verdict
 from worker.throttle.gatekeeper import Gatekeeper, Permit
 

@@ -16,8 +16,9 @@ from worker.consume.foreign import NOT_BEFORE_HEADER, REFUSED_HEADER
 from worker.intake.messages import Asked, build_job, build_refused, make_row_id, read_time_ms
 from worker.intake.producing import read_call
 from worker.settings import Settings
+from worker.storage.errors import WriterStopped
 from worker.storage.intake import NewJob, make_bare
-from worker.storage.writer import GroupWriter, WriterStopped
+from worker.storage.writer import GroupWriter
 
 log = structlog.get_logger(__name__)
 _CALLBACKS = ("callbacks", "errbacks", "chain", "chord")

@@ -62,11 +62,16 @@ class Doorbell:
     def arm(self) -> None:
         """Has the hub wait for a notice. One that came since the last call counts.
 
-        While there is work, notices come for each message of each worker. The hub does not wake for them then.
+        While there is work, notices come for each message of each worker. The hub does not wake for them then: see
+        `has_rung`.
         """
         if self._socket is not None and not self._is_armed:
             self._is_armed = True
             self._hub.add_reader(self._socket, self._read)
+
+    def has_rung(self) -> bool:
+        """Whether a list may have changed since notices were last read. For a busy worker, which is not woken."""
+        return self._socket is not None and not self._is_armed and self._drain()
 
     def look_after(self, queues: Sequence[str]) -> None:
         """Connects again where the connection is gone or silent, or the queues are others. To be called often."""
@@ -74,7 +79,7 @@ class Doorbell:
             return
         # The server keeps notices until they are read. Each notice leads to a poll: the worker may be idle by the next
         # timer, and would not poll for a second.
-        if not self._is_armed and self._socket is not None and self._drain():
+        if self.has_rung():
             self._ring()
         if self._socket is None or self._is_pinged or self._prefixes != _prefixes(queues):
             self.hang(self._hub, queues)

@@ -1,6 +1,7 @@
 """Fetching messages for this process. Celery's loop asks the broker and gives the messages to the consumer.
 
-It asks when the broker tells of a change, and by a timer: every 20 ms while there is work, else once a second.
+It asks when the broker tells of a change, when a message is finished, and once a second. While there is work, it reads
+the broker's notices every 20 ms; without work it is woken by them.
 
 Bulk messages are fetched many at a time, while there is room for them. Lone messages are fetched at any time. A hint
 (see `worker.broker.hints`) is not acknowledged; this process remembers it while it is reserved. The broker notes a
@@ -33,7 +34,8 @@ from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-POLL_S = 0.02  # how often the broker is asked while there is work, or where it tells nothing
+# How often notices are read while there is work. Where none come, how often the broker is asked.
+POLL_S = 0.02
 IDLE_POLL_S = 1.0  # how often without work, beside each time that the broker tells of a change
 _RENEWALS_A_LEASE = 6
 _SHORTAGE_QUIET_S = 10.0
@@ -200,13 +202,18 @@ class Fetcher:
         waited_s = monotonic() - self._polled_s
         if waited_s <= least_s or self._takes_refused.is_pausing:
             return
-        if self._is_rung or self._is_busy or waited_s >= IDLE_POLL_S:
+        if self._is_rung or self._is_blind or waited_s >= IDLE_POLL_S or self._doorbell.has_rung():
             self.poll()
 
     @property
     def _is_busy(self) -> bool:
-        """Whether the broker is to be asked every 20 ms: there is work, or notices do not come."""
-        return self.reserved.is_any or bool(self._unread) or not self._doorbell.is_hung
+        """Whether notices are read every 20 ms, and not waited for."""
+        return self.reserved.is_any or self._is_blind
+
+    @property
+    def _is_blind(self) -> bool:
+        """Whether no notice tells of what is to be fetched: the broker is asked every 20 ms."""
+        return bool(self._unread) or not self._doorbell.is_hung
 
     def _ring(self) -> None:
         """Something changed in the broker. Polls now, or 20 ms after the last poll."""

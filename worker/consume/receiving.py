@@ -13,7 +13,8 @@ from worker.consume.delivery import read_message, write_down
 from worker.consume.request import BlankRequest
 from worker.errors import tell_place
 from worker.settings import Settings
-from worker.storage.writer import GroupWriter, WriterStopped
+from worker.storage.errors import WriterStopped
+from worker.storage.writer import GroupWriter
 
 log = structlog.get_logger(__name__)
 

@@ -28,7 +28,7 @@ class RetryRules:
     """The settings of retries. Names that end in `_s` are seconds."""
 
     max_attempts: int = 6
-    bad_response_max_attempts: int = 3
+    bad_response_max_attempts: int = 4
     backoff_base_s: float = 1.0
     backoff_cap_s: float = 120.0
     retry_after_cap_s: float = 3600.0

@@ -23,6 +23,18 @@ class NotMigrated(Unreachable):
     """The ledger's tables are missing, or are of another version."""
 
 
+class WriterStopped(Exception):
+    """The writer has ended; nothing more is claimed. `token`: of the claims that it may have committed and not told."""
+
+    def __init__(self, token: str = "") -> None:
+        super().__init__()
+        self.token = token
+
+
+class RunsAlone(Exception):
+    """The job was lost with its worker too often to be claimed beside others."""
+
+
 def is_conflict(exc: BaseException) -> bool:
     """Whether the transaction was in conflict with another one, and can be run again."""
     state = getattr(getattr(exc, "orig", None), "sqlstate", None)

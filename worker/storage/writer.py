@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from worker.clock import Clock
 from worker.errors import Stopping
 from worker.storage.engine import Ledger
-from worker.storage.errors import DatabaseAway
+from worker.storage.errors import DatabaseAway, RunsAlone, WriterStopped
 from worker.storage.group_commit import Written, write_group
 from worker.storage.intake import KnownJob, NewJob
 from worker.storage.outcomes import ClaimedJob, Outcome, Recorded
@@ -46,14 +46,6 @@ _RETRY_CAP_S = 2.0
 _COMMITS_A_WINDOW = 4
 _WINDOW_CAP_S = 0.06
 _HANGS_AFTER_S = 5.0
-
-
-class WriterStopped(Exception):
-    """The writer has ended; nothing more is claimed."""
-
-
-class RunsAlone(Exception):
-    """The job was lost with its worker too often to be claimed beside others."""
 
 
 class GroupWriter:
@@ -91,6 +83,7 @@ class GroupWriter:
         self._is_away = False
         self._writes_since_s: float | None = None  # the group that is written now
         self._groups = 0
+        self._token = ""  # of the latest group
         self._has_ended = False
         self._thread = threading.Thread(target=self._live, name="antrean-writer", daemon=True)
 
@@ -175,6 +168,11 @@ class GroupWriter:
         """Lets go of a claim whose outcome could not be written: the next beat releases it."""
         self.open_claims.pop(job_id, None)
 
+    def forget_untold(self, job_id: str, exc: WriterStopped) -> None:
+        """Lets go of a claim that the writer committed and did not tell, as it died. One from before stays open."""
+        if self.open_claims.get(job_id) == exc.token:
+            self.forget(job_id)
+
     def give_message_back(self, job_id: str) -> None:
         """Marks an unclaimed job as not published, so that the relay publishes it again. Does not wait.
 
@@ -223,8 +221,9 @@ class GroupWriter:
                 self._pending.clear()
             for request in left:
                 is_claim = isinstance(request, (ClaimJob, WriteDownJob))
+                told = WriterStopped(self._token) if is_claim else DatabaseAway("the writer has ended")
                 try:
-                    fail(request, WriterStopped() if is_claim else DatabaseAway("the writer has ended"))
+                    fail(request, told)
                 except Exception as other:  # the same may go wrong again: the others are told all the same
                     log.error("writer.untold", error=type(other).__name__, exc_info=other)
             if self._on_death is None:
@@ -274,7 +273,7 @@ class GroupWriter:
         while parts:
             part = parts.pop()
             self._groups += 1
-            token = f"{self.worker_id}:{self._groups}"
+            self._token = token = f"{self.worker_id}:{self._groups}"
             try:
                 try:
                     written = self._commit(part, token)

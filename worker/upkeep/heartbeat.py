@@ -16,7 +16,7 @@ from worker.clock import Clock
 from worker.errors import AntreanError, tell_place
 from worker.storage.due import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.engine import Ledger, Transaction
-from worker.storage.errors import UNSTORABLE
+from worker.storage.errors import UNSTORABLE, WriterStopped
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.tables import MAX_ROWS
@@ -31,7 +31,7 @@ from worker.storage.workers import (
     release_orphans,
     rescue_jobs,
 )
-from worker.storage.writer import GroupWriter, WriterStopped
+from worker.storage.writer import GroupWriter
 from worker.upkeep.presence import Presence
 from worker.upkeep.rescue import LeaseWatch
 from worker.upkeep.spool import SpoolFile, Unstorable, holds_answers, replay_leftovers
