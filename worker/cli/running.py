@@ -121,8 +121,9 @@ def run(
     Runs in one home with the same settings share a worker. A run with other settings (another endpoint, key or
     database) has its own worker, with its own log (`logs/worker-2.log`), until the last such run ends.
 
-    If it is called again, only jobs that are not done are called, and failed ones. Ctrl-C loses nothing, and leaves
-    no process running. The exit code is 0 if every job succeeded, 1 if some did not or a line is missing.
+    If the same run is started again, it calls only the jobs that have no result yet, also failed ones. Ctrl-C loses
+    nothing, and leaves no process running. The exit code is 0 if every job succeeded, 1 if some did not or a line
+    is missing.
 
     Runs may share documents, also at the same time: each document is called once, and each run gets the result
     under its own name. Until a run ends, its results are in the output's name with .part, in order, up to the first
