@@ -65,7 +65,7 @@ def test_a_shut_gate_is_shown_with_its_end_and_check_wakes_those_who_wait(
     assert before_ms <= job_row(plant_ledger, id_).not_before_ms <= SystemClock().now_ms() + 1000
     again = plant.antrean("status", "--json").json["gate"]
     assert again["in_s"] == 0, "the next probe may go at once, and the gate is no more open than before"
-    assert "the next job tries whether it is over" in plant.antrean("status").out
+    assert "the next job tests whether it is over" in plant.antrean("status").out
 
 
 @only_sqlite

@@ -161,5 +161,5 @@ def test_results_ask_whose(shop: Shop) -> None:
     for wrong in (("results",), ("results", "--lone", "batch_x")):
         done = shop.antrean(*wrong)
         assert (done.code, done.out) == (2, "")
-        assert "say whose results" in done.err
+        assert "name the results" in done.err
     assert shop.antrean("results", "--lone").out == ""

@@ -125,16 +125,16 @@ def test_at_a_terminal_it_shows_what_it_is_and_removes_it_only_when_told_to(
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ((), "say what may go: --older-than 30d"),
+        ((), "say what to remove: --older-than 30d"),
         (("--older-than", "soon"), "such as 90m"),
-        (("--older-than", "0d", "--yes"), "say --all if you mean it"),
-        (("--older-than", "00m", "--dry-run"), "say --all if you mean it"),
+        (("--older-than", "0d", "--yes"), "use --all if you mean that"),
+        (("--older-than", "00m", "--dry-run"), "use --all if you mean that"),
         (("--older-than", "1d", "--all", "--yes"), "do not go together"),
         (("BATCH", "--older-than", "1d", "--yes"), "whatever its age"),
         (("BATCH", "--all", "--yes"), "whatever its age"),
-        (("--all",), "nobody can be asked here: --yes removes without a question"),
-        (("BATCH",), "nobody can be asked here"),
-        (("BATCH", "--json"), "nobody can be asked here"),
+        (("--all",), "there is no terminal to ask for a yes: --yes removes without a question"),
+        (("BATCH",), "there is no terminal to ask"),
+        (("BATCH", "--json"), "there is no terminal to ask"),
         (("BATC", "--yes"), "there is no batch"),
     ],
 )
@@ -184,7 +184,7 @@ def test_a_run_that_goes_on_is_not_pruned_whatever_is_said(shop: Shop, simulator
     simulator.set_faults(rate_hang=1.0)  # so that it does not end by itself
     batch = shop.antrean("batches", "--json").json["batches"][0]["batch_id"]
     refused = shop.antrean("prune", batch, "--even-unfinished", "--yes")
-    assert (refused.code, f"{batch} is run just now" in refused.err) == (int(ExitCode.USAGE), True)
+    assert (refused.code, f"{batch} has a live run" in refused.err) == (int(ExitCode.USAGE), True)
     spared = shop.antrean("prune", "--all", "--even-unfinished", "--yes", "--json").json
     assert (spared["jobs"], spared["spared"] > 0) == (0, True)
     code, _ = end(running, signal.SIGINT)

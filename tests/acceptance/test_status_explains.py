@@ -51,7 +51,9 @@ def test_status_says_when_the_next_try_is_due(plant: Shop) -> None:
         what="the first try has failed",
     )
     told = plant.antrean("status", batch).out
-    pattern = r"waiting 1 job for the next try after server_error: the first at \d\d:\d\d:\d\d, in [\d,]+ s"
+    pattern = (
+        r"waiting 1 job for the next attempt after server_error: the first at \d\d:\d\d:\d\d, in [\d,]+ s"
+    )
     assert re.search(pattern, told), told
 
 

@@ -141,7 +141,7 @@ def test_a_run_waits_for_what_the_gate_is_shut_for_now_not_for_what_a_job_met_be
     block(ledger, FailureKind.UNREACHABLE, "refused", now_ms - 60_000)
     gate: list[Gate | None] = [None]
     tracker = Tracker(ledger, [], Progress(total=1), endpoint=ENDPOINT, find_gate=lambda: gate[0])
-    assert tracker.refresh().trouble == "unreachable: refused (the next try is due)"
+    assert tracker.refresh().trouble == "unreachable: refused (the next attempt is due)"
     gate[0] = shut(FailureKind.UNAUTHORIZED, now_ms + 45_000)
     said = tracker.refresh().trouble or ""
     assert said.startswith("unauthorized (HTTP 401): no job is called until "), said
@@ -151,7 +151,7 @@ def test_a_run_waits_for_what_the_gate_is_shut_for_now_not_for_what_a_job_met_be
     gate[0] = shut(FailureKind.UNAUTHORIZED, now_ms)
     assert (
         tracker.refresh().trouble
-        == "unauthorized (HTTP 401): no such key (the next job tries whether it is over)"
+        == "unauthorized (HTTP 401): no such key (the next job tests whether it is over)"
     )
 
 

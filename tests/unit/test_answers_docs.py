@@ -124,7 +124,7 @@ ROWS: dict[str, list[tuple[Failure, bool]]] = {
     "`unauthorized`": [(Failure(K.UNAUTHORIZED, "", 401), True)],
     "`quota`": [(Failure(K.QUOTA, "", 402), True)],
     "`rate_limited`": [(Failure(K.RATE_LIMITED, "", 429), True)],
-    "`rejected` with 403, 404 or 405, by an endpoint that never answered anybody": [
+    "`rejected` with 403, 404 or 405, by an endpoint that has answered no call yet": [
         (Failure(K.REJECTED, "", status), False) for status in (403, 404, 405)
     ],
     "`rejected` otherwise": [

@@ -131,7 +131,7 @@ def test_waiting_jobs_say_after_what_and_when_the_first_goes_on() -> None:
     )
     at = r"at [-0-9 ]*\d\d:\d\d:\d\d, in"
     patterns = [
-        (Why.RETRY, 3, rf"3 jobs for the next try after timeout: the first {at} 45 s"),
+        (Why.RETRY, 3, rf"3 jobs for the next attempt after timeout: the first {at} 45 s"),
         (Why.GATE, 1, r"1 job at the gate after server_error: the first is due"),
         (Why.LATER, 2, rf"2 jobs for the time that was asked for: the first {at} 172,800 s"),
     ]

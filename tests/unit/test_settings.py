@@ -202,7 +202,7 @@ def test_a_simulation_lives_in_a_house_of_its_own() -> None:
         ("h/db?prepare_threshold=0", "prepare_threshold is no parameter"),
         ("h/db?%1B%5B31m=1", "what stands behind `?` is no parameter"),
         ("h/db?connect_timeout=soon", "connect_timeout must be a whole number"),
-        ("h/db?options=a&options=b", "options stands there twice"),
+        ("h/db?options=a&options=b", "options is given twice"),
         ("h/db?client_encoding=latin1", "client_encoding must be utf8"),
         ("h:99999/db", "port must be"),
         ("h:abc/db", "is not a database address"),

@@ -1,4 +1,7 @@
-"""What a failed call means for its job and for everybody: evidence and gate asked, policy decides, the gate is told."""
+"""What follows a failed call, for its job and for all workers.
+
+The evidence says whose failure it is, `worker/policy/retry.py` decides, and the gate shuts if it has to.
+"""
 
 from __future__ import annotations
 

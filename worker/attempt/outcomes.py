@@ -1,4 +1,4 @@
-"""What a call came to, as the ledger keeps it. Pure."""
+"""The outcome of a call, as a value that `worker/storage/transitions.py` records. Pure."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def results(
         str | None,
         typer.Argument(help="The batch's id.", show_default=False, autocompletion=complete_batch_id),
     ] = None,
-    lone: Annotated[bool, typer.Option("--lone", help="Those of the jobs of no batch.")] = False,
+    lone: Annotated[bool, typer.Option("--lone", help="The results of the jobs of no batch.")] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The file to write; - for standard output.")
     ] = Path("-"),
@@ -50,16 +50,16 @@ def results(
 ) -> None:
     """Write the results of a batch as OpenAI batch output lines.
 
-    In the order of the input, under the names of the input, failed jobs too; also jobs that another batch made.
-    While the batch still runs, what has ended by now is written. A file appears whole or not at all. What is
-    missing, because it has not ended or was pruned, is said. A file that is not results, or has some that cannot
-    be written again, is overwritten with --force only; what the batch was made from never.
+    The lines are in the order of the input and have its names. They include failed jobs, and jobs that another
+    batch made. While the batch still runs, the results so far are written. The command says what is missing,
+    because it has not ended or was pruned. A file is replaced as a whole or not at all. A file that is not results,
+    or has some that cannot be written again, is overwritten with --force only; the input of the batch never.
 
-    With --lone, those of the jobs of no batch, the oldest first; one that has no
-    custom_id is named by its id.
+    With --lone it writes the results of the jobs of no batch, the oldest first. A job without a custom_id is named
+    by its id.
     """
     if (batch is None) != lone:
-        raise InputError("say whose results: a batch's id, or --lone for the jobs of no batch")
+        raise InputError("name the results: a batch's id, or --lone for those of the jobs of no batch")
     settings = load_settings()
     ledger = prepare_ledger(settings)
     found = None if batch is None else find_named_batch(ledger, batch)
@@ -80,7 +80,7 @@ def results(
             f"{format_count(counts.total - counts.succeeded)} failures in {output}"
         )
     if counts.finish_reasons:
-        note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
+        note(f"unusual finish reasons: {describe_finish_reasons(counts.finish_reasons)}")
     _mention_missing(ledger, found)
 
 
@@ -111,8 +111,8 @@ def retry(
 ) -> None:
     """Queue failed, cancelled or expired jobs of a batch again.
 
-    Each starts anew, with all of its attempts. Jobs with a result are never called again. Those of a run that has
-    ended are for any worker, until the run is started again.
+    Each starts anew, with all of its attempts. Jobs with a result are never called again. If the batch is of a run
+    that has ended, any worker may take its jobs, until the run is started again.
     """
     chosen = [
         state

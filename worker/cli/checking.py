@@ -33,13 +33,13 @@ def register(app: typer.Typer) -> None:
 
 
 def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
-    """Try all that is needed, and say what to do about each problem.
+    """Check all that is needed, and say what to do about each problem.
 
-    Settings, slots, broker, database, endpoint, key and model. The endpoint is asked for its models, and its chat
-    address with a request without messages, which is refused and costs nothing. Says whether jobs wait at a shut
-    gate, and until when; where the endpoint answers, those who wait are tried again at once. Ends with 0 when all is
-    well, else with the code of the worst: 3 settings, 4 something is unreachable, 5 the endpoint refuses the key or
-    the model.
+    It checks settings, slots, broker, database, endpoint, key and model. The endpoint is asked for its models, and
+    its chat address gets a request without messages, which is refused and costs nothing. It says whether jobs wait
+    at a shut gate, and until when. If the endpoint answers, these jobs are tried again at once. The exit code is 0
+    if all is well, else that of the worst problem: 3 settings, 4 something is unreachable, 5 the endpoint refuses
+    the key or the model.
     """
     findings: list[tuple[str, str, AntreanError | None]] = []
 
@@ -96,8 +96,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print them as J
 def migrate() -> None:
     """Bring the database to this version's schema.
 
-    Safe to repeat, and to run while workers work. Only a database of ANTREAN_DATABASE_URL needs it: the ledger
-    in the home folder is brought up to date by each command.
+    It may be repeated, and workers may run meanwhile. Only a database of ANTREAN_DATABASE_URL needs it: each
+    command migrates the ledger in the home folder by itself.
     """
     settings = load_settings()
     done = migrate_database(settings)

@@ -27,17 +27,18 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     repair: Annotated[
-        bool, typer.Option("--repair", help="Do what is safe to do; without it nothing is changed.")
+        bool, typer.Option("--repair", help="Make the safe repairs; without it nothing is changed.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Look for what is wrong with the ledger, and say what to do about it.
+    """Check the ledger for defects, and say what to do about them.
 
-    Jobs, results, token counts, claims of dead workers, answers left in the spool of this home, jobs that nobody
-    will ever take, and the broker. Each finding has a name, a count and a few ids, never a prompt or an answer.
+    It checks jobs, results, token counts, claims of dead workers, answers left in the spool of this home, jobs that
+    no worker will ever take, and the broker. Each finding has a name, a count and a few ids, never a prompt or an
+    answer.
 
-    With --repair, what is safe is done, in small steps beside running workers. Ends with 0 when nothing was found or
-    all of it was repaired, with 1 when something remains for a person.
+    With --repair it makes the repairs that are safe, in small steps; workers may run meanwhile. The exit code is 0
+    if nothing was found or all of it was repaired, and 1 if something remains for a person.
     """
     settings = load_settings()
     ledger = open_ledger(settings)

@@ -18,17 +18,17 @@ def register(app: typer.Typer) -> None:
 def flower(
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="The port to listen on; as set, or 5555, unless given."),
+        typer.Option(min=0, max=65535, help="The port to listen on. Without it the setting, or 5555."),
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="The address to listen on; as set, or 127.0.0.1, unless given."),
+        typer.Option(help="The address to listen on. Without it the setting, or 127.0.0.1."),
     ] = None,
 ) -> None:
     """Watch workers and tasks in a browser: the same as `celery -A worker flower`.
 
-    Log in as antrean, with ANTREAN_FLOWER_PASSWORD or the password in <home>/flower.password. It only shows: it
-    has no button that stops or changes anything. ANTREAN_FLOWER_PORT and ANTREAN_FLOWER_ADDRESS set where it listens.
+    Log in as antrean, with ANTREAN_FLOWER_PASSWORD or the password in <home>/flower.password. It is read-only: no
+    button stops or changes anything. ANTREAN_FLOWER_PORT and ANTREAN_FLOWER_ADDRESS set where it listens.
     """
     from worker.celery import app  # local: Celery takes a third of a second that other commands need not pay
 

@@ -27,17 +27,17 @@ def register(app: typer.Typer) -> None:
 def give_messages_back(
     queue: Annotated[
         str | None,
-        typer.Option("--queue", help="The queue to put them on; where they lay unless given."),
+        typer.Option("--queue", help="The queue to put them on. Without it the one where they were."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Give the messages back that workers read and that are another app's.
+    """Put messages of other apps, which workers have set aside, back on their queue.
 
-    Another app on the same Redis and the same queue (`celery`, unless it says otherwise) loses tasks that antrean's
-    workers read first. They set these messages aside, and `antrean doctor` counts them. First keep the two apart: a
-    broker or a database number of its own for antrean, or a queue of its own for the other app. Then give back, with
-    ANTREAN_BROKER_URL naming the broker where they lie. Refused without --queue while workers of this ledger run,
-    which would set them aside again.
+    If another app uses the same Redis and the same queue (`celery` by default), antrean's workers also read its
+    messages. They set these messages aside, and `antrean doctor` counts them. First separate the two: give antrean
+    its own broker or database number, or the other app its own queue. Then call this command, with
+    ANTREAN_BROKER_URL set to the broker that has the messages. While workers of this ledger run, it needs --queue,
+    because they would set the messages aside again.
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)
@@ -45,7 +45,7 @@ def give_messages_back(
     if as_json:
         print_json({"messages": moved, "queue": queue})
     elif moved:
-        where = "where they lay" if queue is None else f"on {printable(queue)}"
+        where = "where they were" if queue is None else f"on {printable(queue)}"
         out.print(Text(f"{format_count(moved, 'message')} put back {where}"))
     else:
         note("nothing was set aside on this broker")

@@ -25,11 +25,12 @@ def health(
         str | None, typer.Option(help="Ask this address instead of looking for this host's worker.")
     ] = None,
 ) -> None:
-    """Say whether this host's worker beats and its broker answers: for the health checks of containers.
+    """Check whether a worker of this host and its broker are alive, for health checks of containers.
 
-    Looks in the ledger for a worker of this host name that has beaten within its lease, and asks the broker. Also no
-    while the database is away. Let it raise an alarm and steer upgrades, and do not let it kill: a worker that waits
-    for its database holds paid answers, and goes on by itself. Ends with 0 if all is well and with 1 if not.
+    It looks in the ledger for a worker of this host name with a heartbeat within its lease, and asks the broker. If
+    the database is away, the answer is no, too. Use it for alarms and for upgrades, but do not let it kill a
+    worker: a worker that waits for its database holds paid answers, and goes on by itself. The exit code is 0 if
+    all is well, and 1 if not.
     """
     try:
         out.print(check_worker(load_settings()) if url is None else check_address(url))

@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
 def jobs(
     batch: Annotated[
         str | None,
-        typer.Argument(help="A batch's id; all of the ledger without it.", autocompletion=complete_batch_id),
+        typer.Argument(help="A batch's id. Without it the whole ledger.", autocompletion=complete_batch_id),
     ] = None,
     lone: Annotated[bool, typer.Option("--lone", help="Only jobs of no batch.")] = False,
     state: Annotated[
@@ -61,12 +61,12 @@ def jobs(
     ] = None,
     with_: Annotated[
         str | None,
-        typer.Option("--with", help="Texts to add, with commas between: prompt, answer, error."),
+        typer.Option("--with", help="Texts to add, separated by commas: prompt, answer, error."),
     ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", "-n", min=1, help=f"How many at most; {_ON_SCREEN} on the screen unless given."
+            "--limit", "-n", min=1, help=f"How many at most; on the screen {_ON_SCREEN} by default."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
@@ -74,14 +74,13 @@ def jobs(
 ) -> None:
     """List jobs, one by one.
 
-    Those of a batch in the order of its input and under its names, also where another batch made them; those of the
-    whole ledger, or of no batch, the newest first. The kind is that of the last failure, also of a job that waits to be
-    tried again.
+    Jobs of a batch are in the order of its input and have its names, also if another batch made them. Jobs of the
+    whole ledger, or of no batch, begin with the newest. The kind is that of the last failure, also of a job that
+    waits for its next attempt.
 
-    Texts are shown only with --with. A prompt is the request's messages, an
-    error is the last failure's words, with the endpoint's error body where the
-    job has failed. --json and --csv hold every job, however many: they are
-    printed as they are read.
+    Texts are shown only with --with. A prompt is the request's messages. An error is the message of the last
+    failure, and the endpoint's error body if the job has failed. --json and --csv have every job, however many:
+    each is printed as it is read.
     """
     if as_json and as_csv:
         raise InputError("--json and --csv do not go together: choose one")

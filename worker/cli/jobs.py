@@ -1,4 +1,4 @@
-"""`antrean cancel` and `show`: ending jobs that are not needed any more, and one job's whole story."""
+"""`antrean cancel` and `show`: ending jobs that are not needed any more, and all facts of one job."""
 
 from __future__ import annotations
 
@@ -51,13 +51,12 @@ def cancel(
 ) -> None:
     """Cancel a batch or one job.
 
-    What is queued or waiting is cancelled at once. A job that is running is
-    asked: its call may be paid for already, so it is left to end, and a result
-    that it brings is kept. What has ended stays as it is. Jobs that another
-    batch wants too go on for that one; they are counted.
+    Jobs that are queued or waiting are cancelled at once. The call of a running job may be paid for already, so it
+    is left to end, and its result is kept. If it ends without a result, the job is cancelled then. Jobs that have
+    ended stay as they are. Jobs that another batch wants, too, go on for that batch; they are counted.
 
-    Typed again, it goes on where it was interrupted. `antrean retry --cancelled`
-    takes it back.
+    If it is interrupted, call it again, and it goes on. `antrean retry --cancelled` queues the cancelled jobs
+    again.
     """
     ledger = prepare_ledger(load_settings())
     told_s = time.monotonic()
@@ -112,27 +111,28 @@ def show(
     custom_id: Annotated[str | None, typer.Option(help="The job's name, instead of its id.")] = None,
     batch: Annotated[
         str | None,
-        typer.Option(help="With --custom-id: the batch that calls it so.", autocompletion=complete_batch_id),
+        typer.Option(
+            help="With --custom-id: the batch in which the job has this name.",
+            autocompletion=complete_batch_id,
+        ),
     ] = None,
     content: Annotated[
         bool, typer.Option("--content", help="Also the request, the answer and the reasoning.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Tell a job's whole story.
+    """Show all facts of a job.
 
-    What it is and where it stands, then each attempt with its worker, times,
-    HTTP status, the endpoint's request id and message, the waits between them,
-    and what the result cost. Texts are shown only with --content.
+    It shows the job's state, then each attempt with its worker, times, HTTP status, the endpoint's request id and
+    message, the waits between attempts, and the tokens of the result. Texts are shown only with --content.
 
-    The beginning of an id is enough where no other id begins so; where several
-    do, or have the same custom_id, they are listed. The `id` of an output line
-    (batch_req_…) names its job as well, also to `antrean cancel`.
+    The beginning of an id is enough if no other id begins with it. If several do, or have the same custom_id, they
+    are listed. The `id` of an output line (batch_req_…) identifies its job, too, also for `antrean cancel`.
     """
     if (job is None) == (custom_id is None):
-        raise InputError("say which job: by its id, or by its name with --custom-id")
+        raise InputError("name a job: by its id, or by its name with --custom-id")
     if batch is not None and custom_id is None:
-        raise InputError("--batch goes with --custom-id: an id is enough by itself")
+        raise InputError("--batch is for --custom-id only: a job's id needs no batch")
     ledger = prepare_ledger(load_settings())
     if custom_id is not None:
         story = fetch_story_of_named(ledger, custom_id, batch, with_content=content)
@@ -193,7 +193,10 @@ def _print_job(story: Story) -> None:
     _line("ended", _moment(story.ended_at_ms))
     _line("attempts", _describe_attempts(story))
     if story.losses:
-        _line("losses", f"its worker died {story.losses} times with it, {story.solo_losses} of them alone")
+        _line(
+            "losses",
+            f"its worker died {story.losses} times while it ran, {story.solo_losses} of them while it ran alone",
+        )
 
 
 def _round(story: Story, generation: int) -> list[str]:

@@ -32,16 +32,16 @@ class Listed:
 GROUPS: Mapping[str, Mapping[str, Listed]] = {
     "Work": {
         "run": Listed("running", "Queue a job for each document, and write their results."),
-        "submit": Listed("submitting", "Write a batch of requests down, for workers to do."),
+        "submit": Listed("submitting", "Write a batch of requests to the ledger; workers send them."),
         "results": Listed("batches", "Write the results of a batch as OpenAI batch output lines."),
         "retry": Listed("batches", "Queue failed, cancelled or expired jobs of a batch again."),
         "cancel": Listed("jobs", "Cancel a batch or one job."),
     },
     "Look": {
-        "status": Listed("status", "Show where a batch stands, or the whole ledger."),
+        "status": Listed("status", "Show the status of a batch, or of the whole ledger."),
         "batches": Listed("listing", "List the batches, the newest first."),
         "jobs": Listed("job_list", "List jobs, one by one."),
-        "show": Listed("jobs", "Tell a job's whole story."),
+        "show": Listed("jobs", "Show all facts of a job."),
         "usage": Listed("usage", "Add up the tokens of all answered calls."),
         "workers": Listed("listing", "List the workers that have not ended, the oldest first."),
         "flower": Listed(
@@ -58,16 +58,16 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "resume": Listed("pausing", "End a pause: jobs of the endpoint are claimed again."),
         "prune": Listed("pruning", "Remove jobs that have ended, with their requests, results and attempts."),
         "give-back": Listed(
-            "giving_back", "Give the messages back that workers read and that are another app's."
+            "giving_back", "Put messages of other apps, which workers have set aside, back on their queue."
         ),
-        "doctor": Listed("doctoring", "Look for what is wrong with the ledger, and say what to do about it."),
+        "doctor": Listed("doctoring", "Check the ledger for defects, and say what to do about them."),
         "health": Listed(
             "health",
-            "Say whether this host's worker beats and its broker answers: for the health checks of containers.",
+            "Check whether a worker of this host and its broker are alive, for health checks of containers.",
         ),
     },
     "Set up": {
-        "check": Listed("checking", "Try all that is needed, and say what to do about each problem."),
+        "check": Listed("checking", "Check all that is needed, and say what to do about each problem."),
         "models": Listed("checking", "List the models that the endpoint runs now."),
         "migrate": Listed("checking", "Bring the database to this version's schema."),
         "simulate": Listed("serving", "Serve a simulated endpoint, with faults on demand."),

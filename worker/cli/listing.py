@@ -44,8 +44,9 @@ def batches(
 ) -> None:
     """List the batches, the newest first.
 
-    Each with its status, when it was made, what it was made from, and its jobs
-    by state. For the tokens of one batch there is `antrean status BATCH`.
+    Each has its status, when it was made and from what, and its jobs by state. `antrean status BATCH` also shows
+    the tokens of a batch. `held` beside the status: its run was stopped before all jobs had ended. The same
+    `antrean run` goes on with it; `antrean cancel BATCH` cancels it.
     """
     ledger = prepare_ledger(load_settings())
     found = list_batches(ledger, limit=limit)
@@ -66,10 +67,9 @@ def batches(
 def workers(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
     """List the workers that have not ended, the oldest first.
 
-    Each with its host and process, its slots and how many are in use, when it
-    started and last gave a sign of life. A worker that was silent for longer
-    than its lease is marked: the others take its jobs over. Ages are told by
-    this machine's clock and the worker's; nothing is decided by them.
+    Each has its host and process, its slots and how many are in use, when it started and when its last heartbeat
+    was. A worker that was silent for longer than its lease is marked: other workers take its jobs over. Ages are
+    computed with this machine's clock and the worker's; no decision depends on them.
     """
     ledger = prepare_ledger(load_settings())
     found = list_workers(ledger)

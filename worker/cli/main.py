@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A durable job queue for chat completions: any OpenAI-compatible endpoint, your own machines.",
-    epilog="`antrean COMMAND --help` says more of each command.\n\n"
+    epilog="`antrean COMMAND --help` explains a command.\n\n"
     "Settings are environment variables (ANTREAN_…), .env or antrean.toml; "
     "`antrean check` says what is set and what is wrong.\n\n"
     "Exit codes: 0 all is well, 1 some jobs failed, 2 bad arguments or input, 3 bad settings, "

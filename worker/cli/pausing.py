@@ -34,10 +34,9 @@ def pause(
 ) -> None:
     """Claim no more jobs of the endpoint until `antrean resume`.
 
-    Holds for all workers of ANTREAN_BASE_URL (or ANTREAN_ENDPOINT_NAME), also
-    for those that start later. Calls in flight end and are recorded, and jobs
-    may still be submitted. Workers keep running. A pause that is there already
-    stays as it is.
+    A pause applies to all workers of ANTREAN_BASE_URL (or ANTREAN_ENDPOINT_NAME), also to those that start later.
+    Calls in flight end and are recorded, and jobs may still be submitted. Workers keep running. If the endpoint is
+    paused already, the first pause stays.
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)
@@ -57,7 +56,7 @@ def pause(
 def resume(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False) -> None:
     """End a pause: jobs of the endpoint are claimed again.
 
-    Does nothing where the endpoint is not paused.
+    It does nothing if the endpoint is not paused.
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)

@@ -49,17 +49,17 @@ def prune_ledger(
         typer.Option("--older-than", help="An age such as 90m, 36h, 30d or 12w.", show_default=False),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="All that has ended, a moment ago too: an age of zero.")
+        bool, typer.Option("--all", help="All jobs that have ended, however recently.")
     ] = False,
     even_unfinished: Annotated[
         bool,
         typer.Option(
             "--even-unfinished",
-            help="Also what has ended of batches that have not; never of a run that goes on.",
+            help="Also ended jobs of batches that have not ended, but never of a live run.",
         ),
     ] = False,
     with_usage: Annotated[
-        bool, typer.Option("--with-usage", help="Remove the token counts as well; `usage` forgets them.")
+        bool, typer.Option("--with-usage", help="Remove the token counts as well, from `usage`, too.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove it without asking.")] = False,
@@ -67,23 +67,25 @@ def prune_ledger(
 ) -> None:
     """Remove jobs that have ended, with their requests, results and attempts.
 
-    Those of an age (--older-than), of one batch, or --all: for all endpoints of this ledger. It shows how many
-    they are, by batch and state, their size and what was paid for them, and asks. A program says --yes.
+    It removes jobs by age (--older-than), of one batch, or all ended ones (--all), for all endpoints of this
+    ledger. First it shows their number by batch and state, their size and the tokens that were paid for them, and
+    asks. A program needs --yes.
 
-    By age, jobs that a run which goes on, or a batch that is not done, wants are spared, however old. Of one
-    batch, those that another batch wants too stay with that one. `antrean cancel` ends a batch that nobody will
-    finish. What has not ended is never removed.
+    By age, jobs that a live run or an unfinished batch wants are spared, however old they are. Of one batch, jobs
+    that another batch wants, too, stay with that batch. `antrean cancel` ends a batch that will not be finished.
+    Jobs that have not ended are never removed.
 
-    Token counts stay unless --with-usage, so that `antrean usage` goes on to say what was paid. Works in small
-    steps beside running workers; stopped half way, it goes on when it is called again.
+    Token counts stay unless --with-usage is given, so `antrean usage` still shows what was paid. It works in small
+    steps, and workers may run meanwhile. If it is stopped, it goes on when it is called again.
 
-    A job that is removed is forgotten: the same input is called, and paid for, again. Fetch results first; a file
-    that has them is then overwritten with --force only. The database's file keeps its size; the room is used again.
+    If the same input is submitted again, removed jobs are called, and paid for, again. Fetch the results first:
+    after that, a file that has them is overwritten with --force only. The database's file keeps its size; its free
+    space is used again.
     """
     age_ms = _read_what(batch, older_than, everything)
     if not (yes or dry_run or can_ask()):
         raise InputError(
-            "nobody can be asked here: --yes removes without a question, --dry-run shows what it would be"
+            "there is no terminal to ask for a yes: --yes removes without a question, --dry-run shows what would go"
         )
     before_ms = max(
         0, SystemClock().now_ms() - age_ms
@@ -135,7 +137,7 @@ def _read_what(batch: str | None, older_than: str | None, everything: bool) -> i
     if older_than is None:
         if not everything:
             raise InputError(
-                "say what may go: --older-than 30d, the id of a batch, or --all for all that has ended"
+                "say what to remove: --older-than 30d, the id of a batch, or --all for all ended jobs"
             )
         return 0
     age_ms = read_age_ms(older_than)
@@ -143,7 +145,7 @@ def _read_what(batch: str | None, older_than: str | None, everything: bool) -> i
         raise InputError("--older-than and --all do not go together: choose one")
     if not age_ms and not everything:
         raise InputError(
-            f"--older-than {older_than} is all that has ended, a moment ago too: say --all if you mean it"
+            f"--older-than {older_than} would remove all ended jobs, however recent: use --all if you mean that"
         )
     return age_ms
 
@@ -160,8 +162,6 @@ def _say_what_stays(done: Pruned, *, is_batch: bool) -> None:
     if done.spared and is_batch:
         note(f"{format_count(done.spared, 'job')} stay: another batch wants them too")
     elif done.spared:
-        note(
-            f"{format_count(done.spared, 'job')} spared: a run that goes on or a batch that is not done wants them"
-        )
+        note(f"{format_count(done.spared, 'job')} spared: a live run or an unfinished batch wants them")
     if done.open:
         note(f"{format_count(done.open, 'job')} stay: they have not ended")

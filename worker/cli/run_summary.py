@@ -49,7 +49,7 @@ def print_summary(
             "the same command tries them again"
         )
     if counts.finish_reasons:
-        note(f"finish reasons out of the ordinary: {describe_finish_reasons(counts.finish_reasons)}")
+        note(f"unusual finish reasons: {describe_finish_reasons(counts.finish_reasons)}")
     if missing:
         complain(
             f"{format_count(missing)} of {format_count(len(work.ids), 'line')} are missing: their jobs were removed "

@@ -86,16 +86,18 @@ def run(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help=FORCE_HELP)] = False,
     model: Annotated[
-        str | None, typer.Option(help="The model; may be left out where the endpoint runs just one.")
+        str | None, typer.Option(help="The model. Not needed if the endpoint runs just one.")
     ] = None,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Use a simulated endpoint, with a ledger of its own.")
     ] = False,
-    latency: Annotated[float, typer.Option(help="With --simulate: seconds to an answer.")] = 0.5,
+    latency: Annotated[float, typer.Option(help="With --simulate: seconds until an answer.")] = 0.5,
     fault_rate: Annotated[float, typer.Option(help="With --simulate: the share of calls that fail.")] = 0.0,
     no_check: Annotated[
         bool,
-        typer.Option("--no-check", help="Ask the endpoint nothing before the first job; name the model."),
+        typer.Option(
+            "--no-check", help="Do not check the endpoint before the first job. A model must be named."
+        ),
     ] = False,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out documents that cannot be read.")
@@ -107,27 +109,28 @@ def run(
 ) -> None:
     """Queue a job for each document, and write their results.
 
-    Without --prompt the input is a file of requests, as `antrean submit` takes it: OpenAI batch lines, or bare
-    bodies. The same content is the same batch, whichever of the two commands comes first.
+    Without --prompt the input is a file of requests, as for `antrean submit`: OpenAI batch lines, or bare bodies.
+    The same content is the same batch with either command.
 
-    Of a folder are left out, and named: hidden files, those that are no documents by their names, links that lead
-    out of it, and what is antrean's own (the prompt, the output, earlier results, a home, the files of keys). A
-    document that cannot be read stops the command, unless it is to be skipped.
+    These files of a folder are left out, and named: hidden files, files whose names are not those of documents,
+    links that lead out of the folder, and files of the run or of antrean (the prompt, the output, earlier results,
+    a home, the files of keys). A document that cannot be read stops the command, unless --skip-unreadable is given.
 
-    Brings up what it needs (a broker, a worker), shows how far it is, and stops what it started.
+    It starts what it needs (a broker, a worker), shows its progress, and stops what it started.
 
-    Runs of one folder with the same settings share a worker. One with other settings (another endpoint, key or
-    database) has a worker of its own, with a log of its own (`logs/worker-2.log`), until its last run ends.
+    Runs in one home with the same settings share a worker. A run with other settings (another endpoint, key or
+    database) has its own worker, with its own log (`logs/worker-2.log`), until the last such run ends.
 
-    Typed again, it does only what is not done yet, failed jobs too. Ctrl-C leaves nothing running and loses
-    nothing. Ends with 0 when every job succeeded, 1 when some did not or a line is missing.
+    If the same run is started again, it calls only the jobs that have no result yet, also failed ones. Ctrl-C loses
+    nothing, and leaves no process running. The exit code is 0 if every job succeeded, 1 if some did not or a line
+    is missing.
 
-    Runs may share documents, at the same time too: each document is called once, and each run has its results
-    under its own names. While a run goes on, its results are in the output's name with .part, in order, up to
-    the first one that is not done.
+    Runs may share documents, also at the same time: each document is called once, and each run gets the result
+    under its own name. Until a run ends, its results are in the output's name with .part, in order, up to the first
+    document that is not done.
 
-    An input is never overwritten, nor a file that is not results (--force), nor, under the name that is taken
-    where --output names none, the results of another batch.
+    An input is never overwritten. A file that is not results is overwritten with --force only; results of another
+    batch only with --force, or if --output names the file.
     """
     started_s = time.monotonic()
     given = settings = load_settings()
@@ -225,7 +228,9 @@ def _growing(ledger: Ledger, work: Work, target: Output | None, antrean: str) ->
         yield growing
     finally:
         if growing.part is not None:
-            note(f"what was done in order is in {growing.part}; `{antrean} results {work.batch_id}` has all")
+            note(
+                f"the first results, without a gap, are in {growing.part}; `{antrean} results {work.batch_id}` has all"
+            )
         growing.close()
 
 
@@ -233,7 +238,7 @@ def _mention_held(held: list[tuple[Batch, int]], antrean: str) -> None:
     for batch, count in held:
         note(
             f"{format_count(count, 'job')} of {batch.label} are left from an earlier run: the same command goes on "
-            f"with them, `{antrean} cancel {batch.id}` drops them"
+            f"with them, `{antrean} cancel {batch.id}` cancels them"
         )
 
 

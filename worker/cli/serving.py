@@ -32,18 +32,18 @@ def worker(
         str | None, typer.Option("--name", "-n", help="Celery's node name, such as bulk@%h.")
     ] = None,
     drain: Annotated[
-        bool, typer.Option("--drain", help="End when nothing is left to do for the endpoint.")
+        bool, typer.Option("--drain", help="End when no work is left for the endpoint.")
     ] = False,
 ) -> None:
     """Work on queued jobs until stopped.
 
-    The same as `celery -A worker worker`. ANTREAN_CONCURRENCY says how many calls it makes at once.
+    The same as `celery -A worker worker`. ANTREAN_CONCURRENCY sets how many calls it makes at once.
 
-    SIGTERM or Ctrl-C lets calls in flight end within ANTREAN_GRACE_S and gives the others back unburnt.
+    SIGTERM or Ctrl-C lets calls in flight end within ANTREAN_GRACE_S and gives all other jobs back unburnt.
 
-    With --drain it ends by itself when no job of the endpoint is queued, waiting or running, here or at another worker:
-    with 0, with 1 when jobs failed meanwhile, with 130 when it was stopped before. It waits out retries, shut gates and
-    pauses; jobs of a run that was stopped are left to that run.
+    With --drain it ends by itself when no job of the endpoint is queued, waiting or running, here or at another
+    worker. The exit code is 0, or 1 if jobs failed meanwhile, or 130 if it was stopped before. It waits until
+    retries, shut gates and pauses are over. It does not wait for the jobs of a stopped run.
     """
     settings = load_settings()
     # Local: Celery takes a third of a second that other commands need not pay.
@@ -79,21 +79,25 @@ def _check_node_name(name: str) -> None:
 
 
 def simulate(
-    port: Annotated[int, typer.Option(help="Where to listen; 0 takes a free port.")] = 8080,
+    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 8080,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    latency: Annotated[float, typer.Option(help="Seconds to an answer.")] = 0.5,
-    latency_jitter: Annotated[float, typer.Option(help="Share of the latency, up and down.")] = 0.0,
+    latency: Annotated[float, typer.Option(help="Seconds until an answer.")] = 0.5,
+    latency_jitter: Annotated[
+        float, typer.Option(help="How far the latency varies up and down: a share of it.")
+    ] = 0.0,
     fault_rate: Annotated[
         float,
         typer.Option(
-            help="Share of calls that fail, evenly: the faults from 429 to cut bodies, but no hangs."
+            help="Share of calls that fail, evenly by 429, 5xx, resets and cut answers, but no hangs."
         ),
     ] = 0.0,
-    rpm: Annotated[int | None, typer.Option(help="Calls a minute and key before 429 answers.")] = None,
+    rpm: Annotated[int | None, typer.Option(help="Calls a minute for each key; more get a 429.")] = None,
     key: Annotated[
         str | None,
         typer.Option(
-            envvar="ANTREAN_SIMULATOR_KEY", show_envvar=False, help="The key to ask for; none without it."
+            envvar="ANTREAN_SIMULATOR_KEY",
+            show_envvar=False,
+            help="The only key that is accepted. Without it any key is.",
         ),
     ] = None,
     model: Annotated[
@@ -102,14 +106,20 @@ def simulate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the faults the same each time.")] = None,
     rate_429: Annotated[float, typer.Option("--rate-429", help="Share of 429 with Retry-After.")] = 0.0,
-    rate_429_bare: Annotated[float, typer.Option("--rate-429-bare", help="Share of 429 without.")] = 0.0,
+    rate_429_bare: Annotated[
+        float, typer.Option("--rate-429-bare", help="Share of 429 without Retry-After.")
+    ] = 0.0,
     rate_500: Annotated[float, typer.Option("--rate-500", help="Share of 500.")] = 0.0,
     rate_502: Annotated[float, typer.Option("--rate-502", help="Share of 502 with an HTML page.")] = 0.0,
     rate_reset: Annotated[float, typer.Option(help="Share of connections reset.")] = 0.0,
     rate_hang: Annotated[float, typer.Option(help="Share of calls never answered.")] = 0.0,
-    rate_cut_json: Annotated[float, typer.Option(help="Share of answers with half a JSON.")] = 0.0,
-    rate_cut_body: Annotated[float, typer.Option(help="Share of bodies shorter than promised.")] = 0.0,
-    rate_drip: Annotated[float, typer.Option(help="Share of answers that drip, a byte at a time.")] = 0.0,
+    rate_cut_json: Annotated[
+        float, typer.Option(help="Share of answers that end in the middle of their JSON.")
+    ] = 0.0,
+    rate_cut_body: Annotated[
+        float, typer.Option(help="Share of bodies shorter than their Content-Length.")
+    ] = 0.0,
+    rate_drip: Annotated[float, typer.Option(help="Share of answers that come one byte at a time.")] = 0.0,
     rate_html: Annotated[float, typer.Option(help="Share of 200 with an HTML page.")] = 0.0,
     rate_empty: Annotated[float, typer.Option(help="Share of 200 without a body.")] = 0.0,
     rate_large: Annotated[float, typer.Option(help="Share of completions of 10 MB.")] = 0.0,
@@ -118,15 +128,18 @@ def simulate(
         float, typer.Option(help="Share of completions with a lone surrogate in them.")
     ] = 0.0,
     retry_after: Annotated[float, typer.Option(help="Seconds that a 429 asks to wait.")] = 1.0,
-    unauthorized_for: Annotated[float, typer.Option(help="Seconds of 401 from the start.")] = 0.0,
+    unauthorized_for: Annotated[
+        float, typer.Option(help="Seconds from the start in which all answers are 401.")
+    ] = 0.0,
     auth_header: Annotated[
-        str, typer.Option(help="The header style taken: both, bearer or api-key.")
+        str, typer.Option(help="The header style that is accepted: both, bearer or api-key.")
     ] = "both",
 ) -> None:
     """Serve a simulated endpoint, with faults on demand.
 
-    It answers chat completions and lists models as the documented endpoint does. To be used with
-    ANTREAN_BASE_URL=http://127.0.0.1:8080 and any key, or that of --key or ANTREAN_SIMULATOR_KEY. Ctrl-C ends it.
+    It answers chat completions and lists models as the documented endpoint does. Use it with
+    ANTREAN_BASE_URL=http://127.0.0.1:8080 and any key, or the key of --key or ANTREAN_SIMULATOR_KEY. Ctrl-C ends
+    it.
     """
     from api_client.simulator import SimulatorConfig, serve  # local: only this command needs an event loop
 

@@ -35,19 +35,18 @@ def register(app: typer.Typer) -> None:
 def status(
     batch: Annotated[
         str | None,
-        typer.Argument(help="A batch's id; all of the ledger without it.", autocompletion=complete_batch_id),
+        typer.Argument(help="A batch's id. Without it the whole ledger.", autocompletion=complete_batch_id),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Show where a batch stands, or the whole ledger.
+    """Show the status of a batch, or of the whole ledger.
 
-    Of a batch: its status, its jobs by state, its failures by kind, its results that did not end in the ordinary
-    way by finish_reason (length: cut off; content_filter), and its tokens. Without a batch: where the ledger is
-    kept, all jobs by state, the latest batches, the workers, what is paused, and until when a shut gate keeps jobs
-    waiting.
+    Of a batch: its status, its jobs by state, its failures by kind, its results with an unusual finish_reason
+    (length: cut off; content_filter), and its tokens. Without a batch: where the ledger is, all jobs by state, the
+    latest batches, the workers, what is paused, and until when a shut gate keeps jobs waiting.
 
-    Of both: why jobs wait, which is a pause, a shut gate, a run that was stopped, that no worker lives for their
-    endpoint, that all slots are in use, or that their next try is not due yet; and the age of the oldest call.
+    Of both: why jobs wait (a pause, a shut gate, a stopped run, no live worker for their endpoint, no free slot, or
+    a next attempt that is not due yet), and the age of the oldest call.
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)

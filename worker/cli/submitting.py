@@ -42,24 +42,24 @@ def submit(
     ],
     model: Annotated[str | None, typer.Option(help="The model of requests that name none.")] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Submit anew even if this very file was submitted before.")
+        bool, typer.Option("--again", help="Submit a new batch, even if the same file was submitted before.")
     ] = False,
     no_check: Annotated[
         bool,
-        typer.Option("--no-check", help="Ask the endpoint nothing first: send nothing, write down only."),
+        typer.Option("--no-check", help="Do not check the endpoint: send nothing, only write the batch."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the batch as JSON.")] = False,
 ) -> None:
-    """Write a batch of requests down, for workers to do.
+    """Write a batch of requests to the ledger; workers send them.
 
-    The endpoint is asked first, so that a wrong address, key or model is told before anything is queued: for its
-    models, and at its chat address with a request without messages, which no endpoint completes and which costs
-    nothing. With --no-check nothing is sent; only workers call the endpoint then.
+    First the endpoint is checked, so that a wrong address, key or model is reported before anything is queued. It
+    is asked for its models, and its chat address gets a request without messages, which no endpoint completes and
+    which costs nothing. With --no-check nothing is sent; then only workers call the endpoint.
 
-    The whole file is checked first: nothing is queued while a line is wrong. The same content again, for the same
-    endpoint and with the same model for lines that name none, gives the same batch, so that a repeated or
-    interrupted command queues nothing twice. A custom_id names a request and makes it no other's double: the same
-    id in another file is another job; twice in one file it is refused.
+    The whole file is checked, too: if a line is wrong, nothing is queued. The same content again, for the same
+    endpoint and with the same model for lines that name none, is the same batch. So a repeated or interrupted
+    command queues nothing twice. A custom_id is only a name: the same one in another file is another job. Twice in
+    one file it is refused.
     """
     settings = load_settings()
     with open_requests(file) as source:

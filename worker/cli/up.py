@@ -34,9 +34,7 @@ def up(
     no_flower: Annotated[bool, typer.Option("--no-flower", help="Leave Flower out.")] = False,
     flower_port: Annotated[
         int | None,
-        typer.Option(
-            min=0, max=65535, help="The port that Flower listens on; as set, or 5555, unless given."
-        ),
+        typer.Option(min=0, max=65535, help="Flower's port. Without it the setting, or 5555."),
     ] = None,
     health_every: Annotated[
         float, typer.Option(min=0, help="Seconds between two lines of figures; 0 shows none.")
@@ -44,9 +42,9 @@ def up(
 ) -> None:
     """Run the whole stack in the foreground: database, broker, workers and Flower, until stopped.
 
-    Without ANTREAN_BROKER_URL it brings its own broker. ANTREAN_FLOWER_PORT sets Flower's port. A part that dies is
-    started again. Ctrl-C or SIGTERM lets calls in flight end within ANTREAN_GRACE_S and gives the others back
-    unburnt; a second Ctrl-C cuts them.
+    Without ANTREAN_BROKER_URL it starts its own broker. ANTREAN_FLOWER_PORT sets Flower's port. A part that dies is
+    started again. Ctrl-C or SIGTERM lets calls in flight end within ANTREAN_GRACE_S and gives all other jobs back
+    unburnt; a second Ctrl-C cuts the calls.
     """
     settings = load_settings()
     settings.require_lasting_files()

@@ -103,14 +103,14 @@ def usage(
 ) -> None:
     """Add up the tokens of all answered calls.
 
-    By model, day, batch or custom_id, with how many calls were answered. Every answer that was paid for
-    counts, also one that was not used: the second answer to a job whose first worker was taken for dead, and
-    one without a completion in it that says what it cost. Calls without an answer cost no tokens and do not
-    count. Cached tokens are part of the prompt's, reasoning tokens of the completion's.
+    They are grouped by model, day, batch or custom_id, with the number of answered calls. Every answer that was
+    paid for counts, also if it was not used: a second answer to a job whose first worker was taken for dead, and an
+    answer without a completion that reports its tokens. Calls without an answer cost no tokens and do not count.
+    Cached tokens are part of the prompt's, reasoning tokens of the completion's.
 
-    Sorted by tokens, the most first; days in their order. The screen shows the
-    first 1,000 groups and the sum of all; --json and --csv hold every group. In
-    CSV, text that a spreadsheet would run as a formula begins with a quote.
+    The groups are sorted by tokens, the largest first; days by date. The screen shows the first 1,000 groups and
+    the sum of all; --json and --csv have every group. In CSV, text that a spreadsheet would run as a formula begins
+    with an apostrophe.
     """
     if as_json and as_csv:
         raise InputError("--json and --csv do not go together: choose one")
@@ -190,7 +190,7 @@ def _write_table(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
         total.add(one)
         left += 1
     if not shown:
-        note("no answered call is in the ledger that fits")
+        note("no answered call in the ledger fits")
         return
     absent = "(no batch)" if by is UsageBy.BATCH else "(no custom_id)"
     names = [printable(f"{_key(by, one) or absent}  {one.label or ''}".rstrip()) for one in shown]

@@ -165,7 +165,7 @@ def _check_same(wanted: Sequence[NewJob], found: Sequence[KnownJob]) -> None:
         if known.taken_for is not None
     ]
     if problems:
-        raise InputError("some requests are not those that their keys were given to before:", problems)
+        raise InputError("some keys were used before, for other requests:", problems)
 
 
 def _describe_taken(job: NewJob, known: KnownJob) -> str:

@@ -19,7 +19,7 @@ from worker.storage.tables import MAX_ROWS
 from worker.throttle.redis_store import RedisGateStore
 
 _FRESH_S = 1.0
-_NEXT_JOB_TRIES = "the next job tries whether it is over"
+_NEXT_JOB_TRIES = "the next job tests whether it is over"
 
 
 class GateWatch:
@@ -92,17 +92,19 @@ def describe_trouble(found: Trouble, gate: Gate | None, *, now_ms: int) -> str |
     if not found.blocked:
         return None
     first = found.blocked[0]
-    return f"{first.kind}: {first.message} ({_until(first.not_before_ms, now_ms) or 'the next try is due'})"
+    return (
+        f"{first.kind}: {first.message} ({_until(first.not_before_ms, now_ms) or 'the next attempt is due'})"
+    )
 
 
 def describe_gate(gate: Gate, *, now_ms: int) -> str:
-    """`server_error (HTTP 503): no job is called until 14:03:20, in 5 s; then one tries again`, or a cooldown."""
+    """`quota (HTTP 402): no job is called until 14:03:20, in 5 s; then one is called to test it`, or a cooldown."""
     cause = _cause(gate)
     if not gate.needs_probe:
         return f"{cause}: the endpoint asked everyone to wait {describe_until(gate.until_ms, now_ms)}"
     if gate.until_ms <= now_ms:
         return f"{cause}: {_NEXT_JOB_TRIES}"
-    return f"{cause}: no job is called {describe_until(gate.until_ms, now_ms)}; then one tries again"
+    return f"{cause}: no job is called {describe_until(gate.until_ms, now_ms)}; then one is called to test it"
 
 
 def _cause(gate: Gate) -> str:

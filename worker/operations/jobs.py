@@ -1,4 +1,4 @@
-"""Jobs one by one: listed, and one job's whole story. Changes nothing."""
+"""Jobs one by one: lists of them, and all facts of one. Changes nothing."""
 
 from __future__ import annotations
 

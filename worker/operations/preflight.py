@@ -114,7 +114,7 @@ def check_models(wanted: Sequence[str], facts: EndpointFacts) -> list[str]:
         ]
     return [
         f"the endpoint's list has no {list_models(unlisted)} (it has {list_models(facts.models) or 'no model'}): "
-        "going on, for it may take names that it does not list"
+        "going on, because it may accept names that it does not list"
     ]
 
 

@@ -67,7 +67,7 @@ def _chosen(ledger: Ledger, settings: Settings, what: ToPrune) -> Iterator[OfAge
             yield OfAge(what.before_ms, what.even_unfinished, runs.idle, runs.find_living)
             return
         if what.batch.id in runs.living:
-            raise InUse(f"{what.batch.id} is run just now: wait for its end, or stop it")
+            raise InUse(f"{what.batch.id} has a live run: wait until it ends, or stop it")
         if not what.even_unfinished:
             _check_batch(ledger, settings, what.batch)
         yield OfBatch(what.batch.id)
@@ -85,4 +85,4 @@ def _check_batch(ledger: Ledger, settings: Settings, batch: Batch) -> None:
     if batch.submitted_at_ms is None:
         raise Unfinished(f"not all of {batch.id} is written down yet")
     if batch.kind == "run" and batch.held_at_ms is None and not is_of_home(batch, settings):
-        raise Unfinished(f"{batch.id} is a run of {batch.details.get('home')}, and may be going on there")
+        raise Unfinished(f"{batch.id} is a run of {batch.details.get('home')}, and may still run there")

@@ -76,7 +76,7 @@ def decide(
         n = max(1, min(facts.number, 5))
         delay_s = 1.0 + decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
         return Decision(now_ms + round(delay_s * 1000), burns=False, is_blocked=True)
-    is_refusal = kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)
+    is_refusal = kind in (FailureKind.UNAUTHORIZED, FailureKind.QUOTA)  # 401 and 402
     if facts.attribution is Attribution.JOB and (is_refusal or kind is FailureKind.REJECTED):
         return Decision(None, burns=True)
     if facts.attribution is Attribution.UNDECIDED and kind not in _NOT_BY_THE_ENDPOINT:

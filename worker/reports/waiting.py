@@ -152,7 +152,7 @@ def _waiting(one: Waits, gate: Gate | None, now_ms: int) -> Reason:
     elif one.is_at_gate:
         said, why = f"{number} at the gate after {one.kind}: {first}", Why.GATE
     elif one.kind is not None:
-        said, why = f"{number} for the next try after {one.kind}: {first}", Why.RETRY
+        said, why = f"{number} for the next attempt after {one.kind}: {first}", Why.RETRY
     else:
         said, why = f"{number} for the time that was asked for: {first}", Why.LATER
     return Reason(why, one.endpoint, one.jobs, said, kind, one.next_ms)

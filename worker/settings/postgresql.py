@@ -20,11 +20,11 @@ def check_postgresql(address: PostgresqlAddress) -> None:
     from psycopg.pq import Conninfo
 
     if any("\0" in text for text in _texts(address)):
-        raise ValueError("must not hold U+0000, where libpq would stop to read")
+        raise ValueError("must not hold U+0000, because libpq stops reading there")
     known = {option.keyword.decode() for option in Conninfo.get_defaults()}
     for name, value in address.parameters.items():
         if name not in known:
-            hint = "antrean sees itself whether a pooler is in between" if name == "pgbouncer" else ""
+            hint = "antrean finds out by itself whether there is a pooler" if name == "pgbouncer" else ""
             raise ValueError(
                 f"{_plain(name)} is no parameter of PostgreSQL's own client, libpq: leave it out"
                 + (f" ({hint})" if hint else "; it has sslmode, options, connect_timeout and others")
@@ -32,7 +32,7 @@ def check_postgresql(address: PostgresqlAddress) -> None:
         if name in _NUMBERS and not (isinstance(value, str) and value.isascii() and value.isdecimal()):
             raise ValueError(f"{name} must be a whole number")
         if name not in ("host", "port") and not isinstance(value, str):
-            raise ValueError(f"{name} stands there twice")
+            raise ValueError(f"{name} is given twice")
     encoding = address.parameters.get("client_encoding", "utf8")
     if str(encoding).lower().replace("-", "") not in _ENCODINGS:
         raise ValueError("client_encoding must be utf8: prompts and answers hold any character")

@@ -133,7 +133,7 @@ def check_broker_url(url: str) -> str:
         database = unquote(parts.path).strip("/")
     if database and not (database.isascii() and database.isdigit()):
         where = "?virtual_host=0" if parts.scheme == "redis+socket" else "redis://HOST:PORT/0"
-        raise ValueError(f"names a database that is no number ({where} is the first)")
+        raise ValueError(f"names a database that is not a number ({where} is the first)")
     return _with_absolute_files(url)
 
 

@@ -1,4 +1,4 @@
-"""Moves of jobs that users or the time cause: retry, cancel, expire."""
+"""Moves of jobs that users or the time cause: retry, cancel, expire. Each is made by `transitions.py`."""
 
 from __future__ import annotations
 
