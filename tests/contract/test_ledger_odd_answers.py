@@ -137,7 +137,7 @@ def test_a_failed_job_with_an_error_inside_a_200_has_an_output_line_that_no_read
 def test_tokens_of_an_answer_without_choices_are_counted_as_unused(answering: Open) -> None:
     house = answering({"choices": [], "model": "m1", "usage": USAGE})
     assert run(house, house.put()) == "failed"
-    assert totals(house.ledger) == [(3, 3, 450, 450)]
+    assert totals(house.ledger) == [(4, 4, 600, 600)]
 
 
 def test_an_event_stream_that_nobody_asked_for_is_used(answering: Open) -> None:
