@@ -17,6 +17,7 @@ from tests.support.outage import (
     come_back,
     spooled,
     stay_away,
+    wait_for_last_call,
 )
 from tests.support.processes import Process, end
 from tests.support.proxy import Proxy
@@ -222,7 +223,7 @@ def hang_in_mid_run(arena: Arena, hang: Hang) -> tuple[Process, Callable[[], obj
         lambda: arena.ended() >= slots and arena.in_flight() >= slots // 2, "the run is in its middle"
     )
     go_on = hang()
-    arena.wait_for(lambda: arena.in_flight() == 0, "the calls in flight end", within_s=20)
+    wait_for_last_call(arena)
     return worker, go_on
 
 

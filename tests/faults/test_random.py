@@ -47,6 +47,7 @@ class Storm:
         self._lock = threading.Lock()
         self._workers: list[Process] = []
         self._broker = threading.Lock()
+        self._database = threading.Lock()  # a restart may last until the next one is due
         self._is_over = threading.Event()
         self._threads: list[threading.Thread] = []
         self._errors: list[BaseException] = []
@@ -200,9 +201,10 @@ class Storm:
 
     def _restart_database(self, fault: Fault) -> None:
         assert self.arena.postgres is not None
-        self.arena.postgres.kill()
-        self._is_over.wait(fault.lasts_s)
-        self.arena.postgres.start()
+        with self._database:
+            self.arena.postgres.kill()
+            self._is_over.wait(fault.lasts_s)
+            self.arena.postgres.start()
 
     def _cut_database(self, _: Fault) -> None:
         assert self.arena.postgres is not None

@@ -23,10 +23,27 @@ def calls_made(arena: Arena) -> int:
     return sum(int(call["received"]) for call in arena.simulator.calls().values())
 
 
+def wait_for_last_call(arena: Arena, *, quiet_s: float = 2.0) -> int:
+    """Waits until no call is in flight, and none has begun for `quiet_s`; how many there were.
+
+    Where one call has ended and the next, of a job that was claimed ahead, has not begun, none is in flight.
+    """
+    made, since_s = -1, time.monotonic()
+
+    def is_quiet() -> bool:
+        nonlocal made, since_s
+        found = calls_made(arena)
+        if found != made or arena.in_flight():
+            made, since_s = found, time.monotonic()
+        return time.monotonic() - since_s >= quiet_s
+
+    arena.wait_for(is_quiet, "the calls of what was claimed end", within_s=20 + quiet_s)
+    return made
+
+
 def stay_away(arena: Arena, for_s: float) -> None:
-    """Waits until the calls in flight have ended, and `for_s` more, in which no call may be made."""
-    arena.wait_for(lambda: arena.in_flight() == 0, "the calls in flight end", within_s=20)
-    made = calls_made(arena)
+    """Waits until all that was claimed is called, and `for_s` more, in which no call may be made."""
+    made = wait_for_last_call(arena)
     threading.Event().wait(for_s)  # the outage's own length
     assert calls_made(arena) == made, "calls were made without a claim"
 
