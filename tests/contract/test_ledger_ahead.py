@@ -22,6 +22,7 @@ from worker.attempt.report import Report, Verdict
 from worker.attempt.slots import Slots
 from worker.intake.messages import Asked
 from worker.storage.batches import make_batch
+from worker.storage.errors import DatabaseAway
 from worker.storage.moves import cancel_jobs, expire_jobs
 from worker.storage.tables import batches, jobs
 from worker.storage.workers import register_worker, release_orphans
@@ -127,6 +128,22 @@ def test_nobody_pays_for_a_job_that_was_called_off_while_it_waited_for_its_slot(
     assert row.states() == ["succeeded", left_as]
     assert row.endpoint.called == row.ids[:1]
     assert rows(house.ledger, "attempts", job_id=row.ids[1]) == []
+
+
+def test_nobody_calls_a_job_that_waited_for_its_slot_where_the_database_cannot_tell_whose_it_is(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease may have run out in the same outage: then the job is another worker's, and paid for twice."""
+    row = Row(house, jobs=2)
+    house.clock.advance(2.0)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise DatabaseAway("away")
+
+    monkeypatch.setattr(house.writer, "call", fail)
+    assert row.end() == [Verdict.SUCCEEDED, Verdict.NOT_ADMITTED]
+    assert row.endpoint.called == row.ids[:1]
+    assert row.states() == ["succeeded", "queued"]
 
 
 def test_a_lone_job_passes_those_that_were_claimed_ahead(house: House) -> None:

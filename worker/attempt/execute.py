@@ -152,11 +152,14 @@ class Executor:
         return GiveBack(claim=job.claim, started_at_ms=now_ms, ended_at_ms=now_ms, was_called=False)
 
     def _is_unwanted(self, job: ClaimedJob) -> bool:
-        """Whether the job was cancelled or held, or has expired, while it waited for its slot."""
+        """Whether the job must not be called any more: it was cancelled or held, or has expired, while it waited.
+
+        Also if the database cannot tell: this worker's lease may have run out by then, and the job may be another's.
+        """
         try:
             return self._writer.call(partial(is_unwanted, job_id=job.id, now_ms=self._clock.now_ms()))
         except (DatabaseAway, WriterStopped):
-            return False
+            return True
 
     def _decide(
         self, job: ClaimedJob, permit: Permit, leave_slot: Callable[[], None]
