@@ -112,8 +112,15 @@ def expired(house: House, id_: str) -> None:
     house.ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id == id_).values(expires_at_ms=NOW + 1)))
 
 
+def taken_over(house: House, id_: str) -> None:
+    """As after a suspension that was longer than the lease."""
+    others = {"worker_id": "w2", "claim_token": "w2:1"}
+    house.ledger.run(lambda c: c.execute(update(jobs).where(jobs.c.id == id_).values(others)))
+
+
 @pytest.mark.parametrize(
-    ("happens", "left_as"), [(cancelled, "cancelled"), (held, "queued"), (expired, "expired")]
+    ("happens", "left_as"),
+    [(cancelled, "cancelled"), (held, "queued"), (expired, "expired"), (taken_over, "running")],
 )
 def test_nobody_pays_for_a_job_that_was_called_off_while_it_waited_for_its_slot(
     house: House, happens: Callable[[House, str], None], left_as: str

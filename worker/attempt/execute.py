@@ -152,12 +152,12 @@ class Executor:
         return GiveBack(claim=job.claim, started_at_ms=now_ms, ended_at_ms=now_ms, was_called=False)
 
     def _is_unwanted(self, job: ClaimedJob) -> bool:
-        """Whether the job must not be called any more: it was cancelled or held, or has expired, while it waited.
+        """Whether the job must not be called any more, because of what happened while it waited for its slot.
 
         Also if the database cannot tell: this worker's lease may have run out by then, and the job may be another's.
         """
         try:
-            return self._writer.call(partial(is_unwanted, job_id=job.id, now_ms=self._clock.now_ms()))
+            return self._writer.call(partial(is_unwanted, claim=job.claim, now_ms=self._clock.now_ms()))
         except (DatabaseAway, WriterStopped):
             return True
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from sqlalchemy import BindParameter, Connection, Update, bindparam, case, exists, func, or_, select, update
 
-from schemas.job import TARGETS, Move
+from schemas.job import TARGETS, JobState, Move
 from worker.policy.patience import waiting_since_ms
 from worker.storage.outcomes import Claim, ClaimedJob
 from worker.storage.prepared import Prepared, is_among, pack_ids
-from worker.storage.tables import batches, jobs, requests, usage
+from worker.storage.tables import batches, is_in, jobs, requests, usage
 
 SOLO_AFTER_LOSSES = 2
 _ANY_LOSSES = 2**31 - 1
@@ -82,7 +82,7 @@ _SOLO_JOBS = Prepared(
 _WANTED = (
     select(jobs.c.is_cancel_requested, jobs.c.expires_at_ms, batches.c.held_at_ms)
     .select_from(jobs.outerjoin(batches, batches.c.id == jobs.c.batch_id))
-    .where(jobs.c.id == bindparam("job"))
+    .where(jobs.c.id == bindparam("job"), is_in(JobState.RUNNING), jobs.c.claim_token == bindparam("token"))
 )
 
 
@@ -139,9 +139,12 @@ def claim_jobs(
     }
 
 
-def is_unwanted(connection: Connection, job_id: str, *, now_ms: int) -> bool:
-    """Whether a running job must not be called any more: it was cancelled, its batch is held, or it has expired."""
-    row = connection.execute(_WANTED, {"job": job_id}).one_or_none()
+def is_unwanted(connection: Connection, claim: Claim, *, now_ms: int) -> bool:
+    """Whether a claimed job must not be called any more.
+
+    It was cancelled, its batch is held, it has expired, or the claim is lost: this worker was taken for dead.
+    """
+    row = connection.execute(_WANTED, {"job": claim.job_id, "token": claim.token}).one_or_none()
     return (
         row is None
         or bool(row.is_cancel_requested)
