@@ -33,6 +33,7 @@ from worker.operations.capacity import threads_needed
 from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
 from worker.settings import Settings
+from worker.settings.model import count_staged
 from worker.shutdown import Shutdown
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.identity import fetch_identity
@@ -236,8 +237,9 @@ class WorkerRuntime:
 
     def _stage(self, ahead: int) -> None:
         """Holds as many bulk messages as are claimed ahead, and as are recorded meanwhile: about as many."""
-        staged = min(2 * ahead, self._settings.staged_count)
-        self._reserved.bulk_limit = self._settings.concurrency + staged
+        bulk, most = self._slots.bulk_limit, count_staged(self._slots.bulk_limit)
+        self._reserved.limit = int(self._slots.limit) + most
+        self._reserved.bulk_limit = bulk + min(2 * ahead, most)
         self._reserved.refill_at = max(1, ahead // 2)
 
     def end_job(self, job_id: str | None, adopted: NewJob | None) -> None:

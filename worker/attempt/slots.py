@@ -31,7 +31,8 @@ class Slots(Generic[T]):
     """Where each received job of a process is: not claimed yet, claimed, in a call, or recorded just now.
 
     Bulk jobs use at most `bulk_limit` slots. Lone jobs may use those and `lone_limit` more, or any number where that
-    is None. `ahead` jobs of each kind are claimed beyond the slots that they may use.
+    is None. `ahead` jobs of each kind are claimed beyond the slots that they may use. `set_limit` changes both limits
+    at any time; calls in flight go on, and no new one begins until there are fewer than the new limit.
 
     A job that runs alone waits until no other job of this process is claimed or in a call, and holds new claims back.
     Then the others have their turn, for as long as they were held back, before the next one that runs alone.
@@ -40,7 +41,7 @@ class Slots(Generic[T]):
     def __init__(self, bulk_limit: int, lone_limit: int | None = None, *, ahead: int = 1) -> None:
         self.ahead = ahead
         self._bulk_limit = bulk_limit
-        self._limit = float("inf") if lone_limit is None else bulk_limit + lone_limit
+        self._limit = _sum_limits(bulk_limit, lone_limit)
         self._waiting: dict[bool, deque[T]] = {False: deque(), True: deque()}  # by `is_bulk`
         self._claimed: dict[bool, deque[T]] = {False: deque(), True: deque()}
         self._started: deque[T] = deque()  # those that have a slot, and no thread yet
@@ -69,6 +70,43 @@ class Slots(Generic[T]):
     def bulk_limit(self) -> int:
         return self._bulk_limit
 
+    @property
+    def limit(self) -> float:
+        """The most calls at once, lone jobs and all; infinity where lone jobs have no limit."""
+        return self._limit
+
+    @property
+    def demand(self) -> int:
+        """Jobs that have a slot or could use one: received, claimed, or in a call."""
+        with self._idle:
+            waiting = len(self._waiting[False]) + len(self._waiting[True])
+            return (
+                waiting + self._inside[False] + self._inside[True] + self._solo_waiting + self._is_solo_active
+            )
+
+    @property
+    def in_flight(self) -> int:
+        """Slots in use: calls, and those that begin with the next free thread."""
+        with self._idle:
+            return self._calling[False] + self._calling[True] + self._is_solo_active
+
+    def set_limit(self, bulk_limit: int, lone_limit: int | None = None) -> list[T]:
+        """Changes the limits. The caller then claims and starts what they allow.
+
+        With no slot left, nothing is claimed and no job runs alone. The claimed jobs that have no slot are then
+        returned, so that another worker can have them: `leave` and `end` must follow.
+        """
+        with self._idle:
+            self._bulk_limit = bulk_limit
+            self._limit = _sum_limits(bulk_limit, lone_limit)
+            surplus: list[T] = []
+            if self._limit < 1 and not self.is_stopping:
+                surplus = [*self._claimed[False], *self._claimed[True]]
+                self._claimed[False].clear()
+                self._claimed[True].clear()
+            self._idle.notify_all()
+        return surplus
+
     def add(self, one: T) -> bool:
         """Takes a job in, to be claimed. False during a shutdown."""
         with self._idle:
@@ -83,7 +121,8 @@ class Slots(Generic[T]):
         with self._idle:
             for is_bulk, limit in ((False, self._limit), (True, self._bulk_limit)):
                 waiting = self._waiting[is_bulk]
-                while waiting and self._may_claim() and self._inside[is_bulk] < limit + self.ahead:
+                most = limit + self.ahead if limit else 0
+                while waiting and self._may_claim() and self._inside[is_bulk] < most:
                     found.append(waiting.popleft())
                     self._inside[is_bulk] += 1
                     self._active += 1
@@ -91,9 +130,9 @@ class Slots(Generic[T]):
         return found
 
     def add_claimed(self, one: T) -> bool:
-        """Takes a claimed job in, to be called. False during a shutdown."""
+        """Takes a claimed job in, to be called. False during a shutdown, and while there are no slots at all."""
         with self._idle:
-            if self.is_stopping:
+            if self.is_stopping or self._limit < 1:
                 return False
             self._claimed[one.is_bulk].append(one)
             return True
@@ -189,4 +228,8 @@ class Slots(Generic[T]):
                 self._idle.notify_all()
 
     def _may_solo(self) -> bool:
-        return self._active == 0 and not self._is_solo_active and not self._held_back
+        return self._active == 0 and not self._is_solo_active and not self._held_back and self._limit >= 1
+
+
+def _sum_limits(bulk_limit: int, lone_limit: int | None) -> float:
+    return float("inf") if lone_limit is None else bulk_limit + lone_limit

@@ -235,7 +235,7 @@ class Settings(BaseModel):
     @property
     def staged_count(self) -> int:
         """The most bulk messages that are held beyond `concurrency`: jobs claimed ahead, and those being recorded."""
-        return max(1, min(128, self.concurrency))
+        return count_staged(self.concurrency)
 
     @property
     def call_count(self) -> int:
@@ -312,6 +312,11 @@ class Settings(BaseModel):
             if value is not None:
                 env[PREFIX + name.upper()] = str(value)
         return env
+
+
+def count_staged(slots: int) -> int:
+    """The most bulk messages that are held beyond so many slots."""
+    return max(1, min(128, slots))
 
 
 def load_settings(*, _env_file: str | None = ENV_FILE, **overrides: Any) -> Settings:
