@@ -71,7 +71,7 @@ class WorkerRuntime:
         self._ledger = ledger
         broker = open_client(broker_address(settings))
         endpoint = settings.endpoint
-        self._slots: Slots[Received] = Slots(settings.concurrency, settings.lone_slot_count)
+        self._slots: Slots[Received] = Slots(*settings.first_slots)
         self._pool: Any = None  # Celery's, once it hands over a message
         self._client = open_endpoint(settings)
         self._writer = GroupWriter(
@@ -151,15 +151,15 @@ class WorkerRuntime:
             self._presence,
             clock,
             endpoint=endpoint,
-            slots=settings.concurrency + settings.lone_slot_count,
+            slots=sum(settings.first_slots),
             lease_s=settings.lease_s,
             beat_s=settings.beat_interval_s,
             spool_folder=settings.spool_folder,
             max_solo_losses=settings.max_solo_losses,
         )
         self._reserved = Reserved(
-            limit=self._settings.reserved_count,
-            bulk_limit=self._settings.concurrency + 1,  # until it is known how long a claim and a call take
+            limit=sum(settings.first_slots) + count_staged(self._slots.bulk_limit),
+            bulk_limit=self._slots.bulk_limit + 1,  # until it is known how long a claim and a call take
             refill_at=1,
             give_back=self._give_hint_back,
             on_broker_lost=self._relay.broker_lost,

@@ -37,7 +37,8 @@ def worker(
 ) -> None:
     """Work on queued jobs until stopped.
 
-    The same as `celery -A worker worker`. ANTREAN_CONCURRENCY says how many calls it makes at once.
+    The same as `celery -A worker worker`. ANTREAN_CONCURRENCY says how many calls it makes at once; `auto`, the
+    default, finds that by itself.
 
     SIGTERM or Ctrl-C lets calls in flight end within ANTREAN_GRACE_S and gives the others back unburnt.
 
