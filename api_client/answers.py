@@ -17,7 +17,7 @@ import orjson
 
 from api_client.completions import NoCompletion, parse_completion, parse_spent
 from api_client.error_objects import find_error, kind_of_error, status_of_error
-from api_client.retry_hints import parse_retry_after, parse_should_retry
+from api_client.retry_hints import parse_retry_after, parse_should_retry, parse_told_wait
 from api_client.streams import assemble, encode, looks_like_stream
 from api_client.words import clean_words, error_codes, find_words
 from schemas.completion import ChatCompletion
@@ -25,6 +25,8 @@ from schemas.failure import Failure, FailureKind
 
 LONGEST_ERROR_BODY = 64 * 1024
 _CUT_OFF = "an event stream came, although streaming is off, and ended in the middle of its answer"
+_LATER = frozenset({FailureKind.RATE_LIMITED, FailureKind.QUOTA})
+_OVERLOADED = frozenset({503, 529})
 _MODEL_LISTS = ("data", "models", "result", "results", "items", "model_list")
 _MODEL_NAMES = ("id", "model", "name", "model_name")
 
@@ -128,16 +130,8 @@ def decide_failure(
         words = _where_it_points(headers)
     else:
         words = find_words(data, _text(body)) or _bare_status(status)
-    return Failure(
-        kind=_kind_of(status, data),
-        message=clean_words(words, secret=secret) or _bare_status(status),
-        http_status=status,
-        request_id=_request_id(headers, data, secret),
-        retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
-        should_retry=parse_should_retry(headers),
-        body=_kept_body(body, secret),
-        spent=parse_spent(data),
-    )
+    message = clean_words(words, secret=secret) or _bare_status(status)
+    return _failure(_kind_of(status, data), message, words, status, headers, body, data, wall_now_s, secret)
 
 
 def parse_json(body: bytes) -> Any:
@@ -193,16 +187,9 @@ def _error_inside(
     If its code is an HTTP status, that becomes the failure's status.
     """
     words = find_words({"error": error}, "") or "no words with it"
-    return Failure(
-        kind=kind_of_error(error),
-        message=clean_words(f"HTTP {status} with an error in it: {words}", secret=secret),
-        http_status=status_of_error(error) or status,
-        request_id=_request_id(headers, data, secret),
-        retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
-        should_retry=parse_should_retry(headers),
-        body=_kept_body(body, secret),
-        spent=parse_spent(data),
-    )
+    message = clean_words(f"HTTP {status} with an error in it: {words}", secret=secret)
+    told = status_of_error(error) or status
+    return _failure(kind_of_error(error), message, words, told, headers, body, data, wall_now_s, secret)
 
 
 def _no_use(
@@ -227,12 +214,34 @@ def _no_use(
         encoding = headers.get("content-encoding")
         why += f" (content-encoding: {encoding})" if encoding else ""
     is_flat_error = isinstance(data, dict) and not data.get("choices")  # {"code": 429, "message": …}
+    kind = kind_of_error(data) if is_flat_error else FailureKind.BAD_RESPONSE
+    message = clean_words(f"HTTP {status} without a usable answer: {why}", secret=secret)
+    told = (status_of_error(data) if is_flat_error else None) or status
+    return _failure(kind, message, why, told, headers, body, data, wall_now_s, secret)
+
+
+def _failure(
+    kind: FailureKind,
+    message: str,
+    words: str,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    data: Any,
+    wall_now_s: float,
+    secret: str | None,
+) -> Failure:
+    """The failure with what the headers and the body say beside its kind. `words`: the message, not yet cleaned."""
+    asked_s = parse_retry_after(headers, wall_now_s=wall_now_s)
+    # Only of an answer that asks to come later: other messages may quote the request.
+    if asked_s is None and (kind in _LATER or status in _OVERLOADED):
+        asked_s = parse_told_wait(data, words, headers, wall_now_s=wall_now_s)
     return Failure(
-        kind=kind_of_error(data) if is_flat_error else FailureKind.BAD_RESPONSE,
-        message=clean_words(f"HTTP {status} without a usable answer: {why}", secret=secret),
-        http_status=(status_of_error(data) if is_flat_error else None) or status,
+        kind=kind,
+        message=message,
+        http_status=status,
         request_id=_request_id(headers, data, secret),
-        retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
+        retry_after_s=asked_s,
         should_retry=parse_should_retry(headers),
         body=_kept_body(body, secret),
         spent=parse_spent(data),
