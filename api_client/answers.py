@@ -17,11 +17,13 @@ import orjson
 
 from api_client.completions import NoCompletion, parse_completion, parse_spent
 from api_client.error_objects import find_error, kind_of_error, status_of_error
+from api_client.rate_hints import parse_rate_hints, parse_told_rate_hints
 from api_client.retry_hints import parse_retry_after, parse_should_retry, parse_told_wait
 from api_client.streams import assemble, encode, looks_like_stream
 from api_client.words import clean_words, error_codes, find_words
 from schemas.completion import ChatCompletion
 from schemas.failure import Failure, FailureKind
+from schemas.rates import RateHints
 
 LONGEST_ERROR_BODY = 64 * 1024
 _CUT_OFF = "an event stream came, although streaming is off, and ended in the middle of its answer"
@@ -37,7 +39,7 @@ class Answer:
 
     `raw`: the decoded body as it came; for an event stream, the completion that was put together from it.
     `latency_s`: the duration of the whole call. `request_id`: the header `x-request-id`, else the body's `request_id`.
-    `rate_headers`: the `x-ratelimit-*` headers, names in lower case.
+    `rate_hints`: what its headers say of rate limits; None if they say nothing.
     """
 
     completion: ChatCompletion
@@ -45,7 +47,7 @@ class Answer:
     http_status: int
     request_id: str | None
     latency_s: float
-    rate_headers: Mapping[str, str]
+    rate_hints: RateHints | None = None
 
 
 def decide_completion(
@@ -70,8 +72,8 @@ def decide_completion(
         return _no_use(status, headers, body, data, str(exc), wall_now_s, secret)
     if not is_whole:
         return _no_use(status, headers, body, data, _CUT_OFF, wall_now_s, secret)
-    rate_headers = {name: value for name, value in headers.items() if name.startswith("x-ratelimit-")}
-    return Answer(completion, raw, status, _request_id(headers, data, secret), latency_s, rate_headers)
+    rate_hints = parse_rate_hints(headers, wall_now_s=wall_now_s)
+    return Answer(completion, raw, status, _request_id(headers, data, secret), latency_s, rate_hints)
 
 
 def decide_models(
@@ -233,9 +235,13 @@ def _failure(
 ) -> Failure:
     """The failure with what the headers and the body say beside its kind. `words`: the message, not yet cleaned."""
     asked_s = parse_retry_after(headers, wall_now_s=wall_now_s)
+    hints = parse_rate_hints(headers, wall_now_s=wall_now_s)
     # Only of an answer that asks to come later: other messages may quote the request.
     if asked_s is None and (kind in _LATER or status in _OVERLOADED):
+        hints = hints or parse_told_rate_hints(data, wall_now_s=wall_now_s)
         asked_s = parse_told_wait(data, words, headers, wall_now_s=wall_now_s)
+        if asked_s is None and hints is not None and kind is FailureKind.RATE_LIMITED:
+            asked_s = hints.wait_s
     return Failure(
         kind=kind,
         message=message,
@@ -245,6 +251,7 @@ def _failure(
         should_retry=parse_should_retry(headers),
         body=_kept_body(body, secret),
         spent=parse_spent(data),
+        rate_hints=hints,
     )
 
 

@@ -49,7 +49,7 @@ def parse_retry_after(headers: Mapping[str, str], *, wall_now_s: float) -> float
         number = parse_number(headers.get(name))
         if number is not None and (asked_s := _sensible(number * unit_s)) is not None:
             return asked_s
-    when_s = _http_date(headers.get("retry-after"))
+    when_s = parse_http_date(headers.get("retry-after"))
     if when_s is None:
         return None
     return _sensible(when_s - answered_at(headers, wall_now_s=wall_now_s))
@@ -81,8 +81,17 @@ def parse_should_retry(headers: Mapping[str, str]) -> bool | None:
 
 def answered_at(headers: Mapping[str, str], *, wall_now_s: float) -> float:
     """The answer's own `date` (Unix time), else `wall_now_s`. Points in time of the answer are compared with it."""
-    answered_s = _http_date(headers.get("date"))
+    answered_s = parse_http_date(headers.get("date"))
     return wall_now_s if answered_s is None else answered_s
+
+
+def parse_http_date(value: str | None) -> float | None:
+    """The Unix time of an HTTP date; None if it is none."""
+    try:
+        when = parsedate_to_datetime(value or "")
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def _waits_in_fields(data: Any) -> Iterator[float | None]:
@@ -108,14 +117,6 @@ def _field(value: Any, unit_s: float) -> float | None:
     if number is not None:
         return _sensible(number * unit_s)
     return _sensible(parse_duration(str(value)[:80]) or 0.0)
-
-
-def _http_date(value: str | None) -> float | None:
-    try:
-        when = parsedate_to_datetime(value or "")
-        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
 
 
 def _sensible(seconds: float) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from schemas.rates import RateHints
+
 
 class FailureKind(StrEnum):
     """The kinds of failures. What follows each is in docs/answers.md."""
@@ -46,6 +48,7 @@ class Failure:
     `spent`: the tokens that the answer reports although it failed.
     `is_local`: this machine had no file descriptor, thread, port or memory for the call; the endpoint is not at fault.
     `body`: the raw error body (bytes, cut at 64 KiB) for the batch error file.
+    `rate_hints`: what the headers say of rate limits; None if they say nothing.
     """
 
     kind: FailureKind
@@ -58,3 +61,4 @@ class Failure:
     was_sent: bool = True
     spent: Spent | None = None
     is_local: bool = False
+    rate_hints: RateHints | None = None

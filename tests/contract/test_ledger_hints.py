@@ -38,3 +38,59 @@ def test_the_wait_in_a_refusals_words_is_obeyed_by_all_jobs_and_burns_nothing(to
     town.live(5, until=lambda: town.states(ids) == {"succeeded"})
     assert town.states(ids) == {"succeeded"} and burnt(town, ids) == {0}
     assert town.endpoint.calls.total() == 4
+
+
+def full(what: str, reset: str) -> dict[str, str]:
+    return {f"X-RateLimit-Remaining-{what}": "0", f"X-RateLimit-Reset-{what}": reset}
+
+
+@pytest.mark.parametrize("what", ["Requests", "Tokens"])
+def test_a_limit_that_an_answer_says_is_reached_is_waited_for_before_anybody_is_refused(
+    town: Town, what: str
+) -> None:
+    ids = town.put(*"abcde")
+    town.endpoint.headers = full(what, "9s")
+    town.live(8.5)
+    assert town.endpoint.calls.total() == 1
+    gate = town.house.store.fetch()
+    assert gate is not None and (gate.kind, gate.strikes, gate.needs_probe) == ("rate_limited", 0, False)
+    town.endpoint.headers = {}
+    town.live(3, until=lambda: town.states(ids) == {"succeeded"})
+    assert town.states(ids) == {"succeeded"} and burnt(town, ids) == {0}
+    assert town.endpoint.calls.total() == 5
+
+
+def test_a_limit_that_a_failure_says_is_reached_is_waited_for_as_well(town: Town) -> None:
+    town.put("a", "b")
+    town.endpoint.decide = lambda text: (422, {"message": "no such field"})
+    town.endpoint.headers = full("Requests", "9s")
+    town.live(8)
+    assert town.endpoint.calls.total() == 1
+
+
+def test_a_limit_with_something_left_or_without_a_known_end_keeps_nobody_waiting(town: Town) -> None:
+    ids = town.put("a", "b", "c")
+    town.endpoint.headers = {"X-RateLimit-Remaining-Requests": "0", "X-RateLimit-Remaining-Tokens": "1"} | {
+        "X-RateLimit-Reset-Tokens": "1h"
+    }
+    town.live(0.5)
+    assert town.states(ids) == {"succeeded"}
+
+
+def test_a_reset_that_is_far_away_is_waited_for_no_longer_than_a_retry_after(town: Town) -> None:
+    town.put("a")
+    town.endpoint.headers = full("Requests", "20h")
+    town.live(0.5)
+    gate = town.house.store.fetch()
+    assert gate is not None and gate.until_ms - town.clock.now_ms() <= 3_600_000
+
+
+def test_a_probe_that_is_answered_opens_the_gate_and_its_limit_is_still_kept(town: Town) -> None:
+    town.put("a", "b", "c")
+    town.endpoint.decide = lambda _: (402, {"message": "no credit"})
+    town.live(0.5)
+    town.endpoint.decide, town.endpoint.headers = completion, full("Requests", "9s")
+    town.live(4)
+    gate = town.house.store.fetch()
+    assert town.endpoint.calls.total() == 2
+    assert gate is not None and not gate.needs_probe

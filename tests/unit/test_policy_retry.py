@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.failure import Failure, FailureKind
+from schemas.rates import Allowance, RateHints
 from worker.policy.backoff import decide_delay_s
-from worker.policy.retry import Decision, JobFacts, RetryRules, decide
+from worker.policy.retry import Decision, JobFacts, RetryRules, decide, decide_hinted_wait_s
 
 NOW = 1_000_000
 RULES = RetryRules()
@@ -227,3 +229,24 @@ def test_what_this_machine_lacks_is_nobodys_attempt_and_no_gates_business(number
         )
         assert found.not_before_ms is not None
         assert NOW + 1000 <= found.not_before_ms <= NOW + 18_000
+
+
+@pytest.mark.parametrize(
+    ("hints", "wait_s"),
+    [
+        (None, None),
+        (RateHints(), None),
+        (RateHints(Allowance(5, 1, 60.0)), None),
+        (RateHints(Allowance(5, 0, None)), None),
+        (RateHints(Allowance(5, 0, 0.012)), None),
+        (RateHints(Allowance(5, 0, math.nan)), None),
+        (RateHints(Allowance(5, 0, 9.0)), 9.0),
+        (RateHints(tokens=Allowance(None, 0, 9.0)), 9.0),
+        (RateHints(Allowance(5, 0, 9.0), Allowance(5, 0, 30.0)), 30.0),
+        (RateHints(Allowance(5, 0, 80_000.0)), 3600.0),
+    ],
+)
+def test_a_limit_that_is_reached_is_waited_for_within_bounds(
+    hints: RateHints | None, wait_s: float | None
+) -> None:
+    assert decide_hinted_wait_s(hints, RULES) == wait_s

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from schemas.failure import Failure, FailureKind
+from schemas.rates import RateHints
 from worker.policy.backoff import decide_delay_s
 
 _REFUSALS = frozenset({403, 404, 405})
+_SHORTEST_HINTED_S = 0.05
 _NOT_BY_THE_ENDPOINT = frozenset({FailureKind.INVALID_REQUEST, FailureKind.INTERNAL_ERROR})
 
 
@@ -99,6 +101,17 @@ def decide(
     if kind is FailureKind.REJECTED and not failure.should_retry:
         return Decision(None, burns=True)
     return _retry(failure, facts, now_ms, rules, rng)
+
+
+def decide_hinted_wait_s(hints: RateHints | None, rules: RetryRules) -> float | None:
+    """How long no worker shall call, as the endpoint said that its limit is reached; None: calls may go on.
+
+    Waits below 50 ms are over before a worker could heed them.
+    """
+    wait_s = None if hints is None else hints.wait_s
+    if wait_s is None or math.isnan(wait_s) or wait_s < _SHORTEST_HINTED_S:
+        return None
+    return min(wait_s, rules.retry_after_cap_s)
 
 
 def is_local(failure: Failure) -> bool:
