@@ -6,9 +6,10 @@ What follows for the job is not decided here: see docs/answers.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,11 +17,11 @@ from urllib.parse import urlsplit
 import orjson
 
 from api_client.completions import NoCompletion, parse_completion, parse_spent
-from api_client.error_objects import find_error, kind_of_error, status_of_error
+from api_client.error_objects import find_error, kind_of_error, kind_of_status, status_of_error
 from api_client.rate_hints import parse_rate_hints, parse_told_rate_hints
 from api_client.retry_hints import parse_retry_after, parse_should_retry, parse_told_wait
 from api_client.streams import assemble, encode, looks_like_stream
-from api_client.words import clean_words, error_codes, find_words
+from api_client.words import clean_words, find_words
 from schemas.completion import ChatCompletion
 from schemas.failure import Failure, FailureKind
 from schemas.rates import RateHints
@@ -133,7 +134,8 @@ def decide_failure(
     else:
         words = find_words(data, _text(body)) or _bare_status(status)
     message = clean_words(words, secret=secret) or _bare_status(status)
-    return _failure(_kind_of(status, data), message, words, status, headers, body, data, wall_now_s, secret)
+    kind_of = partial(kind_of_status, status, data, words)
+    return _failure(kind_of, message, words, status, headers, body, data, wall_now_s, secret)
 
 
 def parse_json(body: bytes) -> Any:
@@ -163,18 +165,6 @@ def _parse_answer(body: bytes) -> tuple[Any, bytes, bool]:
     return data, body, True
 
 
-def _kind_of(status: int, data: Any) -> FailureKind:
-    if status == 401:
-        return FailureKind.UNAUTHORIZED
-    if status == 402 or (status == 429 and "insufficient_quota" in error_codes(data)):
-        return FailureKind.QUOTA
-    if status in (425, 429):
-        return FailureKind.RATE_LIMITED
-    if status in (408, 409) or status >= 500:
-        return FailureKind.SERVER_ERROR
-    return FailureKind.REJECTED if status >= 300 else FailureKind.BAD_RESPONSE
-
-
 def _error_inside(
     status: int,
     headers: Mapping[str, str],
@@ -191,7 +181,8 @@ def _error_inside(
     words = find_words({"error": error}, "") or "no words with it"
     message = clean_words(f"HTTP {status} with an error in it: {words}", secret=secret)
     told = status_of_error(error) or status
-    return _failure(kind_of_error(error), message, words, told, headers, body, data, wall_now_s, secret)
+    kind_of = partial(kind_of_error, error, words)
+    return _failure(kind_of, message, words, told, headers, body, data, wall_now_s, secret)
 
 
 def _no_use(
@@ -216,14 +207,14 @@ def _no_use(
         encoding = headers.get("content-encoding")
         why += f" (content-encoding: {encoding})" if encoding else ""
     is_flat_error = isinstance(data, dict) and not data.get("choices")  # {"code": 429, "message": …}
-    kind = kind_of_error(data) if is_flat_error else FailureKind.BAD_RESPONSE
+    kind_of = partial(kind_of_error, data if is_flat_error else None, why)
     message = clean_words(f"HTTP {status} without a usable answer: {why}", secret=secret)
     told = (status_of_error(data) if is_flat_error else None) or status
-    return _failure(kind, message, why, told, headers, body, data, wall_now_s, secret)
+    return _failure(kind_of, message, why, told, headers, body, data, wall_now_s, secret)
 
 
 def _failure(
-    kind: FailureKind,
+    kind_of: Callable[..., FailureKind],
     message: str,
     words: str,
     status: int,
@@ -233,7 +224,11 @@ def _failure(
     wall_now_s: float,
     secret: str | None,
 ) -> Failure:
-    """The failure with what the headers and the body say beside its kind. `words`: the message, not yet cleaned."""
+    """The failure with what the headers and the body say beside its kind. `words`: the message, not yet cleaned.
+
+    The kind may depend on whether the answer tells a wait: `kind_of(tells_a_wait=…)`.
+    """
+    kind = kind_of(tells_a_wait=False)
     asked_s = parse_retry_after(headers, wall_now_s=wall_now_s)
     hints = parse_rate_hints(headers, wall_now_s=wall_now_s)
     # Only of an answer that asks to come later: other messages may quote the request.
@@ -242,6 +237,8 @@ def _failure(
         asked_s = parse_told_wait(data, words, headers, wall_now_s=wall_now_s)
         if asked_s is None and hints is not None and kind is FailureKind.RATE_LIMITED:
             asked_s = hints.wait_s
+    if asked_s is not None:
+        kind = kind_of(tells_a_wait=True)
     return Failure(
         kind=kind,
         message=message,

@@ -13,8 +13,8 @@ class FailureKind(StrEnum):
 
     BAD_RESPONSE = "bad_response"  # 200 without a completion in it
     UNAUTHORIZED = "unauthorized"  # 401
-    QUOTA = "quota"  # 402, or 429 insufficient_quota
-    RATE_LIMITED = "rate_limited"  # 425, 429
+    QUOTA = "quota"  # 402; 400, 403, 412, 429 that tell of an empty account
+    RATE_LIMITED = "rate_limited"  # 425, 429; a 402 that asks for less at a time
     SERVER_ERROR = "server_error"  # 408, 409, 5xx
     UNREACHABLE = "unreachable"  # refused, reset, TLS, DNS
     TIMEOUT = "timeout"  # connect, read or total deadline

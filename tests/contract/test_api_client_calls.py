@@ -124,7 +124,7 @@ def test_a_chunked_body_is_read_and_its_connection_reused(serve: Serve) -> None:
     [
         (400, FailureKind.REJECTED),
         (401, FailureKind.UNAUTHORIZED),
-        (402, FailureKind.QUOTA),
+        (402, FailureKind.RATE_LIMITED),  # as it tells a wait
         (403, FailureKind.REJECTED),
         (404, FailureKind.REJECTED),
         (408, FailureKind.SERVER_ERROR),

@@ -10,7 +10,7 @@ import pytest
 from tests.contract.test_ledger_outages import Town
 from tests.support.clock import FakeClock
 from tests.support.ledger import job_row
-from tests.support.moody import completion
+from tests.support.moody import Reply, completion
 from worker.storage.engine import Ledger
 
 BUSY = {
@@ -94,3 +94,55 @@ def test_a_probe_that_is_answered_opens_the_gate_and_its_limit_is_still_kept(tow
     gate = town.house.store.fetch()
     assert town.endpoint.calls.total() == 2
     assert gate is not None and not gate.needs_probe
+
+
+CAP = {
+    "error": {
+        "type": "invalid_request_error",
+        "message": "You have reached your specified API usage limits. …",
+    }
+}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (400, CAP),
+        (400, {"message": "Your credit balance is too low"}),
+        (403, {"error": {"code": "billing_hard_limit_reached"}}),
+        (429, {"error": {"code": "insufficient_quota"}}),
+    ],
+    ids=["cap", "credit", "403", "429"],
+)
+def test_an_empty_account_shuts_the_gate_at_its_first_word_whatever_the_status(
+    town: Town, reply: Reply
+) -> None:
+    town.put("before")
+    town.live(0.5)
+    ids = town.put(*[f"job {n}" for n in range(30)])
+    town.endpoint.decide = lambda _: reply
+    town.endpoint.calls.clear()
+    town.live(60)
+    assert town.endpoint.calls.total() <= 9
+    gate = town.house.store.fetch()
+    assert gate is not None and gate.kind == "quota" and gate.needs_probe
+    assert "failed" not in town.states(ids) and burnt(town, ids) == {0}
+    town.endpoint.decide = completion
+    town.live(70, until=lambda: town.states(ids) == {"succeeded"})
+    assert town.states(ids) == {"succeeded"}
+
+
+def test_a_402_that_asks_for_less_at_once_is_a_cooldown_and_no_strike(town: Town) -> None:
+    ids = town.put("a", "b", "c")
+    town.endpoint.decide = lambda _: (
+        402,
+        {"error": {"code": "in_flight_budget_exhausted", "message": "busy"}},
+    )
+    town.endpoint.headers = {"Retry-After": "4"}
+    town.live(3.5)
+    gate = town.house.store.fetch()
+    assert gate is not None and (gate.kind, gate.strikes, gate.needs_probe) == ("rate_limited", 0, False)
+    assert town.endpoint.calls.total() == 1
+    town.endpoint.decide, town.endpoint.headers = completion, {}
+    town.live(5, until=lambda: town.states(ids) == {"succeeded"})
+    assert town.states(ids) == {"succeeded"} and burnt(town, ids) == {0}
