@@ -146,3 +146,16 @@ def test_a_402_that_asks_for_less_at_once_is_a_cooldown_and_no_strike(town: Town
     town.endpoint.decide, town.endpoint.headers = completion, {}
     town.live(5, until=lambda: town.states(ids) == {"succeeded"})
     assert town.states(ids) == {"succeeded"} and burnt(town, ids) == {0}
+
+
+def test_a_job_refused_again_and_again_comes_back_with_the_pace_of_the_answers(town: Town) -> None:
+    town.put("served")
+    town.live(0.5)
+    ids = town.put("a")
+    town.endpoint.decide = lambda _: (429, {"message": "Too Many Requests"})
+    town.live(30)
+    # Answers come at once here, so the shortest wait holds. Its own backoff would have left a handful of calls.
+    assert town.endpoint.calls["a"] >= 50
+    assert town.states(ids) == {"waiting"} and burnt(town, ids) == {0}
+    town.endpoint.decide = completion
+    assert town.live(5, until=lambda: town.states(ids) == {"succeeded"}) <= 1

@@ -18,6 +18,8 @@ from worker.storage.writer import GroupWriter, WriterStopped
 from worker.throttle.evidence import Evidence, Verdict
 from worker.throttle.gatekeeper import Gatekeeper, Permit
 
+_SMOOTHING = 0.1  # so about the last ten answers count
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -47,12 +49,17 @@ class Judge:
         self._clock = clock
         self._rng = rng
         self._is_proven = is_proven  # the endpoint has answered: a 404 may then be a job's own fault
+        self._round_trip_s: float | None = None  # of answered calls, smoothed; a lost update does not matter
         self._evidence = Evidence()
         self._openings = gatekeeper.openings
 
-    def note_success(self, job: ClaimedJob, permit: Permit, *, hints: RateHints | None = None) -> None:
+    def note_success(
+        self, job: ClaimedJob, permit: Permit, *, latency_s: float, hints: RateHints | None = None
+    ) -> None:
         """The call was answered: a gate that waited for this opens, unless the answer says that a limit is reached."""
         self._is_proven = True
+        known_s = self._round_trip_s
+        self._round_trip_s = latency_s if known_s is None else known_s + _SMOOTHING * (latency_s - known_s)
         self._gatekeeper.succeeded(permit)
         self._note_openings()
         self._evidence.succeeded(
@@ -90,6 +97,7 @@ class Judge:
             is_proven=self._is_proven,
             attribution=verdict.attribution,
             undecided=verdict.asked,
+            round_trip_s=self._round_trip_s,
         )
 
     def _attribute(
