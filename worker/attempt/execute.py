@@ -179,7 +179,7 @@ class Executor:
             # A defect of ours costs this job an attempt, not the worker its thread.
             return self._set_back(job, _defect(exc, job.id), permit, started_at_ms, None)
         try:
-            self._judge.note_success(job, permit)
+            self._judge.note_success(job, permit, latency_s=answer.latency_s, hints=answer.rate_hints)
         except Exception as exc:  # a defect there must not cost the answer, which is paid for
             log.error("gate.not_told", job_id=job.id, error=type(exc).__name__)
         return success

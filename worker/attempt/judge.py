@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from schemas.failure import Failure
+from schemas.rates import RateHints
 from worker.clock import Clock
 from worker.policy.gates import Gate
-from worker.policy.retry import Attribution, Decision, JobFacts, RetryRules, decide
+from worker.policy.retry import Attribution, Decision, JobFacts, RetryRules, decide, decide_hinted_wait_s
 from worker.storage.errors import DatabaseAway
 from worker.storage.gate_waits import has_other_jobs
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.writer import GroupWriter, WriterStopped
 from worker.throttle.evidence import Evidence, Verdict
 from worker.throttle.gatekeeper import Gatekeeper, Permit
+
+_SMOOTHING = 0.1  # so about the last ten answers count
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,17 @@ class Judge:
         self._clock = clock
         self._rng = rng
         self._is_proven = is_proven  # the endpoint has answered: a 404 may then be a job's own fault
+        self._round_trip_s: float | None = None  # of answered calls, smoothed; a lost update does not matter
         self._evidence = Evidence()
         self._openings = gatekeeper.openings
 
-    def note_success(self, job: ClaimedJob, permit: Permit) -> None:
-        """The call was answered: a gate that waited for this opens."""
+    def note_success(
+        self, job: ClaimedJob, permit: Permit, *, latency_s: float, hints: RateHints | None = None
+    ) -> None:
+        """The call was answered: a gate that waited for this opens, unless the answer says that a limit is reached."""
         self._is_proven = True
+        known_s = self._round_trip_s
+        self._round_trip_s = latency_s if known_s is None else known_s + _SMOOTHING * (latency_s - known_s)
         self._gatekeeper.succeeded(permit)
         self._note_openings()
         self._evidence.succeeded(
@@ -60,6 +68,7 @@ class Judge:
             began=permit.order,
             now_s=self._clock.monotonic_s(),
         )
+        self._heed(hints)
 
     def judge(self, job: ClaimedJob, failure: Failure, permit: Permit, *, now_ms: int) -> Judgement:
         """What follows from the failure. The gate is shut, given a cooldown or left alone first, as decided."""
@@ -88,6 +97,7 @@ class Judge:
             is_proven=self._is_proven,
             attribution=verdict.attribution,
             undecided=verdict.asked,
+            round_trip_s=self._round_trip_s,
         )
 
     def _attribute(
@@ -132,9 +142,16 @@ class Judge:
             return shut.until_ms + self._rng.randrange(1000)
         if decision.cooldown_s:
             self._gatekeeper.cool_down(failure.kind, asked_s=decision.cooldown_s)
+        else:
+            self._heed(failure.rate_hints)
         if self._is_probing(permit, gate):
             self._gatekeeper.decided_nothing(permit)
         return decision.not_before_ms
+
+    def _heed(self, hints: RateHints | None) -> None:
+        wait_s = decide_hinted_wait_s(hints, self._rules)
+        if wait_s is not None:
+            self._gatekeeper.keep_off(wait_s)
 
     def _is_probing(self, permit: Permit, gate: Gate | None) -> bool:
         """Whether this call decides about the gate: one from before it was opened does not."""

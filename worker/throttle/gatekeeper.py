@@ -27,6 +27,7 @@ from worker.throttle.store import GateStore
 log = structlog.get_logger(__name__)
 _FRESH_S = 0.25
 _CLOSELY_S = 0.05
+_ALIKE_MS = 100  # answers of one moment tell of the same end of a wait, within this time
 _QUIET_S = 10.0  # a gate that opens and shuts all the time is logged once in this time
 
 
@@ -182,6 +183,16 @@ class Gatekeeper:
     def cool_down(self, kind: FailureKind, *, asked_s: float) -> None:
         """Keeps all workers away for as long as the endpoint asked."""
         self._keep(cool_down(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
+
+    def keep_off(self, wait_s: float) -> None:
+        """Keeps all workers away for `wait_s` before they are refused: the endpoint said that a limit is reached.
+
+        It is no refusal. Costs nothing where the gate is known to be shut for as long, as after most such answers.
+        """
+        gate = self._gate
+        until_ms = self._clock.now_ms() + wait_s * 1000 - _ALIKE_MS
+        if gate is None or (not gate.needs_probe and gate.until_ms < until_ms):
+            self.cool_down(FailureKind.RATE_LIMITED, asked_s=wait_s)
 
     def decided_nothing(self, permit: Permit) -> None:
         """Records a probe whose answer decided nothing. The next probe may begin a second later."""
