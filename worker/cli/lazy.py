@@ -70,7 +70,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "check": Listed("checking", "Try all that is needed, and say what to do about each problem."),
         "models": Listed("checking", "List the models that the endpoint runs now."),
         "migrate": Listed("checking", "Bring the database to this version's schema."),
-        "simulate": Listed("serving", "Serve a simulated endpoint, with faults on demand."),
+        "simulate": Listed("simulating", "Serve a simulated endpoint, with faults and limits on demand."),
     },
 }
 """All commands in the order of the help, by what one wants to do."""
