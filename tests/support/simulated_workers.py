@@ -105,7 +105,7 @@ class World:
         )
 
     def _fill(self, worker: Worker) -> None:
-        if worker.is_gone:
+        if worker.is_gone or worker.is_told:  # after a refusal it waits for the new limit
             return
         while worker.in_flight < worker.share and self.now_ms >= worker.limit.resume_ms:
             busy = sum(one.in_flight for one in self.workers)
@@ -131,11 +131,13 @@ class World:
             self.answered.append((now_s, size))
             self.open -= 1
             self.is_over = self.open <= 0
-            if worker.limit.counts_answer(epoch):
-                out = round(ANSWER_TOKENS * size) if self.has_usage else 0
-                tokens = out + PROMPT_TOKENS if self.has_usage else 0
-                took_ms = max(1, round((now_s - began_s) * 1000))
-                worker.flow += one_answer(call_ms=took_ms, tokens=tokens, tokens_out=out)
+            out = round(ANSWER_TOKENS * size) if self.has_usage else 0
+            worker.flow += one_answer(
+                call_ms=max(1, round((now_s - began_s) * 1000)),
+                tokens=out + PROMPT_TOKENS if self.has_usage else 0,
+                tokens_out=out,
+                is_counted=worker.limit.counts_answer(epoch),
+            )
         else:
             self.refused.append(now_s)
             wait_s = concurrency.refused_wait_ms(worker.limit) / 1000 * self.rng.uniform(1.0, 1.25)

@@ -180,11 +180,14 @@ def _start_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if limit.value < limit.good:  # on the way back
         return _move(limit, min(cap, limit.good, limit.value * 2), Phase.STARTING, "doubled", now_ms)
     if limit.value == limit.good:
-        return _hold(_settle(limit, flow), flow, "back at what was good", now_ms)
+        return _hold(_settle(limit, flow, now_ms), flow, "back at what was good", now_ms)
     if limit.measured and limit.value > limit.measured:
-        if _call_time(limit, flow).noise > 0.15 and now_ms - limit.since_ms < ROUNDS * limit.round_ms:
+        if (
+            _call_time(limit, flow, now_ms, limit.length).noise > 0.15
+            and now_ms - limit.since_ms < ROUNDS * limit.round_ms
+        ):
             return limit
-        gain = _gain(limit, flow)
+        gain = _gain(limit, flow, now_ms)
         if gain < 0.6 * (limit.value / limit.measured - 1):
             # The work grew up to a knee, and not beyond it: that is about where it would have grown to.
             knee = max(limit.measured, round(limit.measured * (1 + gain)))
@@ -196,7 +199,7 @@ def _start_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
                 "twice the calls did less than twice",
                 now_ms,
             )
-    return _climb_from(_settle(limit, flow), flow, cap, now_ms, factor=2.0)
+    return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms, factor=2.0)
 
 
 def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
@@ -204,9 +207,9 @@ def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
         new = replace(
             limit, ceiling=limit.refused_at, is_ceiling_firm=False, refused_at=0, measured=0, good=limit.value
         )
-        return _climb_from(_settle(new, flow), flow, cap, now_ms)
+        return _climb_from(_settle(new, flow, now_ms), flow, cap, now_ms)
     if limit.value <= limit.good or not limit.measured:
-        return _climb_from(_settle(limit, flow), flow, cap, now_ms)
+        return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms)
     if limit.value < SMALL * limit.measured:
         return _climb_from(replace(limit, good=limit.value), flow, cap, now_ms)
     if not limit.is_warm:
@@ -217,17 +220,17 @@ def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if not is_gain:
         new = replace(limit, tried_ms=now_ms, factor=CAREFUL)
         return _move(new, limit.good, Phase.HOLDING, "more calls did no more work", now_ms)
-    is_full = _gain(limit, flow) >= 0.8 * (limit.value / limit.measured - 1)
-    return _climb_from(_settle(limit, flow), flow, cap, now_ms, factor=BOLD if is_full else CAREFUL)
+    is_full = _gain(limit, flow, now_ms) >= 0.8 * (limit.value / limit.measured - 1)
+    return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms, factor=BOLD if is_full else CAREFUL)
 
 
 def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     elapsed_ms = now_ms - limit.since_ms
-    is_noisy = call_time(flow).noise > 0.05 and elapsed_ms < 2 * ROUNDS * limit.round_ms
+    is_noisy = _call_time(limit, flow, now_ms).noise > 0.05 and elapsed_ms < 2 * ROUNDS * limit.round_ms
     if is_noisy or elapsed_ms < max(WINDOW_MS, 3 * limit.round_ms):
         return limit
-    new = _settle(limit, flow)
-    unit_ms = call_time(flow).unit_ms
+    new = _settle(limit, flow, now_ms)
+    unit_ms = _call_time(limit, flow, now_ms).unit_ms
     if new.usual_unit_ms and new.usual_unit_ms <= 0.8 * unit_ms and limit.value > 1:
         # As slow as if so many calls did all the work and the others waited for them.
         enough = math.ceil(1.05 * limit.value * new.usual_unit_ms / unit_ms)
@@ -245,7 +248,7 @@ def _ease_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if is_enough is None:
         return limit
     if is_enough:
-        new = replace(_settle(limit, flow), tried_ms=now_ms)
+        new = replace(_settle(limit, flow, now_ms), tried_ms=now_ms)
         return _renew(replace(new, phase=Phase.HOLDING, reason="fewer calls do the same work"), flow, now_ms)
     new = replace(limit, usual_unit_ms=limit.call_ms / (limit.length or 1.0))
     return _move(new, limit.measured, Phase.HOLDING, "fewer calls did less work", now_ms)
@@ -259,15 +262,17 @@ _STEPS = {
 }
 
 
-def _settle(limit: Limit, flow: Flow) -> Limit:
+def _settle(limit: Limit, flow: Flow, now_ms: int) -> Limit:
     """The value is good: what it does is what others are compared with."""
-    time = call_time(flow)
+    time = _call_time(limit, flow, now_ms)
     ms, error, length = time.ms, time.noise, time.length
     if limit.measured == limit.value:
-        again = _call_time(limit, flow)
+        again = _call_time(limit, flow, now_ms, limit.length)
         if abs(again.ms / limit.call_ms - 1) < 0.25:  # no change: the average says more
             length = 0.7 * limit.length + 0.3 * time.length
-            ms = (0.7 * limit.call_ms + 0.3 * again.ms) * call_time(flow, length=length).ms / again.ms
+            ms = (
+                (0.7 * limit.call_ms + 0.3 * again.ms) * _call_time(limit, flow, now_ms, length).ms / again.ms
+            )
             error = math.hypot(0.7 * limit.call_noise, 0.3 * again.noise)
     new = replace(limit, good=limit.value, measured=limit.value, call_ms=ms, call_noise=error, length=length)
     if limit.ceiling is not None and limit.value >= limit.ceiling:
@@ -294,7 +299,7 @@ def _climb_from(limit: Limit, flow: Flow, cap: int, now_ms: int, *, factor: floa
             return _hold(limit, flow, "below the ceiling", now_ms)
     if value <= limit.value:
         return _hold(limit, flow, "the most allowed", now_ms)
-    if limit.best_unit_ms and call_time(flow).unit_ms > SLOWEST * limit.best_unit_ms:
+    if limit.best_unit_ms and _call_time(limit, flow, now_ms).unit_ms > SLOWEST * limit.best_unit_ms:
         return _hold(limit, flow, "each token takes too long", now_ms)
     is_doubling = factor >= 2.0 and value == limit.value * 2
     phase = Phase.STARTING if is_doubling else Phase.CLIMBING
@@ -322,8 +327,8 @@ def _recover(limit: Limit, cap: int, now_ms: int) -> Limit:
 
 def _judge(limit: Limit, flow: Flow, least: float, now_ms: int) -> bool | None:
     """Whether the value does `least` more than what was measured before (0.05: 5 %). None: it is not known yet."""
-    gain = _gain(limit, flow)
-    unsure = 2 * math.hypot(_call_time(limit, flow).noise, limit.call_noise)
+    gain = _gain(limit, flow, now_ms)
+    unsure = 3 * math.hypot(_call_time(limit, flow, now_ms, limit.length).noise, limit.call_noise)
     if flow.answers >= max(4, limit.value / 2):
         if gain - unsure >= least:
             return True
@@ -331,16 +336,31 @@ def _judge(limit: Limit, flow: Flow, least: float, now_ms: int) -> bool | None:
             return False
     if now_ms - limit.since_ms < ROUNDS * limit.round_ms:
         return None
-    return gain >= least + unsure / 2
+    return gain >= least + unsure / 3
 
 
-def _gain(limit: Limit, flow: Flow) -> float:
+def _gain(limit: Limit, flow: Flow, now_ms: int) -> float:
     """How much more work this value does than the one that was measured before: 0.05 is 5 % more."""
-    return limit.value / _call_time(limit, flow).ms * limit.call_ms / limit.measured - 1
+    return limit.value / _call_time(limit, flow, now_ms, limit.length).ms * limit.call_ms / limit.measured - 1
 
 
-def _call_time(limit: Limit, flow: Flow) -> CallTime:
-    return call_time(flow, length=limit.length)
+def _call_time(limit: Limit, flow: Flow, now_ms: int, length: float | None = None) -> CallTime:
+    """How long a call takes at this value.
+
+    Where there is no usage, lengths cannot be compared, and calls that began and ended within a short time are the
+    short ones. So if calls differ much, all are counted that end in a time, however long ago they began.
+    """
+    known = call_time(flow, length=length)
+    varies = known.noise * math.sqrt(flow.answers)
+    if (
+        flow.tokens_out
+        or not flow.ended
+        or varies < 0.4
+        or not (limit.is_warm or limit.phase is Phase.HOLDING)
+    ):
+        return known
+    ms = limit.value * (now_ms - limit.since_ms) / flow.ended
+    return CallTime(ms, min(1.0, varies / math.sqrt(flow.ended)), 0.0)
 
 
 def _move(limit: Limit, value: int, phase: Phase, reason: str, now_ms: int, *, is_cut: bool = False) -> Limit:

@@ -15,6 +15,7 @@ class Flow:
     tell how the duration follows the length. `refusals` are of calls that `Limit.counts_refusal`.
     `full_ms`: for each worker its share, times how long its demand (calls in flight, and claimed jobs that wait for a
     slot) was at least its share. So it is the limit times the elapsed time where the limit was always reached.
+    `ended`: all calls that were answered in this time, also those of earlier values.
     """
 
     answers: int = 0
@@ -26,6 +27,7 @@ class Flow:
     ms_ms: int = 0
     refusals: int = 0
     full_ms: int = 0
+    ended: int = 0
 
     def __add__(self, other: Flow) -> Flow:
         return Flow(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Flow)))
@@ -48,8 +50,13 @@ class CallTime:
         return self.ms / (self.length or 1.0)
 
 
-def one_answer(*, call_ms: int, tokens: int, tokens_out: int) -> Flow:
-    """The flow of one answered call. The tokens are 0 where the endpoint tells no usage."""
+def one_answer(*, call_ms: int, tokens: int, tokens_out: int, is_counted: bool = True) -> Flow:
+    """The flow of one answered call. The tokens are 0 where the endpoint tells no usage.
+
+    `is_counted`: whether `Limit.counts_answer` of the call's epoch; otherwise it has only ended.
+    """
+    if not is_counted:
+        return Flow(ended=1)
     return Flow(
         answers=1,
         tokens=tokens,
@@ -58,6 +65,7 @@ def one_answer(*, call_ms: int, tokens: int, tokens_out: int) -> Flow:
         out_out=tokens_out * tokens_out,
         out_ms=tokens_out * call_ms,
         ms_ms=call_ms * call_ms,
+        ended=1,
     )
 
 
