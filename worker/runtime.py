@@ -43,9 +43,13 @@ from worker.storage.moves import cancel_jobs
 from worker.storage.reading import fetch_states, has_answered
 from worker.storage.writer import GroupWriter, WriterStopped
 from worker.throttle.gatekeeper import Gatekeeper
+from worker.throttle.limiter import Limiter
+from worker.throttle.meter import Meter
+from worker.throttle.redis_limits import RedisLimitStore
 from worker.throttle.redis_store import RedisGateStore
 from worker.upkeep.drain import Drain
 from worker.upkeep.heartbeat import Heartbeat
+from worker.upkeep.limit_records import LedgerLimits
 from worker.upkeep.presence import Presence
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
@@ -83,6 +87,7 @@ class WorkerRuntime:
             on_death=lambda exc: self._end_by_force("antrean-writer", exc),
         )
         self._spool = SpoolFile(settings.spool_folder, self.worker_id)
+        self._meter = Meter()
         self._presence = Presence(settings.home / "workers", self.worker_id)
         gatekeeper = Gatekeeper(
             RedisGateStore(broker, endpoint), clock, probe_ttl_s=settings.deadline_s + 5.0
@@ -132,6 +137,7 @@ class WorkerRuntime:
             is_proven=is_proven,
             is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
+            meter=self._meter,
         )
         self._dispatcher = Dispatcher(
             self._executor,
@@ -142,6 +148,21 @@ class WorkerRuntime:
             spawn=self._run_in_pool,
             ahead_limit=max(1, settings.staged_count // 2),
             on_ahead=self._stage,
+            on_lack=lambda: self._limiter.poke(),
+        )
+        self._limiter = Limiter(
+            RedisLimitStore(broker, endpoint),
+            LedgerLimits(ledger, endpoint=endpoint, worker_id=self.worker_id),
+            self._slots,
+            self._meter,
+            clock,
+            worker_id=self.worker_id,
+            own_limit=settings.call_count,
+            first_limit=sum(settings.first_slots),
+            is_adaptive=settings.is_adaptive,
+            apply=lambda slots: self._dispatcher.set_limit(*settings.split_slots(slots)),
+            advance=self._dispatcher.advance,
+            openings=lambda: gatekeeper.openings,
         )
         self._receiver = Receiver(self._dispatcher, self._writer, settings, clock, spawn=self._run_in_pool)
         self._heartbeat = Heartbeat(
@@ -151,11 +172,12 @@ class WorkerRuntime:
             self._presence,
             clock,
             endpoint=endpoint,
-            slots=sum(settings.first_slots),
+            slots=lambda: int(self._slots.limit),
             lease_s=settings.lease_s,
             beat_s=settings.beat_interval_s,
             spool_folder=settings.spool_folder,
             max_solo_losses=settings.max_solo_losses,
+            on_dead=self._limiter.forget,
         )
         self._reserved = Reserved(
             limit=sum(settings.first_slots) + count_staged(self._slots.bulk_limit),
@@ -178,6 +200,7 @@ class WorkerRuntime:
             spool=self._spool,
             heartbeat=self._heartbeat,
             relay=self._relay,
+            limiter=self._limiter,
             hinted_jobs=lambda: self._reserved.hinted_jobs,
         )
 
@@ -190,6 +213,10 @@ class WorkerRuntime:
             self._heartbeat.beat()
             self._shutdown.heartbeat_thread = self._thread(
                 "antrean-heartbeat", self._heartbeat.run, self._shutdown.is_leaving
+            )
+            self._limiter.tick()  # before a message is taken: calls begin with a share
+            self._shutdown.limiter_thread = self._thread(
+                "antrean-limiter", self._limiter.run, self._shutdown.is_leaving
             )
             interval_s = self._settings.relay_interval_s
             self._thread(

@@ -68,11 +68,13 @@ class Dispatcher:
         spawn: Callable[[Callable[[], None]], object],
         ahead_limit: int,
         on_ahead: Callable[[int], None],
+        on_lack: Callable[[], None] = lambda: None,
     ) -> None:
         """`spawn` runs a function in a thread that may block, and raises RuntimeError where none is to be had.
 
         `ahead_limit`: the most jobs of each kind that are claimed and wait for a slot; never more than half of the
-        slots. `on_ahead` is told of a new number that is aimed at, and of each new limit of the slots.
+        slots. `on_ahead` is told of a new number that is aimed at, and of each new limit of the slots. `on_lack` is
+        told when a job waits for the limit of all workers, and not for a slot of this one.
         """
         self._executor = executor
         self._slots = slots
@@ -81,6 +83,7 @@ class Dispatcher:
         self._clock = clock
         self._ahead_limit = ahead_limit
         self._on_ahead = on_ahead
+        self._on_lack = on_lack
         self._turns = Turns()
         self._claim_s = self._call_s = 0.0  # how long one takes, smoothed
         self._waits_for_spool = threading.Lock()  # held by the one thread that waits
@@ -105,6 +108,8 @@ class Dispatcher:
                 self._claim(one)
             for _ in range(self._slots.take_slots()):
                 self._spawn(self._run_next)
+            if self._slots.lacks:
+                self._on_lack()
         elif self._waits_for_spool.acquire(blocking=False):
             self._spawn(self._wait_for_spool, or_else=self._waits_for_spool.release)
 

@@ -17,8 +17,8 @@ from worker.settings import Settings
 # Beside the calls: sixteen connections to the ledger (three files each where it is SQLite), those to the broker, the
 # log, locks, the spool, name resolution, and what Python opens for a moment.
 _OTHER_FILES = 100
-# Heartbeat, relay, writer, deadlines, name resolution, the way out and its timer, and one to spare.
-_OTHER_THREADS = 8
+# Heartbeat, relay, limiter, writer, deadlines, name resolution, the way out and its timer, and one to spare.
+_OTHER_THREADS = 9
 
 
 def make_room(settings: Settings) -> Settings:

@@ -254,8 +254,10 @@ class Settings(BaseModel):
     def split_slots(self, limit: int) -> tuple[int, int]:
         """Of so many calls at once: how many bulk jobs may make, and how many more are for lone jobs alone.
 
-        Bulk jobs keep one at least, but where there is none.
+        Bulk jobs keep one at least, but where there is none, and have `concurrency` at most, if that is a number.
         """
+        if self.concurrency != "auto" and limit >= self.concurrency + self.lone_slot_count:
+            return self.concurrency, self.lone_slot_count
         lone = limit // LONE_PART if self.lone_slots is None else min(self.lone_slots, max(0, limit - 1))
         return limit - lone, lone
 

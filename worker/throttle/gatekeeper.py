@@ -37,6 +37,7 @@ class Permit:
 
     A probe, which has a `token`, ends with the `with`, unless the call has settled it before. `order`: the number of
     the call's start among the events of this process (see `Evidence`). `number`: its number among the calls only.
+    `epoch`: of the limit under which it was admitted. `reserved_tokens`: of the tokens a minute (see `Meter`).
     """
 
     is_granted: bool = True
@@ -45,6 +46,8 @@ class Permit:
     order: int = field(default=0, compare=False)
     number: int = field(default=0, compare=False)
     give_back: Callable[[str | None], object] | None = field(default=None, compare=False, repr=False)
+    epoch: int = field(default=0, compare=False)
+    reserved_tokens: int = field(default=0, compare=False)
 
     def __enter__(self) -> Permit:
         return self
