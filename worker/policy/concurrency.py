@@ -68,9 +68,7 @@ class Limit:
     length: float = 0.0
     call_ms: float = 0.0
     call_noise: float = 1.0
-    # The shortest time for an output token (for a call where there is no usage), ever, and since a lower limit failed.
-    best_unit_ms: float = 0.0
-    usual_unit_ms: float = 0.0
+    best_unit_ms: float = 0.0  # the shortest time for an output token; for a call, where there is no usage
     tried_ms: int = 0  # when the last higher value was given up
     factor: float = CAREFUL
     is_warm: bool = False  # the calls of the value before have ended
@@ -231,9 +229,9 @@ def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
         return limit
     new = _settle(limit, flow, now_ms)
     unit_ms = _call_time(limit, flow, now_ms).unit_ms
-    if new.usual_unit_ms and new.usual_unit_ms <= 0.8 * unit_ms and limit.value > 1:
+    if limit.value > 1 and new.best_unit_ms and new.best_unit_ms <= 0.8 * unit_ms:
         # As slow as if so many calls did all the work and the others waited for them.
-        enough = math.ceil(1.05 * limit.value * new.usual_unit_ms / unit_ms)
+        enough = math.ceil(1.05 * limit.value * new.best_unit_ms / unit_ms)
         lower = max(limit.value // 2, min(enough, limit.value - 1))
         return _move(new, lower, Phase.EASING, "fewer calls may do the same work", now_ms)
     if now_ms - limit.tried_ms >= max(RETRY_MS, 4 * limit.round_ms):
@@ -250,7 +248,9 @@ def _ease_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if is_enough:
         new = replace(_settle(limit, flow, now_ms), tried_ms=now_ms)
         return _renew(replace(new, phase=Phase.HOLDING, reason="fewer calls do the same work"), flow, now_ms)
-    new = replace(limit, usual_unit_ms=limit.call_ms / (limit.length or 1.0))
+    # What was fastest may be long ago, or have been other jobs: a third of the way, so that this is not tried for ever.
+    unit_ms = limit.call_ms / (limit.length or 1.0)
+    new = replace(limit, best_unit_ms=limit.best_unit_ms ** (2 / 3) * unit_ms ** (1 / 3))
     return _move(new, limit.measured, Phase.HOLDING, "fewer calls did less work", now_ms)
 
 
@@ -279,11 +279,7 @@ def _settle(limit: Limit, flow: Flow, now_ms: int) -> Limit:
         new = replace(new, ceiling=None)
     if time.noise > 0.1:
         return new
-    return replace(
-        new,
-        best_unit_ms=min(time.unit_ms, limit.best_unit_ms or time.unit_ms),
-        usual_unit_ms=min(time.unit_ms, limit.usual_unit_ms or time.unit_ms),
-    )
+    return replace(new, best_unit_ms=min(time.unit_ms, limit.best_unit_ms or time.unit_ms))
 
 
 def _climb_from(limit: Limit, flow: Flow, cap: int, now_ms: int, *, factor: float | None = None) -> Limit:
