@@ -108,6 +108,7 @@ def start(remembered: Limit | None, *, cap: int, now_ms: int) -> Limit:
         round_ms=remembered.round_ms,
         ceiling=remembered.ceiling,
         is_ceiling_firm=remembered.is_ceiling_firm,
+        best_unit_ms=remembered.best_unit_ms,
         tried_ms=now_ms,
     )
 
@@ -187,16 +188,15 @@ def _start_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
             return limit
         gain = _gain(limit, flow, now_ms)
         if gain < 0.6 * (limit.value / limit.measured - 1):
+            new = replace(limit, good=limit.measured, tried_ms=now_ms)
             # The work grew up to a knee, and not beyond it: that is about where it would have grown to.
-            knee = max(limit.measured, round(limit.measured * (1 + gain)))
-            phase = Phase.CLIMBING if knee > limit.measured else Phase.HOLDING
-            return _move(
-                replace(limit, good=limit.measured),
-                knee,
-                phase,
-                "twice the calls did less than twice",
-                now_ms,
-            )
+            knee = round(limit.measured * (1 + gain))
+            if knee > limit.measured:
+                return _move(
+                    new, knee, Phase.CLIMBING, "twice the calls did less than twice the work", now_ms
+                )
+            lower = max(1, limit.measured // 2)  # the knee may be below what was begun with
+            return _move(new, lower, Phase.EASING, "twice the calls did no more work", now_ms)
     return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms, factor=2.0)
 
 
@@ -245,12 +245,17 @@ def _ease_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     is_enough = _judge(limit, flow, -LOSS, now_ms)
     if is_enough is None:
         return limit
+    time = _call_time(limit, flow, now_ms)
+    is_news = time.noise < 0.1 and time.unit_ms < 0.9 * limit.best_unit_ms  # so fast was no call before
     if is_enough:
         new = replace(_settle(limit, flow, now_ms), tried_ms=now_ms)
+        if is_news and limit.value > 1:
+            return _move(new, limit.value // 2, Phase.EASING, "fewer calls do the same work", now_ms)
         return _renew(replace(new, phase=Phase.HOLDING, reason="fewer calls do the same work"), flow, now_ms)
-    # What was fastest may be long ago, or have been other jobs: a third of the way, so that this is not tried for ever.
     unit_ms = limit.call_ms / (limit.length or 1.0)
-    new = replace(limit, best_unit_ms=limit.best_unit_ms ** (2 / 3) * unit_ms ** (1 / 3))
+    # What was fastest may be long ago, or have been other jobs: a third of the way, so that this is not tried for ever.
+    best_ms = time.unit_ms if is_news else limit.best_unit_ms ** (2 / 3) * unit_ms ** (1 / 3)
+    new = replace(limit, best_unit_ms=best_ms)
     return _move(new, limit.measured, Phase.HOLDING, "fewer calls did less work", now_ms)
 
 
