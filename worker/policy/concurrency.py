@@ -69,6 +69,7 @@ class Limit:
     call_ms: float = 0.0
     call_noise: float = 1.0
     best_unit_ms: float = 0.0  # the shortest time for an output token; for a call, where there is no usage
+    floor: int = 0  # a value that did less work than a higher one; 0: none is known
     tried_ms: int = 0  # when the last higher value was given up
     factor: float = CAREFUL
     is_warm: bool = False  # the calls of the value before have ended
@@ -109,6 +110,7 @@ def start(remembered: Limit | None, *, cap: int, now_ms: int) -> Limit:
         ceiling=remembered.ceiling,
         is_ceiling_firm=remembered.is_ceiling_firm,
         best_unit_ms=remembered.best_unit_ms,
+        floor=remembered.floor,
         tried_ms=now_ms,
     )
 
@@ -188,15 +190,12 @@ def _start_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
             return limit
         gain = _gain(limit, flow, now_ms)
         if gain < 0.6 * (limit.value / limit.measured - 1):
-            new = replace(limit, good=limit.measured, tried_ms=now_ms)
             # The work grew up to a knee, and not beyond it: that is about where it would have grown to.
-            knee = round(limit.measured * (1 + gain))
-            if knee > limit.measured:
-                return _move(
-                    new, knee, Phase.CLIMBING, "twice the calls did less than twice the work", now_ms
-                )
-            lower = max(1, limit.measured // 2)  # the knee may be below what was begun with
-            return _move(new, lower, Phase.EASING, "twice the calls did no more work", now_ms)
+            knee = max(limit.measured, round(limit.measured * (1 + gain)))
+            floor = limit.measured if gain > 2 * GAIN else 0
+            # What was measured was the first round, of which the short calls are known only.
+            new = replace(limit, good=knee, floor=floor, measured=0, tried_ms=0 if floor else now_ms)
+            return _move(new, knee, Phase.HOLDING, "twice the calls did less than twice the work", now_ms)
     return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms, factor=2.0)
 
 
@@ -234,6 +233,8 @@ def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
         enough = math.ceil(1.05 * limit.value * new.best_unit_ms / unit_ms)
         lower = max(limit.value // 2, min(enough, limit.value - 1))
         return _move(new, lower, Phase.EASING, "fewer calls may do the same work", now_ms)
+    if not limit.floor and limit.tried_ms and limit.ceiling is None and limit.value > 1:
+        return _move(new, limit.value // 2, Phase.EASING, "fewer calls may do the same work", now_ms)
     if now_ms - limit.tried_ms >= max(RETRY_MS, 4 * limit.round_ms):
         return _climb_from(replace(new, is_ceiling_firm=False), flow, cap, now_ms)
     return _renew(new, flow, now_ms)
@@ -249,13 +250,13 @@ def _ease_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     is_news = time.noise < 0.1 and time.unit_ms < 0.9 * limit.best_unit_ms  # so fast was no call before
     if is_enough:
         new = replace(_settle(limit, flow, now_ms), tried_ms=now_ms)
-        if is_news and limit.value > 1:
+        if not limit.floor and limit.value > 1:
             return _move(new, limit.value // 2, Phase.EASING, "fewer calls do the same work", now_ms)
         return _renew(replace(new, phase=Phase.HOLDING, reason="fewer calls do the same work"), flow, now_ms)
     unit_ms = limit.call_ms / (limit.length or 1.0)
     # What was fastest may be long ago, or have been other jobs: a third of the way, so that this is not tried for ever.
     best_ms = time.unit_ms if is_news else limit.best_unit_ms ** (2 / 3) * unit_ms ** (1 / 3)
-    new = replace(limit, best_unit_ms=best_ms)
+    new = replace(limit, best_unit_ms=best_ms, floor=limit.value)
     return _move(new, limit.measured, Phase.HOLDING, "fewer calls did less work", now_ms)
 
 
@@ -279,7 +280,16 @@ def _settle(limit: Limit, flow: Flow, now_ms: int) -> Limit:
                 (0.7 * limit.call_ms + 0.3 * again.ms) * _call_time(limit, flow, now_ms, length).ms / again.ms
             )
             error = math.hypot(0.7 * limit.call_noise, 0.3 * again.noise)
-    new = replace(limit, good=limit.value, measured=limit.value, call_ms=ms, call_noise=error, length=length)
+    floor = limit.measured if 0 < limit.measured < limit.value else limit.floor
+    new = replace(
+        limit,
+        good=limit.value,
+        measured=limit.value,
+        floor=floor,
+        call_ms=ms,
+        call_noise=error,
+        length=length,
+    )
     if limit.ceiling is not None and limit.value >= limit.ceiling:
         new = replace(new, ceiling=None)
     if time.noise > 0.1:
@@ -330,12 +340,13 @@ def _judge(limit: Limit, flow: Flow, least: float, now_ms: int) -> bool | None:
     """Whether the value does `least` more than what was measured before (0.05: 5 %). None: it is not known yet."""
     gain = _gain(limit, flow, now_ms)
     unsure = 3 * math.hypot(_call_time(limit, flow, now_ms, limit.length).noise, limit.call_noise)
-    if flow.answers >= max(4, limit.value / 2):
+    elapsed_ms = now_ms - limit.since_ms
+    if flow.answers >= max(4, limit.value / 2) and (unsure < 0.15 or elapsed_ms >= 3 * limit.round_ms):
         if gain - unsure >= least:
             return True
         if gain + unsure < least:
             return False
-    if now_ms - limit.since_ms < ROUNDS * limit.round_ms:
+    if elapsed_ms < ROUNDS * limit.round_ms:
         return None
     return gain >= least + unsure / 3
 
