@@ -13,6 +13,7 @@ WINDOW_MS = 5_000  # the least time over which the goodput of a value that stays
 GAIN = 0.05  # a higher limit must do so much more work
 LOSS = 0.05  # a lower limit may do so much less
 BOLD = 1.5  # the step up after one that paid in full
+CHANGE = 0.2  # so much more or less work at one value is no noise
 SMALL = 1.2  # a step that is smaller than this is not measured: the gain would be lost in the noise
 SLOWEST = 4.0  # no more calls where an output token takes so many times longer than it did
 ROUNDS = 6  # a decision that is still unsure after so many round trips is taken as it is
@@ -70,8 +71,12 @@ def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
 def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     elapsed_ms = now_ms - limit.since_ms
     is_noisy = _call_time(limit, flow, now_ms).noise > 0.05 and elapsed_ms < 2 * ROUNDS * limit.round_ms
-    if is_noisy or elapsed_ms < max(WINDOW_MS, 3 * limit.round_ms):
+    if is_noisy or elapsed_ms < max(WINDOW_MS, (3 if limit.measured else 1.5) * limit.round_ms):
         return limit
+    if limit.measured == limit.value and not -CHANGE < _gain(limit, flow, now_ms) < CHANGE:
+        # It changed in the middle of this time: only calls from now on tell what it does now.
+        new = replace(limit, measured=0)
+        return move(new, limit.value, Phase.HOLDING, "the endpoint has changed", now_ms)
     new = _settle(limit, flow, now_ms)
     unit_ms = _call_time(limit, flow, now_ms).unit_ms
     if limit.value > 1 and new.best_unit_ms and new.best_unit_ms <= 0.8 * unit_ms:
@@ -118,14 +123,11 @@ def _settle(limit: Limit, flow: Flow, now_ms: int) -> Limit:
     """The value is good: what it does is what others are compared with."""
     time = _call_time(limit, flow, now_ms)
     ms, error, length = time.ms, time.noise, time.length
-    if limit.measured == limit.value:
+    if limit.measured == limit.value and -CHANGE < _gain(limit, flow, now_ms) < CHANGE:
         again = _call_time(limit, flow, now_ms, limit.length)
-        if abs(again.ms / limit.call_ms - 1) < 0.25:  # no change: the average says more
-            length = 0.7 * limit.length + 0.3 * time.length
-            ms = (
-                (0.7 * limit.call_ms + 0.3 * again.ms) * _call_time(limit, flow, now_ms, length).ms / again.ms
-            )
-            error = math.hypot(0.7 * limit.call_noise, 0.3 * again.noise)
+        length = (limit.length + time.length) / 2
+        ms = (limit.call_ms + again.ms) / 2 * _call_time(limit, flow, now_ms, length).ms / again.ms
+        error = math.hypot(limit.call_noise, again.noise) / 2
     floor = limit.measured if 0 < limit.measured < limit.value else limit.floor
     new = replace(
         limit,
