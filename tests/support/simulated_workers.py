@@ -175,15 +175,17 @@ class World:
 
     # ── the store ──
 
+    def replace(self, limit: Limit) -> None:
+        if limit is not self.limit:
+            self.limit, self.flow = parse_limit(asdict(limit)), NOTHING
+            self.changes.append((self.time.now_s, self.limit))
+
     def _exchange(self, worker: Worker) -> None:
         worker.is_told = False
         self._count_full(worker)
         if worker.limit.epoch == self.limit.epoch:
             self.flow += worker.flow + Flow(full_ms=round(worker.full_ms))
-            after = concurrency.step(self.limit, self.flow, cap=self.cap, now_ms=self.now_ms)
-            if after is not self.limit:
-                self.limit, self.flow = parse_limit(asdict(after)), NOTHING
-                self.changes.append((self.time.now_s, self.limit))
+            self.replace(concurrency.step(self.limit, self.flow, cap=self.cap, now_ms=self.now_ms))
         worker.flow, worker.full_ms, worker.limit = NOTHING, 0.0, self.limit
         demands = [self._demand(one) for one in self.workers]
         fair = share_out(self.limit.value, demands, turn=int(self.time.now_s / 2))[worker.name]
