@@ -17,6 +17,7 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.endpoint import open_endpoint
 from worker.attempt.execute import Executor
+from worker.attempt.models_probe import build_models_probe
 from worker.attempt.slots import Slots
 from worker.broker.client import BrokerEpoch, broker_address, check_broker, count_messages, open_client
 from worker.broker.hints import SHARED_QUEUES, queues_of
@@ -106,6 +107,10 @@ class WorkerRuntime:
             if drains
             else None
         )
+        credentials = Credentials(settings)
+        models_probe = build_models_probe(
+            settings, gatekeeper, credentials, clock, on_answer=lambda: self._relay.poke()
+        )
         self._relay = Relay(
             ledger,
             publish_due or partial(publish, broker, queues=self.queues),
@@ -118,10 +123,11 @@ class WorkerRuntime:
             backoff_cap_s=settings.backoff_cap_s,
             # What an endpoint asks for is capped, and a tenth of the backoff is added; a probe waits a minute.
             longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
+            may_probe=models_probe.may_call_a_job,
         )
         self._executor = Executor(
             client=self._client,
-            credentials=Credentials(settings),
+            credentials=credentials,
             writer=self._writer,
             gatekeeper=gatekeeper,
             spool=self._spool,

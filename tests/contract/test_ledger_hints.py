@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.contract.test_ledger_outages import Town
 from tests.support.clock import FakeClock
-from tests.support.ledger import job_row
+from tests.support.ledger import job_row, state
 from tests.support.moody import Reply, completion
 from worker.storage.engine import Ledger
 
@@ -159,3 +160,33 @@ def test_a_job_refused_again_and_again_comes_back_with_the_pace_of_the_answers(t
     assert town.states(ids) == {"waiting"} and burnt(town, ids) == {0}
     town.endpoint.decide = completion
     assert town.live(5, until=lambda: town.states(ids) == {"succeeded"}) <= 1
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_mix_of_a_tenth_good_answers_ends_by_itself_and_a_cap_told_in_its_midst_is_waited_for(
+    town: Town, status: int
+) -> None:
+    rng = random.Random(11)
+    good = {f"job {n}": rng.random() < 0.1 for n in range(100)}
+
+    def answer(text: str) -> Reply:
+        words = f"Field not known, request id req_{rng.getrandbits(90):x}"
+        return completion(text) if good.get(text, True) else (status, {"error": {"message": words}})
+
+    def cap(_: str) -> Reply:
+        used, day = rng.randint(1, 10**7), rng.randint(1, 28)
+        return status, {"error": {"message": f"Access suspended until Mon, {day} Mar; used {used:,} tokens"}}
+
+    ids = town.put(*good)
+    town.endpoint.decide = answer
+    assert town.live(120, until=lambda: town.states(ids) == {"succeeded", "failed"}) < 120
+    assert [state(town.ledger, id_) == "succeeded" for id_ in ids] == list(good.values())
+    ids = town.put(*[f"later {n}" for n in range(100)])
+    town.endpoint.decide = cap
+    town.endpoint.calls.clear()
+    town.live(60)
+    assert town.endpoint.calls.total() <= 20
+    town.endpoint.decide = completion
+    town.live(10, until=lambda: town.states(ids) <= {"succeeded", "failed"})
+    assert [state(town.ledger, id_) for id_ in ids].count("failed") <= 1
+    assert town.states(ids) <= {"succeeded", "failed"}

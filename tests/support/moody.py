@@ -23,20 +23,23 @@ def completion(text: str) -> Reply:
 class MoodyEndpoint:
     """`decide` takes a call's text and gives its answer; it may be replaced at any time. `calls` counts by text.
 
-    `headers` go with every answer to a call.
+    `headers` go with every answer to a call. `models` is the answer to a request for the models; `asked` counts these.
     """
 
     def __init__(self, decide: Callable[[str], Reply] = completion) -> None:
         self.decide = decide
         self.calls: Counter[str] = Counter()
         self.headers: dict[str, str] = {}
+        self.models: Reply = (200, {"object": "list", "data": [{"id": MODEL}]})
+        self.asked = 0
         endpoint = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self._reply(200, {"object": "list", "data": [{"id": MODEL}]}, {})
+                endpoint.asked += 1
+                self._reply(*endpoint.models, {})
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -85,11 +85,7 @@ def _print_ledger(found: Snapshot) -> None:
             out.say(("  silent for longer than its lease: it counts as dead", "yellow"))
     for pause in found.pauses:
         out.say((describe_pause(pause), "yellow"), ": `antrean resume` goes on")
-    shut = None if found.gate is None else describe_gate(found.gate, now_ms=found.now_ms)
-    if shut is not None:
-        _print_reason("gate", shut)
-    if found.waits_for not in (None, shut) and not found.pauses:
-        _print_reason("waiting", str(found.waits_for))
+    _print_trouble(found)
     _print_open(found)
 
 
@@ -113,9 +109,18 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
         f"{format_count(one.prompt_tokens)} prompt + {format_count(one.completion_tokens)} completion "
         f"= {format_count(one.total_tokens)} tokens"
     )
-    if found.gate is not None:
-        _print_reason("gate", describe_gate(found.gate, now_ms=found.now_ms))
+    if found.concerns(batch.endpoint):
+        _print_trouble(found)
     _print_open(found)
+
+
+def _print_trouble(found: Snapshot) -> None:
+    """The shut gate, and the endpoint's words for it."""
+    shut = None if found.gate is None else describe_gate(found.gate, now_ms=found.now_ms)
+    if shut is not None:
+        _print_reason("gate", shut)
+    if found.waits_for not in (None, shut) and not found.pauses:
+        _print_reason("waiting", str(found.waits_for))
 
 
 def _print_open(found: Snapshot) -> None:

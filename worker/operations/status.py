@@ -32,7 +32,7 @@ class Snapshot:
     open_jobs: OpenJobs
     workers: Sequence[WorkerFacts]
     pauses: Sequence[Pause]
-    trouble: Trouble | None  # of a ledger
+    trouble: Trouble | None  # of the ledger, or of the batch's endpoint
     now_ms: int
     gate: Gate | None = None  # of `endpoint`, that of these settings: no other is known
     endpoint: str = ""
@@ -45,7 +45,7 @@ class Snapshot:
 
     @property
     def waits_for(self) -> str | None:
-        """What keeps all jobs of the ledger waiting, in a sentence; None where nothing does."""
+        """What keeps all jobs waiting, in a sentence; None where nothing does."""
         return None if self.trouble is None else describe_trouble(self.trouble, self.gate, now_ms=self.now_ms)
 
     @property
@@ -76,7 +76,7 @@ def fetch_snapshot(ledger: Ledger, settings: Settings, batch: Batch | None) -> S
             open_jobs=fetch_open_jobs(connection, batch),
             workers=fetch_workers(connection),
             pauses=fetch_pauses(connection),
-            trouble=fetch_trouble(connection) if batch is None else None,
+            trouble=fetch_trouble(connection, None if batch is None else batch.endpoint),
             now_ms=now_ms,
         )
     # A broker that does not answer takes seconds to say so: no transaction waits for it.

@@ -122,6 +122,7 @@ def _parse(raw: bytes) -> Gate:
         # Missing if a worker of an older version shut the gate.
         wait_ms=_whole(facts.get("wait_ms")),
         struck_ms=_whole(facts.get("struck_ms")),
+        since_ms=_whole(facts.get("since_ms")),
         http_status=facts.get("http_status"),
         jobs=tuple(facts.get("jobs") or ()),
     )

@@ -78,8 +78,11 @@ class Relay:
         in_hand: Callable[[], Collection[str]] = tuple,
         backoff_cap_s: float = 120.0,
         longest_wait_s: float = 3720.0,
+        may_probe: Callable[[], bool] = lambda: True,
     ) -> None:
         """`in_hand`: the jobs whose hints this process has fetched and not finished.
+
+        `may_probe`: whether a job may test a shut gate now, or the endpoint is asked by other means first.
 
         `longest_wait_s`: no retry of ours waits longer; `backoff_cap_s`: nor one that nobody asked to wait.
         """
@@ -87,6 +90,7 @@ class Relay:
         self._publish = publish
         self._epoch = epoch
         self._in_hand = in_hand
+        self._may_probe = may_probe
         self._gatekeeper = gatekeeper
         self._clock = clock
         self._endpoint = endpoint
@@ -208,6 +212,8 @@ class Relay:
         now_s = self._clock.monotonic_s()
         is_late = now_s - self._probe_hinted_s >= PROBE_EVERY_S
         if published and (published >= _MOST_PROBE_HINTS or not is_late):
+            return 0
+        if not self._may_probe():
             return 0
         admission, refused = self._gatekeeper.admission()
 
