@@ -10,10 +10,10 @@ _BUCKETS_KEPT = 36_000  # an hour
 
 
 class _Bucket:
-    __slots__ = ("calls", "in_flight_s", "max_in_flight", "paid", "refused", "tokens")
+    __slots__ = ("calls", "completion_tokens", "in_flight_s", "max_in_flight", "paid", "refused", "tokens")
 
     def __init__(self, in_flight: int) -> None:
-        self.calls = self.paid = self.refused = self.tokens = 0
+        self.calls = self.paid = self.refused = self.tokens = self.completion_tokens = 0
         self.max_in_flight = in_flight
         self.in_flight_s = 0.0
 
@@ -30,7 +30,15 @@ class Series:
         self.max_calls_per_s = 0  # calls of the busiest second
 
     def note(
-        self, now: float, in_flight: int, *, calls: int = 0, paid: int = 0, refused: int = 0, tokens: int = 0
+        self,
+        now: float,
+        in_flight: int,
+        *,
+        calls: int = 0,
+        paid: int = 0,
+        refused: int = 0,
+        tokens: int = 0,
+        completion_tokens: int = 0,
     ) -> None:
         """Notes what has happened now, and how many calls are in flight from now on."""
         bucket = self._reach(now)
@@ -40,6 +48,7 @@ class Series:
         bucket.paid += paid
         bucket.refused += refused
         bucket.tokens += tokens
+        bucket.completion_tokens += completion_tokens
         self._in_flight = in_flight
         if in_flight > bucket.max_in_flight:
             bucket.max_in_flight = in_flight
@@ -63,6 +72,7 @@ class Series:
                     "paid": sum(one.paid for one in part),
                     "refused": sum(one.refused for one in part),
                     "tokens": sum(one.tokens for one in part),
+                    "completion_tokens": sum(one.completion_tokens for one in part),
                     "max_in_flight": max(one.max_in_flight for one in part),
                     "mean_in_flight": round(sum(one.in_flight_s for one in part) / length_s, 2),
                 }

@@ -102,7 +102,7 @@ class Tally:
         self.paid += 1
         self.tokens += tokens
         self.completion_tokens += completion_tokens
-        of_key = self._end(call, paid=1, tokens=tokens)
+        of_key = self._end(call, paid=1, tokens=tokens, completion_tokens=completion_tokens)
         of_key.paid += 1
         of_key.tokens += tokens
         if call.job:
@@ -172,9 +172,10 @@ class Tally:
             if tally.received >= at_least and tally.paid >= paid_at_least
         }
 
-    def _end(self, call: Call, *, paid: int = 0, refused: int = 0, tokens: int = 0) -> KeyTally:
+    def _end(self, call: Call, **counts: int) -> KeyTally:
+        """`counts`: those of `Series.note`."""
         self.in_flight -= 1
-        self._series.note(time.monotonic(), self.in_flight, paid=paid, refused=refused, tokens=tokens)
+        self._series.note(time.monotonic(), self.in_flight, **counts)
         of_key = self._of_key(call.key)
         of_key.in_flight -= 1
         return of_key

@@ -114,12 +114,13 @@ def test_an_answer_has_as_many_tokens_as_were_asked_for(tokens: int) -> None:
 def test_the_series_says_how_many_calls_were_in_flight_in_the_mean() -> None:
     series = Series(100.0, 0)
     series.note(100.0, 2, calls=2)
-    series.note(100.5, 0, paid=2, tokens=20)
+    series.note(100.5, 0, paid=2, tokens=20, completion_tokens=8)
     series.note(101.25, 4, calls=4)
+    nothing = {"calls": 0, "paid": 0, "refused": 0, "tokens": 0, "completion_tokens": 0, "mean_in_flight": 0}
     assert series.rows(102.0) == [
-        {"at_s": 0.0, "calls": 2, "paid": 2, "refused": 0, "tokens": 20, "max_in_flight": 2, "mean_in_flight": 1.0},
-        {"at_s": 1.0, "calls": 4, "paid": 0, "refused": 0, "tokens": 0, "max_in_flight": 4, "mean_in_flight": 3.0},
-        {"at_s": 2.0, "calls": 0, "paid": 0, "refused": 0, "tokens": 0, "max_in_flight": 4, "mean_in_flight": 0},
+        {"at_s": 0, "calls": 2, "paid": 2, "refused": 0, "tokens": 20, "completion_tokens": 8, "max_in_flight": 2, "mean_in_flight": 1.0},
+        nothing | {"at_s": 1, "calls": 4, "max_in_flight": 4, "mean_in_flight": 3.0},
+        nothing | {"at_s": 2, "max_in_flight": 4},
     ]  # fmt: skip
     assert series.max_calls_per_s == 4
 
