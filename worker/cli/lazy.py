@@ -56,6 +56,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         ),
         "pause": Listed("pausing", "Claim no more jobs of the endpoint until `antrean resume`."),
         "resume": Listed("pausing", "End a pause: jobs of the endpoint are claimed again."),
+        "limits": Listed("limiting", "Show, set or clear how much the endpoint is asked for."),
         "gate": Listed("gating", "Show why no job is called, or have the jobs called again at once."),
         "prune": Listed("pruning", "Remove jobs that have ended, with their requests, results and attempts."),
         "give-back": Listed(

@@ -13,6 +13,7 @@ from worker.cli.listing import complete_batch_id, iso, worker_facts
 from worker.cli.pausing import describe_pause
 from worker.operations.batches import find_named_batch
 from worker.operations.gates import describe_gate, gate_facts
+from worker.operations.limits import describe_limit, limit_facts
 from worker.operations.status import Snapshot, fetch_snapshot
 from worker.reports.summary import format_count, format_seconds
 from worker.reports.waiting import (
@@ -83,6 +84,8 @@ def _print_ledger(found: Snapshot) -> None:
         )
         if worker.is_silent(found.now_ms):
             out.say(("  silent for longer than its lease: it counts as dead", "yellow"))
+    if found.limits:
+        out.say(f"limits {', '.join(describe_limit(one) for one in found.limits)}")
     for pause in found.pauses:
         out.say((describe_pause(pause), "yellow"), ": `antrean resume` goes on")
     _print_trouble(found)
@@ -138,6 +141,7 @@ def _ledger_facts(settings: Settings, found: Snapshot) -> dict[str, Any]:
     return {
         "jobs": _named(found.counts),
         "batches": [_batch_facts(one) for one in found.batches],
+        "limits": [limit_facts(one) for one in found.limits],
         "paused": [
             {"endpoint": one.endpoint, "paused_at": iso(one.paused_at_ms), "reason": one.reason}
             for one in found.pauses

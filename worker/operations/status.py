@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from schemas.job import JobState
 from worker.clock import SystemClock
 from worker.operations.gates import GateWatch, describe_trouble
+from worker.operations.limits import choose_limits
 from worker.policy.gates import Gate
 from worker.reports.waiting import Reason, explain_waiting
 from worker.settings import Settings
 from worker.storage.batches import Batch, BatchStatus, count_states, fetch_batches, fetch_status
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
+from worker.storage.limits import StoredLimit, fetch_limits
 from worker.storage.open_jobs import OpenJobs, fetch_open_jobs
 from worker.storage.pauses import Pause, fetch_pauses
 from worker.storage.reading import Trouble, fetch_trouble
@@ -34,6 +36,7 @@ class Snapshot:
     pauses: Sequence[Pause]
     trouble: Trouble | None  # of the ledger, or of the batch's endpoint
     now_ms: int
+    limits: Sequence[StoredLimit] = ()  # of the endpoint of these settings, which hold now
     gate: Gate | None = None  # of `endpoint`, that of these settings: no other is known
     endpoint: str = ""
 
@@ -78,6 +81,7 @@ def fetch_snapshot(ledger: Ledger, settings: Settings, batch: Batch | None) -> S
             pauses=fetch_pauses(connection),
             trouble=fetch_trouble(connection, None if batch is None else batch.endpoint),
             now_ms=now_ms,
+            limits=choose_limits(fetch_limits(connection, settings.endpoint, key_id=""), settings),
         )
     # A broker that does not answer takes seconds to say so: no transaction waits for it.
     if batch is None or found.concerns(settings.endpoint):

@@ -110,7 +110,7 @@ class Limiter:
         self._advance = advance
         self._openings = openings
         self._poked = threading.Event()
-        meter.on_refusal = self.poke
+        meter.on_refusal = self._hold
         self._known = Known()
         self._known_s = float("-inf")
         self._limit: Limit | None = None
@@ -120,6 +120,7 @@ class Limiter:
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
         self._was_full = False
+        self._is_held = False  # no call begins before the next exchange
         self._refused_epoch: int | None = None
         self._dead: deque[str] = deque()
         self._opened = openings()
@@ -132,6 +133,12 @@ class Limiter:
 
     def poke(self) -> None:
         """Has the next exchange made at once. From any thread."""
+        self._poked.set()
+
+    def _hold(self) -> None:
+        """A call was refused, and no other begins until all workers know: some milliseconds."""
+        self._is_held = True
+        self._slots.valid_until_s = 0.0
         self._poked.set()
 
     def forget(self, worker_id: str) -> None:
@@ -195,13 +202,16 @@ class Limiter:
 
     def _confirm(self) -> None:
         """Keeps the share: this worker was not suspended, and only nobody answers."""
+        self._is_held = False
         self._slots.valid_until_s = self._clock.monotonic_s() + _VALID_S
+        self._advance()
 
     # The exchange. ----------------------------------------------------------------------------------------------
 
     def _exchange(self, change: Change | None) -> Share:
         now_s = self._clock.monotonic_s()
         applied = self._applied if self._has_begun else 0
+        was_held, self._is_held = self._is_held, False
         in_flight, demand = self._slots.in_flight, self._slots.demand
         is_full = demand >= max(1, applied)
         reading = self._meter.read()
@@ -242,6 +252,8 @@ class Limiter:
         self._kept, self._is_limited = None, True
         self._refused_epoch = reading.refused_epoch
         self._slots.valid_until_s = now_s + _VALID_S
+        if self._is_held:  # refused meanwhile
+            self._slots.valid_until_s = 0.0
         self._limit = share.limit if self._is_adaptive else None
         self._latest = self._limit or self._latest
         self._meter.follow(self._limit)
@@ -254,7 +266,7 @@ class Limiter:
         if slots != self._applied:
             self._applied = slots
             self._apply(slots)
-        elif share.permits:
+        elif share.permits or was_held:
             self._advance()
         return share
 

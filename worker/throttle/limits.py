@@ -89,6 +89,14 @@ class Share:
     has_changed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What the workers have in flight, as they told last, and how many workers there are."""
+
+    in_flight: int
+    workers: int
+
+
 class StoreAway(Exception):
     """The store of the limits does not answer."""
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from worker.policy.allowances import reserve_tokens
 from worker.policy.concurrency import Limit
 from worker.policy.flow import Flow, one_answer
 from worker.throttle.gatekeeper import Permit
@@ -96,8 +97,8 @@ class Meter:
     def expected_tokens(self) -> int:
         """What an answer takes: the 95th percentile of the latest ones."""
         with self._lock:
-            lately = sorted(self._lately)
-        return lately[len(lately) * 95 // 100] if lately else _UNKNOWN_TOKENS
+            lately = list(self._lately)
+        return reserve_tokens(lately, unknown=_UNKNOWN_TOKENS)
 
     def _add(self, seen: Flow) -> None:
         for index, one in enumerate(_FLOW_NAMES):

@@ -11,7 +11,17 @@ import redis
 
 from worker.policy.concurrency import Limit, parse_limit
 from worker.policy.flow import Flow
-from worker.throttle.limits import SETTLING_MS, SILENT_MS, TURN_MS, Change, Fixed, Report, Share, StoreAway
+from worker.throttle.limits import (
+    SETTLING_MS,
+    SILENT_MS,
+    TURN_MS,
+    Change,
+    Fixed,
+    Report,
+    Share,
+    StoreAway,
+    Use,
+)
 from worker.throttle.scripts import read_script
 
 _KEEP_MS = 3_600_000
@@ -27,6 +37,7 @@ class RedisLimitStore:
     def __init__(self, client: redis.Redis, endpoint: str, *, key_id: str = "") -> None:
         name = hashlib.sha256(f"{endpoint}\n{key_id}".encode()).hexdigest()[:16]
         self._key = f"antrean:{name}:limits-1"
+        self._client = client
         self._exchange = client.register_script(read_script("exchange.lua"))
         self._leave = client.register_script(read_script("leave_limits.lua"))
         self._limit: Limit | None = None  # as the store had it last
@@ -80,6 +91,15 @@ class RedisLimitStore:
         try:
             self._leave(keys=[self._key], args=[worker_id, _KEEP_MS])
         except redis.RedisError as exc:
+            raise StoreAway(type(exc).__name__) from exc
+
+    def fetch_use(self) -> Use | None:
+        """What the workers have in flight now; None where none shares a limit. Raises StoreAway."""
+        try:
+            raw = self._client.get(self._key)
+            workers = orjson.loads(raw)["workers"] if isinstance(raw, bytes) else {}
+            return Use(sum(one["in_flight"] for one in workers.values()), len(workers)) if workers else None
+        except (redis.RedisError, OSError, ValueError, KeyError, TypeError) as exc:
             raise StoreAway(type(exc).__name__) from exc
 
     def _read(self, answer: Any) -> Share:
