@@ -15,6 +15,7 @@ from worker.settings import load_settings
 def _few_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that may open 150 files, and no more."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (150, 150))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)  # of the process that runs these tests
     monkeypatch.setattr(capacity, "count_startable_threads", lambda wanted: wanted)
 
 
