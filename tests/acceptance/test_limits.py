@@ -70,3 +70,56 @@ def test_auto_finds_the_limit_of_an_endpoint_that_refuses_and_remembers_it(
     assert found.value is not None and 25 <= found.value <= 45
     assert any(one.reason is not None and "refused" in one.reason for one in changes)
     assert simulator.stats()["calls"] < 1500 * 1.15
+
+
+@pytest.mark.full
+@pytest.mark.simulator("--latency", "0.2", "--rpm", "612")
+def test_two_workers_keep_six_hundred_requests_a_minute_and_use_nearly_all_of_them(
+    plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
+) -> None:
+    """The endpoint refuses what is more than 2 % above it in any minute."""
+    limit(plant_ledger, plant_settings, requests_per_min=600)
+    queue(plant_ledger, plant_settings, 3000)
+    plant.worker(concurrency=32)
+    plant.worker(concurrency=32)
+    wait_until(lambda: simulator.stats()["calls"] > 20, within_s=20, what="calls are made")
+    before = simulator.stats()["calls"]
+    Event().wait(90)
+    after = simulator.stats()
+    assert after["calls"] - before >= 900 * 0.95
+    assert after["refused"] == {}
+
+
+@pytest.mark.full
+@pytest.mark.simulator("--latency", "2")
+def test_two_workers_keep_sixty_calls_of_two_seconds_in_flight(
+    plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
+) -> None:
+    limit(plant_ledger, plant_settings, in_flight=60)
+    queue(plant_ledger, plant_settings, 2000)
+    plant.worker(concurrency=64)
+    plant.worker(concurrency=64)
+    wait_until(lambda: simulator.stats()["in_flight"] >= 58, within_s=20, what="the limit is in use")
+    before = simulator.stats()["calls"]
+    Event().wait(30)
+    after = simulator.stats()
+    assert after["max_in_flight"] <= 60
+    assert after["calls"] - before >= 30 * 30 * 0.95
+
+
+@pytest.mark.full
+@pytest.mark.simulator("--call-tokens", "50", "--answer-tokens", "50", "--knee", "24")
+def test_auto_finds_the_knee_of_a_server_that_never_refuses(
+    plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
+) -> None:
+    queue(plant_ledger, plant_settings, 3000)
+    plant.worker()
+    wait_until(lambda: simulator.stats()["calls"] > 20, within_s=20, what="calls are made")
+    Event().wait(45)
+    before = simulator.stats()["calls"]
+    Event().wait(20)
+    after = simulator.stats()
+    assert after["calls"] - before >= 24 * 20 * 0.9
+    with plant_ledger.read() as connection:
+        [found] = fetch_limits(connection, plant_settings.endpoint)
+    assert found.value is not None and 22 <= found.value <= 36
