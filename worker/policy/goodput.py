@@ -9,6 +9,7 @@ from worker.policy.flow import CallTime, Flow, call_time
 from worker.policy.limit import CAREFUL, Limit, Phase, move, renew, spare
 
 RETRY_MS = 20_000  # after so long at one value a higher one is tried: what doubles is found within a minute
+LONGEST_RETRY_MS = 50_000  # where a try costs a refusal, and calls are few
 WINDOW_MS = 5_000  # the least time over which the goodput of a value that stays is measured
 GAIN = 0.05  # a higher limit must do so much more work
 LOSS = 0.05  # a lower limit may do so much less
@@ -30,10 +31,8 @@ def _start_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if limit.value == limit.good:
         return _hold(_settle(limit, flow, now_ms), flow, "back at what was good", now_ms)
     if limit.measured and limit.value > limit.measured:
-        if (
-            _call_time(limit, flow, now_ms, limit.length).noise > 0.15
-            and now_ms - limit.since_ms < ROUNDS * limit.round_ms
-        ):
+        is_noisy = _call_time(limit, flow, now_ms, limit.length).noise > 0.15
+        if is_noisy and now_ms - limit.since_ms < ROUNDS * limit.round_ms:
             return limit
         gain = _gain(limit, flow, now_ms)
         if gain < 0.6 * (limit.value / limit.measured - 1):
@@ -48,9 +47,7 @@ def _start_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
 
 def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if limit.refused_at:  # a round without refusals, below what was good
-        new = replace(
-            limit, ceiling=limit.refused_at, is_ceiling_firm=False, refused_at=0, measured=0, good=limit.value
-        )
+        new = replace(limit, ceiling=limit.refused_at, is_ceiling_firm=False, refused_at=0, measured=0)
         return _climb_from(_settle(new, flow, now_ms), flow, cap, now_ms)
     if limit.value <= limit.good or not limit.measured:
         return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms)
@@ -84,11 +81,17 @@ def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
         enough = math.ceil(1.05 * limit.value * new.best_unit_ms / unit_ms)
         lower = max(limit.value // 2, min(enough, limit.value - 1))
         return move(new, lower, Phase.EASING, "fewer calls may do the same work", now_ms)
-    if not limit.floor and limit.tried_ms and limit.ceiling is None and limit.value > 1:
+    if not limit.floor and limit.tried_ms and limit.ceiling is None and 1 < limit.value < cap:
         return move(new, limit.value // 2, Phase.EASING, "fewer calls may do the same work", now_ms)
-    if now_ms - limit.tried_ms >= max(RETRY_MS, 4 * limit.round_ms):
+    if now_ms - limit.tried_ms >= _retry_ms(limit):
         return _climb_from(replace(new, is_ceiling_firm=False), flow, cap, now_ms)
     return renew(new, flow, now_ms)
+
+
+def _retry_ms(limit: Limit) -> float:
+    """How long a value stays before a higher one is tried. At a ceiling it costs a refusal: one in a hundred calls."""
+    hundred_ms = 0.0 if limit.ceiling is None else min(LONGEST_RETRY_MS, 100 * limit.round_ms / limit.value)
+    return max(RETRY_MS, 4 * limit.round_ms, hundred_ms)
 
 
 def _ease_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
@@ -199,12 +202,8 @@ def _call_time(limit: Limit, flow: Flow, now_ms: int, length: float | None = Non
     """
     known = call_time(flow, length=length)
     varies = known.noise * math.sqrt(flow.answers)
-    if (
-        flow.tokens_out
-        or not flow.ended
-        or varies < 0.4
-        or not (limit.is_warm or limit.phase is Phase.HOLDING)
-    ):
+    is_counted = limit.is_warm or limit.phase is Phase.HOLDING
+    if flow.tokens_out or not flow.ended or not is_counted or varies < 0.4:
         return known
     ms = limit.value * (now_ms - limit.since_ms) / flow.ended
     return CallTime(ms, min(1.0, varies / math.sqrt(flow.ended)), 0.0)
