@@ -17,6 +17,7 @@ BOLD = 1.5  # the step up after one that paid in full
 CHANGE = 0.2  # so much more or less work at one value is no noise
 SMALL = 1.2  # a step that is smaller than this is not measured: the gain would be lost in the noise
 SLOWEST = 4.0  # no more calls where an output token takes so many times longer than it did
+FEW = 6  # of fewer answers nothing is concluded
 ROUNDS = 6  # a decision that is still unsure after so many round trips is taken as it is
 
 
@@ -68,7 +69,11 @@ def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
 def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     elapsed_ms = now_ms - limit.since_ms
     is_noisy = _call_time(limit, flow, now_ms).noise > 0.05 and elapsed_ms < 2 * ROUNDS * limit.round_ms
-    if is_noisy or elapsed_ms < max(WINDOW_MS, (3 if limit.measured else 1.5) * limit.round_ms):
+    if (
+        flow.answers < FEW
+        or is_noisy
+        or elapsed_ms < max(WINDOW_MS, (3 if limit.measured else 1.5) * limit.round_ms)
+    ):
         return limit
     if limit.measured == limit.value and not -CHANGE < _gain(limit, flow, now_ms) < CHANGE:
         # It changed in the middle of this time: only calls from now on tell what it does now.
@@ -179,7 +184,9 @@ def _judge(limit: Limit, flow: Flow, least: float, now_ms: int) -> bool | None:
     gain = _gain(limit, flow, now_ms)
     unsure = 3 * math.hypot(_call_time(limit, flow, now_ms, limit.length).noise, limit.call_noise)
     elapsed_ms = now_ms - limit.since_ms
-    if flow.answers >= max(4, limit.value / 2) and (unsure < 0.15 or elapsed_ms >= 3 * limit.round_ms):
+    if flow.answers < FEW:
+        return None
+    if flow.answers >= limit.value / 2 and (unsure < 0.15 or elapsed_ms >= 3 * limit.round_ms):
         if gain - unsure >= least:
             return True
         if gain + unsure < least:
