@@ -158,12 +158,13 @@ def _climb_from(limit: Limit, flow: Flow, cap: int, now_ms: int, *, factor: floa
     factor = limit.factor if factor is None else factor
     if limit.ceiling is not None and limit.value >= limit.ceiling:
         limit = replace(limit, ceiling=None)
-    value = min(cap, max(limit.value + 1, round(limit.value * factor)))
-    if limit.ceiling is not None and value >= limit.ceiling:
+    value = max(limit.value + 1, round(limit.value * factor))
+    if limit.ceiling is not None:
         gap = limit.ceiling - limit.value
-        value = limit.value + max(1, gap // 4)
         if gap <= 1 and limit.is_ceiling_firm:
             return _hold(limit, flow, "below the ceiling", now_ms)
+        value = min(value, limit.value + max(1, gap // 4))
+    value = min(cap, value)
     if value <= limit.value:
         return _hold(limit, flow, "the most allowed", now_ms)
     if limit.best_unit_ms and _call_time(limit, flow, now_ms).unit_ms > SLOWEST * limit.best_unit_ms:
