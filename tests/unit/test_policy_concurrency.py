@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.limits import CAP, FIRST, NOW, SETTLED, after, refused, seen
 from worker.policy.concurrency import (
     FRESH_MS,
     Limit,
@@ -20,75 +21,7 @@ from worker.policy.concurrency import (
     start,
     step,
 )
-from worker.policy.flow import NOTHING, Flow
-
-NOW = 10_000_000
-CAP = 256
-FIRST = start(None, cap=CAP, now_ms=NOW)
-# 40 at once work, and 41 were refused; a call of 100 tokens takes half a second.
-SETTLED = Limit(
-    40,
-    9,
-    Phase.HOLDING,
-    NOW,
-    "below the ceiling",
-    steady_epoch=7,
-    cut_epoch=7,
-    good=40,
-    round_ms=500,
-    ceiling=41,
-    is_ceiling_firm=True,
-    measured=40,
-    length=100.0,
-    call_ms=500.0,
-    call_noise=0.004,
-    best_unit_ms=5.0,
-    floor=20,
-    tried_ms=NOW,
-)
-KNEE = replace(SETTLED, value=24, good=24, measured=24, ceiling=None, is_ceiling_firm=False, floor=16)
-
-
-def seen(
-    answers: int,
-    *,
-    limit: Limit,
-    ms: int = 500,
-    seconds: float,
-    refusals: int = 0,
-    reached: float = 1.0,
-    tokens: int = 100,
-) -> Flow:
-    """So many calls, of about `ms` each, at this limit."""
-    half, odd = divmod(answers, 2)
-    times = [round(ms * 0.98)] * half + [round(ms * 1.02)] * half + [ms] * odd
-    return Flow(
-        answers=answers,
-        tokens=tokens * answers,
-        tokens_out=tokens * answers,
-        call_ms=sum(times),
-        out_out=tokens * tokens * answers,
-        out_ms=tokens * sum(times),
-        ms_ms=sum(one * one for one in times),
-        refusals=refusals,
-        full_ms=round(limit.value * seconds * 1000 * reached),
-        ended=answers,
-    )
-
-
-def after(
-    limit: Limit, answers: int, *, seconds: float, ms: int = 500, reached: float = 1.0, cap: int = CAP
-) -> Limit:
-    flow = seen(answers, limit=limit, ms=ms, seconds=seconds, reached=reached)
-    return step(limit, flow, cap=cap, now_ms=limit.since_ms + round(seconds * 1000))
-
-
-def refused(limit: Limit, flow: Flow = NOTHING, *, epoch: int | None = None, cap: int = CAP) -> Limit:
-    epoch = limit.epoch if epoch is None else epoch
-    return cut(limit, flow + Flow(refusals=1), epoch=epoch, cap=cap, now_ms=limit.since_ms + 100)
-
-
-# ── the start ──
+from worker.policy.flow import NOTHING
 
 
 def test_an_unknown_endpoint_begins_with_sixteen() -> None:
@@ -290,114 +223,6 @@ def test_a_refused_job_waits_for_about_a_round_trip() -> None:
     assert refused_wait_ms(SETTLED) == 500
     assert refused_wait_ms(replace(SETTLED, round_ms=20)) == 250
     assert refused_wait_ms(replace(SETTLED, round_ms=90_000)) == 10_000
-
-
-# ── work done ──
-
-
-def trial(base: Limit, value: int, *, phase: Phase = Phase.CLIMBING) -> Limit:
-    return replace(base, value=value, phase=phase, is_warm=True)
-
-
-@pytest.mark.parametrize(
-    ("ms", "value", "phase"),
-    [
-        (500, 45, Phase.CLIMBING),  # a quarter more calls, a quarter more work: a bold step follows
-        (570, 38, Phase.CLIMBING),  # 9 % more: a careful one
-        (610, 24, Phase.HOLDING),  # 2 % more
-        (625, 24, Phase.HOLDING),
-        (900, 24, Phase.HOLDING),
-    ],
-)
-def test_a_higher_value_stays_only_if_it_does_five_per_cent_more_work(
-    ms: int, value: int, phase: Phase
-) -> None:
-    then = after(trial(KNEE, 30), 60, seconds=1.5, ms=ms)
-    assert (then.value, then.phase) == (value, phase)
-
-
-def test_longer_answers_alone_are_no_less_work() -> None:
-    flow = seen(60, limit=trial(KNEE, 30), ms=1000, seconds=2.5, tokens=200)
-    short = seen(20, limit=trial(KNEE, 30), ms=500, seconds=0, tokens=100)
-    assert step(trial(KNEE, 30), flow + short, cap=CAP, now_ms=NOW + 2500).value == 45
-
-
-def test_the_calls_of_the_value_before_are_waited_for() -> None:
-    begun = replace(trial(KNEE, 30), is_warm=False)
-    warm = after(begun, 30, seconds=0.6)
-    assert (warm.value, warm.phase, warm.is_warm) == (30, Phase.CLIMBING, True)
-    assert warm.epoch == begun.epoch + 1
-    assert warm.counts_answer(begun.steady_epoch)
-
-
-def test_nothing_grows_that_was_not_reached() -> None:
-    assert after(KNEE, 500, seconds=21, reached=0.7).value == KNEE.value
-    assert after(trial(KNEE, 30), 60, seconds=1.5, reached=0.7).value == 30
-
-
-def test_a_window_that_was_not_reached_ends() -> None:
-    """Else an idle hour would stand against the minute in which the limit is reached."""
-    new = after(KNEE, 500, seconds=3600, reached=0.1)
-    assert (new.value, new.phase, new.epoch, new.since_ms) == (
-        24,
-        Phase.HOLDING,
-        KNEE.epoch + 1,
-        NOW + 3_600_000,
-    )
-
-
-def test_a_step_that_is_unsure_takes_more_answers_and_then_a_higher_gain() -> None:
-    noisy = replace(trial(KNEE, 30), call_noise=0.2)
-    assert after(noisy, 60, seconds=1.5, ms=570) is noisy
-    assert after(noisy, 180, seconds=3.5, ms=570).value == 24
-    assert after(noisy, 180, seconds=3.5, ms=480).value > 30
-
-
-@pytest.mark.parametrize(
-    ("ms", "value", "phase"),
-    [
-        (500, 24, Phase.HOLDING),  # half the calls, half the work
-        (270, 12, Phase.HOLDING),  # 93 % of the work … of 12 calls
-        (250, 12, Phase.HOLDING),  # the same work
-    ],
-)
-def test_a_lower_value_stays_if_it_does_the_same_work(ms: int, value: int, phase: Phase) -> None:
-    then = after(trial(KNEE, 12, phase=Phase.EASING), 60, seconds=2, ms=ms)
-    expected = 24 if ms == 270 else value
-    assert (then.value, then.phase) == (expected, phase)
-
-
-def test_calls_that_became_slow_are_measured_anew_and_then_fewer_are_tried() -> None:
-    changed = after(KNEE, 200, seconds=5.1, ms=1000)
-    assert (changed.value, changed.phase, changed.measured) == (24, Phase.HOLDING, 0)
-    assert not changed.counts_answer(KNEE.epoch)
-    fewer = after(changed, 120, seconds=5.1, ms=1000)
-    assert (fewer.value, fewer.phase) == (13, Phase.EASING)
-
-
-def test_where_no_lower_value_is_known_to_do_less_half_is_tried_once_a_higher_one_failed() -> None:
-    unknown = replace(KNEE, floor=0)
-    assert after(unknown, 240, seconds=5.1).value == 12
-    assert after(replace(unknown, tried_ms=0), 240, seconds=5.1).value != 12
-    assert after(replace(unknown, ceiling=30), 240, seconds=5.1).value == 24
-
-
-def test_no_more_calls_are_made_where_each_token_takes_four_times_as_long() -> None:
-    slow = replace(trial(KNEE, 30), best_unit_ms=1.0)
-    then = after(slow, 60, seconds=1.5, ms=500)
-    assert (then.value, then.phase, then.reason) == (30, Phase.HOLDING, "each token takes too long")
-
-
-def test_without_usage_answers_are_counted() -> None:
-    base = replace(KNEE, length=0.0, best_unit_ms=500.0)
-    limit = trial(base, 30)
-    flow = seen(60, limit=limit, ms=500, seconds=1.5, tokens=0)
-    assert step(limit, flow, cap=CAP, now_ms=NOW + 1500).value == 45
-    flow = seen(60, limit=limit, ms=625, seconds=1.5, tokens=0)
-    assert step(limit, flow, cap=CAP, now_ms=NOW + 1500).value == 24
-
-
-# ── all of it ──
 
 
 def test_a_limit_goes_to_json_and_back_also_from_another_version() -> None:
