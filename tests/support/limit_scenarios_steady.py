@@ -127,8 +127,8 @@ def _knee_no_usage(seed: int) -> Figures:
 @scenario(
     "knee, no usage, long-tailed",
     "the same without usage, lognormal lengths: only the count of answers is known",
-    at_least={"work in ten minutes": 0.8},
-    at_most={"limit / knee": 1.9, "highest / knee": 3.0},
+    at_least={"work in ten minutes": 0.7},
+    at_most={"limit / knee": 2.2, "highest / knee": 3.0},
 )
 def _knee_no_usage_lognormal(seed: int) -> Figures:
     return _batching(seed, call_s=4.0, has_usage=False, size=lognormal)

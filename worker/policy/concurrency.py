@@ -102,7 +102,8 @@ def cut(limit: Limit, flow: Flow, *, epoch: int, cap: int, now_ms: int) -> Limit
     if limit.good >= lower:
         new = replace(new, tried_ms=now_ms)
         phase = Phase.HOLDING if is_firm else Phase.CLIMBING
-        return move(new, min(cap, limit.good), phase, "refused: back to what was good", now_ms, is_cut=True)
+        back = move(new, min(cap, limit.good), phase, "refused: back to what was good", now_ms, is_cut=True)
+        return replace(back, spare=1.0)  # the next refusal may be one of those that come at any limit
     return move(new, lower, Phase.CLIMBING, "refused", now_ms, is_cut=True)
 
 

@@ -17,6 +17,7 @@ BOLD = 1.5  # the step up after one that paid in full
 CHANGE = 0.2  # so much more or less work at one value is no noise
 SMALL = 1.2  # a step that is smaller than this is not measured: the gain would be lost in the noise
 SLOWEST = 4.0  # no more calls where an output token takes so many times longer than it did
+NOISY = 0.05  # a standard error above it is too much to be sure of such differences
 FEW = 6  # of fewer answers nothing is concluded
 ROUNDS = 6  # a decision that is still unsure after so many round trips is taken as it is
 
@@ -68,7 +69,7 @@ def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
 
 def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     elapsed_ms = now_ms - limit.since_ms
-    is_noisy = _call_time(limit, flow, now_ms).noise > 0.05 and elapsed_ms < 2 * ROUNDS * limit.round_ms
+    is_noisy = _call_time(limit, flow, now_ms).noise > NOISY and elapsed_ms < 2 * ROUNDS * limit.round_ms
     if (
         flow.answers < FEW
         or is_noisy
@@ -86,7 +87,8 @@ def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
         enough = math.ceil(1.05 * limit.value * new.best_unit_ms / unit_ms)
         lower = max(limit.value // 2, min(enough, limit.value - 1))
         return move(new, lower, Phase.EASING, "fewer calls may do the same work", now_ms)
-    if not limit.floor and limit.tried_ms and limit.ceiling is None and 1 < limit.value < cap:
+    is_below_unknown = not limit.floor and limit.tried_ms and limit.ceiling is None and 1 < limit.value < cap
+    if is_below_unknown and new.call_noise < NOISY:
         return move(new, limit.value // 2, Phase.EASING, "fewer calls may do the same work", now_ms)
     if now_ms - limit.tried_ms >= _retry_ms(limit):
         return _climb_from(replace(new, is_ceiling_firm=False), flow, cap, now_ms)
@@ -101,6 +103,8 @@ def _retry_ms(limit: Limit) -> float:
 
 def _ease_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if not limit.is_warm:
+        if not limit.length and now_ms - limit.since_ms < 2 * limit.call_ms:
+            return limit  # where only the count is known, those above the lower value must have ended
         return renew(limit, flow, now_ms, is_warm=True)
     is_enough = _judge(limit, flow, -LOSS, now_ms)
     if is_enough is None:
@@ -148,7 +152,7 @@ def _settle(limit: Limit, flow: Flow, now_ms: int) -> Limit:
     )
     if limit.ceiling is not None and limit.value >= limit.ceiling:
         new = replace(new, ceiling=None)
-    if time.noise > 0.1:
+    if time.noise > 0.1 or not (time.length or _counts_ended(limit)):
         return new
     return replace(new, best_unit_ms=min(time.unit_ms, limit.best_unit_ms or time.unit_ms))
 
@@ -210,8 +214,12 @@ def _call_time(limit: Limit, flow: Flow, now_ms: int, length: float | None = Non
     """
     known = call_time(flow, length=length)
     varies = known.noise * math.sqrt(flow.answers)
-    is_counted = limit.is_warm or limit.phase is Phase.HOLDING
-    if flow.tokens_out or not flow.ended or not is_counted or varies < 0.4:
+    if flow.tokens_out or not flow.ended or not _counts_ended(limit) or varies < 0.4:
         return known
     ms = limit.value * (now_ms - limit.since_ms) / flow.ended
     return CallTime(ms, min(1.0, varies / math.sqrt(flow.ended)), 0.0)
+
+
+def _counts_ended(limit: Limit) -> bool:
+    """Whether the calls that end in this time are those of this value, and not of the one before."""
+    return limit.is_warm or limit.phase is Phase.HOLDING
