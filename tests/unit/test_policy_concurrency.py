@@ -21,7 +21,7 @@ from worker.policy.concurrency import (
     start,
     step,
 )
-from worker.policy.flow import NOTHING
+from worker.policy.flow import NOTHING, Flow
 
 
 def test_an_unknown_endpoint_begins_with_sixteen() -> None:
@@ -119,6 +119,12 @@ def test_a_higher_value_that_is_refused_gives_way_to_the_good_one() -> None:
     tried = replace(SETTLED, value=41, phase=Phase.CLIMBING)
     new = refused(tried)
     assert (new.value, new.phase, new.ceiling, new.is_ceiling_firm) == (40, Phase.HOLDING, 41, True)
+
+
+def test_after_that_one_more_refusal_is_one_of_those_that_come_at_any_limit() -> None:
+    back = refused(replace(SETTLED, value=41, phase=Phase.CLIMBING))
+    assert refused(back) is back
+    assert cut(back, Flow(refusals=2), epoch=back.epoch, cap=CAP, now_ms=NOW).value == 30
 
 
 def test_a_good_value_that_is_refused_is_cut_and_its_ceiling_is_lower_after_a_round_without_refusals() -> (

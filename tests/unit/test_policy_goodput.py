@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.limits import CAP, KNEE, NOW, after, seen
 from worker.policy.concurrency import Limit, Phase, step
+from worker.policy.flow import Flow
 
 
 def trial(base: Limit, value: int, *, phase: Phase = Phase.CLIMBING) -> Limit:
@@ -110,3 +111,23 @@ def test_without_usage_answers_are_counted() -> None:
     assert step(limit, flow, cap=CAP, now_ms=NOW + 1500).value == 45
     flow = seen(60, limit=limit, ms=625, seconds=1.5, tokens=0)
     assert step(limit, flow, cap=CAP, now_ms=NOW + 1500).value == 24
+
+
+def test_without_usage_the_calls_above_a_lower_value_must_have_ended_before_it_is_measured() -> None:
+    """Those that end now were begun when there were more: they would look like the work of fewer."""
+    base = replace(KNEE, length=0.0, best_unit_ms=500.0)
+    begun = replace(trial(base, 12, phase=Phase.EASING), is_warm=False)
+    early, late = (seen(20, limit=begun, ms=400, seconds=at_s, tokens=0) for at_s in (0.9, 1.0))
+    assert step(begun, early, cap=CAP, now_ms=NOW + 900) is begun
+    assert step(begun, late, cap=CAP, now_ms=NOW + 1000).is_warm
+
+
+def test_without_usage_and_with_lengths_that_differ_much_all_that_ended_are_counted() -> None:
+    """Of the calls that began at this value the short ones ended first; in all that ended, there are long ones as ever."""
+    base = replace(KNEE, length=0.0, best_unit_ms=500.0, call_noise=0.02)
+    limit = trial(base, 30)
+    short = Flow(answers=200, call_ms=20_000, ms_ms=20_000_000, full_ms=30 * 3000, ended=144)
+    then = step(limit, short, cap=CAP, now_ms=NOW + 3000)
+    assert (then.value, then.phase) == (24, Phase.HOLDING)  # 144 in 3 s are no more than 24 calls of 0.5 s
+    more = replace(short, ended=200)
+    assert step(limit, more, cap=CAP, now_ms=NOW + 3000).value > 30
