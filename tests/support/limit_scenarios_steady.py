@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from tests.support.limit_scenario import Figures, average_limit, make_world, scenario
 from tests.support.modelled_endpoints import Batching, HardLimit, Queue
 from tests.support.simulated_workers import lognormal
@@ -112,6 +114,28 @@ def _knee_8(seed: int) -> Figures:
 )
 def _knee_lognormal(seed: int) -> Figures:
     return _batching(seed, call_s=4.0, size=lognormal, blur=0.25)
+
+
+@scenario(
+    "knee, shaky",
+    "the same, and every 2 s the server is up to 20 % faster or slower",
+    at_least={"work": 0.93},
+    at_most={"limit / knee": 1.6},
+)
+def _knee_shaky(seed: int) -> Figures:
+    rng = random.Random(seed + 1000)
+    speeds = [rng.uniform(0.8, 1.2) for _ in range(331)]
+    world = make_world(
+        lambda time: Batching(time, call_s=4.0, speed=lambda now_s: speeds[int(now_s / 2)]),
+        seed,
+        size=lognormal,
+        blur=0.25,
+    )
+    world.run(660)
+    server = world.endpoint
+    assert isinstance(server, Batching)
+    best = 24 * 0.85 / 4.0 * sum(speeds[30:330]) / 300
+    return {"work": server.done_a_second(60, 660) / best, "limit / knee": average_limit(world, 60, 660) / 24}
 
 
 @scenario(
