@@ -72,10 +72,20 @@ def _long_tailed(seed: int) -> Figures:
 
 
 def _batching(
-    seed: int, *, call_s: float, knee: int = 24, seconds: float = 660, workers: int = 2, **options: object
+    seed: int,
+    *,
+    call_s: float,
+    knee: int = 24,
+    loss: float = 0.0,
+    seconds: float = 660,
+    workers: int = 2,
+    **options: object,
 ) -> Figures:
     world = make_world(
-        lambda time: Batching(time, call_s=call_s, knee=lambda _: knee), seed, workers=workers, **options
+        lambda time: Batching(time, call_s=call_s, knee=lambda _: knee, loss=loss),
+        seed,
+        workers=workers,
+        **options,
     )
     world.run(seconds)
     server = world.endpoint
@@ -136,6 +146,16 @@ def _knee_shaky(seed: int) -> Figures:
     assert isinstance(server, Batching)
     best = 24 * 0.85 / 4.0 * sum(speeds[30:330]) / 300
     return {"work": server.done_a_second(60, 660) / best, "limit / knee": average_limit(world, 60, 660) / 24}
+
+
+@scenario(
+    "knee, lossy",
+    "the same, but each call above the knee costs 2 % of the work",
+    at_least={"work in ten minutes": 0.93},
+    at_most={"limit / knee": 1.25, "highest / knee": 1.5},
+)
+def _knee_lossy(seed: int) -> Figures:
+    return _batching(seed, call_s=4.0, loss=0.02, size=lognormal, blur=0.25)
 
 
 @scenario(

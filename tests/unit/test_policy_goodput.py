@@ -32,6 +32,14 @@ def test_a_higher_value_stays_only_if_it_does_five_per_cent_more_work(
     assert (then.value, then.phase) == (value, phase)
 
 
+def test_where_a_higher_value_did_less_work_the_next_one_is_tried_later() -> None:
+    same = after(trial(KNEE, 30), 60, seconds=1.5, ms=625)
+    less = after(trial(KNEE, 30), 60, seconds=1.8, ms=700)
+    assert after(same, 900, seconds=20).value > 24
+    assert after(less, 900, seconds=20).value == 24
+    assert after(less, 2300, seconds=50).value > 24
+
+
 def test_longer_answers_alone_are_no_less_work() -> None:
     flow = seen(60, limit=trial(KNEE, 30), ms=1000, seconds=2.5, tokens=200)
     short = seen(20, limit=trial(KNEE, 30), ms=500, seconds=0, tokens=100)

@@ -9,7 +9,7 @@ from worker.policy.flow import CallTime, Flow, call_time
 from worker.policy.limit import CAREFUL, Limit, Phase, move, renew, spare
 
 RETRY_MS = 20_000  # after so long at one value a higher one is tried: what doubles is found within a minute
-LONGEST_RETRY_MS = 50_000  # where a try costs a refusal, and calls are few
+LONGEST_RETRY_MS = 50_000  # where a try costs work, or a refusal of few calls
 WINDOW_MS = 5_000  # the least time over which the goodput of a value that stays is measured
 GAIN = 0.05  # a higher limit must do so much more work
 LOSS = 0.05  # a lower limit may do so much less
@@ -61,7 +61,9 @@ def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if is_gain is None:
         return limit
     if not is_gain:
-        new = replace(limit, tried_ms=now_ms, factor=CAREFUL)
+        # Where more calls do less work, a try costs some: the next one is later.
+        later_ms = LONGEST_RETRY_MS - RETRY_MS if _gain(limit, flow, now_ms) < -LOSS else 0
+        new = replace(limit, tried_ms=now_ms + later_ms, factor=CAREFUL)
         return move(new, limit.good, Phase.HOLDING, "more calls did no more work", now_ms)
     is_full = _gain(limit, flow, now_ms) >= 0.8 * (limit.value / limit.measured - 1)
     return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms, factor=BOLD if is_full else CAREFUL)
