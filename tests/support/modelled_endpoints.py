@@ -111,6 +111,8 @@ class Batching(Endpoint):
     """
 
     knee: Callable[[float], int] = lambda now_s: 24
+    speed: Callable[[float], float] = lambda now_s: 1.0
+    loss: float = 0.0  # each call above the knee costs this part of the work
     bend: float = 0.15  # at the knee, a call is so much slower than alone
     done: list[tuple[float, float]] = field(default_factory=list)  # work done until then, of all calls
     _work: float = 0.0  # what a call that was here from the beginning has got
@@ -122,7 +124,9 @@ class Batching(Endpoint):
         """Work a second, in calls of average size. 1 / call_s for a call alone."""
         knee = self.knee(self.time.now_s)
         busy = min(calls, knee)
-        return busy * (1 - self.bend * (busy - 1) / max(1, knee - 1)) / self.call_s
+        slower = 1 - self.bend * (busy - 1) / max(1, knee - 1)
+        slower *= max(0.2, 1 - self.loss * (calls - busy))
+        return busy * slower * self.speed(self.time.now_s) / self.call_s
 
     def serve(self, call: Call) -> None:
         self._advance()

@@ -22,6 +22,8 @@ __all__ = [
 ]
 
 START = 16  # the first limit of an unknown endpoint
+REACHED = 0.8  # the limit was reached for so much of the time: what was measured is what it does
+REACHED_AT_START = 0.5  # doubled values are followed within a part of a round trip
 FRESH_MS = 3_600_000  # the limit of an earlier run is used as it is, if it is not older
 
 
@@ -53,9 +55,12 @@ def start(remembered: Limit | None, *, cap: int, now_ms: int) -> Limit:
 
 
 def step(limit: Limit, flow: Flow, *, cap: int, now_ms: int) -> Limit:
-    """The limit after `flow`, which is of the current epoch. The same object: nothing changes yet."""
+    """The limit after `flow`, which is of the current epoch. The same object: nothing changes yet.
+
+    It grows only if it was reached, for at least a round trip, and without refusals.
+    """
     if limit.value > cap:
-        return move(replace(limit, good=min(limit.good, cap)), cap, limit.phase, "the most allowed", now_ms)
+        return move(replace(limit, good=min(limit.good, cap)), cap, Phase.HOLDING, "the most allowed", now_ms)
     if flow.refusals:
         after = cut(limit, flow, epoch=limit.epoch, cap=cap, now_ms=now_ms)
         if after is not limit:
@@ -66,14 +71,13 @@ def step(limit: Limit, flow: Flow, *, cap: int, now_ms: int) -> Limit:
     if not flow.answers or flow.answers < limit.value / 2 or elapsed_ms < flow.call_ms / flow.answers:
         return limit
     took_ms = flow.call_ms / flow.answers
-    if (
-        flow.full_ms < 0.5 * limit.value * elapsed_ms
-    ):  # the limit was not reached: it says nothing, and must not grow
+    reached = REACHED_AT_START if limit.phase is Phase.STARTING else REACHED
+    if flow.full_ms < reached * limit.value * elapsed_ms:  # it says nothing, and must not grow
         is_over = elapsed_ms >= max(WINDOW_MS, 3 * took_ms)
         return renew(limit, flow, now_ms, is_warm=limit.is_warm) if is_over else limit
     known = replace(limit, round_ms=round(took_ms))
     after = decide_by_work(known, flow, cap=cap, now_ms=now_ms)
-    return limit if after is known else after
+    return limit if after is known else _within(after, cap)
 
 
 def cut(limit: Limit, flow: Flow, *, epoch: int, cap: int, now_ms: int) -> Limit:
@@ -98,14 +102,15 @@ def cut(limit: Limit, flow: Flow, *, epoch: int, cap: int, now_ms: int) -> Limit
     if limit.good >= lower:
         new = replace(new, tried_ms=now_ms)
         phase = Phase.HOLDING if is_firm else Phase.CLIMBING
-        return move(new, limit.good, phase, "refused: back to what was good", now_ms, is_cut=True)
+        back = move(new, min(cap, limit.good), phase, "refused: back to what was good", now_ms, is_cut=True)
+        return replace(back, spare=1.0)  # the next refusal may be one of those that come at any limit
     return move(new, lower, Phase.CLIMBING, "refused", now_ms, is_cut=True)
 
 
 def reopen(limit: Limit, *, cap: int, now_ms: int) -> Limit:
     """The limit once a gate has opened: a slow start, from half of what was good."""
     value = max(1, limit.good // 2) if limit.good else min(START, limit.value)
-    new = replace(limit, all_refused_ms=0, refused_at=0)
+    new = replace(limit, all_refused_ms=0, refused_at=0, resume_ms=0)
     return move(new, min(cap, value), Phase.STARTING, "the gate has opened", now_ms, is_cut=True)
 
 
@@ -120,6 +125,10 @@ def _pause(limit: Limit, now_ms: int) -> Limit:
     pause_ms = min(30_000, max(250, min(limit.round_ms, 2000), (now_ms - since_ms) // 8))
     new = replace(limit, all_refused_ms=since_ms, refused_at=0, resume_ms=now_ms + pause_ms)
     return move(new, 1, Phase.REFUSED, "everything is refused", now_ms, is_cut=True)
+
+
+def _within(limit: Limit, cap: int) -> Limit:
+    return limit if limit.value <= cap else replace(limit, value=cap, good=min(limit.good, cap))
 
 
 def _recover(limit: Limit, cap: int, now_ms: int) -> Limit:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+SHORTEST_MS = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Flow:
@@ -86,7 +88,7 @@ def call_time(flow: Flow, *, length: float | None = None) -> CallTime:
     if n >= 4 and spread > 1e-6 * flow.out_out and together > 0:
         slope = together / spread
         squares = max(0.0, squares - slope * together)
-    ms = max(mean_ms / 4, mean_ms + slope * (wanted - mean_out))
+    ms = max(SHORTEST_MS, mean_ms / 4, mean_ms + slope * (wanted - mean_out))
     if n < 4:
         return CallTime(ms, 1.0, wanted)
     far = (wanted - mean_out) ** 2 / spread if slope else 0.0

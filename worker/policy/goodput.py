@@ -9,6 +9,7 @@ from worker.policy.flow import CallTime, Flow, call_time
 from worker.policy.limit import CAREFUL, Limit, Phase, move, renew, spare
 
 RETRY_MS = 20_000  # after so long at one value a higher one is tried: what doubles is found within a minute
+LONGEST_RETRY_MS = 50_000  # where a try costs work, or a refusal of few calls
 WINDOW_MS = 5_000  # the least time over which the goodput of a value that stays is measured
 GAIN = 0.05  # a higher limit must do so much more work
 LOSS = 0.05  # a lower limit may do so much less
@@ -16,6 +17,8 @@ BOLD = 1.5  # the step up after one that paid in full
 CHANGE = 0.2  # so much more or less work at one value is no noise
 SMALL = 1.2  # a step that is smaller than this is not measured: the gain would be lost in the noise
 SLOWEST = 4.0  # no more calls where an output token takes so many times longer than it did
+NOISY = 0.05  # a standard error above it is too much to be sure of such differences
+FEW = 6  # of fewer answers nothing is concluded
 ROUNDS = 6  # a decision that is still unsure after so many round trips is taken as it is
 
 
@@ -30,10 +33,8 @@ def _start_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if limit.value == limit.good:
         return _hold(_settle(limit, flow, now_ms), flow, "back at what was good", now_ms)
     if limit.measured and limit.value > limit.measured:
-        if (
-            _call_time(limit, flow, now_ms, limit.length).noise > 0.15
-            and now_ms - limit.since_ms < ROUNDS * limit.round_ms
-        ):
+        is_noisy = _call_time(limit, flow, now_ms, limit.length).noise > 0.15
+        if is_noisy and now_ms - limit.since_ms < ROUNDS * limit.round_ms:
             return limit
         gain = _gain(limit, flow, now_ms)
         if gain < 0.6 * (limit.value / limit.measured - 1):
@@ -48,9 +49,7 @@ def _start_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
 
 def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if limit.refused_at:  # a round without refusals, below what was good
-        new = replace(
-            limit, ceiling=limit.refused_at, is_ceiling_firm=False, refused_at=0, measured=0, good=limit.value
-        )
+        new = replace(limit, ceiling=limit.refused_at, is_ceiling_firm=False, refused_at=0, measured=0)
         return _climb_from(_settle(new, flow, now_ms), flow, cap, now_ms)
     if limit.value <= limit.good or not limit.measured:
         return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms)
@@ -62,7 +61,9 @@ def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if is_gain is None:
         return limit
     if not is_gain:
-        new = replace(limit, tried_ms=now_ms, factor=CAREFUL)
+        # Where more calls do less work, a try costs some: the next one is later.
+        later_ms = LONGEST_RETRY_MS - RETRY_MS if _gain(limit, flow, now_ms) < -LOSS else 0
+        new = replace(limit, tried_ms=now_ms + later_ms, factor=CAREFUL)
         return move(new, limit.good, Phase.HOLDING, "more calls did no more work", now_ms)
     is_full = _gain(limit, flow, now_ms) >= 0.8 * (limit.value / limit.measured - 1)
     return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms, factor=BOLD if is_full else CAREFUL)
@@ -70,8 +71,12 @@ def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
 
 def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     elapsed_ms = now_ms - limit.since_ms
-    is_noisy = _call_time(limit, flow, now_ms).noise > 0.05 and elapsed_ms < 2 * ROUNDS * limit.round_ms
-    if is_noisy or elapsed_ms < max(WINDOW_MS, (3 if limit.measured else 1.5) * limit.round_ms):
+    is_noisy = _call_time(limit, flow, now_ms).noise > NOISY and elapsed_ms < 2 * ROUNDS * limit.round_ms
+    if (
+        flow.answers < FEW
+        or is_noisy
+        or elapsed_ms < max(WINDOW_MS, (3 if limit.measured else 1.5) * limit.round_ms)
+    ):
         return limit
     if limit.measured == limit.value and not -CHANGE < _gain(limit, flow, now_ms) < CHANGE:
         # It changed in the middle of this time: only calls from now on tell what it does now.
@@ -84,15 +89,24 @@ def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
         enough = math.ceil(1.05 * limit.value * new.best_unit_ms / unit_ms)
         lower = max(limit.value // 2, min(enough, limit.value - 1))
         return move(new, lower, Phase.EASING, "fewer calls may do the same work", now_ms)
-    if not limit.floor and limit.tried_ms and limit.ceiling is None and limit.value > 1:
+    is_below_unknown = not limit.floor and limit.tried_ms and limit.ceiling is None and 1 < limit.value < cap
+    if is_below_unknown and new.call_noise < NOISY:
         return move(new, limit.value // 2, Phase.EASING, "fewer calls may do the same work", now_ms)
-    if now_ms - limit.tried_ms >= max(RETRY_MS, 4 * limit.round_ms):
+    if now_ms - limit.tried_ms >= _retry_ms(limit):
         return _climb_from(replace(new, is_ceiling_firm=False), flow, cap, now_ms)
     return renew(new, flow, now_ms)
 
 
+def _retry_ms(limit: Limit) -> float:
+    """How long a value stays before a higher one is tried. At a ceiling it costs a refusal: one in a hundred calls."""
+    hundred_ms = 0.0 if limit.ceiling is None else min(LONGEST_RETRY_MS, 100 * limit.round_ms / limit.value)
+    return max(RETRY_MS, 4 * limit.round_ms, hundred_ms)
+
+
 def _ease_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if not limit.is_warm:
+        if not limit.length and now_ms - limit.since_ms < 2 * limit.call_ms:
+            return limit  # where only the count is known, those above the lower value must have ended
         return renew(limit, flow, now_ms, is_warm=True)
     is_enough = _judge(limit, flow, -LOSS, now_ms)
     if is_enough is None:
@@ -140,7 +154,7 @@ def _settle(limit: Limit, flow: Flow, now_ms: int) -> Limit:
     )
     if limit.ceiling is not None and limit.value >= limit.ceiling:
         new = replace(new, ceiling=None)
-    if time.noise > 0.1:
+    if time.noise > 0.1 or not (time.length or _counts_ended(limit)):
         return new
     return replace(new, best_unit_ms=min(time.unit_ms, limit.best_unit_ms or time.unit_ms))
 
@@ -150,12 +164,13 @@ def _climb_from(limit: Limit, flow: Flow, cap: int, now_ms: int, *, factor: floa
     factor = limit.factor if factor is None else factor
     if limit.ceiling is not None and limit.value >= limit.ceiling:
         limit = replace(limit, ceiling=None)
-    value = min(cap, max(limit.value + 1, round(limit.value * factor)))
-    if limit.ceiling is not None and value >= limit.ceiling:
+    value = max(limit.value + 1, round(limit.value * factor))
+    if limit.ceiling is not None:
         gap = limit.ceiling - limit.value
-        value = limit.value + max(1, gap // 4)
         if gap <= 1 and limit.is_ceiling_firm:
             return _hold(limit, flow, "below the ceiling", now_ms)
+        value = min(value, limit.value + max(1, gap // 4))
+    value = min(cap, value)
     if value <= limit.value:
         return _hold(limit, flow, "the most allowed", now_ms)
     if limit.best_unit_ms and _call_time(limit, flow, now_ms).unit_ms > SLOWEST * limit.best_unit_ms:
@@ -176,7 +191,9 @@ def _judge(limit: Limit, flow: Flow, least: float, now_ms: int) -> bool | None:
     gain = _gain(limit, flow, now_ms)
     unsure = 3 * math.hypot(_call_time(limit, flow, now_ms, limit.length).noise, limit.call_noise)
     elapsed_ms = now_ms - limit.since_ms
-    if flow.answers >= max(4, limit.value / 2) and (unsure < 0.15 or elapsed_ms >= 3 * limit.round_ms):
+    if flow.answers < FEW:
+        return None
+    if flow.answers >= limit.value / 2 and (unsure < 0.15 or elapsed_ms >= 3 * limit.round_ms):
         if gain - unsure >= least:
             return True
         if gain + unsure < least:
@@ -199,12 +216,12 @@ def _call_time(limit: Limit, flow: Flow, now_ms: int, length: float | None = Non
     """
     known = call_time(flow, length=length)
     varies = known.noise * math.sqrt(flow.answers)
-    if (
-        flow.tokens_out
-        or not flow.ended
-        or varies < 0.4
-        or not (limit.is_warm or limit.phase is Phase.HOLDING)
-    ):
+    if flow.tokens_out or not flow.ended or not _counts_ended(limit) or varies < 0.4:
         return known
     ms = limit.value * (now_ms - limit.since_ms) / flow.ended
     return CallTime(ms, min(1.0, varies / math.sqrt(flow.ended)), 0.0)
+
+
+def _counts_ended(limit: Limit) -> bool:
+    """Whether the calls that end in this time are those of this value, and not of the one before."""
+    return limit.is_warm or limit.phase is Phase.HOLDING

@@ -61,7 +61,7 @@ class Limit:
     call_noise: float = 1.0
     best_unit_ms: float = 0.0  # the shortest time for an output token; for a call, where there is no usage
     floor: int = 0  # a value that did less work than a higher one; 0: none is known
-    tried_ms: int = 0  # when the last higher value was given up
+    tried_ms: int = 0  # when the last higher value was given up; later, if the next one can wait
     factor: float = CAREFUL
     is_warm: bool = False  # the calls of the value before have ended
 
