@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support.ledger import job_row
 from tests.support.moody import Reply, completion
 from worker.attempt.models_probe import ModelsProbe
 from worker.storage.engine import Ledger
+from worker.storage.moves import cancel_jobs
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 
@@ -84,6 +86,14 @@ def test_a_refused_key_or_a_gone_model_is_tested_with_jobs(town: Town) -> None:
     break_down(town, reply=(404, {"message": "The model `m` does not exist."}))
     town.live(20)
     assert town.endpoint.asked == 0 and town.endpoint.calls.total() >= 4
+
+
+def test_an_endpoint_for_which_no_job_waits_is_left_alone(town: Town) -> None:
+    ids = break_down(town)
+    town.ledger.run(partial(cancel_jobs, ids=ids, now_ms=town.clock.now_ms()))
+    town.endpoint.asked = 0
+    town.live(30)
+    assert (town.endpoint.asked, town.endpoint.calls.total()) == (0, 0)
 
 
 def test_two_workers_ask_one_at_a_time_and_one_without_a_thread_tests_with_a_job(clock: FakeClock) -> None:

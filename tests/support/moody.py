@@ -43,6 +43,9 @@ class MoodyEndpoint:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if not body.get("messages"):  # a command asks whether anything is here
+                    self._reply(400, {"message": "messages is missing"}, {})
+                    return
                 text = body["messages"][-1]["content"]
                 endpoint.calls[text] += 1
                 self._reply(*endpoint.decide(text), endpoint.headers)

@@ -253,10 +253,12 @@ def test_a_limit_that_is_reached_is_waited_for_within_bounds(
     assert decide_hinted_wait_s(hints, RULES) == wait_s
 
 
-def waits_of_a_refused_job(round_trip_s: float | None, *, number: int = 8, **facts: object) -> list[float]:
+def waits_of_a_refused_job(
+    round_trip_s: float | None, *, number: int = 8, refused_for_s: float = 0.0, **facts: object
+) -> list[float]:
     """Seconds until it is due again, of many draws."""
     failure = Failure(K.RATE_LIMITED, "busy", http_status=429, **facts)  # type: ignore[arg-type]
-    job = JobFacts(0, 0, None, number, None, True, round_trip_s=round_trip_s)
+    job = JobFacts(0, 0, None, number, None, True, round_trip_s=round_trip_s, refused_for_s=refused_for_s)
     rng = random.Random(5)
     found = [decide(failure, job, now_ms=NOW, rules=RULES, rng=rng) for _ in range(500)]
     assert not any(decision.burns or decision.shuts_gate for decision in found)
@@ -273,6 +275,17 @@ def test_the_round_trip_is_bounded_and_jobs_of_one_moment_are_spread() -> None:
     assert set(waits_of_a_refused_job(0.01)) == {0.1}
     assert set(waits_of_a_refused_job(1000.0)) == {RULES.backoff_cap_s}
     assert len(set(waits_of_a_refused_job(2.0))) > 300
+
+
+def test_the_longer_nobody_is_answered_the_longer_a_refused_job_waits() -> None:
+    assert max(waits_of_a_refused_job(2.0, refused_for_s=20.0)) <= 3.0
+    waits = waits_of_a_refused_job(2.0, refused_for_s=300.0)
+    assert 30.0 <= min(waits) < 32.0 and 43.0 < max(waits) <= 45.0
+    assert set(waits_of_a_refused_job(2.0, refused_for_s=86_400.0)) == {RULES.backoff_cap_s}
+
+
+def test_a_wait_of_no_seconds_is_no_wait_that_is_known() -> None:
+    assert min(waits_of_a_refused_job(2.0, retry_after_s=0.0)) >= 2.0
 
 
 def test_without_a_known_round_trip_or_with_a_known_wait_it_is_as_ever() -> None:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from functools import partial
 
-from schemas.failure import Failure
+from schemas.failure import Failure, FailureKind
 from schemas.rates import RateHints
 from worker.clock import Clock
 from worker.policy.gates import Gate
@@ -50,6 +50,7 @@ class Judge:
         self._rng = rng
         self._is_proven = is_proven  # the endpoint has answered: a 404 may then be a job's own fault
         self._round_trip_s: float | None = None  # of answered calls, smoothed; a lost update does not matter
+        self._refused_since_s: float | None = None  # since the last answer: the first refusal for a rate
         self._evidence = Evidence()
         self._openings = gatekeeper.openings
 
@@ -58,6 +59,7 @@ class Judge:
     ) -> None:
         """The call was answered: a gate that waited for this opens, unless the answer says that a limit is reached."""
         self._is_proven = True
+        self._refused_since_s = None
         known_s = self._round_trip_s
         self._round_trip_s = latency_s if known_s is None else known_s + _SMOOTHING * (latency_s - known_s)
         self._gatekeeper.succeeded(permit)
@@ -74,7 +76,7 @@ class Judge:
         """What follows from the failure. The gate is shut, given a cooldown or left alone first, as decided."""
         gate = self._gatekeeper.current_gate(closely=True)
         verdict = self._attribute(job, failure, permit, gate, now_ms)
-        facts = self._facts(job, verdict)
+        facts = self._facts(job, verdict, failure.kind)
         if verdict.attribution is Attribution.JOB:
             self._gatekeeper.acquit(job.id)
         decision = decide(failure, facts, now_ms=now_ms, rules=self._rules, rng=self._rng)
@@ -83,11 +85,11 @@ class Judge:
 
     def judge_alone(self, job: ClaimedJob, failure: Failure, *, now_ms: int) -> Judgement:
         """What follows by the table alone, without other jobs' answers and without the gate."""
-        facts = self._facts(job, Verdict(Attribution.UNKNOWN))
+        facts = self._facts(job, Verdict(Attribution.UNKNOWN), failure.kind)
         decision = decide(failure, facts, now_ms=now_ms, rules=self._rules, rng=self._rng)
         return Judgement(decision.not_before_ms, decision.burns, decision.is_blocked)
 
-    def _facts(self, job: ClaimedJob, verdict: Verdict) -> JobFacts:
+    def _facts(self, job: ClaimedJob, verdict: Verdict, kind: FailureKind) -> JobFacts:
         return JobFacts(
             attempts=job.burnt,
             bad_responses=job.bad_responses,
@@ -98,7 +100,15 @@ class Judge:
             attribution=verdict.attribution,
             undecided=verdict.asked,
             round_trip_s=self._round_trip_s,
+            refused_for_s=self._note_refusal() if kind is FailureKind.RATE_LIMITED else 0.0,
         )
+
+    def _note_refusal(self) -> float:
+        """Seconds for which calls were refused for their rate, and none was answered."""
+        now_s, since_s = self._clock.monotonic_s(), self._refused_since_s
+        if since_s is None:
+            since_s = self._refused_since_s = now_s
+        return now_s - since_s
 
     def _attribute(
         self, job: ClaimedJob, failure: Failure, permit: Permit, gate: Gate | None, now_ms: int

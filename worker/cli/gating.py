@@ -47,7 +47,7 @@ def gate(
     watch = GateWatch(settings)
     found, now_ms = watch.fetch(), SystemClock().now_ms()
     said = "the gate is open" if found is None else explain_gate(ledger, settings, found)
-    woken = watch.open(ledger) if action is _Action.OPEN else 0
+    woken = watch.open_gate(ledger) if action is _Action.OPEN else 0
     if as_json:
         facts = gate_facts(settings.endpoint, found, now_ms=now_ms)
         print_json(

@@ -64,7 +64,7 @@ class GateWatch:
                 self._store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
         return self._wake_all(ledger, now_ms)
 
-    def open(self, ledger: Ledger) -> int:
+    def open_gate(self, ledger: Ledger) -> int:
         """Opens the gate without a probe, ends a cooldown, and brings the waiting jobs forward; returns their number.
 
         A job that was refused for its rate keeps its own wait.

@@ -14,6 +14,7 @@ from worker.policy.backoff import decide_delay_s
 _REFUSALS = frozenset({403, 404, 405})
 _SHORTEST_HINTED_S = 0.05
 _SHORTEST_ROUND_S = 0.1
+_SHARE_OF_REFUSALS = 0.1
 _NOT_BY_THE_ENDPOINT = frozenset({FailureKind.INVALID_REQUEST, FailureKind.INTERNAL_ERROR})
 
 
@@ -51,6 +52,7 @@ class JobFacts:
     attribution: Attribution = Attribution.UNKNOWN
     undecided: int = 0  # how often the decision on this job's failures was put off
     round_trip_s: float | None = None  # about how long an answered call takes at the moment; None: not known
+    refused_for_s: float = 0.0  # for how long calls were refused for their rate, and none was answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +171,13 @@ def _wait_at_gate(
         # The job fails, but the refusal still concerns all jobs of the endpoint.
         return Decision(None, burns=False, shuts_gate=needs_probe, cooldown_s=_asked_s(failure, rules))
     asked_s = _asked_s(failure, rules)
-    if not needs_probe and asked_s is None and facts.round_trip_s is not None:
-        delay_s = _next_round_s(facts.round_trip_s, rules, rng)
+    if not needs_probe and not asked_s and facts.round_trip_s is not None:
+        delay_s = _next_round_s(facts.round_trip_s, facts.refused_for_s, rules, rng)
     else:
         n = max(1, min(facts.number, 8))
         delay_s = decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
-    if asked_s is not None:
-        delay_s = asked_s + delay_s / 10
+        if asked_s is not None:
+            delay_s = asked_s + delay_s / 10
     return Decision(
         now_ms + round(delay_s * 1000),
         burns=False,
@@ -185,12 +187,14 @@ def _wait_at_gate(
     )
 
 
-def _next_round_s(round_trip_s: float, rules: RetryRules, rng: random.Random) -> float:
+def _next_round_s(round_trip_s: float, refused_for_s: float, rules: RetryRules, rng: random.Random) -> float:
     """When calls that were in flight have ended and there is room again: one round trip later, up to a half more.
 
-    A job that was refused often would else wait out a long backoff beside free slots.
+    A job that was refused often would else wait out a long backoff beside free slots. While nobody is answered, it is a
+    tenth of that time: an endpoint that refuses all day is not asked all day, and its end is noticed soon enough.
     """
-    return min(max(_SHORTEST_ROUND_S, round_trip_s * rng.uniform(1.0, 1.5)), rules.backoff_cap_s)
+    wait_s = max(round_trip_s, refused_for_s * _SHARE_OF_REFUSALS) * rng.uniform(1.0, 1.5)
+    return min(max(_SHORTEST_ROUND_S, wait_s), rules.backoff_cap_s)
 
 
 def _asked_s(failure: Failure, rules: RetryRules) -> float | None:

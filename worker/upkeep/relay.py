@@ -29,7 +29,7 @@ from worker.storage.due import (
 )
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import DatabaseAway
-from worker.storage.gate_waits import SPREAD_MS, take_probe, wake_blocked
+from worker.storage.gate_waits import SPREAD_MS, has_open_jobs, take_probe, wake_blocked
 from worker.storage.pauses import fetch_pause
 from worker.storage.tables import MAX_ROWS
 from worker.throttle.gatekeeper import Gatekeeper
@@ -213,6 +213,9 @@ class Relay:
         is_late = now_s - self._probe_hinted_s >= PROBE_EVERY_S
         if published and (published >= _MOST_PROBE_HINTS or not is_late):
             return 0
+        with self._ledger.read() as connection:
+            if not has_open_jobs(connection, self._endpoint):
+                return 0  # nobody waits: the endpoint is left alone
         if not self._may_probe():
             return 0
         admission, refused = self._gatekeeper.admission()
