@@ -202,6 +202,14 @@ def test_death_by_the_door_is_answered_and_needs_an_end() -> None:
         assert statuses[0] == 0
 
 
+def test_a_simulator_that_is_dead_ends_as_any_other() -> None:
+    simulator = running(is_dead=True)
+    with simulator:
+        assert ask(simulator).status == 0
+    with pytest.raises(requests.ConnectionError):
+        requests.get(simulator.url + "/v1/models", timeout=5)
+
+
 def test_the_list_of_models_can_be_away_while_calls_are_answered() -> None:
     with running(models_status=502) as simulator:
         assert requests.get(simulator.url + "/v1/models", timeout=5).status_code == 502
