@@ -154,7 +154,7 @@ def test_a_budget_is_overshot_by_what_goes_beyond_it() -> None:
 
 def test_cpu_is_told_beside_that_of_a_fixed_number() -> None:
     assert cpu_figures({"right": 2.0, "auto": 2.1}) == {
-        "right": {"cpu_ms": 2.0, "ratio": None},
+        "right": {"cpu_ms": 2.0},
         "auto": {"cpu_ms": 2.1, "ratio": pytest.approx(1.05)},
     }
 

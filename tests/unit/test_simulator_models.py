@@ -51,6 +51,16 @@ def test_what_leaves_early_frees_its_share() -> None:
     assert sharing.pop_done(1.5) == [second]
 
 
+def test_a_call_that_is_looked_at_late_takes_no_share_after_its_end() -> None:
+    sharing = Sharing(rate=10.0, knee=1, now=0.0)
+    tickets = [sharing.enter(tokens, now=0.0) for tokens in (10, 30)]
+    assert sharing.pop_done(4.0) == tickets, "2 s for the first, then 2 s for the other's last 20 alone"
+    late = Sharing(rate=10.0, knee=1, now=0.0)
+    first, _ = (late.enter(tokens, now=0.0) for tokens in (10, 30))
+    late.leave(first, now=3.0)
+    assert late.next_end_in_s() == pytest.approx(1.0)
+
+
 def test_a_change_of_the_knee_counts_for_what_is_in_flight() -> None:
     sharing = Sharing(rate=10.0, knee=0, now=0.0)
     ticket = sharing.enter(10, now=0.0)
