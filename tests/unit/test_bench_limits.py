@@ -21,6 +21,7 @@ from bench.limits.figures import (
 from bench.limits.real import NotBuilt, concurrency_of, require_command, require_option, require_setting
 from bench.limits.report import Result, format_results, format_wanted
 from bench.limits.scenarios import PERCENT, SCENARIOS, SECONDS, Wanted
+from bench.limits.simulated import run_simulated
 
 
 def steady(seconds: float, **each: int) -> list[Row]:
@@ -138,6 +139,18 @@ def test_jobs_that_were_never_done_are_not_hidden_by_a_quick_end() -> None:
     found = scenario.judge(served(40, 400, 0.5))
     assert (found["done"], found["of_ideal"]) == (pytest.approx(400 / 1500), pytest.approx(1.0))
     assert not scenario.wanted["done"].is_met(found["done"])
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_decisions_alone_are_as_wanted_where_this_version_has_them(name: str) -> None:
+    scenario = SCENARIOS[name](is_quick=False)
+    try:
+        rows = run_simulated(scenario)
+    except NotBuilt:
+        pytest.skip("not built")
+    found = scenario.judge(rows)
+    misses = {key: found[key] for key, one in scenario.wanted.items() if not one.is_met(found[key])}
+    assert not misses, found
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
