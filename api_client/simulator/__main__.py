@@ -15,11 +15,6 @@ from api_client.simulator.serve import serve
 from api_client.simulator.timetable import parse_step
 
 KEY_VARIABLE = "ANTREAN_SIMULATOR_KEY"
-_KEY_LISTS = {
-    "--also-key": "extra_keys",
-    "--exhausted-key": "exhausted_keys",
-    "--revoked-key": "revoked_keys",
-}
 EXIT_BAD_OPTION = 2
 EXIT_CANNOT_LISTEN = 4
 
@@ -44,8 +39,6 @@ def parse_config(arguments: Sequence[str], environ: Mapping[str, str]) -> Simula
     if values["key"] is None:
         values["key"] = environ.get(key_variable or KEY_VARIABLE) or None
     values["models"] = tuple(values["models"] or SimulatorConfig().models)
-    for name in _KEY_LISTS.values():
-        values[name] = tuple(values[name])
     try:
         values["timetable"] = tuple(map(parse_step, values["timetable"]))
         return SimulatorConfig(**values)
@@ -84,8 +77,8 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rpm", type=int, help="calls a minute and key; more get a 429")
     parser.add_argument("--auth-header", default=defaults.auth_header, help="both, bearer or api-key")
     parser.add_argument("--log-calls", dest="log_calls_path", type=Path, help="gets a line a paid call")
-    for option, name in _KEY_LISTS.items():
-        parser.add_argument(option, dest=name, action="append", default=[], help="repeatable")
+    parser.add_argument("--spent-keys", default="", help="keys that get 402, with commas between them")
+    parser.add_argument("--revoked-keys", default="", help="keys that get 401, with commas between them")
     parser.add_argument("--refuse-code", help="a code in the body of a refusal for too many calls at once")
     parser.add_argument("--rate-headers", action="store_true", help="x-ratelimit-* on every answer")
     parser.add_argument("--no-tell-wait", dest="tells_wait", action="store_false", help="no Retry-After")

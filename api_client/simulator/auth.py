@@ -13,11 +13,10 @@ class Auth:
     """Checks credentials by a configuration's keys and header style."""
 
     def __init__(self, config: SimulatorConfig) -> None:
-        known = (*((config.key,) if config.key is not None else ()), *config.extra_keys)
-        self._asks_for_none = not known
-        self._revoked = {key.encode() for key in config.revoked_keys}
-        self._accepted = {key.encode() for key in (*known, *config.exhausted_keys)} - self._revoked
-        self._exhausted = {key.encode() for key in config.exhausted_keys}
+        self._asks_for_none = config.key is None
+        self._revoked = _split(config.revoked_keys)
+        self._spent = _split(config.spent_keys)
+        self._accepted = (_split(config.key or "") | self._spent) - self._revoked
         self._takes_bearer = config.auth_header in ("both", "bearer")
         self._takes_api_key = config.auth_header in ("both", "api-key")
 
@@ -33,9 +32,9 @@ class Auth:
             return None if key in self._revoked else key
         return next((key for key in presented if key in self._accepted), None)
 
-    def is_exhausted(self, key: bytes) -> bool:
-        """Whether an accepted key has no money left."""
-        return key in self._exhausted
+    def is_spent(self, key: bytes) -> bool:
+        """Whether the account of an accepted key is empty."""
+        return key in self._spent
 
     def presented(self, headers: Mapping[bytes, bytes]) -> list[bytes]:
         """The keys that the request sends, in the header styles that are taken."""
@@ -46,3 +45,7 @@ class Auth:
         if self._takes_api_key and b"api-key" in headers:
             presented.append(headers[b"api-key"].strip())
         return presented
+
+
+def _split(keys: str) -> frozenset[bytes]:
+    return frozenset(key.strip().encode() for key in keys.split(",") if key.strip())

@@ -7,6 +7,8 @@ import heapq
 from collections.abc import Callable
 from itertools import count
 
+_CLOSE_S = 1e-6
+
 
 class Sharing:
     """The arithmetic of a shared rate. Pure: times are arguments, in seconds.
@@ -21,6 +23,7 @@ class Sharing:
         self._served = 0.0  # tokens that a call has got which was there from the beginning
         self._line: list[tuple[float, int]] = []  # (served when it is done, ticket)
         self._open: set[int] = set()
+        self._done: list[int] = []
         self._tickets = count()
 
     @property
@@ -44,35 +47,45 @@ class Sharing:
         """The call is given up."""
         self._advance(now)
         self._open.discard(ticket)
+        if ticket in self._done:
+            self._done.remove(ticket)
 
     def pop_done(self, now: float) -> list[int]:
         """Tickets of calls that have all their tokens, in the order of their ends; they are no longer in flight."""
         self._advance(now)
-        done = []
-        while self._line and (self._line[0][1] not in self._open or self._line[0][0] <= self._served + 1e-6):
-            ticket = heapq.heappop(self._line)[1]
-            if ticket in self._open:
-                self._open.discard(ticket)
-                done.append(ticket)
+        done, self._done = self._done, []
         return done
 
     def next_end_in_s(self) -> float | None:
         """Seconds from the last `now` until the next call is done if nothing changes; None if there is none to come."""
-        while self._line and self._line[0][1] not in self._open:
-            heapq.heappop(self._line)
-        speed = self._call_rate()
-        if not self._line or speed <= 0:
-            return None
-        return max(0.0, (self._line[0][0] - self._served) / speed)
+        if self._done:
+            return 0.0
+        end = self._next_end()
+        return None if end is None else max(0.0, end - self._at)
 
     def _call_rate(self) -> float:
         if self._knee is None or len(self._open) <= self._knee:
             return self._rate
         return self._rate * self._knee / len(self._open)
 
+    def _next_end(self) -> float | None:
+        """When the next call is done if nothing changes; None if there is none to come."""
+        while self._line and self._line[0][1] not in self._open:
+            heapq.heappop(self._line)
+        speed = self._call_rate()
+        if not self._line or speed <= 0:
+            return None
+        return self._at + (self._line[0][0] - self._served) / speed
+
     def _advance(self, now: float) -> None:
-        self._served += self._call_rate() * (now - self._at)
-        self._at = now
+        """From end to end: a call that is looked at late takes no share from the others after its end."""
+        while (end := self._next_end()) is not None and end <= now + _CLOSE_S:
+            finish, ticket = heapq.heappop(self._line)
+            self._at, self._served = max(self._at, end), max(self._served, finish)
+            self._open.discard(ticket)
+            self._done.append(ticket)
+        self._served += self._call_rate() * max(0.0, now - self._at)
+        self._at = max(self._at, now)
 
 
 class BatchingServer:

@@ -47,8 +47,9 @@ class SimulatorConfig:
     is set, every call gets this status, as from a proxy whose endpoint is gone. `latency_jitter`: a share of the
     latency by which it varies, up and down.
 
-    `key`, `extra_keys` and `exhausted_keys` are accepted, and the last are answered with 402; `revoked_keys` are not
-    accepted any more. `refuse_above`: most calls at once; more get `refuse_status`, and `refuse_code` in the body.
+    `key` may name several, with commas between them; so may `spent_keys`, which are answered with 402, and
+    `revoked_keys`, which are not accepted any more. `refuse_above`: most calls at once; more get `refuse_status`, and
+    `refuse_code` in the body.
     `slope_per_s`: how fast calls at once may rise. `tpm`: most tokens of a key in any `rate_window_s`, as `rpm` of
     calls; `tells_wait`: whether their 429s say `Retry-After`. `call_tokens_per_s`: a call takes its answer's tokens
     divided by this, after the latency; beyond `knee` calls the sum stays flat. `answer_tokens`: how long answers are,
@@ -84,9 +85,8 @@ class SimulatorConfig:
     outage_status: int | None = None
     auth_header: AuthHeader = "both"
     log_calls_path: Path | None = None
-    extra_keys: tuple[str, ...] = field(default=(), repr=False)
-    exhausted_keys: tuple[str, ...] = field(default=(), repr=False)
-    revoked_keys: tuple[str, ...] = field(default=(), repr=False)
+    spent_keys: str = field(default="", repr=False)
+    revoked_keys: str = field(default="", repr=False)
     refuse_above: int | None = None
     refuse_status: int = 429
     refuse_retry_after_s: float | None = None
@@ -107,7 +107,7 @@ class SimulatorConfig:
 
     def __post_init__(self) -> None:
         _whole("port", self.port, low=0, high=65535)
-        if self.key is not None and (not isinstance(self.key, str) or not self.key.strip()):
+        if self.key is not None and (not isinstance(self.key, str) or not self.key.strip(", ")):
             raise ValueError("key must not be empty: leave it out to ask for no credential")
         if not isinstance(self.models, tuple) or not self.models:
             raise ValueError("models must name at least one model")
@@ -142,10 +142,9 @@ class SimulatorConfig:
         return dataclasses.replace(self, **values)
 
     def _check_limits(self) -> None:
-        for name in ("extra_keys", "exhausted_keys", "revoked_keys"):
-            keys = getattr(self, name)
-            if not isinstance(keys, tuple) or not all(isinstance(key, str) and key.strip() for key in keys):
-                raise ValueError(f"{name} must be keys that are not empty")
+        for name in ("spent_keys", "revoked_keys"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be text: keys with commas between them")
         if self.refuse_above is not None:
             _whole("refuse_above", self.refuse_above, low=0)
         if self.refuse_status not in REFUSE_STATUSES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 _BACKLOG = 4096
 _REBIND_EVERY_S = 0.01
@@ -30,7 +31,9 @@ class Listener:
 
     async def stop(self) -> None:
         if self._change is not None:
-            await self._change
+            self._change.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._change
         if self._server is not None:
             self._server.close()
         if self._bound is not None:
@@ -53,8 +56,8 @@ class Listener:
                 self._bound = await self._take_port()
             else:
                 assert self._bound is not None
-                bound, self._bound = self._bound, None
-                await self._listen(bound)
+                await self._listen(self._bound)
+                self._bound = None  # it is the server's
 
     async def _listen(self, bound: socket.socket) -> None:
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it

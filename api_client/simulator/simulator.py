@@ -150,7 +150,7 @@ class Simulator:
         elif key is None:
             self._tally.refuse(call, 401)
             connection.reply(flat_answer(401, "Unauthorized", request_id))
-        elif self._auth.is_exhausted(key):
+        elif self._auth.is_spent(key):
             self._tally.refuse(call, 402)
             connection.reply(coded_answer(402, "Insufficient credits", "insufficient_quota", request_id))
         else:

@@ -94,10 +94,10 @@ def run_cpu(folder: Path, broker: Broker, *, is_quick: bool) -> dict[str, Figure
 def cpu_figures(cpu_ms: Mapping[str, float]) -> dict[str, Figures]:
     """The same with each way's multiple of the fixed number. Pure."""
     base = cpu_ms["right"]
-    return {
-        way: {"cpu_ms": value, "ratio": value / base if base and way != "right" else None}
-        for way, value in cpu_ms.items()
-    }
+    found: dict[str, Figures] = {way: {"cpu_ms": value} for way, value in cpu_ms.items()}
+    for way in found.keys() - {"right"}:
+        found[way]["ratio"] = cpu_ms[way] / base if base else None
+    return found
 
 
 def _cpu_ms(folder: Path, broker: Broker, jobs: int, *, is_on: bool) -> float:

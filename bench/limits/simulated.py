@@ -7,15 +7,18 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from bench.limits.figures import Rows, rows_of_events
+from bench.limits.figures import STEP_S, Rows, rows_of_events
 from bench.limits.real import NotBuilt
 from bench.limits.scenarios import Scenario
 
 _LONGEST_S = 600.0
+_WANTED_PERMITS = 64
 
 
 def run_simulated(scenario: Scenario) -> Rows:
     """What the modelled endpoint saw. Raises NotBuilt if there is no simulation, or none of this scenario."""
+    if "requests-per-minute" in scenario.told:
+        return _run_permits(scenario, scenario.told["requests-per-minute"])
     try:
         endpoints = importlib.import_module("tests.support.modelled_endpoints")
         workers = importlib.import_module("tests.support.simulated_workers")
@@ -41,6 +44,23 @@ def run_simulated(scenario: Scenario) -> Rows:
         world.refused,
         length_s=scenario.length_s or time.now_s + 0.1,
     )
+
+
+def _run_permits(scenario: Scenario, per_minute: int) -> Rows:
+    """Calls that begin as permits are given out, for which a worker asks every tenth of a second."""
+    try:
+        rates = importlib.import_module("worker.policy.rates")
+    except ModuleNotFoundError:
+        raise NotBuilt from None
+    assert scenario.length_s is not None
+    begun: list[float] = []
+    paid_us, cost_us = 0, rates.cost_us(per_minute)
+    for tick in range(round(scenario.length_s / STEP_S)):
+        at_us = round(tick * STEP_S * 1e6)
+        granted, paid_us, _ = rates.take(paid_us, now_us=at_us, cost_us=cost_us, wanted=_WANTED_PERMITS)
+        begun += [tick * STEP_S] * granted
+    answered = [(at_s + scenario.endpoint["latency_s"], 0) for at_s in begun]
+    return rows_of_events(begun, answered, [], length_s=scenario.length_s)
 
 
 def _spread(sigma: float) -> Callable[[random.Random], float]:

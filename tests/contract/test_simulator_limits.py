@@ -116,7 +116,7 @@ def test_a_shorter_window_frees_its_calls_sooner() -> None:
 
 
 def test_several_keys_are_accepted_and_one_of_them_has_no_money_left() -> None:
-    with running(key="sk-a", extra_keys=("sk-b",), exhausted_keys=("sk-c",)) as simulator:
+    with running(key="sk-a, sk-b", spent_keys="sk-c") as simulator:
         assert [ask(simulator, key=f"sk-{name}").status for name in "abcd"] == [200, 200, 402, 401]
         told = ask(simulator, key="sk-c")
         assert told.body["error"]["code"] == "insufficient_quota"
@@ -125,21 +125,21 @@ def test_several_keys_are_accepted_and_one_of_them_has_no_money_left() -> None:
 
 
 def test_a_key_is_revoked_while_it_runs_and_comes_back() -> None:
-    with running(key="sk-a", extra_keys=("sk-b",)) as simulator:
-        change = {"revoked_keys": ["sk-b"]}
+    with running(key="sk-a,sk-b") as simulator:
+        change = {"revoked_keys": "sk-b"}
         assert requests.post(simulator.url + "/simulator/faults", json=change, timeout=5).ok
         assert [ask(simulator, key=f"sk-{name}").status for name in "ab"] == [200, 401]
-        simulator.set_faults(revoked_keys=())
+        simulator.set_faults(revoked_keys="")
         assert ask(simulator, key="sk-b").status == 200
 
 
 def test_a_key_is_revoked_also_where_any_key_is_accepted() -> None:
-    with running(revoked_keys=("sk-b",)) as simulator:
+    with running(revoked_keys="sk-b") as simulator:
         assert [ask(simulator, key=f"sk-{name}").status for name in "ab"] == [200, 401]
 
 
 def test_calls_are_counted_by_key_and_no_key_is_shown() -> None:
-    with running(key="sk-a", extra_keys=("sk-b",), answer_tokens=49) as simulator:
+    with running(key="sk-a,sk-b", answer_tokens=49) as simulator:
         for name in "aabx":
             ask(simulator, key=f"sk-{name}", text="Hi")
         stats = requests.get(simulator.url + "/simulator/stats", timeout=5)
@@ -200,6 +200,14 @@ def test_death_by_the_door_is_answered_and_needs_an_end() -> None:
         while statuses[-1] != 200:
             statuses.append(ask(simulator).status)
         assert statuses[0] == 0
+
+
+def test_a_simulator_that_is_dead_ends_as_any_other() -> None:
+    simulator = running(is_dead=True)
+    with simulator:
+        assert ask(simulator).status == 0
+    with pytest.raises(requests.ConnectionError):
+        requests.get(simulator.url + "/v1/models", timeout=5)
 
 
 def test_the_list_of_models_can_be_away_while_calls_are_answered() -> None:

@@ -21,6 +21,7 @@ from bench.limits.figures import (
 from bench.limits.real import NotBuilt, concurrency_of, require_command, require_option, require_setting
 from bench.limits.report import Result, format_results, format_wanted
 from bench.limits.scenarios import PERCENT, SCENARIOS, SECONDS, Wanted
+from bench.limits.simulated import run_simulated
 
 
 def steady(seconds: float, **each: int) -> list[Row]:
@@ -141,6 +142,18 @@ def test_jobs_that_were_never_done_are_not_hidden_by_a_quick_end() -> None:
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
+def test_the_decisions_alone_are_as_wanted_where_this_version_has_them(name: str) -> None:
+    scenario = SCENARIOS[name](is_quick=False)
+    try:
+        rows = run_simulated(scenario)
+    except NotBuilt:
+        pytest.skip("not built")
+    found = scenario.judge(rows)
+    misses = {key: found[key] for key, one in scenario.wanted.items() if not one.is_met(found[key])}
+    assert not misses, found
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_a_short_scenario_has_the_same_figures(name: str) -> None:
     whole, quick = (SCENARIOS[name](is_quick=is_quick) for is_quick in (False, True))
     assert list(whole.wanted) == list(quick.wanted)
@@ -154,7 +167,7 @@ def test_a_budget_is_overshot_by_what_goes_beyond_it() -> None:
 
 def test_cpu_is_told_beside_that_of_a_fixed_number() -> None:
     assert cpu_figures({"right": 2.0, "auto": 2.1}) == {
-        "right": {"cpu_ms": 2.0, "ratio": None},
+        "right": {"cpu_ms": 2.0},
         "auto": {"cpu_ms": 2.1, "ratio": pytest.approx(1.05)},
     }
 

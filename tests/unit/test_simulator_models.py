@@ -51,6 +51,16 @@ def test_what_leaves_early_frees_its_share() -> None:
     assert sharing.pop_done(1.5) == [second]
 
 
+def test_a_call_that_is_looked_at_late_takes_no_share_after_its_end() -> None:
+    sharing = Sharing(rate=10.0, knee=1, now=0.0)
+    tickets = [sharing.enter(tokens, now=0.0) for tokens in (10, 30)]
+    assert sharing.pop_done(4.0) == tickets, "2 s for the first, then 2 s for the other's last 20 alone"
+    late = Sharing(rate=10.0, knee=1, now=0.0)
+    first, _ = (late.enter(tokens, now=0.0) for tokens in (10, 30))
+    late.leave(first, now=3.0)
+    assert late.next_end_in_s() == pytest.approx(1.0)
+
+
 def test_a_change_of_the_knee_counts_for_what_is_in_flight() -> None:
     sharing = Sharing(rate=10.0, knee=0, now=0.0)
     ticket = sharing.enter(10, now=0.0)
@@ -165,7 +175,7 @@ def test_a_step_of_another_form_is_refused_with_an_example(text: str) -> None:
         ({"call_tokens_per_s": 0}, "call_tokens_per_s must be above 0"),
         ({"rate_window_s": 0}, "rate_window_s must be above 0"),
         ({"capacity": -1}, "capacity must be at least 0, not -1"),
-        ({"extra_keys": ("",)}, "extra_keys must be keys that are not empty"),
+        ({"spent_keys": ["sk"]}, "spent_keys must be text: keys with commas between them"),
         ({"is_dead": 1}, "is_dead must be true or false"),
         ({"timetable": "30:capacity=1"}, "timetable must be a list of steps"),
         ({"timetable": [(-1, {"capacity": 1})]}, "a timetable's step needs at_s"),
@@ -186,5 +196,5 @@ def test_the_steps_of_a_timetable_build_on_each_other() -> None:
 
 
 def test_no_key_is_in_the_text_of_the_configuration() -> None:
-    config = SimulatorConfig(extra_keys=("sk-1",), exhausted_keys=("sk-2",), revoked_keys=("sk-3",))
+    config = SimulatorConfig(key="sk-1", spent_keys="sk-2", revoked_keys="sk-3")
     assert "sk-" not in repr(config)

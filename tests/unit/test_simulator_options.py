@@ -18,7 +18,7 @@ def test_limits_are_read_from_the_command_line() -> None:
     line = (
         "--refuse-above 40 --refuse-status 503 --refuse-retry-after 0.5 --refuse-code busy --slope 2.5 --tpm 900 "
         "--rate-window 6 --rate-headers --no-tell-wait --call-tokens 40 --knee 24 --answer-tokens 300 "
-        "--answer-spread 0.8 --capacity 2 --also-key b --also-key c --exhausted-key d --revoked-key e "
+        "--answer-spread 0.8 --capacity 2 --key b,c --spent-keys d --revoked-keys e,f "
         "--at 60:capacity=0.5 --at 30:is_dead=true"
     )
     config = parse_config(line.split(), {})
@@ -27,7 +27,7 @@ def test_limits_are_read_from_the_command_line() -> None:
     assert (config.rate_headers, config.tells_wait) == (True, False)
     assert (config.call_tokens_per_s, config.knee, config.capacity) == (40, 24, 2)
     assert (config.answer_tokens, config.answer_spread) == (300, 0.8)
-    assert (config.extra_keys, config.exhausted_keys, config.revoked_keys) == (("b", "c"), ("d",), ("e",))
+    assert (config.key, config.spent_keys, config.revoked_keys) == ("b,c", "d", "e,f")
     assert config.timetable == ((30.0, {"is_dead": True}), (60.0, {"capacity": 0.5}))
 
 

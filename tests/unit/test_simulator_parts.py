@@ -104,6 +104,7 @@ def test_a_lowered_limit_waits_until_enough_calls_have_left_the_window() -> None
     [
         ({"port": 70_000}, "port must be a whole number, from 0 to 65535, not 70000"),
         ({"key": " "}, "key must not be empty"),
+        ({"key": " ,"}, "key must not be empty"),
         ({"models": ()}, "models must name at least one model"),
         ({"latency_s": -1}, "latency_s must be at least 0, not -1"),
         ({"latency_s": float("nan")}, "latency_s must be a number, not nan"),

@@ -78,21 +78,13 @@ def simulate(
     key: Annotated[
         str | None,
         typer.Option(
-            envvar="ANTREAN_SIMULATOR_KEY", show_envvar=False, help="The key to ask for; none without it."
+            envvar="ANTREAN_SIMULATOR_KEY",
+            show_envvar=False,
+            help="The keys to ask for, with commas between them; none without it.",
         ),
     ] = None,
-    also_key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="<str>", help="A further key to accept; may be given several times."),
-    ] = None,
-    exhausted_key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="<str>", help="A key that gets 402; may be given several times."),
-    ] = None,
-    revoked_key: Annotated[
-        list[str] | None,
-        typer.Option(metavar="<str>", help="A key that gets 401; may be given several times."),
-    ] = None,
+    spent_keys: Annotated[str, typer.Option(help="Keys that get 402, with commas between them.")] = "",
+    revoked_keys: Annotated[str, typer.Option(help="Keys that get 401, with commas between them.")] = "",
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="<str>", help="A model to run; may be given several times."),
@@ -159,9 +151,8 @@ def simulate(
             rate_surrogate=rate_surrogate,
             retry_after_s=retry_after,
             unauthorized_for_s=unauthorized_for,
-            extra_keys=tuple(also_key or ()),
-            exhausted_keys=tuple(exhausted_key or ()),
-            revoked_keys=tuple(revoked_key or ()),
+            spent_keys=spent_keys,
+            revoked_keys=revoked_keys,
             refuse_above=refuse_above,
             refuse_status=refuse_status,
             refuse_retry_after_s=refuse_retry_after,
