@@ -240,7 +240,7 @@ class LimitRow(SQLModel, table=True):
     kind: str = Field(primary_key=True)  # in_flight, requests_per_min, tokens_per_min
     source: str = Field(primary_key=True)  # set, found, header
     value: int | None = Field(default=None, sa_type=BigInteger)
-    state: str | None = Field(
+    facts: str | None = Field(
         default=None, sa_column=Column(Text)
     )  # JSON: what the next decision needs to know
     reason: str | None = Field(default=None, sa_column=Column(Text))

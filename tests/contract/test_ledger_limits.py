@@ -72,13 +72,13 @@ def test_a_later_setting_is_newer_also_by_a_clock_that_was_set_back(ledger: Ledg
 def test_a_found_limit_is_remembered_beside_a_set_one_and_forgotten(ledger: Ledger, endpoint: str) -> None:
     keep = partial(keep_found, endpoint=endpoint, worker_id="w1")
     ledger.run(partial(set_limits, endpoint=endpoint, values={K.IN_FLIGHT: 60}, now_ms=NOW))
-    ledger.run(partial(keep, value=32, state='{"a": 1}', reason="doubled", now_ms=NOW + 1))
-    ledger.run(partial(keep, value=32, state='{"a": 2}', reason="the same", now_ms=NOW + 2))
+    ledger.run(partial(keep, value=32, facts='{"a": 1}', reason="doubled", now_ms=NOW + 1))
+    ledger.run(partial(keep, value=32, facts='{"a": 2}', reason="the same", now_ms=NOW + 2))
     [found] = [one for one in limits(ledger, endpoint) if one.source is S.FOUND]
     assert found == StoredLimit(
         endpoint, "", K.IN_FLIGHT, S.FOUND, 32, '{"a": 2}', "doubled", NOW + 1, NOW + 2
     )
-    ledger.run(partial(keep, value=24, state="{}", reason="refused", now_ms=NOW + 3))
+    ledger.run(partial(keep, value=24, facts="{}", reason="refused", now_ms=NOW + 3))
     assert [(one.old, one.new, one.reason, one.worker_id) for one in changes(ledger, endpoint)] == [
         (32, 24, "refused", "w1"),
         (None, 32, "doubled", "w1"),

@@ -47,7 +47,7 @@ def find(ledger: Ledger, value: int, reason: str) -> None:
             keep_found,
             endpoint=ENDPOINT,
             value=value,
-            state="{}",
+            facts="{}",
             reason=reason,
             worker_id="w1",
             now_ms=NOW,

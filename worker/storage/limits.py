@@ -33,14 +33,14 @@ class LimitSource(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredLimit:
-    """A limit. `value` None: it was cleared. `state` is JSON. `since_ms`: when it got its value."""
+    """A limit. `value` None: it was cleared. `facts` is JSON. `since_ms`: when it got its value."""
 
     endpoint: str
     key_id: str
     kind: LimitKind
     source: LimitSource
     value: int | None
-    state: str | None
+    facts: str | None
     reason: str | None
     since_ms: int
     updated_ms: int
@@ -67,7 +67,7 @@ _LIMIT_COLUMNS = (
     limits.c.kind,
     limits.c.source,
     limits.c.value,
-    limits.c.state,
+    limits.c.facts,
     limits.c.reason,
     limits.c.since_ms,
     limits.c.updated_ms,
@@ -127,7 +127,7 @@ def set_limits(
         change = LimitChange(
             endpoint, key_id, kind, LimitSource.SET, at_ms, old.value if old else None, value, reason, None
         )
-        _write(connection, change, state=None)
+        _write(connection, change, facts=None)
         changes.append(change)
     return changes
 
@@ -137,7 +137,7 @@ def keep_found(
     endpoint: str,
     *,
     value: int,
-    state: str,
+    facts: str,
     reason: str,
     worker_id: str,
     now_ms: int,
@@ -159,7 +159,7 @@ def keep_found(
         worker_id,
     )
     if old is None or old.value != value:
-        _write(connection, change, state=state)
+        _write(connection, change, facts=facts)
     else:
         connection.execute(
             limits.update()
@@ -169,7 +169,7 @@ def keep_found(
                 limits.c.kind == change.kind.value,
                 limits.c.source == change.source.value,
             )
-            .values(state=state, updated_ms=now_ms)
+            .values(facts=facts, updated_ms=now_ms)
         )
 
 
@@ -206,7 +206,7 @@ def prune_changes(connection: Connection, endpoint: str, *, kept: int = KEPT_CHA
     return connection.execute(delete(limit_changes).where(limit_changes.c.id.in_(old))).rowcount
 
 
-def _write(connection: Connection, change: LimitChange, *, state: str | None) -> None:
+def _write(connection: Connection, change: LimitChange, *, facts: str | None) -> None:
     reason = clean_text(change.reason)
     connection.execute(
         upsert(connection, limits, "endpoint", "key_id", "kind", "source"),
@@ -216,7 +216,7 @@ def _write(connection: Connection, change: LimitChange, *, state: str | None) ->
             "kind": change.kind.value,
             "source": change.source.value,
             "value": change.new,
-            "state": state,
+            "facts": facts,
             "reason": reason,
             "since_ms": change.at_ms,
             "updated_ms": change.at_ms,

@@ -53,7 +53,7 @@ class LedgerLimits:
                 connection,
                 self._endpoint,
                 value=limit.value,
-                state=orjson.dumps(asdict(limit)).decode(),
+                facts=orjson.dumps(asdict(limit)).decode(),
                 reason=limit.reason,
                 worker_id=self._worker_id,
                 now_ms=now_ms,
@@ -89,9 +89,9 @@ def fixed_limits(stored: list[StoredLimit]) -> Fixed:
 def find_limit(stored: list[StoredLimit]) -> Limit | None:
     """The limit that workers found; None if there is none, or another version wrote it."""
     for one in stored:
-        if one.source is LimitSource.FOUND and one.kind is LimitKind.IN_FLIGHT and one.state is not None:
+        if one.source is LimitSource.FOUND and one.kind is LimitKind.IN_FLIGHT and one.facts is not None:
             try:
-                return parse_limit(orjson.loads(one.state))
+                return parse_limit(orjson.loads(one.facts))
             except (TypeError, KeyError, ValueError):
                 log.warning("limit.unreadable", endpoint=one.endpoint)
     return None
