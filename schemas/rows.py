@@ -231,6 +231,40 @@ class PauseRow(SQLModel, table=True):
     paused_at_ms: int = Field(sa_type=BigInteger)
 
 
+class LimitRow(SQLModel, table=True):
+    """A limit of an endpoint. A limit that was set and cleared stays, without a value: the newest row counts."""
+
+    __tablename__ = "limits"
+    endpoint: str = Field(primary_key=True)
+    key_id: str = Field(primary_key=True)
+    kind: str = Field(primary_key=True)  # in_flight, requests_per_min, tokens_per_min
+    source: str = Field(primary_key=True)  # set, found, header
+    value: int | None = Field(default=None, sa_type=BigInteger)
+    facts: str | None = Field(
+        default=None, sa_column=Column(Text)
+    )  # JSON: what the next decision needs to know
+    reason: str | None = Field(default=None, sa_column=Column(Text))
+    since_ms: int = Field(sa_type=BigInteger)  # when it got this value
+    updated_ms: int = Field(sa_type=BigInteger)  # when it was written; of a limit that is set, this rises
+
+
+class LimitChangeRow(SQLModel, table=True):
+    """A change of a limit. Only the newest ones are kept."""
+
+    __tablename__ = "limit_changes"
+    __table_args__ = (Index("ix_limit_changes_endpoint", "endpoint", "id"),)
+    id: str = Field(primary_key=True)  # sorts by time
+    endpoint: str
+    key_id: str
+    kind: str
+    source: str
+    at_ms: int = Field(sa_type=BigInteger)
+    old: int | None = Field(default=None, sa_type=BigInteger)
+    new: int | None = Field(default=None, sa_type=BigInteger)
+    reason: str | None = Field(default=None, sa_column=Column(Text))
+    worker_id: str | None = None  # None: a command
+
+
 class IdentityRow(SQLModel, table=True):
     """The ledger's random id, in one row, which the migration made. It distinguishes this ledger from others."""
 

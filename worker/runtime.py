@@ -17,6 +17,7 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.endpoint import open_endpoint
 from worker.attempt.execute import Executor
+from worker.attempt.models_probe import build_models_probe
 from worker.attempt.slots import Slots
 from worker.broker.client import BrokerEpoch, broker_address, check_broker, count_messages, open_client
 from worker.broker.hints import SHARED_QUEUES, queues_of
@@ -33,6 +34,7 @@ from worker.operations.capacity import threads_needed
 from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
 from worker.settings import Settings
+from worker.settings.model import count_staged
 from worker.shutdown import Shutdown
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import WriterStopped
@@ -43,9 +45,13 @@ from worker.storage.moves import cancel_jobs
 from worker.storage.reading import fetch_states, has_answered
 from worker.storage.writer import GroupWriter
 from worker.throttle.gatekeeper import Gatekeeper
+from worker.throttle.limiter import Limiter
+from worker.throttle.meter import Meter
+from worker.throttle.redis_limits import RedisLimitStore
 from worker.throttle.redis_store import RedisGateStore
 from worker.upkeep.drain import Drain
 from worker.upkeep.heartbeat import Heartbeat
+from worker.upkeep.limit_records import LedgerLimits
 from worker.upkeep.presence import Presence
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
@@ -71,7 +77,7 @@ class WorkerRuntime:
         self._ledger = ledger
         broker = open_client(broker_address(settings))
         endpoint = settings.endpoint
-        self._slots: Slots[Received] = Slots(settings.concurrency, settings.lone_slot_count)
+        self._slots: Slots[Received] = Slots(*settings.first_slots)
         self._pool: Any = None  # Celery's, once it hands over a message
         self._client = open_endpoint(settings)
         self._writer = GroupWriter(
@@ -83,6 +89,7 @@ class WorkerRuntime:
             on_death=lambda exc: self._end_by_force("antrean-writer", exc),
         )
         self._spool = SpoolFile(settings.spool_folder, self.worker_id)
+        self._meter = Meter()
         self._presence = Presence(settings.home / "workers", self.worker_id)
         gatekeeper = Gatekeeper(
             RedisGateStore(broker, endpoint), clock, probe_ttl_s=settings.deadline_s + 5.0
@@ -101,6 +108,10 @@ class WorkerRuntime:
             if drains
             else None
         )
+        credentials = Credentials(settings)
+        models_probe = build_models_probe(
+            settings, gatekeeper, credentials, clock, on_answer=lambda: self._relay.poke()
+        )
         self._relay = Relay(
             ledger,
             publish_due or partial(publish, broker, queues=self.queues),
@@ -113,10 +124,11 @@ class WorkerRuntime:
             backoff_cap_s=settings.backoff_cap_s,
             # What an endpoint asks for is capped, and a tenth of the backoff is added; a probe waits a minute.
             longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
+            may_probe=models_probe.may_call_a_job,
         )
         self._executor = Executor(
             client=self._client,
-            credentials=Credentials(settings),
+            credentials=credentials,
             writer=self._writer,
             gatekeeper=gatekeeper,
             spool=self._spool,
@@ -132,6 +144,7 @@ class WorkerRuntime:
             is_proven=is_proven,
             is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
+            meter=self._meter,
         )
         self._dispatcher = Dispatcher(
             self._executor,
@@ -142,6 +155,21 @@ class WorkerRuntime:
             spawn=self._run_in_pool,
             ahead_limit=max(1, settings.staged_count // 2),
             on_ahead=self._stage,
+            on_lack=lambda: self._limiter.poke(),
+        )
+        self._limiter = Limiter(
+            RedisLimitStore(broker, endpoint),
+            LedgerLimits(ledger, endpoint=endpoint, worker_id=self.worker_id),
+            self._slots,
+            self._meter,
+            clock,
+            worker_id=self.worker_id,
+            own_limit=settings.call_count,
+            first_limit=sum(settings.first_slots),
+            is_adaptive=settings.is_adaptive,
+            apply=lambda slots: self._dispatcher.set_limit(*settings.split_slots(slots)),
+            advance=self._dispatcher.advance,
+            openings=lambda: gatekeeper.openings,
         )
         self._receiver = Receiver(self._dispatcher, self._writer, settings, clock, spawn=self._run_in_pool)
         self._heartbeat = Heartbeat(
@@ -151,15 +179,16 @@ class WorkerRuntime:
             self._presence,
             clock,
             endpoint=endpoint,
-            slots=settings.concurrency + settings.lone_slot_count,
+            slots=lambda: int(self._slots.limit),
             lease_s=settings.lease_s,
             beat_s=settings.beat_interval_s,
             spool_folder=settings.spool_folder,
             max_solo_losses=settings.max_solo_losses,
+            on_dead=self._limiter.forget,
         )
         self._reserved = Reserved(
-            limit=self._settings.reserved_count,
-            bulk_limit=self._settings.concurrency + 1,  # until it is known how long a claim and a call take
+            limit=sum(settings.first_slots) + count_staged(self._slots.bulk_limit),
+            bulk_limit=self._slots.bulk_limit + 1,  # until it is known how long a claim and a call take
             refill_at=1,
             give_back=self._give_hint_back,
             on_broker_lost=self._relay.broker_lost,
@@ -178,6 +207,7 @@ class WorkerRuntime:
             spool=self._spool,
             heartbeat=self._heartbeat,
             relay=self._relay,
+            limiter=self._limiter,
             hinted_jobs=lambda: self._reserved.hinted_jobs,
         )
 
@@ -190,6 +220,10 @@ class WorkerRuntime:
             self._heartbeat.beat()
             self._shutdown.heartbeat_thread = self._thread(
                 "antrean-heartbeat", self._heartbeat.run, self._shutdown.is_leaving
+            )
+            self._limiter.tick()  # before a message is taken: calls begin with a share
+            self._shutdown.limiter_thread = self._thread(
+                "antrean-limiter", self._limiter.run, self._shutdown.is_leaving
             )
             interval_s = self._settings.relay_interval_s
             self._thread(
@@ -237,8 +271,9 @@ class WorkerRuntime:
 
     def _stage(self, ahead: int) -> None:
         """Holds as many bulk messages as are claimed ahead, and as are recorded meanwhile: about as many."""
-        staged = min(2 * ahead, self._settings.staged_count)
-        self._reserved.bulk_limit = self._settings.concurrency + staged
+        bulk, most = self._slots.bulk_limit, count_staged(self._slots.bulk_limit)
+        self._reserved.limit = int(self._slots.limit) + most
+        self._reserved.bulk_limit = bulk + min(2 * ahead, most)
         self._reserved.refill_at = max(1, ahead // 2)
 
     def end_job(self, job_id: str | None, adopted: NewJob | None) -> None:

@@ -19,6 +19,7 @@ from worker.errors import ExitCode
 from worker.logs.sink import flush_logs
 from worker.storage.errors import DatabaseAway
 from worker.storage.writer import GroupWriter
+from worker.throttle.limiter import Limiter
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
@@ -50,6 +51,7 @@ class Shutdown:
         spool: SpoolFile,
         heartbeat: Heartbeat,
         relay: Relay,
+        limiter: Limiter,
         hinted_jobs: Callable[[], Sequence[str]],
     ) -> None:
         """`hinted_jobs` tells whose hints this worker has received and not finished."""
@@ -57,6 +59,7 @@ class Shutdown:
         self.is_stopping = threading.Event()
         self.is_leaving = threading.Event()
         self.heartbeat_thread: threading.Thread | None = None
+        self.limiter_thread: threading.Thread | None = None
         self._grace_s = grace_s
         self._client = client
         self._dispatcher = dispatcher
@@ -66,6 +69,7 @@ class Shutdown:
         self._spool = spool
         self._heartbeat = heartbeat
         self._relay = relay
+        self._limiter = limiter
         self._hinted_jobs = hinted_jobs
         self._is_hurried = False  # no Event: a signal may come while the handler of another one sets it
         self._begins = threading.Lock()  # taken once, and never given back
@@ -120,6 +124,7 @@ class Shutdown:
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         self._spool.stop()
         self.is_leaving.set()
+        self._limiter.poke()
         if end_s - time.monotonic() > _FOR_DATABASE_S and not self._executor.has_answers_at_stake:
             # Only the end is left to be recorded. The process does not wait out its grace for that.
             deadline.cancel()
@@ -127,6 +132,9 @@ class Shutdown:
         heartbeat = self.heartbeat_thread
         if heartbeat is not None and heartbeat is not threading.current_thread():
             heartbeat.join(_FOR_HEARTBEAT_S)  # a beat after the end would register this worker again
+        limiter = self.limiter_thread
+        if limiter is not None and limiter is not threading.current_thread():
+            limiter.join(_FOR_HEARTBEAT_S)  # it gives its share up
         try:
             self._heartbeat.end(self._hinted_jobs())
         except (DatabaseAway, OSError) as exc:

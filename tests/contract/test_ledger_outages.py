@@ -13,6 +13,7 @@ from tests.support.clock import FakeClock
 from tests.support.house import House
 from tests.support.ledger import job_row, put, rows, state
 from tests.support.moody import MODEL, MoodyEndpoint, Reply, completion
+from worker.attempt.models_probe import ModelsProbe
 from worker.intake.submit import make_job
 from worker.storage.engine import Ledger
 from worker.upkeep.relay import Relay
@@ -26,7 +27,9 @@ DEAR = (402, {"error": {"message": "This request needs more credits", "code": 40
 class Town:
     """A worker's parts, an endpoint with moods, and a clock that goes on second by second."""
 
-    def __init__(self, ledger: Ledger, clock: FakeClock, folder: Path, **settings: Any) -> None:
+    def __init__(
+        self, ledger: Ledger, clock: FakeClock, folder: Path, *, asks_models: bool = False, **settings: Any
+    ) -> None:
         self.endpoint = MoodyEndpoint()
         self.endpoint.__enter__()
         settings.setdefault("api_key", "k")
@@ -41,8 +44,18 @@ class Town:
             clock,
             endpoint=self.house.endpoint,
             republish_after_s=1e6,
+            may_probe=self._probe().may_call_a_job if asks_models else lambda: True,
         )
         self.handed: list[str] = []
+
+    def _probe(self) -> ModelsProbe:
+        house = self.house
+        return ModelsProbe(
+            house.gatekeeper,
+            self.clock,
+            ask=lambda: house.client.models(credential=house.credentials.current()),
+            spawn=lambda work: work(),
+        )
 
     def put(self, *texts: str, model: str = MODEL) -> list[str]:
         """Jobs in one batch, by their texts."""

@@ -356,7 +356,7 @@ def test_the_scripts_use_no_more_commands_than_the_page_grants_the_brokers_user(
     used = {
         name.lower() for path in scripts for name in re.findall(r"redis\.call\('(\w+)'", path.read_text())
     }
-    assert len(scripts) == 2
+    assert len(scripts) == 4
     assert used == {"get", "set", "del", "time"} <= granted
 
 
@@ -376,3 +376,26 @@ def test_a_key_that_was_taken_is_remembered_by_all_workers(store: GateStore) -> 
     assert not store.was_accepted()
     store.note_accepted()
     assert store.was_accepted()
+
+
+def test_many_answers_that_tell_of_the_same_wait_ask_the_store_once(clock: FakeClock) -> None:
+    class Counting(MemoryGateStore):
+        asked = 0
+
+        def fetch(self) -> Gate | None:
+            self.asked += 1
+            return super().fetch()
+
+    store = Counting()
+    keeper = Gatekeeper(store, clock, probe_ttl_s=1.0)
+    for _ in range(100):
+        keeper.keep_off(5.0)
+    assert store.asked == 1
+    clock.advance(1.0)
+    keeper.keep_off(9.0)
+    gate = store.fetch()
+    assert gate is not None and gate.until_ms == clock.now_ms() + 9000, "a later end counts"
+    keeper.shut(K.UNAUTHORIZED, asked_s=None)
+    keeper.keep_off(60.0)
+    gate = store.fetch()
+    assert gate is not None and gate.needs_probe, "a gate that needs a probe stays one"

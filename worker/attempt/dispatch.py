@@ -69,11 +69,13 @@ class Dispatcher:
         spawn: Callable[[Callable[[], None]], object],
         ahead_limit: int,
         on_ahead: Callable[[int], None],
+        on_lack: Callable[[], None] = lambda: None,
     ) -> None:
         """`spawn` runs a function in a thread that may block, and raises RuntimeError where none is to be had.
 
-        `ahead_limit`: the most jobs of each kind that are claimed and wait for a slot. `on_ahead` is told of a new
-        number that is aimed at.
+        `ahead_limit`: the most jobs of each kind that are claimed and wait for a slot; never more than half of the
+        slots. `on_ahead` is told of a new number that is aimed at, and of each new limit of the slots. `on_lack` is
+        told when a job waits for the limit of all workers, and not for a slot of this one.
         """
         self._executor = executor
         self._slots = slots
@@ -82,6 +84,7 @@ class Dispatcher:
         self._clock = clock
         self._ahead_limit = ahead_limit
         self._on_ahead = on_ahead
+        self._on_lack = on_lack
         self._turns = Turns()
         self._claim_s = self._call_s = 0.0  # how long one takes, smoothed
         self._waits_for_spool = threading.Lock()  # held by the one thread that waits
@@ -106,8 +109,17 @@ class Dispatcher:
                 self._claim(one)
             for _ in range(self._slots.take_slots()):
                 self._spawn(self._run_next)
+            if self._slots.lacks:
+                self._on_lack()
         elif self._waits_for_spool.acquire(blocking=False):
             self._spawn(self._wait_for_spool, or_else=self._waits_for_spool.release)
+
+    def set_limit(self, bulk_limit: int, lone_limit: int | None) -> None:
+        """Changes how many slots there are; see `Slots.set_limit`. Starts what may be called now. Does not block."""
+        for one in self._slots.set_limit(bulk_limit, lone_limit):
+            self._give_back(one)
+        self._aim(is_new_limit=True)
+        self.advance()
 
     def stop(self) -> None:
         """Gives back what has no thread yet, claimed or not; those in a call go on.
@@ -263,9 +275,11 @@ class Dispatcher:
                 for other in self._turns.end():
                     self._writer.give_message_back(other)
 
-    def _aim(self) -> None:
-        ahead = choose_ahead(self._slots.bulk_limit, self._claim_s, self._call_s, limit=self._ahead_limit)
-        if ahead != self._slots.ahead:
+    def _aim(self, *, is_new_limit: bool = False) -> None:
+        slots = self._slots.bulk_limit
+        limit = min(self._ahead_limit, max(1, slots // 2))
+        ahead = choose_ahead(slots, self._claim_s, self._call_s, limit=limit)
+        if ahead != self._slots.ahead or is_new_limit:
             self._slots.ahead = ahead
             self._on_ahead(ahead)
 

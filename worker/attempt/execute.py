@@ -22,6 +22,7 @@ from worker.attempt.outcomes import make_setback, make_success, report_setback, 
 from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report
 from worker.clock import Clock
 from worker.errors import Stopping
+from worker.policy.refusals import asks_for_less
 from worker.policy.retry import RetryRules
 from worker.storage.claims import is_unwanted
 from worker.storage.errors import DatabaseAway, WriterStopped
@@ -29,6 +30,7 @@ from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Suc
 from worker.storage.reply import OnceAnswer
 from worker.storage.writer import GroupWriter
 from worker.throttle.gatekeeper import Gatekeeper, Permit
+from worker.throttle.meter import Meter
 
 log = structlog.get_logger(__name__)
 _RECORD_WITHIN_S = 5.0  # a database that takes longer over a paid answer counts as away: it goes to the spool
@@ -68,9 +70,13 @@ class Executor:
         is_proven: bool,
         is_stopping: Callable[[], bool],
         is_paused: Callable[[], bool],
+        meter: Meter | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint."""
+        """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint.
+
+        `meter` counts what the calls come to.
+        """
         self._client = client
         self._credentials = credentials
         self._writer = writer
@@ -79,6 +85,7 @@ class Executor:
         self._clock = clock
         self._is_stopping = is_stopping
         self._is_paused = is_paused
+        self._meter = meter or Meter()
         self._at_stake: set[str] = set()  # jobs with a call in flight, or an answer in memory alone
         self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
         self._judge = Judge(
@@ -119,6 +126,8 @@ class Executor:
         self._at_stake.add(job.id)
         try:
             with self._gatekeeper.admit(job.id) as permit:
+                if permit.is_granted:
+                    self._meter.admit(permit)
                 outcome = self._decide(job, permit, leave_slot) if permit.is_granted else None
             if isinstance(outcome, Success):
                 return self._record_answer(job, outcome)
@@ -173,6 +182,7 @@ class Executor:
                 leave_slot()  # the next call need not wait until this one is written down
             success = make_success(job, answer, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())
         except ApiError as exc:
+            self._note_failure(permit, exc.failure)
             if exc.failure.kind is FailureKind.INTERRUPTED:
                 return self._interrupted(job, started_at_ms)
             return self._set_back(job, exc.failure, permit, started_at_ms, exc.latency_s)
@@ -181,11 +191,21 @@ class Executor:
         except Exception as exc:
             # A defect of ours costs this job an attempt, not the worker its thread.
             return self._set_back(job, _defect(exc, job.id), permit, started_at_ms, None)
+        self._meter.note_answer(
+            permit,
+            latency_s=answer.latency_s,
+            tokens=success.usage.total_tokens,
+            tokens_out=success.usage.completion_tokens,
+        )
         try:
-            self._judge.note_success(job, permit)
+            self._judge.note_success(job, permit, latency_s=answer.latency_s, hints=answer.rate_hints)
         except Exception as exc:  # a defect there must not cost the answer, which is paid for
             log.error("gate.not_told", job_id=job.id, error=type(exc).__name__)
         return success
+
+    def _note_failure(self, permit: Permit, failure: Failure) -> None:
+        tokens = 0 if failure.spent is None else failure.spent.total_tokens
+        self._meter.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
 
     def _call(self, job: ClaimedJob) -> Answer:
         """The answer, trying the other header style and a changed key where the key was refused."""

@@ -9,16 +9,19 @@ import random
 from dataclasses import dataclass
 from functools import partial
 
-from schemas.failure import Failure
+from schemas.failure import Failure, FailureKind
+from schemas.rates import RateHints
 from worker.clock import Clock
 from worker.policy.gates import Gate
-from worker.policy.retry import Attribution, Decision, JobFacts, RetryRules, decide
+from worker.policy.retry import Attribution, Decision, JobFacts, RetryRules, decide, decide_hinted_wait_s
 from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.gate_waits import has_other_jobs
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.writer import GroupWriter
 from worker.throttle.evidence import Evidence, Verdict
 from worker.throttle.gatekeeper import Gatekeeper, Permit
+
+_SMOOTHING = 0.1  # so about the last ten answers count
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,19 @@ class Judge:
         self._clock = clock
         self._rng = rng
         self._is_proven = is_proven  # the endpoint has answered: a 404 may then be a job's own fault
+        self._round_trip_s: float | None = None  # of answered calls, smoothed; a lost update does not matter
+        self._refused_since_s: float | None = None  # since the last answer: the first refusal for a rate
         self._evidence = Evidence()
         self._openings = gatekeeper.openings
 
-    def note_success(self, job: ClaimedJob, permit: Permit) -> None:
-        """The call was answered: a gate that waited for this opens."""
+    def note_success(
+        self, job: ClaimedJob, permit: Permit, *, latency_s: float, hints: RateHints | None = None
+    ) -> None:
+        """The call was answered: a gate that waited for this opens, unless the answer says that a limit is reached."""
         self._is_proven = True
+        self._refused_since_s = None
+        known_s = self._round_trip_s
+        self._round_trip_s = latency_s if known_s is None else known_s + _SMOOTHING * (latency_s - known_s)
         self._gatekeeper.succeeded(permit)
         self._note_openings()
         self._evidence.succeeded(
@@ -63,12 +73,13 @@ class Judge:
             began=permit.order,
             now_s=self._clock.monotonic_s(),
         )
+        self._heed(hints)
 
     def judge(self, job: ClaimedJob, failure: Failure, permit: Permit, *, now_ms: int) -> Judgement:
         """What follows from the failure. The gate is shut, given a cooldown or left alone first, as decided."""
         gate = self._gatekeeper.current_gate(closely=True)
         verdict = self._attribute(job, failure, permit, gate, now_ms)
-        facts = self._facts(job, verdict)
+        facts = self._facts(job, verdict, failure.kind)
         if verdict.attribution is Attribution.JOB:
             self._gatekeeper.acquit(job.id)
         decision = decide(failure, facts, now_ms=now_ms, rules=self._rules, rng=self._rng)
@@ -77,11 +88,11 @@ class Judge:
 
     def judge_alone(self, job: ClaimedJob, failure: Failure, *, now_ms: int) -> Judgement:
         """What follows by the table alone, without other jobs' answers and without the gate."""
-        facts = self._facts(job, Verdict(Attribution.UNKNOWN))
+        facts = self._facts(job, Verdict(Attribution.UNKNOWN), failure.kind)
         decision = decide(failure, facts, now_ms=now_ms, rules=self._rules, rng=self._rng)
         return Judgement(decision.not_before_ms, decision.burns, decision.is_blocked)
 
-    def _facts(self, job: ClaimedJob, verdict: Verdict) -> JobFacts:
+    def _facts(self, job: ClaimedJob, verdict: Verdict, kind: FailureKind) -> JobFacts:
         return JobFacts(
             attempts=job.burnt,
             bad_responses=job.bad_responses,
@@ -91,7 +102,16 @@ class Judge:
             is_proven=self._is_proven,
             attribution=verdict.attribution,
             undecided=verdict.asked,
+            round_trip_s=self._round_trip_s,
+            refused_for_s=self._note_refusal() if kind is FailureKind.RATE_LIMITED else 0.0,
         )
+
+    def _note_refusal(self) -> float:
+        """Seconds for which calls were refused for their rate, and none was answered."""
+        now_s, since_s = self._clock.monotonic_s(), self._refused_since_s
+        if since_s is None:
+            since_s = self._refused_since_s = now_s
+        return now_s - since_s
 
     def _attribute(
         self, job: ClaimedJob, failure: Failure, permit: Permit, gate: Gate | None, now_ms: int
@@ -135,9 +155,16 @@ class Judge:
             return shut.until_ms + self._rng.randrange(1000)
         if decision.cooldown_s:
             self._gatekeeper.cool_down(failure.kind, asked_s=decision.cooldown_s)
+        else:
+            self._heed(failure.rate_hints)
         if self._is_probing(permit, gate):
             self._gatekeeper.decided_nothing(permit)
         return decision.not_before_ms
+
+    def _heed(self, hints: RateHints | None) -> None:
+        wait_s = decide_hinted_wait_s(hints, self._rules)
+        if wait_s is not None:
+            self._gatekeeper.keep_off(wait_s)
 
     def _is_probing(self, permit: Permit, gate: Gate | None) -> bool:
         """Whether this call decides about the gate: one from before it was opened does not."""

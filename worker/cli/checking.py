@@ -108,8 +108,7 @@ def migrate() -> None:
 
 
 def _check_slots(settings: Settings) -> str:
-    make_room(settings)
-    return f"{settings.concurrency + settings.lone_slot_count} of them fit in this machine's open files and threads"
+    return f"{make_room(settings).call_count} of them fit in this machine's open files and threads"
 
 
 def _check_broker(settings: Settings) -> str:

@@ -56,6 +56,8 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         ),
         "pause": Listed("pausing", "Claim no more jobs of the endpoint until `antrean resume`."),
         "resume": Listed("pausing", "End a pause: jobs of the endpoint are claimed again."),
+        "limits": Listed("limiting", "Show, set or clear how much the endpoint is asked for."),
+        "gate": Listed("gating", "Show why no job is called, or have the jobs called again at once."),
         "prune": Listed("pruning", "Remove jobs that have ended, with their requests, results and attempts."),
         "give-back": Listed(
             "giving_back", "Put messages of other apps, which workers have set aside, back on their queue."
@@ -70,7 +72,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "check": Listed("checking", "Check all that is needed, and say what to do about each problem."),
         "models": Listed("checking", "List the models that the endpoint runs now."),
         "migrate": Listed("checking", "Bring the database to this version's schema."),
-        "simulate": Listed("serving", "Serve a simulated endpoint, with faults on demand."),
+        "simulate": Listed("simulating", "Serve a simulated endpoint, with faults and limits on demand."),
     },
 }
 """All commands in the order of the help, by what one wants to do."""

@@ -22,7 +22,7 @@ from worker.cli.outputs import FORCE_HELP, check_results
 from worker.cli.progress import Display
 from worker.cli.run_summary import print_summary
 from worker.cli.typed import name_command
-from worker.errors import ExitCode, InputError, Unreachable
+from worker.errors import ExitCode, GateShut, InputError, Unreachable
 from worker.files.disk import describe_full_disk
 from worker.files.home import last_line, log_of_service
 from worker.operations.capacity import make_room
@@ -30,6 +30,7 @@ from worker.operations.gates import GateWatch
 from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
 from worker.operations.run_holding import hold_abandoned, tend, worked_on
 from worker.operations.run_input import RunInput, open_input
+from worker.operations.run_patience import RunPatience
 from worker.operations.run_work import Work, sum_run_calls
 from worker.operations.tracking import Progress, Tracker
 from worker.reports.batchlines import is_standard_output
@@ -93,6 +94,14 @@ def run(
     ] = False,
     latency: Annotated[float, typer.Option(help="With --simulate: seconds until an answer.")] = 0.5,
     fault_rate: Annotated[float, typer.Option(help="With --simulate: the share of calls that fail.")] = 0.0,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="End after so many seconds at a shut gate in which no job has ended; the jobs are kept.",
+            show_default="wait on",
+        ),
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option(
@@ -123,7 +132,7 @@ def run(
 
     If the same run is started again, it calls only the jobs that have no result yet, also failed ones. Ctrl-C loses
     nothing, and leaves no process running. The exit code is 0 if every job succeeded, 1 if some did not or a line
-    is missing.
+    is missing, and 6 if --patience was spent at a shut gate: nothing is lost then either.
 
     Runs may share documents, also at the same time: each document is called once, and each run gets the result
     under its own name. Until a run ends, its results are in the output's name with .part, in order, up to the first
@@ -188,7 +197,7 @@ def run(
                         gate.wake(
                             ledger
                         )  # the endpoint has answered: no job has to wait for the end of its gate
-                    _follow(ledger, stack, settings, work, progress, growing, gate)
+                    _follow(ledger, stack, settings, work, progress, growing, gate, patience)
                 # While the batch is not held: what it wants is not pruned.
                 counts = growing.finish()
         ledger.dispose()
@@ -314,6 +323,7 @@ def _follow(
     progress: Progress,
     growing: GrowingResults,
     gate: GateWatch,
+    patience_s: float | None,
 ) -> None:
     written = [settings.home, *([ledger.folder] if ledger.folder else [])]
     tracker = Tracker(
@@ -327,6 +337,7 @@ def _follow(
     display = Display()
     deaths = 0
     tended_s = time.monotonic()
+    patience = RunPatience(patience_s, now_s=tended_s)
     with display.shown():
         while True:
             display.update(tracker.refresh())
@@ -334,6 +345,9 @@ def _follow(
             if tracker.is_done:
                 progress.calls = sum_run_calls(ledger, work)
                 return
+            is_shut = gate.fetch_cached() is not None
+            if patience.is_spent(done=progress.done, is_shut=is_shut, now_s=time.monotonic()):
+                raise _out_of_patience(patience_s, progress)
             if time.monotonic() - tended_s >= _TEND_S:
                 tend(ledger, work.batch_id)
                 tended_s = time.monotonic()
@@ -352,3 +366,12 @@ def _follow(
                 if deaths >= _MOST_DEATHS and progress.succeeded == work.done:
                     raise Unreachable(f"the {service} does not stay up; {log} ends with: {last_line(log)}")
                 note(f"the {service} {describe_death(event)}; it is started again, see {log}")
+
+
+def _out_of_patience(patience_s: float | None, progress: Progress) -> GateShut:
+    waited_s = patience_s or 0.0
+    waited = f"{waited_s:g} s" if waited_s < 60 else format_seconds(waited_s)
+    why = progress.trouble or "the gate is shut"
+    return GateShut(
+        f"no job has ended for {waited} ({why}): nothing is lost, the same command goes on from here"
+    )

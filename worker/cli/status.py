@@ -13,6 +13,7 @@ from worker.cli.listing import complete_batch_id, iso, worker_facts
 from worker.cli.pausing import describe_pause
 from worker.operations.batches import find_named_batch
 from worker.operations.gates import describe_gate, gate_facts
+from worker.operations.limits import describe_limit, limit_facts
 from worker.operations.status import Snapshot, fetch_snapshot
 from worker.reports.summary import format_count, format_seconds
 from worker.reports.waiting import (
@@ -82,13 +83,11 @@ def _print_ledger(found: Snapshot) -> None:
         )
         if worker.is_silent(found.now_ms):
             out.say(("  silent for longer than its lease: it counts as dead", "yellow"))
+    if found.limits:
+        out.say(f"limits {', '.join(describe_limit(one) for one in found.limits)}")
     for pause in found.pauses:
         out.say((describe_pause(pause), "yellow"), ": `antrean resume` goes on")
-    shut = None if found.gate is None else describe_gate(found.gate, now_ms=found.now_ms)
-    if shut is not None:
-        _print_reason("gate", shut)
-    if found.waits_for not in (None, shut) and not found.pauses:
-        _print_reason("waiting", str(found.waits_for))
+    _print_trouble(found)
     _print_open(found)
 
 
@@ -112,9 +111,18 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
         f"{format_count(one.prompt_tokens)} prompt + {format_count(one.completion_tokens)} completion "
         f"= {format_count(one.total_tokens)} tokens"
     )
-    if found.gate is not None:
-        _print_reason("gate", describe_gate(found.gate, now_ms=found.now_ms))
+    if found.concerns(batch.endpoint):
+        _print_trouble(found)
     _print_open(found)
+
+
+def _print_trouble(found: Snapshot) -> None:
+    """The shut gate, and the endpoint's words for it."""
+    shut = None if found.gate is None else describe_gate(found.gate, now_ms=found.now_ms)
+    if shut is not None:
+        _print_reason("gate", shut)
+    if found.waits_for not in (None, shut) and not found.pauses:
+        _print_reason("waiting", str(found.waits_for))
 
 
 def _print_open(found: Snapshot) -> None:
@@ -132,6 +140,7 @@ def _ledger_facts(settings: Settings, found: Snapshot) -> dict[str, Any]:
     return {
         "jobs": _named(found.counts),
         "batches": [_batch_facts(one) for one in found.batches],
+        "limits": [limit_facts(one) for one in found.limits],
         "paused": [
             {"endpoint": one.endpoint, "paused_at": iso(one.paused_at_ms), "reason": one.reason}
             for one in found.pauses

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import redis
 
 from worker.broker.client import broker_address, open_client
-from worker.clock import SystemClock, describe_until, iso_ms
+from worker.clock import SystemClock, describe_since, describe_until, iso_ms
 from worker.policy.gates import Gate, bring_forward
 from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.gate_waits import SPREAD_MS, wake_blocked
-from worker.storage.reading import Trouble
+from worker.storage.reading import Trouble, fetch_trouble
 from worker.storage.tables import MAX_ROWS
 from worker.throttle.redis_store import RedisGateStore
 
@@ -61,6 +62,18 @@ class GateWatch:
             gate = self.fetch()
             if gate is not None and gate.needs_probe:
                 self._store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
+        return self._wake_all(ledger, now_ms)
+
+    def open_gate(self, ledger: Ledger) -> int:
+        """Opens the gate without a probe, ends a cooldown, and brings the waiting jobs forward; returns their number.
+
+        A job that was refused for its rate keeps its own wait.
+        """
+        if self._has_broker():
+            self._store.clear()
+        return self._wake_all(ledger, SystemClock().now_ms())
+
+    def _wake_all(self, ledger: Ledger, now_ms: int) -> int:
         woken, step = 0, MAX_ROWS
         while step == MAX_ROWS:
             due_ms = now_ms + woken // MAX_ROWS * SPREAD_MS
@@ -73,6 +86,15 @@ class GateWatch:
             return bool(self._client.ping())
         except (redis.RedisError, OSError):
             return False
+
+
+def explain_gate(ledger: Ledger, settings: Settings, gate: Gate) -> str:
+    """Why the gate is shut, with the endpoint's words for it as far as a waiting job met them, and until when."""
+    with ledger.read() as connection:
+        found = fetch_trouble(connection, settings.endpoint)
+    return (
+        describe_trouble(replace(found, pause=None), gate, now_ms=SystemClock().now_ms()) or gate.kind.value
+    )
 
 
 def describe_trouble(found: Trouble, gate: Gate | None, *, now_ms: int) -> str | None:
@@ -88,7 +110,7 @@ def describe_trouble(found: Trouble, gate: Gate | None, *, now_ms: int) -> str |
         words = next((one.message for one in found.blocked if one.kind == gate.kind and one.message), None)
         if words is None or not gate.needs_probe:
             return describe_gate(gate, now_ms=now_ms)
-        return f"{_cause(gate)}: {words} ({_until(gate.until_ms, now_ms) or _NEXT_JOB_TRIES})"
+        return f"{_cause(gate, now_ms)}: {words} ({_until(gate.until_ms, now_ms) or _NEXT_JOB_TRIES})"
     if not found.blocked:
         return None
     first = found.blocked[0]
@@ -98,8 +120,11 @@ def describe_trouble(found: Trouble, gate: Gate | None, *, now_ms: int) -> str |
 
 
 def describe_gate(gate: Gate, *, now_ms: int) -> str:
-    """`quota (HTTP 402): no job is called until 14:03:20, in 5 s; then one is called to test it`, or a cooldown."""
-    cause = _cause(gate)
+    """Why the gate is shut, since when, and when it is tried next, or until when the cooldown lasts.
+
+    `server_error (HTTP 503) since 14:02:11: no job is called until 14:03:20, in 5 s; then one tries again`.
+    """
+    cause = _cause(gate, now_ms)
     if not gate.needs_probe:
         return f"{cause}: the endpoint asked everyone to wait {describe_until(gate.until_ms, now_ms)}"
     if gate.until_ms <= now_ms:
@@ -107,8 +132,10 @@ def describe_gate(gate: Gate, *, now_ms: int) -> str:
     return f"{cause}: no job is called {describe_until(gate.until_ms, now_ms)}; then one is called to test it"
 
 
-def _cause(gate: Gate) -> str:
-    return gate.kind.value if gate.http_status is None else f"{gate.kind.value} (HTTP {gate.http_status})"
+def _cause(gate: Gate, now_ms: int) -> str:
+    status = "" if gate.http_status is None else f" (HTTP {gate.http_status})"
+    since = "" if gate.since_ms is None else f" {describe_since(gate.since_ms, now_ms)}"
+    return f"{gate.kind.value}{status}{since}"
 
 
 def _until(at_ms: int, now_ms: int) -> str | None:
@@ -123,6 +150,7 @@ def gate_facts(endpoint: str, gate: Gate | None, *, now_ms: int) -> dict[str, An
         "endpoint": endpoint,
         "kind": gate.kind.value,
         "http_status": gate.http_status,
+        "since": None if gate.since_ms is None else iso_ms(gate.since_ms),
         "until": iso_ms(gate.until_ms),
         "in_s": round(max(0, gate.until_ms - now_ms) / 1000, 1),
         "needs_probe": gate.needs_probe,

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from schemas.job import JobState
 from worker.clock import SystemClock
 from worker.operations.gates import GateWatch, describe_trouble
+from worker.operations.limits import choose_limits
 from worker.policy.gates import Gate
 from worker.reports.waiting import Reason, explain_waiting
 from worker.settings import Settings
 from worker.storage.batches import Batch, BatchStatus, count_states, fetch_batches, fetch_status
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
+from worker.storage.limits import StoredLimit, fetch_limits
 from worker.storage.open_jobs import OpenJobs, fetch_open_jobs
 from worker.storage.pauses import Pause, fetch_pauses
 from worker.storage.reading import Trouble, fetch_trouble
@@ -32,8 +34,9 @@ class Snapshot:
     open_jobs: OpenJobs
     workers: Sequence[WorkerFacts]
     pauses: Sequence[Pause]
-    trouble: Trouble | None  # of a ledger
+    trouble: Trouble | None  # of the ledger, or of the batch's endpoint
     now_ms: int
+    limits: Sequence[StoredLimit] = ()  # of the endpoint of these settings, which hold now
     gate: Gate | None = None  # of `endpoint`, that of these settings: no other is known
     endpoint: str = ""
 
@@ -45,7 +48,7 @@ class Snapshot:
 
     @property
     def waits_for(self) -> str | None:
-        """What keeps all jobs of the ledger waiting, in a sentence; None where nothing does."""
+        """What keeps all jobs waiting, in a sentence; None where nothing does."""
         return None if self.trouble is None else describe_trouble(self.trouble, self.gate, now_ms=self.now_ms)
 
     @property
@@ -76,8 +79,9 @@ def fetch_snapshot(ledger: Ledger, settings: Settings, batch: Batch | None) -> S
             open_jobs=fetch_open_jobs(connection, batch),
             workers=fetch_workers(connection),
             pauses=fetch_pauses(connection),
-            trouble=fetch_trouble(connection) if batch is None else None,
+            trouble=fetch_trouble(connection, None if batch is None else batch.endpoint),
             now_ms=now_ms,
+            limits=choose_limits(fetch_limits(connection, settings.endpoint, key_id=""), settings),
         )
     # A broker that does not answer takes seconds to say so: no transaction waits for it.
     if batch is None or found.concerns(settings.endpoint):

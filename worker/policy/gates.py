@@ -24,8 +24,8 @@ class Gate:
 
     No call may begin before `until_ms`. After it, a cooldown is over; a gate that `needs_probe` then lets one call at a
     time test whether the refusal still holds. `wait_ms`: the length of the wait when it was written, so that a writer
-    whose clock is ahead does not make it longer. `struck_ms`: the time of the last refusal. `jobs`: the first different
-    jobs that were refused, at most `SEVERAL`.
+    whose clock is ahead does not make it longer. `struck_ms`: the time of the last refusal. `since_ms`: that of the
+    first one since it was open. `jobs`: the first different jobs that were refused, at most `SEVERAL`.
     """
 
     kind: FailureKind
@@ -36,6 +36,7 @@ class Gate:
     struck_ms: int | None = None
     http_status: int | None = None
     jobs: tuple[str, ...] = ()
+    since_ms: int | None = None
 
     @property
     def is_of_a_key(self) -> bool:
@@ -113,6 +114,7 @@ def shut_further(
         struck_ms=now_ms,
         http_status=http_status,
         jobs=gate.jobs if gate is not None and gate.needs_probe else (),
+        since_ms=gate.since_ms if gate is not None and gate.needs_probe else now_ms,
     )
     return shut if job_id is None else _with_job(shut, job_id)
 
@@ -122,7 +124,16 @@ def cool_down(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: flo
     until_ms = now_ms + round(asked_s * 1000)
     if gate is not None and (gate.needs_probe or gate.until_ms >= until_ms):
         return gate
-    return Gate(kind, until_ms, 0, needs_probe=False, wait_ms=until_ms - now_ms, struck_ms=now_ms)
+    is_cooling = gate is not None and gate.until_ms > now_ms
+    return Gate(
+        kind,
+        until_ms,
+        0,
+        needs_probe=False,
+        wait_ms=until_ms - now_ms,
+        struck_ms=now_ms,
+        since_ms=gate.since_ms if gate is not None and is_cooling else now_ms,
+    )
 
 
 def bring_forward(gate: Gate, *, now_ms: int) -> Gate:
@@ -145,7 +156,8 @@ def correct_clock(gate: Gate, *, now_ms: int) -> Gate:
         return gate
     ahead_ms = gate.until_ms - now_ms - gate.wait_ms
     struck_ms = None if gate.struck_ms is None else gate.struck_ms - ahead_ms
-    return replace(gate, until_ms=now_ms + gate.wait_ms, struck_ms=struck_ms)
+    since_ms = None if gate.since_ms is None else gate.since_ms - ahead_ms
+    return replace(gate, until_ms=now_ms + gate.wait_ms, struck_ms=struck_ms, since_ms=since_ms)
 
 
 def next_probe_after_s(live: int) -> float:

@@ -27,7 +27,23 @@ _OF_THE_REQUEST = frozenset({400, 413, 415, 422})
 _SAME_WORDS_FOR_REQUESTS = 5
 _TROUBLE = frozenset({FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.UNREACHABLE})
 _OF_A_KEY = frozenset({FailureKind.UNAUTHORIZED, FailureKind.QUOTA})
-_DETAILS = re.compile(r"\d+|[0-9a-f]{8,}|`[^`]*`|'[^']*'|\"[^\"]*\"", re.IGNORECASE)
+# The parts of a message that differ from job to job: what is quoted, numbers and what is written together with them
+# (ids, dates, counts), ids of letters alone, and the names of days and months.
+_PART_OF_A_WORD = r"[A-Za-z0-9_.:+/=,~%#-]"
+_DETAILS = re.compile(
+    r"`[^`]*`|'[^']*'|\"[^\"]*\""
+    rf"|{_PART_OF_A_WORD}*[0-9]{_PART_OF_A_WORD}*"
+    r"|[A-Za-z_+/=-]{20,}"
+    r"|\b(?:mon|tue|tues|wed|wednes|thu|thurs|fri|sat|satur|sun)(?:day)?\b"
+    r"|\b(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
+    r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b",
+    re.IGNORECASE | re.ASCII,
+)
+_SEVERAL_DETAILS = re.compile(r"…(?:[\s,;:()/-]*…)+")
+# Words that also come while others are answered are the endpoint's state only if a run of them is this unlikely.
+_ACCIDENT_OF_WORDS = 1e-6
+_LONGEST_RUN_OF_WORDS = 200
+MIXED_SHARE = 0.2  # refusals with at least this share are the jobs' own: others are answered beside them
 
 
 def is_trouble(failure: Failure) -> bool:
@@ -55,13 +71,21 @@ def is_about_the_request(failure: Failure) -> bool:
 
 def likeness(failure: Failure, model: str) -> str:
     """A text that is the same for two refusals of the same kind: kind, status, model, and message without details."""
-    words = _DETAILS.sub("…", failure.message)[:200]
+    words = _SEVERAL_DETAILS.sub("…", _DETAILS.sub("…", failure.message))[:200]
     return f"{failure.kind.value} {failure.http_status} {model} {words}"
 
 
-def refusals_of_an_endpoint(failure: Failure) -> int:
-    """How many different jobs must be refused alike, in a row, to show that it is the endpoint's state."""
-    return _SAME_WORDS_FOR_REQUESTS if is_about_the_request(failure) else SEVERAL
+def refusals_of_an_endpoint(failure: Failure, share: float = 0.0) -> int:
+    """How many different jobs must be refused alike, in a row, to show that it is the endpoint's state.
+
+    `share`: the usual share of calls that are refused in these words while others are answered. Three or five where
+    there are none; 20 where it is half of them, 132 where it is nine of ten, 200 at most.
+    """
+    fewest = _SAME_WORDS_FOR_REQUESTS if is_about_the_request(failure) else SEVERAL
+    if share <= HEALTHY_RATE:
+        return fewest
+    longest = math.ceil(math.log(_ACCIDENT_OF_WORDS) / math.log(min(share, 0.99)))
+    return max(fewest, min(_LONGEST_RUN_OF_WORDS, longest))
 
 
 def is_outage(*, jobs: int, numbers: Sequence[int], calls: int, failure_rate: float) -> bool:

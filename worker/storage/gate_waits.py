@@ -113,6 +113,11 @@ def take_probe(
     return chosen, after_batch
 
 
+def has_open_jobs(connection: Connection, endpoint: str) -> bool:
+    """Whether the endpoint has an open job."""
+    return any(connection.execute(some, {"of_endpoint": endpoint}).first() is not None for some in _SOME_OPEN)
+
+
 def has_other_jobs(connection: Connection, endpoint: str, job_id: str) -> bool:
     """Whether the endpoint has an open job besides `job_id`."""
     query = {"of_endpoint": endpoint}

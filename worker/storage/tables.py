@@ -17,6 +17,8 @@ from schemas.rows import (
     FailureBodyRow,
     IdentityRow,
     JobRow,
+    LimitChangeRow,
+    LimitRow,
     PauseRow,
     RequestRow,
     ResultRow,
@@ -44,6 +46,8 @@ details = _table(DetailRow)
 pauses = _table(PauseRow)
 workers = _table(WorkerRow)
 identity = _table(IdentityRow)
+limits = _table(LimitRow)
+limit_changes = _table(LimitChangeRow)
 
 AnyRow = Row[*tuple[Any, ...]]
 MAX_ROWS = 500  # most rows that one multi-row write locks

@@ -12,6 +12,7 @@ from worker.policy.gates import Gate
 from worker.policy.outages import (
     HEALTHY_RATE,
     KNOWN_FROM,
+    MIXED_SHARE,
     is_about_the_request,
     is_outage,
     is_refusal,
@@ -30,6 +31,7 @@ _OWN_AFTER = 3  # refusals of one job, and of no other, with a key that worked a
 _OWN_AFTER_S = 6.0
 _A_MOMENT_AGO_S = 60.0
 _OWN_FOR_S = 600.0
+_MIXED_FROM = 2
 
 
 @dataclass(slots=True)
@@ -40,6 +42,46 @@ class _History:
     count: int = 0  # failures so far
     again: int = 0  # those of them that came after another job was answered
     chances: int = 0  # how often its last attempt failed and was not burnt
+
+
+@dataclass(slots=True)
+class _Words:
+    """Refusals in the same words, and the answers of the same model beside them."""
+
+    answers: int  # of the model, at the latest refusal
+    waiting: int = 0  # refusals since then, after which no job was answered yet
+    refused: float = 0.0  # refusals after which others were answered
+    answered: float = 0.0
+    turns: int = 0  # how often refusals were followed by answers and came again
+
+    def note_refusal(self, answers: int) -> None:
+        """One more refusal, when the model has given so many answers."""
+        if answers > self.answers:
+            self.refused += self.waiting
+            self.answered += answers - self.answers
+            self.waiting = 0
+            self.turns += 1
+            if self.refused + self.answered > KNOWN_FROM:
+                self.refused /= 2
+                self.answered /= 2
+        self.waiting += 1
+        self.answers = answers
+
+    @property
+    def share(self) -> float:
+        """The share of calls that are refused in these words while others are answered.
+
+        0 where that happened at most once, as it does after an outage.
+        """
+        return self.refused / (self.refused + self.answered) if self.turns >= _MIXED_FROM else 0.0
+
+
+@dataclass(slots=True)
+class _Model:
+    """What is known of a model that refused a job."""
+
+    since: int  # the order of the first refusal; a call from before it proves nothing of the time after it
+    answers: int = 0  # to calls that began since then
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +104,8 @@ class Evidence:
         self._run: dict[str, None] = {}  # jobs whose calls failed like an outage since the last success
         self._numbers: list[int] = []  # the numbers of those calls
         self._refusals: dict[str, dict[str, None]] = {}  # jobs that were refused since then, by likeness
+        self._words: OrderedDict[str, _Words] = OrderedDict()  # by likeness
+        self._models: OrderedDict[str, _Model] = OrderedDict()
         # Refusals that were a job's own: likeness to (model, time).
         self._own: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._histories: OrderedDict[str, _History] = OrderedDict()
@@ -91,6 +135,8 @@ class Evidence:
                 self._numbers.clear()
             if self._refusals:
                 self._refusals.clear()
+            if self._models and (known := self._models.get(model)) is not None and began > known.since:
+                known.answers += 1
             if self._own:
                 for key in [key for key, (of_model, _) in self._own.items() if of_model == model]:
                     del self._own[key]
@@ -221,10 +267,12 @@ class Evidence:
         if len(self._refusals) > _MOST_KEYS:
             self._refusals = {key: run}
         others = len(run) - (job_id in run)
+        share = 0.0 if is_of_a_key else self._note_words(key, model, order)
+        is_mixed = share >= MIXED_SHARE
         history, was_served = self._note_failure(job_id, order)
         history.again += was_served
         run[job_id] = None
-        if history.again and (not others or history.again > 1 or is_of_a_key):
+        if history.again and (not others or history.again > 1 or is_of_a_key or is_mixed):
             # Other jobs were answered since this one was refused, and it is refused again.
             self._own[key] = (model, now_s)
             if len(self._own) > _MOST_KEYS:
@@ -233,7 +281,7 @@ class Evidence:
         is_known_own = key in self._own and now_s - self._own[key][1] < _OWN_FOR_S
         if is_known_own and not is_of_a_key:
             return Verdict(Attribution.JOB)
-        if len(run) >= refusals_of_an_endpoint(failure):
+        if len(run) >= refusals_of_an_endpoint(failure, share):
             return Verdict(Attribution.ENDPOINT)
         if is_of_a_key:
             return (
@@ -241,11 +289,25 @@ class Evidence:
                 if is_known_own
                 else Verdict(Attribution.UNKNOWN)
             )
-        if not is_proven or (is_about_the_request(failure) and not others):
+        if not is_proven or (is_about_the_request(failure) and (not others or is_mixed)):
             return Verdict(Attribution.UNKNOWN)
         if history.count > _MOST_UNDECIDED:
             return Verdict(Attribution.JOB)
         return Verdict(Attribution.UNDECIDED, history.count - 1)
+
+    def _note_words(self, key: str, model: str, order: int) -> float:
+        """One more refusal in these words; their usual share among the calls that end while others are answered."""
+        known = self._models.get(model)
+        if known is None:
+            known = self._models[model] = _Model(order)
+            if len(self._models) > _MOST_KEYS:
+                self._models.popitem(last=False)
+        words = self._words.pop(key, None) or _Words(known.answers)
+        self._words[key] = words
+        if len(self._words) > _MOST_KEYS:
+            self._words.popitem(last=False)
+        words.note_refusal(known.answers)
+        return words.share
 
     def _has_worked_since(self, since_s: float) -> bool:
         """Whether the key worked at most a moment before `since_s`, or later."""

@@ -27,6 +27,7 @@ from worker.throttle.store import GateStore
 log = structlog.get_logger(__name__)
 _FRESH_S = 0.25
 _CLOSELY_S = 0.05
+_ALIKE_MS = 100  # answers of one moment tell of the same end of a wait, within this time
 _QUIET_S = 10.0  # a gate that opens and shuts all the time is logged once in this time
 
 
@@ -36,6 +37,7 @@ class Permit:
 
     A probe, which has a `token`, ends with the `with`, unless the call has settled it before. `order`: the number of
     the call's start among the events of this process (see `Evidence`). `number`: its number among the calls only.
+    `epoch`: of the limit under which it was admitted. `reserved_tokens`: of the tokens a minute (see `Meter`).
     """
 
     is_granted: bool = True
@@ -44,6 +46,8 @@ class Permit:
     order: int = field(default=0, compare=False)
     number: int = field(default=0, compare=False)
     give_back: Callable[[str | None], object] | None = field(default=None, compare=False, repr=False)
+    epoch: int = field(default=0, compare=False)
+    reserved_tokens: int = field(default=0, compare=False)
 
     def __enter__(self) -> Permit:
         return self
@@ -182,6 +186,16 @@ class Gatekeeper:
     def cool_down(self, kind: FailureKind, *, asked_s: float) -> None:
         """Keeps all workers away for as long as the endpoint asked."""
         self._keep(cool_down(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
+
+    def keep_off(self, wait_s: float) -> None:
+        """Keeps all workers away for `wait_s` before they are refused: the endpoint said that a limit is reached.
+
+        It is no refusal. Costs nothing where the gate is known to be shut for as long, as after most such answers.
+        """
+        gate = self._gate
+        until_ms = self._clock.now_ms() + wait_s * 1000 - _ALIKE_MS
+        if gate is None or (not gate.needs_probe and gate.until_ms < until_ms):
+            self.cool_down(FailureKind.RATE_LIMITED, asked_s=wait_s)
 
     def decided_nothing(self, permit: Permit) -> None:
         """Records a probe whose answer decided nothing. The next probe may begin a second later."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
-from importlib.resources import files
 from typing import Any
 
 import orjson
@@ -13,6 +12,7 @@ import structlog
 
 from schemas.failure import FailureKind
 from worker.policy.gates import MOST_PROBES, Gate, next_probe_after_s
+from worker.throttle.scripts import read_script
 from worker.throttle.store import ACCEPTED_S
 
 log = structlog.get_logger(__name__)
@@ -34,8 +34,8 @@ class RedisGateStore:
         self._gate_key = f"antrean:{name}:gate"
         self._probe_key = f"antrean:{name}:gate-probe"
         self._accepted_key = f"antrean:{name}:key-accepted"
-        self._take_probe = client.register_script(_script("take_probe.lua"))
-        self._leave_probe = client.register_script(_script("leave_probe.lua"))
+        self._take_probe = client.register_script(read_script("take_probe.lua"))
+        self._leave_probe = client.register_script(read_script("leave_probe.lua"))
         self.failed_open = 0  # how often the gate could not be read or written, and counted as open
 
     def fetch(self) -> Gate | None:
@@ -112,10 +112,6 @@ class RedisGateStore:
             log.warning("gate.failed_open", error=type(exc).__name__)
 
 
-def _script(name: str) -> str:
-    return files("worker.throttle").joinpath(name).read_text(encoding="utf-8")
-
-
 def _parse(raw: bytes) -> Gate:
     facts = orjson.loads(raw)
     return Gate(
@@ -126,6 +122,7 @@ def _parse(raw: bytes) -> Gate:
         # Missing if a worker of an older version shut the gate.
         wait_ms=_whole(facts.get("wait_ms")),
         struck_ms=_whole(facts.get("struck_ms")),
+        since_ms=_whole(facts.get("since_ms")),
         http_status=facts.get("http_status"),
         jobs=tuple(facts.get("jobs") or ()),
     )

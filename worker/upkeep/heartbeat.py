@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -51,12 +51,14 @@ class Heartbeat:
         clock: Clock,
         *,
         endpoint: str,
-        slots: int,
+        slots: Callable[[], int],
         lease_s: float,
         beat_s: float,
         spool_folder: Path,
         max_solo_losses: int,
+        on_dead: Callable[[str], None] = lambda worker_id: None,
     ) -> None:
+        """`slots`: those of this worker, as it begins. `on_dead` is told of each worker that is found dead."""
         self._ledger = ledger
         self._writer = writer
         self._spool = spool
@@ -68,6 +70,7 @@ class Heartbeat:
         self._beat_s = beat_s
         self._spool_folder = spool_folder
         self._max_solo_losses = max_solo_losses
+        self._on_dead = on_dead
         self._watch = LeaseWatch(own_id=writer.worker_id, lease_s=lease_s)
         self._strangers: set[str] = set()  # workers of other ledgers, whose spools lie here
 
@@ -141,7 +144,7 @@ class Heartbeat:
                 endpoint=self._endpoint,
                 hostname=socket.gethostname(),
                 pid=os.getpid(),
-                slots=self._slots,
+                slots=self._slots(),
                 lease_ms=round(self._lease_s * 1000),
                 now_ms=now_ms,
             )
@@ -190,6 +193,7 @@ class Heartbeat:
             has_given_back = self._presence.has_given_back(worker_id)
             rescued = self._rescue_all(worker_id, has_given_back=has_given_back)
             self._presence.forget(worker_id)
+            self._on_dead(worker_id)
             log.warning("worker.died", worker_id=worker_id, jobs_rescued=rescued)
         with self._ledger.read() as connection:
             beats = fetch_beats(connection)
@@ -198,6 +202,7 @@ class Heartbeat:
             if not self._presence.is_alive(worker_id) and self._has_to_wait(worker_id):
                 continue
             rescued = self._rescue_all(worker_id)
+            self._on_dead(worker_id)
             log.warning("worker.lost", worker_id=worker_id, jobs_rescued=rescued)
 
     def _has_to_wait(self, worker_id: str) -> bool:

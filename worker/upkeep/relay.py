@@ -29,7 +29,7 @@ from worker.storage.due import (
 )
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import DatabaseAway
-from worker.storage.gate_waits import SPREAD_MS, take_probe, wake_blocked
+from worker.storage.gate_waits import SPREAD_MS, has_open_jobs, take_probe, wake_blocked
 from worker.storage.pauses import fetch_pause
 from worker.storage.tables import MAX_ROWS
 from worker.throttle.gatekeeper import Gatekeeper
@@ -78,8 +78,11 @@ class Relay:
         in_hand: Callable[[], Collection[str]] = tuple,
         backoff_cap_s: float = 120.0,
         longest_wait_s: float = 3720.0,
+        may_probe: Callable[[], bool] = lambda: True,
     ) -> None:
         """`in_hand`: the jobs whose hints this process has fetched and not finished.
+
+        `may_probe`: whether a job may test a shut gate now, or the endpoint is asked by other means first.
 
         `longest_wait_s`: no retry of ours waits longer; `backoff_cap_s`: nor one that nobody asked to wait.
         """
@@ -87,6 +90,7 @@ class Relay:
         self._publish = publish
         self._epoch = epoch
         self._in_hand = in_hand
+        self._may_probe = may_probe
         self._gatekeeper = gatekeeper
         self._clock = clock
         self._endpoint = endpoint
@@ -208,6 +212,11 @@ class Relay:
         now_s = self._clock.monotonic_s()
         is_late = now_s - self._probe_hinted_s >= PROBE_EVERY_S
         if published and (published >= _MOST_PROBE_HINTS or not is_late):
+            return 0
+        with self._ledger.read() as connection:
+            if not has_open_jobs(connection, self._endpoint):
+                return 0  # nobody waits: the endpoint is left alone
+        if not self._may_probe():
             return 0
         admission, refused = self._gatekeeper.admission()
 

@@ -1,0 +1,424 @@
+"""The limiter of a worker: it takes its share, adapts the limit by what all workers saw, and keeps both when it must."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.support.clock import FakeClock
+from tests.unit.test_slots import Job
+from worker.attempt.slots import Slots
+from worker.policy.concurrency import Limit, Phase
+from worker.throttle.gatekeeper import Permit
+from worker.throttle.limiter import Known, Limiter
+from worker.throttle.limits import SILENT_MS, Fixed, MemoryLimitStore
+from worker.throttle.meter import Meter
+
+
+@dataclass
+class Ledger:
+    """What the ledger knows, shared by the workers."""
+
+    known: Known = field(default_factory=Known)
+    values: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    is_away: bool = False
+
+    def fetch(self) -> Known | None:
+        return None if self.is_away else self.known
+
+    def remember(self, limit: Limit, *, now_ms: int) -> bool:
+        self.values.append(limit.value)
+        self.known = replace(self.known, found=limit)
+        return not self.is_away
+
+    def note_slots(self, slots: int) -> bool:
+        self.slots.append(slots)
+        return True
+
+
+class Worker:
+    """A worker with a limiter, and as many jobs as a test gives it. Its calls last until the test ends them."""
+
+    def __init__(
+        self,
+        name: str,
+        store: MemoryLimitStore,
+        ledger: Ledger,
+        clock: FakeClock,
+        *,
+        number: int | None = None,
+    ) -> None:
+        self.clock = clock
+        first = number or 16
+        self.slots: Slots[Job] = Slots(first, 0, monotonic_s=clock.monotonic_s)
+        self.meter = Meter()
+        self.openings = 0
+        self.calls: list[Permit] = []
+        self.limiter = Limiter(
+            store,
+            ledger,
+            self.slots,
+            self.meter,
+            clock,
+            worker_id=name,
+            own_limit=number or 256,
+            first_limit=first,
+            is_adaptive=number is None,
+            apply=self._apply,
+            advance=self.advance,
+            openings=lambda: self.openings,
+        )
+
+    def _apply(self, slots: int) -> None:
+        for job in self.slots.set_limit(slots, 0):
+            self.slots.leave(job, has_slot=False)
+            self.slots.end()
+            self.slots.add(job)
+        self.advance()
+
+    def take(self, jobs: int) -> None:
+        for _ in range(jobs):
+            self.slots.add(Job())
+        self.advance()
+
+    def advance(self) -> None:
+        for job in self.slots.take_claimable():
+            assert self.slots.add_claimed(job)
+        for _ in range(self.slots.take_slots()):
+            assert self.slots.take_started() is not None
+            permit = Permit()
+            self.meter.admit(permit)
+            self.calls.append(permit)
+
+    def end(self, calls: int | None = None, *, refused: bool = False, tokens: int = 100) -> None:
+        ended = self.calls[: len(self.calls) if calls is None else calls]
+        for permit in ended:
+            if refused:
+                self.meter.note_failure(permit, is_refusal=True)
+            else:
+                self.meter.note_answer(permit, latency_s=0.2, tokens=tokens, tokens_out=tokens // 2)
+            self.slots.leave(Job())
+            self.slots.end()
+        del self.calls[: len(ended)]
+        self.advance()
+
+    def tick(self, seconds: float = 0.1) -> float:
+        self.clock.advance(seconds)
+        return self.limiter.tick()
+
+
+Make = Callable[..., Worker]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> MemoryLimitStore:
+    return MemoryLimitStore(clock.now_ms)
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def make(store: MemoryLimitStore, ledger: Ledger, clock: FakeClock) -> Make:
+    return lambda name="a", **facts: Worker(name, store, ledger, clock, **facts)
+
+
+def run_rounds(worker: Worker, rounds: int) -> None:
+    """Calls of 0.2 s, as many as the limit allows."""
+    for _ in range(rounds):
+        worker.tick()
+        worker.take(max(0, 600 - worker.slots.demand))
+        worker.tick()
+        worker.end()
+
+
+def test_a_number_without_limits_that_are_set_asks_no_store(make: Make, store: MemoryLimitStore) -> None:
+    store.is_away = True
+    worker = make(number=16)
+    with capture_logs() as told:
+        assert worker.tick() >= 0.5
+    worker.take(20)
+    assert (len(worker.calls), told, store._state) == (16, [], None)
+
+
+def test_the_first_calls_begin_with_sixteen_and_the_limit_is_told_and_kept(
+    make: Make, ledger: Ledger
+) -> None:
+    worker = make()
+    with capture_logs() as told:
+        worker.tick()
+    worker.take(100)
+    assert (len(worker.calls), ledger.values, ledger.slots) == (16, [16], [16])
+    assert [(one["event"], one["limit"]) for one in told] == [("limit.changed", 16)]
+    assert {permit.epoch for permit in worker.calls} == {1}
+
+
+def test_the_limit_grows_while_more_calls_do_more_work(make: Make, ledger: Ledger) -> None:
+    worker = make()
+    run_rounds(worker, 60)
+    assert ledger.values[:3] == [16, 32, 64]
+    assert max(ledger.values) == 256
+    assert worker.slots.bulk_limit == ledger.values[-1]
+
+
+def test_a_limit_that_is_not_reached_does_not_grow(make: Make, ledger: Ledger) -> None:
+    worker = make()
+    for _ in range(100):
+        worker.tick()
+        worker.take(3)
+        worker.tick()
+        worker.end()
+    assert ledger.values == [16]
+
+
+def test_a_refusal_wakes_the_limiter_and_cuts_once_for_all_calls_of_a_round(
+    make: Make, ledger: Ledger
+) -> None:
+    worker = make()
+    worker.tick()
+    worker.take(100)
+    woken = worker.limiter._poked
+    woken.clear()
+    worker.end(5, refused=True)
+    assert woken.is_set()
+    worker.tick(0.01)
+    assert ledger.values == [16, 12]
+    woken.clear()
+    worker.end(7, refused=True)
+    assert not woken.is_set(), "they were admitted under the higher limit"
+    worker.tick(0.01)
+    assert ledger.values == [16, 12]
+    assert worker.slots.limit == 12
+
+
+def test_any_worker_decides_by_what_all_saw_and_one_decides(make: Make, ledger: Ledger) -> None:
+    first, second = make("a"), make("b")
+    for _ in range(12):
+        for worker in (first, second):
+            worker.tick()
+            worker.take(600 - worker.slots.demand)
+            worker.end()
+    first.tick()
+    second.tick()
+    assert ledger.values[:2] == [16, 32]
+    assert len(set(ledger.values)) == len(ledger.values), "one line for one change"
+    assert first.limiter._limit == second.limiter._limit
+    assert first.slots.limit + second.slots.limit <= ledger.values[-1]
+
+
+def test_a_worker_that_was_suspended_begins_no_call_before_it_knows_its_share(
+    make: Make, clock: FakeClock
+) -> None:
+    first, second = make("a"), make("b")
+    first.tick()
+    first.take(100)
+    assert len(first.calls) == 16
+    clock.advance(SILENT_MS / 1000)
+    second.tick()
+    second.take(100)
+    assert len(second.calls) == 16, "the first counts as lost"
+    first.end()
+    assert first.calls == []
+    first.tick()
+    assert first.calls == [], "all of it is in use"
+
+
+def test_the_last_share_stays_while_the_store_is_away_and_that_is_told_once(
+    make: Make, store: MemoryLimitStore
+) -> None:
+    worker = make()
+    worker.tick()
+    worker.take(200)
+    store.is_away = True
+    with capture_logs() as told:
+        for _ in range(40):
+            worker.tick(2.0)
+            worker.end(1)
+    assert [one["event"] for one in told] == ["limit.store_away"]
+    assert len(worker.calls) == 16
+    store.is_away = False
+    with capture_logs() as told:
+        worker.tick()
+    assert [one["event"] for one in told if one["event"] != "limit.changed"] == ["limit.store_back"]
+
+
+def test_a_store_that_forgot_the_limit_gets_the_one_that_was_found(
+    make: Make, store: MemoryLimitStore
+) -> None:
+    worker = make()
+    run_rounds(worker, 6)
+    value = worker.limiter._limit
+    assert value is not None and value.good > 16
+    store.forget()
+    worker.tick()
+    after = worker.limiter._limit
+    assert after is not None and (after.value, after.epoch > value.epoch) == (value.good, True)
+
+
+def test_the_limit_of_the_last_run_is_remembered(make: Make, ledger: Ledger, clock: FakeClock) -> None:
+    ledger.known = Known(found=Limit(48, 70, Phase.HOLDING, clock.now_ms() - 5000, "x", good=48))
+    worker = make()
+    worker.tick()
+    worker.take(100)
+    assert len(worker.calls) == 48
+
+
+def test_set_limits_act_while_calls_are_in_flight_and_clearing_them_ends_that(
+    make: Make, ledger: Ledger
+) -> None:
+    first, second = make("a", number=60), make("b", number=60)
+    for worker in (first, second):
+        worker.tick()
+        worker.take(200)
+    assert len(first.calls) == len(second.calls) == 60
+    ledger.known = Known(Fixed(in_flight=60, version_ms=1))
+    for _ in range(3):
+        for worker in (first, second):
+            worker.tick(0.5)
+            worker.end(20)
+    for _ in range(3):
+        for worker in (first, second):
+            worker.tick(0.1)
+    assert len(first.calls) + len(second.calls) == 60
+    ledger.known = Known(Fixed(version_ms=2))
+    for worker in (first, second):
+        worker.tick(0.6)
+    assert len(first.calls) == len(second.calls) == 60
+
+
+def test_a_set_limit_holds_from_the_first_call(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(in_flight=10, version_ms=1))
+    first, second = make("a", number=60), make("b", number=60)
+    first.tick()
+    first.take(100)
+    second.tick()
+    second.take(100)
+    assert (len(first.calls), len(second.calls)) == (10, 0)
+
+
+def test_auto_stays_within_a_set_limit(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(in_flight=20, version_ms=1))
+    worker = make()
+    run_rounds(worker, 40)
+    assert max(ledger.values) == 20
+
+
+def test_requests_a_minute_are_permits_that_are_used_up_and_earned_again(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(requests_per_minute=600, version_ms=1))
+    worker = make(number=64)
+    worker.take(0)
+    worker.tick()
+    worker.slots.lacks = False
+    worker.take(500)
+    assert worker.slots.lacks, "the limiter is asked at once"
+    begun = 0
+    for _ in range(600):
+        worker.take(500 - worker.slots.demand)
+        worker.tick()
+        begun += len(worker.calls)
+        worker.end()
+    assert 570 <= begun <= 612
+    ledger.known = Known(Fixed(version_ms=2))
+    worker.tick(0.6)
+    assert len(worker.calls) == 64
+
+
+def test_tokens_a_minute_are_reserved_by_what_answers_took_lately(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(tokens_per_minute=60_000, version_ms=1))
+    worker = make(number=64)
+    worker.tick()
+    used = 0
+    for _ in range(1200):
+        worker.take(max(0, 200 - worker.slots.demand))
+        worker.tick()
+        used += 100 * len(worker.calls)
+        worker.end(tokens=100)
+    assert 2 * 60_000 * 0.95 <= used <= 2 * 60_000 + 1500
+
+
+def test_permits_that_a_worker_cannot_use_go_back(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(requests_per_minute=600, version_ms=1))
+    first, second = make("a", number=4), make("b", number=64)
+    first.tick()
+    first.take(4)
+    first.tick()
+    assert len(first.calls) == 4
+    first.slots.grant(2)
+    first.tick(0.0)
+    assert first.slots.permits == 0
+    second.tick(0.0)
+    second.take(50)
+    second.tick(0.0)
+    assert len(second.calls) >= 2
+
+
+def test_an_opened_gate_is_a_slow_start_once_for_all_workers(make: Make, ledger: Ledger) -> None:
+    first, second = make("a"), make("b")
+    first.tick()
+    second.tick()
+    run_rounds(first, 10)
+    assert ledger.values[-1] > 16
+    first.openings = second.openings = 1
+    epoch = first.limiter._limit and first.limiter._limit.epoch
+    first.tick()
+    second.tick()
+    limit = second.limiter._limit
+    assert limit is not None and epoch is not None
+    assert (limit.phase, limit.epoch) == (Phase.STARTING, epoch + 1)
+
+
+def test_a_worker_that_died_leaves_its_share(make: Make) -> None:
+    first, second = make("a"), make("b")
+    first.tick()
+    first.take(100)
+    second.take(100)
+    second.tick()
+    assert second.slots.limit == 0
+    second.limiter.forget("a")
+    second.tick()
+    assert second.slots.limit == 16
+
+
+def test_an_error_that_nobody_thought_of_is_told_and_the_share_stays(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, is_leaving = make(), threading.Event()
+    worker.tick()
+
+    def fail() -> float:
+        is_leaving.set()
+        worker.limiter.poke()
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(worker.limiter, "tick", fail)
+    with capture_logs() as told:
+        worker.limiter.run(is_leaving)
+    assert [(one["event"], one["share"]) for one in told] == [("limit.failed", 16)]
+    assert worker.slots.limit == 16
+
+
+def test_a_worker_that_leaves_gives_its_share_up_and_keeps_the_limit(make: Make, ledger: Ledger) -> None:
+    first, second = make("a"), make("b")
+    first.tick()
+    first.take(100)
+    second.take(10)
+    second.tick()
+    assert second.slots.limit == 0
+    is_leaving = threading.Event()
+    is_leaving.set()
+    first.limiter.run(is_leaving)
+    second.tick()
+    assert second.slots.limit == 16
+    assert ledger.values[-1] == 16

@@ -1,0 +1,141 @@
+"""What the adaptive limit makes of the work that was done, decision by decision."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.support.limits import CAP, KNEE, NOW, after, seen
+from worker.policy.concurrency import Limit, Phase, step
+from worker.policy.flow import Flow
+
+
+def trial(base: Limit, value: int, *, phase: Phase = Phase.CLIMBING) -> Limit:
+    return replace(base, value=value, phase=phase, is_warm=True)
+
+
+@pytest.mark.parametrize(
+    ("ms", "value", "phase"),
+    [
+        (500, 45, Phase.CLIMBING),  # a quarter more calls, a quarter more work: a bold step follows
+        (570, 38, Phase.CLIMBING),  # 9 % more: a careful one
+        (610, 24, Phase.HOLDING),  # 2 % more
+        (625, 24, Phase.HOLDING),
+        (900, 24, Phase.HOLDING),
+    ],
+)
+def test_a_higher_value_stays_only_if_it_does_five_per_cent_more_work(
+    ms: int, value: int, phase: Phase
+) -> None:
+    then = after(trial(KNEE, 30), 60, seconds=1.5, ms=ms)
+    assert (then.value, then.phase) == (value, phase)
+
+
+def test_where_a_higher_value_did_less_work_the_next_one_is_tried_later() -> None:
+    same = after(trial(KNEE, 30), 60, seconds=1.5, ms=625)
+    less = after(trial(KNEE, 30), 60, seconds=1.8, ms=700)
+    assert after(same, 900, seconds=20).value > 24
+    assert after(less, 900, seconds=20).value == 24
+    assert after(less, 2300, seconds=50).value > 24
+
+
+def test_longer_answers_alone_are_no_less_work() -> None:
+    flow = seen(60, limit=trial(KNEE, 30), ms=1000, seconds=2.5, tokens=200)
+    short = seen(20, limit=trial(KNEE, 30), ms=500, seconds=0, tokens=100)
+    assert step(trial(KNEE, 30), flow + short, cap=CAP, now_ms=NOW + 2500).value == 45
+
+
+def test_the_calls_of_the_value_before_are_waited_for() -> None:
+    begun = replace(trial(KNEE, 30), is_warm=False)
+    warm = after(begun, 30, seconds=0.6)
+    assert (warm.value, warm.phase, warm.is_warm) == (30, Phase.CLIMBING, True)
+    assert warm.epoch == begun.epoch + 1
+    assert warm.counts_answer(begun.steady_epoch)
+
+
+def test_nothing_grows_that_was_not_reached() -> None:
+    assert after(KNEE, 500, seconds=21, reached=0.7).value == KNEE.value
+    assert after(trial(KNEE, 30), 60, seconds=1.5, reached=0.7).value == 30
+
+
+def test_a_window_that_was_not_reached_ends() -> None:
+    """Else an idle hour would stand against the minute in which the limit is reached."""
+    new = after(KNEE, 500, seconds=3600, reached=0.1)
+    assert (new.value, new.phase, new.epoch, new.since_ms) == (
+        24,
+        Phase.HOLDING,
+        KNEE.epoch + 1,
+        NOW + 3_600_000,
+    )
+
+
+def test_a_step_that_is_unsure_takes_more_answers_and_then_a_higher_gain() -> None:
+    noisy = replace(trial(KNEE, 30), call_noise=0.2)
+    assert after(noisy, 60, seconds=1.5, ms=570) is noisy
+    assert after(noisy, 180, seconds=3.5, ms=570).value == 24
+    assert after(noisy, 180, seconds=3.5, ms=480).value > 30
+
+
+@pytest.mark.parametrize(
+    ("ms", "value"),
+    [
+        (500, 24),  # half the calls, half the work
+        (270, 24),  # 7 % less
+        (260, 12),  # 4 % less
+        (250, 12),
+    ],
+)
+def test_a_lower_value_stays_if_it_does_the_same_work(ms: int, value: int) -> None:
+    then = after(trial(KNEE, 12, phase=Phase.EASING), 120, seconds=3, ms=ms)
+    assert (then.value, then.phase) == (value, Phase.HOLDING)
+
+
+def test_calls_that_became_slow_are_measured_anew_and_then_fewer_are_tried() -> None:
+    changed = after(KNEE, 200, seconds=5.1, ms=1000)
+    assert (changed.value, changed.phase, changed.measured) == (24, Phase.HOLDING, 0)
+    assert not changed.counts_answer(KNEE.epoch)
+    fewer = after(changed, 120, seconds=5.1, ms=1000)
+    assert (fewer.value, fewer.phase) == (13, Phase.EASING)
+
+
+def test_where_no_lower_value_is_known_to_do_less_half_is_tried_once_a_higher_one_failed() -> None:
+    unknown = replace(KNEE, floor=0)
+    assert after(unknown, 240, seconds=5.1).value == 12
+    assert after(replace(unknown, tried_ms=0), 240, seconds=5.1).value != 12
+    assert after(replace(unknown, ceiling=30), 240, seconds=5.1).value == 24
+
+
+def test_no_more_calls_are_made_where_each_token_takes_four_times_as_long() -> None:
+    slow = replace(trial(KNEE, 30), best_unit_ms=1.0)
+    then = after(slow, 60, seconds=1.5, ms=500)
+    assert (then.value, then.phase, then.reason) == (30, Phase.HOLDING, "each token takes too long")
+
+
+def test_without_usage_answers_are_counted() -> None:
+    base = replace(KNEE, length=0.0, best_unit_ms=500.0)
+    limit = trial(base, 30)
+    flow = seen(60, limit=limit, ms=500, seconds=1.5, tokens=0)
+    assert step(limit, flow, cap=CAP, now_ms=NOW + 1500).value == 45
+    flow = seen(60, limit=limit, ms=625, seconds=1.5, tokens=0)
+    assert step(limit, flow, cap=CAP, now_ms=NOW + 1500).value == 24
+
+
+def test_without_usage_the_calls_above_a_lower_value_must_have_ended_before_it_is_measured() -> None:
+    """Those that end now were begun when there were more: they would look like the work of fewer."""
+    base = replace(KNEE, length=0.0, best_unit_ms=500.0)
+    begun = replace(trial(base, 12, phase=Phase.EASING), is_warm=False)
+    early, late = (seen(20, limit=begun, ms=400, seconds=at_s, tokens=0) for at_s in (0.9, 1.0))
+    assert step(begun, early, cap=CAP, now_ms=NOW + 900) is begun
+    assert step(begun, late, cap=CAP, now_ms=NOW + 1000).is_warm
+
+
+def test_without_usage_and_with_lengths_that_differ_much_all_that_ended_are_counted() -> None:
+    """Of the calls that began at this value the short ones ended first; in all that ended, there are long ones as ever."""
+    base = replace(KNEE, length=0.0, best_unit_ms=500.0, call_noise=0.02)
+    limit = trial(base, 30)
+    short = Flow(answers=200, call_ms=20_000, ms_ms=20_000_000, full_ms=30 * 3000, ended=144)
+    then = step(limit, short, cap=CAP, now_ms=NOW + 3000)
+    assert (then.value, then.phase) == (24, Phase.HOLDING)  # 144 in 3 s are no more than 24 calls of 0.5 s
+    more = replace(short, ended=200)
+    assert step(limit, more, cap=CAP, now_ms=NOW + 3000).value > 30

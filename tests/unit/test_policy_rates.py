@@ -1,0 +1,61 @@
+"""Rates: what may begin now, and that no minute has more than its limit."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from worker.policy.rates import BURST_US, MINUTE_US, cost_us, settle, take
+
+
+@pytest.mark.parametrize(
+    ("paid_us", "wanted", "granted", "wait_us"),
+    [
+        (0, 0, 0, 0),
+        (0, 100, 6, 100_000),
+        (0, 2, 2, 0),
+        (600_000, 5, 0, 100_000),
+        (550_000, 5, 0, 50_000),
+        (500_000, 5, 1, 100_000),
+        (-5_000_000, 100, 6, 100_000),
+    ],
+)
+def test_six_hundred_a_minute_are_one_each_tenth_of_a_second_and_six_at_once(
+    paid_us: int, wanted: int, granted: int, wait_us: int
+) -> None:
+    got, paid, wait = take(paid_us, now_us=0, cost_us=cost_us(600), wanted=wanted)
+    assert (got, wait) == (granted, wait_us)
+    assert paid == max(0, paid_us) + granted * 100_000
+
+
+@pytest.mark.parametrize("per_minute", [1, 7, 60, 100, 599, 600, 6000, 90_000])
+def test_no_minute_has_more_than_its_limit_and_a_burst_and_demand_has_nearly_all_of_it(
+    per_minute: int,
+) -> None:
+    rng, now_us, paid_us = random.Random(per_minute), 0, 0
+    begun: list[tuple[int, int]] = []
+    wait_us = 0
+    while now_us < 5 * MINUTE_US:
+        granted, paid_us, wait_us = take(paid_us, now_us=now_us, cost_us=cost_us(per_minute), wanted=10_000)
+        begun.append((now_us, granted))
+        now_us += max(20_000, min(wait_us, rng.randrange(20_000, 500_000))) if wait_us < 500_000 else wait_us
+    burst = max(1, BURST_US // cost_us(per_minute))
+    for start_us, _ in begun:
+        within = sum(count for at_us, count in begun if start_us <= at_us < start_us + MINUTE_US)
+        assert within <= per_minute + burst
+    assert sum(count for _, count in begun) >= 5 * per_minute * 0.95
+
+
+def test_tokens_that_were_reserved_and_not_used_may_be_used_by_others() -> None:
+    each = cost_us(60_000, 500)  # half a second
+    granted, paid_us, wait_us = take(0, now_us=0, cost_us=each, wanted=9)
+    assert (granted, wait_us) == (1, 400_000)
+    paid_us = settle(paid_us, now_us=0, per_minute=60_000, back=400)
+    assert paid_us == 100_000
+    assert take(paid_us, now_us=0, cost_us=each, wanted=9)[0] == 1
+    assert settle(paid_us, now_us=0, per_minute=60_000, back=-1000) == 1_100_000
+
+
+def test_what_was_used_beyond_its_reservation_blocks_for_a_minute_at_most() -> None:
+    assert settle(0, now_us=0, per_minute=60, back=-10_000) == MINUTE_US

@@ -1,0 +1,64 @@
+"""`antrean gate`: shows the endpoint's shut gate, and opens it by hand."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from worker.broker.client import broker_address, check_broker, open_client
+from worker.cli.console import note, out, print_json
+from worker.clock import SystemClock
+from worker.operations.gates import GateWatch, explain_gate, gate_facts
+from worker.operations.served import why_nobody_works
+from worker.reports.summary import format_count
+from worker.settings import load_settings
+from worker.storage.migrating import prepare_ledger
+
+
+class _Action(StrEnum):
+    SHOW = "show"
+    OPEN = "open"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("gate", epilog="Example: antrean gate\n\nExample: antrean gate open")(gate)
+
+
+def gate(
+    action: Annotated[_Action, typer.Argument(help="What to do: show it, or open it.")] = _Action.SHOW,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show why no job is called, or have the jobs called again at once.
+
+    A gate is shut for all workers of ANTREAN_BASE_URL (or ANTREAN_ENDPOINT_NAME)
+    when the endpoint refuses all of them: a key, a quota, an outage, the same
+    words for job after job. A probe that is answered opens it by itself.
+
+    `open` ends it without a probe, a cooldown too, and makes the jobs due that
+    waited at it. Where the endpoint still refuses, the gate shuts again.
+    """
+    settings = load_settings()
+    ledger = prepare_ledger(settings)
+    if action is _Action.OPEN and not settings.is_broker_embedded:
+        check_broker(open_client(broker_address(settings)))  # else nobody knows whether it was opened
+    watch = GateWatch(settings)
+    found, now_ms = watch.fetch(), SystemClock().now_ms()
+    said = "the gate is open" if found is None else explain_gate(ledger, settings, found)
+    woken = watch.open_gate(ledger) if action is _Action.OPEN else 0
+    if as_json:
+        facts = gate_facts(settings.endpoint, found, now_ms=now_ms)
+        print_json(
+            {"endpoint": settings.endpoint, "gate": facts, "opened": action is _Action.OPEN, "woken": woken}
+        )
+        return
+    out.say(said)
+    if action is _Action.OPEN:
+        if found is not None:
+            out.say("it is open now")
+        if woken:
+            out.say(f"{format_count(woken, 'job')} waited at it, and may be called at once")
+        if why_nobody := why_nobody_works(ledger, settings, settings.endpoint):
+            note(why_nobody)

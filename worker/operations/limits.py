@@ -1,0 +1,111 @@
+"""The limits of an endpoint: what holds, what is set, and how it changed.
+
+Limits that are set are of all workers of the endpoint together. They hold for running workers within a second, and for
+those that start later. Calls in flight are never cut. The limit that workers found by themselves is only shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from worker.broker.client import broker_address, open_client
+from worker.clock import SystemClock, iso_ms
+from worker.settings import Settings
+from worker.storage import limits
+from worker.storage.engine import Ledger, Transaction
+from worker.storage.limits import LimitChange, LimitKind, LimitSource, StoredLimit
+from worker.throttle.limits import StoreAway, Use
+from worker.throttle.redis_limits import RedisLimitStore
+
+_NAMES = {
+    LimitKind.IN_FLIGHT: "calls in flight",
+    LimitKind.REQUESTS: "requests a minute",
+    LimitKind.TOKENS: "tokens a minute",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsView:
+    """The limits that hold now, and their use. `use` None: no worker shares them, or the broker does not answer."""
+
+    endpoint: str
+    limits: Sequence[StoredLimit]
+    use: Use | None
+
+
+def fetch_limits_view(ledger: Ledger, settings: Settings) -> LimitsView:
+    """The limits of these settings' endpoint. Raises DatabaseAway."""
+    with ledger.read() as connection:
+        stored = limits.fetch_limits(connection, settings.endpoint, key_id="")
+    return LimitsView(settings.endpoint, choose_limits(stored, settings), _fetch_use(settings))
+
+
+def choose_limits(stored: Sequence[StoredLimit], settings: Settings) -> list[StoredLimit]:
+    """Those that hold: not what was cleared, and what was found only where it is sought."""
+    return [
+        one
+        for one in stored
+        if one.value is not None and (one.source is not LimitSource.FOUND or settings.is_adaptive)
+    ]
+
+
+def set_limits(ledger: Ledger, endpoint: str, values: Mapping[LimitKind, int | None]) -> list[LimitChange]:
+    """Sets limits; None clears one. Returns what changed. Raises DatabaseAway."""
+
+    def work(connection: Transaction) -> list[LimitChange]:
+        return limits.set_limits(connection, endpoint, values, now_ms=SystemClock().now_ms())
+
+    return ledger.run(work)
+
+
+def fetch_history(ledger: Ledger, endpoint: str, *, at_most: int) -> list[LimitChange]:
+    """The changes of the endpoint's limits, newest first, at most `at_most`. Raises DatabaseAway."""
+    with ledger.read() as connection:
+        return limits.fetch_changes(connection, endpoint, at_most=at_most)
+
+
+def describe_limit(one: StoredLimit) -> str:
+    """`40 calls in flight (found)`."""
+    return f"{one.value:,} {_NAMES[one.kind]} ({one.source.value})"
+
+
+def describe_change(one: LimitChange) -> str:
+    """`calls in flight: 40 to 30, refused`."""
+    old, new = ("none" if value is None else f"{value:,}" for value in (one.old, one.new))
+    who = "set" if one.source is LimitSource.SET else one.reason or one.source.value
+    return f"{_NAMES[one.kind]}: {old} to {new}, {who}"
+
+
+def limit_facts(one: StoredLimit) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "endpoint": one.endpoint,
+        "kind": one.kind.value,
+        "value": one.value,
+        "source": one.source.value,
+        "since": iso_ms(one.since_ms),
+        "reason": one.reason,
+    }
+
+
+def change_facts(one: LimitChange) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "endpoint": one.endpoint,
+        "kind": one.kind.value,
+        "source": one.source.value,
+        "at": iso_ms(one.at_ms),
+        "old": one.old,
+        "new": one.new,
+        "reason": one.reason,
+        "worker_id": one.worker_id,
+    }
+
+
+def _fetch_use(settings: Settings) -> Use | None:
+    try:
+        return RedisLimitStore(open_client(broker_address(settings)), settings.endpoint).fetch_use()
+    except StoreAway:  # an embedded broker is away while no command uses it
+        return None
