@@ -203,6 +203,8 @@ def test_where_everything_is_refused_one_call_at_a_time_is_made_with_longer_and_
     assert pauses[10:] == sorted(pauses[10:])
     assert pauses[-1] > 2000
     assert refused_wait_ms(limit) == pauses[-1]
+    lasted_ms = limit.since_ms - limit.all_refused_ms
+    assert pauses[-1] == lasted_ms // 8
 
 
 def test_one_answer_after_all_the_refusals_brings_half_of_what_was_good_and_then_all_of_it() -> None:

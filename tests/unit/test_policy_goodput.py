@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.limits import CAP, KNEE, NOW, after, seen
+from tests.support.limits import CAP, FIRST, KNEE, NOW, after, seen
 from worker.policy.concurrency import Limit, Phase, step
 from worker.policy.flow import Flow
 
@@ -52,6 +52,24 @@ def test_the_calls_of_the_value_before_are_waited_for() -> None:
     assert (warm.value, warm.phase, warm.is_warm) == (30, Phase.CLIMBING, True)
     assert warm.epoch == begun.epoch + 1
     assert warm.counts_answer(begun.steady_epoch)
+
+
+def test_of_fewer_than_six_answers_nothing_is_concluded() -> None:
+    limit = trial(replace(KNEE, good=4, measured=4), 5)
+    assert after(limit, 5, seconds=1.5) is limit
+    assert after(limit, 6, seconds=1.5).value > 5
+
+
+def test_what_is_gone_back_to_is_not_above_a_cap_that_became_lower() -> None:
+    then = after(trial(KNEE, 12, phase=Phase.EASING), 60, seconds=3, cap=20)
+    assert (then.value, then.good, then.phase) == (20, 20, Phase.HOLDING)
+
+
+def test_without_usage_the_first_answers_which_are_short_do_not_say_how_fast_a_call_is() -> None:
+    assert after(FIRST, 16, seconds=0.5).best_unit_ms == 5
+    flow = seen(16, limit=FIRST, seconds=0.5, tokens=0)
+    doubled = step(FIRST, flow, cap=CAP, now_ms=NOW + 500)
+    assert (doubled.value, doubled.best_unit_ms) == (32, 0)
 
 
 def test_nothing_grows_that_was_not_reached() -> None:

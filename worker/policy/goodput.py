@@ -49,7 +49,7 @@ def _start_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
 
 def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if limit.refused_at:  # a round without refusals, below what was good
-        new = replace(limit, ceiling=limit.refused_at, is_ceiling_firm=False, refused_at=0, measured=0)
+        new = replace(limit, ceiling=limit.refused_at, is_ceiling_firm=False, refused_at=0)
         return _climb_from(_settle(new, flow, now_ms), flow, cap, now_ms)
     if limit.value <= limit.good or not limit.measured:
         return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms)
