@@ -397,5 +397,4 @@ def test_many_answers_that_tell_of_the_same_wait_ask_the_store_once(clock: FakeC
     assert gate is not None and gate.until_ms == clock.now_ms() + 9000, "a later end counts"
     keeper.shut(K.UNAUTHORIZED, asked_s=None)
     keeper.keep_off(60.0)
-    gate = store.fetch()
-    assert gate is not None and gate.needs_probe, "a gate that needs a probe stays one"
+    assert (gate := store.fetch()) is not None and gate.needs_probe, "a gate that needs a probe stays one"
