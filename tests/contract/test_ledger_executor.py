@@ -99,6 +99,22 @@ def test_a_key_file_that_has_changed_goes_on_at_once_and_off_the_budget(
     assert (job_row(house.ledger, id_).attempts, len(rows(house.ledger, "attempts", job_id=id_))) == (0, 1)
 
 
+def test_a_key_file_that_has_changed_is_used_before_the_endpoint_refuses_the_old_key(
+    build: Callable[..., House], tmp_path: Path
+) -> None:
+    path = tmp_path / "key"
+    path.write_text("sk-old\n")
+    house = build(simulated={"key": "sk-old"}, api_key_file=path)
+    assert house.execute(house.put()) is Verdict.SUCCEEDED
+    path.write_text(KEY + "\n")
+    for _ in range(2):
+        house.clock.advance(1.0)
+        house.credentials.current()
+    house.simulator.set_faults(key=KEY)
+    assert house.execute(house.put()) is Verdict.SUCCEEDED
+    assert house.simulator.stats()["calls"] == 2, "no call was refused"
+
+
 def test_a_key_file_that_is_mended_before_anything_worked_is_read_again(
     build: Callable[..., House], tmp_path: Path
 ) -> None:

@@ -75,7 +75,7 @@ class House:
         self.is_paused = False
         self.gatekeeper = Gatekeeper(self.store, clock, probe_ttl_s=60.0)
         self.spool = SpoolFile(told.spool_folder, "w1")
-        self.credentials = Credentials(told)
+        self.credentials = Credentials(told, clock)
         self.executor = Executor(
             client=self.client,
             credentials=self.credentials,

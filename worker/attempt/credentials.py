@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import threading
 from functools import cache
-from pathlib import Path
 
 from api_client.config import Credential, HeaderStyle
-from worker.errors import SettingsError
-from worker.settings import AuthStyle, Settings, check_api_key
+from worker.attempt.key_file import KeyFile
+from worker.clock import Clock
+from worker.settings import AuthStyle, Settings
 from worker.startup import say
 
 
 class Credentials:
-    """Hands out the credential of the moment; learns the header style; reads a key file again on demand."""
+    """Hands out the credential of the moment; learns the header style; reads a key file again when it has changed."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        """Raises SettingsError where the key's file holds no key."""
         self._lock = threading.Lock()
         self._style_setting: AuthStyle = settings.auth_style
-        self._file = settings.api_key_file
-        self._key = _read_key(settings)
+        self._file = None if settings.api_key_file is None else KeyFile(settings.api_key_file, clock)
+        self._key = None if settings.api_key is None else settings.api_key.get_secret_value()
+        if self._file is not None:
+            self._key = self._file.current()
         self._style = HeaderStyle.API_KEY if settings.auth_style == "api-key" else HeaderStyle.BEARER
         self._is_style_proven = settings.auth_style != "auto"
         if settings.address_file is not None and self._key is not None:
@@ -28,8 +31,11 @@ class Credentials:
             )
 
     def current(self) -> Credential:
-        """What to send now."""
+        """What to send now. A key file that has changed is read again."""
+        key = None if self._file is None else self._file.current()
         with self._lock:
+            if key is not None:
+                self._take(key)
             return Credential(key=self._key, style=self._style)
 
     def other_style(self, tried: Credential) -> Credential | None:
@@ -49,34 +55,16 @@ class Credentials:
 
     def reread(self, refused: Credential) -> bool:
         """Whether there is another key now than the one that was refused. Reads the key file again."""
+        key = None if self._file is None else self._file.reread()
         with self._lock:
-            if self._file is not None:
-                try:
-                    self._key = read_key_file(self._file)
-                except SettingsError:
-                    return self._key != refused.key  # being rewritten just now; the old key stays
-            changed = self._key != refused.key
-            if changed and self._style_setting == "auto":
-                self._is_style_proven = False
-            return changed
+            if key is not None:
+                self._take(key)
+            return self._key != refused.key
 
-
-def read_key_file(path: Path) -> str:
-    """The key in `path`, without the white space around it. Raises SettingsError with a sentence."""
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-        check_api_key(key)
-    except OSError as exc:
-        raise SettingsError([f"ANTREAN_API_KEY_FILE: {path} cannot be read ({exc.strerror})"]) from exc
-    except ValueError as exc:
-        raise SettingsError([f"ANTREAN_API_KEY_FILE: the key in {path} {exc}"]) from None
-    return key
-
-
-def _read_key(settings: Settings) -> str | None:
-    if settings.api_key_file is not None:
-        return read_key_file(settings.api_key_file)
-    return None if settings.api_key is None else settings.api_key.get_secret_value()
+    def _take(self, key: str) -> None:
+        if key != self._key and self._style_setting == "auto":
+            self._is_style_proven = False
+        self._key = key
 
 
 @cache

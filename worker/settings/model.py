@@ -71,7 +71,7 @@ class Settings(BaseModel):
         default=None, description="what jobs are filed under; the base URL unless set"
     )
     api_key: SecretStr | None = None
-    api_key_file: Path | None = Field(default=None, description="read again when the key is refused")
+    api_key_file: Path | None = Field(default=None, description="read again when it changes")
     auth_style: AuthStyle = "auto"
     model: str | None = None
     allow_zero_temperature: bool = False
