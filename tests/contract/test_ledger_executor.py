@@ -125,6 +125,46 @@ def test_a_key_file_that_is_mended_before_anything_worked_is_read_again(
     assert house.execute(house.put()) is Verdict.SUCCEEDED
 
 
+def test_a_command_that_prints_a_new_key_goes_on_at_once_and_off_the_budget(
+    build: Callable[..., House], tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("sk-old")
+    house = build(simulated={"key": "sk-old"}, api_key_command=f"cat {tmp_path}/key")
+    assert house.execute(house.put()) is Verdict.SUCCEEDED
+    (tmp_path / "key").write_text(KEY)
+    house.simulator.set_faults(key=KEY)
+    house.clock.advance(1)
+    id_ = house.put()
+    assert house.execute(id_) is Verdict.SUCCEEDED
+    assert (job_row(house.ledger, id_).attempts, len(rows(house.ledger, "attempts", job_id=id_))) == (0, 1)
+
+
+def test_without_a_key_the_worker_waits_as_at_a_refused_one_and_calls_nobody(
+    build: Callable[..., House], tmp_path: Path
+) -> None:
+    house = build(api_key_command=f"cat {tmp_path}/key")
+    first, second = house.put(), house.put()
+    assert [house.execute(id_) for id_ in (first, second)] == [Verdict.WAITING, Verdict.NOT_ADMITTED]
+    row = job_row(house.ledger, first)
+    assert (row.state, row.attempts, row.failure_kind) == ("waiting", 0, "unauthorized")
+    assert "ANTREAN_API_KEY_COMMAND ended with exit code 1" in row.failure_message
+    assert house.simulator.stats()["calls"] == 0
+    (tmp_path / "key").write_text(KEY)
+    house.again(first)
+    assert house.execute(first) is Verdict.SUCCEEDED
+    assert house.execute(second) is Verdict.SUCCEEDED
+
+
+def test_no_job_is_at_fault_for_a_key_that_cannot_be_had(build: Callable[..., House], tmp_path: Path) -> None:
+    house = build(api_key_command=f"cat {tmp_path}/key")
+    id_ = house.put()
+    house.store.note_accepted()  # by a command of somebody who has a key
+    assert house.execute(id_) is Verdict.WAITING
+    for _ in range(5):
+        house.again(id_, after_s=70)
+        assert house.execute(id_) is Verdict.WAITING
+
+
 def test_invariant_7_waiting_burns_nothing_and_a_refused_key_shuts_the_gate(
     build: Callable[..., House],
 ) -> None:

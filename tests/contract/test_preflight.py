@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.support.endpoints import HTML_PAGE, NO_MESSAGES, Endpoint, Route, api
-from worker.errors import InputError, Refused, SettingsError, Unreachable
+from worker.errors import InputError, KeyUnavailable, Refused, SettingsError, Unreachable
 from worker.operations.errors import ModelMissing
 from worker.operations.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
-from worker.settings import Settings, load_settings
+from worker.settings import KEY_SETTINGS, Settings, load_settings
 
 Open = Callable[[Mapping[str, Route]], Endpoint]
 
@@ -32,7 +32,9 @@ def serve() -> Iterator[Open]:
 
 
 def told(base_url: str, **settings: Any) -> Settings:
-    return load_settings(base_url=base_url, api_key="k", _env_file=None, **settings)
+    if not settings.keys() & set(KEY_SETTINGS):
+        settings["api_key"] = "k"
+    return load_settings(base_url=base_url, _env_file=None, **settings)
 
 
 @pytest.mark.parametrize(
@@ -276,3 +278,13 @@ def test_an_endpoint_that_is_there_and_busy_is_not_up(
 ) -> None:
     """Who would wake those who wait for it looks at this."""
     assert ask_endpoint(told(serve(api("/v1", models=models, answer=answer)).url)).is_up is is_up
+
+
+def test_a_command_that_gives_no_key_is_a_sentence_before_anything_is_asked(serve: Open) -> None:
+    endpoint = serve(api("/v1"))
+    with pytest.raises(
+        KeyUnavailable, match="ANTREAN_API_KEY_COMMAND ended with exit code 3; run it in a shell"
+    ):
+        ask_endpoint(told(endpoint.url, api_key_command="sh -c 'exit 3'"))
+    assert endpoint.requests == []
+    assert ask_endpoint(told(endpoint.url, api_key_command="echo k")).models == ("m1",)

@@ -106,9 +106,9 @@ class House:
         request = parse_request({"model": model, "messages": [{"role": "user", "content": "Say hello"}]})
         return put(self.ledger, make_job(request, endpoint=self.endpoint, **facts))[0].id
 
-    def again(self, id_: str) -> None:
+    def again(self, id_: str, *, after_s: float = 3000) -> None:
         """Time passes until the job is due, and the relay hands it out."""
-        self.clock.advance(3000)
+        self.clock.advance(after_s)
         now_ms = self.clock.now_ms()
         self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, after_batch="", now_ms=now_ms))
         assert state(self.ledger, id_) == "queued"

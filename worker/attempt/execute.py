@@ -21,7 +21,7 @@ from worker.attempt.judge import Judge
 from worker.attempt.outcomes import make_setback, make_success, report_setback, report_success
 from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report
 from worker.clock import Clock
-from worker.errors import Stopping
+from worker.errors import KeyUnavailable, Stopping
 from worker.policy.retry import RetryRules
 from worker.storage.claims import is_unwanted
 from worker.storage.errors import DatabaseAway
@@ -187,15 +187,20 @@ class Executor:
     def _call(self, job: ClaimedJob) -> Answer:
         """The answer, trying the other header style and a changed key where the key was refused."""
         body = switch_stream_off(job.body.encode())
-        credential = self._credentials.current()
+        try:
+            credential = self._credentials.current()
+        except KeyUnavailable as exc:
+            # As a refused key: the gate shuts, and each probe asks for the key again.
+            raise ApiError(Failure(FailureKind.UNAUTHORIZED, str(exc), was_sent=False)) from None
         tried = {credential}
         while True:
+            sent_s = self._clock.monotonic_s()
             try:
                 answer = self._client.complete(body, credential=credential, job_id=job.id)
             except ApiError as exc:
                 if exc.failure.kind is not FailureKind.UNAUTHORIZED:
                     raise
-                other = self._untried_credential(credential, tried)
+                other = self._untried_credential(credential, tried, sent_s)
                 if other is None:
                     raise
                 credential = other
@@ -204,12 +209,14 @@ class Executor:
             self._credentials.worked(credential)
             return answer
 
-    def _untried_credential(self, refused: Credential, tried: set[Credential]) -> Credential | None:
+    def _untried_credential(
+        self, refused: Credential, tried: set[Credential], sent_s: float
+    ) -> Credential | None:
         """The other header style, what another slot has learned, or a key that was changed; else None."""
         for candidate in (self._credentials.other_style(refused), self._credentials.current()):
             if candidate is not None and candidate not in tried:
                 return candidate
-        return self._credentials.current() if self._credentials.reread(refused) else None
+        return self._credentials.current() if self._credentials.reread(refused, sent_s=sent_s) else None
 
     def _interrupted(self, job: ClaimedJob, started_at_ms: int) -> GiveBack:
         return GiveBack(claim=job.claim, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())

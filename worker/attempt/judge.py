@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from functools import partial
 
-from schemas.failure import Failure
+from schemas.failure import Failure, FailureKind
 from worker.clock import Clock
 from worker.policy.gates import Gate
 from worker.policy.retry import Attribution, Decision, JobFacts, RetryRules, decide
@@ -94,6 +94,8 @@ class Judge:
         self, job: ClaimedJob, failure: Failure, permit: Permit, gate: Gate | None, now_ms: int
     ) -> Verdict:
         self._note_openings()
+        if failure.kind is FailureKind.UNAUTHORIZED and not failure.was_sent:
+            return Verdict(Attribution.UNKNOWN)  # there is no key: no job is at fault
         budget = self._rules.max_attempts if job.max_attempts is None else job.max_attempts
         return self._evidence.judge(
             job.id,

@@ -64,8 +64,9 @@ def ask_endpoint(settings: Settings, *, with_chat: bool = True) -> EndpointFacts
 
     The chat address is asked with a request without messages, which no endpoint completes: nothing is paid. A list
     of models that is refused or odd is no reason to stop: see `check_models`. Either header style is tried where the
-    style is `auto`. Raises Refused for a key that is refused, KeyMissing, Unreachable for an endpoint that does not
-    answer or has nothing at its chat address, SettingsError for an address that no call can go to.
+    style is `auto`. Raises Refused for a key that is refused, KeyMissing, KeyUnavailable, Unreachable for an
+    endpoint that does not answer or has nothing at its chat address, SettingsError for an address that no call can
+    go to.
     """
     question = _Question(settings)
     models, failure = question.fetch_models()
@@ -268,7 +269,7 @@ class _Question:
     def _refused(self) -> Refused:
         missing = "no key was sent: set" if self._credential.key is None else "it refuses the key: check"
         return Refused(
-            f"{self._settings.base_url} answers 401, {missing} ANTREAN_API_KEY "
+            f"{self._settings.base_url} answers 401, {missing} {self._credentials.place} "
             f"(header style {self._settings.auth_style}; see ANTREAN_AUTH_STYLE)"
         )
 

@@ -3,6 +3,7 @@
 from worker.settings.model import (
     DEFAULT_BASE_URL,
     IN_STACK,
+    KEY_SETTINGS,
     SIMULATION,
     AuthStyle,
     Settings,
@@ -14,6 +15,7 @@ from worker.settings.secrets import check_api_key
 __all__ = [
     "DEFAULT_BASE_URL",
     "IN_STACK",
+    "KEY_SETTINGS",
     "SIMULATION",
     "AuthStyle",
     "Settings",
