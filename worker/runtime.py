@@ -41,7 +41,7 @@ from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_jobs
 from worker.storage.reading import fetch_states, has_answered
 from worker.storage.writer import GroupWriter, WriterStopped
-from worker.throttle.gatekeeper import Gatekeeper
+from worker.throttle.key_gates import KeyGates
 from worker.throttle.redis_store import RedisGateStore
 from worker.upkeep.drain import Drain
 from worker.upkeep.heartbeat import Heartbeat
@@ -83,12 +83,17 @@ class WorkerRuntime:
         )
         self._spool = SpoolFile(settings.spool_folder, self.worker_id)
         self._presence = Presence(settings.home / "workers", self.worker_id)
-        gatekeeper = Gatekeeper(
-            RedisGateStore(broker, endpoint), clock, probe_ttl_s=settings.deadline_s + 5.0
-        )
         with ledger.read() as connection:
             is_proven = has_answered(connection, endpoint)
-            self.queues = queues_of(fetch_identity(connection), endpoint)
+            identity = fetch_identity(connection)
+        self.queues = queues_of(identity, endpoint)
+        credentials = Credentials(settings, identity)
+        gates = KeyGates(
+            RedisGateStore(broker, endpoint),
+            clock,
+            probe_ttl_s=settings.deadline_s + 5.0,
+            keys=credentials.names,
+        )
         self._drain = (
             Drain(
                 ledger,
@@ -104,7 +109,7 @@ class WorkerRuntime:
             ledger,
             publish_due or partial(publish, broker, queues=self.queues),
             BrokerEpoch(broker, endpoint, self.queues),
-            gatekeeper,
+            gates,
             clock,
             endpoint=endpoint,
             republish_after_s=settings.republish_after_s,
@@ -115,9 +120,9 @@ class WorkerRuntime:
         )
         self._executor = Executor(
             client=self._client,
-            credentials=Credentials(settings),
+            credentials=credentials,
             writer=self._writer,
-            gatekeeper=gatekeeper,
+            gates=gates,
             spool=self._spool,
             rules=RetryRules(
                 max_attempts=settings.max_attempts,
@@ -163,6 +168,7 @@ class WorkerRuntime:
             give_back=self._give_hint_back,
             on_broker_lost=self._relay.broker_lost,
             max_message_bytes=self._settings.max_message_bytes,
+            most_now=gates.room_to_fetch,
         )
         self._shutdown = Shutdown(
             grace_s=settings.grace_s,

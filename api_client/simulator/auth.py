@@ -13,7 +13,8 @@ class Auth:
     """Checks credentials by a configuration's key and header style."""
 
     def __init__(self, config: SimulatorConfig) -> None:
-        self._key = None if config.key is None else config.key.encode()
+        self._keys = None if config.key is None else _split(config.key)
+        self._spent = _split(config.spent_keys)
         self._takes_bearer = config.auth_header in ("both", "bearer")
         self._takes_api_key = config.auth_header in ("both", "api-key")
 
@@ -28,6 +29,14 @@ class Auth:
             presented.append(authorization[len(_BEARER) :].strip())
         if self._takes_api_key and b"api-key" in headers:
             presented.append(headers[b"api-key"].strip())
-        if self._key is None:
+        if self._keys is None:
             return presented[0] if presented else b""
-        return self._key if self._key in presented else None
+        return next((key for key in presented if key in self._keys), None)
+
+    def is_spent(self, key: bytes) -> bool:
+        """Whether the account of this key is empty."""
+        return key in self._spent
+
+
+def _split(keys: str) -> frozenset[bytes]:
+    return frozenset(key.strip().encode() for key in keys.split(",") if key.strip())

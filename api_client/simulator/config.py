@@ -39,15 +39,17 @@ _FIXED_AT_START = {"host", "port", "seed", "log_calls_path"}
 class SimulatorConfig:
     """The options of one simulator. Raises ValueError with one sentence if a value is not valid.
 
-    `key` None: no credential is asked for. `fault_rate`: a share of calls in [0, 1], split evenly over `MIXED_FAULTS`;
-    each `rate_*` adds its own share. `rpm`: most admitted calls of a key in any 60 seconds. `outage_status`: while it
-    is set, every call gets this status, as from a proxy whose endpoint is gone. `latency_jitter`: a share of the
-    latency by which it varies, up and down.
+    `key` None: no credential is asked for; it may name several, with commas between them. `spent_keys`: those of them
+    whose accounts are empty, so that their calls get 402. `fault_rate`: a share of calls in [0, 1], split evenly over
+    `MIXED_FAULTS`; each `rate_*` adds its own share. `rpm`: most admitted calls of a key in any 60 seconds.
+    `outage_status`: while it is set, every call gets this status, as from a proxy whose endpoint is gone.
+    `latency_jitter`: a share of the latency by which it varies, up and down.
     """
 
     host: str = "127.0.0.1"
     port: int = 0
     key: str | None = field(default=None, repr=False)
+    spent_keys: str = field(default="", repr=False)
     models: tuple[str, ...] = ("DeepSeek-V3.1",)
     latency_s: float = 0.5
     latency_jitter: float = 0.0

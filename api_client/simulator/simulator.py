@@ -157,6 +157,9 @@ class Simulator:
         elif key is None:
             self._tally.refuse(job, 401)
             connection.reply(flat_answer(401, "Unauthorized", request_id))
+        elif self._auth.is_spent(key):
+            self._tally.refuse(job, 402)
+            connection.reply(flat_answer(402, "Insufficient credits", request_id))
         else:
             self._chat.receive(connection, request, job=job, key=key, request_id=request_id)
 

@@ -53,7 +53,7 @@ def test_a_defect_of_the_gate_costs_no_answer_that_is_paid_for(
     build: Callable[..., House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = build()
-    monkeypatch.setattr(house.gatekeeper, "succeeded", _break)
+    monkeypatch.setattr(house.gates, "succeeded", _break)
     id_ = house.put()
     assert house.execute(id_) is Verdict.SUCCEEDED
     assert job_row(house.ledger, id_).state == "succeeded"
@@ -81,7 +81,7 @@ def test_the_header_style_is_found_out_and_remembered(build: Callable[..., House
     assert house.execute(first) is house.execute(second) is Verdict.SUCCEEDED
     assert job_row(house.ledger, first).attempts == 0
     assert house.simulator.stats()["calls"] == (2 if header == "bearer" else 3)
-    assert house.store.fetch() is None
+    assert house.fetch_gate() is None
 
 
 def test_a_key_file_that_has_changed_goes_on_at_once_and_off_the_budget(
@@ -94,7 +94,7 @@ def test_a_key_file_that_has_changed_goes_on_at_once_and_off_the_budget(
     assert house.execute(house.put()) is Verdict.SUCCEEDED
     path.write_text(KEY + "\n")
     id_ = house_two.put()
-    house_two.credentials.worked(house_two.credentials.current())  # the style is proven, the key is old
+    house_two.credentials.worked(house_two.credentials.fetch()[0])  # the style is proven, the key is old
     assert house_two.execute(id_) is Verdict.SUCCEEDED
     assert (job_row(house.ledger, id_).attempts, len(rows(house.ledger, "attempts", job_id=id_))) == (0, 1)
 
@@ -109,7 +109,7 @@ def test_a_key_file_that_has_changed_is_used_before_the_endpoint_refuses_the_old
     path.write_text(KEY + "\n")
     for _ in range(2):
         house.clock.advance(1.0)
-        house.credentials.current()
+        house.credentials.names()
     house.simulator.set_faults(key=KEY)
     assert house.execute(house.put()) is Verdict.SUCCEEDED
     assert house.simulator.stats()["calls"] == 2, "no call was refused"
@@ -158,7 +158,7 @@ def test_without_a_key_the_worker_waits_as_at_a_refused_one_and_calls_nobody(
 def test_no_job_is_at_fault_for_a_key_that_cannot_be_had(build: Callable[..., House], tmp_path: Path) -> None:
     house = build(api_key_command=f"cat {tmp_path}/key")
     id_ = house.put()
-    house.store.note_accepted()  # by a command of somebody who has a key
+    house.store.of_key(house.credentials.names()[0]).note_accepted()  # by a command of somebody who has a key
     assert house.execute(id_) is Verdict.WAITING
     for _ in range(5):
         house.again(id_, after_s=70)
@@ -193,7 +193,7 @@ def test_a_probe_that_succeeds_opens_the_gate_again(build: Callable[..., House])
     house.simulator.set_faults(unauthorized_for_s=0)
     house.again(id_)
     assert house.execute(id_) is Verdict.SUCCEEDED
-    assert house.store.fetch() is None
+    assert house.fetch_gate() is None
     assert [a.outcome for a in rows(house.ledger, "attempts")] == ["unauthorized", "succeeded"]
 
 
@@ -224,7 +224,7 @@ def test_an_unknown_model_fails_its_job_once_the_endpoint_is_proven(build: Calla
     id_ = house.put(model="no-such-model")
     report = house.receive(id_).result(20)
     assert (report.verdict, report.failure) == (Verdict.FAILED, FailureKind.REJECTED)
-    assert house.store.fetch() is None
+    assert house.fetch_gate() is None
     assert len(rows(house.ledger, "failure_bodies")) == 1
 
 

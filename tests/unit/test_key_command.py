@@ -62,10 +62,10 @@ def why_not(*words: str, timeout_s: float = 10.0) -> str:
 def test_the_command_is_run_when_the_key_is_first_needed_and_no_more(clock: FakeClock) -> None:
     printer = Printer(PrintedKey("sk-one"))
     command = KeyCommand(printer, clock)
-    assert printer.runs == 0
-    assert [command.current() for _ in range(3)] == ["sk-one"] * 3
+    assert (printer.runs, command.known()) == (0, ())
+    assert [command.current() for _ in range(3)] == [("sk-one",)] * 3
     clock.advance(86_400)
-    assert (command.current(), printer.runs) == ("sk-one", 1)
+    assert (command.current(), printer.runs) == (("sk-one",), 1)
 
 
 def test_it_is_run_again_when_the_key_is_refused_but_once_for_all_calls_of_that_key(clock: FakeClock) -> None:
@@ -74,11 +74,11 @@ def test_it_is_run_again_when_the_key_is_refused_but_once_for_all_calls_of_that_
     command.current()
     sent_s = clock.monotonic_s()
     clock.advance(1)
-    assert [command.reread(sent_s) for _ in range(16)] == ["sk-two"] * 16
+    assert [command.reread(sent_s) for _ in range(16)] == [("sk-two",)] * 16
     assert printer.runs == 2
     sent_s = clock.monotonic_s()
     clock.advance(1)
-    assert command.reread(sent_s) == "sk-three"
+    assert command.reread(sent_s) == ("sk-three",)
 
 
 def test_one_run_at_a_time_is_shared_by_all_threads() -> None:
@@ -98,7 +98,7 @@ def test_one_run_at_a_time_is_shared_by_all_threads() -> None:
         found = [pool.submit(command.current) for _ in range(8)]
         wait_until(lambda: at_once[0] == 1)
         may_end.set()
-        assert {one.result(20) for one in found} == {"sk-one"}
+        assert {one.result(20) for one in found} == {("sk-one",)}
     assert (len(calls), most) == (1, [1])
 
 
@@ -107,11 +107,11 @@ def test_a_key_that_ends_is_renewed_before_its_end(clock: FakeClock) -> None:
         PrintedKey("sk-one", clock.now_ms() + 3_600_000), PrintedKey("sk-two", clock.now_ms() + 7_200_000)
     )
     command = KeyCommand(printer, clock)
-    assert command.current() == "sk-one"
+    assert command.current() == ("sk-one",)
     clock.advance(3600 - 61)
-    assert command.current() == "sk-one"
+    assert command.current() == ("sk-one",)
     clock.advance(2)
-    assert (command.current(), printer.runs) == ("sk-two", 2)
+    assert (command.current(), printer.runs) == (("sk-two",), 2)
 
 
 @pytest.mark.parametrize("life_s", [-100, 0, 1, 20])
@@ -120,7 +120,7 @@ def test_a_key_that_has_ended_already_is_not_asked_for_at_each_call(clock: FakeC
     printer = Printer(PrintedKey("sk-one", clock.now_ms() + life_s * 1000))
     command = KeyCommand(printer, clock)
     for _ in range(29):
-        assert command.current() == "sk-one"
+        assert command.current() == ("sk-one",)
         clock.advance(1)
     assert printer.runs == 1
 
@@ -132,9 +132,9 @@ def test_a_run_that_fails_leaves_the_last_key_and_is_logged_once(clock: FakeCloc
     clock.advance(600)
     with capture_logs() as logs:
         for _ in range(60):
-            assert command.current() == "sk-one"
+            assert command.current() == ("sk-one",)
             clock.advance(1)
-        assert command.reread(clock.monotonic_s()) == "sk-one"
+        assert command.reread(clock.monotonic_s()) == ("sk-one",)
     assert [one["event"] for one in logs] == ["key_command.failed"]
     assert logs[0]["why"] == "ended with exit code 1"
     assert 4 <= printer.runs <= 8, "tried again ever more slowly"
@@ -148,7 +148,7 @@ def test_without_any_key_the_sentence_says_why_and_what_to_do(clock: FakeClock) 
         command.current()
     assert caught.value.exit_code is ExitCode.REFUSED
     clock.advance(1)
-    assert command.current() == "sk-one"
+    assert command.current() == ("sk-one",)
 
 
 @pytest.mark.parametrize(

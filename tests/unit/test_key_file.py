@@ -25,12 +25,17 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+def only(keys: tuple[str, ...]) -> str:
+    [key] = keys
+    return key
+
+
 def after_looks(file: KeyFile, clock: FakeClock, looks: int = 2) -> str:
     """The key after so many looks at the file, a second apart."""
     key = ""
     for _ in range(looks):
         clock.advance(1.0)
-        key = file.current()
+        key = only(file.known())
     return key
 
 
@@ -48,7 +53,7 @@ def test_the_file_is_looked_at_once_a_second_at_most(path: Path, clock: FakeCloc
     path.write_text("sk-two\n")
     for _ in range(9):
         clock.advance(0.1)
-        assert file.current() == "sk-one"
+        assert file.known() == ("sk-one",)
     assert after_looks(file, clock) == "sk-two"
 
 
@@ -68,7 +73,7 @@ def test_a_link_that_is_swung_to_another_folder_is_a_change(tmp_path: Path, cloc
     (tmp_path / "..data").symlink_to("v1")
     (tmp_path / "key").symlink_to("..data/key")
     file = KeyFile(tmp_path / "key", clock)
-    assert file.current() == "sk-one"
+    assert file.known() == ("sk-one",)
     (tmp_path / "..data_tmp").symlink_to("v2")
     (tmp_path / "..data_tmp").rename(tmp_path / "..data")
     (tmp_path / "v1" / "key").unlink()
@@ -96,7 +101,7 @@ def test_the_last_key_stays_while_the_file_holds_none_and_that_is_said_once(
     elif state != "gone":
         path.write_bytes({"empty": b"", "blank": b" \n", "binary": b"sk-\xff", "two words": b"sk one"}[state])
     with capture_logs() as logs:
-        assert after_looks(file, clock, 5) == file.reread() == "sk-one"
+        assert after_looks(file, clock, 5) == only(file.reread(0.0)) == "sk-one"
     if path.is_dir():
         path.rmdir()
     assert [one["event"] for one in logs] == ["key.kept"]
@@ -112,13 +117,19 @@ def test_the_last_key_stays_while_the_file_holds_none_and_that_is_said_once(
 def test_a_refused_key_is_read_again_at_once(path: Path, clock: FakeClock) -> None:
     file = KeyFile(path, clock)
     path.write_text("sk-two")
-    assert file.reread() == "sk-two"
-    assert file.current() == "sk-two"
+    assert file.reread(0.0) == ("sk-two",)
+    assert file.known() == ("sk-two",)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "cannot be read"), (b"", "is empty"), (b"\xff", "holds no text"), (b"s k", "printable ASCII")],
+    [
+        (None, "cannot be read"),
+        (b"", "is empty"),
+        (b"\xff", "holds no text"),
+        (b"s k", "printable ASCII"),
+        (b"ok\ns k", r"\(key 2 of 2\) must be"),
+    ],
 )
 def test_a_file_without_a_key_at_the_start_is_a_sentence(
     tmp_path: Path, clock: FakeClock, content: bytes | None, words: str
@@ -128,3 +139,11 @@ def test_a_file_without_a_key_at_the_start_is_a_sentence(
     with pytest.raises(SettingsError, match=f"ANTREAN_API_KEY_FILE: .*{words}") as caught:
         KeyFile(tmp_path / "key", clock)
     assert "s k" not in str(caught.value)
+
+
+def test_several_lines_are_several_keys_each_once_in_their_order(path: Path, clock: FakeClock) -> None:
+    path.write_text("sk-one\n\n  sk-two\r\nsk-one\nsk-three")
+    file = KeyFile(path, clock)
+    assert file.known() == file.current() == ("sk-one", "sk-two", "sk-three")
+    path.write_text("sk-three\n")
+    assert file.reread(0.0) == ("sk-three",)

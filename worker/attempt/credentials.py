@@ -1,101 +1,132 @@
-"""The key and the header style that work, shared by all slots of a process."""
+"""The keys of a process and the header style that works with each, shared by all slots."""
 
 from __future__ import annotations
 
-import shlex
 import threading
+from dataclasses import dataclass, field
 from functools import cache
 
 from api_client.config import Credential, HeaderStyle
-from worker.attempt.key_command import KeyCommand
-from worker.attempt.key_file import KeyFile
+from worker.attempt.keys import Key, name_keys, open_source
 from worker.clock import Clock
-from worker.settings import AuthStyle, Settings
+from worker.settings import Settings
 from worker.startup import say
+from worker.throttle.store import KeyName
+
+
+@dataclass(slots=True)
+class _Style:
+    """What is known of the header style of one key. While none has worked, `refused` has those that were tried."""
+
+    style: HeaderStyle
+    is_proven: bool
+    refused: set[HeaderStyle] = field(default_factory=set)
 
 
 class Credentials:
-    """Hands out the credential of the moment; learns the header style; asks the key's file or command again."""
+    """Hands out the credentials of the moment. Learns the header style of each key. Asks for the keys again."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
-        """Raises SettingsError where the key's file holds no key."""
+    def __init__(self, settings: Settings, identity: str = "", clock: Clock | None = None) -> None:
+        """`identity`: that of the ledger, with which the ids of keys are made.
+
+        Raises SettingsError where the file of the keys holds none.
+        """
         self._lock = threading.Lock()
-        self._style_setting: AuthStyle = settings.auth_style
-        self._file = None if settings.api_key_file is None else KeyFile(settings.api_key_file, clock)
-        self._key = None if settings.api_key is None else settings.api_key.get_secret_value()
-        if self._file is not None:
-            self._key = self._file.current()
-        self._command = _command_of(settings, clock)
-        self._style = HeaderStyle.API_KEY if settings.auth_style == "api-key" else HeaderStyle.BEARER
-        self._is_style_proven = settings.auth_style != "auto"
-        if settings.address_file is not None and (self._key is not None or self._command is not None):
+        self._identity = identity
+        self.setting, self._source = open_source(settings, clock)
+        self._is_auto = settings.auth_style == "auto"
+        # With which a key begins whose style is not known: one endpoint mostly wants one style.
+        self._first_style = HeaderStyle.API_KEY if settings.auth_style == "api-key" else HeaderStyle.BEARER
+        self._styles: dict[str, _Style] = {}
+        self._secrets: tuple[str, ...] | None = None
+        self._keys: dict[str, Key] = {}
+        has_key = settings.api_key_command is not None or bool(self._source.known())
+        if settings.address_file is not None and has_key:
             _say_once(
                 f"your key, from the environment, goes to {settings.base_url}, which {settings.address_file} says"
             )
 
-    @property
-    def place(self) -> str:
-        """The setting that says what the key is."""
-        if self._command is not None:
-            return "ANTREAN_API_KEY_COMMAND"
-        return "ANTREAN_API_KEY" if self._file is None else "ANTREAN_API_KEY_FILE"
+    def names(self) -> tuple[KeyName, ...]:
+        """The keys that are known now, in their order; one that stands for none where there is none.
 
-    def current(self) -> Credential:
-        """What to send now. A key file that has changed is read again; a command is run where its key is needed.
-
-        Raises KeyUnavailable where the command gives none.
+        A file that has changed is read again. Waits for nothing.
         """
-        key = None
-        if self._file is not None:
-            key = self._file.current()
-        elif self._command is not None:
-            key = self._command.current()
-        with self._lock:
-            if key is not None:
-                self._take(key)
-            return Credential(key=self._key, style=self._style)
+        return self._name(self._source.known())
 
-    def other_style(self, tried: Credential) -> Credential | None:
-        """The same key in the other header, where the style is `auto` and none has worked yet."""
+    def fetch_names(self) -> tuple[KeyName, ...]:
+        """The same, after a command has been run that must be. Raises KeyUnavailable where it gives no key."""
+        return self._name(self._source.current())
+
+    def reread(self, *, sent_s: float) -> tuple[KeyName, ...]:
+        """The keys after one that was sent at `sent_s` (monotonic) was refused: file and command are asked again.
+
+        Raises KeyUnavailable.
+        """
+        return self._name(self._source.reread(sent_s))
+
+    def get(self, name: KeyName | None) -> Credential | None:
+        """What to send with this key now; None if it was replaced."""
         with self._lock:
-            if self._is_style_proven or tried.key is None:
+            key = None if name is None else self._keys.get(name.id)
+            return None if key is None else self._make(key)
+
+    def fetch(self) -> list[Credential]:
+        """What to send with each key, in their order. Raises KeyUnavailable."""
+        self.fetch_names()
+        with self._lock:
+            return [self._make(key) for key in self._keys.values()]
+
+    def find_place(self, credential: Credential) -> str:
+        """Where its key comes from, for people."""
+        with self._lock:
+            key = self._keys.get(credential.key_id)
+            return self.setting if key is None else key.name.place
+
+    def other_style(self, refused: Credential) -> Credential | None:
+        """The same key in the other header, where the style is `auto` and another slot has learned that it works, or
+        none has worked yet.
+
+        Each style is tried once with a call that was refused. From then on each call tries one, in turn: a wrong key
+        makes one call at a probe.
+        """
+        with self._lock:
+            known = self._find_style(refused.key_id)
+            other = _other(refused.style)
+            if refused.key is None or (known.is_proven and known.style is not other):
                 return None
-            return Credential(key=tried.key, style=_other(tried.style))
+            if known.is_proven:
+                return Credential(refused.key, other, refused.key_id)
+            is_new = other not in known.refused
+            known.refused.add(refused.style)
+            known.style = other
+            return Credential(refused.key, other, refused.key_id) if is_new else None
 
     def worked(self, credential: Credential) -> None:
         """Remembers the header style of a call that was let in."""
-        if self._is_style_proven:
+        known = self._styles.get(credential.key_id)
+        if known is None or known.is_proven:
             return
         with self._lock:
-            self._style = credential.style
-            self._is_style_proven = True
+            known.style = credential.style
+            known.is_proven = True
+            self._first_style = credential.style
 
-    def reread(self, refused: Credential, *, sent_s: float) -> bool:
-        """Whether there is another key now than the one that was sent at `sent_s` (monotonic) and refused.
-
-        Reads the key file again; runs the command, but where it was run since then.
-        """
-        key = None
-        if self._file is not None:
-            key = self._file.reread()
-        elif self._command is not None:
-            key = self._command.reread(sent_s)
+    def _name(self, secrets: tuple[str, ...]) -> tuple[KeyName, ...]:
         with self._lock:
-            if key is not None:
-                self._take(key)
-            return self._key != refused.key
+            if secrets != self._secrets:
+                keys = name_keys(secrets, setting=self.setting, identity=self._identity)
+                self._keys = {key.name.id: key for key in keys}
+                self._secrets = secrets
+            return tuple(key.name for key in self._keys.values())
 
-    def _take(self, key: str) -> None:
-        if key != self._key and self._style_setting == "auto":
-            self._is_style_proven = False
-        self._key = key
+    def _make(self, key: Key) -> Credential:
+        return Credential(key.secret, self._find_style(key.name.id).style, key.name.id)
 
-
-def _command_of(settings: Settings, clock: Clock | None) -> KeyCommand | None:
-    if settings.api_key_command is None:
-        return None
-    words = shlex.split(settings.api_key_command.get_secret_value())
-    return KeyCommand.of_words(words, timeout_s=settings.api_key_command_timeout_s, clock=clock)
+    def _find_style(self, key_id: str) -> _Style:
+        found = self._styles.get(key_id)
+        if found is None:
+            found = self._styles[key_id] = _Style(self._first_style, is_proven=not self._is_auto)
+        return found
 
 
 @cache

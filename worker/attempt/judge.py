@@ -8,14 +8,17 @@ from functools import partial
 
 from schemas.failure import Failure, FailureKind
 from worker.clock import Clock
-from worker.policy.gates import Gate
+from worker.policy.gates import Gate, is_of_a_key
 from worker.policy.retry import Attribution, Decision, JobFacts, RetryRules, decide
 from worker.storage.errors import DatabaseAway
 from worker.storage.gate_waits import has_other_jobs
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.writer import GroupWriter, WriterStopped
 from worker.throttle.evidence import Evidence, Verdict
-from worker.throttle.gatekeeper import Gatekeeper, Permit
+from worker.throttle.gatekeeper import Permit
+from worker.throttle.key_gates import KeyGates
+
+_SOON_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Judge:
 
     def __init__(
         self,
-        gatekeeper: Gatekeeper,
+        gates: KeyGates,
         writer: GroupWriter,
         *,
         rules: RetryRules,
@@ -40,19 +43,19 @@ class Judge:
         rng: random.Random,
         is_proven: bool,
     ) -> None:
-        self._gatekeeper = gatekeeper
+        self._gates = gates
         self._writer = writer
         self._rules = rules
         self._clock = clock
         self._rng = rng
         self._is_proven = is_proven  # the endpoint has answered: a 404 may then be a job's own fault
         self._evidence = Evidence()
-        self._openings = gatekeeper.openings
+        self._openings = gates.openings
 
     def note_success(self, job: ClaimedJob, permit: Permit) -> None:
         """The call was answered: a gate that waited for this opens."""
         self._is_proven = True
-        self._gatekeeper.succeeded(permit)
+        self._gates.succeeded(permit)
         self._note_openings()
         self._evidence.succeeded(
             job.id,
@@ -63,13 +66,13 @@ class Judge:
 
     def judge(self, job: ClaimedJob, failure: Failure, permit: Permit, *, now_ms: int) -> Judgement:
         """What follows from the failure. The gate is shut, given a cooldown or left alone first, as decided."""
-        gate = self._gatekeeper.current_gate(closely=True)
+        gate = self._gates.gate_for(failure.kind, permit)
         verdict = self._attribute(job, failure, permit, gate, now_ms)
         facts = self._facts(job, verdict)
         if verdict.attribution is Attribution.JOB:
-            self._gatekeeper.acquit(job.id)
+            self._gates.acquit(job.id)
         decision = decide(failure, facts, now_ms=now_ms, rules=self._rules, rng=self._rng)
-        not_before_ms = self._tell_the_gate(job, failure, decision, permit, gate)
+        not_before_ms = self._tell_the_gate(job, failure, decision, permit, gate, now_ms)
         return Judgement(not_before_ms, decision.burns, decision.is_blocked)
 
     def judge_alone(self, job: ClaimedJob, failure: Failure, *, now_ms: int) -> Judgement:
@@ -102,26 +105,32 @@ class Judge:
             job.model,
             failure,
             gate=gate,
-            is_probe=self._is_probing(permit, gate),
+            is_probe=self._gates.is_probing(permit, gate),
             is_proven=self._is_proven,
             is_last=job.burnt + 1 >= budget,
             is_only=budget == 1,
             has_others=lambda: self._has_other_jobs(job.id),
-            was_accepted=self._gatekeeper.was_key_accepted,
+            was_accepted=lambda: self._gates.was_key_accepted(permit),
             number=permit.number,
-            calls=self._gatekeeper.calls,
-            order=self._gatekeeper.next_order(),
+            calls=self._gates.calls,
+            order=self._gates.next_order(),
             now_s=self._clock.monotonic_s(),
             tries=job.number,
             waited_s=0.0 if job.blocked_since_ms is None else (now_ms - job.blocked_since_ms) / 1000,
         )
 
     def _tell_the_gate(
-        self, job: ClaimedJob, failure: Failure, decision: Decision, permit: Permit, gate: Gate | None
+        self,
+        job: ClaimedJob,
+        failure: Failure,
+        decision: Decision,
+        permit: Permit,
+        gate: Gate | None,
+        now_ms: int,
     ) -> int | None:
         """Shuts the gate or gives it a cooldown, as decided. When the job is due again; None where it fails."""
         if decision.shuts_gate:
-            shut = self._gatekeeper.shut(
+            shut = self._gates.shut(
                 failure.kind,
                 asked_s=decision.cooldown_s,
                 permit=permit,
@@ -130,17 +139,16 @@ class Judge:
             )
             if decision.not_before_ms is None:
                 return None  # its patience is spent; the gate stays shut for the others
+            # Another worker's key may call the job at once. Elsewhere it waits for the next probe.
+            is_soon = is_of_a_key(failure.kind) and self._gates.do_others_serve()
+            due_ms = min(shut.until_ms, now_ms + _SOON_MS) if is_soon else shut.until_ms
             # Spread over a second: not all of those that waited come for the next probe at once.
-            return shut.until_ms + self._rng.randrange(1000)
+            return due_ms + self._rng.randrange(1000)
         if decision.cooldown_s:
-            self._gatekeeper.cool_down(failure.kind, asked_s=decision.cooldown_s)
-        if self._is_probing(permit, gate):
-            self._gatekeeper.decided_nothing(permit)
+            self._gates.cool_down(failure.kind, asked_s=decision.cooldown_s)
+        if self._gates.is_probing(permit, gate):
+            self._gates.decided_nothing(permit)
         return decision.not_before_ms
-
-    def _is_probing(self, permit: Permit, gate: Gate | None) -> bool:
-        """Whether this call decides about the gate: one from before it was opened does not."""
-        return permit.is_probe and gate is not None and gate.needs_probe
 
     def _has_other_jobs(self, job_id: str) -> bool:
         ask = partial(has_other_jobs, endpoint=self._writer.endpoint, job_id=job_id)
@@ -150,6 +158,6 @@ class Judge:
             return True
 
     def _note_openings(self) -> None:
-        if self._openings != self._gatekeeper.openings:
-            self._openings = self._gatekeeper.openings
+        if self._openings != self._gates.openings:
+            self._openings = self._gates.openings
             self._evidence.reopened()

@@ -41,7 +41,11 @@ class KeyCommand:
         """The command of these words, which are started without a shell."""
         return cls(lambda: run_key_command(words, timeout_s=timeout_s, environ=os.environ), clock)
 
-    def current(self) -> str:
+    def known(self) -> tuple[str, ...]:
+        """The key, if the command has given one."""
+        return () if self._key is None else (self._key,)
+
+    def current(self) -> tuple[str, ...]:
         """The key. Waits for the command where there is none, or it has ended. Raises KeyUnavailable."""
         now_ms = self._clock.now_ms()
         if self._key is None or (self._expires_at_ms is not None and now_ms >= self._expires_at_ms):
@@ -50,20 +54,20 @@ class KeyCommand:
             self._renew(self._clock.monotonic_s(), waits=False)
         return self._get()
 
-    def reread(self, began_s: float) -> str:
-        """The key, after one that was sent at `began_s` was refused. A run since then is new enough.
+    def reread(self, sent_s: float) -> tuple[str, ...]:
+        """The key, after one that was sent at `sent_s` was refused. A run since then is new enough.
 
         Raises KeyUnavailable.
         """
-        self._renew(began_s, waits=True, is_refused=True)
+        self._renew(sent_s, waits=True, is_refused=True)
         return self._get()
 
-    def _get(self) -> str:
+    def _get(self) -> tuple[str, ...]:
         if self._key is None:
             raise KeyUnavailable(
                 f"there is no key: ANTREAN_API_KEY_COMMAND {self._why}; run it in a shell to see what it says"
             )
-        return self._key
+        return (self._key,)
 
     def _renew(self, since_s: float, *, waits: bool, is_refused: bool = False) -> None:
         """Runs the command, but where another thread has done so since, or where it failed a moment ago.

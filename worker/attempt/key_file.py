@@ -1,4 +1,4 @@
-"""The file of ANTREAN_API_KEY_FILE: read again when it has changed. The last key stays while the file holds none."""
+"""The file of ANTREAN_API_KEY_FILE: read again when it has changed. The last keys stay while the file holds none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import structlog
 
 from worker.clock import Clock, SystemClock
 from worker.errors import SettingsError
-from worker.settings import check_api_key
+from worker.settings import split_keys
 
 log = structlog.get_logger(__name__)
 _LOOK_EVERY_S = 1.0
@@ -17,7 +17,7 @@ _Mark = tuple[int, int, int, int, int]  # what of a file changes with its conten
 
 
 class KeyFile:
-    """The key of a file. Thread-safe.
+    """The keys of a file, one a line. Thread-safe.
 
     A change is taken when two looks, a second apart, have found the same file: so a file that is just being written is
     not read halfway. A link that is swung to another file counts as a change.
@@ -29,25 +29,28 @@ class KeyFile:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._read_mark = self._seen_mark = _mark(path)
-        self._key = read_key_file(path)
+        self._keys = read_key_file(path)
         self._looked_at_s = self._clock.monotonic_s()
-        self._is_told = False  # that the last key is kept
+        self._is_told = False  # that the last keys are kept
 
-    def current(self) -> str:
-        """The key. Looks at the file at most once a second, and waits for nobody who does."""
+    def known(self) -> tuple[str, ...]:
+        """The keys. Looks at the file at most once a second, and waits for nobody who does."""
         now_s = self._clock.monotonic_s()
         if now_s - self._looked_at_s >= _LOOK_EVERY_S and self._lock.acquire(blocking=False):
             try:
                 self._look(now_s)
             finally:
                 self._lock.release()
-        return self._key
+        return self._keys
 
-    def reread(self) -> str:
-        """The key, read from the file now: the endpoint has refused the last one."""
+    def current(self) -> tuple[str, ...]:
+        return self.known()
+
+    def reread(self, sent_s: float) -> tuple[str, ...]:
+        """The keys, read from the file now: the endpoint has refused one of them."""
         with self._lock:
             self._read(_mark(self._path))
-        return self._key
+        return self._keys
 
     def _look(self, now_s: float) -> None:
         self._looked_at_s = now_s
@@ -59,9 +62,9 @@ class KeyFile:
         self._seen_mark = mark
 
     def _read(self, mark: _Mark | None) -> None:
-        """Takes the key of the file, if it holds one. `mark` was made before: a later look sees a later change."""
+        """Takes the keys of the file, if it holds any. `mark` was made before: a later look sees a later change."""
         try:
-            self._key = read_key_file(self._path)
+            self._keys = read_key_file(self._path)
         except SettingsError as exc:
             if not self._is_told:
                 self._is_told = True
@@ -71,21 +74,20 @@ class KeyFile:
         self._is_told = False
 
 
-def read_key_file(path: Path) -> str:
-    """The key in `path`, without the white space around it. Raises SettingsError with a sentence."""
+def read_key_file(path: Path) -> tuple[str, ...]:
+    """The keys in `path`, one a line, without the white space around them. Raises SettingsError with a sentence."""
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding="utf-8")
     except OSError as exc:
         raise SettingsError([f"ANTREAN_API_KEY_FILE: {path} cannot be read ({exc.strerror})"]) from exc
     except UnicodeError:
         raise SettingsError([f"ANTREAN_API_KEY_FILE: {path} holds no text"]) from None
-    if not key:
+    if not text.strip():
         raise SettingsError([f"ANTREAN_API_KEY_FILE: {path} is empty"])
     try:
-        check_api_key(key)
+        return tuple(split_keys(text, "\n"))
     except ValueError as exc:
         raise SettingsError([f"ANTREAN_API_KEY_FILE: the key in {path} {exc}"]) from None
-    return key
 
 
 def _mark(path: Path) -> _Mark | None:

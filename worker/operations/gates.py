@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import redis
 
+from api_client.config import Credential
+from worker.attempt.keys import make_key_id
 from worker.broker.client import broker_address, open_client
-from worker.clock import SystemClock, describe_until, iso_ms
+from worker.clock import SystemClock, describe_moment, describe_until, iso_ms
 from worker.policy.gates import Gate, bring_forward
 from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.gate_waits import SPREAD_MS, wake_blocked
+from worker.storage.identity import fetch_identity
 from worker.storage.reading import Trouble
 from worker.storage.tables import MAX_ROWS
 from worker.throttle.redis_store import RedisGateStore
+from worker.throttle.store import KeyName, KeyState
 
 _FRESH_S = 1.0
 _NEXT_JOB_TRIES = "the next job tries whether it is over"
@@ -33,12 +38,22 @@ class GateWatch:
         self._seen: Gate | None = None
 
     def fetch(self) -> Gate | None:
-        """The gate, where it keeps jobs waiting now; else None, also where the broker does not answer."""
+        """The gate, where it keeps jobs waiting now; else None, also where the broker does not answer.
+
+        That is the endpoint's own; where all keys of live workers are set aside, that of the next one to be tried.
+        """
+        return self.fetch_all()[0]
+
+    def fetch_all(self) -> tuple[Gate | None, list[KeyState]]:
+        """What `fetch` returns, and the keys that live workers use."""
         if not self._has_broker():
-            return None
-        gate = self._store.fetch()
-        is_over = gate is not None and not gate.needs_probe and gate.until_ms <= SystemClock().now_ms()
-        return None if is_over else gate
+            return None, []
+        gate, keys = self._store.fetch(), self._store.fetch_keys()
+        if gate is not None and (gate.needs_probe or gate.until_ms > SystemClock().now_ms()):
+            return gate, keys
+        gates = [one.gate for one in keys if one.gate is not None]
+        all_are_shut = bool(gates) and len(gates) == len(keys)
+        return min(gates, key=lambda one: one.until_ms) if all_are_shut else None, keys
 
     def fetch_cached(self) -> Gate | None:
         """What `fetch` returns, at most a second old: for a caller that asks all the time."""
@@ -48,8 +63,10 @@ class GateWatch:
             self._seen = self.fetch()
         return self._seen
 
-    def wake(self, ledger: Ledger) -> int:
+    def wake(self, ledger: Ledger, accepted: Sequence[Credential] = ()) -> int:
         """Brings the waiting jobs forward after the endpoint has answered a call, and returns their number.
+
+        `accepted`: the keys that it took.
 
         A gate that needs a probe is probed at once, and not opened: an answer of one path proves nothing of another.
         A cooldown is kept.
@@ -57,10 +74,14 @@ class GateWatch:
         now_ms = SystemClock().now_ms()
         # An embedded broker is away while no command uses it: there is no gate, and nothing is wrong.
         if self._has_broker():
-            self._store.note_accepted()
-            gate = self.fetch()
-            if gate is not None and gate.needs_probe:
-                self._store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
+            with ledger.read() as connection:
+                identity = fetch_identity(connection)
+            names = [KeyName(make_key_id(one.key or "", identity), "") for one in accepted]
+            for store in (self._store, *map(self._store.of_key, names)):
+                store.note_accepted()
+                gate = store.fetch()
+                if gate is not None and gate.needs_probe:
+                    store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
         woken, step = 0, MAX_ROWS
         while step == MAX_ROWS:
             due_ms = now_ms + woken // MAX_ROWS * SPREAD_MS
@@ -103,6 +124,27 @@ def describe_gate(gate: Gate, *, now_ms: int) -> str:
     if gate.until_ms <= now_ms:
         return f"{cause}: {_NEXT_JOB_TRIES}"
     return f"{cause}: no job is called {describe_until(gate.until_ms, now_ms)}; then one tries again"
+
+
+def describe_key(key: KeyState, *, now_ms: int) -> str | None:
+    """`key 0a1b2c3d4e5f (ANTREAN_API_KEYS, key 2) is set aside: quota (HTTP 402), …`; None for one that is not."""
+    if key.gate is None:
+        return None
+    is_due = key.gate.until_ms <= now_ms
+    again = (
+        "the next job tries it again"
+        if is_due
+        else f"tried again {describe_moment(key.gate.until_ms, now_ms)}"
+    )
+    return f"key {key.name.id} ({key.name.place}) is set aside: {_cause(key.gate)}, {again}"
+
+
+def key_facts(key: KeyState, *, now_ms: int) -> dict[str, Any]:
+    """The key as JSON may have it: never the key itself."""
+    gate = None if key.gate is None else gate_facts("", key.gate, now_ms=now_ms)
+    if gate is not None:
+        del gate["endpoint"]
+    return {"id": key.name.id, "place": key.name.place, "set_aside": gate}
 
 
 def _cause(gate: Gate) -> str:

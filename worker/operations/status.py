@@ -18,6 +18,7 @@ from worker.storage.open_jobs import OpenJobs, fetch_open_jobs
 from worker.storage.pauses import Pause, fetch_pauses
 from worker.storage.reading import Trouble, fetch_trouble
 from worker.storage.workers import WorkerFacts, fetch_workers
+from worker.throttle.store import KeyState
 
 _LATEST = 10
 
@@ -35,6 +36,7 @@ class Snapshot:
     trouble: Trouble | None  # of a ledger
     now_ms: int
     gate: Gate | None = None  # of `endpoint`, that of these settings: no other is known
+    keys: Sequence[KeyState] = ()  # that live workers use at `endpoint`
     endpoint: str = ""
 
     def concerns(self, endpoint: str) -> bool:
@@ -81,5 +83,6 @@ def fetch_snapshot(ledger: Ledger, settings: Settings, batch: Batch | None) -> S
         )
     # A broker that does not answer takes seconds to say so: no transaction waits for it.
     if batch is None or found.concerns(settings.endpoint):
-        found = replace(found, gate=GateWatch(settings).fetch(), endpoint=settings.endpoint)
+        gate, keys = GateWatch(settings).fetch_all()
+        found = replace(found, gate=gate, keys=keys, endpoint=settings.endpoint)
     return found

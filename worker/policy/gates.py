@@ -48,6 +48,11 @@ class Gate:
         return self.needs_probe and not self.is_of_a_key
 
 
+def is_of_a_key(kind: FailureKind) -> bool:
+    """Whether a refusal of this kind concerns the key that was sent, and not the endpoint."""
+    return kind in _OF_A_KEY
+
+
 class Admission(StrEnum):
     """What the gate allows a job."""
 

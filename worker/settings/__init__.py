@@ -10,7 +10,7 @@ from worker.settings.model import (
     load_settings,
     warn_of_unknown_names,
 )
-from worker.settings.secrets import check_api_key
+from worker.settings.secrets import check_api_key, split_keys
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -21,5 +21,6 @@ __all__ = [
     "Settings",
     "check_api_key",
     "load_settings",
+    "split_keys",
     "warn_of_unknown_names",
 ]

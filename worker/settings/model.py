@@ -30,7 +30,7 @@ from worker.settings.database import PostgresqlAddress, parse_postgresql
 from worker.settings.files import ENV_FILE
 from worker.settings.postgresql import check_postgresql
 from worker.settings.provenance import find_problems_of_home, find_problems_of_owners
-from worker.settings.secrets import check_api_key, fill_in_password, read_command, read_password
+from worker.settings.secrets import check_api_key, fill_in_password, read_command, read_password, split_keys
 from worker.settings.sources import ENVIRONMENT, PREFIX, describe_unknown, read_sources, unknown_names
 from worker.settings.values import (
     DATABASE_FILES,
@@ -49,7 +49,12 @@ DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
 IN_STACK = "ANTREAN_IN_STACK"  # set for children of an embedded stack: they must not attach to it
 
-KEY_SETTINGS = ("api_key", "api_key_file", "api_key_command")  # each says what the key is: one at most is set
+KEY_SETTINGS = (
+    "api_key",
+    "api_keys",
+    "api_key_file",
+    "api_key_command",
+)  # each says what the key is: one at most is set
 
 AuthStyle = Literal["bearer", "api-key", "auto"]
 # No number may be so large that a timer, a socket or a column cannot hold it.
@@ -73,6 +78,7 @@ class Settings(BaseModel):
         default=None, description="what jobs are filed under; the base URL unless set"
     )
     api_key: SecretStr | None = None
+    api_keys: SecretStr | None = Field(default=None, description="several keys, with commas between them")
     api_key_file: Path | None = Field(default=None, description="read again when it changes")
     api_key_command: SecretStr | None = Field(default=None, description="a command line that prints the key")
     api_key_command_timeout_s: Timeout = 10.0
@@ -185,6 +191,11 @@ class Settings(BaseModel):
             check_api_key(value.get_secret_value())
         return value
 
+    @field_validator("api_keys")
+    @classmethod
+    def _api_keys_fit_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None else SecretStr(",".join(split_keys(value.get_secret_value(), ",")))
+
     @field_validator("api_key_command")
     @classmethod
     def _api_key_command_is_readable(cls, value: SecretStr | None) -> SecretStr | None:
@@ -290,6 +301,7 @@ class Settings(BaseModel):
                 "base_url": base_url,
                 "endpoint_name": SIMULATION,
                 "api_key": SecretStr(api_key),
+                "api_keys": None,
                 "api_key_file": None,
                 "api_key_command": None,
                 "auth_style": "bearer",

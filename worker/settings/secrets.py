@@ -47,6 +47,22 @@ def read_command(line: str) -> str:
     return shlex.join(words)
 
 
+def split_keys(text: str, separator: str) -> list[str]:
+    """The keys in `text`, each once and without the white space around it; empty parts are left out.
+
+    Raises ValueError, without a key in it, if there is none, or one cannot travel in an HTTP header.
+    """
+    keys = list(dict.fromkeys(part.strip() for part in text.split(separator) if part.strip()))
+    if not keys:
+        raise ValueError("holds no key")
+    for number, key in enumerate(keys, 1):
+        try:
+            check_api_key(key)
+        except ValueError as exc:
+            raise ValueError(str(exc) if len(keys) == 1 else f"(key {number} of {len(keys)}) {exc}") from None
+    return keys
+
+
 def check_api_key(key: str) -> None:
     """Raises ValueError, without the key in it, if `key` cannot travel in an HTTP header."""
     if not key.isascii() or not key.isprintable() or " " in key or not key:
