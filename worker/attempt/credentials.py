@@ -38,8 +38,8 @@ class Credentials:
         # With which a key begins whose style is not known: one endpoint mostly wants one style.
         self._first_style = HeaderStyle.API_KEY if settings.auth_style == "api-key" else HeaderStyle.BEARER
         self._styles: dict[str, _Style] = {}
-        self._secrets: tuple[str, ...] | None = None
         self._keys: dict[str, Key] = {}
+        self._named: tuple[tuple[str, ...] | None, tuple[KeyName, ...]] = (None, ())
         has_key = settings.api_key_command is not None or bool(self._source.known())
         if settings.address_file is not None and has_key:
             _say_once(
@@ -112,12 +112,14 @@ class Credentials:
             self._first_style = credential.style
 
     def _name(self, secrets: tuple[str, ...]) -> tuple[KeyName, ...]:
+        known, names = self._named  # without a lock: each call asks for it
+        if known == secrets:
+            return names
         with self._lock:
-            if secrets != self._secrets:
-                keys = name_keys(secrets, setting=self.setting, identity=self._identity)
-                self._keys = {key.name.id: key for key in keys}
-                self._secrets = secrets
-            return tuple(key.name for key in self._keys.values())
+            keys = name_keys(secrets, setting=self.setting, identity=self._identity)
+            self._keys = {key.name.id: key for key in keys}
+            self._named = secrets, tuple(self._keys[key_id].name for key_id in self._keys)
+            return self._named[1]
 
     def _make(self, key: Key) -> Credential:
         return Credential(key.secret, self._find_style(key.name.id).style, key.name.id)
