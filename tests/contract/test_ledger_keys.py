@@ -181,6 +181,34 @@ def test_a_key_has_a_name_that_does_not_tell_it_and_is_another_in_another_ledger
     assert "sk-" not in repr(here) and "sk-" not in repr(Credentials(load_settings(api_key=A), "x").fetch())
 
 
+def test_a_rate_limit_of_one_key_is_waited_out_by_that_key_alone(build: Build) -> None:
+    house = build(simulated={"key": f"{A},{B}", "rate_429": 1.0, "retry_after_s": 30.0}, api_keys=f"{A},{B}")
+    calls = watch(house)
+    first, second = house.put(), house.put()
+    assert house.execute(first) is Verdict.WAITING
+    assert job_row(house.ledger, first).not_before_ms - house.clock.now_ms() <= 2000, "the other key is free"
+    house.simulator.set_faults(rate_429=0.0)
+    assert house.execute(second) is Verdict.SUCCEEDED
+    served(house, 9)
+    assert calls == {A: 1, B: 10}
+    house.clock.advance(31)
+    calls.clear()
+    served(house, 10)
+    assert calls == {A: 5, B: 5}
+
+
+def test_with_every_key_at_its_rate_limit_nobody_calls_for_as_long_as_was_asked(build: Build) -> None:
+    house = build(simulated={"key": f"{A},{B}", "rate_429": 1.0, "retry_after_s": 30.0}, api_keys=f"{A},{B}")
+    ids = [house.put() for _ in range(3)]
+    assert [house.execute(id_) for id_ in ids] == [Verdict.WAITING, Verdict.WAITING, Verdict.NOT_ADMITTED]
+    assert job_row(house.ledger, ids[1]).not_before_ms - house.clock.now_ms() >= 30_000
+    assert house.gates.room(64) == 0
+    assert house.simulator.stats()["calls"] == 2
+    assert job_row(house.ledger, ids[0]).attempts == job_row(house.ledger, ids[1]).attempts == 0
+    house.clock.advance(31)
+    assert house.gates.room(64) == 64
+
+
 # Two workers at one endpoint
 
 

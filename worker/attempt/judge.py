@@ -139,16 +139,24 @@ class Judge:
             )
             if decision.not_before_ms is None:
                 return None  # its patience is spent; the gate stays shut for the others
-            # Another worker's key may call the job at once. Elsewhere it waits for the next probe.
-            is_soon = is_of_a_key(failure.kind) and self._gates.do_others_serve()
-            due_ms = min(shut.until_ms, now_ms + _SOON_MS) if is_soon else shut.until_ms
             # Spread over a second: not all of those that waited come for the next probe at once.
-            return due_ms + self._rng.randrange(1000)
+            return self._soonest(shut.until_ms, failure, decision, now_ms) + self._rng.randrange(1000)
         if decision.cooldown_s:
-            self._gates.cool_down(failure.kind, asked_s=decision.cooldown_s)
+            self._gates.cool_down(failure.kind, asked_s=decision.cooldown_s, permit=permit)
         if self._gates.is_probing(permit, gate):
             self._gates.decided_nothing(permit)
-        return decision.not_before_ms
+        due_ms = decision.not_before_ms
+        return None if due_ms is None else self._soonest(due_ms, failure, decision, now_ms)
+
+    def _soonest(self, due_ms: int, failure: Failure, decision: Decision, now_ms: int) -> int:
+        """`due_ms`; but within about a second where it is the key that has to wait, and another one may call the job,
+        here or in another worker."""
+        is_the_keys = is_of_a_key(failure.kind) or (
+            failure.kind is FailureKind.RATE_LIMITED and decision.cooldown_s is not None
+        )
+        if is_the_keys and (self._gates.has_usable_key() or self._gates.do_others_serve()):
+            return min(due_ms, now_ms + _SOON_MS)
+        return due_ms
 
     def _has_other_jobs(self, job_id: str) -> bool:
         ask = partial(has_other_jobs, endpoint=self._writer.endpoint, job_id=job_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from api_client.config import Credential
 from worker.attempt.keys import make_key_id
 from worker.broker.client import broker_address, open_client
 from worker.clock import SystemClock, describe_moment, describe_until, iso_ms
-from worker.policy.gates import Gate, bring_forward
+from worker.policy.gates import Gate, bring_forward, is_over
 from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.gate_waits import SPREAD_MS, wake_blocked
@@ -48,8 +49,12 @@ class GateWatch:
         """What `fetch` returns, and the keys that live workers use."""
         if not self._has_broker():
             return None, []
-        gate, keys = self._store.fetch(), self._store.fetch_keys()
-        if gate is not None and (gate.needs_probe or gate.until_ms > SystemClock().now_ms()):
+        gate, now_ms = self._store.fetch(), SystemClock().now_ms()
+        keys = [
+            replace(one, gate=None) if one.gate is not None and is_over(one.gate, now_ms=now_ms) else one
+            for one in self._store.fetch_keys()
+        ]
+        if gate is not None and not is_over(gate, now_ms=now_ms):
             return gate, keys
         gates = [one.gate for one in keys if one.gate is not None]
         all_are_shut = bool(gates) and len(gates) == len(keys)

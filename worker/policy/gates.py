@@ -53,6 +53,11 @@ def is_of_a_key(kind: FailureKind) -> bool:
     return kind in _OF_A_KEY
 
 
+def is_over(gate: Gate, *, now_ms: int) -> bool:
+    """Whether it is a cooldown whose time has passed. A gate that needs a probe is never over by itself."""
+    return not gate.needs_probe and gate.until_ms <= now_ms
+
+
 class Admission(StrEnum):
     """What the gate allows a job."""
 

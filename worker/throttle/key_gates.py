@@ -1,7 +1,7 @@
 """The gate of an endpoint and the gates of its keys, as one.
 
-A refused key and a spent quota shut the gate of that key: calls go on with other keys, here and in other workers. All
-else shuts the gate of the endpoint. A call needs both.
+A refused key, a spent quota and a rate limit shut the gate of that key: calls go on with other keys, here and in other
+workers. All else shuts the gate of the endpoint. A call needs both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import count
 
 from schemas.failure import FailureKind
 from worker.clock import Clock
-from worker.policy.gates import Admission, Gate, is_of_a_key
+from worker.policy.gates import Admission, Gate, is_of_a_key, is_over
 from worker.throttle.gatekeeper import REFUSED, Gatekeeper, Permit, room_at
 from worker.throttle.store import USED_S, GateStore, KeyName
 
@@ -93,7 +93,7 @@ class KeyGates:
         before, key = permit.of_key, permit.key
         if not self._give_key(permit, job_id, tried):
             return False
-        if key is not None and kind is not None and key in self._names:
+        if key is not None and kind is not None and any(one.id == key.id for one in self._names):
             self._keeper(key).shut(
                 kind, asked_s=asked_s, permit=before, job_id=job_id, http_status=http_status
             )
@@ -171,9 +171,14 @@ class KeyGates:
         self._endpoint.decided_nothing(permit)
         return gate
 
-    def cool_down(self, kind: FailureKind, *, asked_s: float) -> None:
-        """Keeps all workers away for as long as the endpoint asked."""
-        self._endpoint.cool_down(kind, asked_s=asked_s)
+    def cool_down(self, kind: FailureKind, *, asked_s: float, permit: Permit | None = None) -> None:
+        """Keeps all workers away for as long as the endpoint asked; after a rate limit, from the key of the permit."""
+        key = None if permit is None or kind is not FailureKind.RATE_LIMITED else permit.key
+        (self._endpoint if key is None else self._keeper(key)).cool_down(kind, asked_s=asked_s)
+
+    def has_usable_key(self) -> bool:
+        """Whether a key of this process is not set aside, by the last known state."""
+        return any(self._keeper(name).is_known_open for name in self._names)
 
     def decided_nothing(self, permit: Permit) -> None:
         """Records a probe whose answer decided nothing. The next probe may begin a second later."""
@@ -200,7 +205,7 @@ class KeyGates:
     def do_others_serve(self) -> bool:
         """Whether a live worker has a key that is not set aside, and this process has none. A second old at most."""
         names, now_s = self._names, self._clock.monotonic_s()
-        if not names or any(self._keeper(name).is_known_open for name in names):
+        if not names or self.has_usable_key():
             self._do_others_serve = False
             return False
         with self._lock:
@@ -209,7 +214,8 @@ class KeyGates:
             self._others_looked_s = now_s
         own = {name.id for name in names}
         self._do_others_serve = any(
-            one.gate is None and one.name.id not in own for one in self._store.fetch_keys()
+            one.name.id not in own and (one.gate is None or is_over(one.gate, now_ms=self._clock.now_ms()))
+            for one in self._store.fetch_keys()
         )
         return self._do_others_serve
 

@@ -73,7 +73,7 @@ class RedisGateStore:
             keep_s = _KEEP_S
             if self._key is not None:
                 # A key that nobody tries any more is forgotten: it may be no key of anybody's.
-                keep_s = _KEEP_KEY_S + (gate.wait_ms or 0) // 1000
+                keep_s = (_KEEP_KEY_S if gate.needs_probe else 1) + (gate.wait_ms or 0) // 1000
             self._client.set(self._gate_key, orjson.dumps(asdict(gate)), ex=keep_s, xx=only_if_shut)
         except redis.RedisError as exc:
             self._count(exc)
