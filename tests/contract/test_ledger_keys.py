@@ -181,6 +181,22 @@ def test_a_key_has_a_name_that_does_not_tell_it_and_is_another_in_another_ledger
     assert "sk-" not in repr(here) and "sk-" not in repr(Credentials(load_settings(api_key=A), "x").fetch())
 
 
+def test_a_probe_of_a_key_that_meets_an_error_of_the_server_decides_nothing_and_the_next_comes_a_second_later(
+    build: Build,
+) -> None:
+    house = build(simulated={"key": C}, api_key=A, auth_style="bearer")
+    for _ in range(3):  # then any job may be the probe, not only one that was not refused
+        assert house.execute(house.put()) is Verdict.WAITING
+        house.clock.advance(70)
+    house.simulator.set_faults(key=A, rate_500=1.0)
+    assert house.execute(house.put()) is Verdict.WAITING
+    assert house.execute(house.put()) is Verdict.NOT_ADMITTED, "nobody knows yet whether the key is good"
+    house.clock.advance(1.1)
+    house.simulator.set_faults(rate_500=0.0)
+    served(house, 2)
+    assert house.fetch_gate() is None
+
+
 def test_a_rate_limit_of_one_key_is_waited_out_by_that_key_alone(build: Build) -> None:
     house = build(simulated={"key": f"{A},{B}", "rate_429": 1.0, "retry_after_s": 30.0}, api_keys=f"{A},{B}")
     calls = watch(house)

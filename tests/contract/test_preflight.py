@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from api_client.simulator.config import SimulatorConfig
+from api_client.simulator.thread import SimulatorThread
 from tests.support.endpoints import HTML_PAGE, NO_MESSAGES, Endpoint, Route, api
 from worker.errors import InputError, KeyUnavailable, Refused, SettingsError, Unreachable
 from worker.operations.errors import ModelMissing
@@ -288,3 +290,20 @@ def test_a_command_that_gives_no_key_is_a_sentence_before_anything_is_asked(serv
         ask_endpoint(told(endpoint.url, api_key_command="sh -c 'exit 3'"))
     assert endpoint.requests == []
     assert ask_endpoint(told(endpoint.url, api_key_command="echo k")).models == ("m1",)
+
+
+def test_each_of_several_keys_is_asked_with_and_the_refused_ones_are_named() -> None:
+    with SimulatorThread(SimulatorConfig(latency_s=0.0, key="sk-b,sk-c")) as simulator:
+        facts = ask_endpoint(told(simulator.url, api_keys="sk-a,sk-b,sk-c,sk-d"))
+        assert facts.refused_keys == ("ANTREAN_API_KEYS, key 1", "ANTREAN_API_KEYS, key 4")
+        assert [one.key for one in facts.accepted] == ["sk-b", "sk-c"]
+        assert facts.is_up
+        assert "sk-" not in repr(facts)
+        with pytest.raises(Refused, match="it refuses the key: check ANTREAN_API_KEYS"):
+            ask_endpoint(told(simulator.url, api_keys="sk-a,sk-d"))
+
+
+def test_where_the_endpoint_does_not_answer_one_key_no_other_is_waited_for(serve: Open) -> None:
+    endpoint = serve(api("/v1", models=(503, {"message": "busy"})))
+    ask_endpoint(told(endpoint.url, api_keys="sk-a,sk-b,sk-c"), with_chat=False)
+    assert len(endpoint.requests) == 1

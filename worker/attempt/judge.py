@@ -72,7 +72,7 @@ class Judge:
         if verdict.attribution is Attribution.JOB:
             self._gates.acquit(job.id)
         decision = decide(failure, facts, now_ms=now_ms, rules=self._rules, rng=self._rng)
-        not_before_ms = self._tell_the_gate(job, failure, decision, permit, gate, now_ms)
+        not_before_ms = self._tell_the_gate(job, failure, decision, permit, now_ms)
         return Judgement(not_before_ms, decision.burns, decision.is_blocked)
 
     def judge_alone(self, job: ClaimedJob, failure: Failure, *, now_ms: int) -> Judgement:
@@ -120,13 +120,7 @@ class Judge:
         )
 
     def _tell_the_gate(
-        self,
-        job: ClaimedJob,
-        failure: Failure,
-        decision: Decision,
-        permit: Permit,
-        gate: Gate | None,
-        now_ms: int,
+        self, job: ClaimedJob, failure: Failure, decision: Decision, permit: Permit, now_ms: int
     ) -> int | None:
         """Shuts the gate or gives it a cooldown, as decided. When the job is due again; None where it fails."""
         if decision.shuts_gate:
@@ -143,8 +137,7 @@ class Judge:
             return self._soonest(shut.until_ms, failure, decision, now_ms) + self._rng.randrange(1000)
         if decision.cooldown_s:
             self._gates.cool_down(failure.kind, asked_s=decision.cooldown_s, permit=permit)
-        if self._gates.is_probing(permit, gate):
-            self._gates.decided_nothing(permit)
+        self._gates.decided_nothing(permit)
         due_ms = decision.not_before_ms
         return None if due_ms is None else self._soonest(due_ms, failure, decision, now_ms)
 

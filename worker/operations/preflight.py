@@ -19,6 +19,7 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.endpoint import open_endpoint
 from worker.errors import Refused, Unreachable
 from worker.operations.errors import KeyMissing, ModelMissing
+from worker.policy.gates import is_of_a_key
 from worker.settings import DEFAULT_BASE_URL, Settings
 
 _T = TypeVar("_T")
@@ -209,9 +210,11 @@ class _Question:
                     raise self._unreachable(exc.failure) from None
                 if exc.failure.kind is FailureKind.UNAUTHORIZED:
                     self.refused_places.append(self._credentials.find_place(credential))
-                else:
-                    found.append((self._credential, None, exc.failure))
-                continue
+                    continue
+                found.append((self._credential, None, exc.failure))
+                if is_of_a_key(exc.failure.kind):
+                    continue
+                break  # it is not the key's, and may have taken long
             self.accepted.append(self._credential)
             found.append((self._credential, tuple(models), None))
         if not found:

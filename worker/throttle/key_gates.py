@@ -10,12 +10,15 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from itertools import count
 
+import structlog
+
 from schemas.failure import FailureKind
 from worker.clock import Clock
 from worker.policy.gates import Admission, Gate, is_of_a_key, is_over
 from worker.throttle.gatekeeper import REFUSED, Gatekeeper, Permit, room_at
 from worker.throttle.store import USED_S, GateStore, KeyName
 
+log = structlog.get_logger(__name__)
 _LEAST_OPEN_FIRST = (Admission.SHUT, Admission.PROBE_OF_OTHERS, Admission.PROBE, Admission.OPEN)
 _LOOKED_FOR_OTHERS_S = 1.0
 _PROBE_ASKED_EVERY_S = 0.25
@@ -181,7 +184,7 @@ class KeyGates:
         return any(self._keeper(name).is_known_open for name in self._names)
 
     def decided_nothing(self, permit: Permit) -> None:
-        """Records a probe whose answer decided nothing. The next probe may begin a second later."""
+        """Records a call whose answer decided nothing. If it was a probe, the next may begin a second later."""
         if permit.key is not None and permit.of_key is not None:
             self._keeper(permit.key).decided_nothing(permit.of_key)
         self._endpoint.decided_nothing(permit)
@@ -226,6 +229,8 @@ class KeyGates:
             with self._lock:
                 if names != self._names:
                     self._changes += bool(self._names)
+                    if self._names:
+                        log.info("keys.replaced", keys=[one.id for one in names], place=names[0].place)
                     self._replaced = tuple(one for one in self._names if one not in names)
                     self._names = names
                     self._used_noted_s = float("-inf")

@@ -78,7 +78,7 @@ class MemoryGateStore:
         self._gate: Gate | None = None
         self._probes: dict[str, int] = {}  # token to the probe's start, ms
         self._accepted_s = float("-inf")
-        self._keys: dict[KeyName, MemoryGateStore] = {}
+        self._keys: dict[str, MemoryGateStore] = {}  # by the key's id
         self._used: tuple[KeyName, ...] = ()
 
     def fetch(self) -> Gate | None:
@@ -118,7 +118,7 @@ class MemoryGateStore:
 
     def of_key(self, name: KeyName) -> MemoryGateStore:
         with self._lock:
-            return self._keys.setdefault(name, MemoryGateStore())
+            return self._keys.setdefault(name.id, MemoryGateStore())
 
     def note_used(self, names: Sequence[KeyName], *, replaced: Sequence[KeyName] = ()) -> None:
         with self._lock:
