@@ -13,6 +13,7 @@ from sqlalchemy import text, update
 from schemas.failure import FailureKind
 from tests.support.house import KEY, House
 from tests.support.ledger import NOW, job_row, rows, state
+from tests.support.processes import wait_until
 from tests.support.writing import in_background
 from worker.attempt.report import Verdict
 from worker.storage.moves import cancel_jobs
@@ -153,6 +154,20 @@ def test_without_a_key_the_worker_waits_as_at_a_refused_one_and_calls_nobody(
     house.again(first)
     assert house.execute(first) is Verdict.SUCCEEDED
     assert house.execute(second) is Verdict.SUCCEEDED
+
+
+def test_a_worker_that_stops_gives_back_a_job_that_waits_for_the_command_of_its_key(
+    build: Callable[..., House], tmp_path: Path
+) -> None:
+    house = build(api_key_command=f"sh -c 'touch {tmp_path}/runs; sleep 60'", api_key_command_timeout_s=60)
+    id_ = house.put()
+    running = in_background(lambda: house.execute(id_))
+    wait_until(lambda: (tmp_path / "runs").exists(), what="the command runs")
+    house.slots.stop()
+    house.executor.cut_key_command()
+    assert running() is Verdict.GIVEN_BACK
+    row = job_row(house.ledger, id_)
+    assert (row.state, row.attempts, row.claim_token) == ("queued", 0, None)
 
 
 def test_no_job_is_at_fault_for_a_key_that_cannot_be_had(build: Callable[..., House], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from tests.support.clock import FakeClock
 from tests.support.processes import is_gone, wait_until
 from worker.attempt.key_command import KeyCommand
-from worker.attempt.printed_key import NoKeyPrinted, PrintedKey, parse_printed, run_key_command
+from worker.attempt.printed_key import KeyProgram, NoKeyPrinted, PrintedKey, parse_printed
 from worker.errors import ExitCode, KeyUnavailable, SettingsError
 from worker.settings import load_settings
 
@@ -47,7 +47,7 @@ def clock() -> FakeClock:
 
 
 def run(*words: str, timeout_s: float = 10.0, **environ: str) -> PrintedKey:
-    return run_key_command(words, timeout_s=timeout_s, environ={"PATH": os.environ["PATH"], **environ})
+    return KeyProgram(words, timeout_s=timeout_s, environ={"PATH": os.environ["PATH"], **environ}).run()
 
 
 def why_not(*words: str, timeout_s: float = 10.0) -> str:
@@ -215,6 +215,19 @@ def test_a_command_that_takes_too_long_is_killed_with_what_it_has_started(tmp_pa
     assert time.monotonic() - began_s < 20
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: is_gone(pid), what="its child has ended")
+
+
+def test_a_worker_that_ends_waits_for_no_command_and_leaves_none_behind(tmp_path: Path) -> None:
+    program = KeyProgram(("sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"), timeout_s=60)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(program.run)
+        pid = int(wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()))
+        program.stop()
+        with pytest.raises(NoKeyPrinted, match="was ended by signal 9"):
+            run.result(20)
+    assert is_gone(pid)
+    with pytest.raises(NoKeyPrinted, match="was not run"):
+        program.run()
 
 
 def problems(**given: Any) -> str:

@@ -64,6 +64,10 @@ class Credentials:
         """
         return self._name(self._source.reread(sent_s))
 
+    def stop(self) -> None:
+        """Ends a command that runs, and lets none begin: this process ends."""
+        self._source.stop()
+
     def get(self, name: KeyName | None) -> Credential | None:
         """What to send with this key now; None if it was replaced."""
         with self._lock:

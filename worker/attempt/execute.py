@@ -134,6 +134,10 @@ class Executor:
         self._record_or_forget(outcome)
         return GIVEN_BACK if isinstance(outcome, GiveBack) else self._tell_setback(outcome)
 
+    def cut_key_command(self) -> None:
+        """Ends a command that is asked for the key. Its job is given back."""
+        self._credentials.stop()
+
     def give_back_soon(self, job: ClaimedJob, then: Callable[[], None]) -> None:
         """Gives back a job whose call has not begun. Does not block; `then` is called once that is written, or cannot
         be."""
@@ -212,6 +216,8 @@ class Executor:
         try:
             self._credentials.fetch_names()
         except KeyUnavailable as exc:
+            if self._is_stopping():
+                raise Stopping from None
             # As a refused key: the gate shuts, and each probe asks for the key again.
             raise ApiError(Failure(FailureKind.UNAUTHORIZED, str(exc), was_sent=False)) from None
         found = self._credentials.get(permit.key)

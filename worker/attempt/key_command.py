@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 
 import structlog
 
-from worker.attempt.printed_key import NoKeyPrinted, PrintedKey, run_key_command
+from worker.attempt.printed_key import KeyProgram, NoKeyPrinted, PrintedKey
 from worker.clock import Clock, SystemClock
 from worker.errors import KeyUnavailable
 
@@ -24,9 +23,16 @@ class KeyCommand:
     A run that fails takes no key away: the last one stays, and the log says so once.
     """
 
-    def __init__(self, run: Callable[[], PrintedKey], clock: Clock | None = None) -> None:
-        """`run` raises NoKeyPrinted."""
+    def __init__(
+        self,
+        run: Callable[[], PrintedKey],
+        clock: Clock | None = None,
+        *,
+        stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`run` raises NoKeyPrinted. `stop` ends a run."""
         self._run = run
+        self.stop = stop
         self._clock = clock or SystemClock()
         self._runs = threading.Lock()  # held while the command runs
         self._key: str | None = None
@@ -39,7 +45,8 @@ class KeyCommand:
     @classmethod
     def of_words(cls, words: Sequence[str], *, timeout_s: float, clock: Clock | None = None) -> KeyCommand:
         """The command of these words, which are started without a shell."""
-        return cls(lambda: run_key_command(words, timeout_s=timeout_s, environ=os.environ), clock)
+        program = KeyProgram(words, timeout_s=timeout_s)
+        return cls(program.run, clock, stop=program.stop)
 
     def known(self) -> tuple[str, ...]:
         """The key, if the command has given one."""

@@ -52,6 +52,9 @@ class KeyFile:
             self._read(_mark(self._path))
         return self._keys
 
+    def stop(self) -> None:
+        pass
+
     def _look(self, now_s: float) -> None:
         self._looked_at_s = now_s
         mark = _mark(self._path)

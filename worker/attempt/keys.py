@@ -39,6 +39,9 @@ class KeySource(Protocol):
         Raises KeyUnavailable.
         """
 
+    def stop(self) -> None:
+        """Ends a command that runs: this process ends."""
+
 
 class GivenKeys:
     """Keys that the environment gives. They never change."""
@@ -54,6 +57,9 @@ class GivenKeys:
 
     def reread(self, sent_s: float) -> tuple[str, ...]:
         return self._keys
+
+    def stop(self) -> None:
+        pass
 
 
 def open_source(settings: Settings, clock: Clock | None) -> tuple[str, KeySource]:

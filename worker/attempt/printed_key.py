@@ -33,13 +33,68 @@ class PrintedKey:
     expires_at_ms: int | None = None
 
 
-def run_key_command(words: Sequence[str], *, timeout_s: float, environ: Mapping[str, str]) -> PrintedKey:
-    """The key that the command prints. It runs without a shell, without input, and without the settings of antrean.
+class KeyProgram:
+    """A command that prints a key. It runs without a shell, without input, and without the settings of antrean.
 
-    What it writes to standard error is dropped. A command that takes longer is killed, with what it has started.
-    Raises NoKeyPrinted.
+    What it writes to standard error is dropped. A run that takes longer than `timeout_s` is killed, with what it has
+    started.
     """
-    return parse_printed(_run(words, timeout_s, environ))
+
+    def __init__(
+        self, words: Sequence[str], *, timeout_s: float, environ: Mapping[str, str] | None = None
+    ) -> None:
+        """`environ` None: that of this process."""
+        self._words = list(words)
+        self._timeout_s = timeout_s
+        self._environ = environ
+        self._process: subprocess.Popen[bytes] | None = None  # while it runs
+        self._is_stopped = False
+
+    def run(self) -> PrintedKey:
+        """The key that it prints. One run at a time. Raises NoKeyPrinted."""
+        return parse_printed(self._run())
+
+    def stop(self) -> None:
+        """Kills a run, and lets no other begin: this process ends. From any thread."""
+        self._is_stopped = True
+        process = self._process
+        if process is not None and process.poll() is None:
+            _kill(process)
+
+    def _run(self) -> bytes:
+        if self._is_stopped:
+            raise NoKeyPrinted("was not run: the worker ends")
+        end_s = time.monotonic() + self._timeout_s
+        environ = os.environ if self._environ is None else self._environ
+        try:
+            process = self._process = subprocess.Popen(
+                self._words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={name: value for name, value in environ.items() if not name.upper().startswith(_PREFIX)},
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else "its words cannot be passed on"
+            raise NoKeyPrinted(f"cannot be started ({why})") from None
+        code: int | None = None
+        try:
+            printed = _read(process, end_s)
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(max(0.0, end_s - time.monotonic()))
+        finally:
+            if process.poll() is None:
+                _kill(process)
+                process.wait()
+            self._process = None
+            assert process.stdout is not None
+            process.stdout.close()
+        if code is None or printed is None:
+            raise NoKeyPrinted(f"did not end within {self._timeout_s:g} s")
+        if code:
+            raise NoKeyPrinted(f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}")
+        return printed
 
 
 def parse_printed(printed: bytes) -> PrintedKey:
@@ -65,40 +120,9 @@ def parse_printed(printed: bytes) -> PrintedKey:
     return PrintedKey(key, None if expires_at is None else _parse_time_ms(expires_at))
 
 
-def _run(words: Sequence[str], timeout_s: float, environ: Mapping[str, str]) -> bytes:
-    end_s = time.monotonic() + timeout_s
-    try:
-        process = subprocess.Popen(
-            list(words),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={name: value for name, value in environ.items() if not name.upper().startswith(_PREFIX)},
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) else "its words cannot be passed on"
-        raise NoKeyPrinted(f"cannot be started ({why})") from None
-    is_over = False
-    try:
-        printed = _read(process, end_s)
-        try:
-            code = process.wait(max(0.0, end_s - time.monotonic()))
-            is_over = True
-        except subprocess.TimeoutExpired:
-            code = None
-    finally:
-        if not is_over:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-    if code is None or printed is None:
-        raise NoKeyPrinted(f"did not end within {timeout_s:g} s")
-    if code:
-        raise NoKeyPrinted(f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}")
-    return printed
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its session is its own
 
 
 def _read(process: subprocess.Popen[bytes], end_s: float) -> bytes | None:
