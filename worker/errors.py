@@ -71,6 +71,10 @@ class GateShut(AntreanError):
     exit_code = ExitCode.SHUT
 
 
+class KeyUnavailable(Refused):
+    """No key can be had: its command failed. Nothing was sent to the endpoint."""
+
+
 class BrokerAway(Unreachable):
     """The broker does not take messages just now. What was sent may or may not have arrived."""
 

@@ -44,7 +44,7 @@ from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_jobs
 from worker.storage.reading import fetch_states, has_answered
 from worker.storage.writer import GroupWriter
-from worker.throttle.gatekeeper import Gatekeeper
+from worker.throttle.key_gates import KeyGates
 from worker.throttle.limiter import Limiter
 from worker.throttle.meter import Meter
 from worker.throttle.redis_limits import RedisLimitStore
@@ -91,12 +91,17 @@ class WorkerRuntime:
         self._spool = SpoolFile(settings.spool_folder, self.worker_id)
         self._meter = Meter()
         self._presence = Presence(settings.home / "workers", self.worker_id)
-        gatekeeper = Gatekeeper(
-            RedisGateStore(broker, endpoint), clock, probe_ttl_s=settings.deadline_s + 5.0
-        )
         with ledger.read() as connection:
             is_proven = has_answered(connection, endpoint)
-            self.queues = queues_of(fetch_identity(connection), endpoint)
+            identity = fetch_identity(connection)
+        self.queues = queues_of(identity, endpoint)
+        credentials = Credentials(settings, identity)
+        gates = KeyGates(
+            RedisGateStore(broker, endpoint),
+            clock,
+            probe_ttl_s=settings.deadline_s + 5.0,
+            keys=credentials.names,
+        )
         self._drain = (
             Drain(
                 ledger,
@@ -108,15 +113,14 @@ class WorkerRuntime:
             if drains
             else None
         )
-        credentials = Credentials(settings)
         models_probe = build_models_probe(
-            settings, gatekeeper, credentials, clock, on_answer=lambda: self._relay.poke()
+            settings, gates, credentials, clock, on_answer=lambda: self._relay.poke()
         )
         self._relay = Relay(
             ledger,
             publish_due or partial(publish, broker, queues=self.queues),
             BrokerEpoch(broker, endpoint, self.queues),
-            gatekeeper,
+            gates,
             clock,
             endpoint=endpoint,
             republish_after_s=settings.republish_after_s,
@@ -130,7 +134,7 @@ class WorkerRuntime:
             client=self._client,
             credentials=credentials,
             writer=self._writer,
-            gatekeeper=gatekeeper,
+            gates=gates,
             spool=self._spool,
             rules=RetryRules(
                 max_attempts=settings.max_attempts,
@@ -169,7 +173,7 @@ class WorkerRuntime:
             is_adaptive=settings.is_adaptive,
             apply=lambda slots: self._dispatcher.set_limit(*settings.split_slots(slots)),
             advance=self._dispatcher.advance,
-            openings=lambda: gatekeeper.openings,
+            openings=lambda: gates.restarts,
         )
         self._receiver = Receiver(self._dispatcher, self._writer, settings, clock, spawn=self._run_in_pool)
         self._heartbeat = Heartbeat(
@@ -193,6 +197,7 @@ class WorkerRuntime:
             give_back=self._give_hint_back,
             on_broker_lost=self._relay.broker_lost,
             max_message_bytes=self._settings.max_message_bytes,
+            most_now=gates.room_to_fetch,
         )
         self._shutdown = Shutdown(
             grace_s=settings.grace_s,

@@ -118,6 +118,7 @@ class Shutdown:
             deadline.cancel()
             deadline = self._leave_after(0.0)
         cut = self._client.cut_all_calls()
+        self._executor.cut_key_command()
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         # Records that are not written by now wait for a database that hangs: paid answers go to the spool, or are lost.
         self._writer.abandon_records()

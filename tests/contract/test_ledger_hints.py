@@ -53,7 +53,7 @@ def test_a_limit_that_an_answer_says_is_reached_is_waited_for_before_anybody_is_
     town.endpoint.headers = full(what, "9s")
     town.live(8.5)
     assert town.endpoint.calls.total() == 1
-    gate = town.house.store.fetch()
+    gate = town.house.fetch_gate()
     assert gate is not None and (gate.kind, gate.strikes, gate.needs_probe) == ("rate_limited", 0, False)
     town.endpoint.headers = {}
     town.live(3, until=lambda: town.states(ids) == {"succeeded"})
@@ -82,7 +82,7 @@ def test_a_reset_that_is_far_away_is_waited_for_no_longer_than_a_retry_after(tow
     town.put("a")
     town.endpoint.headers = full("Requests", "20h")
     town.live(0.5)
-    gate = town.house.store.fetch()
+    gate = town.house.fetch_gate()
     assert gate is not None and gate.until_ms - town.clock.now_ms() <= 3_600_000
 
 
@@ -92,7 +92,7 @@ def test_a_probe_that_is_answered_opens_the_gate_and_its_limit_is_still_kept(tow
     town.live(0.5)
     town.endpoint.decide, town.endpoint.headers = completion, full("Requests", "9s")
     town.live(4)
-    gate = town.house.store.fetch()
+    gate = town.house.fetch_gate()
     assert town.endpoint.calls.total() == 2
     assert gate is not None and not gate.needs_probe
 
@@ -125,7 +125,7 @@ def test_an_empty_account_shuts_the_gate_at_its_first_word_whatever_the_status(
     town.endpoint.calls.clear()
     town.live(60)
     assert town.endpoint.calls.total() <= 9
-    gate = town.house.store.fetch()
+    gate = town.house.fetch_gate()
     assert gate is not None and gate.kind == "quota" and gate.needs_probe
     assert "failed" not in town.states(ids) and burnt(town, ids) == {0}
     town.endpoint.decide = completion
@@ -141,7 +141,7 @@ def test_a_402_that_asks_for_less_at_once_is_a_cooldown_and_no_strike(town: Town
     )
     town.endpoint.headers = {"Retry-After": "4"}
     town.live(3.5)
-    gate = town.house.store.fetch()
+    gate = town.house.fetch_gate()
     assert gate is not None and (gate.kind, gate.strikes, gate.needs_probe) == ("rate_limited", 0, False)
     assert town.endpoint.calls.total() == 1
     town.endpoint.decide, town.endpoint.headers = completion, {}

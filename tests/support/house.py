@@ -23,6 +23,7 @@ from worker.attempt.report import Report, Verdict
 from worker.attempt.slots import Slots
 from worker.consume.delivery import write_down
 from worker.intake.submit import make_job
+from worker.policy.gates import Gate
 from worker.policy.retry import RetryRules
 from worker.settings import load_settings
 from worker.storage.due import take_due
@@ -30,7 +31,7 @@ from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.intake import NewJob
 from worker.storage.writer import GroupWriter
-from worker.throttle.gatekeeper import Gatekeeper
+from worker.throttle.key_gates import KeyGates
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.spool import SpoolFile
 
@@ -61,6 +62,7 @@ class House:
         *,
         is_proven: bool = True,
         slots: Slots[Received] | None = None,
+        store: MemoryGateStore | None = None,
         **settings: Any,
     ) -> None:
         told = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
@@ -70,17 +72,17 @@ class House:
         self.writer = GroupWriter(
             self.ledger, worker_id="w1", endpoint=self.endpoint, clock=clock, window_s=0.0
         )
-        self.store: MemoryGateStore = MemoryGateStore()
+        self.store = MemoryGateStore() if store is None else store
         self.slots: Slots[Received] = Slots(4) if slots is None else slots
         self.is_paused = False
-        self.gatekeeper = Gatekeeper(self.store, clock, probe_ttl_s=60.0)
+        self.credentials = Credentials(told, "ledger", clock)
+        self.gates = KeyGates(self.store, clock, probe_ttl_s=60.0, keys=self.credentials.names)
         self.spool = SpoolFile(told.spool_folder, "w1")
-        self.credentials = Credentials(told)
         self.executor = Executor(
             client=self.client,
             credentials=self.credentials,
             writer=self.writer,
-            gatekeeper=self.gatekeeper,
+            gates=self.gates,
             spool=self.spool,
             rules=RetryRules(),
             clock=clock,
@@ -102,13 +104,18 @@ class House:
         )
         self.writer.start()
 
+    def fetch_gate(self) -> Gate | None:
+        """The gate of the endpoint or of a key that is shut; None: all are open."""
+        stores = (self.store, *map(self.store.of_key, self.credentials.names()))
+        return next((gate for gate in (one.fetch() for one in stores) if gate is not None), None)
+
     def put(self, model: str = MODEL, **facts: Any) -> str:
         request = parse_request({"model": model, "messages": [{"role": "user", "content": "Say hello"}]})
         return put(self.ledger, make_job(request, endpoint=self.endpoint, **facts))[0].id
 
-    def again(self, id_: str) -> None:
+    def again(self, id_: str, *, after_s: float = 3000) -> None:
         """Time passes until the job is due, and the relay hands it out."""
-        self.clock.advance(3000)
+        self.clock.advance(after_s)
         now_ms = self.clock.now_ms()
         self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, after_batch="", now_ms=now_ms))
         assert state(self.ledger, id_) == "queued"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from worker.attempt.credentials import Credentials
 from worker.errors import SettingsError
 from worker.settings import Settings, load_settings
 from worker.settings.database import PostgresqlAddress
@@ -79,6 +80,12 @@ def test_secrets_are_in_no_text(tmp_path: Path) -> None:
     )
     text = f"{settings!r} {settings}"
     assert not any(secret in text for secret in ("sk-secret", "pw-secret", "br-secret"))
+    several = load_settings(api_keys="sk-secret,sk-secret-2")
+    command = load_settings(api_key_command="get --token sk-secret")
+    credentials = Credentials(several, "ledger")
+    told = f"{several!r} {command!r} {credentials.fetch()!r} {credentials.names()!r} {credentials._keys!r}"
+    assert "sk-secret" not in told
+    assert "sk-bad" not in str(problems(api_keys="sk-good,sk-bad key"))
     assert "sk-bad key" not in str(problems(api_key="sk-bad key"))
     assert "pw" not in str(problems(base_url="https://u:pw@h"))
 

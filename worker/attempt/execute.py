@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -21,7 +22,8 @@ from worker.attempt.judge import Judge
 from worker.attempt.outcomes import make_setback, make_success, report_setback, report_success
 from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report
 from worker.clock import Clock
-from worker.errors import Stopping
+from worker.errors import KeyUnavailable, Stopping
+from worker.policy.gates import is_of_a_key
 from worker.policy.refusals import asks_for_less
 from worker.policy.retry import RetryRules
 from worker.storage.claims import is_unwanted
@@ -29,7 +31,8 @@ from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
 from worker.storage.reply import OnceAnswer
 from worker.storage.writer import GroupWriter
-from worker.throttle.gatekeeper import Gatekeeper, Permit
+from worker.throttle.gatekeeper import Permit
+from worker.throttle.key_gates import KeyGates
 from worker.throttle.meter import Meter
 
 log = structlog.get_logger(__name__)
@@ -63,7 +66,7 @@ class Executor:
         client: EndpointClient,
         credentials: Credentials,
         writer: GroupWriter,
-        gatekeeper: Gatekeeper,
+        gates: KeyGates,
         spool: Spool,
         rules: RetryRules,
         clock: Clock,
@@ -80,7 +83,8 @@ class Executor:
         self._client = client
         self._credentials = credentials
         self._writer = writer
-        self._gatekeeper = gatekeeper
+        self._gates = gates
+        self._rules = rules
         self._spool = spool
         self._clock = clock
         self._is_stopping = is_stopping
@@ -89,7 +93,7 @@ class Executor:
         self._at_stake: set[str] = set()  # jobs with a call in flight, or an answer in memory alone
         self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
         self._judge = Judge(
-            gatekeeper,
+            gates,
             writer,
             rules=rules,
             clock=clock,
@@ -104,7 +108,7 @@ class Executor:
 
     def refuse(self, job_id: str) -> Report | None:
         """Why the job is not to be claimed now, as far as is known without asking. Its message is the relay's then."""
-        if not self._is_paused() and not self._gatekeeper.is_known_shut(job_id):
+        if not self._is_paused() and not self._gates.is_known_shut(job_id):
             return None
         try:
             self._writer.give_message_back(job_id)
@@ -125,7 +129,7 @@ class Executor:
             return self._put_back(job, NOT_ADMITTED)
         self._at_stake.add(job.id)
         try:
-            with self._gatekeeper.admit(job.id) as permit:
+            with self._gates.admit(job.id) as permit:
                 if permit.is_granted:
                     self._meter.admit(permit)
                 outcome = self._decide(job, permit, leave_slot) if permit.is_granted else None
@@ -138,6 +142,10 @@ class Executor:
             return self._put_back(job, NOT_ADMITTED)
         self._record_or_forget(outcome)
         return GIVEN_BACK if isinstance(outcome, GiveBack) else self._tell_setback(outcome)
+
+    def cut_key_command(self) -> None:
+        """Ends a command that is asked for the key. Its job is given back."""
+        self._credentials.stop()
 
     def give_back_soon(self, job: ClaimedJob, then: Callable[[], None]) -> None:
         """Gives back a job whose call has not begun. Does not block; `then` is called once that is written, or cannot
@@ -177,7 +185,7 @@ class Executor:
         started_at_ms = self._clock.now_ms()
         try:
             try:
-                answer = self._call(job)
+                answer = self._call(job, permit)
             finally:
                 leave_slot()  # the next call need not wait until this one is written down
             success = make_success(job, answer, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())
@@ -207,18 +215,17 @@ class Executor:
         tokens = 0 if failure.spent is None else failure.spent.total_tokens
         self._meter.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
 
-    def _call(self, job: ClaimedJob) -> Answer:
-        """The answer, trying the other header style and a changed key where the key was refused."""
+    def _call(self, job: ClaimedJob, permit: Permit) -> Answer:
+        """The answer, trying the other header style, a changed key and other keys where the key was refused."""
         body = switch_stream_off(job.body.encode())
-        credential = self._credentials.current()
+        credential = self._first_credential(permit)
         tried = {credential}
         while True:
+            sent_s = self._clock.monotonic_s()
             try:
                 answer = self._client.complete(body, credential=credential, job_id=job.id)
             except ApiError as exc:
-                if exc.failure.kind is not FailureKind.UNAUTHORIZED:
-                    raise
-                other = self._untried_credential(credential, tried)
+                other = self._untried_credential(job, exc.failure, credential, tried, permit, sent_s)
                 if other is None:
                     raise
                 credential = other
@@ -227,12 +234,51 @@ class Executor:
             self._credentials.worked(credential)
             return answer
 
-    def _untried_credential(self, refused: Credential, tried: set[Credential]) -> Credential | None:
-        """The other header style, what another slot has learned, or a key that was changed; else None."""
-        for candidate in (self._credentials.other_style(refused), self._credentials.current()):
-            if candidate is not None and candidate not in tried:
-                return candidate
-        return self._credentials.current() if self._credentials.reread(refused) else None
+    def _first_credential(self, permit: Permit) -> Credential:
+        """What to send with the permit's key, or with one that has replaced it. Raises ApiError where there is none."""
+        try:
+            self._credentials.fetch_names()
+        except KeyUnavailable as exc:
+            if self._is_stopping():
+                raise Stopping from None
+            # As a refused key: the gate shuts, and each probe asks for the key again.
+            raise ApiError(Failure(FailureKind.UNAUTHORIZED, str(exc), was_sent=False)) from None
+        found = self._credentials.get(permit.key)
+        if found is None and self._gates.change_key(permit):
+            found = self._credentials.get(permit.key)
+        return found or self._credentials.fetch()[0]
+
+    def _untried_credential(
+        self,
+        job: ClaimedJob,
+        failure: Failure,
+        refused: Credential,
+        tried: set[Credential],
+        permit: Permit,
+        sent_s: float,
+    ) -> Credential | None:
+        """What to send after a refusal of the key, or None.
+
+        The key in the other header style, a key that has replaced it, or another one; then this one is set aside.
+        """
+        if not is_of_a_key(failure.kind):
+            return None
+        if failure.kind is FailureKind.UNAUTHORIZED:
+            other = self._credentials.other_style(refused)
+            if other is not None and other not in tried:
+                return other
+            with suppress(KeyUnavailable):
+                self._credentials.reread(sent_s=sent_s)
+        asked_s = failure.retry_after_s
+        is_changed = self._gates.change_key(
+            permit,
+            tried={one.key_id for one in tried},
+            kind=failure.kind,
+            asked_s=None if asked_s is None else min(asked_s, self._rules.retry_after_cap_s),
+            job_id=job.id,
+            http_status=failure.http_status,
+        )
+        return self._credentials.get(permit.key) if is_changed else None
 
     def _interrupted(self, job: ClaimedJob, started_at_ms: int) -> GiveBack:
         return GiveBack(claim=job.claim, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())

@@ -8,14 +8,17 @@ from contextlib import closing
 
 import structlog
 
+from api_client.config import Credential
 from api_client.errors import ApiError
 from schemas.failure import Failure, FailureKind
 from worker.attempt.credentials import Credentials
 from worker.attempt.endpoint import open_endpoint
 from worker.clock import Clock
+from worker.errors import KeyUnavailable
 from worker.policy.gates import Gate
 from worker.settings import Settings
 from worker.throttle.gatekeeper import Gatekeeper, Permit
+from worker.throttle.key_gates import KeyGates
 
 log = structlog.get_logger(__name__)
 _WITHIN_S = 5.0
@@ -111,7 +114,7 @@ class ModelsProbe:
 
 def build_models_probe(
     settings: Settings,
-    gatekeeper: Gatekeeper,
+    gates: KeyGates,
     credentials: Credentials,
     clock: Clock,
     *,
@@ -120,13 +123,22 @@ def build_models_probe(
     """A probe of the endpoint of these settings, each call on a connection and in a thread of its own."""
 
     def ask() -> object:
+        credential = choose_credential(gates, credentials)
         with closing(open_endpoint(settings, within_s=_WITHIN_S, pool_size=1)) as client:
-            return client.models(credential=credentials.current())
+            return client.models(credential=credential)
 
     def spawn(work: Callable[[], None]) -> None:
         threading.Thread(target=work, name="antrean-probe", daemon=True).start()
 
-    return ModelsProbe(gatekeeper, clock, ask=ask, spawn=spawn, on_answer=on_answer)
+    return ModelsProbe(gates.endpoint, clock, ask=ask, spawn=spawn, on_answer=on_answer)
+
+
+def choose_credential(gates: KeyGates, credentials: Credentials) -> Credential:
+    """One whose key is not set aside, if there is any. Raises ApiError where no key can be had."""
+    try:
+        return credentials.get(gates.find_usable_key()) or credentials.fetch()[0]
+    except KeyUnavailable as exc:
+        raise ApiError(Failure(FailureKind.UNAUTHORIZED, str(exc), was_sent=False)) from None
 
 
 def _name(gate: Gate) -> _Shut:

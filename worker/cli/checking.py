@@ -16,13 +16,21 @@ from worker.clock import SystemClock
 from worker.errors import AntreanError, ExitCode, SettingsError, Unreachable
 from worker.operations.capacity import make_room
 from worker.operations.database import check_database, migrate_database, name_database
-from worker.operations.gates import GateWatch, describe_gate, gate_facts
-from worker.operations.preflight import EndpointFacts, ask_endpoint, check_models, choose_model, list_models
+from worker.operations.gates import GateWatch, describe_gate, describe_key, gate_facts, key_facts
+from worker.operations.preflight import (
+    NOT_ASKED,
+    EndpointFacts,
+    ask_endpoint,
+    check_models,
+    choose_model,
+    list_models,
+)
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.settings.sources import unknown_names
 from worker.stack.attachment import Stack
 from worker.storage.engine import open_ledger
+from worker.throttle.store import KeyState
 
 
 def register(app: typer.Typer) -> None:
@@ -37,9 +45,9 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
 
     It checks settings, slots, broker, database, endpoint, key and model. The endpoint is asked for its models, and
     its chat address gets a request without messages, which is refused and costs nothing. It says whether jobs wait
-    at a shut gate, and until when. If the endpoint answers, these jobs are tried again at once. The exit code is 0
-    if all is well, else that of the worst problem: 3 settings, 4 something is unreachable, 5 the endpoint refuses
-    the key or the model.
+    at a shut gate, and until when, and which keys of live workers are set aside. If the endpoint answers, waiting
+    jobs are tried again at once. The exit code is 0 if all is well, else that of the worst problem: 3 settings, 4
+    something is unreachable, 5 the endpoint refuses the key or the model.
     """
     findings: list[tuple[str, str, AntreanError | None]] = []
 
@@ -53,6 +61,7 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
 
     settings: Settings | None = None
     gate: dict[str, Any] | None = None
+    keys: list[KeyState] = []
     try:
         settings = load_settings()
         announce_endpoint(settings)
@@ -68,11 +77,14 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
         if attempt("endpoint and key", lambda: _check_endpoint(known, facts)):
             attempt("model", lambda: _check_model(known.model, facts[0]))
         if has_broker:
-            text, gate = _check_gate(known, has_answered=bool(facts) and facts[0].is_up)
+            text, gate, keys = _check_gate(known, facts[0] if facts else NOT_ASKED)
             if text is not None:
                 findings.append(("gate", text, None))
+            now_ms = SystemClock().now_ms()
+            aside = [sentence for one in keys if (sentence := describe_key(one, now_ms=now_ms)) is not None]
+            findings += [("key", sentence.removeprefix("key "), None) for sentence in aside]
     odd = unknown_names(os.environ, Settings.model_fields)
-    _print_findings(findings, odd, gate, as_json=as_json)
+    _print_findings(findings, odd, gate, keys, as_json=as_json)
     worst = max((exc.exit_code for _, _, exc in findings if exc is not None), default=ExitCode.OK)
     if worst:
         raise typer.Exit(worst)
@@ -132,7 +144,8 @@ def _check_endpoint(settings: Settings, facts: list[EndpointFacts]) -> str:
         if found.models is None
         else f"runs {list_models(found.models) or 'no model'}"
     )
-    return f"{settings.base_url} {listed}; {parse_address(settings.base_url).chat_url} {found.chat}"
+    refused = f"; it refuses {', '.join(found.refused_keys)}" if found.refused_keys else ""
+    return f"{settings.base_url} {listed}; {parse_address(settings.base_url).chat_url} {found.chat}{refused}"
 
 
 def _check_model(wanted: str | None, facts: EndpointFacts) -> str:
@@ -140,27 +153,33 @@ def _check_model(wanted: str | None, facts: EndpointFacts) -> str:
     return "; ".join([chosen, *check_models([chosen], facts)])
 
 
-def _check_gate(settings: Settings, *, has_answered: bool) -> tuple[str | None, dict[str, Any] | None]:
-    """The shared gate as text and as JSON facts, None where it is open. Wakes waiting jobs if the endpoint answers."""
+def _check_gate(
+    settings: Settings, facts: EndpointFacts
+) -> tuple[str | None, dict[str, Any] | None, list[KeyState]]:
+    """The shared gate as text and as JSON facts, None where it is open; and the keys in use.
+
+    Wakes waiting jobs if the endpoint answers.
+    """
     watch = GateWatch(settings)
-    gate, now_ms = watch.fetch(), SystemClock().now_ms()
+    (gate, keys), now_ms = watch.fetch_all(), SystemClock().now_ms()
     text = None if gate is None else describe_gate(gate, now_ms=now_ms)
-    if has_answered:
+    if facts.is_up:
         try:
-            woken = watch.wake(open_ledger(settings))
+            woken = watch.wake(open_ledger(settings), facts.accepted)
         except AntreanError:  # said already, of the database
             woken = 0
         if gate is not None and gate.needs_probe:
             text = f"{text}; the endpoint answers, so it is tried again now"
         elif woken:
             text = f"{format_count(woken, 'job')} waited for the endpoint, and are tried again now"
-    return text, gate_facts(settings.endpoint, gate, now_ms=now_ms)
+    return text, gate_facts(settings.endpoint, gate, now_ms=now_ms), keys
 
 
 def _print_findings(
     findings: list[tuple[str, str, AntreanError | None]],
     odd: list[str],
     gate: dict[str, Any] | None,
+    keys: list[KeyState],
     *,
     as_json: bool,
 ) -> None:
@@ -171,6 +190,7 @@ def _print_findings(
                 "checks": [{"name": name, "ok": exc is None, "detail": text} for name, text, exc in findings],
                 "unknown_settings": odd,
                 "gate": gate,
+                "keys": [key_facts(one, now_ms=SystemClock().now_ms()) for one in keys],
             }
         )
         return

@@ -172,6 +172,8 @@ def run(
         antrean = name_command(settings, given)
         announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
+        for place in facts.refused_keys:
+            note(f"the endpoint refuses {place}: going on with the other keys")
         checked = found.check(settings, ModelChoice(model, facts, on_doubt=note))
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
@@ -194,9 +196,8 @@ def run(
                     _start_worker(stack, settings)
                     gate = GateWatch(settings)
                     if facts.is_up:
-                        gate.wake(
-                            ledger
-                        )  # the endpoint has answered: no job has to wait for the end of its gate
+                        # The endpoint has answered: no job has to wait for the end of its gate.
+                        gate.wake(ledger, facts.accepted)
                     _follow(ledger, stack, settings, work, progress, growing, gate, patience)
                 # While the batch is not held: what it wants is not pruned.
                 counts = growing.finish()

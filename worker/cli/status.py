@@ -12,7 +12,7 @@ from worker.cli.console import note, out, print_json
 from worker.cli.listing import complete_batch_id, iso, worker_facts
 from worker.cli.pausing import describe_pause
 from worker.operations.batches import find_named_batch
-from worker.operations.gates import describe_gate, gate_facts
+from worker.operations.gates import describe_gate, describe_key, gate_facts, key_facts
 from worker.operations.limits import describe_limit, limit_facts
 from worker.operations.status import Snapshot, fetch_snapshot
 from worker.reports.summary import format_count, format_seconds
@@ -44,7 +44,8 @@ def status(
 
     Of a batch: its status, its jobs by state, its failures by kind, its results with an unusual finish_reason
     (length: cut off; content_filter), and its tokens. Without a batch: where the ledger is, all jobs by state, the
-    latest batches, the workers, what is paused, and until when a shut gate keeps jobs waiting.
+    latest batches, the workers, what is paused, until when a shut gate keeps jobs waiting, and which keys are set
+    aside.
 
     Of both: why jobs wait (a pause, a shut gate, a stopped run, no live worker for their endpoint, no free slot, or
     a next attempt that is not due yet), and the age of the oldest call.
@@ -117,10 +118,14 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
 
 
 def _print_trouble(found: Snapshot) -> None:
-    """The shut gate, and the endpoint's words for it."""
+    """The shut gate, the keys that are set aside, and the endpoint's words for it."""
     shut = None if found.gate is None else describe_gate(found.gate, now_ms=found.now_ms)
     if shut is not None:
         _print_reason("gate", shut)
+    for key in found.keys:
+        sentence = describe_key(key, now_ms=found.now_ms)
+        if sentence is not None:
+            _print_reason("key", sentence.removeprefix("key "))
     if found.waits_for not in (None, shut) and not found.pauses:
         _print_reason("waiting", str(found.waits_for))
 
@@ -146,6 +151,7 @@ def _ledger_facts(settings: Settings, found: Snapshot) -> dict[str, Any]:
             for one in found.pauses
         ],
         "gate": gate_facts(settings.endpoint, found.gate, now_ms=found.now_ms),
+        "keys": [key_facts(one, now_ms=found.now_ms) for one in found.keys],
         "waiting_for": found.waits_for,
         **_open_facts(found),
     }

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import redis
 
+from api_client.config import Credential
+from worker.attempt.keys import make_key_id
 from worker.broker.client import broker_address, open_client
-from worker.clock import SystemClock, describe_since, describe_until, iso_ms
-from worker.policy.gates import Gate, bring_forward
+from worker.clock import SystemClock, describe_moment, describe_since, describe_until, iso_ms
+from worker.policy.gates import Gate, bring_forward, is_over
 from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.gate_waits import SPREAD_MS, wake_blocked
+from worker.storage.identity import fetch_identity
 from worker.storage.reading import Trouble, fetch_trouble
 from worker.storage.tables import MAX_ROWS
 from worker.throttle.redis_store import RedisGateStore
+from worker.throttle.store import KeyName, KeyState
 
 _FRESH_S = 1.0
 _NEXT_JOB_TRIES = "the next job tests whether it is over"
@@ -34,12 +39,26 @@ class GateWatch:
         self._seen: Gate | None = None
 
     def fetch(self) -> Gate | None:
-        """The gate, where it keeps jobs waiting now; else None, also where the broker does not answer."""
+        """The gate, where it keeps jobs waiting now; else None, also where the broker does not answer.
+
+        That is the endpoint's own; where all keys of live workers are set aside, that of the next one to be tried.
+        """
+        return self.fetch_all()[0]
+
+    def fetch_all(self) -> tuple[Gate | None, list[KeyState]]:
+        """What `fetch` returns, and the keys that live workers use."""
         if not self._has_broker():
-            return None
-        gate = self._store.fetch()
-        is_over = gate is not None and not gate.needs_probe and gate.until_ms <= SystemClock().now_ms()
-        return None if is_over else gate
+            return None, []
+        gate, now_ms = self._store.fetch(), SystemClock().now_ms()
+        keys = [
+            replace(one, gate=None) if one.gate is not None and is_over(one.gate, now_ms=now_ms) else one
+            for one in self._store.fetch_keys()
+        ]
+        if gate is not None and not is_over(gate, now_ms=now_ms):
+            return gate, keys
+        gates = [one.gate for one in keys if one.gate is not None]
+        all_are_shut = bool(gates) and len(gates) == len(keys)
+        return min(gates, key=lambda one: one.until_ms) if all_are_shut else None, keys
 
     def fetch_cached(self) -> Gate | None:
         """What `fetch` returns, at most a second old: for a caller that asks all the time."""
@@ -49,8 +68,10 @@ class GateWatch:
             self._seen = self.fetch()
         return self._seen
 
-    def wake(self, ledger: Ledger) -> int:
+    def wake(self, ledger: Ledger, accepted: Sequence[Credential] = ()) -> int:
         """Brings the waiting jobs forward after the endpoint has answered a call, and returns their number.
+
+        `accepted`: the keys that it took.
 
         A gate that needs a probe is probed at once, and not opened: an answer of one path proves nothing of another.
         A cooldown is kept.
@@ -58,19 +79,24 @@ class GateWatch:
         now_ms = SystemClock().now_ms()
         # An embedded broker is away while no command uses it: there is no gate, and nothing is wrong.
         if self._has_broker():
-            self._store.note_accepted()
-            gate = self.fetch()
-            if gate is not None and gate.needs_probe:
-                self._store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
+            with ledger.read() as connection:
+                identity = fetch_identity(connection)
+            names = [KeyName(make_key_id(one.key or "", identity), "") for one in accepted]
+            for store in (self._store, *map(self._store.of_key, names)):
+                store.note_accepted()
+                gate = store.fetch()
+                if gate is not None and gate.needs_probe:
+                    store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
         return self._wake_all(ledger, now_ms)
 
     def open_gate(self, ledger: Ledger) -> int:
-        """Opens the gate without a probe, ends a cooldown, and brings the waiting jobs forward; returns their number.
+        """Opens the gates of the endpoint and of its keys without a probe, ends cooldowns, and brings the waiting jobs
+        forward; returns their number.
 
         A job that was refused for its rate keeps its own wait.
         """
         if self._has_broker():
-            self._store.clear()
+            self._store.clear_all()
         return self._wake_all(ledger, SystemClock().now_ms())
 
     def _wake_all(self, ledger: Ledger, now_ms: int) -> int:
@@ -130,6 +156,27 @@ def describe_gate(gate: Gate, *, now_ms: int) -> str:
     if gate.until_ms <= now_ms:
         return f"{cause}: {_NEXT_JOB_TRIES}"
     return f"{cause}: no job is called {describe_until(gate.until_ms, now_ms)}; then one is called to test it"
+
+
+def describe_key(key: KeyState, *, now_ms: int) -> str | None:
+    """`key 0a1b2c3d4e5f (ANTREAN_API_KEYS, key 2) is set aside: quota (HTTP 402), …`; None for one that is not."""
+    if key.gate is None:
+        return None
+    is_due = key.gate.until_ms <= now_ms
+    again = (
+        "the next job tries it again"
+        if is_due
+        else f"tried again {describe_moment(key.gate.until_ms, now_ms)}"
+    )
+    return f"key {key.name.id} ({key.name.place}) is set aside: {_cause(key.gate, now_ms)}, {again}"
+
+
+def key_facts(key: KeyState, *, now_ms: int) -> dict[str, Any]:
+    """The key as JSON may have it: never the key itself."""
+    gate = None if key.gate is None else gate_facts("", key.gate, now_ms=now_ms)
+    if gate is not None:
+        del gate["endpoint"]
+    return {"id": key.name.id, "place": key.name.place, "set_aside": gate}
 
 
 def _cause(gate: Gate, now_ms: int) -> str:

@@ -19,6 +19,7 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.endpoint import open_endpoint
 from worker.errors import Refused, Unreachable
 from worker.operations.errors import KeyMissing, ModelMissing
+from worker.policy.gates import is_of_a_key
 from worker.settings import DEFAULT_BASE_URL, Settings
 
 _T = TypeVar("_T")
@@ -41,7 +42,8 @@ class EndpointFacts:
 
     `models` is None where it gave no list of models, and `models_failure` says why. `chat` says what the chat
     address answered, and `is_up` whether it would take requests now: an endpoint that answers 503 is there, and is
-    not up. `find_refusal` asks for a model: the endpoint's words where it has no such model, else None.
+    not up. `accepted`: the keys that it took; `refused_keys`: where those come from that it
+    did not. `find_refusal` asks for a model: the endpoint's words where it has no such model, else None.
     """
 
     models: tuple[str, ...] | None = None
@@ -49,6 +51,8 @@ class EndpointFacts:
     chat: str = "was not asked"
     is_up: bool = False
     find_refusal: Callable[[str], str | None] = field(default=_no_words, compare=False)
+    accepted: tuple[Credential, ...] = field(default=(), compare=False)
+    refused_keys: tuple[str, ...] = ()
 
     @property
     def why_unlisted(self) -> str:
@@ -64,15 +68,24 @@ def ask_endpoint(settings: Settings, *, with_chat: bool = True) -> EndpointFacts
 
     The chat address is asked with a request without messages, which no endpoint completes: nothing is paid. A list
     of models that is refused or odd is no reason to stop: see `check_models`. Either header style is tried where the
-    style is `auto`. Raises Refused for a key that is refused, KeyMissing, Unreachable for an endpoint that does not
-    answer or has nothing at its chat address, SettingsError for an address that no call can go to.
+    style is `auto`. Raises Refused for a key that is refused, KeyMissing, KeyUnavailable, Unreachable for an
+    endpoint that does not answer or has nothing at its chat address, SettingsError for an address that no call can
+    go to.
     """
     question = _Question(settings)
     models, failure = question.fetch_models()
     chat = "was not asked"
     if with_chat:
         chat = question.describe_chat(failure)
-    return EndpointFacts(models, failure, chat, question.is_up, cache(question.find_refusal))
+    return EndpointFacts(
+        models,
+        failure,
+        chat,
+        question.is_up,
+        cache(question.find_refusal),
+        tuple(question.accepted),
+        tuple(question.refused_places),
+    )
 
 
 def choose_model(wanted: str | None, facts: EndpointFacts) -> str:
@@ -172,25 +185,42 @@ class _Question:
         self._settings = settings
         self._address = parse_address(settings.base_url)
         self._credentials = Credentials(settings)
-        self._credential = self._credentials.current()
+        self._credential, *self._others = self._credentials.fetch()
+        self.accepted: list[Credential] = []
+        self.refused_places: list[str] = []
         self._is_chat_silent = False  # then it is not asked again
         self.is_up = False
         if self._credential.key is None and settings.base_url == DEFAULT_BASE_URL:
             raise KeyMissing(f"{settings.base_url} needs a key: set ANTREAN_API_KEY")
 
     def fetch_models(self) -> tuple[tuple[str, ...] | None, Failure | None]:
-        """The models, or None and why they cannot be listed. Raises Refused; Unreachable where no server answers."""
-        try:
-            models = self._ask(
-                lambda client, key: client.models(credential=key), _MODELS_TIMEOUT_S, self._address
-            )
-        except ApiError as exc:
-            if exc.failure.kind is FailureKind.UNAUTHORIZED:
-                raise self._refused() from None
-            if exc.failure.http_status is None and not exc.failure.was_sent:
-                raise self._unreachable(exc.failure) from None
-            return None, exc.failure
-        return tuple(models), None
+        """The models, or None and why they cannot be listed. Each key is tried; the first that is taken is used.
+
+        Raises Refused where no key is taken; Unreachable where no server answers.
+        """
+        found: list[tuple[Credential, tuple[str, ...] | None, Failure | None]] = []
+        for credential in (self._credential, *self._others):
+            self._credential = credential
+            try:
+                models = self._ask(
+                    lambda client, key: client.models(credential=key), _MODELS_TIMEOUT_S, self._address
+                )
+            except ApiError as exc:
+                if exc.failure.http_status is None and not exc.failure.was_sent:
+                    raise self._unreachable(exc.failure) from None
+                if exc.failure.kind is FailureKind.UNAUTHORIZED:
+                    self.refused_places.append(self._credentials.find_place(credential))
+                    continue
+                found.append((self._credential, None, exc.failure))
+                if is_of_a_key(exc.failure.kind):
+                    continue
+                break  # it is not the key's, and may have taken long
+            self.accepted.append(self._credential)
+            found.append((self._credential, tuple(models), None))
+        if not found:
+            raise self._refused()
+        self._credential, listed, failure = min(found, key=lambda one: one[2] is not None)
+        return listed, failure
 
     def describe_chat(self, models_failure: Failure | None) -> str:
         """What the chat address answers, as the rest of a sentence. Raises Refused or Unreachable."""
@@ -268,7 +298,7 @@ class _Question:
     def _refused(self) -> Refused:
         missing = "no key was sent: set" if self._credential.key is None else "it refuses the key: check"
         return Refused(
-            f"{self._settings.base_url} answers 401, {missing} ANTREAN_API_KEY "
+            f"{self._settings.base_url} answers 401, {missing} {self._credentials.setting} "
             f"(header style {self._settings.auth_style}; see ANTREAN_AUTH_STYLE)"
         )
 

@@ -20,6 +20,7 @@ from worker.storage.open_jobs import OpenJobs, fetch_open_jobs
 from worker.storage.pauses import Pause, fetch_pauses
 from worker.storage.reading import Trouble, fetch_trouble
 from worker.storage.workers import WorkerFacts, fetch_workers
+from worker.throttle.store import KeyState
 
 _LATEST = 10
 
@@ -38,6 +39,7 @@ class Snapshot:
     now_ms: int
     limits: Sequence[StoredLimit] = ()  # of the endpoint of these settings, which hold now
     gate: Gate | None = None  # of `endpoint`, that of these settings: no other is known
+    keys: Sequence[KeyState] = ()  # that live workers use at `endpoint`
     endpoint: str = ""
 
     def concerns(self, endpoint: str) -> bool:
@@ -85,5 +87,6 @@ def fetch_snapshot(ledger: Ledger, settings: Settings, batch: Batch | None) -> S
         )
     # A broker that does not answer takes seconds to say so: no transaction waits for it.
     if batch is None or found.concerns(settings.endpoint):
-        found = replace(found, gate=GateWatch(settings).fetch(), endpoint=settings.endpoint)
+        gate, keys = GateWatch(settings).fetch_all()
+        found = replace(found, gate=gate, keys=keys, endpoint=settings.endpoint)
     return found

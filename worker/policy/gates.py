@@ -49,6 +49,16 @@ class Gate:
         return self.needs_probe and not self.is_of_a_key
 
 
+def is_of_a_key(kind: FailureKind) -> bool:
+    """Whether a refusal of this kind concerns the key that was sent, and not the endpoint."""
+    return kind in _OF_A_KEY
+
+
+def is_over(gate: Gate, *, now_ms: int) -> bool:
+    """Whether it is a cooldown whose time has passed. A gate that needs a probe is never over by itself."""
+    return not gate.needs_probe and gate.until_ms <= now_ms
+
+
 class Admission(StrEnum):
     """What the gate allows a job."""
 

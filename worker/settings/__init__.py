@@ -3,21 +3,24 @@
 from worker.settings.model import (
     DEFAULT_BASE_URL,
     IN_STACK,
+    KEY_SETTINGS,
     SIMULATION,
     AuthStyle,
     Settings,
     load_settings,
     warn_of_unknown_names,
 )
-from worker.settings.secrets import check_api_key
+from worker.settings.secrets import check_api_key, split_keys
 
 __all__ = [
     "DEFAULT_BASE_URL",
     "IN_STACK",
+    "KEY_SETTINGS",
     "SIMULATION",
     "AuthStyle",
     "Settings",
     "check_api_key",
     "load_settings",
+    "split_keys",
     "warn_of_unknown_names",
 ]

@@ -30,8 +30,8 @@ from worker.settings.database import PostgresqlAddress, parse_postgresql
 from worker.settings.files import ENV_FILE
 from worker.settings.postgresql import check_postgresql
 from worker.settings.provenance import find_problems_of_home, find_problems_of_owners
-from worker.settings.secrets import check_api_key, fill_in_password, read_password
-from worker.settings.sources import PREFIX, describe_unknown, read_sources, unknown_names
+from worker.settings.secrets import check_api_key, fill_in_password, read_command, read_password, split_keys
+from worker.settings.sources import ENVIRONMENT, PREFIX, describe_unknown, read_sources, unknown_names
 from worker.settings.values import (
     DATABASE_FILES,
     absolute_file,
@@ -50,6 +50,13 @@ SIMULATION = "simulation"
 FIRST_LIMIT = 16  # calls in flight of a worker that finds the number by itself and does not know it yet
 LONE_PART = 16  # one slot of so many is for lone jobs alone
 IN_STACK = "ANTREAN_IN_STACK"  # set for children of an embedded stack: they must not attach to it
+
+KEY_SETTINGS = (
+    "api_key",
+    "api_keys",
+    "api_key_file",
+    "api_key_command",
+)  # each says what the key is: one at most is set
 
 AuthStyle = Literal["bearer", "api-key", "auto"]
 # No number may be so large that a timer, a socket or a column cannot hold it.
@@ -73,7 +80,10 @@ class Settings(BaseModel):
         default=None, description="what jobs are filed under; the base URL unless set"
     )
     api_key: SecretStr | None = None
-    api_key_file: Path | None = Field(default=None, description="read again when the key is refused")
+    api_keys: SecretStr | None = Field(default=None, description="several keys, with commas between them")
+    api_key_file: Path | None = Field(default=None, description="read again when it changes")
+    api_key_command: SecretStr | None = Field(default=None, description="a command line that prints the key")
+    api_key_command_timeout_s: Timeout = 10.0
     auth_style: AuthStyle = "auto"
     model: str | None = None
     allow_zero_temperature: bool = False
@@ -200,6 +210,16 @@ class Settings(BaseModel):
             check_api_key(value.get_secret_value())
         return value
 
+    @field_validator("api_keys")
+    @classmethod
+    def _api_keys_fit_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None else SecretStr(",".join(split_keys(value.get_secret_value(), ",")))
+
+    @field_validator("api_key_command")
+    @classmethod
+    def _api_key_command_is_readable(cls, value: SecretStr | None) -> SecretStr | None:
+        return None if value is None else SecretStr(read_command(value.get_secret_value()))
+
     @field_validator(
         "home", "api_key_file", "database_password_file", "broker_password_file", "flower_password_file"
     )
@@ -214,8 +234,10 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _values_fit_each_other(self) -> Settings:
-        if self.api_key is not None and self.api_key_file is not None:
-            raise ValueError("ANTREAN_API_KEY and ANTREAN_API_KEY_FILE are both set: keep one")
+        keys = [PREFIX + name.upper() for name in KEY_SETTINGS if getattr(self, name) is not None]
+        if len(keys) > 1:
+            both = "both" if len(keys) == 2 else "all"
+            raise ValueError(f"{', '.join(keys[:-1])} and {keys[-1]} are {both} set: keep one")
         for name in ("database", "broker"):
             if getattr(self, f"{name}_password_file") and not getattr(self, f"{name}_url"):
                 setting = PREFIX + name.upper()
@@ -327,7 +349,9 @@ class Settings(BaseModel):
                 "base_url": base_url,
                 "endpoint_name": SIMULATION,
                 "api_key": SecretStr(api_key),
+                "api_keys": None,
                 "api_key_file": None,
+                "api_key_command": None,
                 "auth_style": "bearer",
                 "home": self.home / SIMULATION,
                 "database_password_file": None,
@@ -376,11 +400,16 @@ def load_settings(*, _env_file: str | None = ENV_FILE, **overrides: Any) -> Sett
         raise SettingsError(problems)  # nothing in them is used, not even for a sentence
     sources = read_sources(Settings.model_fields, os.environ, env_file=_env_file)
     problems = list(sources.problems)
+    if (origin := sources.origins.get("api_key_command", ENVIRONMENT)) != ENVIRONMENT:
+        # A folder may come from anywhere, and whoever made it must not say what runs here.
+        problems.append(
+            f"{PREFIX}API_KEY_COMMAND: {origin} may not name a command: set it in the environment"
+        )
     try:
         settings = Settings(**(sources.values | overrides))
         problems += find_problems_of_home(settings.home)
-        if not overrides.keys() & {"base_url", "api_key", "api_key_file"}:
-            settings._address_file = sources.find_address_file()
+        if not overrides.keys() & {"base_url", *KEY_SETTINGS}:
+            settings._address_file = sources.find_address_file(KEY_SETTINGS)
     except ValidationError as exc:
         for error in exc.errors(include_url=False, include_input=False, include_context=False):
             name = str(error["loc"][0]) if error["loc"] else ""

@@ -34,9 +34,9 @@ class Sources:
         origin = self.origins.get(name, ENVIRONMENT)
         return "" if origin == ENVIRONMENT else f" (it stands in {origin})"
 
-    def find_address_file(self) -> str | None:
+    def find_address_file(self, key_settings: Iterable[str]) -> str | None:
         """The file that has the base URL, where the key is in the environment; None otherwise."""
-        origins = {self.origins.get(name) for name in ("api_key", "api_key_file")}
+        origins = {self.origins.get(name) for name in key_settings}
         address = self.origins.get("base_url", ENVIRONMENT)
         return address if ENVIRONMENT in origins and address != ENVIRONMENT else None
 

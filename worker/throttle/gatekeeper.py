@@ -22,7 +22,7 @@ from worker.policy.gates import (
     put_off,
     shut_further,
 )
-from worker.throttle.store import GateStore
+from worker.throttle.store import GateStore, KeyName
 
 log = structlog.get_logger(__name__)
 _FRESH_S = 0.25
@@ -34,6 +34,8 @@ _QUIET_S = 10.0  # a gate that opens and shuts all the time is logged once in th
 @dataclass(slots=True)
 class Permit:
     """Permission to call the endpoint, valid inside its `with`. The answer to a probe decides for all workers.
+
+    `key`: the key to call with, and `of_key`: the permission of that key's gate; both None where keys have no gates.
 
     A probe, which has a `token`, ends with the `with`, unless the call has settled it before. `order`: the number of
     the call's start among the events of this process (see `Evidence`). `number`: its number among the calls only.
@@ -48,6 +50,8 @@ class Permit:
     give_back: Callable[[str | None], object] | None = field(default=None, compare=False, repr=False)
     epoch: int = field(default=0, compare=False)
     reserved_tokens: int = field(default=0, compare=False)
+    key: KeyName | None = field(default=None, compare=False)
+    of_key: Permit | None = field(default=None, compare=False, repr=False)
 
     def __enter__(self) -> Permit:
         return self
@@ -60,20 +64,26 @@ class Permit:
         give_back, self.give_back = self.give_back, None
         if give_back is not None:
             give_back(self.token)
+        if self.of_key is not None:
+            self.of_key.leave()
 
     def settle(self) -> None:
         """Notes that the probe has ended in the store: `leave` then does nothing."""
         self.give_back = None
 
 
-_REFUSED = Permit(is_granted=False)
+REFUSED = Permit(is_granted=False)
 
 
 class Gatekeeper:
-    """One per process. Looks at the store at most four times a second while the gate is open."""
+    """One gate, for a process. Looks at the store at most four times a second while the gate is open."""
 
-    def __init__(self, store: GateStore, clock: Clock, *, probe_ttl_s: float) -> None:
+    def __init__(
+        self, store: GateStore, clock: Clock, *, probe_ttl_s: float, key: KeyName | None = None
+    ) -> None:
+        """`key`: whose gate it is, for the log; None: the endpoint's own."""
         self._store = store
+        self._named = {} if key is None else {"key": key.id, "place": key.place}
         self._clock = clock
         self._probe_ttl_s = probe_ttl_s
         self._lock = threading.Lock()
@@ -100,23 +110,33 @@ class Gatekeeper:
         if admission is Admission.OPEN:
             return self._grant(None)
         if admission is Admission.SHUT:
-            return _REFUSED
+            return REFUSED
         if admission is Admission.PROBE_OF_OTHERS and (job_id is None or job_id in gate.jobs):
-            return _REFUSED
+            return REFUSED
         token = new_id()
         if self._store.take_probe(ttl_s=self._probe_ttl_s, token=token, now_ms=now_ms):
             return self._grant(token)
-        return _REFUSED
+        return REFUSED
 
-    def is_known_shut(self, job_id: str) -> bool:
-        """Whether the gate refuses this job, by the last known state. Reads nothing; only `admit` decides."""
+    def is_known_shut(self, job_id: str | None = None) -> bool:
+        """Whether the gate refuses this job, or any, by the last known state. Reads nothing; only `admit` decides."""
         gate = self._gate
         if gate is None:
             return False
         admission = decide_admission(gate, now_ms=self._clock.now_ms())
         if admission is Admission.PROBE_OF_OTHERS:
-            return job_id in gate.jobs
+            return job_id is not None and job_id in gate.jobs
         return admission is Admission.SHUT
+
+    def is_shut(self, job_id: str | None = None) -> bool:
+        """Whether the gate refuses this job, or any. Only `admit` decides."""
+        self.current_gate()
+        return self.is_known_shut(job_id)
+
+    @property
+    def is_known_open(self) -> bool:
+        """Whether the gate lets all jobs pass, by the last known state."""
+        return decide_admission(self._gate, now_ms=self._clock.now_ms()) is Admission.OPEN
 
     def _grant(self, token: str | None) -> Permit:
         number = self._next_number()
@@ -145,8 +165,7 @@ class Gatekeeper:
 
     def room(self, window: int) -> int:
         """How many jobs the relay may have in the broker: `window`, or 0 at a shut gate, or 1 for a probe."""
-        admission, _ = self.admission()
-        return {Admission.OPEN: window, Admission.SHUT: 0}.get(admission, 1)
+        return room_at(self.admission()[0], window)
 
     def shut(
         self,
@@ -258,7 +277,7 @@ class Gatekeeper:
             self.openings += 1
             if self._is_shut_told:
                 self._is_shut_told = False
-                log.info("gate.opened")
+                log.info("gate.opened", **self._named)
 
     def _tell_shut(self, gate: Gate) -> None:
         """Logs a gate that shuts, and every doubling of its wait; if it opens and shuts all the time, once in 10 s."""
@@ -275,4 +294,10 @@ class Gatekeeper:
             http_status=gate.http_status,
             strikes=gate.strikes,
             next_probe_in_s=round((gate.until_ms - self._clock.now_ms()) / 1000, 1),
+            **self._named,
         )
+
+
+def room_at(admission: Admission, window: int) -> int:
+    """How many jobs of `window` a gate has room for: all, none, or one for a probe."""
+    return {Admission.OPEN: window, Admission.SHUT: 0}.get(admission, 1)

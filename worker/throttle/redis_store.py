@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,22 +14,37 @@ import structlog
 from schemas.failure import FailureKind
 from worker.policy.gates import MOST_PROBES, Gate, next_probe_after_s
 from worker.throttle.scripts import read_script
-from worker.throttle.store import ACCEPTED_S
+from worker.throttle.store import ACCEPTED_S, USED_S, KeyName, KeyState
 
 log = structlog.get_logger(__name__)
 _KEEP_S = 24 * 3600
+_KEEP_KEY_S = 600  # beyond its wait
 _KEEP_PROBE_MS = 3600_000  # the life of the key; each probe in it ends earlier by itself
 _NEXT_AFTER_MS = tuple(round(next_probe_after_s(live) * 1000) for live in range(1, MOST_PROBES))
 
 
 class RedisGateStore:
-    """The gate of one endpoint, shared by all workers on one broker.
+    """The gate of one endpoint, or of one of its keys, shared by all workers on one broker.
 
     Probes are timed by the broker's clock, which is the same for all. With `goes_by_callers`, by the callers' clocks.
     """
 
-    def __init__(self, client: redis.Redis, endpoint: str, *, goes_by_callers: bool = False) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        endpoint: str,
+        *,
+        key: KeyName | None = None,
+        goes_by_callers: bool = False,
+    ) -> None:
+        """`key` None: the endpoint's own gate, under the name that earlier versions know."""
         name = hashlib.sha256(endpoint.encode()).hexdigest()[:16]
+        self._keys_key = f"antrean:{name}:keys"
+        self._gated_key = f"antrean:{name}:gated-keys"  # whose gates may be shut, in use or not
+        self._prefix = f"antrean:{name}:key"
+        if key is not None:
+            name = f"{name}:key:{key.id}"
+        self._endpoint, self._key = endpoint, key
         self._client = client
         self._goes_by_callers = goes_by_callers
         self._gate_key = f"antrean:{name}:gate"
@@ -54,7 +70,13 @@ class RedisGateStore:
 
     def put(self, gate: Gate, *, only_if_shut: bool = False) -> None:
         try:
-            self._client.set(self._gate_key, orjson.dumps(asdict(gate)), ex=_KEEP_S, xx=only_if_shut)
+            keep_s = _KEEP_S
+            if self._key is not None:
+                # A key that nobody tries any more is forgotten: it may be no key of anybody's.
+                keep_s = (_KEEP_KEY_S if gate.needs_probe else 1) + (gate.wait_ms or 0) // 1000
+                self._client.sadd(self._gated_key, self._key.id)
+                self._client.expire(self._gated_key, _KEEP_S)
+            self._client.set(self._gate_key, orjson.dumps(asdict(gate)), ex=keep_s, xx=only_if_shut)
         except redis.RedisError as exc:
             self._count(exc)
 
@@ -66,6 +88,17 @@ class RedisGateStore:
         except redis.RedisError as exc:
             self._count(exc)
         return True
+
+    def clear_all(self) -> None:
+        self.clear()
+        try:
+            key_ids = [_text(member) for member in self._client.smembers(self._gated_key)]
+            self._client.delete(self._gated_key)
+        except redis.RedisError as exc:
+            self._count(exc)
+            return
+        for key_id in key_ids:
+            self.of_key(KeyName(key_id, "")).clear()
 
     def take_probe(self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None) -> bool:
         facts: tuple[str | int, ...] = (
@@ -89,6 +122,34 @@ class RedisGateStore:
                 self._leave(token)
         except redis.RedisError as exc:
             self._count(exc)
+
+    def of_key(self, name: KeyName) -> RedisGateStore:
+        return RedisGateStore(self._client, self._endpoint, key=name, goes_by_callers=self._goes_by_callers)
+
+    def note_used(self, names: Sequence[KeyName], *, replaced: Sequence[KeyName] = ()) -> None:
+        try:
+            if replaced:
+                self._client.delete(*(f"{self._prefix}:{name.id}:used" for name in replaced))
+            for name in names:
+                self._client.set(f"{self._prefix}:{name.id}:used", name.place.encode(), ex=USED_S)
+            self._client.sadd(self._keys_key, *(name.id for name in names))
+        except redis.RedisError as exc:
+            self._count(exc)
+
+    def fetch_keys(self) -> list[KeyState]:
+        found = []
+        try:
+            for member in self._client.smembers(self._keys_key):
+                key_id = _text(member)
+                place = self._client.get(f"{self._prefix}:{key_id}:used")
+                if isinstance(place, bytes):
+                    name = KeyName(key_id, place.decode())
+                    found.append(KeyState(name, self.of_key(name).fetch()))
+                else:
+                    self._client.srem(self._keys_key, key_id)
+        except redis.RedisError as exc:
+            self._count(exc)
+        return sorted(found, key=lambda one: (one.name.place, one.name.id))
 
     def note_accepted(self) -> None:
         try:
@@ -126,6 +187,10 @@ def _parse(raw: bytes) -> Gate:
         http_status=facts.get("http_status"),
         jobs=tuple(facts.get("jobs") or ()),
     )
+
+
+def _text(raw: Any) -> str:
+    return raw.decode() if isinstance(raw, bytes) else str(raw)
 
 
 def _whole(value: Any) -> int | None:

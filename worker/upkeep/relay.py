@@ -32,7 +32,6 @@ from worker.storage.errors import DatabaseAway
 from worker.storage.gate_waits import SPREAD_MS, has_open_jobs, take_probe, wake_blocked
 from worker.storage.pauses import fetch_pause
 from worker.storage.tables import MAX_ROWS
-from worker.throttle.gatekeeper import Gatekeeper
 
 log = structlog.get_logger(__name__)
 WINDOW_FACTOR = 2
@@ -62,6 +61,20 @@ class Epoch(Protocol):
         """Jobs whose hints lie in these queues; of each list the `at_most` next ones. Raises BrokerAway."""
 
 
+class Gates(Protocol):
+    """What keeps all jobs of the endpoint waiting."""
+
+    @property
+    def openings(self) -> int:
+        """Rises each time that jobs which wait at a gate have a new chance."""
+
+    def admission(self) -> tuple[Admission, tuple[str, ...]]:
+        """What is allowed now, and the jobs that were refused."""
+
+    def room(self, window: int) -> int:
+        """How many jobs may be in the broker: `window`, or 0, or 1 for a probe."""
+
+
 class Relay:
     """One per worker; several may run side by side. `publish` raises BrokerAway."""
 
@@ -70,7 +83,7 @@ class Relay:
         ledger: Ledger,
         publish: Callable[[Sequence[Due]], None],
         epoch: Epoch,
-        gatekeeper: Gatekeeper,
+        gates: Gates,
         clock: Clock,
         *,
         endpoint: str,
@@ -91,7 +104,7 @@ class Relay:
         self._epoch = epoch
         self._in_hand = in_hand
         self._may_probe = may_probe
-        self._gatekeeper = gatekeeper
+        self._gates = gates
         self._clock = clock
         self._endpoint = endpoint
         self._republish_after_ms = round(republish_after_s * 1000)
@@ -108,7 +121,7 @@ class Relay:
         self._taken_since_tick = 0
         self._is_paused = False
         self._may_have_lost_hints = False
-        self._openings = gatekeeper.openings
+        self._openings = gates.openings
         self._probe_hinted_s = float("-inf")
 
     @property
@@ -218,7 +231,7 @@ class Relay:
                 return 0  # nobody waits: the endpoint is left alone
         if not self._may_probe():
             return 0
-        admission, refused = self._gatekeeper.admission()
+        admission, refused = self._gates.admission()
 
         def take(connection: Transaction) -> tuple[list[Due], str]:
             return take_probe(
@@ -238,7 +251,7 @@ class Relay:
 
     def _wake_those_who_wait(self, now_ms: int) -> None:
         """Brings forward the jobs that wait at a gate which has opened."""
-        openings = self._gatekeeper.openings
+        openings = self._gates.openings
         if openings == self._openings:
             return
         woken, step = 0, MAX_ROWS
@@ -259,7 +272,7 @@ class Relay:
             slots = count_live_slots(connection, self._endpoint)
             self._is_paused = fetch_pause(connection, self._endpoint) is not None
         self._window = max(WINDOW_FLOOR, WINDOW_FACTOR * slots)
-        return 0 if self._is_paused else self._gatekeeper.room(self._window), published
+        return 0 if self._is_paused else self._gates.room(self._window), published
 
     def _republish_what_was_lost(self, now_ms: int) -> None:
         is_known = self._epoch.is_present()
