@@ -181,6 +181,9 @@ class UsageRow(SQLModel, table=True):
     # The unusual finish reason of a used answer: length, content_filter … These are few, so that counting them is
     # cheap in a batch of any size.
     odd_finish_reason: str | None = None
+    cost_nano: int | None = Field(
+        default=None, sa_type=BigInteger
+    )  # nanodollars; None: the price is not known
     created_at_ms: int = Field(sa_type=BigInteger)
 
 

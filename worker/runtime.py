@@ -32,6 +32,7 @@ from worker.ids import new_id
 from worker.operations.capacity import threads_needed
 from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
+from worker.prices.book import open_price_book
 from worker.settings import Settings
 from worker.shutdown import Shutdown
 from worker.storage.engine import Ledger, Transaction
@@ -128,6 +129,7 @@ class WorkerRuntime:
                 gate_patience_s=settings.gate_patience_s,
             ),
             clock=clock,
+            prices=open_price_book(settings),
             is_proven=is_proven,
             is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
@@ -154,6 +156,7 @@ class WorkerRuntime:
             lease_s=settings.lease_s,
             beat_s=settings.beat_interval_s,
             spool_folder=settings.spool_folder,
+            find_price=self._executor.find_price,
             max_solo_losses=settings.max_solo_losses,
         )
         self._reserved = Reserved(

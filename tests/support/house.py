@@ -24,6 +24,7 @@ from worker.attempt.slots import Slots
 from worker.consume.delivery import write_down
 from worker.intake.submit import make_job
 from worker.policy.retry import RetryRules
+from worker.prices.book import open_price_book
 from worker.settings import load_settings
 from worker.storage.due import take_due
 from worker.storage.engine import Ledger
@@ -77,6 +78,7 @@ class House:
         self.spool = SpoolFile(told.spool_folder, "w1")
         self.credentials = Credentials(told)
         self.executor = Executor(
+            prices=open_price_book(told),
             client=self.client,
             credentials=self.credentials,
             writer=self.writer,

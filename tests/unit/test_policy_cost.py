@@ -18,15 +18,15 @@ TIERED = Price(Rates(1_250_000, 10_000_000), tiers=((200_000, Rates(2_500_000, 1
         (MINI, 1_000_000, 0, 0, 150_000_000),
         (MINI, 1_000_000, 1_000_000, 0, 750_000_000),
         (MINI, 1_000_000, 0, 400_000, 120_000_000),
-        (MINI, 0, 0, 0, 0),
+        (MINI, 0, 1, 0, 600),
         (MINI, 10, 0, 20, 750),  # more cached tokens than the prompt has: all of it was cached
-        (MINI, -5, -5, -5, 0),
+        (MINI, -5, 1, -5, 600),
         (Price(Rates(37_500, 0)), 1, 0, 0, 38),  # 37.5 is rounded up
         (Price(Rates(100, 100)), 1, 0, 0, 1),
         (Price(Rates(1_000, 0)), 10, 0, 5, 10),  # without a price of their own, cached tokens cost the same
         (TIERED, 200_000, 1, 0, 250_010_000),
         (TIERED, 200_001, 1, 0, 500_017_500),  # all tokens cost more once the prompt is longer
-        (Price(Rates(0, 0), answer_pico=5_000_000_000), 0, 0, 0, 5_000_000),
+        (Price(Rates(0, 0), answer_pico=5_000_000_000), 1, 0, 0, 5_000_000),
         (Price(Rates(10**12, 0)), 2**31, 0, 0, 2_147_483_648_000_000_000),
         (Price(Rates(10**12, 10**12)), 2**33, 2**33, 0, LARGEST_COST_NANO),
     ],
@@ -40,6 +40,11 @@ def test_a_cost_is_tokens_times_price(
 
 def test_an_unknown_price_is_unknown_and_not_nothing() -> None:
     assert compute_cost(None, prompt_tokens=1, completion_tokens=1) is None
+
+
+def test_an_answer_that_does_not_say_its_tokens_has_no_known_cost_unless_the_model_is_free() -> None:
+    assert compute_cost(MINI, prompt_tokens=0, completion_tokens=0) is None
+    assert compute_cost(Price(Rates(0, 0)), prompt_tokens=0, completion_tokens=0) == 0
 
 
 def test_a_free_model_costs_nothing_however_long_its_answers_are() -> None:

@@ -22,7 +22,9 @@ from worker.attempt.outcomes import make_setback, make_success, report_setback, 
 from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report
 from worker.clock import Clock
 from worker.errors import Stopping
+from worker.policy.cost import Price
 from worker.policy.retry import RetryRules
+from worker.prices.book import PriceBook
 from worker.storage.claims import is_unwanted
 from worker.storage.errors import DatabaseAway
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
@@ -65,6 +67,7 @@ class Executor:
         spool: Spool,
         rules: RetryRules,
         clock: Clock,
+        prices: PriceBook,
         is_proven: bool,
         is_stopping: Callable[[], bool],
         is_paused: Callable[[], bool],
@@ -77,6 +80,7 @@ class Executor:
         self._gatekeeper = gatekeeper
         self._spool = spool
         self._clock = clock
+        self._prices = prices
         self._is_stopping = is_stopping
         self._is_paused = is_paused
         self._at_stake: set[str] = set()  # jobs with a call in flight, or an answer in memory alone
@@ -94,6 +98,14 @@ class Executor:
     def has_answers_at_stake(self) -> bool:
         """Whether a call is in flight, or an answer is neither recorded nor spooled yet."""
         return bool(self._at_stake)
+
+    def find_price(self, *models: str) -> Price | None:
+        """The price of a model that has these names, now; None where it is not known."""
+        try:
+            return self._prices.find(*models, now_ms=self._clock.now_ms())
+        except Exception as exc:  # a defect there must not cost the answer, which is paid for
+            log.error("price.not_found", error=type(exc).__name__)
+            return None
 
     def refuse(self, job_id: str) -> Report | None:
         """Why the job is not to be claimed now, as far as is known without asking. Its message is the relay's then."""
@@ -168,7 +180,13 @@ class Executor:
                 answer = self._call(job)
             finally:
                 leave_slot()  # the next call need not wait until this one is written down
-            success = make_success(job, answer, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())
+            success = make_success(
+                job,
+                answer,
+                started_at_ms=started_at_ms,
+                ended_at_ms=self._clock.now_ms(),
+                find_price=self.find_price,
+            )
         except ApiError as exc:
             if exc.failure.kind is FailureKind.INTERRUPTED:
                 return self._interrupted(job, started_at_ms)
@@ -227,7 +245,13 @@ class Executor:
             log.error("gate.not_asked", job_id=job.id, error=type(exc).__name__)
             judged = self._judge.judge_alone(job, failure, now_ms=now_ms)
         return make_setback(
-            job, failure, judged, started_at_ms=started_at_ms, ended_at_ms=now_ms, latency_s=latency_s
+            job,
+            failure,
+            judged,
+            started_at_ms=started_at_ms,
+            ended_at_ms=now_ms,
+            latency_s=latency_s,
+            find_price=self.find_price,
         )
 
     def _record_answer(self, job: ClaimedJob, success: Success) -> Report:
@@ -251,6 +275,7 @@ class Executor:
                 started_at_ms=success.started_at_ms,
                 ended_at_ms=now_ms,
                 latency_s=success.latency_ms / 1000,
+                find_price=self.find_price,
             )
             self._record_or_forget(setback)
             return self._tell_setback(setback)

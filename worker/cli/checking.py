@@ -18,6 +18,7 @@ from worker.operations.capacity import make_room
 from worker.operations.database import check_database, migrate_database, name_database
 from worker.operations.gates import GateWatch, describe_gate, gate_facts
 from worker.operations.preflight import EndpointFacts, ask_endpoint, check_models, choose_model, list_models
+from worker.prices.book import open_price_book
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.settings.sources import unknown_names
@@ -62,6 +63,8 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
     if settings is not None:
         known = settings
         attempt("slots", lambda: _check_slots(known))
+        if known.prices_file is not None:
+            attempt("prices", lambda: _check_prices(known))
         has_broker = attempt("broker", lambda: _check_broker(known))
         attempt("database", lambda: _check_database(known))
         facts: list[EndpointFacts] = []
@@ -110,6 +113,11 @@ def migrate() -> None:
 def _check_slots(settings: Settings) -> str:
     make_room(settings)
     return f"{settings.concurrency + settings.lone_slot_count} of them fit in this machine's open files and threads"
+
+
+def _check_prices(settings: Settings) -> str:
+    open_price_book(settings)
+    return f"{settings.prices_file} can be read"
 
 
 def _check_broker(settings: Settings) -> str:

@@ -42,7 +42,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "batches": Listed("listing", "List the batches, the newest first."),
         "jobs": Listed("job_list", "List jobs, one by one."),
         "show": Listed("jobs", "Tell a job's whole story."),
-        "usage": Listed("usage", "Add up the tokens of all answered calls."),
+        "usage": Listed("usage", "Add up the tokens of all answered calls, and what they cost."),
         "workers": Listed("listing", "List the workers that have not ended, the oldest first."),
         "flower": Listed(
             "flower", "Watch workers and tasks in a browser: the same as `celery -A worker flower`."

@@ -32,6 +32,7 @@ from worker.operations.run_holding import hold_abandoned, tend, worked_on
 from worker.operations.run_input import RunInput, open_input
 from worker.operations.run_work import Work, sum_run_calls
 from worker.operations.tracking import Progress, Tracker
+from worker.prices.book import open_price_book
 from worker.reports.batchlines import is_standard_output
 from worker.reports.growing import GrowingResults
 from worker.reports.outputs import Output
@@ -131,7 +132,9 @@ def run(
     """
     started_s = time.monotonic()
     given = settings = load_settings()
-    make_room(settings)  # before anything is written: its worker would be refused
+    # Before anything is written: its worker would be refused.
+    make_room(settings)
+    open_price_book(settings)
     if not simulate:
         settings.require_lasting_files()
     path = Path(_DEFAULT_OUTPUT) if output is None else output

@@ -14,7 +14,7 @@ from worker.cli.pausing import describe_pause
 from worker.operations.batches import find_named_batch
 from worker.operations.gates import describe_gate, gate_facts
 from worker.operations.status import Snapshot, fetch_snapshot
-from worker.reports.summary import format_count, format_seconds
+from worker.reports.summary import cost_facts, describe_cost, format_count, format_seconds
 from worker.reports.waiting import (
     describe_oldest_call,
     oldest_call_facts,
@@ -42,9 +42,9 @@ def status(
     """Show where a batch stands, or the whole ledger.
 
     Of a batch: its status, its jobs by state, its failures by kind, its results that did not end in the ordinary
-    way by finish_reason (length: cut off; content_filter), and its tokens. Without a batch: where the ledger is
-    kept, all jobs by state, the latest batches, the workers, what is paused, and until when a shut gate keeps jobs
-    waiting.
+    way by finish_reason (length: cut off; content_filter), its tokens and what they cost. Without a batch: where the
+    ledger is kept, all jobs by state, the latest batches, the workers, what is paused, and until when a shut gate
+    keeps jobs waiting.
 
     Of both: why jobs wait, which is a pause, a shut gate, a run that was stopped, that no worker lives for their
     endpoint, that all slots are in use, or that their next try is not due yet; and the age of the oldest call.
@@ -73,7 +73,7 @@ def _print_ledger(found: Snapshot) -> None:
         out.say((one.batch.id, "bold"), f" {one.status}{_held(one)}")
         out.say(
             f"  {one.batch.label} · {format_count(done)} done · {format_count(failed)} failed · "
-            f"{format_count(open_)} open · {format_count(one.total_tokens)} tokens"
+            f"{format_count(open_)} open · {format_count(one.total_tokens)} tokens · {describe_cost(one.cost)}"
         )
     for worker in found.workers:
         age_s = max(0, found.now_ms - worker.beat_at_ms) / 1000
@@ -111,7 +111,7 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
         out.say(f"  finish reason: {format_count(count)} × {reason}")
     out.say(
         f"{format_count(one.prompt_tokens)} prompt + {format_count(one.completion_tokens)} completion "
-        f"= {format_count(one.total_tokens)} tokens"
+        f"= {format_count(one.total_tokens)} tokens · {describe_cost(one.cost)}"
     )
     if found.gate is not None:
         _print_reason("gate", describe_gate(found.gate, now_ms=found.now_ms))
@@ -174,6 +174,7 @@ def _batch_facts(found: BatchStatus) -> dict[str, Any]:
             "prompt_tokens": found.prompt_tokens,
             "completion_tokens": found.completion_tokens,
             "total_tokens": found.total_tokens,
+            **cost_facts(found.cost),
         },
         "created_at": iso(batch.created_at_ms),
         "submitted_at": None if batch.submitted_at_ms is None else iso(batch.submitted_at_ms),

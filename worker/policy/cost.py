@@ -62,6 +62,9 @@ class CostSum:
         return None if self.unknown and self.unknown == self.answered else self.nano
 
 
+NO_COST = CostSum()
+
+
 def sum_costs(costs: Iterable[int | None]) -> CostSum:
     """The sum over answers; None is an answer of unknown price."""
     nano = unknown = answered = 0
@@ -84,10 +87,13 @@ def compute_cost(
 ) -> int | None:
     """Nanodollars that an answer cost, rounded up; None where the price is unknown.
 
-    Cached tokens are part of the prompt's, reasoning tokens of the completion's.
+    Cached tokens are part of the prompt's, reasoning tokens of the completion's. An answer without any tokens did not
+    say them: what it cost is unknown, too, unless the model is free.
     """
     if price is None:
         return None
+    if prompt_tokens <= 0 and completion_tokens <= 0:
+        return 0 if price.is_free else None
     rates = price.rates
     for above, dearer in price.tiers:
         if prompt_tokens > above:

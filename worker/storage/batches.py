@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, exists, func, select, union_all, update
 
 from schemas.job import JobState, derive_batch_status
 from worker.errors import InputError
+from worker.policy.cost import CostSum
 from worker.storage.due import unmark_published
 from worker.storage.tables import batches, insert_or_ignore, is_in, is_published, jobs, usage, wants
 from worker.storage.wants import OPEN, bring_home, hand_over
@@ -60,6 +61,7 @@ class BatchStatus:
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    cost: CostSum
 
     @property
     def status(self) -> str:
@@ -313,7 +315,7 @@ def count_states(connection: Connection, batch_id: str | None = None) -> dict[Jo
 
 
 def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
-    """The batch's status: counts of jobs, failures, finish reasons and tokens."""
+    """The batch's status: counts of jobs, failures, finish reasons, tokens and their cost."""
     of_home = select(jobs.c.failure_kind, func.count()).where(jobs.c.state == "failed")
     failures: Counter[str] = Counter()
     for kind, count in connection.execute(
@@ -328,8 +330,15 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
     sums = select(
         *(
             func.coalesce(func.sum(column), 0)
-            for column in (usage.c.prompt_tokens, usage.c.completion_tokens, usage.c.total_tokens)
-        )
+            for column in (
+                usage.c.prompt_tokens,
+                usage.c.completion_tokens,
+                usage.c.total_tokens,
+                usage.c.cost_nano,
+            )
+        ),
+        func.count() - func.count(usage.c.cost_nano),
+        func.count(),
     )
     elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch.id)
     tokens = connection.execute(
@@ -338,7 +347,9 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
             sums.where(usage.c.job_id.in_(elsewhere), usage.c.batch_id != batch.id),
         )
     ).all()
-    prompt, completion, total = (sum(int(row[i]) for row in tokens) for i in range(3))
+    prompt, completion, total, cost_nano, unpriced, answered = (
+        sum(int(row[i]) for row in tokens) for i in range(6)
+    )
     odd_ends = (
         select(usage.c.odd_finish_reason, func.count())
         .where(usage.c.odd_finish_reason.is_not(None))
@@ -360,6 +371,7 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=total,
+        cost=CostSum(cost_nano, unpriced, answered),
     )
 
 

@@ -48,7 +48,7 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The numbers of tokens of an answered call, as the ledger keeps them."""
+    """The numbers of tokens of an answered call, as the ledger keeps them, and its cost (10⁻⁹ USD; None: unknown)."""
 
     model: str
     prompt_tokens: int = 0
@@ -56,6 +56,7 @@ class Usage:
     total_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cost_nano: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
