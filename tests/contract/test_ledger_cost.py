@@ -13,7 +13,8 @@ from tests.support.clock import FakeClock
 from tests.support.house import MODEL, House
 from tests.support.ledger import ENDPOINT, NOW, claim_one, job_row, put_one, record, rows, setback, success
 from worker.policy.cost import CostSum, Price, Rates
-from worker.storage.batches import fetch_batch, fetch_status, make_batch
+from worker.storage.batch_status import fetch_status
+from worker.storage.batches import fetch_batch, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.job_list import Choice, iterate_jobs
 from worker.storage.outcomes import Usage

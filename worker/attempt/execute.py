@@ -19,7 +19,7 @@ from schemas.failure import Failure, FailureKind
 from worker.attempt.credentials import Credentials
 from worker.attempt.judge import Judge
 from worker.attempt.outcomes import make_setback, make_success, report_setback, report_success
-from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report
+from worker.attempt.report import EXPIRED, GIVEN_BACK, NOT_ADMITTED, Report
 from worker.clock import Clock
 from worker.errors import Stopping
 from worker.policy.cost import Price
@@ -131,14 +131,17 @@ class Executor:
         self._at_stake.add(job.id)
         try:
             with self._gatekeeper.admit(job.id) as permit:
-                outcome = self._decide(job, permit, leave_slot) if permit.is_granted else None
+                # A job may wait for its slot, in this process, for longer than it has time.
+                is_over = job.expires_at_ms is not None and job.expires_at_ms <= self._clock.now_ms()
+                is_called = permit.is_granted and not is_over
+                outcome = self._decide(job, permit, leave_slot) if is_called else None
             if isinstance(outcome, Success):
                 return self._record_answer(job, outcome)
         finally:
             self._at_stake.discard(job.id)
         if outcome is None:
             leave_slot()
-            return self._put_back(job, NOT_ADMITTED)
+            return self._put_back(job, EXPIRED if is_over else NOT_ADMITTED)
         self._record_or_forget(outcome)
         return GIVEN_BACK if isinstance(outcome, GiveBack) else self._tell_setback(outcome)
 

@@ -15,6 +15,7 @@ import typer
 
 from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note
+from worker.cli.deadline_help import DEADLINE_HELP
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.last_words import LastWords
 from worker.cli.left_out import name_left_out
@@ -22,10 +23,12 @@ from worker.cli.outputs import FORCE_HELP, check_results
 from worker.cli.progress import Display
 from worker.cli.run_summary import print_summary
 from worker.cli.typed import name_command
+from worker.clock import SystemClock
 from worker.errors import ExitCode, InputError, Unreachable
 from worker.files.disk import describe_full_disk
 from worker.files.home import last_line, log_of_service
 from worker.operations.capacity import make_room
+from worker.operations.deadlines import apply_deadline, note_batch_deadline, parse_deadline
 from worker.operations.gates import GateWatch
 from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
 from worker.operations.run_holding import hold_abandoned, tend, worked_on
@@ -94,6 +97,9 @@ def run(
     ] = False,
     latency: Annotated[float, typer.Option(help="With --simulate: seconds to an answer.")] = 0.5,
     fault_rate: Annotated[float, typer.Option(help="With --simulate: the share of calls that fail.")] = 0.0,
+    deadline: Annotated[
+        str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option("--no-check", help="Ask the endpoint nothing before the first job; name the model."),
@@ -127,11 +133,14 @@ def run(
     under its own names. While a run goes on, its results are in the output's name with .part, in order, up to
     the first one that is not done.
 
+    After its --deadline no job is called: what has no result by then is expired.
+
     An input is never overwritten, nor a file that is not results (--force), nor, under the name that is taken
     where --output names none, the results of another batch.
     """
     started_s = time.monotonic()
     given = settings = load_settings()
+    until_ms = None if deadline is None else parse_deadline(deadline, now_ms=SystemClock().now_ms())
     # Before anything is written: its worker would be refused.
     make_room(settings)
     open_price_book(settings)
@@ -172,11 +181,12 @@ def run(
             target.say_commands_as(antrean)
             earlier = checked.find_batch(ledger, settings)
             check_results(target, ledger, settings, None if earlier is None else earlier.id)
-        batch = checked.make_batch(ledger, settings)
+        batch = note_batch_deadline(ledger, checked.make_batch(ledger, settings), until_ms)
         with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings), antrean)
             last_words.are_of(ledger, batch.id)
             work = checked.write_down(ledger, settings, batch, lock)
+            apply_deadline(ledger, batch)
             progress = Progress(total=len(work.ids), succeeded=work.done)
             with _growing(ledger, work, target, antrean) as growing:
                 if work.open:

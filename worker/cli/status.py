@@ -21,7 +21,7 @@ from worker.reports.waiting import (
     reason_facts,
 )
 from worker.settings import Settings, load_settings
-from worker.storage.batches import BatchStatus
+from worker.storage.batch_status import BatchStatus
 from worker.storage.migrating import prepare_ledger
 
 
@@ -102,6 +102,8 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
     )
     if _held(one):
         note("held since its run was stopped: the same `antrean run` goes on with it")
+    if batch.deadline_ms is not None:
+        out.say(f"deadline {iso(batch.deadline_ms)}")
     if batch.submitted_at_ms is None:
         note("not all of it is written down: submit the same input again to complete it")
     out.say(_states_line(one.counts))
@@ -176,6 +178,7 @@ def _batch_facts(found: BatchStatus) -> dict[str, Any]:
             "total_tokens": found.total_tokens,
             **cost_facts(found.cost),
         },
+        "deadline": None if batch.deadline_ms is None else iso(batch.deadline_ms),
         "created_at": iso(batch.created_at_ms),
         "submitted_at": None if batch.submitted_at_ms is None else iso(batch.submitted_at_ms),
     }

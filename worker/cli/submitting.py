@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from worker.cli.console import note, out, print_json
+from worker.cli.deadline_help import DEADLINE_HELP
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.last_words import said_of_submission
+from worker.clock import SystemClock
 from worker.operations.batches import count_jobs
+from worker.operations.deadlines import apply_deadline, note_batch_deadline, parse_deadline
 from worker.operations.inputs import name_inputs
 from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
 from worker.operations.request_file import (
@@ -44,6 +47,9 @@ def submit(
     again: Annotated[
         bool, typer.Option("--again", help="Submit anew even if this very file was submitted before.")
     ] = False,
+    deadline: Annotated[
+        str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option("--no-check", help="Ask the endpoint nothing first: send nothing, write down only."),
@@ -60,8 +66,11 @@ def submit(
     endpoint and with the same model for lines that name none, gives the same batch, so that a repeated or
     interrupted command queues nothing twice. A custom_id names a request and makes it no other's double: the same
     id in another file is another job; twice in one file it is refused.
+
+    After its --deadline no job is called: what has no result by then is expired.
     """
     settings = load_settings()
+    until_ms = None if deadline is None else parse_deadline(deadline, now_ms=SystemClock().now_ms())
     with open_requests(file) as source:
         announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
@@ -71,9 +80,11 @@ def submit(
         batch = make_requests_batch(
             ledger, settings, requests, is_again=again, details=name_inputs(source=file)
         )
+        batch = note_batch_deadline(ledger, batch, until_ms)
         keep_from_runs(ledger, batch)
         with said_of_submission(ledger, batch.id, requests.summary.count):
             submitted, total = submit_requests(ledger, settings, batch, requests)
+        apply_deadline(ledger, batch)
         is_open = any(not state.is_final for state in count_jobs(ledger, batch.id))
         why_nobody = why_nobody_works(ledger, settings, batch.endpoint) if is_open else None
     if as_json:

@@ -11,7 +11,8 @@ from worker.operations.gates import GateWatch, describe_trouble
 from worker.policy.gates import Gate
 from worker.reports.waiting import Reason, explain_waiting
 from worker.settings import Settings
-from worker.storage.batches import Batch, BatchStatus, count_states, fetch_batches, fetch_status
+from worker.storage.batch_status import BatchStatus, fetch_status
+from worker.storage.batches import Batch, count_states, fetch_batches
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
 from worker.storage.open_jobs import OpenJobs, fetch_open_jobs

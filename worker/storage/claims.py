@@ -64,6 +64,7 @@ def _claim(dialect: str) -> Update:
             jobs.c.blocked_until_ms,
             jobs.c.is_bulk,
             jobs.c.model,
+            jobs.c.expires_at_ms,
         )
     )
 
@@ -134,6 +135,7 @@ def claim_jobs(
             ),
             claimed_at_ms=now_ms,
             is_bulk=bool(row.is_bulk),
+            expires_at_ms=row.expires_at_ms,
         )
         for row in rows
     }

@@ -32,6 +32,7 @@ class ClaimedJob:
     blocked_since_ms: int | None  # without the time in which it was not tried
     claimed_at_ms: int
     is_bulk: bool
+    expires_at_ms: int | None = None  # it is not called after that
 
     @property
     def id(self) -> str:
