@@ -208,6 +208,34 @@ class BatchRow(SQLModel, table=True):
     details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 
+class BudgetRow(SQLModel, table=True):
+    """The budget of a batch: what its answers may take at most. Batches without one have no row."""
+
+    __tablename__ = "budgets"
+    batch_id: str = Field(primary_key=True)
+    most_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    most_nano: int | None = Field(default=None, sa_type=BigInteger)  # nanodollars
+    spent_tokens: int = Field(sa_type=BigInteger)
+    spent_nano: int = Field(sa_type=BigInteger)
+    usual_tokens: int | None = None  # what most completions of the batch took lately
+    # Since when a job was refused for want of room, and what the smallest such job would have reserved.
+    waits_since_ms: int | None = Field(default=None, sa_type=BigInteger)
+    wanted_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    wanted_nano: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class ReservationRow(SQLModel, table=True):
+    """What a claim may take of its batch's budget. It counts while the job runs under that claim."""
+
+    __tablename__ = "reservations"
+    __table_args__ = (Index("ix_reservations_batch", "batch_id"),)
+    job_id: str = Field(primary_key=True)
+    batch_id: str
+    token: str  # of the claim
+    tokens: int = Field(sa_type=BigInteger)
+    cost_nano: int | None = Field(default=None, sa_type=BigInteger)
+
+
 class WorkerRow(SQLModel, table=True):
     """One worker process. `sequence` rises with each beat. Rescue compares it, and never a clock of another machine."""
 

@@ -81,6 +81,7 @@ class WorkerRuntime:
             clock=clock,
             window_s=settings.group_window_s,
             on_death=lambda exc: self._end_by_force("antrean-writer", exc),
+            find_price=lambda model: self._executor.find_price(model),
         )
         self._spool = SpoolFile(settings.spool_folder, self.worker_id)
         self._presence = Presence(settings.home / "workers", self.worker_id)

@@ -69,7 +69,12 @@ class House:
         self.ledger = AwayWhenTold(ledger.engine)
         self.client = EndpointClient(EndpointConfig(simulator.url, pool_size=4))
         self.writer = GroupWriter(
-            self.ledger, worker_id="w1", endpoint=self.endpoint, clock=clock, window_s=0.0
+            self.ledger,
+            worker_id="w1",
+            endpoint=self.endpoint,
+            clock=clock,
+            window_s=0.0,
+            find_price=lambda model: self.executor.find_price(model),
         )
         self.store: MemoryGateStore = MemoryGateStore()
         self.slots: Slots[Received] = Slots(4) if slots is None else slots

@@ -35,6 +35,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "submit": Listed("submitting", "Write a batch of requests down, for workers to do."),
         "results": Listed("batches", "Write the results of a batch as OpenAI batch output lines."),
         "retry": Listed("batches", "Queue failed, cancelled or expired jobs of a batch again."),
+        "budget": Listed("budgeting", "Show a batch's budget, or set it."),
         "cancel": Listed("jobs", "Cancel a batch or one job."),
     },
     "Look": {

@@ -15,18 +15,19 @@ import typer
 
 from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note
-from worker.cli.deadline_help import DEADLINE_HELP
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.last_words import LastWords
 from worker.cli.left_out import name_left_out
 from worker.cli.outputs import FORCE_HELP, check_results
 from worker.cli.progress import Display
 from worker.cli.run_summary import print_summary
+from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP
 from worker.cli.typed import name_command
 from worker.clock import SystemClock
 from worker.errors import ExitCode, InputError, Unreachable
 from worker.files.disk import describe_full_disk
 from worker.files.home import last_line, log_of_service
+from worker.operations.budgets import check_prices, fetch_batch_budget, read_budget, set_budget
 from worker.operations.capacity import make_room
 from worker.operations.deadlines import apply_deadline, note_batch_deadline, parse_deadline
 from worker.operations.gates import GateWatch
@@ -37,6 +38,7 @@ from worker.operations.run_work import Work, sum_run_calls
 from worker.operations.tracking import Progress, Tracker
 from worker.prices.book import open_price_book
 from worker.reports.batchlines import is_standard_output
+from worker.reports.budgets import describe_wait
 from worker.reports.growing import GrowingResults
 from worker.reports.outputs import Output
 from worker.reports.summary import format_count, format_seconds
@@ -100,6 +102,9 @@ def run(
     deadline: Annotated[
         str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help=BUDGET_HELP, metavar="<amount>", show_default=False)
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option("--no-check", help="Ask the endpoint nothing before the first job; name the model."),
@@ -133,13 +138,15 @@ def run(
     under its own names. While a run goes on, its results are in the output's name with .part, in order, up to
     the first one that is not done.
 
-    After its --deadline no job is called: what has no result by then is expired.
+    After its --deadline no job is called: what has no result by then is expired. At its --budget it waits until
+    `antrean budget` raises it.
 
     An input is never overwritten, nor a file that is not results (--force), nor, under the name that is taken
     where --output names none, the results of another batch.
     """
     started_s = time.monotonic()
     given = settings = load_settings()
+    limit = None if budget is None else read_budget(budget)
     until_ms = None if deadline is None else parse_deadline(deadline, now_ms=SystemClock().now_ms())
     # Before anything is written: its worker would be refused.
     make_room(settings)
@@ -173,6 +180,8 @@ def run(
         announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
         checked = found.check(settings, ModelChoice(model, facts, on_doubt=note))
+        if limit is not None:
+            check_prices(limit, checked.models, settings)
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
@@ -185,6 +194,7 @@ def run(
         with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings), antrean)
             last_words.are_of(ledger, batch.id)
+            set_budget(ledger, settings, batch, limit)
             work = checked.write_down(ledger, settings, batch, lock)
             apply_deadline(ledger, batch)
             progress = Progress(total=len(work.ids), succeeded=work.done)
@@ -330,7 +340,9 @@ def _follow(
         progress,
         endpoint=settings.endpoint,
         find_gate=gate.fetch_cached,
-        find_trouble=lambda: describe_full_disk(written),
+        find_trouble=lambda: (
+            describe_full_disk(written) or describe_wait(fetch_batch_budget(ledger, work.batch_id))
+        ),
     )
     display = Display()
     deaths = 0

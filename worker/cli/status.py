@@ -14,6 +14,7 @@ from worker.cli.pausing import describe_pause
 from worker.operations.batches import find_named_batch
 from worker.operations.gates import describe_gate, gate_facts
 from worker.operations.status import Snapshot, fetch_snapshot
+from worker.reports.budgets import budget_facts, describe_budget, describe_wait
 from worker.reports.summary import cost_facts, describe_cost, format_count, format_seconds
 from worker.reports.waiting import (
     describe_oldest_call,
@@ -70,7 +71,7 @@ def _print_ledger(found: Snapshot) -> None:
     for one in found.batches:
         done, failed, open_ = _sums(one)
         # The id stands alone on its line: nothing cuts it, however narrow the terminal.
-        out.say((one.batch.id, "bold"), f" {one.status}{_held(one)}")
+        out.say((one.batch.id, "bold"), f" {one.status}{_stops(one)}")
         out.say(
             f"  {one.batch.label} · {format_count(done)} done · {format_count(failed)} failed · "
             f"{format_count(open_)} open · {format_count(one.total_tokens)} tokens · {describe_cost(one.cost)}"
@@ -98,10 +99,12 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
     out.say((f"ledger {found.place}", "dim"))
     out.say(
         (batch.id, "bold"),
-        f" {one.status}{_held(one)} · {batch.kind} of {batch.label} · {iso(batch.created_at_ms)}",
+        f" {one.status}{_stops(one)} · {batch.kind} of {batch.label} · {iso(batch.created_at_ms)}",
     )
     if _held(one):
         note("held since its run was stopped: the same `antrean run` goes on with it")
+    if one.budget is not None:
+        out.say(f"budget {describe_budget(one.budget)}")
     if batch.deadline_ms is not None:
         out.say(f"deadline {iso(batch.deadline_ms)}")
     if batch.submitted_at_ms is None:
@@ -117,6 +120,8 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
     )
     if found.gate is not None:
         _print_reason("gate", describe_gate(found.gate, now_ms=found.now_ms))
+    if waits := describe_wait(one.budget):
+        _print_reason("waiting", waits)
     _print_open(found)
 
 
@@ -159,6 +164,12 @@ def _held(found: BatchStatus) -> str:
     return ", held" if found.batch.held_at_ms is not None and is_open else ""
 
 
+def _stops(found: BatchStatus) -> str:
+    """What keeps the whole batch back, behind its status."""
+    waits = describe_wait(found.budget) is not None and any(not state.is_final for state in found.counts)
+    return _held(found) + (", at its budget" if waits else "")
+
+
 def _batch_facts(found: BatchStatus) -> dict[str, Any]:
     batch = found.batch
     return {
@@ -178,6 +189,7 @@ def _batch_facts(found: BatchStatus) -> dict[str, Any]:
             "total_tokens": found.total_tokens,
             **cost_facts(found.cost),
         },
+        "budget": budget_facts(found.budget),
         "deadline": None if batch.deadline_ms is None else iso(batch.deadline_ms),
         "created_at": iso(batch.created_at_ms),
         "submitted_at": None if batch.submitted_at_ms is None else iso(batch.submitted_at_ms),

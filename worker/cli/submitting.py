@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from worker.cli.console import note, out, print_json
-from worker.cli.deadline_help import DEADLINE_HELP
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
 from worker.cli.last_words import said_of_submission
+from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP
 from worker.clock import SystemClock
 from worker.operations.batches import count_jobs
+from worker.operations.budgets import check_prices, read_budget, set_budget
 from worker.operations.deadlines import apply_deadline, note_batch_deadline, parse_deadline
 from worker.operations.inputs import name_inputs
 from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
@@ -50,6 +51,9 @@ def submit(
     deadline: Annotated[
         str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help=BUDGET_HELP, metavar="<amount>", show_default=False)
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option("--no-check", help="Ask the endpoint nothing first: send nothing, write down only."),
@@ -67,19 +71,24 @@ def submit(
     interrupted command queues nothing twice. A custom_id names a request and makes it no other's double: the same
     id in another file is another job; twice in one file it is refused.
 
-    After its --deadline no job is called: what has no result by then is expired.
+    After its --deadline no job is called: what has no result by then is expired. At its --budget the batch waits
+    until `antrean budget` raises it.
     """
     settings = load_settings()
+    limit = None if budget is None else read_budget(budget)
     until_ms = None if deadline is None else parse_deadline(deadline, now_ms=SystemClock().now_ms())
     with open_requests(file) as source:
         announce_endpoint(settings)
         facts = NOT_ASKED if no_check else ask_endpoint(settings)
         requests = source.check(settings, ModelChoice(model, facts, on_doubt=note))
+        if limit is not None:
+            check_prices(limit, requests.summary.models, settings)
         ledger = prepare_ledger(settings)
         warn_of_left_jobs(ledger, settings)
         batch = make_requests_batch(
             ledger, settings, requests, is_again=again, details=name_inputs(source=file)
         )
+        set_budget(ledger, settings, batch, limit)
         batch = note_batch_deadline(ledger, batch, until_ms)
         keep_from_runs(ledger, batch)
         with said_of_submission(ledger, batch.id, requests.summary.count):

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, func, select, union_all
 from schemas.job import JobState, derive_batch_status
 from worker.policy.cost import CostSum
 from worker.storage.batches import WANTED_ELSEWHERE, Batch, count_states
+from worker.storage.budgets import Budget, fetch_budget
 from worker.storage.tables import jobs, usage, wants
 
 
@@ -26,6 +27,7 @@ class BatchStatus:
     completion_tokens: int
     total_tokens: int
     cost: CostSum
+    budget: Budget | None
 
     @property
     def status(self) -> str:
@@ -90,4 +92,5 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
         completion_tokens=completion,
         total_tokens=total,
         cost=CostSum(cost_nano, unpriced, answered),
+        budget=fetch_budget(connection, batch.id),
     )

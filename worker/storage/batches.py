@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, select, union_all, update
+from sqlalchemy import Connection, Row, exists, func, select, union, union_all, update
 
 from schemas.job import JobState
 from worker.errors import InputError
 from worker.storage.due import unmark_published
-from worker.storage.tables import batches, insert_or_ignore, is_in, is_published, jobs, wants
+from worker.storage.tables import batches, budgets, insert_or_ignore, is_in, is_published, jobs, wants
 from worker.storage.wants import OPEN, bring_home, hand_over
 
 _SHORTEST_PREFIX = 12
@@ -198,14 +198,13 @@ def is_held(connection: Connection, batch_id: str) -> bool:
 
 
 def fetch_held(connection: Connection, endpoint: str) -> list[str]:
-    """Ids of the endpoint's held batches that are the home batch of open jobs."""
-    return list(
-        connection.execute(
-            select(batches.c.id).where(
-                batches.c.held_at_ms.is_not(None), batches.c.endpoint == endpoint, _HAS_OPEN_JOBS
-            )
-        ).scalars()
+    """Ids of the endpoint's batches that are held, or wait at their budget, and are the home batch of open jobs."""
+    waits = exists().where(budgets.c.batch_id == batches.c.id, budgets.c.waits_since_ms.is_not(None))
+    held, at_budget = (
+        select(batches.c.id).where(is_so, batches.c.endpoint == endpoint, _HAS_OPEN_JOBS)
+        for is_so in (batches.c.held_at_ms.is_not(None), waits.correlate(batches))
     )
+    return list(connection.execute(union(held, at_budget)).scalars())
 
 
 def move_run(connection: Connection, batch_id: str, home: str) -> None:

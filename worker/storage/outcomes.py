@@ -33,6 +33,7 @@ class ClaimedJob:
     claimed_at_ms: int
     is_bulk: bool
     expires_at_ms: int | None = None  # it is not called after that
+    budget_of: str | None = None  # its home batch, if that has a budget
 
     @property
     def id(self) -> str:

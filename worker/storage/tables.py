@@ -13,12 +13,14 @@ from schemas.job import JobState
 from schemas.rows import (
     AttemptRow,
     BatchRow,
+    BudgetRow,
     DetailRow,
     FailureBodyRow,
     IdentityRow,
     JobRow,
     PauseRow,
     RequestRow,
+    ReservationRow,
     ResultRow,
     UsageRow,
     WantRow,
@@ -42,6 +44,8 @@ usage = _table(UsageRow)
 batches = _table(BatchRow)
 details = _table(DetailRow)
 pauses = _table(PauseRow)
+budgets = _table(BudgetRow)
+reservations = _table(ReservationRow)
 workers = _table(WorkerRow)
 identity = _table(IdentityRow)
 

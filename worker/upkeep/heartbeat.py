@@ -16,6 +16,7 @@ from schemas.shortage import describe_shortage, is_local_shortage
 from worker.clock import Clock
 from worker.errors import AntreanError, tell_place
 from worker.policy.cost import Price, compute_cost
+from worker.storage.budgets import wake_budgets
 from worker.storage.due import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import UNSTORABLE
@@ -114,6 +115,7 @@ class Heartbeat:
         now_ms = self._clock.now_ms()
         while self._ledger.run(lambda connection: expire_jobs(connection, now_ms=now_ms)):
             pass
+        self._ledger.run(partial(wake_budgets, now_ms=now_ms))
 
     def end(self, hinted_jobs: Sequence[str] = ()) -> None:
         """Marks this worker as stopped, and the jobs whose messages it leaves behind as not published.
