@@ -16,6 +16,7 @@ import typer
 from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
+from worker.cli.expected import DeadlineWatch, say_expected
 from worker.cli.last_words import LastWords
 from worker.cli.left_out import name_left_out
 from worker.cli.outputs import FORCE_HELP, check_results
@@ -30,6 +31,7 @@ from worker.files.home import last_line, log_of_service
 from worker.operations.budgets import check_prices, fetch_batch_budget, read_budget, set_budget
 from worker.operations.capacity import make_room
 from worker.operations.deadlines import apply_deadline, note_batch_deadline, parse_deadline
+from worker.operations.expected_end import expect_end_of
 from worker.operations.gates import GateWatch
 from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
 from worker.operations.run_holding import hold_abandoned, tend, worked_on
@@ -203,12 +205,15 @@ def run(
                     if work.done:
                         note(f"{format_count(work.done)} of {format_count(len(work.ids))} were done before")
                     _start_worker(stack, settings)
+                    if (expected := expect_end_of(ledger, batch)) is not None:
+                        say_expected(expected, batch.deadline_ms)
                     gate = GateWatch(settings)
                     if facts.is_up:
                         gate.wake(
                             ledger
                         )  # the endpoint has answered: no job has to wait for the end of its gate
-                    _follow(ledger, stack, settings, work, progress, growing, gate)
+                    watch = DeadlineWatch(batch.deadline_ms, began_s=time.monotonic())
+                    _follow(ledger, stack, settings, work, progress, growing, gate, watch)
                 # While the batch is not held: what it wants is not pruned.
                 counts = growing.finish()
         ledger.dispose()
@@ -332,6 +337,7 @@ def _follow(
     progress: Progress,
     growing: GrowingResults,
     gate: GateWatch,
+    watch: DeadlineWatch,
 ) -> None:
     written = [settings.home, *([ledger.folder] if ledger.folder else [])]
     tracker = Tracker(
@@ -350,6 +356,8 @@ def _follow(
     with display.shown():
         while True:
             display.update(tracker.refresh())
+            if warning := watch.look(progress, now_s=time.monotonic()):
+                note(warning)
             growing.advance(tracker.is_open)
             if tracker.is_done:
                 progress.calls = sum_run_calls(ledger, work)

@@ -9,12 +9,15 @@ import typer
 
 from worker.cli.console import note, out, print_json
 from worker.cli.destination import announce_endpoint, warn_of_left_jobs
+from worker.cli.expected import say_expected
 from worker.cli.last_words import said_of_submission
+from worker.cli.listing import iso
 from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP
 from worker.clock import SystemClock
 from worker.operations.batches import count_jobs
 from worker.operations.budgets import check_prices, read_budget, set_budget
 from worker.operations.deadlines import apply_deadline, note_batch_deadline, parse_deadline
+from worker.operations.expected_end import expect_end_of
 from worker.operations.inputs import name_inputs
 from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
 from worker.operations.request_file import (
@@ -95,6 +98,7 @@ def submit(
             submitted, total = submit_requests(ledger, settings, batch, requests)
         apply_deadline(ledger, batch)
         is_open = any(not state.is_final for state in count_jobs(ledger, batch.id))
+        expected = expect_end_of(ledger, batch) if is_open else None
         why_nobody = why_nobody_works(ledger, settings, batch.endpoint) if is_open else None
     if as_json:
         print_json(
@@ -106,11 +110,16 @@ def submit(
                 "models": requests.summary.models,
                 "endpoint": settings.endpoint,
                 "is_worked_on": is_open and why_nobody is None,
+                "expected_end": None if expected is None else iso(expected.end_ms),
+                "deadline": None if batch.deadline_ms is None else iso(batch.deadline_ms),
+                "misses_deadline": None if expected is None else expected.misses(batch.deadline_ms),
             }
         )
         return
     before = f", {format_count(submitted.known)} were there before" if submitted.known else ""
     out.say((batch.id, "bold"), f": {format_count(submitted.new, 'request')} queued{before}")
     note(f"follow it with `antrean status {batch.id}`")
+    if expected is not None and why_nobody is None:
+        say_expected(expected, batch.deadline_ms)
     if why_nobody is not None:
         note(why_nobody)
