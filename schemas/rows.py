@@ -212,6 +212,7 @@ class BudgetRow(SQLModel, table=True):
     """The budget of a batch: what its answers may take at most. Batches without one have no row."""
 
     __tablename__ = "budgets"
+    __table_args__ = (_partial("ix_budgets_waiting", "batch_id", where="waits_since_ms IS NOT NULL"),)
     batch_id: str = Field(primary_key=True)
     most_tokens: int | None = Field(default=None, sa_type=BigInteger)
     most_nano: int | None = Field(default=None, sa_type=BigInteger)  # nanodollars

@@ -199,10 +199,11 @@ def is_held(connection: Connection, batch_id: str) -> bool:
 
 def fetch_held(connection: Connection, endpoint: str) -> list[str]:
     """Ids of the endpoint's batches that are held, or wait at their budget, and are the home batch of open jobs."""
-    waits = exists().where(budgets.c.batch_id == batches.c.id, budgets.c.waits_since_ms.is_not(None))
+    # Each by its partial index: this is asked with each turn of the relay.
+    waiting = select(budgets.c.batch_id).where(budgets.c.waits_since_ms.is_not(None))
     held, at_budget = (
         select(batches.c.id).where(is_so, batches.c.endpoint == endpoint, _HAS_OPEN_JOBS)
-        for is_so in (batches.c.held_at_ms.is_not(None), waits.correlate(batches))
+        for is_so in (batches.c.held_at_ms.is_not(None), batches.c.id.in_(waiting))
     )
     return list(connection.execute(union(held, at_budget)).scalars())
 

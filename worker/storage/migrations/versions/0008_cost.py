@@ -28,6 +28,14 @@ def upgrade() -> None:
         sa.Column("wanted_nano", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("batch_id"),
     )
+    op.create_index(
+        "ix_budgets_waiting",
+        "budgets",
+        ["batch_id"],
+        unique=False,
+        sqlite_where=sa.text("waits_since_ms IS NOT NULL"),
+        postgresql_where=sa.text("waits_since_ms IS NOT NULL"),
+    )
     op.create_table(
         "reservations",
         sa.Column("job_id", sa.String(), nullable=False),
