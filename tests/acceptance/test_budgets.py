@@ -125,3 +125,29 @@ def test_after_its_deadline_no_job_of_a_batch_is_called(
             " WHERE attempts.started_at_ms > jobs.expires_at_ms"
         ).scalar()
     assert late == 0
+    # What was answered tells when more of the same would end, and that the deadline comes before.
+    more = plant.antrean("submit", "requests.jsonl", "--again", "--deadline", "3s", "--json")
+    assert more.json["expected_end"] > more.json["deadline"]
+    assert more.json["misses_deadline"] is True
+    again = plant.antrean("submit", "requests.jsonl", "--again", "--deadline", "9d")
+    assert "likely to end at " in again.err
+    assert "warning: the deadline" not in again.err
+
+
+@pytest.mark.simulator("--latency", "0.05")
+def test_a_run_at_its_budget_says_so_and_goes_on_when_it_is_raised(plant: Shop, plant_ledger: Ledger) -> None:
+    write_requests(plant, 30)
+    log = plant.folder / "run.log"
+    command = ("worker.cli", "run", "requests.jsonl", "-o", "out.jsonl", "--no-check", "--budget", "2500tok")
+    run = plant.begin(*command, log="run.log", concurrency=8)
+    said = "waiting: the batch is at its budget: "
+    wait_until(
+        lambda: log.exists() and said in log.read_text(), within_s=60, what="the run says why it waits"
+    )
+    assert run.poll() is None
+    [batch] = rows(plant_ledger, "batches")
+    assert spent(plant_ledger) <= 2500
+    assert plant.antrean("budget", batch.id, "none").code == 0
+    assert run.wait(60) == 0
+    assert len((plant.folder / "out.jsonl").read_text().splitlines()) == 30
+    assert "cost unknown" in log.read_text()

@@ -88,6 +88,16 @@ def test_a_deadline_moves_all_open_jobs_of_its_batch_and_no_others(ledger: Ledge
     assert job_row(ledger, ours[-1]).expires_at_ms == now_ms + 120_000
 
 
+def test_a_deadline_that_is_over_does_not_hold_for_what_is_written_down_later(ledger: Ledger) -> None:
+    batch = note_batch_deadline(ledger, a_batch(ledger), SystemClock().now_ms() + 60_000)
+    assert note_batch_deadline(ledger, batch, None) == batch
+    over = note_batch_deadline(ledger, batch, SystemClock().now_ms() - 1)
+    assert note_batch_deadline(ledger, over, None).deadline_ms is None
+    with ledger.read() as connection:
+        found = fetch_batch(connection, "b")
+    assert found is not None and found.deadline_ms is None
+
+
 @pytest.mark.parametrize("deadline_ms", [None, NOW])
 def test_a_batch_without_a_deadline_or_whose_deadline_is_over_changes_no_job(
     ledger: Ledger, deadline_ms: int | None

@@ -56,8 +56,11 @@ def _parse_time(told: str) -> int:
 
 
 def note_batch_deadline(ledger: Ledger, batch: Batch, at_ms: int | None) -> Batch:
-    """The batch with this deadline, which jobs get that are written down from now on. None changes nothing."""
-    if at_ms is None:
+    """The batch with this deadline, which jobs get that are written down from now on.
+
+    None leaves the deadline that it has, unless that is over: then it has none any more.
+    """
+    if at_ms is None and (batch.deadline_ms is None or batch.deadline_ms > SystemClock().now_ms()):
         return batch
     ledger.run(partial(note_deadline, batch_id=batch.id, at_ms=at_ms))
     return replace(batch, details={**batch.details, DEADLINE: at_ms})

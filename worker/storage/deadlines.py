@@ -13,8 +13,8 @@ from worker.storage.wants import OPEN
 DEADLINE = "deadline_ms"  # among the details of a batch
 
 
-def note_deadline(connection: Connection, batch_id: str, at_ms: int) -> None:
-    """Records the batch's deadline. Its jobs are not changed: see `find_other_expiry` and `set_expiry`."""
+def note_deadline(connection: Connection, batch_id: str, at_ms: int | None) -> None:
+    """Records the batch's deadline; None: it has none. Its jobs stay: see `find_other_expiry` and `set_expiry`."""
     note_detail(connection, batch_id, DEADLINE, at_ms)
 
 
