@@ -48,7 +48,8 @@ def batches(
     by state. For the tokens of one batch there is `antrean status BATCH`.
     """
     ledger = prepare_ledger(load_settings())
-    found, at_budget = list_batches(ledger, limit=limit), find_batches_at_budget(ledger)
+    found, waiting = list_batches(ledger, limit=limit), find_batches_at_budget(ledger)
+    at_budget = {batch.id for batch, counts in found if batch.id in waiting and _is_open(counts)}
     if as_json:
         print_json(
             {"batches": [_batch_facts(batch, counts, batch.id in at_budget) for batch, counts in found]}
@@ -136,7 +137,11 @@ def _look_up(incomplete: str, found: list[tuple[str, str]]) -> None:
 
 
 def _is_held(batch: Batch, counts: Mapping[JobState, int]) -> bool:
-    return batch.held_at_ms is not None and any(not state.is_final for state in counts)
+    return batch.held_at_ms is not None and _is_open(counts)
+
+
+def _is_open(counts: Mapping[JobState, int]) -> bool:
+    return any(not state.is_final for state in counts)
 
 
 def _batch_facts(batch: Batch, counts: Mapping[JobState, int], is_at_budget: bool) -> dict[str, object]:
