@@ -54,9 +54,7 @@ def submit(
     deadline: Annotated[
         str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option(help=BUDGET_HELP, metavar="<amount>", show_default=False)
-    ] = None,
+    budget: Annotated[str | None, typer.Option(help=BUDGET_HELP, metavar="<sum>", show_default=False)] = None,
     no_check: Annotated[
         bool,
         typer.Option("--no-check", help="Ask the endpoint nothing first: send nothing, write down only."),
