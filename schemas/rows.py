@@ -181,6 +181,9 @@ class UsageRow(SQLModel, table=True):
     # The unusual finish reason of a used answer: length, content_filter … These are few, so that counting them is
     # cheap in a batch of any size.
     odd_finish_reason: str | None = None
+    cost_nano: int | None = Field(
+        default=None, sa_type=BigInteger
+    )  # nanodollars; None: the price is not known
     created_at_ms: int = Field(sa_type=BigInteger)
 
 
@@ -203,6 +206,35 @@ class BatchRow(SQLModel, table=True):
     # Set while the batch is held: its run was stopped, and its jobs are not called.
     held_at_ms: int | None = Field(default=None, sa_type=BigInteger)
     details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class BudgetRow(SQLModel, table=True):
+    """The budget of a batch: what its answers may take at most. Batches without one have no row."""
+
+    __tablename__ = "budgets"
+    __table_args__ = (_partial("ix_budgets_waiting", "batch_id", where="waits_since_ms IS NOT NULL"),)
+    batch_id: str = Field(primary_key=True)
+    most_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    most_nano: int | None = Field(default=None, sa_type=BigInteger)  # nanodollars
+    spent_tokens: int = Field(sa_type=BigInteger)
+    spent_nano: int = Field(sa_type=BigInteger)
+    usual_tokens: int | None = None  # what most completions of the batch took lately
+    # Since when a job was refused for want of room, and what the smallest such job would have reserved.
+    waits_since_ms: int | None = Field(default=None, sa_type=BigInteger)
+    wanted_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    wanted_nano: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class ReservationRow(SQLModel, table=True):
+    """What a claim may take of its batch's budget. It counts while the job runs under that claim."""
+
+    __tablename__ = "reservations"
+    __table_args__ = (Index("ix_reservations_batch", "batch_id"),)
+    job_id: str = Field(primary_key=True)
+    batch_id: str
+    token: str  # of the claim
+    tokens: int = Field(sa_type=BigInteger)
+    cost_nano: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class WorkerRow(SQLModel, table=True):

@@ -33,6 +33,7 @@ from worker.ids import new_id
 from worker.operations.capacity import threads_needed
 from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
+from worker.prices.book import open_price_book
 from worker.settings import Settings
 from worker.settings.model import count_staged
 from worker.shutdown import Shutdown
@@ -87,6 +88,7 @@ class WorkerRuntime:
             clock=clock,
             window_s=settings.group_window_s,
             on_death=lambda exc: self._end_by_force("antrean-writer", exc),
+            find_price=lambda model: self._executor.find_price(model),
         )
         self._spool = SpoolFile(settings.spool_folder, self.worker_id)
         self._meter = Meter()
@@ -145,6 +147,7 @@ class WorkerRuntime:
                 gate_patience_s=settings.gate_patience_s,
             ),
             clock=clock,
+            prices=open_price_book(settings),
             is_proven=is_proven,
             is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
@@ -187,6 +190,7 @@ class WorkerRuntime:
             lease_s=settings.lease_s,
             beat_s=settings.beat_interval_s,
             spool_folder=settings.spool_folder,
+            find_price=self._executor.find_price,
             max_solo_losses=settings.max_solo_losses,
             on_dead=self._limiter.forget,
         )

@@ -7,12 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis
 
 from api_client.config import Credential, HeaderStyle
 from api_client.errors import ApiError
 from schemas.failure import FailureKind
-from tests.support.clock import FakeClock
 from tests.support.house import House
 from tests.support.ledger import job_row, rows, state
 from worker.attempt.credentials import Credentials
@@ -21,8 +19,6 @@ from worker.attempt.report import Verdict
 from worker.policy.gates import Admission, Gate
 from worker.settings import load_settings
 from worker.storage.engine import Ledger
-from worker.throttle.key_gates import KeyGates
-from worker.throttle.redis_store import RedisGateStore
 from worker.throttle.store import KeyName, MemoryGateStore
 
 A, B, C = "sk-a", "sk-b", "sk-c"
@@ -382,31 +378,3 @@ def test_all_calls_begin_again_after_the_gate_of_the_only_key_and_not_after_that
     house.clock.advance(2)
     served(house, 1)
     assert house.gates.restarts - before == restarts + 1
-
-
-# The names in the broker
-
-
-def test_keys_in_use_are_told_with_their_gates_and_forgotten_when_nobody_uses_them(
-    valkey: redis.Redis, clock: FakeClock
-) -> None:
-    store = RedisGateStore(valkey, "https://e.test", goes_by_callers=True)
-    keys = [
-        KeyName("0a1b2c3d4e5f", "ANTREAN_API_KEYS, key 1"),
-        KeyName("ffffffffffff", "ANTREAN_API_KEYS, key 2"),
-    ]
-    gates = KeyGates(store, clock, probe_ttl_s=60.0, keys=lambda: keys)
-    gates.room(64)
-    with gates.admit("job") as permit:
-        assert permit.key == keys[0]
-        gates.shut(FailureKind.QUOTA, asked_s=None, permit=permit, job_id="job", http_status=402)
-    first, second = store.fetch_keys()
-    assert (first.name, second.name, second.gate) == (keys[0], keys[1], None)
-    assert first.gate is not None and (first.gate.kind, first.gate.http_status) == (FailureKind.QUOTA, 402)
-    assert store.fetch() is None, "the endpoint's own gate is open"
-    [gate_key] = valkey.keys("antrean:*:key:0a1b2c3d4e5f:gate")
-    assert 600 <= valkey.ttl(gate_key) <= 602, "a key that nobody tries any more is forgotten"
-    keys[:] = [KeyName("aaaaaaaaaaaa", "ANTREAN_API_KEY_FILE")]
-    gates.room(64)
-    assert [one.name for one in store.fetch_keys()] == keys
-    assert valkey.smembers(valkey.keys("antrean:*:keys")[0]) == {b"aaaaaaaaaaaa"}

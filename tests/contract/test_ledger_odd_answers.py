@@ -32,7 +32,8 @@ from tests.support.ledger import (
 from tests.support.wire import Asked, Speaker, WireServer, framed
 from worker.attempt.report import Verdict
 from worker.reports.batchlines import output_line, write_lines
-from worker.storage.batches import fetch_batch, fetch_status, make_batch
+from worker.storage.batch_status import fetch_status
+from worker.storage.batches import fetch_batch, make_batch
 from worker.storage.due import take_due
 from worker.storage.engine import Ledger
 from worker.storage.outcomes import Recorded, Usage

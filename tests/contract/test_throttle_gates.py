@@ -19,7 +19,7 @@ from worker.logs.sink import flush_logs
 from worker.policy.gates import Gate
 from worker.throttle.gatekeeper import Gatekeeper, Permit
 from worker.throttle.redis_store import RedisGateStore
-from worker.throttle.store import GateStore, KeyName, MemoryGateStore
+from worker.throttle.store import GateStore, MemoryGateStore
 
 K = FailureKind
 Make = Callable[[], Gatekeeper]
@@ -51,20 +51,6 @@ def test_a_gate_comes_back_from_its_store_as_it_went(store: GateStore) -> None:
     assert store.fetch() == gate
     store.clear()
     assert store.fetch() is None
-
-
-def test_all_gates_are_opened_with_those_of_keys_that_no_worker_uses_any_more(store: GateStore) -> None:
-    names = [KeyName("0a1b2c3d4e5f", "key 1"), KeyName("ffffffffffff", "key 2")]
-    store.note_used(names)
-    for one in (store, *map(store.of_key, names)):
-        one.put(Gate(K.QUOTA, 1234, 3, needs_probe=True))
-    store.note_used(names[:1], replaced=names[1:])
-    assert [one.name for one in store.fetch_keys()] == names[:1]
-    store.clear_all()
-    assert [one.fetch() for one in (store, *map(store.of_key, names))] == [None] * 3
-    store.of_key(names[1]).put(Gate(K.QUOTA, 1234, 3, needs_probe=True))
-    store.clear_all()
-    assert store.of_key(names[1]).fetch() is None
 
 
 def test_a_shut_gate_is_shut_for_every_process(make: Make, clock: FakeClock) -> None:

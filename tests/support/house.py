@@ -25,6 +25,7 @@ from worker.consume.delivery import write_down
 from worker.intake.submit import make_job
 from worker.policy.gates import Gate
 from worker.policy.retry import RetryRules
+from worker.prices.book import open_price_book
 from worker.settings import load_settings
 from worker.storage.due import take_due
 from worker.storage.engine import Ledger
@@ -70,7 +71,12 @@ class House:
         self.ledger = AwayWhenTold(ledger.engine)
         self.client = EndpointClient(EndpointConfig(simulator.url, pool_size=4))
         self.writer = GroupWriter(
-            self.ledger, worker_id="w1", endpoint=self.endpoint, clock=clock, window_s=0.0
+            self.ledger,
+            worker_id="w1",
+            endpoint=self.endpoint,
+            clock=clock,
+            window_s=0.0,
+            find_price=lambda model: self.executor.find_price(model),
         )
         self.store = MemoryGateStore() if store is None else store
         self.slots: Slots[Received] = Slots(4) if slots is None else slots
@@ -79,6 +85,7 @@ class House:
         self.gates = KeyGates(self.store, clock, probe_ttl_s=60.0, keys=self.credentials.names)
         self.spool = SpoolFile(told.spool_folder, "w1")
         self.executor = Executor(
+            prices=open_price_book(told),
             client=self.client,
             credentials=self.credentials,
             writer=self.writer,

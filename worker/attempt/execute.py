@@ -1,31 +1,29 @@
-"""One attempt at a claimed job: admit, call, decide, record. The only place that calls the endpoint."""
+"""One attempt at a claimed job: admit, call, decide, record."""
 
 from __future__ import annotations
 
 import random
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
 import structlog
 
-from api_client.answers import Answer
 from api_client.client import EndpointClient
-from api_client.config import Credential
 from api_client.errors import ApiError
-from api_client.payload import switch_stream_off
 from schemas.failure import Failure, FailureKind
+from worker.attempt.calling import FRESH_S, Caller, NotCalled
 from worker.attempt.credentials import Credentials
 from worker.attempt.judge import Judge
 from worker.attempt.outcomes import make_setback, make_success, report_setback, report_success
 from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report
 from worker.clock import Clock
-from worker.errors import KeyUnavailable, Stopping
-from worker.policy.gates import is_of_a_key
+from worker.errors import Stopping
+from worker.policy.cost import Price
 from worker.policy.refusals import asks_for_less
 from worker.policy.retry import RetryRules
+from worker.prices.book import PriceBook
 from worker.storage.claims import is_unwanted
 from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
@@ -37,7 +35,6 @@ from worker.throttle.meter import Meter
 
 log = structlog.get_logger(__name__)
 _RECORD_WITHIN_S = 5.0  # a database that takes longer over a paid answer counts as away: it goes to the spool
-_FRESH_S = 1.0  # a claim that waited longer for its slot is looked at once more before its call
 
 
 class Spool(Protocol):
@@ -70,6 +67,7 @@ class Executor:
         spool: Spool,
         rules: RetryRules,
         clock: Clock,
+        prices: PriceBook,
         is_proven: bool,
         is_stopping: Callable[[], bool],
         is_paused: Callable[[], bool],
@@ -80,18 +78,26 @@ class Executor:
 
         `meter` counts what the calls come to.
         """
-        self._client = client
         self._credentials = credentials
         self._writer = writer
         self._gates = gates
-        self._rules = rules
         self._spool = spool
         self._clock = clock
+        self._prices = prices
         self._is_stopping = is_stopping
         self._is_paused = is_paused
         self._meter = meter or Meter()
         self._at_stake: set[str] = set()  # jobs with a call in flight, or an answer in memory alone
         self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
+        self._caller = Caller(
+            client,
+            credentials,
+            gates,
+            retry_after_cap_s=rules.retry_after_cap_s,
+            clock=clock,
+            is_stopping=is_stopping,
+            is_unwanted=self._is_unwanted,
+        )
         self._judge = Judge(
             gates,
             writer,
@@ -105,6 +111,14 @@ class Executor:
     def has_answers_at_stake(self) -> bool:
         """Whether a call is in flight, or an answer is neither recorded nor spooled yet."""
         return bool(self._at_stake)
+
+    def find_price(self, *models: str) -> Price | None:
+        """The price of a model that has these names, now; None where it is not known."""
+        try:
+            return self._prices.find(*models, now_ms=self._clock.now_ms())
+        except Exception as exc:  # a defect there must not cost the answer, which is paid for
+            log.error("price.not_found", error=type(exc).__name__)
+            return None
 
     def refuse(self, job_id: str) -> Report | None:
         """Why the job is not to be claimed now, as far as is known without asking. Its message is the relay's then."""
@@ -125,21 +139,18 @@ class Executor:
         """
         if self._is_stopping():
             return self._put_back(job, GIVEN_BACK)
-        if self._is_paused() or (waited_s > _FRESH_S and self._is_unwanted(job)):
+        if self._is_paused() or (waited_s > FRESH_S and self._is_unwanted(job)):
             return self._put_back(job, NOT_ADMITTED)
         self._at_stake.add(job.id)
         try:
-            with self._gates.admit(job.id) as permit:
-                if permit.is_granted:
-                    self._meter.admit(permit)
-                outcome = self._decide(job, permit, leave_slot) if permit.is_granted else None
+            outcome = self._make(job, leave_slot)
             if isinstance(outcome, Success):
                 return self._record_answer(job, outcome)
         finally:
             self._at_stake.discard(job.id)
-        if outcome is None:
+        if isinstance(outcome, NotCalled):
             leave_slot()
-            return self._put_back(job, NOT_ADMITTED)
+            return self._put_back(job, outcome.report, was_called=outcome.was_called)
         self._record_or_forget(outcome)
         return GIVEN_BACK if isinstance(outcome, GiveBack) else self._tell_setback(outcome)
 
@@ -160,13 +171,13 @@ class Executor:
         except WriterStopped as exc:
             forget(exc)
 
-    def _put_back(self, job: ClaimedJob, report: Report) -> Report:
-        self._record_or_forget(self._uncalled(job))
+    def _put_back(self, job: ClaimedJob, report: Report, *, was_called: bool = False) -> Report:
+        self._record_or_forget(self._uncalled(job, was_called=was_called))
         return report
 
-    def _uncalled(self, job: ClaimedJob) -> GiveBack:
+    def _uncalled(self, job: ClaimedJob, *, was_called: bool = False) -> GiveBack:
         now_ms = self._clock.now_ms()
-        return GiveBack(claim=job.claim, started_at_ms=now_ms, ended_at_ms=now_ms, was_called=False)
+        return GiveBack(claim=job.claim, started_at_ms=now_ms, ended_at_ms=now_ms, was_called=was_called)
 
     def _is_unwanted(self, job: ClaimedJob) -> bool:
         """Whether the job must not be called any more, because of what happened while it waited for its slot.
@@ -178,22 +189,43 @@ class Executor:
         except (DatabaseAway, WriterStopped):
             return True
 
+    def _make(
+        self, job: ClaimedJob, leave_slot: Callable[[], None]
+    ) -> Success | Setback | GiveBack | NotCalled:
+        with self._gates.admit(job.id) as permit:
+            if not permit.is_granted:
+                return NotCalled(NOT_ADMITTED, was_called=False)
+            self._meter.admit(permit)
+            try:
+                return self._decide(job, permit, leave_slot)
+            except NotCalled as exc:
+                self._meter.note_failure(permit, is_refusal=False)
+                return exc
+
     def _decide(
         self, job: ClaimedJob, permit: Permit, leave_slot: Callable[[], None]
     ) -> Success | Setback | GiveBack:
-        """Calls, and tells the gate. What comes of it is not written down yet."""
+        """Calls, and tells the gate. What comes of it is not written down yet. Raises NotCalled."""
         started_at_ms = self._clock.now_ms()
         try:
             try:
-                answer = self._call(job, permit)
+                answer = self._caller.call(job, permit)
             finally:
                 leave_slot()  # the next call need not wait until this one is written down
-            success = make_success(job, answer, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())
+            success = make_success(
+                job,
+                answer,
+                started_at_ms=started_at_ms,
+                ended_at_ms=self._clock.now_ms(),
+                find_price=self.find_price,
+            )
         except ApiError as exc:
             self._note_failure(permit, exc.failure)
             if exc.failure.kind is FailureKind.INTERRUPTED:
                 return self._interrupted(job, started_at_ms)
             return self._set_back(job, exc.failure, permit, started_at_ms, exc.latency_s)
+        except NotCalled:
+            raise
         except Stopping:
             return self._interrupted(job, started_at_ms)
         except Exception as exc:
@@ -215,71 +247,6 @@ class Executor:
         tokens = 0 if failure.spent is None else failure.spent.total_tokens
         self._meter.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
 
-    def _call(self, job: ClaimedJob, permit: Permit) -> Answer:
-        """The answer, trying the other header style, a changed key and other keys where the key was refused."""
-        body = switch_stream_off(job.body.encode())
-        credential = self._first_credential(permit)
-        tried = {credential}
-        while True:
-            sent_s = self._clock.monotonic_s()
-            try:
-                answer = self._client.complete(body, credential=credential, job_id=job.id)
-            except ApiError as exc:
-                other = self._untried_credential(job, exc.failure, credential, tried, permit, sent_s)
-                if other is None:
-                    raise
-                credential = other
-                tried.add(other)
-                continue
-            self._credentials.worked(credential)
-            return answer
-
-    def _first_credential(self, permit: Permit) -> Credential:
-        """What to send with the permit's key, or with one that has replaced it. Raises ApiError where there is none."""
-        try:
-            self._credentials.fetch_names()
-        except KeyUnavailable as exc:
-            if self._is_stopping():
-                raise Stopping from None
-            # As a refused key: the gate shuts, and each probe asks for the key again.
-            raise ApiError(Failure(FailureKind.UNAUTHORIZED, str(exc), was_sent=False)) from None
-        found = self._credentials.get(permit.key)
-        if found is None and self._gates.change_key(permit):
-            found = self._credentials.get(permit.key)
-        return found or self._credentials.fetch()[0]
-
-    def _untried_credential(
-        self,
-        job: ClaimedJob,
-        failure: Failure,
-        refused: Credential,
-        tried: set[Credential],
-        permit: Permit,
-        sent_s: float,
-    ) -> Credential | None:
-        """What to send after a refusal of the key, or None.
-
-        The key in the other header style, a key that has replaced it, or another one; then this one is set aside.
-        """
-        if not is_of_a_key(failure.kind):
-            return None
-        if failure.kind is FailureKind.UNAUTHORIZED:
-            other = self._credentials.other_style(refused)
-            if other is not None and other not in tried:
-                return other
-            with suppress(KeyUnavailable):
-                self._credentials.reread(sent_s=sent_s)
-        asked_s = failure.retry_after_s
-        is_changed = self._gates.change_key(
-            permit,
-            tried={one.key_id for one in tried},
-            kind=failure.kind,
-            asked_s=None if asked_s is None else min(asked_s, self._rules.retry_after_cap_s),
-            job_id=job.id,
-            http_status=failure.http_status,
-        )
-        return self._credentials.get(permit.key) if is_changed else None
-
     def _interrupted(self, job: ClaimedJob, started_at_ms: int) -> GiveBack:
         return GiveBack(claim=job.claim, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())
 
@@ -296,7 +263,13 @@ class Executor:
             log.error("gate.not_asked", job_id=job.id, error=type(exc).__name__)
             judged = self._judge.judge_alone(job, failure, now_ms=now_ms)
         return make_setback(
-            job, failure, judged, started_at_ms=started_at_ms, ended_at_ms=now_ms, latency_s=latency_s
+            job,
+            failure,
+            judged,
+            started_at_ms=started_at_ms,
+            ended_at_ms=now_ms,
+            latency_s=latency_s,
+            find_price=self.find_price,
         )
 
     def _record_answer(self, job: ClaimedJob, success: Success) -> Report:
@@ -320,6 +293,7 @@ class Executor:
                 started_at_ms=success.started_at_ms,
                 ended_at_ms=now_ms,
                 latency_s=success.latency_ms / 1000,
+                find_price=self.find_price,
             )
             self._record_or_forget(setback)
             return self._tell_setback(setback)

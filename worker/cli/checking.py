@@ -25,6 +25,7 @@ from worker.operations.preflight import (
     choose_model,
     list_models,
 )
+from worker.prices.book import open_price_book
 from worker.reports.summary import format_count
 from worker.settings import Settings, load_settings
 from worker.settings.sources import unknown_names
@@ -71,6 +72,8 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
     if settings is not None:
         known = settings
         attempt("slots", lambda: _check_slots(known))
+        if known.prices_file is not None:
+            attempt("prices", lambda: _check_prices(known))
         has_broker = attempt("broker", lambda: _check_broker(known))
         attempt("database", lambda: _check_database(known))
         facts: list[EndpointFacts] = []
@@ -121,6 +124,11 @@ def migrate() -> None:
 
 def _check_slots(settings: Settings) -> str:
     return f"{make_room(settings).call_count} of them fit in this machine's open files and threads"
+
+
+def _check_prices(settings: Settings) -> str:
+    open_price_book(settings)
+    return f"{settings.prices_file} can be read"
 
 
 def _check_broker(settings: Settings) -> str:

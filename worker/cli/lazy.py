@@ -35,6 +35,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "submit": Listed("submitting", "Write a batch of requests to the ledger; workers send them."),
         "results": Listed("batches", "Write the results of a batch as OpenAI batch output lines."),
         "retry": Listed("batches", "Queue failed, cancelled or expired jobs of a batch again."),
+        "budget": Listed("budgeting", "Show a batch's budget, or set it."),
         "cancel": Listed("jobs", "Cancel a batch or one job."),
     },
     "Look": {
@@ -42,7 +43,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "batches": Listed("listing", "List the batches, the newest first."),
         "jobs": Listed("job_list", "List jobs, one by one."),
         "show": Listed("jobs", "Show all facts of a job."),
-        "usage": Listed("usage", "Add up the tokens of all answered calls."),
+        "usage": Listed("usage", "Add up the tokens of all answered calls, and what they cost."),
         "workers": Listed("listing", "List the workers that have not ended, the oldest first."),
         "flower": Listed(
             "flower", "Watch workers and tasks in a browser: the same as `celery -A worker flower`."

@@ -15,14 +15,15 @@ from worker.operations.batches import find_named_batch
 from worker.operations.gates import describe_gate, describe_key, gate_facts, key_facts
 from worker.operations.limits import describe_limit, limit_facts
 from worker.operations.status import Snapshot, fetch_snapshot
-from worker.reports.summary import format_count, format_seconds
+from worker.reports.budgets import budget_facts, describe_budget, describe_wait
+from worker.reports.summary import cost_facts, describe_cost, format_count, format_seconds
 from worker.reports.waiting import (
     describe_oldest_call,
     oldest_call_facts,
     reason_facts,
 )
 from worker.settings import Settings, load_settings
-from worker.storage.batches import BatchStatus
+from worker.storage.batch_status import BatchStatus
 from worker.storage.migrating import prepare_ledger
 
 
@@ -43,9 +44,9 @@ def status(
     """Show the status of a batch, or of the whole ledger.
 
     Of a batch: its status, its jobs by state, its failures by kind, its results with an unusual finish_reason
-    (length: cut off; content_filter), and its tokens. Without a batch: where the ledger is, all jobs by state, the
-    latest batches, the workers, what is paused, until when a shut gate keeps jobs waiting, and which keys are set
-    aside.
+    (length: cut off; content_filter), its tokens and what they cost. Without a batch: where the ledger is, all jobs
+    by state, the latest batches, the workers, what is paused, until when a shut gate keeps jobs waiting, and which
+    keys are set aside.
 
     Of both: why jobs wait (a pause, a shut gate, a stopped run, no live worker for their endpoint, no free slot, or
     a next attempt that is not due yet), and the age of the oldest call.
@@ -71,10 +72,10 @@ def _print_ledger(found: Snapshot) -> None:
     for one in found.batches:
         done, failed, open_ = _sums(one)
         # The id stands alone on its line: nothing cuts it, however narrow the terminal.
-        out.say((one.batch.id, "bold"), f" {one.status}{_held(one)}")
+        out.say((one.batch.id, "bold"), f" {one.status}{_stops(one)}")
         out.say(
             f"  {one.batch.label} · {format_count(done)} done · {format_count(failed)} failed · "
-            f"{format_count(open_)} open · {format_count(one.total_tokens)} tokens"
+            f"{format_count(open_)} open · {format_count(one.total_tokens)} tokens · {describe_cost(one.cost)}"
         )
     for worker in found.workers:
         age_s = max(0, found.now_ms - worker.beat_at_ms) / 1000
@@ -97,10 +98,14 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
     out.say((f"ledger {found.place}", "dim"))
     out.say(
         (batch.id, "bold"),
-        f" {one.status}{_held(one)} · {batch.kind} of {batch.label} · {iso(batch.created_at_ms)}",
+        f" {one.status}{_stops(one)} · {batch.kind} of {batch.label} · {iso(batch.created_at_ms)}",
     )
     if _held(one):
         note("held since its run was stopped: the same `antrean run` goes on with it")
+    if one.budget is not None:
+        out.say(f"budget {describe_budget(one.budget)}")
+    if batch.deadline_ms is not None:
+        out.say(f"deadline {iso(batch.deadline_ms)}")
     if batch.submitted_at_ms is None:
         note("not all of it is written down: submit the same input again to complete it")
     out.say(_states_line(one.counts))
@@ -110,10 +115,12 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
         out.say(f"  finish reason: {format_count(count)} × {reason}")
     out.say(
         f"{format_count(one.prompt_tokens)} prompt + {format_count(one.completion_tokens)} completion "
-        f"= {format_count(one.total_tokens)} tokens"
+        f"= {format_count(one.total_tokens)} tokens · {describe_cost(one.cost)}"
     )
     if found.concerns(batch.endpoint):
         _print_trouble(found)
+    if waits := describe_wait(one.budget):
+        _print_reason("waiting", waits)
     _print_open(found)
 
 
@@ -171,6 +178,12 @@ def _held(found: BatchStatus) -> str:
     return ", held" if found.batch.held_at_ms is not None and is_open else ""
 
 
+def _stops(found: BatchStatus) -> str:
+    """What keeps the whole batch back, behind its status."""
+    waits = describe_wait(found.budget) is not None and any(not state.is_final for state in found.counts)
+    return _held(found) + (", at its budget" if waits else "")
+
+
 def _batch_facts(found: BatchStatus) -> dict[str, Any]:
     batch = found.batch
     return {
@@ -188,7 +201,10 @@ def _batch_facts(found: BatchStatus) -> dict[str, Any]:
             "prompt_tokens": found.prompt_tokens,
             "completion_tokens": found.completion_tokens,
             "total_tokens": found.total_tokens,
+            **cost_facts(found.cost),
         },
+        "budget": budget_facts(found.budget),
+        "deadline": None if batch.deadline_ms is None else iso(batch.deadline_ms),
         "created_at": iso(batch.created_at_ms),
         "submitted_at": None if batch.submitted_at_ms is None else iso(batch.submitted_at_ms),
     }

@@ -93,6 +93,7 @@ def _own_files(settings: Settings) -> list[tuple[Path, str]]:
     return [
         *((Path(name), "a file of settings") for name in (".env", "antrean.toml")),
         *((path, "a file of a password or a key") for path in secrets if path is not None),
+        *((path, "the file of prices") for path in (settings.prices_file,) if path is not None),
         *(
             (Path(f"{ledger}{suffix}"), "the ledger")
             for suffix in _SQLITE_SUFFIXES

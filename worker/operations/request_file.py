@@ -190,6 +190,7 @@ def _jobs(settings: Settings, batch: Batch, requests: CheckedRequests) -> Iterat
             source_key=f"{batch.id}:{line.number}",
             priority=BULK_PRIORITY,
             is_bulk=True,
+            expires_at_ms=batch.deadline_ms,
         )
 
 

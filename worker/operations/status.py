@@ -12,7 +12,8 @@ from worker.operations.limits import choose_limits
 from worker.policy.gates import Gate
 from worker.reports.waiting import Reason, explain_waiting
 from worker.settings import Settings
-from worker.storage.batches import Batch, BatchStatus, count_states, fetch_batches, fetch_status
+from worker.storage.batch_status import BatchStatus, fetch_status
+from worker.storage.batches import Batch, count_states, fetch_batches
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
 from worker.storage.limits import StoredLimit, fetch_limits

@@ -87,6 +87,9 @@ class Settings(BaseModel):
     auth_style: AuthStyle = "auto"
     model: str | None = None
     allow_zero_temperature: bool = False
+    prices_file: Path | None = Field(
+        default=None, description="prices of your own, which win over the bundled"
+    )
     connect_timeout_s: Timeout = 10.0
     read_timeout_s: Timeout = 300.0
     total_timeout_s: Timeout | None = Field(
@@ -221,7 +224,12 @@ class Settings(BaseModel):
         return None if value is None else SecretStr(read_command(value.get_secret_value()))
 
     @field_validator(
-        "home", "api_key_file", "database_password_file", "broker_password_file", "flower_password_file"
+        "home",
+        "api_key_file",
+        "prices_file",
+        "database_password_file",
+        "broker_password_file",
+        "flower_password_file",
     )
     @classmethod
     def _path_is_absolute(cls, value: Path | None) -> Path | None:
@@ -364,8 +372,8 @@ class Settings(BaseModel):
         return simulated
 
     def require_lasting_files(self) -> None:
-        """Raises SettingsError if a file of a secret is a pipe: a child process reads it again, and finds nothing."""
-        names = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
+        """Raises SettingsError if a file of a setting is a pipe: a child process reads it again, and finds nothing."""
+        names = [name for name in type(self).model_fields if name.endswith("_file")]
         problems = [
             f"{PREFIX}{name.upper()}: {shown(file)} is no file that several processes can read: save it to one"
             for name in names

@@ -32,6 +32,8 @@ class ClaimedJob:
     blocked_since_ms: int | None  # without the time in which it was not tried
     claimed_at_ms: int
     is_bulk: bool
+    expires_at_ms: int | None = None  # it is not called after that
+    budget_of: str | None = None  # its home batch, if that has a budget
 
     @property
     def id(self) -> str:
@@ -48,7 +50,7 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The numbers of tokens of an answered call, as the ledger keeps them."""
+    """The numbers of tokens of an answered call, as the ledger keeps them, and its cost (10⁻⁹ USD; None: unknown)."""
 
     model: str
     prompt_tokens: int = 0
@@ -56,6 +58,7 @@ class Usage:
     total_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cost_nano: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

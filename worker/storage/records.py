@@ -90,6 +90,7 @@ class Records:
                 "cached_tokens": min(tokens.cached_tokens, LARGEST_COUNT),
                 "reasoning_tokens": min(tokens.reasoning_tokens, LARGEST_COUNT),
                 "is_used": is_used,
+                "cost_nano": tokens.cost_nano,
                 "odd_finish_reason": odd_finish_reason(reason),
                 "created_at_ms": outcome.ended_at_ms,
             }

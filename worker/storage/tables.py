@@ -13,6 +13,7 @@ from schemas.job import JobState
 from schemas.rows import (
     AttemptRow,
     BatchRow,
+    BudgetRow,
     DetailRow,
     FailureBodyRow,
     IdentityRow,
@@ -21,6 +22,7 @@ from schemas.rows import (
     LimitRow,
     PauseRow,
     RequestRow,
+    ReservationRow,
     ResultRow,
     UsageRow,
     WantRow,
@@ -44,6 +46,8 @@ usage = _table(UsageRow)
 batches = _table(BatchRow)
 details = _table(DetailRow)
 pauses = _table(PauseRow)
+budgets = _table(BudgetRow)
+reservations = _table(ReservationRow)
 workers = _table(WorkerRow)
 identity = _table(IdentityRow)
 limits = _table(LimitRow)

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import structlog
 from schemas.shortage import describe_shortage, is_local_shortage
 from worker.clock import Clock
 from worker.errors import AntreanError, tell_place
+from worker.policy.cost import Price, compute_cost
+from worker.storage.budgets import wake_budgets
 from worker.storage.due import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import UNSTORABLE, WriterStopped
@@ -57,8 +60,12 @@ class Heartbeat:
         spool_folder: Path,
         max_solo_losses: int,
         on_dead: Callable[[str], None] = lambda worker_id: None,
+        find_price: Callable[[str], Price | None] = lambda model: None,
     ) -> None:
-        """`slots`: those of this worker, as it begins. `on_dead` is told of each worker that is found dead."""
+        """`slots`: those of this worker, as it begins. `on_dead` is told of each worker that is found dead.
+
+        `find_price`: of a model, for answers that a dead process left: its spool has no costs in it.
+        """
         self._ledger = ledger
         self._writer = writer
         self._spool = spool
@@ -71,6 +78,7 @@ class Heartbeat:
         self._spool_folder = spool_folder
         self._max_solo_losses = max_solo_losses
         self._on_dead = on_dead
+        self._find_price = find_price
         self._watch = LeaseWatch(own_id=writer.worker_id, lease_s=lease_s)
         self._strangers: set[str] = set()  # workers of other ledgers, whose spools lie here
 
@@ -112,6 +120,7 @@ class Heartbeat:
         now_ms = self._clock.now_ms()
         while self._ledger.run(lambda connection: expire_jobs(connection, now_ms=now_ms)):
             pass
+        self._ledger.run(partial(wake_budgets, now_ms=now_ms))
 
     def end(self, hinted_jobs: Sequence[str] = ()) -> None:
         """Marks this worker as stopped, and the jobs whose messages it leaves behind as not published.
@@ -174,7 +183,7 @@ class Heartbeat:
 
     def _record_spooled(self, success: Success) -> None:
         try:
-            recorded = self._writer.record(success, is_urgent=True)
+            recorded = self._writer.record(self._with_cost(success), is_urgent=True)
         except UNSTORABLE as exc:
             # One line that no ledger can store must not keep the others, or this worker, from going on.
             log.error("spool.unstorable", job_id=success.job_id, error=type(exc).__name__)
@@ -182,6 +191,18 @@ class Heartbeat:
             raise Unstorable from exc
         if recorded is Recorded.CLAIM_LOST:
             raise Unstorable  # of another ledger, or pruned here: it was paid for, and a person may still want it
+
+    def _with_cost(self, success: Success) -> Success:
+        tokens = success.usage
+        if tokens.cost_nano is not None:
+            return success
+        cost_nano = compute_cost(
+            self._find_price(tokens.model),
+            prompt_tokens=tokens.prompt_tokens,
+            completion_tokens=tokens.completion_tokens,
+            cached_tokens=tokens.cached_tokens,
+        )
+        return replace(success, usage=replace(tokens, cost_nano=cost_nano))
 
     def _rescue(self) -> None:
         for worker_id in self._presence.find_dead():

@@ -283,6 +283,8 @@ def _encode(success: Success) -> dict[str, object]:
     facts = asdict(success)
     claim = facts.pop("claim")
     usage = asdict(success.usage) | {"model": clean_text(success.usage.model)}
+    # Older versions cannot read a line with a cost in it. Whoever replays it looks the price up again.
+    del usage["cost_nano"]
     raw = base64.b64encode(success.raw).decode()
     return {**claim, **facts, **_texts(success), "raw": raw, "usage": usage}
 

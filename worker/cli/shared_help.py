@@ -1,0 +1,7 @@
+"""The help of options that two commands have."""
+
+DEADLINE_HELP = (
+    "When to stop calling: a duration such as 45m, 6h or 1d12h, or a time with its zone such as "
+    "2026-07-02T06:00Z."
+)
+BUDGET_HELP = "The most that all answers of the batch may take: 5usd or 500000tok. At its budget it waits."

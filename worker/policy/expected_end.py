@@ -1,0 +1,42 @@
+"""When a batch is likely to end, from the rate at which its endpoint answered lately. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_ENOUGH = 5  # answers tell a rate
+_SHORTEST_MS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Jobs that ended with an answer since `first_ms`, the time of the first of them."""
+
+    answers: int
+    first_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The likely end of a batch, and the rate that it follows from (jobs a second)."""
+
+    end_ms: int
+    jobs_per_s: float
+
+    def misses(self, deadline_ms: int | None) -> bool:
+        """Whether not all of the batch is likely to be done in time."""
+        return deadline_ms is not None and self.end_ms > deadline_ms
+
+
+def expect_end(flow: Flow, *, own: int, others: Iterable[int], now_ms: int) -> Expected | None:
+    """The likely end of a batch with `own` open jobs; None while too few answers tell a rate.
+
+    `others`: the numbers of open jobs of the other batches of its endpoint. All batches take turns: of each no more
+    jobs come first than this one has.
+    """
+    if flow.first_ms is None or flow.answers < _ENOUGH:
+        return None
+    per_ms = flow.answers / max(_SHORTEST_MS, now_ms - flow.first_ms)
+    before = own + sum(min(own, other) for other in others)
+    return Expected(now_ms + round(before / per_ms), per_ms * 1000)

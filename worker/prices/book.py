@@ -1,0 +1,66 @@
+"""The price of each model that an endpoint serves: the user's own table first, then the bundled prices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from worker.errors import SettingsError
+from worker.policy.cost import Price
+from worker.prices.bundled import find_bundled_price, is_known_provider
+from worker.prices.own import OwnPrices, read_own_prices
+from worker.settings import Settings
+
+_HOLDS_MS = 300_000  # some prices depend on the time of day
+_MOST_MODELS = 1_000
+
+
+class PriceBook:
+    """Prices at one endpoint. A price that was found is held for five minutes. Thread-safe."""
+
+    def __init__(
+        self,
+        base_url: str,
+        own: OwnPrices | None = None,
+        *,
+        find_bundled: Callable[..., Price | None] = find_bundled_price,
+    ) -> None:
+        self._base_url = base_url
+        self._own = own or OwnPrices()
+        self._find_bundled = find_bundled
+        self._found: dict[tuple[str, ...], tuple[int, Price | None]] = {}
+
+    def find(self, *models: str, now_ms: int) -> Price | None:
+        """The price of a model that has these names, the most exact first; None where it is not known."""
+        held = self._found.get(models)
+        if held is not None and abs(now_ms - held[0]) < _HOLDS_MS:
+            return held[1]
+        price = self._find(models, now_ms)
+        if (
+            len(self._found) >= _MOST_MODELS
+        ):  # an endpoint that names each answer otherwise must not fill memory
+            self._found.clear()
+        self._found[models] = (now_ms, price)
+        return price
+
+    def _find(self, models: tuple[str, ...], now_ms: int) -> Price | None:
+        for find in (self._own.find, self._bundled(now_ms)):
+            for model in models:
+                price = find(model)
+                if price is not None:
+                    return price
+        return None
+
+    def _bundled(self, now_ms: int) -> Callable[[str], Price | None]:
+        return lambda model: self._find_bundled(
+            model, base_url=self._base_url, provider=self._own.provider, now_ms=now_ms
+        )
+
+
+def open_price_book(settings: Settings) -> PriceBook:
+    """The prices at the endpoint of these settings. Raises SettingsError for a file of prices that has a fault."""
+    own = read_own_prices(settings.prices_file)
+    if own.provider is not None and not is_known_provider(own.provider):
+        raise SettingsError(
+            [f"ANTREAN_PRICES_FILE: {settings.prices_file}: no prices are bundled of provider {own.provider}"]
+        )
+    return PriceBook(settings.base_url, own)
