@@ -35,7 +35,7 @@ from worker.policy.gates import PROBE_CAP_S
 from worker.policy.retry import RetryRules
 from worker.prices.book import open_price_book
 from worker.settings import Settings
-from worker.settings.model import count_staged
+from worker.settings.slots import count_staged
 from worker.shutdown import Shutdown
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import WriterStopped

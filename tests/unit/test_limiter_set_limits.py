@@ -1,0 +1,115 @@
+"""Limits that somebody set: calls in flight, and requests and tokens a minute, through the limiters of workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.clock import FakeClock
+from tests.unit.test_limiter import Ledger, Worker, run_rounds
+from worker.throttle.limiter import Known
+from worker.throttle.limits import Fixed, MemoryLimitStore
+
+Make = Callable[..., Worker]
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def make(ledger: Ledger) -> Make:
+    clock = FakeClock()
+    store = MemoryLimitStore(clock.now_ms)
+    return lambda name="a", **facts: Worker(name, store, ledger, clock, **facts)
+
+
+def test_set_limits_act_while_calls_are_in_flight_and_clearing_them_ends_that(
+    make: Make, ledger: Ledger
+) -> None:
+    first, second = make("a", number=60), make("b", number=60)
+    for worker in (first, second):
+        worker.tick()
+        worker.take(200)
+    assert len(first.calls) == len(second.calls) == 60
+    ledger.known = Known(Fixed(in_flight=60, version_ms=1))
+    for _ in range(3):
+        for worker in (first, second):
+            worker.tick(0.5)
+            worker.end(20)
+    for _ in range(3):
+        for worker in (first, second):
+            worker.tick(0.1)
+    assert len(first.calls) + len(second.calls) == 60
+    ledger.known = Known(Fixed(version_ms=2))
+    for worker in (first, second):
+        worker.tick(0.6)
+    assert len(first.calls) == len(second.calls) == 60
+
+
+def test_a_set_limit_holds_from_the_first_call(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(in_flight=10, version_ms=1))
+    first, second = make("a", number=60), make("b", number=60)
+    first.tick()
+    first.take(100)
+    second.tick()
+    second.take(100)
+    assert (len(first.calls), len(second.calls)) == (10, 0)
+
+
+def test_auto_stays_within_a_set_limit(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(in_flight=20, version_ms=1))
+    worker = make()
+    run_rounds(worker, 40)
+    assert max(ledger.values) == 20
+
+
+def test_requests_a_minute_are_permits_that_are_used_up_and_earned_again(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(requests_per_minute=600, version_ms=1))
+    worker = make(number=64)
+    worker.take(0)
+    worker.tick()
+    worker.slots.lacks = False
+    worker.take(500)
+    assert worker.slots.lacks, "the limiter is asked at once"
+    begun = 0
+    for _ in range(600):
+        worker.take(500 - worker.slots.demand)
+        worker.tick()
+        begun += len(worker.calls)
+        worker.end()
+    assert 570 <= begun <= 612
+    ledger.known = Known(Fixed(version_ms=2))
+    worker.tick(0.6)
+    assert len(worker.calls) == 64
+
+
+def test_tokens_a_minute_are_reserved_by_what_answers_took_lately(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(tokens_per_minute=60_000, version_ms=1))
+    worker = make(number=64)
+    worker.tick()
+    used = 0
+    for _ in range(1200):
+        worker.take(max(0, 200 - worker.slots.demand))
+        worker.tick()
+        used += 100 * len(worker.calls)
+        worker.end(tokens=100)
+    assert 2 * 60_000 * 0.95 <= used <= 2 * 60_000 + 1500
+
+
+def test_permits_that_a_worker_cannot_use_go_back(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(requests_per_minute=600, version_ms=1))
+    first, second = make("a", number=4), make("b", number=64)
+    first.tick()
+    first.take(4)
+    first.tick()
+    assert len(first.calls) == 4
+    first.slots.grant(2)
+    first.tick(0.0)
+    assert first.slots.permits == 0
+    second.tick(0.0)
+    second.take(50)
+    second.tick(0.0)
+    assert len(second.calls) >= 2
