@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 import redis
 
 from schemas.failure import FailureKind
 from tests.support.clock import FakeClock
+from tests.support.processes import ROOT
 from worker.policy.gates import Gate
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.redis_store import RedisGateStore
@@ -59,3 +63,43 @@ def test_keys_in_use_are_told_with_their_gates_and_forgotten_when_nobody_uses_th
     gates.room(64)
     assert [one.name for one in store.fetch_keys()] == keys
     assert valkey.smembers(valkey.keys("antrean:*:keys")[0]) == {b"aaaaaaaaaaaa"}
+
+
+def test_the_gates_of_keys_that_were_forgotten_are_not_remembered_for_ever(
+    valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisGateStore(valkey, "https://e.test")
+    now_s = time.time()
+    for hours, key_id in ((0, "0a1b2c3d4e5f"), (2, "ffffffffffff")):
+        monkeypatch.setattr(time, "time", lambda hours=hours: now_s + hours * 3600)
+        store.of_key(KeyName(key_id, "key 1")).put(Gate(K.QUOTA, 1234, 3, needs_probe=True, wait_ms=60_000))
+    assert valkey.zrange(valkey.keys("antrean:*:gated-keys")[0], 0, -1) == [b"ffffffffffff"]
+
+
+def test_the_brokers_user_of_the_page_on_operations_may_do_all_that_gates_need(
+    valkey: redis.Redis, valkey_path: str
+) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    found = re.search(r"^ACL (SETUSER antrean .*?)(?=^ACL )", page, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    valkey.execute_command("ACL", *found[1].replace(">PASSWORD", ">secret").split())
+    valkey.acl_log_reset()
+    user = redis.Redis(unix_socket_path=valkey_path, username="antrean", password="secret")
+    try:
+        store = RedisGateStore(user, "https://e.test")
+        names = [KeyName("0a1b2c3d4e5f", "key 1"), KeyName("ffffffffffff", "key 2")]
+        store.note_used(names)
+        for one in (store, *map(store.of_key, names)):
+            one.put(Gate(K.QUOTA, 1234, 3, needs_probe=True))
+            assert one.take_probe(ttl_s=5.0, token="t")
+            one.leave_probe("t")
+            one.note_accepted()
+            assert one.was_accepted() and one.fetch() is not None
+        store.note_used(names[:1], replaced=names[1:])
+        assert [one.name for one in store.fetch_keys()] == names[:1]
+        store.clear_all()
+        assert store.of_key(names[1]).fetch() is None
+        assert store.failed_open == 0 and valkey.acl_log() == []
+    finally:
+        user.close()
+        valkey.acl_deluser("antrean")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -74,8 +75,7 @@ class RedisGateStore:
             if self._key is not None:
                 # A key that nobody tries any more is forgotten: it may be no key of anybody's.
                 keep_s = (_KEEP_KEY_S if gate.needs_probe else 1) + (gate.wait_ms or 0) // 1000
-                self._client.sadd(self._gated_key, self._key.id)
-                self._client.expire(self._gated_key, _KEEP_S)
+                self._note_gated(self._key.id, keep_s)
             self._client.set(self._gate_key, orjson.dumps(asdict(gate)), ex=keep_s, xx=only_if_shut)
         except redis.RedisError as exc:
             self._count(exc)
@@ -92,7 +92,7 @@ class RedisGateStore:
     def clear_all(self) -> None:
         self.clear()
         try:
-            key_ids = [_text(member) for member in self._client.smembers(self._gated_key)]
+            key_ids = [_text(member) for member in self._client.zrange(self._gated_key, 0, -1)]
             self._client.delete(self._gated_key)
         except redis.RedisError as exc:
             self._count(exc)
@@ -163,6 +163,14 @@ class RedisGateStore:
         except redis.RedisError as exc:
             self._count(exc)
             return False
+
+    def _note_gated(self, key_id: str, keep_s: int) -> None:
+        """Lets `clear_all` find the gate of the key while it is kept, also when no worker uses the key any more."""
+        now_s = time.time()
+        self._client.zadd(self._gated_key, {key_id: now_s + keep_s})
+        gone = self._client.zrangebyscore(self._gated_key, 0, now_s - _KEEP_KEY_S)
+        if gone:
+            self._client.zrem(self._gated_key, *gone)
 
     def _leave(self, token: str) -> bool:
         return bool(self._leave_probe(keys=[self._probe_key], args=[token, _KEEP_PROBE_MS]))
