@@ -27,6 +27,29 @@ def idle(loop: Iterator[Any], seconds: float) -> None:
     turn(loop, lambda: time.monotonic() > until_s)
 
 
+def count_takes_in(valkey: redis.Redis, loop: Iterator[Any], seconds: float) -> int:
+    """How often the broker is asked in so many seconds in which nothing changes."""
+    idle(loop, IDLE_POLL_S / 4)
+    before = count_takes(valkey)
+    idle(loop, seconds)
+    return count_takes(valkey) - before
+
+
+def take_one_by_one(
+    connection: KombuConnection, reader: Reader, loop: Iterator[Any], *, acks: bool
+) -> list[float]:
+    """Publishes five messages with pauses; seconds until each is taken. `acks`: the reader is idle in between."""
+    waits_s = []
+    for n in range(5):
+        idle(loop, 0.3)
+        publish(connection, {"n": n})
+        wanted = len(reader.messages) + 1
+        waits_s.append(turn(loop, lambda wanted=wanted: len(reader.messages) == wanted))
+        if acks:
+            reader.messages[-1].ack()
+    return waits_s
+
+
 @pytest.fixture
 def rings() -> list[None]:
     """One for each time that the doorbell rang."""
@@ -53,16 +76,8 @@ def test_an_idle_worker_asks_once_a_second_and_what_comes_is_taken_at_once(
     reader = Reader(valkey_path)
     reader.fetcher.run_in(hub)
     loop = hub.create_loop()
-    idle(loop, IDLE_POLL_S / 4)
-    before = count_takes(valkey)
-    idle(loop, 3 * IDLE_POLL_S)
-    assert 1 <= count_takes(valkey) - before <= 4
-    waits_s = []
-    for n in range(5):
-        idle(loop, 0.3)
-        publish(connection, {"n": n})
-        waits_s.append(turn(loop, lambda n=n: len(reader.messages) == n + 1))
-        reader.messages[n].ack()
+    assert 1 <= count_takes_in(valkey, loop, 3 * IDLE_POLL_S) <= 4
+    waits_s = take_one_by_one(connection, reader, loop, acks=True)
     assert sorted(waits_s)[2] < 5 * POLL_S, "the second that it asks by itself would be far off"
 
 
@@ -77,15 +92,8 @@ def test_a_busy_worker_asks_when_something_has_changed_and_no_more_often_than_an
     loop = hub.create_loop()
     publish(connection, {"n": 0})
     turn(loop, lambda: len(reader.messages) == 1)  # not acknowledged: there is work from now on
-    idle(loop, IDLE_POLL_S / 4)
-    before = count_takes(valkey)
-    idle(loop, 2 * IDLE_POLL_S)
-    assert 1 <= count_takes(valkey) - before <= 3
-    waits_s = []
-    for n in range(1, 6):
-        idle(loop, 0.3)
-        publish(connection, {"n": n})
-        waits_s.append(turn(loop, lambda n=n: len(reader.messages) == n + 1))
+    assert 1 <= count_takes_in(valkey, loop, 2 * IDLE_POLL_S) <= 3
+    waits_s = take_one_by_one(connection, reader, loop, acks=False)
     assert sorted(waits_s)[2] < 5 * POLL_S
     for message in reader.messages:
         message.ack()
