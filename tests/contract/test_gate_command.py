@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,15 @@ def test_a_key_that_is_set_aside_is_told_and_used_again_by_hand(
     opened = " ".join(say("gate", "open").split())
     assert "the keys are used again now" in opened
     assert [one.gate for one in store.fetch_keys()] == [None, None]
+
+
+def test_a_half_open_gate_is_told_and_opened_wholly_by_hand(ledger: Ledger, store: RedisGateStore) -> None:
+    store.put(replace(spent(), kind=FailureKind.SERVER_ERROR, until_ms=SystemClock().now_ms(), answered=1))
+    told = " ".join(say("gate").split())
+    assert told.endswith("it has answered again, and a few calls go before all do"), told
+    assert say_json("gate")["gate"]["is_half_open"] is True
+    say("gate", "open")
+    assert store.fetch() is None
 
 
 def test_where_all_keys_are_set_aside_their_gate_is_told_and_opening_it_wakes_the_jobs(

@@ -67,12 +67,15 @@ class Judge:
         self._refused_since_s = None
         known_s = self._round_trip_s
         self._round_trip_s = latency_s if known_s is None else known_s + _SMOOTHING * (latency_s - known_s)
-        self._gates.succeeded(permit)
+        self._gates.succeeded(permit, has_others=lambda: self._has_other_jobs(job.id))
         self._note_openings()
+        if permit.is_probe:
+            self._evidence.reopened()  # what failed was the outage's, also while the gate is only half open
         self._evidence.succeeded(
             job.id,
             job.model,
             began=permit.order,
+            number=permit.number,
             now_s=self._clock.monotonic_s(),
         )
         self._heed(hints, permit)
