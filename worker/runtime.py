@@ -50,12 +50,14 @@ from worker.throttle.limiter import Limiter
 from worker.throttle.meter import Meter
 from worker.throttle.redis_limits import RedisLimitStore
 from worker.throttle.redis_store import RedisGateStore
+from worker.throttle.told import ToldLimits
 from worker.upkeep.drain import Drain
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.limit_records import LedgerLimits
 from worker.upkeep.presence import Presence
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
+from worker.upkeep.told_limits import ToldRecords
 
 log = structlog.get_logger(__name__)
 
@@ -115,6 +117,7 @@ class WorkerRuntime:
             if drains
             else None
         )
+        told = ToldLimits()
         models_probe = build_models_probe(
             settings, gates, credentials, clock, on_answer=lambda: self._relay.poke()
         )
@@ -152,6 +155,7 @@ class WorkerRuntime:
             is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
             meter=self._meter,
+            told=told,
         )
         self._dispatcher = Dispatcher(
             self._executor,
@@ -193,6 +197,7 @@ class WorkerRuntime:
             find_price=self._executor.find_price,
             max_solo_losses=settings.max_solo_losses,
             on_dead=self._limiter.forget,
+            keep_told=ToldRecords(ledger, told, clock, endpoint=endpoint, worker_id=self.worker_id).keep,
         )
         self._reserved = Reserved(
             limit=sum(settings.first_slots) + count_staged(self._slots.bulk_limit),

@@ -34,6 +34,7 @@ from worker.storage.intake import NewJob
 from worker.storage.writer import GroupWriter
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.store import MemoryGateStore
+from worker.throttle.told import ToldLimits
 from worker.upkeep.spool import SpoolFile
 
 KEY = "sk-the-right-key"
@@ -64,10 +65,12 @@ class House:
         is_proven: bool = True,
         slots: Slots[Received] | None = None,
         store: MemoryGateStore | None = None,
+        told: ToldLimits | None = None,
         **settings: Any,
     ) -> None:
-        told = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
-        self.simulator, self.clock, self.endpoint = simulator, clock, told.endpoint
+        self.told = told or ToldLimits()
+        loaded = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
+        self.simulator, self.clock, self.endpoint = simulator, clock, loaded.endpoint
         self.ledger = AwayWhenTold(ledger.engine)
         self.client = EndpointClient(EndpointConfig(simulator.url, pool_size=4))
         self.writer = GroupWriter(
@@ -81,11 +84,11 @@ class House:
         self.store = MemoryGateStore() if store is None else store
         self.slots: Slots[Received] = Slots(4) if slots is None else slots
         self.is_paused = False
-        self.credentials = Credentials(told, "ledger", clock)
+        self.credentials = Credentials(loaded, "ledger", clock)
         self.gates = KeyGates(self.store, clock, probe_ttl_s=60.0, keys=self.credentials.names)
-        self.spool = SpoolFile(told.spool_folder, "w1")
+        self.spool = SpoolFile(loaded.spool_folder, "w1")
         self.executor = Executor(
-            prices=open_price_book(told),
+            prices=open_price_book(loaded),
             client=self.client,
             credentials=self.credentials,
             writer=self.writer,
@@ -97,6 +100,7 @@ class House:
             is_stopping=lambda: self.slots.is_stopping,
             is_paused=lambda: self.is_paused,
             rng=random.Random(1),
+            told=self.told,
         )
         self.pool = ThreadPoolExecutor(16)
         self.dispatcher = Dispatcher(

@@ -21,6 +21,7 @@ from worker.storage.writer import GroupWriter
 from worker.throttle.evidence import Evidence, Verdict
 from worker.throttle.gatekeeper import Permit
 from worker.throttle.key_gates import KeyGates
+from worker.throttle.told import ToldLimits
 
 _SOON_MS = 1000
 _SMOOTHING = 0.1  # so about the last ten answers count
@@ -47,8 +48,10 @@ class Judge:
         clock: Clock,
         rng: random.Random,
         is_proven: bool,
+        told: ToldLimits | None = None,
     ) -> None:
         self._gates = gates
+        self._told = told or ToldLimits()
         self._writer = writer
         self._rules = rules
         self._clock = clock
@@ -169,6 +172,7 @@ class Judge:
         return None if due_ms is None else self._soonest(due_ms, failure, decision, now_ms)
 
     def _heed(self, hints: RateHints | None, permit: Permit) -> None:
+        self._told.note(hints, "" if permit.key is None else permit.key.id, now_ms=self._clock.now_ms())
         wait_s = decide_hinted_wait_s(hints, self._rules)
         if wait_s is not None:
             self._gates.keep_off(wait_s, permit)
