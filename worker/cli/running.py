@@ -53,6 +53,12 @@ _SIMULATION_KEY = "simulated"
 _DEFAULT_OUTPUT = "results.jsonl"
 
 
+def _check_patience(value: float | None) -> float | None:
+    if value is not None and not value >= 0:
+        raise typer.BadParameter("it is a number of seconds, 0 or more")
+    return value
+
+
 def register(app: typer.Typer) -> None:
     """Adds the command."""
     app.command(
@@ -98,7 +104,7 @@ def run(
     patience: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
+            callback=_check_patience,
             help="End after so many seconds at a shut gate in which no job has ended; the jobs are kept.",
             show_default="wait on",
         ),
