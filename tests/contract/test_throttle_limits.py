@@ -95,7 +95,7 @@ def test_one_worker_has_all_of_the_limit_also_when_it_wants_nothing(make: Make) 
 
 def test_without_a_limit_each_has_what_it_may_make_itself(make: Make) -> None:
     worker = Worker("a", make(), most=17)
-    worker.exchange()
+    worker.exchange(is_adaptive=False)
     assert (worker.share, worker.permits) == (17, None)
 
 
@@ -179,10 +179,11 @@ def test_what_all_workers_saw_of_an_epoch_is_added_and_begins_anew_with_the_next
 def test_the_newest_of_the_limits_that_are_set_counts(make: Make) -> None:
     first, second = make(), make()
     old, new = Fixed(in_flight=60, version_ms=5), Fixed(in_flight=10, version_ms=6)
-    assert first.exchange(Report("a", 100, demand=100), old).slots == 60
-    assert second.exchange(Report("b", 100), new).slots == 0
-    assert first.exchange(Report("a", 100, applied=0, demand=100), old).slots == 10
-    assert first.exchange(Report("a", 100, demand=100), Fixed(version_ms=7)).slots == 100
+    of_first, of_second = (Report(name, 100, is_adaptive=False, demand=100) for name in "ab")
+    assert first.exchange(of_first, old).slots == 60
+    assert second.exchange(replace(of_second, demand=0), new).slots == 0
+    assert first.exchange(of_first, old).slots == 10
+    assert first.exchange(of_first, Fixed(version_ms=7)).slots == 100
 
 
 def test_the_lower_of_a_set_and_a_found_limit_counts_and_a_fixed_worker_goes_by_the_set_one(

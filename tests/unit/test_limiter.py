@@ -267,6 +267,16 @@ def test_a_store_that_forgot_the_limit_gets_the_one_that_was_found(
     assert after is not None and (after.value, after.epoch > value.epoch) == (value.good, True)
 
 
+def test_no_more_calls_begin_when_the_store_forgets_the_limit(make: Make, store: MemoryLimitStore) -> None:
+    worker = make()
+    worker.tick()
+    worker.take(100)
+    assert len(worker.calls) == 16
+    store.forget()
+    worker.tick()
+    assert len(worker.calls) == 16
+
+
 def test_the_limit_of_the_last_run_is_remembered(make: Make, ledger: Ledger, clock: FakeClock) -> None:
     ledger.known = Known(found=Limit(48, 70, Phase.HOLDING, clock.now_ms() - 5000, "x", good=48))
     worker = make()

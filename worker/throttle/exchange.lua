@@ -121,6 +121,9 @@ if limit then
     end
     own.share = math.max(0, math.min(fair, limit - others))
 end
+if report.is_adaptive and not state.value then -- no more calls before there is a found limit
+    own.share = math.min(own.share, own.applied)
+end
 
 -- The permits: worker/policy/rates.py.
 local minute, burst = 60000000, 600000

@@ -197,6 +197,8 @@ def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, 
     found = state.limit.value if state.limit is not None and report.is_adaptive else None
     bounds = [one for one in (found, state.fixed.in_flight) if one is not None]
     own.share = _share(state, report.worker_id, min(bounds), now_ms=now_ms) if bounds else report.most
+    if report.is_adaptive and state.limit is None:
+        own.share = min(own.share, own.applied)  # no more calls before there is a found limit
     permits, wait_us = _permits(state, report, now_us=(now_ms - state.began_ms) * 1000)
     return Share(
         slots=own.share,
