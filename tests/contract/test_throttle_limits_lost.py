@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.contract.test_throttle_limits import Make, Worker, found, make
-from worker.throttle.limits import Change, Fixed
+from tests.support.clock import FakeClock
+from worker.throttle.limits import SETTLING_MS, Change, Fixed
 
 __all__ = ["make"]
 
@@ -17,3 +18,35 @@ def test_a_worker_that_seeks_the_limit_has_no_more_slots_than_before_until_one_i
     assert worker.share == 16
     worker.exchange(Change(found(40)))
     assert worker.share == 40
+
+
+def test_a_worker_that_joins_after_the_clock_was_set_back_gets_its_share(
+    make: Make, clock: FakeClock
+) -> None:
+    first, second = Worker("a", make()), Worker("b", make())
+    first.exchange(Change(found(40)))
+    first.begin()
+    clock.jump(-600)
+    second.exchange()
+    assert second.share == 0, "it is not known yet what the other one holds"
+    first.exchange()
+    clock.advance(SETTLING_MS / 1000)
+    first.end(40)
+    for worker in (first, second, first, second):
+        worker.exchange()
+    assert (first.share, second.share) == (20, 20)
+
+
+def test_requests_go_on_at_their_rate_when_the_clock_is_set_back(make: Make, clock: FakeClock) -> None:
+    worker = Worker("a", make(), fixed=Fixed(requests_per_minute=600, version_ms=1))
+    worker.exchange(wanted=100)
+    for _ in range(600):
+        clock.advance(0.1)
+        worker.exchange(wanted=100)
+    clock.jump(-30)
+    begun = 0
+    for _ in range(100):
+        clock.advance(0.1)
+        worker.exchange(wanted=100)
+        begun += worker.permits or 0
+    assert 95 <= begun <= 106

@@ -50,11 +50,17 @@ elseif state.epoch > 0 and report.epoch == state.epoch then
     end
 end
 
-local workers = {}
+local workers, latest = {}, now
 for name, held in pairs(state.workers) do
+    latest = math.max(latest, held.seen)
     if held.seen > now - silent and held.seen <= now + 1000 then
         workers[name] = held
     end
+end
+if latest > now + 1000 or state.began > now then -- the clock was set back
+    local gone_us = math.max(0, latest - state.began) * 1000
+    state.requests_paid, state.tokens_paid = state.requests_paid - gone_us, state.tokens_paid - gone_us
+    state.began = now
 end
 state.workers = workers
 local own = { seen = now, share = 0, applied = report.applied, in_flight = report.in_flight,

@@ -188,9 +188,15 @@ def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, 
         state.limit, state.flow, has_changed = change.limit, NOTHING, True
     elif state.limit is not None and report.epoch == state.limit.epoch:
         state.flow += report.flow
+    latest_ms = max((held.seen_ms for held in state.workers.values()), default=now_ms)
     for name, held in list(state.workers.items()):
         if not now_ms - SILENT_MS < held.seen_ms <= now_ms + 1000:
             del state.workers[name]
+    if latest_ms > now_ms + 1000 or state.began_ms > now_ms:  # the clock was set back
+        gone_us = max(0, max(latest_ms, now_ms) - state.began_ms) * 1000
+        state.requests_paid_us -= gone_us
+        state.tokens_paid_us -= gone_us
+        state.began_ms = now_ms
     own = state.workers.setdefault(report.worker_id, Held(now_ms))
     own.seen_ms, own.applied, own.in_flight = now_ms, report.applied, report.in_flight
     own.demand, own.most = min(report.demand, report.most), report.most
