@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.contract.test_throttle_limits import Make, Worker, found, make
 from tests.support.clock import FakeClock
-from worker.throttle.limits import SETTLING_MS, Change, Fixed
+from worker.throttle.limits import SETTLING_MS, SILENT_MS, Change, Fixed
 
 __all__ = ["make"]
 
@@ -18,6 +18,27 @@ def test_a_worker_that_seeks_the_limit_has_no_more_slots_than_before_until_one_i
     assert worker.share == 16
     worker.exchange(Change(found(40)))
     assert worker.share == 40
+
+
+def test_a_store_that_forgot_everything_grants_nothing_new_before_all_have_told_what_they_hold(
+    make: Make, clock: FakeClock
+) -> None:
+    first, second = Worker("a", make(), share=25, calls=25), Worker("b", make(), share=15, calls=15)
+    first.has_others = second.has_others = True
+    new = Worker("c", make(), has_others=True)
+    new.exchange(Change(found(40)))
+    assert new.share == 0
+    first.exchange()
+    second.exchange()
+    assert (first.share, second.share) == (20, 13), "no more than they hold"
+    clock.advance(SETTLING_MS / 1000)
+    new.exchange()
+    assert new.share == 0, "all of it is in use"
+    first.end(25)
+    second.end(15)
+    for worker in (first, second, new, first, second, new):
+        worker.exchange()
+    assert sorted((first.share, second.share, new.share)) == [13, 13, 14]
 
 
 def test_a_worker_that_joins_after_the_clock_was_set_back_gets_its_share(
@@ -50,3 +71,15 @@ def test_requests_go_on_at_their_rate_when_the_clock_is_set_back(make: Make, clo
         worker.exchange(wanted=100)
         begun += worker.permits or 0
     assert 95 <= begun <= 106
+
+
+def test_what_somebody_set_ends_with_the_last_worker_that_knows_of_it(make: Make, clock: FakeClock) -> None:
+    """The other one is of another ledger, or somebody restored an older copy of this one."""
+    first = Worker("a", make(), fixed=Fixed(in_flight=10, requests_per_minute=600, version_ms=7))
+    other = Worker("b", make())
+    first.exchange(is_adaptive=False)
+    other.exchange(is_adaptive=False)
+    assert (first.share, other.share, other.permits) == (10, 0, 0)
+    clock.advance(SILENT_MS / 1000)
+    other.exchange(is_adaptive=False)
+    assert (other.share, other.permits) == (1000, None)

@@ -113,3 +113,19 @@ def test_permits_that_a_worker_cannot_use_go_back(make: Make, ledger: Ledger) ->
     second.take(50)
     second.tick(0.0)
     assert len(second.calls) >= 2
+
+
+def test_a_rate_that_another_ledger_has_set_is_kept_and_stops_nobody(clock: FakeClock) -> None:
+    store = MemoryLimitStore(clock.now_ms)
+    knows = Worker("a", store, Ledger(Known(Fixed(requests_per_minute=600, version_ms=1))), clock)
+    other = Worker("b", store, Ledger(), clock)
+    for worker in (knows, other):
+        worker.tick()
+    begun = 0
+    for _ in range(300):
+        knows.tick()
+        other.take(max(0, 30 - other.slots.demand))
+        other.tick(0.0)
+        begun += len(other.calls)
+        other.end()
+    assert 290 <= begun <= 312

@@ -2,11 +2,11 @@
 --
 -- KEYS[1]  all that is kept of the endpoint's limits, as JSON:
 --            began     when it was made, in ms of this server's clock
---            version   of the limits that are set, in ms; in_flight, requests, tokens: these limits, where they are set
+--            in_flight, requests, tokens   the limits that are set, where they are: the newest that a worker here knows
 --            value, epoch, limit   the found limit: its number, its epoch, and all of it as a text
 --            flow      what all workers saw of this epoch: name to sum
 --            requests_paid, tokens_paid   when what was granted is paid off, in us since `began`
---            workers   id to {seen, share, applied, in_flight, demand, most}
+--            workers   id to {seen, share, applied, in_flight, demand, most, version of the limits that it knows, in ms}
 -- ARGV[1]  the report, as JSON:
 --            worker, most, is_adaptive, applied, in_flight, demand, epoch, flow, wanted, unused, each_tokens,
 --            back_tokens   as in `Report`
@@ -32,14 +32,10 @@ end
 local stored = redis.call('GET', KEYS[1])
 local state = stored and cjson.decode(stored)
 if not state then
-    state = { began = ARGV[3] == '1' and now or now - settling, version = 0, epoch = 0, flow = {}, workers = {},
+    state = { began = ARGV[3] == '1' and now or now - settling, epoch = 0, flow = {}, workers = {},
         requests_paid = 0, tokens_paid = 0 }
 end
 
-if report.version >= state.version then
-    state.version, state.in_flight = report.version, report.in_flight_limit
-    state.requests, state.tokens = report.requests, report.tokens
-end
 local changed = 0
 if report.of_epoch == state.epoch then
     state.value, state.epoch, state.limit, state.flow = report.value, report.new_epoch, report.limit, {}
@@ -64,8 +60,15 @@ if latest > now + 1000 or state.began > now then -- the clock was set back
 end
 state.workers = workers
 local own = { seen = now, share = 0, applied = report.applied, in_flight = report.in_flight,
-    demand = math.min(report.demand, report.most), most = report.most }
+    demand = math.min(report.demand, report.most), most = report.most, version = report.version }
 workers[report.worker] = own
+local newest = report.version
+for _, held in pairs(workers) do
+    newest = math.max(newest, held.version or 0)
+end
+if report.version >= newest then
+    state.in_flight, state.requests, state.tokens = report.in_flight_limit, report.requests, report.tokens
+end
 
 -- The share: `share_out` and `grant` of worker/policy/shares.py.
 local function fair_share(limit)

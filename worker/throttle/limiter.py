@@ -223,7 +223,8 @@ class Limiter:
             )
         full_ms = applied * round((now_s - self._reported_s) * 1000) if is_full and self._was_full else 0
         fixed = self._known.fixed
-        has_rates = fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
+        is_told = self._slots.permits is not None  # also of a rate that another ledger has set
+        has_rates = is_told or fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
         wanted = self._want_permits() if has_rates else 0
         unused = self._slots.take_permits(-wanted) if wanted < 0 else 0
         report = Report(
@@ -257,9 +258,7 @@ class Limiter:
         self._limit = share.limit if self._is_adaptive else None
         self._latest = self._limit or self._latest
         self._meter.follow(self._limit)
-        self._meter.reserved_tokens = (
-            self._meter.expected_tokens() if fixed.tokens_per_minute is not None else 0
-        )
+        self._meter.reserved_tokens = self._meter.expected_tokens() if share.permits is not None else 0
         self._slots.grant(share.permits)
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
         slots = 0 if is_resting else share.slots

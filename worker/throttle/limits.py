@@ -24,7 +24,10 @@ SETTLING_MS = 1_500  # within this time, each worker that holds a share has repo
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Limits that are set, of all workers together. None: no such limit. The newest `version_ms` counts."""
+    """Limits that are set, of all workers together. None: no such limit.
+
+    The newest `version_ms` counts that a worker knows which has not ended: also for workers of another ledger.
+    """
 
     in_flight: int | None = None
     requests_per_minute: int | None = None
@@ -127,6 +130,7 @@ class Held:
     in_flight: int = 0
     demand: int = 0
     most: int = 0
+    version_ms: int = 0  # of the set limits that it knows
 
     @property
     def held(self) -> int:
@@ -181,8 +185,6 @@ class MemoryLimitStore:
 
 def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, *, now_ms: int) -> Share:
     """What `exchange.lua` does, line by line."""
-    if fixed.version_ms >= state.fixed.version_ms:
-        state.fixed = fixed
     has_changed = False
     if change is not None and change.of_epoch == (0 if state.limit is None else state.limit.epoch):
         state.limit, state.flow, has_changed = change.limit, NOTHING, True
@@ -200,6 +202,9 @@ def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, 
     own = state.workers.setdefault(report.worker_id, Held(now_ms))
     own.seen_ms, own.applied, own.in_flight = now_ms, report.applied, report.in_flight
     own.demand, own.most = min(report.demand, report.most), report.most
+    own.version_ms = fixed.version_ms
+    if fixed.version_ms >= max(held.version_ms for held in state.workers.values()):
+        state.fixed = fixed
     found = state.limit.value if state.limit is not None and report.is_adaptive else None
     bounds = [one for one in (found, state.fixed.in_flight) if one is not None]
     own.share = _share(state, report.worker_id, min(bounds), now_ms=now_ms) if bounds else report.most
