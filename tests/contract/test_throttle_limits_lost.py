@@ -83,3 +83,16 @@ def test_what_somebody_set_ends_with_the_last_worker_that_knows_of_it(make: Make
     clock.advance(SILENT_MS / 1000)
     other.exchange(is_adaptive=False)
     assert (other.share, other.permits) == (1000, None)
+
+
+def test_workers_with_a_number_of_their_own_take_nothing_of_the_found_limit(make: Make) -> None:
+    fixed = Fixed(requests_per_minute=60_000, version_ms=1)
+    number, seeker = Worker("a", make(), fixed=fixed, most=64), Worker("b", make(), fixed=fixed)
+    number.exchange(is_adaptive=False)
+    number.begin()
+    seeker.exchange(Change(found(16)))
+    assert (number.calls, seeker.share) == (64, 16)
+    number.fixed = seeker.fixed = Fixed(in_flight=70, version_ms=2)
+    number.exchange(is_adaptive=False)
+    seeker.exchange()
+    assert seeker.share == 6, "what is set is of all workers together"

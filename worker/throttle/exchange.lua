@@ -6,7 +6,8 @@
 --            value, epoch, limit   the found limit: its number, its epoch, and all of it as a text
 --            flow      what all workers saw of this epoch: name to sum
 --            requests_paid, tokens_paid   when what was granted is paid off, in us since `began`
---            workers   id to {seen, share, applied, in_flight, demand, most, version of the limits that it knows, in ms}
+--            workers   id to {seen, share, applied, in_flight, demand, most, is_adaptive, version of the limits that it
+--                      knows, in ms}
 -- ARGV[1]  the report, as JSON:
 --            worker, most, is_adaptive, applied, in_flight, demand, epoch, flow, wanted, unused, each_tokens,
 --            back_tokens   as in `Report`
@@ -60,7 +61,8 @@ if latest > now + 1000 or state.began > now then -- the clock was set back
 end
 state.workers = workers
 local own = { seen = now, share = 0, applied = report.applied, in_flight = report.in_flight,
-    demand = math.min(report.demand, report.most), most = report.most, version = report.version }
+    demand = math.min(report.demand, report.most), most = report.most, version = report.version,
+    is_adaptive = report.is_adaptive }
 workers[report.worker] = own
 local newest = report.version
 for _, held in pairs(workers) do
@@ -71,10 +73,13 @@ if report.version >= newest then
 end
 
 -- The share: `share_out` and `grant` of worker/policy/shares.py.
-local function fair_share(limit)
-    local names, wants, shares, hungry = {}, {}, {}, {}
-    for name in pairs(workers) do
-        names[#names + 1] = name
+local function grant(limit, is_among)
+    local names, wants, shares, hungry, others = {}, {}, {}, {}, 0
+    for name, held in pairs(workers) do
+        if is_among(held) then
+            names[#names + 1] = name
+            others = others + (held == own and 0 or math.max(held.share, held.applied, held.in_flight))
+        end
     end
     table.sort(names)
     for index, name in ipairs(names) do
@@ -110,25 +115,19 @@ local function fair_share(limit)
             fair = shares[index]
         end
     end
-    return math.min(own.most, fair + math.floor((limit - given) / #names))
-end
-
-local limit = report.is_adaptive and state.value or nil
-if state.in_flight and (not limit or state.in_flight < limit) then
-    limit = state.in_flight
-end
-own.share = own.most
-if limit then
-    local fair, others = fair_share(limit), 0
+    fair = math.min(own.most, fair + math.floor((limit - given) / #names))
     if now - state.began < settling then
         fair = math.min(fair, own.applied)
     end
-    for name, held in pairs(workers) do
-        if name ~= report.worker then
-            others = others + math.max(held.share, held.applied, held.in_flight)
-        end
-    end
-    own.share = math.max(0, math.min(fair, limit - others))
+    return math.max(0, math.min(fair, limit - others))
+end
+
+own.share = own.most
+if report.is_adaptive and state.value then
+    own.share = grant(state.value, function(held) return held.is_adaptive end)
+end
+if state.in_flight then
+    own.share = math.min(own.share, grant(state.in_flight, function() return true end))
 end
 if report.is_adaptive and not state.value then -- no more calls before there is a found limit
     own.share = math.min(own.share, own.applied)

@@ -6,7 +6,7 @@ Each worker reports what it holds and wants, and is told its share. `exchange.lu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,8 +43,8 @@ class Fixed:
 class Report:
     """What a worker holds, wants and saw since its last report.
 
-    `is_adaptive`: the found limit is its limit, too, and not only those that are set. `applied`: the share by which it
-    admits calls. `in_flight` was counted after `applied` was read, so from then on it
+    `is_adaptive`: it has a part of the found limit, which others with a number of their own are not counted in.
+    `applied`: the share by which it admits calls. `in_flight` was counted after `applied` was read, so from then on it
     has at most the greater of both in flight. `demand`: calls in flight and jobs that could be, `most` at most.
     `flow` is of `epoch`. `wanted`: permits to begin calls. `unused`: permits of before that it gives back.
     `each_tokens`: what one permit reserves. `back_tokens`: reserved, and not used by calls that have ended.
@@ -130,6 +130,7 @@ class Held:
     in_flight: int = 0
     demand: int = 0
     most: int = 0
+    is_adaptive: bool = True
     version_ms: int = 0  # of the set limits that it knows
 
     @property
@@ -205,9 +206,13 @@ def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, 
     own.version_ms = fixed.version_ms
     if fixed.version_ms >= max(held.version_ms for held in state.workers.values()):
         state.fixed = fixed
-    found = state.limit.value if state.limit is not None and report.is_adaptive else None
-    bounds = [one for one in (found, state.fixed.in_flight) if one is not None]
-    own.share = _share(state, report.worker_id, min(bounds), now_ms=now_ms) if bounds else report.most
+    own.is_adaptive, own.share = report.is_adaptive, report.most
+    if report.is_adaptive and state.limit is not None:
+        sharing = [name for name, held in state.workers.items() if held.is_adaptive]
+        own.share = _share(state, report.worker_id, sharing, state.limit.value, now_ms=now_ms)
+    if state.fixed.in_flight is not None:
+        all_of_them = _share(state, report.worker_id, state.workers, state.fixed.in_flight, now_ms=now_ms)
+        own.share = min(own.share, all_of_them)
     if report.is_adaptive and state.limit is None:
         own.share = min(own.share, own.applied)  # no more calls before there is a found limit
     permits, wait_us = _permits(state, report, now_us=(now_ms - state.began_ms) * 1000)
@@ -224,15 +229,16 @@ def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, 
     )
 
 
-def _share(state: State, worker_id: str, limit: int, *, now_ms: int) -> int:
-    names = sorted(state.workers)
+def _share(state: State, worker_id: str, sharing: Iterable[str], limit: int, *, now_ms: int) -> int:
+    """The worker's part of a limit that the `sharing` ones have together."""
+    names = sorted(sharing)
     own, index = state.workers[worker_id], names.index(worker_id)
     shares = share_out(limit, [state.workers[name].demand for name in names], turn=now_ms // TURN_MS)
     # What nobody demands is spread evenly: a job that comes to an idle worker finds a slot there.
     fair = min(own.most, shares[index] + (limit - sum(shares)) // len(names))
     if now_ms - state.began_ms < SETTLING_MS:
         fair = min(fair, own.applied)
-    return grant(fair, limit, sum(held.held for name, held in state.workers.items() if name != worker_id))
+    return grant(fair, limit, sum(state.workers[name].held for name in names if name != worker_id))
 
 
 def _permits(state: State, report: Report, *, now_us: int) -> tuple[int | None, int]:
