@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from tests.contract.test_throttle_limits import Make, Worker, found, make
+import time
+
+import redis
+
+from tests.contract.test_throttle_limits import ENDPOINT, Make, Worker, found, make
 from tests.support.clock import FakeClock
-from worker.throttle.limits import SETTLING_MS, SILENT_MS, Change, Fixed
+from worker.throttle.limits import SETTLING_MS, SILENT_MS, Change, Fixed, Report, Use
+from worker.throttle.redis_limits import RedisLimitStore
 
 __all__ = ["make"]
 
@@ -96,3 +101,11 @@ def test_workers_with_a_number_of_their_own_take_nothing_of_the_found_limit(make
     number.exchange(is_adaptive=False)
     seeker.exchange()
     assert seeker.share == 6, "what is set is of all workers together"
+
+
+def test_workers_that_were_killed_have_nothing_in_flight(valkey: redis.Redis) -> None:
+    store = RedisLimitStore(valkey, ENDPOINT)
+    store.exchange(Report("a", 100, in_flight=7), Fixed())
+    assert store.fetch_use() == Use(7, 1)
+    store.now_ms = time.time_ns() // 1_000_000 + SILENT_MS
+    assert store.fetch_use() is None
