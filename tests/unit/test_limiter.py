@@ -300,6 +300,21 @@ def test_an_opened_gate_is_a_slow_start_once_for_all_workers(make: Make, ledger:
     assert (limit.phase, limit.epoch) == (Phase.STARTING, epoch + 1)
 
 
+def test_a_key_that_replaces_one_whose_gate_had_opened_causes_no_slow_start(make: Make) -> None:
+    worker = make()
+    worker.openings = 3
+    worker.tick()
+    run_rounds(worker, 10)
+    worker.openings = 0
+    before = worker.limiter._limit
+    worker.tick()
+    assert worker.limiter._limit == before
+    worker.openings = 1
+    worker.tick()
+    after = worker.limiter._limit
+    assert after is not None and after.phase is Phase.STARTING
+
+
 def test_a_worker_that_died_leaves_its_share(make: Make) -> None:
     first, second = make("a"), make("b")
     first.tick()

@@ -299,10 +299,10 @@ class Limiter:
             return Change(start(self._latest or self._known.found, cap=cap, now_ms=now_ms))
         after = limit
         openings, refused_epoch = self._openings(), self._refused_epoch
-        if openings != self._opened:
-            self._opened = openings
-            if limit.reason != _REOPENED or now_ms - limit.since_ms > _REOPENED_MS:
-                after = replace(reopen(limit, cap=cap, now_ms=now_ms), reason=_REOPENED)
+        has_opened, self._opened = openings > self._opened, openings  # fewer: another key is used now
+        is_first = limit.reason != _REOPENED or now_ms - limit.since_ms > _REOPENED_MS
+        if has_opened and is_first:
+            after = replace(reopen(limit, cap=cap, now_ms=now_ms), reason=_REOPENED)
         if after is limit and refused_epoch is not None:
             after = cut(limit, share.flow, epoch=refused_epoch, cap=cap, now_ms=now_ms)
         self._refused_epoch = None
