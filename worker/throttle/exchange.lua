@@ -139,35 +139,36 @@ local now_us = (now - state.began) * 1000
 local function cost(per_minute, units)
     return math.ceil(minute * math.max(0, units) / per_minute)
 end
-local function take(paid, each, wanted)
-    local start, ahead = math.max(paid, now_us), math.max(each, burst)
+local function take(paid, each, wanted, credit)
+    local start, ahead = math.max(paid, now_us - credit), math.max(each, burst)
     local granted = math.max(0, math.min(wanted, math.floor((now_us + ahead - start) / math.max(1, each))))
-    paid = start + granted * each
+    paid = math.max(now_us, start + granted * each)
     return granted, paid, math.max(0, paid + each - ahead - now_us)
 end
-local function settle(paid, per_minute, back)
-    local moved = back >= 0 and paid - cost(per_minute, back) or paid + cost(per_minute, -back)
-    return math.min(moved, now_us + minute)
+local function settle(paid, per_minute, back, each)
+    local start = math.max(paid, now_us)
+    local moved = back >= 0 and start - cost(per_minute, back) or start + cost(per_minute, -back)
+    return math.min(moved, now_us + math.max(minute, each))
 end
 
 local permits, wait_us = -1, 0
 if state.requests or state.tokens then
-    local paid, each, token_wait_us = 0, 0, 0
+    local paid, each, credit, token_wait_us = 0, 0, 0, 0
     permits = report.wanted
     if state.requests then
-        each = cost(state.requests, 1)
-        paid = settle(state.requests_paid, state.requests, report.unused)
-        permits, state.requests_paid, wait_us = take(paid, each, permits)
+        each, credit = cost(state.requests, 1), cost(state.requests, report.unused)
+        paid = settle(state.requests_paid, state.requests, report.unused, 0)
+        permits, state.requests_paid, wait_us = take(paid, each, permits, credit)
     end
     if state.tokens then
         local back = report.back_tokens + report.unused * report.each_tokens
-        local tokens_paid = settle(state.tokens_paid, state.tokens, back)
-        permits, state.tokens_paid, token_wait_us =
-            take(tokens_paid, cost(state.tokens, report.each_tokens), permits)
+        local call = cost(state.tokens, report.each_tokens)
+        local tokens_paid = settle(state.tokens_paid, state.tokens, back, call)
+        permits, state.tokens_paid, token_wait_us = take(tokens_paid, call, permits, cost(state.tokens, back))
         wait_us = math.max(wait_us, token_wait_us)
         if state.requests then -- fewer than these: only what is granted is paid for
             local _
-            _, state.requests_paid = take(paid, each, permits)
+            _, state.requests_paid = take(paid, each, permits, credit)
         end
     end
 end

@@ -244,23 +244,30 @@ def _share(state: State, worker_id: str, sharing: Iterable[str], limit: int, *, 
 def _permits(state: State, report: Report, *, now_us: int) -> tuple[int | None, int]:
     requests, tokens = state.fixed.requests_per_minute, state.fixed.tokens_per_minute
     granted, wait_us = report.wanted, 0
-    paid_requests = paid_tokens = 0
+    paid_us = each_us = credit_us = 0
     if requests is not None:
-        paid_requests = settle(state.requests_paid_us, now_us=now_us, per_minute=requests, back=report.unused)
-        granted, _, wait_us = take(paid_requests, now_us=now_us, cost_us=cost_us(requests), wanted=granted)
-    if tokens is not None:
-        back, each_us = (
-            report.back_tokens + report.unused * report.each_tokens,
-            cost_us(tokens, report.each_tokens),
+        each_us, credit_us = cost_us(requests), cost_us(requests, report.unused)
+        paid_us = settle(state.requests_paid_us, now_us=now_us, per_minute=requests, back=report.unused)
+        granted, _, wait_us = take(
+            paid_us, now_us=now_us, cost_us=each_us, wanted=granted, credit_us=credit_us
         )
-        paid_tokens = settle(state.tokens_paid_us, now_us=now_us, per_minute=tokens, back=back)
+    if tokens is not None:
+        back = report.back_tokens + report.unused * report.each_tokens
+        call_us = cost_us(tokens, report.each_tokens)
+        paid_tokens_us = settle(
+            state.tokens_paid_us, now_us=now_us, per_minute=tokens, back=back, each_us=call_us
+        )
         granted, state.tokens_paid_us, token_wait_us = take(
-            paid_tokens, now_us=now_us, cost_us=each_us, wanted=granted
+            paid_tokens_us,
+            now_us=now_us,
+            cost_us=call_us,
+            wanted=granted,
+            credit_us=cost_us(tokens, back),
         )
         wait_us = max(wait_us, token_wait_us)
     if requests is not None:
         _, state.requests_paid_us, _ = take(
-            paid_requests, now_us=now_us, cost_us=cost_us(requests), wanted=granted
+            paid_us, now_us=now_us, cost_us=each_us, wanted=granted, credit_us=credit_us
         )
     if requests is None and tokens is None:
         return None, 0
