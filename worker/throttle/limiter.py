@@ -213,7 +213,9 @@ class Limiter:
         applied = self._applied if self._has_begun else 0
         was_held, self._is_held = self._is_held, False
         in_flight, demand = self._slots.in_flight, self._slots.demand
-        is_full = demand >= max(1, applied)
+        is_wanted = demand >= max(1, applied)
+        # What waits for a rate, and not for a slot, does not reach the limit in flight.
+        is_full = is_wanted and (self._slots.permits is None or in_flight >= applied)
         reading = self._meter.read()
         if self._kept is not None:
             reading = Reading(
@@ -234,7 +236,7 @@ class Limiter:
             applied=applied,
             in_flight=in_flight,
             # Only as many jobs are fetched as the share has room for: who has as many may want any number.
-            demand=self._own_limit if is_full else demand + (demand > 0),
+            demand=self._own_limit if is_wanted else demand + (demand > 0),
             epoch=self._meter.epoch,
             flow=reading.flow + Flow(full_ms=full_ms),
             wanted=max(0, wanted),
