@@ -46,6 +46,19 @@ def test_a_store_that_forgot_everything_grants_nothing_new_before_all_have_told_
     assert sorted((first.share, second.share, new.share)) == [13, 13, 14]
 
 
+def test_workers_go_on_with_less_at_once_where_the_store_forgot_a_limit_that_is_lower_now(
+    make: Make, clock: FakeClock
+) -> None:
+    first, second = Worker("a", make(), share=64, calls=5), Worker("b", make(), share=64, calls=5)
+    first.has_others = second.has_others = True
+    first.exchange(Change(found(64)))
+    for _ in range(3):
+        clock.advance(0.1)
+        second.exchange()
+        first.exchange()
+    assert (first.share, second.share) == (32, 32)
+
+
 def test_a_worker_that_joins_after_the_clock_was_set_back_gets_its_share(
     make: Make, clock: FakeClock
 ) -> None:

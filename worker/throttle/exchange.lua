@@ -7,7 +7,7 @@
 --            flow      what all workers saw of this epoch: name to sum
 --            requests_paid, tokens_paid   when what was granted is paid off, in us since `began`
 --            workers   id to {seen, share, applied, in_flight, demand, most, is_adaptive, version of the limits that it
---                      knows, in ms}
+--                      knows, in ms, first: what it applied when it reported to a store that knew nothing of it}
 -- ARGV[1]  the report, as JSON:
 --            worker, most, is_adaptive, applied, in_flight, demand, epoch, flow, wanted, unused, each_tokens,
 --            back_tokens   as in `Report`
@@ -58,11 +58,15 @@ if latest > now + 1000 or state.began > now then -- the clock was set back
     local gone_us = math.max(0, latest - state.began) * 1000
     state.requests_paid, state.tokens_paid = state.requests_paid - gone_us, state.tokens_paid - gone_us
     state.began = now
+    for _, held in pairs(workers) do
+        held.first = held.applied
+    end
 end
 state.workers = workers
 local own = { seen = now, share = 0, applied = report.applied, in_flight = report.in_flight,
     demand = math.min(report.demand, report.most), most = report.most, version = report.version,
     is_adaptive = report.is_adaptive }
+own.first = workers[report.worker] and workers[report.worker].first or report.applied
 workers[report.worker] = own
 local newest = report.version
 for _, held in pairs(workers) do
@@ -117,7 +121,7 @@ local function grant(limit, is_among)
     end
     fair = math.min(own.most, fair + math.floor((limit - given) / #names))
     if now - state.began < settling then
-        fair = math.min(fair, own.applied)
+        fair = math.min(fair, own.first)
     end
     return math.max(0, math.min(fair, limit - others))
 end

@@ -132,6 +132,7 @@ class Held:
     most: int = 0
     is_adaptive: bool = True
     version_ms: int = 0  # of the set limits that it knows
+    first: int = 0  # what it applied when it reported to a store that knew nothing of it
 
     @property
     def held(self) -> int:
@@ -200,7 +201,9 @@ def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, 
         state.requests_paid_us -= gone_us
         state.tokens_paid_us -= gone_us
         state.began_ms = now_ms
-    own = state.workers.setdefault(report.worker_id, Held(now_ms))
+        for held in state.workers.values():
+            held.first = held.applied
+    own = state.workers.setdefault(report.worker_id, Held(now_ms, first=report.applied))
     own.seen_ms, own.applied, own.in_flight = now_ms, report.applied, report.in_flight
     own.demand, own.most = min(report.demand, report.most), report.most
     own.version_ms = fixed.version_ms
@@ -237,7 +240,7 @@ def _share(state: State, worker_id: str, sharing: Iterable[str], limit: int, *, 
     # What nobody demands is spread evenly: a job that comes to an idle worker finds a slot there.
     fair = min(own.most, shares[index] + (limit - sum(shares)) // len(names))
     if now_ms - state.began_ms < SETTLING_MS:
-        fair = min(fair, own.applied)
+        fair = min(fair, own.first)
     return grant(fair, limit, sum(state.workers[name].held for name in names if name != worker_id))
 
 
