@@ -8,8 +8,11 @@ from uuid import uuid4
 import pytest
 
 from tests.support.ledger import NOW
+from worker.ids import new_id
+from worker.policy.concurrency import start
 from worker.storage.engine import Ledger
 from worker.storage.limits import (
+    KEPT_CHANGES,
     LimitChange,
     LimitKind,
     LimitSource,
@@ -21,6 +24,8 @@ from worker.storage.limits import (
     prune_changes,
     set_limits,
 )
+from worker.storage.tables import limit_changes
+from worker.upkeep.limit_records import LedgerLimits
 
 K, S = LimitKind, LimitSource
 
@@ -112,3 +117,21 @@ def test_only_the_newest_changes_are_kept(ledger: Ledger, endpoint: str) -> None
     assert ledger.run(partial(prune_changes, endpoint=endpoint, kept=5)) == 0
     assert [one.new for one in changes(ledger, endpoint)] == [12, 11, 10, 9, 8]
     assert [one.new for one in changes(ledger, endpoint, at_most=2)] == [12, 11]
+
+
+def test_a_worker_that_changes_a_limit_once_removes_old_changes(ledger: Ledger, endpoint: str) -> None:
+    rows = [
+        {
+            "id": new_id(),
+            "endpoint": endpoint,
+            "key_id": "",
+            "kind": K.IN_FLIGHT.value,
+            "source": S.FOUND.value,
+        }
+        | {"at_ms": NOW, "old": 1, "new": 2, "reason": "test", "worker_id": None}
+        for _ in range(KEPT_CHANGES + 9)
+    ]
+    ledger.run(lambda connection: connection.execute(limit_changes.insert(), rows))
+    records = LedgerLimits(ledger, endpoint=endpoint, worker_id="worker")
+    assert records.remember(start(None, cap=256, now_ms=NOW), now_ms=NOW)
+    assert len(changes(ledger, endpoint, at_most=KEPT_CHANGES + 100)) == KEPT_CHANGES
