@@ -185,7 +185,9 @@ def test_open_jobs_of_a_batch_whose_deadline_is_over_go_on_without_one(ledger: L
     batch, over_ms = a_batch(ledger), SystemClock().now_ms() - 1
     ours = [
         job.id
-        for job in put(ledger, *[a_job(batch_id="b", position=i, expires_at_ms=over_ms) for i in range(1, 603)])
+        for job in put(
+            ledger, *[a_job(batch_id="b", position=i, expires_at_ms=over_ms) for i in range(1, 603)]
+        )
     ]
     own, other = (
         put_one(ledger, batch_id="b", expires_at_ms=over_ms - 5),

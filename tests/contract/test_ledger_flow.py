@@ -70,3 +70,4 @@ def test_the_end_of_a_batch_waits_for_the_turns_of_others_but_not_of_those_at_th
     found = expect_end_of(ledger, batches[0])
     assert found is not None
     assert abs(found.end_ms - now_ms - in_s * 1000) < in_s * 200
+    assert (expect_end_of(ledger, batches[1]) is None) is is_at_budget, "nobody knows when it is raised"
