@@ -20,6 +20,7 @@ NOW_MS = 1_782_900_000_000
         (Flow(100, NOW_MS - 10_000), 50, [], 5_000),
         (Flow(100, NOW_MS - 10_000), 50, [20, 50], 12_000),
         (Flow(100, NOW_MS - 10_000), 50, [1_000_000], 10_000),  # a large batch takes turns with a small one
+        (Flow(100, NOW_MS - 90_000, NOW_MS - 80_000), 50, [], 5_000),  # nobody worked since
         (Flow(5, NOW_MS), 5, [], 1_000),  # of one moment: a second at least
         (Flow(100, NOW_MS - 10_000), 0, [7], 0),
     ],

@@ -34,6 +34,7 @@ PRICE = Price(Rates(1_000, 2_000))  # one and two nanodollars a token
         ("500000tok", Limit(tokens=500_000)),
         (" 500_000 tokens", Limit(tokens=500_000)),
         ("1,000 TOK", Limit(tokens=1_000)),
+        ("$1,234,567.50", Limit(nano=1_234_567_500_000_000)),
         ("0tok", Limit(tokens=0)),
     ],
 )
@@ -45,6 +46,13 @@ def test_a_budget_is_dollars_or_tokens(text: str, limit: Limit) -> None:
     "text", ["", "5", "five usd", "$5tok", "-5usd", "0.5tok", "1e3tok", "5eur", "9" * 20 + "tok"]
 )
 def test_another_budget_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("text", ["0,50usd", "1,5usd", "$0,500", "1,,000tok", "1,0000tok", "5,usd", "5_usd"])
+def test_a_comma_that_is_not_between_thousands_is_refused(text: str) -> None:
+    """Half a dollar, as many people write it, must not be a budget of fifty."""
     with pytest.raises(ValueError):
         parse_budget(text)
 

@@ -92,6 +92,13 @@ def test_ones_own_price_wins_by_its_name_then_by_the_first_pattern(tmp_path: Pat
     assert book.find("qwen", now_ms=NOW_MS) == Price(Rates(0, 0))
 
 
+def test_a_name_with_a_dot_that_is_not_quoted_is_refused_with_the_way_to_write_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_own_prices(write(tmp_path, "[models.gpt-4.1]\ninput = 2\noutput = 8\n"))
+    (problem,) = caught.value.problems
+    assert 'written in quotes, as in [models."gpt-4.1"]' in problem
+
+
 def test_ones_own_price_of_the_request_wins_over_a_bundled_one_of_the_answer() -> None:
     own = OwnPrices((("mini", Price(Rates(1, 2))),))
     book = PriceBook(OPENAI, own)

@@ -74,7 +74,8 @@ def describe_limit(one: StoredLimit) -> str:
 def describe_change(one: LimitChange) -> str:
     """`calls in flight: 40 to 30, refused`."""
     old, new = ("none" if value is None else f"{value:,}" for value in (one.old, one.new))
-    who = "set" if one.source is LimitSource.SET else one.reason or one.source.value
+    by_hand = "cleared" if one.new is None else "set"
+    who = by_hand if one.source is LimitSource.SET else one.reason or one.source.value
     return f"{_NAMES[one.kind]}: {old} to {new}, {who}"
 
 

@@ -20,7 +20,9 @@ _ENOUGH = 20  # answers tell what the next one may take
 _IMAGE_TOKENS = 2_000  # at least
 _BYTES_AN_IMAGE_TOKEN = 100
 _DATA = re.compile(r'"data:[^"]*"')
-_BUDGET = re.compile(r"(\$?)(\d[\d_,]*(?:\.\d+)?)\s*(usd|tok|tokens)?", re.IGNORECASE)
+# A comma is between thousands only: 0,50 or 1,5 may be meant as a fraction.
+_NUMBER = r"(?:[1-9]\d{0,2}(?:,\d{3})+|\d+(?:_\d+)*)(?:\.\d+)?"
+_BUDGET = re.compile(rf"(\$?)({_NUMBER})\s*(usd|tok|tokens)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

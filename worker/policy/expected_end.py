@@ -11,10 +11,14 @@ _SHORTEST_MS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Jobs that ended with an answer since `first_ms`, the time of the first of them."""
+    """Jobs that ended with an answer since `first_ms`, the time of the first of them.
+
+    `idle_since_ms`: the time of the last of them, if no job is in a call now. The time since then tells no rate.
+    """
 
     answers: int
     first_ms: int | None
+    idle_since_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ def expect_end(flow: Flow, *, own: int, others: Iterable[int], now_ms: int) -> E
     """
     if flow.first_ms is None or flow.answers < _ENOUGH:
         return None
-    per_ms = flow.answers / max(_SHORTEST_MS, now_ms - flow.first_ms)
+    until_ms = now_ms if flow.idle_since_ms is None else flow.idle_since_ms
+    per_ms = flow.answers / max(_SHORTEST_MS, until_ms - flow.first_ms)
     before = own + sum(min(own, other) for other in others)
     return Expected(now_ms + round(before / per_ms), per_ms * 1000)
