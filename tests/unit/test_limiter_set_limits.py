@@ -148,3 +148,19 @@ def test_a_limit_in_flight_that_a_rate_keeps_from_being_reached_does_not_grow(
     ledger.known = Known(Fixed(version_ms=2))
     run_rounds(worker, 20)
     assert ledger.values[-1] > 16
+
+
+def test_limits_that_came_and_went_while_the_store_was_away_stop_nobody(
+    ledger: Ledger, clock: FakeClock
+) -> None:
+    store = MemoryLimitStore(clock.now_ms)
+    worker = Worker("a", store, ledger, clock, number=8)
+    worker.tick()
+    store.is_away = True
+    ledger.known = Known(Fixed(in_flight=4, version_ms=1))
+    worker.tick(1.0)
+    ledger.known = Known(Fixed(version_ms=2))
+    worker.tick(1.0)
+    clock.advance(60.0)
+    worker.take(20)
+    assert len(worker.calls) == 8

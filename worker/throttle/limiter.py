@@ -116,7 +116,7 @@ class Limiter:
         self._limit: Limit | None = None
         self._latest: Limit | None = None  # also where the store has forgotten it
         self._applied = first_limit
-        self._is_limited = False  # the store knows of this worker
+        self._is_limited = False  # the store may know of this worker
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
         self._was_full = False
@@ -244,6 +244,7 @@ class Limiter:
             each_tokens=self._meter.reserved_tokens or 1,
             back_tokens=reading.back_tokens,
         )
+        self._is_limited = True  # also by a report whose answer is lost
         try:
             share = self._store.exchange(report, fixed, change, has_others=self._known.has_others)
         except StoreAway:
@@ -252,7 +253,7 @@ class Limiter:
         finally:
             self._has_begun = True
             self._reported_s, self._was_full = now_s, is_full
-        self._kept, self._is_limited = None, True
+        self._kept = None
         self._refused_epoch = reading.refused_epoch
         self._slots.valid_until_s = now_s + _VALID_S
         if self._is_held:  # refused meanwhile
