@@ -86,6 +86,14 @@ def test_a_prompt_is_estimated_by_its_bytes_and_an_image_by_its_size() -> None:
     assert estimate_prompt_tokens('{"url":"data:image/png;base64,AAAA"}') > 2_000
 
 
+@pytest.mark.parametrize(
+    "text", ["data: one two", "data:x;base64,AAAA and more words", "data:text/plain,a b"]
+)
+def test_a_text_that_begins_as_an_image_does_is_estimated_by_its_bytes(text: str) -> None:
+    body = json.dumps({"content": text * 10_000})
+    assert estimate_prompt_tokens(body) == len(body)
+
+
 def test_an_answer_without_a_bound_is_estimated_by_what_such_answers_took() -> None:
     body = '{"messages":[]}'
     assert estimate(body, None, usual_tokens=None) == Amount(len(body) + FIRST_COMPLETION_TOKENS, None)
