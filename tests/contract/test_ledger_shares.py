@@ -228,6 +228,27 @@ def test_facts_cost_no_query_a_job_and_none_at_most_turns(
     assert [queries for queries, _ in counts] == [1 + 3, 0, 0, 1]
 
 
+def test_of_very_many_unknown_batches_few_are_looked_at_in_a_turn(
+    make: Callable[..., Site], ledger: Ledger, clock: FakeClock
+) -> None:
+    site = make(learns=False)
+    add_worker(ledger, "w1", clock, slots=100)
+    for number in range(70):
+        site.put(f"b{number:02}", 3, tokens=LIGHT)
+    seen: list[str] = []
+
+    def listen(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "requests" in statement and "published_at_ms IS NULL" in statement:
+            seen.append(statement)
+
+    event.listen(ledger.engine, "before_cursor_execute", listen)
+    assert sum(site.tick().values()) == 200
+    assert len(seen) == 32
+    assert sum(site.tick().values()) == 10
+    event.remove(ledger.engine, "before_cursor_execute", listen)
+    assert 0 < len(seen) - 32 <= 10, "those that are left and were not looked at"
+
+
 def test_relays_at_once_share_the_tokens(ledger: Ledger) -> None:
     """Each with an account of its own, on one database at the same time."""
     batch_of: dict[str, str] = {}

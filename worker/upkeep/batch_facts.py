@@ -19,6 +19,7 @@ _SMOOTHING_OF_ALL = 1 / 256
 _REMEMBERED = 1000  # batches
 _LOOK_AGAIN_S = 2.0  # a weight may have been changed
 _SAMPLE = 3  # requests show what a job takes, before an answer does
+_SAMPLED = 32  # most batches of which requests are read in one turn
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class BatchFacts:
         self._guesses: dict[str, int] = {}
         self._weights: dict[str, float] = {}
         self._weighed: set[str] = set()
+        self._left_to_sample = 0
         self._looked_s = float("-inf")
 
     def note_answer(self, batch_id: str, *, tokens: int, completion_tokens: int) -> None:
@@ -65,6 +67,7 @@ class BatchFacts:
     def describe(self, connection: Transaction, turns: Sequence[Turn]) -> list[Waiting]:
         """These batches, each with its weight and what a job of it should take."""
         self._look_at_weights(connection, {turn.batch_id for turn in turns})
+        self._left_to_sample = _SAMPLED
         return [
             Waiting(
                 turn.batch_id,
@@ -79,7 +82,8 @@ class BatchFacts:
         if now_s - self._looked_s >= _LOOK_AGAIN_S:
             self._looked_s = now_s
             self._weights, self._weighed = {}, set()
-            self._guesses = {id_: guess for id_, guess in self._guesses.items() if id_ in batch_ids}
+            if len(self._guesses) > _REMEMBERED:
+                self._guesses.clear()
         new = batch_ids - self._weighed
         if new:
             self._weights |= fetch_weights(connection, new)
@@ -92,11 +96,9 @@ class BatchFacts:
                 return max(1, round(mean.value))
             usual = round(self._completion.value) if self._completion.count >= _ENOUGH else None
         if turn.batch_id not in self._guesses:
-            # Of a batch with retries alone nothing is read: it was called, and its answers tell.
-            bodies = (
-                fetch_next_bodies(connection, self._endpoint, turn.batch_id, at_most=_SAMPLE)
-                if turn.has_ready
-                else []
-            )
+            if not turn.has_ready or not self._left_to_sample:
+                return guess_tokens((), completion_tokens=usual)
+            self._left_to_sample -= 1
+            bodies = fetch_next_bodies(connection, self._endpoint, turn.batch_id, at_most=_SAMPLE)
             self._guesses[turn.batch_id] = guess_tokens(bodies, completion_tokens=usual)
         return self._guesses[turn.batch_id]
