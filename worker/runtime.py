@@ -50,6 +50,7 @@ from worker.throttle.limiter import Limiter
 from worker.throttle.meter import Meter
 from worker.throttle.redis_limits import RedisLimitStore
 from worker.throttle.redis_store import RedisGateStore
+from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.drain import Drain
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.limit_records import LedgerLimits
@@ -118,6 +119,7 @@ class WorkerRuntime:
         models_probe = build_models_probe(
             settings, gates, credentials, clock, on_answer=lambda: self._relay.poke()
         )
+        batch_facts = BatchFacts(clock, endpoint=endpoint)
         self._relay = Relay(
             ledger,
             publish_due or partial(publish, broker, queues=self.queues),
@@ -131,6 +133,7 @@ class WorkerRuntime:
             # What an endpoint asks for is capped, and a tenth of the backoff is added; a probe waits a minute.
             longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
             may_probe=models_probe.may_call_a_job,
+            facts=batch_facts,
         )
         self._executor = Executor(
             client=self._client,
@@ -152,6 +155,8 @@ class WorkerRuntime:
             is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
             meter=self._meter,
+            note_tokens=batch_facts.note_answer,
+            passes_priority=settings.upstream_priority == "vllm",
         )
         self._dispatcher = Dispatcher(
             self._executor,
