@@ -51,6 +51,7 @@ from worker.throttle.meter import Meter
 from worker.throttle.redis_limits import RedisLimitStore
 from worker.throttle.redis_store import RedisGateStore
 from worker.throttle.told import ToldLimits
+from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.drain import Drain
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.limit_records import LedgerLimits
@@ -121,6 +122,7 @@ class WorkerRuntime:
         models_probe = build_models_probe(
             settings, gates, credentials, clock, on_answer=lambda: self._relay.poke()
         )
+        batch_facts = BatchFacts(clock, endpoint=endpoint)
         self._relay = Relay(
             ledger,
             publish_due or partial(publish, broker, queues=self.queues),
@@ -134,6 +136,7 @@ class WorkerRuntime:
             # What an endpoint asks for is capped, and a tenth of the backoff is added; a probe waits a minute.
             longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
             may_probe=models_probe.may_call_a_job,
+            facts=batch_facts,
         )
         self._executor = Executor(
             client=self._client,
@@ -156,6 +159,8 @@ class WorkerRuntime:
             is_paused=lambda: self._relay.is_paused,
             meter=self._meter,
             told=told,
+            note_tokens=batch_facts.note_answer,
+            passes_priority=settings.upstream_priority == "vllm",
         )
         self._dispatcher = Dispatcher(
             self._executor,

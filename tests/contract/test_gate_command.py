@@ -17,6 +17,7 @@ from schemas.failure import FailureKind
 from tests.support.ledger import ENDPOINT, claim, job_row, put, record, setback
 from worker.cli.main import app
 from worker.clock import SystemClock
+from worker.errors import BrokerAway
 from worker.intake.submit import make_job
 from worker.operations.gates import GateWatch
 from worker.policy.gates import Gate
@@ -161,3 +162,25 @@ def test_the_gate_of_a_key_that_no_worker_uses_any_more_is_opened_as_well(
     assert say_json("gate")["keys"] == []
     say("gate", "open")
     assert store.of_key(FIRST).fetch() is None
+
+
+@pytest.mark.parametrize("words", [["gate"], ["gate", "open"]])
+def test_no_gate_is_said_to_be_open_where_the_broker_does_not_answer(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("ANTREAN_BROKER_URL", "redis://127.0.0.1:1/0")
+    with pytest.raises(BrokerAway, match="does not answer"):
+        say(*words)
+
+
+def test_no_gate_is_said_to_be_opened_where_the_broker_takes_no_change(
+    ledger: Ledger, store: RedisGateStore, valkey: redis.Redis
+) -> None:
+    store.put(spent())
+    valkey.execute_command("REPLICAOF", "127.0.0.1", "1")
+    try:
+        with pytest.raises(BrokerAway, match="shut as before"):
+            say("gate", "open")
+    finally:
+        valkey.execute_command("REPLICAOF", "NO", "ONE")
+    assert "it is open now" in say("gate", "open")

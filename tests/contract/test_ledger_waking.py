@@ -38,14 +38,14 @@ HOUR = 60 * MINUTE
 
 def block(ledger: Ledger, id_: str, *, at_ms: int, until_ms: int, kind: FailureKind = K.SERVER_ERROR) -> None:
     """One more refusal of the job, at `at_ms`."""
-    ledger.run(lambda c: take_due(c, ENDPOINT, room=500, after_batch="", now_ms=at_ms))
+    ledger.run(lambda c: take_due(c, ENDPOINT, room=500, now_ms=at_ms))
     job = claim_one(ledger, id_, token=f"t{at_ms}", now_ms=at_ms)
     record(ledger, setback(job, kind=kind, not_before_ms=until_ms, burns=False, is_blocked=True))
 
 
 def waited_ms(ledger: Ledger, id_: str, *, now_ms: int) -> int:
     """How long the job has waited by its next claim."""
-    ledger.run(lambda c: take_due(c, ENDPOINT, room=500, after_batch="", now_ms=now_ms))
+    ledger.run(lambda c: take_due(c, ENDPOINT, room=500, now_ms=now_ms))
     job = claim_one(ledger, id_, token=f"w{now_ms}", now_ms=now_ms)
     assert job.blocked_since_ms is not None
     return now_ms - job.blocked_since_ms
@@ -165,7 +165,7 @@ def test_whether_another_job_could_be_asked(ledger: Ledger, where: str) -> None:
     put_one(ledger, endpoint="https://elsewhere.test" if where == "elsewhere" else ENDPOINT)
     other = put_one(ledger) if where not in ("elsewhere",) else None
     if where == "published":
-        ledger.run(lambda c: take_due(c, ENDPOINT, room=9, after_batch="", now_ms=NOW))
+        ledger.run(lambda c: take_due(c, ENDPOINT, room=9, now_ms=NOW))
     if where in ("running", "waiting", "ended") and other is not None:
         job = claim_one(ledger, other)
         if where != "running":

@@ -148,7 +148,9 @@ def test_the_history_tells_each_change_the_newest_first(ledger: Ledger) -> None:
 def test_what_is_set_already_changes_nothing(ledger: Ledger) -> None:
     say("limits", "set", "--in-flight", "20")
     assert "nothing changed" in say("limits", "set", "--in-flight", "20")
-    assert "nothing changed" not in say("limits", "clear")
+    said = say("limits", "clear")
+    assert "calls in flight: 20 to none, cleared" in said
+    assert "nothing changed" not in said
     assert "nothing changed" in say("limits", "clear")
 
 
@@ -158,6 +160,8 @@ def test_what_is_set_already_changes_nothing(ledger: Ledger) -> None:
         (("limits", "set"), "name a limit: --in-flight"),
         (("limits", "--in-flight", "5"), "is changed by `antrean limits set`"),
         (("limits", "clear", "--in-flight", "5"), "is changed by `antrean limits set`"),
+        (("limits", "set", "--in-flight", "5", "--history"), "limits set: --history only shows"),
+        (("limits", "clear", "--history"), "limits clear: --history only shows"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_with_what_to_type(

@@ -35,6 +35,7 @@ from worker.storage.writer import GroupWriter
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.store import MemoryGateStore
 from worker.throttle.told import ToldLimits
+from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.spool import SpoolFile
 
 KEY = "sk-the-right-key"
@@ -87,6 +88,7 @@ class House:
         self.credentials = Credentials(loaded, "ledger", clock)
         self.gates = KeyGates(self.store, clock, probe_ttl_s=60.0, keys=self.credentials.names)
         self.spool = SpoolFile(loaded.spool_folder, "w1")
+        self.facts = BatchFacts(clock, endpoint=self.endpoint)
         self.executor = Executor(
             prices=open_price_book(loaded),
             client=self.client,
@@ -99,6 +101,8 @@ class House:
             is_proven=is_proven,
             is_stopping=lambda: self.slots.is_stopping,
             is_paused=lambda: self.is_paused,
+            note_tokens=self.facts.note_answer,
+            passes_priority=loaded.upstream_priority == "vllm",
             rng=random.Random(1),
             told=self.told,
         )
@@ -128,7 +132,7 @@ class House:
         """Time passes until the job is due, and the relay hands it out."""
         self.clock.advance(after_s)
         now_ms = self.clock.now_ms()
-        self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, after_batch="", now_ms=now_ms))
+        self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, now_ms=now_ms))
         assert state(self.ledger, id_) == "queued"
 
     def wait_for_the_database(self) -> None:

@@ -55,6 +55,12 @@ class Spool(Protocol):
         """Returns when claims may be made again. Raises Stopping during a shutdown."""
 
 
+class NoteTokens(Protocol):
+    """Is told what an answer to a job of a batch took; 0 where the endpoint does not tell."""
+
+    def __call__(self, batch_id: str, *, tokens: int, completion_tokens: int) -> None: ...
+
+
 class Executor:
     """Makes the attempts of one worker process. Thread-safe."""
 
@@ -74,11 +80,14 @@ class Executor:
         is_paused: Callable[[], bool],
         meter: Meter | None = None,
         told: ToldLimits | None = None,
+        note_tokens: NoteTokens = lambda batch_id, *, tokens, completion_tokens: None,
+        passes_priority: bool = False,
         rng: random.Random | None = None,
     ) -> None:
         """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint.
 
-        `meter` counts what the calls come to. `told`: the limits that answers tell.
+        `meter` counts what the calls come to; `note_tokens` is told what each answer took, by the job's batch. `told`:
+        the limits that answers tell. `passes_priority`: the endpoint is told which calls come first.
         """
         self._credentials = credentials
         self._writer = writer
@@ -89,6 +98,7 @@ class Executor:
         self._is_stopping = is_stopping
         self._is_paused = is_paused
         self._meter = meter or Meter()
+        self._note_tokens = note_tokens
         self._at_stake: set[str] = set()  # jobs with a call in flight, or an answer in memory alone
         self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
         self._caller = Caller(
@@ -99,6 +109,7 @@ class Executor:
             clock=clock,
             is_stopping=is_stopping,
             is_unwanted=self._is_unwanted,
+            passes_priority=passes_priority,
         )
         self._judge = Judge(
             gates,
@@ -223,7 +234,7 @@ class Executor:
                 find_price=self.find_price,
             )
         except ApiError as exc:
-            self._note_failure(permit, exc.failure)
+            self._note_failure(job, permit, exc.failure)
             if exc.failure.kind is FailureKind.INTERRUPTED:
                 return self._interrupted(job, started_at_ms)
             return self._set_back(job, exc.failure, permit, started_at_ms, exc.latency_s)
@@ -240,15 +251,23 @@ class Executor:
             tokens=success.usage.total_tokens,
             tokens_out=success.usage.completion_tokens,
         )
+        self._note_tokens(
+            job.batch_id,
+            tokens=success.usage.total_tokens,
+            completion_tokens=success.usage.completion_tokens,
+        )
         try:
             self._judge.note_success(job, permit, latency_s=answer.latency_s, hints=answer.rate_hints)
         except Exception as exc:  # a defect there must not cost the answer, which is paid for
             log.error("gate.not_told", job_id=job.id, error=type(exc).__name__)
         return success
 
-    def _note_failure(self, permit: Permit, failure: Failure) -> None:
-        tokens = 0 if failure.spent is None else failure.spent.total_tokens
+    def _note_failure(self, job: ClaimedJob, permit: Permit, failure: Failure) -> None:
+        spent = failure.spent
+        tokens = 0 if spent is None else spent.total_tokens
         self._meter.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
+        if spent is not None:
+            self._note_tokens(job.batch_id, tokens=tokens, completion_tokens=spent.completion_tokens)
 
     def _interrupted(self, job: ClaimedJob, started_at_ms: int) -> GiveBack:
         return GiveBack(claim=job.claim, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())

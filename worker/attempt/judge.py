@@ -24,6 +24,7 @@ from worker.throttle.key_gates import KeyGates
 from worker.throttle.told import ToldLimits
 
 _SOON_MS = 1000
+_NEW_TROUBLE = 2.0  # times the longest backoff
 _SMOOTHING = 0.1  # so about the last ten answers count
 
 
@@ -59,6 +60,7 @@ class Judge:
         self._is_proven = is_proven  # the endpoint has answered: a 404 may then be a job's own fault
         self._round_trip_s: float | None = None  # of answered calls, smoothed; a lost update does not matter
         self._refused_since_s: float | None = None  # since the last answer: the first refusal for a rate
+        self._refused_s = 0.0  # the latest one
         self._evidence = Evidence()
         self._openings = gates.openings
 
@@ -115,10 +117,14 @@ class Judge:
         )
 
     def _note_refusal(self) -> float:
-        """Seconds for which calls were refused for their rate, and none was answered."""
+        """Seconds for which calls were refused for their rate, and none was answered.
+
+        A refusal after a time in which no job can have waited for the one before is the first of a new trouble.
+        """
         now_s, since_s = self._clock.monotonic_s(), self._refused_since_s
-        if since_s is None:
+        if since_s is None or now_s - self._refused_s > _NEW_TROUBLE * self._rules.backoff_cap_s:
             since_s = self._refused_since_s = now_s
+        self._refused_s = now_s
         return now_s - since_s
 
     def _attribute(

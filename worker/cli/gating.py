@@ -10,6 +10,7 @@ import typer
 from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note, out, print_json
 from worker.clock import SystemClock
+from worker.errors import BrokerAway
 from worker.operations.gates import GateWatch, describe_key, explain_gate, gate_facts, key_facts
 from worker.operations.served import why_nobody_works
 from worker.reports.summary import format_count
@@ -43,12 +44,15 @@ def gate(
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)
-    if action is _Action.OPEN and not settings.is_broker_embedded:
-        check_broker(open_client(broker_address(settings)))  # else nobody knows whether it was opened
+    if not settings.is_broker_embedded:
+        check_broker(open_client(broker_address(settings)))  # else nobody knows whether it is open
     watch = GateWatch(settings)
     (found, keys), now_ms = watch.fetch_all(), SystemClock().now_ms()
     said = "the gate is open" if found is None else explain_gate(ledger, settings, found)
     woken = watch.open_gate(ledger) if action is _Action.OPEN else 0
+    was_shut = found is not None or any(one.gate is not None for one in keys)
+    if action is _Action.OPEN and was_shut and watch.fetch_all() == (found, keys):
+        raise BrokerAway("the broker takes no change (is it a read-only copy?): the gate is shut as before")
     if as_json:
         facts = gate_facts(settings.endpoint, found, now_ms=now_ms)
         print_json(

@@ -15,6 +15,7 @@ from worker.operations.batches import find_named_batch
 from worker.operations.gates import describe_gate, describe_key, gate_facts, key_facts
 from worker.operations.limits import describe_limit, limit_facts
 from worker.operations.status import Snapshot, fetch_snapshot
+from worker.policy.fairness import USUAL_WEIGHT
 from worker.reports.budgets import budget_facts, describe_budget, describe_wait
 from worker.reports.summary import cost_facts, describe_cost, format_count, format_seconds
 from worker.reports.waiting import (
@@ -104,6 +105,8 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
         note("held since its run was stopped: the same `antrean run` goes on with it")
     if one.budget is not None:
         out.say(f"budget {describe_budget(one.budget)}")
+    if batch.weight != USUAL_WEIGHT:
+        out.say(f"weight {batch.weight:g}")
     if batch.deadline_ms is not None:
         out.say(f"deadline {iso(batch.deadline_ms)}")
     if batch.submitted_at_ms is None:
@@ -203,6 +206,7 @@ def _batch_facts(found: BatchStatus) -> dict[str, Any]:
             "total_tokens": found.total_tokens,
             **cost_facts(found.cost),
         },
+        "weight": batch.weight,
         "budget": budget_facts(found.budget),
         "deadline": None if batch.deadline_ms is None else iso(batch.deadline_ms),
         "created_at": iso(batch.created_at_ms),

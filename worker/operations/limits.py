@@ -85,7 +85,8 @@ def describe_limit(one: StoredLimit) -> str:
 def describe_change(one: LimitChange) -> str:
     """`calls in flight: 40 to 30, refused`."""
     old, new = ("none" if value is None else f"{value:,}" for value in (one.old, one.new))
-    who = "set" if one.source is LimitSource.SET else one.reason or one.source.value
+    by_hand = "cleared" if one.new is None else "set"
+    who = by_hand if one.source is LimitSource.SET else one.reason or one.source.value
     key = f" of key {one.key_id}" if one.key_id else ""
     return f"{_NAMES[one.kind]}{key}: {old} to {new}, {who}"
 

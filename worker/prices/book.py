@@ -43,7 +43,7 @@ class PriceBook:
         return price
 
     def _find(self, models: tuple[str, ...], now_ms: int) -> Price | None:
-        for find in (self._own.find, self._bundled(now_ms)):
+        for find in (self._own.find_named, self._own.find_by_pattern, self._bundled(now_ms)):
             for model in models:
                 price = find(model)
                 if price is not None:

@@ -16,6 +16,7 @@ from worker.text.printable import printable
 _NAME = "ANTREAN_PRICES_FILE"
 _RATES = ("input", "output", "cached")
 _LARGEST = Decimal(1_000_000)  # dollars a million tokens
+_QUOTED = '[models."gpt-4.1"]'
 _EXAMPLE = 'a table such as [models."gpt-4o*"] with input = 2.5 and output = 10'
 
 
@@ -29,11 +30,12 @@ class OwnPrices:
     models: tuple[tuple[str, Price], ...] = ()
     provider: str | None = None
 
-    def find(self, model: str) -> Price | None:
-        """The price of the entry with this name; without one, of the first pattern (`*`, `?`) that fits."""
-        for name, price in self.models:
-            if name == model:
-                return price
+    def find_named(self, model: str) -> Price | None:
+        """The price of the entry with this name."""
+        return next((price for name, price in self.models if name == model), None)
+
+    def find_by_pattern(self, model: str) -> Price | None:
+        """The price of the first entry whose pattern (`*`, `?`) fits."""
         return next((price for pattern, price in self.models if fnmatchcase(model, pattern)), None)
 
 
@@ -78,6 +80,9 @@ def _read_price(where: str, table: Any, problems: list[str]) -> Price | None:
     before = len(problems)
     rates: dict[str, int] = {}
     for name, value in table.items():
+        if isinstance(value, dict):
+            problems.append(f"{where}: a name with a dot is written in quotes, as in {_QUOTED}")
+            return None
         if name not in _RATES:
             problems.append(f"{where}: {printable(name)} is unknown; a model has input, output and cached")
             continue

@@ -85,6 +85,10 @@ class Settings(SlotSettings):
     auth_style: AuthStyle = "auto"
     model: str | None = None
     allow_zero_temperature: bool = False
+    upstream_priority: Literal["off", "vllm"] = Field(
+        default="off",
+        description="vllm: tell the endpoint which calls come first, as its `priority` (lower is earlier)",
+    )
     prices_file: Path | None = Field(
         default=None, description="prices of your own, which win over the bundled"
     )

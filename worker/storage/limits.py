@@ -61,6 +61,8 @@ class LimitChange:
     worker_id: str | None
 
 
+# Others are of a newer version, and are left out.
+_KINDS, _SOURCES = frozenset(LimitKind), frozenset(LimitSource)
 _LIMIT_COLUMNS = (
     limits.c.endpoint,
     limits.c.key_id,
@@ -98,7 +100,9 @@ def fetch_limits(
         else connection.execute(_OF_ENDPOINT, {"of_endpoint": endpoint})
     )
     read = [
-        StoredLimit(row[0], row[1], LimitKind(row[2]), LimitSource(row[3]), *row[4:]) for row in found.all()
+        StoredLimit(row[0], row[1], LimitKind(row[2]), LimitSource(row[3]), *row[4:])
+        for row in found.all()
+        if row[2] in _KINDS and row[3] in _SOURCES
     ]
     return [one for one in read if key_id is None or one.key_id == key_id]
 
@@ -223,6 +227,7 @@ def fetch_changes(connection: Connection, endpoint: str | None = None, *, at_mos
     return [
         LimitChange(row[0], row[1], LimitKind(row[2]), LimitSource(row[3]), *row[4:])
         for row in connection.execute(query.limit(at_most)).all()
+        if row[2] in _KINDS and row[3] in _SOURCES
     ]
 
 

@@ -12,7 +12,9 @@ from worker.policy.gates import MOST_PROBES, Gate, next_probe_after_s
 from worker.policy.half_open import next_trial_after_s
 
 ACCEPTED_S = 120
-USED_S = 120  # a key that no worker has named for so long is not in use any more
+USED_S = (
+    15  # a key that no worker has named for so long is not in use any more: workers name theirs every 4 s
+)
 
 
 @dataclass(frozen=True, slots=True)

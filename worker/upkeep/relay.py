@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -12,11 +13,13 @@ import structlog
 from schemas.job import Due
 from worker.clock import Clock
 from worker.errors import AntreanError, BrokerAway, tell_place
+from worker.policy.fairness import Account
 from worker.policy.gates import PROBE_EVERY_S, Admission
 from worker.policy.half_open import AT_ONCE
 from worker.storage.batches import fetch_held
 from worker.storage.clock_skew import cap_waits
 from worker.storage.due import (
+    START,
     count_live_slots,
     count_published,
     fetch_mark_bound,
@@ -33,6 +36,7 @@ from worker.storage.errors import DatabaseAway
 from worker.storage.gate_waits import SPREAD_MS, has_open_jobs, take_probes, wake_blocked
 from worker.storage.pauses import fetch_pause
 from worker.storage.tables import MAX_ROWS
+from worker.upkeep.batch_facts import BatchFacts
 
 log = structlog.get_logger(__name__)
 WINDOW_FACTOR = 2
@@ -93,12 +97,15 @@ class Relay:
         backoff_cap_s: float = 120.0,
         longest_wait_s: float = 3720.0,
         may_probe: Callable[[], bool] = lambda: True,
+        facts: BatchFacts | None = None,
     ) -> None:
         """`in_hand`: the jobs whose hints this process has fetched and not finished.
 
         `may_probe`: whether a job may test a shut gate now, or the endpoint is asked by other means first.
 
         `longest_wait_s`: no retry of ours waits longer; `backoff_cap_s`: nor one that nobody asked to wait.
+
+        `facts`: what is known of batches; told by others what their answers took.
         """
         self._ledger = ledger
         self._publish = publish
@@ -111,7 +118,9 @@ class Relay:
         self._republish_after_ms = round(republish_after_s * 1000)
         self._usual_wait_ms = round(backoff_cap_s * 1000)
         self._longest_wait_ms = round(max(backoff_cap_s, longest_wait_s) * 1000)
-        self._after_batch = ""
+        self._facts = facts or BatchFacts(clock, endpoint=endpoint)
+        # Each relay has its own: where all of them are fair, so is their sum.
+        self._account = START
         # Monotonic, as all that is done once in a while: a wall clock that is set back must not put it off.
         self._republished_at_s = float("-inf")
         self._looked_for_empty_at_s = float("-inf")
@@ -185,28 +194,29 @@ class Relay:
         if window <= AT_ONCE:
             return self._hint_probes(window, published, now_ms)
 
-        def work(connection: Transaction) -> tuple[list[Due], str]:
+        def work(connection: Transaction) -> tuple[list[Due], Account]:
             # Lone jobs have room of their own.
             held = fetch_held(connection, self._endpoint)
             lone = take_lone_due(connection, self._endpoint, window=LONE_WINDOW, now_ms=now_ms, held=held)
             room = window - published
-            due, after_batch = take_due(
+            due, account = take_due(
                 connection,
                 self._endpoint,
                 # A window that is nearly full can wait: a look costs the same for one job as for a hundred.
                 room=room if room * 4 >= window else 0,
-                after_batch=self._after_batch,
+                account=self._account,
                 now_ms=now_ms,
                 held=held,
+                describe=self._facts.describe,
             )
-            return lone + due, after_batch
+            return lone + due, account
 
         return self._hand_over(work)
 
-    def _hand_over(self, take: Callable[[Transaction], tuple[list[Due], str]]) -> int:
+    def _hand_over(self, take: Callable[[Transaction], tuple[list[Due], Account]]) -> int:
         """Marks what `take` chooses and publishes it; the number of jobs."""
         try:
-            due, self._after_batch = self._ledger.run(take)
+            due, account = self._ledger.run(take)
             if not due:
                 return 0
             try:
@@ -219,6 +229,7 @@ class Relay:
             # Nobody knows whether it was committed: jobs may be marked as published that no message names.
             self._may_have_lost_hints = True
             raise
+        self._account = account
         return len(due)
 
     def _hint_probes(self, room: int, published: int, now_ms: int) -> int:
@@ -234,17 +245,18 @@ class Relay:
             return 0
         admission, refused = self._gates.admission()
 
-        def take(connection: Transaction) -> tuple[list[Due], str]:
-            return take_probes(
+        def take(connection: Transaction) -> tuple[list[Due], Account]:
+            due, after = take_probes(
                 connection,
                 self._endpoint,
                 at_most=max(1, room - published),
-                after_batch=self._after_batch,
+                after_batch=self._account.after,
                 now_ms=now_ms,
                 held=fetch_held(connection, self._endpoint),
                 refused=refused,
                 is_for_others=admission is Admission.PROBE_OF_OTHERS,
             )
+            return due, replace(self._account, after=after)
 
         handed = self._hand_over(take)
         if handed:
