@@ -50,6 +50,7 @@ from worker.throttle.limiter import Limiter
 from worker.throttle.meter import Meter
 from worker.throttle.redis_limits import RedisLimitStore
 from worker.throttle.redis_store import RedisGateStore
+from worker.throttle.told import ToldLimits
 from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.drain import Drain
 from worker.upkeep.heartbeat import Heartbeat
@@ -57,6 +58,7 @@ from worker.upkeep.limit_records import LedgerLimits
 from worker.upkeep.presence import Presence
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
+from worker.upkeep.told_limits import ToldRecords
 
 log = structlog.get_logger(__name__)
 
@@ -116,6 +118,7 @@ class WorkerRuntime:
             if drains
             else None
         )
+        told = ToldLimits()
         models_probe = build_models_probe(
             settings, gates, credentials, clock, on_answer=lambda: self._relay.poke()
         )
@@ -157,6 +160,7 @@ class WorkerRuntime:
             meter=self._meter,
             note_tokens=batch_facts.note_answer,
             passes_priority=settings.upstream_priority == "vllm",
+            told=told,
         )
         self._dispatcher = Dispatcher(
             self._executor,
@@ -198,6 +202,7 @@ class WorkerRuntime:
             find_price=self._executor.find_price,
             max_solo_losses=settings.max_solo_losses,
             on_dead=self._limiter.forget,
+            keep_told=ToldRecords(ledger, told, clock, endpoint=endpoint, worker_id=self.worker_id).keep,
         )
         self._reserved = Reserved(
             limit=sum(settings.first_slots) + count_staged(self._slots.bulk_limit),

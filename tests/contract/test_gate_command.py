@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from worker.cli.main import app
 from worker.clock import SystemClock
 from worker.errors import BrokerAway
 from worker.intake.submit import make_job
+from worker.operations.gates import GateWatch
 from worker.policy.gates import Gate
 from worker.settings import load_settings
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
+from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.redis_store import RedisGateStore
 from worker.throttle.store import KeyName
 
@@ -112,6 +115,15 @@ def test_a_key_that_is_set_aside_is_told_and_used_again_by_hand(
     assert [one.gate for one in store.fetch_keys()] == [None, None]
 
 
+def test_a_half_open_gate_is_told_and_opened_wholly_by_hand(ledger: Ledger, store: RedisGateStore) -> None:
+    store.put(replace(spent(), kind=FailureKind.SERVER_ERROR, until_ms=SystemClock().now_ms(), answered=1))
+    told = " ".join(say("gate").split())
+    assert told.endswith("it has answered again, and a few calls go before all do"), told
+    assert say_json("gate")["gate"]["is_half_open"] is True
+    say("gate", "open")
+    assert store.fetch() is None
+
+
 def test_where_all_keys_are_set_aside_their_gate_is_told_and_opening_it_wakes_the_jobs(
     ledger: Ledger, store: RedisGateStore
 ) -> None:
@@ -124,6 +136,23 @@ def test_where_all_keys_are_set_aside_their_gate_is_told_and_opening_it_wakes_th
     assert (facts["gate"]["kind"], facts["opened"], facts["woken"]) == ("quota", True, 1)
     assert store.of_key(FIRST).fetch() is None
     assert job_row(ledger, id_).not_before_ms <= SystemClock().now_ms() + 1000
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_an_answer_that_run_or_check_had_makes_all_waiting_jobs_due_and_the_next_probe_too(
+    ledger: Ledger, store: RedisGateStore, answered: int
+) -> None:
+    ids = [waiting_job(ledger) for _ in range(12)]
+    keeper = Gatekeeper(store, SystemClock(), probe_ttl_s=60.0)
+    store.put(replace(spent(), kind=FailureKind.SERVER_ERROR, http_status=503, answered=answered))
+    assert not keeper.admit("job").is_granted
+    before_ms = SystemClock().now_ms()
+    assert GateWatch(load_settings(_env_file=None)).wake(ledger) == len(ids)
+    due_ms = [job_row(ledger, id_).not_before_ms for id_ in ids]
+    assert before_ms <= min(due_ms) and max(due_ms) <= SystemClock().now_ms() + 1000, "45 s before their time"
+    again = Gatekeeper(store, SystemClock(), probe_ttl_s=60.0)
+    assert again.room(64) == (3 if answered else 1), "an answer of one path proves nothing of another"
+    assert again.admit("job").is_probe
 
 
 def test_the_gate_of_a_key_that_no_worker_uses_any_more_is_opened_as_well(

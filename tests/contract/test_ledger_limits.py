@@ -21,6 +21,7 @@ from worker.storage.limits import (
     fetch_limits,
     forget_found,
     keep_found,
+    keep_told,
     prune_changes,
     set_limits,
 )
@@ -94,6 +95,22 @@ def test_a_found_limit_is_remembered_beside_a_set_one_and_forgotten(ledger: Ledg
     assert ledger.run(partial(forget_found, endpoint=endpoint))
     assert not ledger.run(partial(forget_found, endpoint=endpoint))
     assert [one.source for one in limits(ledger, endpoint)] == [S.SET]
+
+
+def test_what_the_endpoint_tells_of_a_key_is_kept_beside_what_is_set(ledger: Ledger, endpoint: str) -> None:
+    tell = partial(keep_told, endpoint=endpoint, key_id="abc", kind=K.REQUESTS, worker_id="w1")
+    ledger.run(partial(set_limits, endpoint=endpoint, values={K.REQUESTS: 30}, now_ms=NOW))
+    ledger.run(partial(tell, value=None, now_ms=NOW))
+    assert len(limits(ledger, endpoint)) == 1, "nothing was told before"
+    ledger.run(partial(tell, value=60, now_ms=NOW + 1))
+    ledger.run(partial(tell, value=60, now_ms=NOW + 2))
+    [told] = [one for one in limits(ledger, endpoint) if one.source is S.HEADER]
+    assert told == StoredLimit(
+        endpoint, "abc", K.REQUESTS, S.HEADER, 60, None, "told by the endpoint", NOW + 1, NOW + 2
+    )
+    ledger.run(partial(tell, value=None, now_ms=NOW + 3))
+    found = [(one.key_id, one.source, one.old, one.new) for one in changes(ledger, endpoint)]
+    assert found == [("abc", S.HEADER, 60, None), ("abc", S.HEADER, None, 60), ("", S.SET, None, 30)]
 
 
 def test_each_endpoint_and_key_has_limits_of_its_own(ledger: Ledger, endpoint: str) -> None:

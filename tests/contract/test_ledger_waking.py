@@ -26,7 +26,7 @@ from worker.policy.patience import waiting_since_ms
 from worker.storage.batches import hold_batch, make_batch
 from worker.storage.due import take_due
 from worker.storage.engine import Ledger
-from worker.storage.gate_waits import has_other_jobs, take_probe, wake_blocked
+from worker.storage.gate_waits import has_other_jobs, take_probes, wake_blocked
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.relay import Relay
@@ -103,7 +103,7 @@ def test_who_does_not_wait_at_the_gate_is_left_alone(ledger: Ledger, what: str) 
 
 def probe(ledger: Ledger, *, refused: tuple[str, ...] = (), is_for_others: bool = False) -> str | None:
     chosen, _ = ledger.run(
-        lambda c: take_probe(
+        lambda c: take_probes(
             c, ENDPOINT, after_batch="", now_ms=NOW + 1000, refused=refused, is_for_others=is_for_others
         )
     )
@@ -131,7 +131,7 @@ def test_probes_take_the_batches_in_turn(ledger: Ledger) -> None:
         put(ledger, *[a_job(batch_id=batch, is_bulk=True) for _ in range(20)])
     after, seen = "", []
     for _ in range(4):
-        chosen, after = ledger.run(partial(take_probe, endpoint=ENDPOINT, after_batch=after, now_ms=NOW))
+        chosen, after = ledger.run(partial(take_probes, endpoint=ENDPOINT, after_batch=after, now_ms=NOW))
         seen.append(job_row(ledger, chosen[0].id).batch_id)
     assert seen == ["a", "b", "a", "b"]
 
@@ -151,7 +151,9 @@ def test_a_held_run_gives_no_probe(ledger: Ledger) -> None:
     ids = [job.id for job in put(ledger, *[a_job(batch_id="a", is_bulk=True) for _ in range(2)])]
     block(ledger, ids[0], at_ms=NOW, until_ms=NOW)
     ledger.run(partial(hold_batch, batch_id="a", now_ms=NOW))
-    chosen, _ = ledger.run(partial(take_probe, endpoint=ENDPOINT, after_batch="", now_ms=NOW + 9, held=["a"]))
+    chosen, _ = ledger.run(
+        partial(take_probes, endpoint=ENDPOINT, after_batch="", now_ms=NOW + 9, held=["a"])
+    )
     assert chosen == []
 
 

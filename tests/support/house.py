@@ -34,6 +34,7 @@ from worker.storage.intake import NewJob
 from worker.storage.writer import GroupWriter
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.store import MemoryGateStore
+from worker.throttle.told import ToldLimits
 from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.spool import SpoolFile
 
@@ -65,10 +66,12 @@ class House:
         is_proven: bool = True,
         slots: Slots[Received] | None = None,
         store: MemoryGateStore | None = None,
+        told: ToldLimits | None = None,
         **settings: Any,
     ) -> None:
-        told = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
-        self.simulator, self.clock, self.endpoint = simulator, clock, told.endpoint
+        self.told = told or ToldLimits()
+        loaded = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
+        self.simulator, self.clock, self.endpoint = simulator, clock, loaded.endpoint
         self.ledger = AwayWhenTold(ledger.engine)
         self.client = EndpointClient(EndpointConfig(simulator.url, pool_size=4))
         self.writer = GroupWriter(
@@ -82,12 +85,12 @@ class House:
         self.store = MemoryGateStore() if store is None else store
         self.slots: Slots[Received] = Slots(4) if slots is None else slots
         self.is_paused = False
-        self.credentials = Credentials(told, "ledger", clock)
+        self.credentials = Credentials(loaded, "ledger", clock)
         self.gates = KeyGates(self.store, clock, probe_ttl_s=60.0, keys=self.credentials.names)
-        self.spool = SpoolFile(told.spool_folder, "w1")
+        self.spool = SpoolFile(loaded.spool_folder, "w1")
         self.facts = BatchFacts(clock, endpoint=self.endpoint)
         self.executor = Executor(
-            prices=open_price_book(told),
+            prices=open_price_book(loaded),
             client=self.client,
             credentials=self.credentials,
             writer=self.writer,
@@ -99,8 +102,9 @@ class House:
             is_stopping=lambda: self.slots.is_stopping,
             is_paused=lambda: self.is_paused,
             note_tokens=self.facts.note_answer,
-            passes_priority=told.upstream_priority == "vllm",
+            passes_priority=loaded.upstream_priority == "vllm",
             rng=random.Random(1),
+            told=self.told,
         )
         self.pool = ThreadPoolExecutor(16)
         self.dispatcher = Dispatcher(

@@ -32,6 +32,7 @@ from worker.storage.writer import GroupWriter
 from worker.throttle.gatekeeper import Permit
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.meter import Meter
+from worker.throttle.told import ToldLimits
 
 log = structlog.get_logger(__name__)
 _RECORD_WITHIN_S = 5.0  # a database that takes longer over a paid answer counts as away: it goes to the spool
@@ -80,12 +81,13 @@ class Executor:
         meter: Meter | None = None,
         note_tokens: NoteTokens = lambda batch_id, *, tokens, completion_tokens: None,
         passes_priority: bool = False,
+        told: ToldLimits | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint.
 
         `meter` counts what the calls come to; `note_tokens` is told what each answer took, by the job's batch.
-        `passes_priority`: the endpoint is told which calls come first.
+        `passes_priority`: the endpoint is told which calls come first. `told`: the limits that answers tell.
         """
         self._credentials = credentials
         self._writer = writer
@@ -116,6 +118,7 @@ class Executor:
             clock=clock,
             rng=rng or random.Random(),
             is_proven=is_proven,
+            told=told,
         )
 
     @property

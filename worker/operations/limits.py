@@ -19,6 +19,7 @@ from worker.storage.limits import LimitChange, LimitKind, LimitSource, StoredLim
 from worker.throttle.limits import StoreAway, Use
 from worker.throttle.redis_limits import RedisLimitStore
 
+_TOLD_FOR_MS = 24 * 3_600_000  # workers say it again once an hour
 _NAMES = {
     LimitKind.IN_FLIGHT: "calls in flight",
     LimitKind.REQUESTS: "requests a minute",
@@ -38,16 +39,25 @@ class LimitsView:
 def fetch_limits_view(ledger: Ledger, settings: Settings) -> LimitsView:
     """The limits of these settings' endpoint. Raises DatabaseAway."""
     with ledger.read() as connection:
-        stored = limits.fetch_limits(connection, settings.endpoint, key_id="")
+        stored = limits.fetch_limits(connection, settings.endpoint)
     return LimitsView(settings.endpoint, choose_limits(stored, settings), _fetch_use(settings))
 
 
-def choose_limits(stored: Sequence[StoredLimit], settings: Settings) -> list[StoredLimit]:
-    """Those that hold: not what was cleared, and what was found only where it is sought."""
+def choose_limits(
+    stored: Sequence[StoredLimit], settings: Settings, *, now_ms: int | None = None
+) -> list[StoredLimit]:
+    """Those that hold: not what was cleared, what was found only where it is sought, and of each key what it was told
+    within a day."""
+    at_ms = SystemClock().now_ms() if now_ms is None else now_ms
     return [
         one
         for one in stored
-        if one.value is not None and (one.source is not LimitSource.FOUND or settings.is_adaptive)
+        if one.value is not None
+        and (
+            one.updated_ms > at_ms - _TOLD_FOR_MS
+            if one.source is LimitSource.HEADER
+            else not one.key_id and (one.source is not LimitSource.FOUND or settings.is_adaptive)
+        )
     ]
 
 
@@ -67,8 +77,9 @@ def fetch_history(ledger: Ledger, endpoint: str, *, at_most: int) -> list[LimitC
 
 
 def describe_limit(one: StoredLimit) -> str:
-    """`40 calls in flight (found)`."""
-    return f"{one.value:,} {_NAMES[one.kind]} ({one.source.value})"
+    """`40 calls in flight (found)`, `60 requests a minute (header, key 0a1b2c3d4e5f)`."""
+    key = f", key {one.key_id}" if one.key_id else ""
+    return f"{one.value:,} {_NAMES[one.kind]} ({one.source.value}{key})"
 
 
 def describe_change(one: LimitChange) -> str:
@@ -76,13 +87,15 @@ def describe_change(one: LimitChange) -> str:
     old, new = ("none" if value is None else f"{value:,}" for value in (one.old, one.new))
     by_hand = "cleared" if one.new is None else "set"
     who = by_hand if one.source is LimitSource.SET else one.reason or one.source.value
-    return f"{_NAMES[one.kind]}: {old} to {new}, {who}"
+    key = f" of key {one.key_id}" if one.key_id else ""
+    return f"{_NAMES[one.kind]}{key}: {old} to {new}, {who}"
 
 
 def limit_facts(one: StoredLimit) -> dict[str, Any]:
     """The same for programs."""
     return {
         "endpoint": one.endpoint,
+        "key_id": one.key_id or None,
         "kind": one.kind.value,
         "value": one.value,
         "source": one.source.value,
@@ -95,6 +108,7 @@ def change_facts(one: LimitChange) -> dict[str, Any]:
     """The same for programs."""
     return {
         "endpoint": one.endpoint,
+        "key_id": one.key_id or None,
         "kind": one.kind.value,
         "source": one.source.value,
         "at": iso_ms(one.at_ms),

@@ -84,7 +84,7 @@ def fetch_snapshot(ledger: Ledger, settings: Settings, batch: Batch | None) -> S
             pauses=fetch_pauses(connection),
             trouble=fetch_trouble(connection, None if batch is None else batch.endpoint),
             now_ms=now_ms,
-            limits=choose_limits(fetch_limits(connection, settings.endpoint, key_id=""), settings),
+            limits=choose_limits(fetch_limits(connection, settings.endpoint), settings),
         )
     # A broker that does not answer takes seconds to say so: no transaction waits for it.
     if batch is None or found.concerns(settings.endpoint):

@@ -177,6 +177,38 @@ def keep_found(
         )
 
 
+def keep_told(
+    connection: Connection,
+    endpoint: str,
+    *,
+    key_id: str,
+    kind: LimitKind,
+    value: int | None,
+    worker_id: str,
+    now_ms: int,
+) -> None:
+    """Keeps a limit of a key that the endpoint tells, and the change of its value; None: it is not told any more."""
+    stored = fetch_limits(connection, endpoint, key_id=key_id)
+    of_header = [one for one in stored if (one.kind, one.source) == (kind, LimitSource.HEADER)]
+    old = of_header[0].value if of_header else None
+    if old != value:
+        change = LimitChange(
+            endpoint, key_id, kind, LimitSource.HEADER, now_ms, old, value, "told by the endpoint", worker_id
+        )
+        _write(connection, change, facts=None)
+    elif of_header:
+        connection.execute(
+            limits.update()
+            .where(
+                limits.c.endpoint == endpoint,
+                limits.c.key_id == key_id,
+                limits.c.kind == kind.value,
+                limits.c.source == LimitSource.HEADER.value,
+            )
+            .values(updated_ms=now_ms)
+        )
+
+
 def forget_found(connection: Connection, endpoint: str, *, key_id: str = "") -> bool:
     """Forgets the limit that workers found. False if there was none."""
     done = connection.execute(

@@ -15,6 +15,7 @@ from worker.clock import Clock
 from worker.errors import AntreanError, BrokerAway, tell_place
 from worker.policy.fairness import Account
 from worker.policy.gates import PROBE_EVERY_S, Admission
+from worker.policy.half_open import AT_ONCE
 from worker.storage.batches import fetch_held
 from worker.storage.clock_skew import cap_waits
 from worker.storage.due import (
@@ -32,7 +33,7 @@ from worker.storage.due import (
 )
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import DatabaseAway
-from worker.storage.gate_waits import SPREAD_MS, has_open_jobs, take_probe, wake_blocked
+from worker.storage.gate_waits import SPREAD_MS, has_open_jobs, take_probes, wake_blocked
 from worker.storage.pauses import fetch_pause
 from worker.storage.tables import MAX_ROWS
 from worker.upkeep.batch_facts import BatchFacts
@@ -76,7 +77,7 @@ class Gates(Protocol):
         """What is allowed now, and the jobs that were refused."""
 
     def room(self, window: int) -> int:
-        """How many jobs may be in the broker: `window`, or 0, or 1 for a probe."""
+        """How many jobs may be in the broker: `window`, or 0, 1 for a probe, or a few at a half-open gate."""
 
 
 class Relay:
@@ -190,8 +191,8 @@ class Relay:
         self._wake_those_who_wait(now_ms)
         if window <= 0:
             return 0
-        if window == 1:
-            return self._hint_probe(published, now_ms)
+        if window <= AT_ONCE:
+            return self._hint_probes(window, published, now_ms)
 
         def work(connection: Transaction) -> tuple[list[Due], Account]:
             # Lone jobs have room of their own.
@@ -231,11 +232,11 @@ class Relay:
         self._account = account
         return len(due)
 
-    def _hint_probe(self, published: int, now_ms: int) -> int:
-        """Publishes one job that tries the shut gate; another one if that went to a worker whose slots all hang."""
+    def _hint_probes(self, room: int, published: int, now_ms: int) -> int:
+        """Publishes `room` jobs that try the shut gate; another one if they went to a worker whose slots all hang."""
         now_s = self._clock.monotonic_s()
         is_late = now_s - self._probe_hinted_s >= PROBE_EVERY_S
-        if published and (published >= _MOST_PROBE_HINTS or not is_late):
+        if published >= room and (published >= _MOST_PROBE_HINTS or not is_late):
             return 0
         with self._ledger.read() as connection:
             if not has_open_jobs(connection, self._endpoint):
@@ -245,9 +246,10 @@ class Relay:
         admission, refused = self._gates.admission()
 
         def take(connection: Transaction) -> tuple[list[Due], Account]:
-            due, after = take_probe(
+            due, after = take_probes(
                 connection,
                 self._endpoint,
+                at_most=max(1, room - published),
                 after_batch=self._account.after,
                 now_ms=now_ms,
                 held=fetch_held(connection, self._endpoint),
