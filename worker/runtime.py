@@ -158,9 +158,9 @@ class WorkerRuntime:
             is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
             meter=self._meter,
-            told=told,
             note_tokens=batch_facts.note_answer,
             passes_priority=settings.upstream_priority == "vllm",
+            told=told,
         )
         self._dispatcher = Dispatcher(
             self._executor,

@@ -79,15 +79,15 @@ class Executor:
         is_stopping: Callable[[], bool],
         is_paused: Callable[[], bool],
         meter: Meter | None = None,
-        told: ToldLimits | None = None,
         note_tokens: NoteTokens = lambda batch_id, *, tokens, completion_tokens: None,
         passes_priority: bool = False,
+        told: ToldLimits | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint.
 
-        `meter` counts what the calls come to; `note_tokens` is told what each answer took, by the job's batch. `told`:
-        the limits that answers tell. `passes_priority`: the endpoint is told which calls come first.
+        `meter` counts what the calls come to; `note_tokens` is told what each answer took, by the job's batch.
+        `passes_priority`: the endpoint is told which calls come first. `told`: the limits that answers tell.
         """
         self._credentials = credentials
         self._writer = writer
@@ -145,11 +145,17 @@ class Executor:
         return NOT_ADMITTED
 
     def attempt(
-        self, job: ClaimedJob, *, waited_s: float = 0.0, leave_slot: Callable[[], None] = lambda: None
+        self,
+        job: ClaimedJob,
+        *,
+        epoch: int | None = None,
+        waited_s: float = 0.0,
+        leave_slot: Callable[[], None] = lambda: None,
     ) -> Report:
         """What the call of a claimed job came to, once that is written down.
 
-        The claim has waited for its slot for `waited_s`. `leave_slot` is called as soon as the call has ended.
+        `epoch`: that of the limit under which the job got its slot; None: the present one. The claim has waited for
+        its slot for `waited_s`. `leave_slot` is called as soon as the call has ended.
         """
         if self._is_stopping():
             return self._put_back(job, GIVEN_BACK)
@@ -157,7 +163,7 @@ class Executor:
             return self._put_back(job, NOT_ADMITTED)
         self._at_stake.add(job.id)
         try:
-            outcome = self._make(job, leave_slot)
+            outcome = self._make(job, epoch, leave_slot)
             if isinstance(outcome, Success):
                 return self._record_answer(job, outcome)
         finally:
@@ -204,12 +210,12 @@ class Executor:
             return True
 
     def _make(
-        self, job: ClaimedJob, leave_slot: Callable[[], None]
+        self, job: ClaimedJob, epoch: int | None, leave_slot: Callable[[], None]
     ) -> Success | Setback | GiveBack | NotCalled:
         with self._gates.admit(job.id) as permit:
             if not permit.is_granted:
                 return NotCalled(NOT_ADMITTED, was_called=False)
-            self._meter.admit(permit)
+            self._meter.admit(permit, epoch=epoch)
             try:
                 return self._decide(job, permit, leave_slot)
             except NotCalled as exc:
