@@ -200,6 +200,12 @@ def fetch_budget(connection: Connection, batch_id: str) -> Budget | None:
     return replace(found, waits_since_ms=None)
 
 
+def fetch_open_models(connection: Connection, batch_id: str) -> list[str]:
+    """The models of the open jobs with this home batch, sorted."""
+    found = select(jobs.c.model).distinct().where(jobs.c.batch_id == batch_id, is_in(*OPEN))
+    return list(connection.execute(found.order_by(jobs.c.model)).scalars())
+
+
 def fetch_budgets_that_wait(connection: Connection, endpoint: str | None = None) -> list[str]:
     """Ids of the batches that wait at their budget, sorted; all, or those of an endpoint."""
     statement = select(budgets.c.batch_id).where(budgets.c.waits_since_ms.is_not(None))
