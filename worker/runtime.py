@@ -18,6 +18,7 @@ from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.endpoint import open_endpoint
 from worker.attempt.execute import Executor
 from worker.attempt.models_probe import build_models_probe
+from worker.attempt.route import Route
 from worker.attempt.slots import Slots
 from worker.broker.client import BrokerEpoch, broker_address, check_broker, count_messages, open_client
 from worker.broker.hints import SHARED_QUEUES, queues_of
@@ -47,7 +48,6 @@ from worker.storage.reading import fetch_states, has_answered
 from worker.storage.writer import GroupWriter
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.limiter import Limiter
-from worker.throttle.meter import Meter
 from worker.throttle.redis_limits import RedisLimitStore
 from worker.throttle.redis_store import RedisGateStore
 from worker.upkeep.drain import Drain
@@ -80,7 +80,6 @@ class WorkerRuntime:
         endpoint = settings.endpoint
         self._slots: Slots[Received] = Slots(*settings.first_slots)
         self._pool: Any = None  # Celery's, once it hands over a message
-        self._client = open_endpoint(settings)
         self._writer = GroupWriter(
             ledger,
             worker_id=self.worker_id,
@@ -88,10 +87,9 @@ class WorkerRuntime:
             clock=clock,
             window_s=settings.group_window_s,
             on_death=lambda exc: self._end_by_force("antrean-writer", exc),
-            find_price=lambda model: self._executor.find_price(model),
+            find_price=lambda model: self._route.find_price(model),
         )
         self._spool = SpoolFile(settings.spool_folder, self.worker_id)
-        self._meter = Meter()
         self._presence = Presence(settings.home / "workers", self.worker_id)
         with ledger.read() as connection:
             is_proven = has_answered(connection, endpoint)
@@ -103,6 +101,25 @@ class WorkerRuntime:
             clock,
             probe_ttl_s=settings.deadline_s + 5.0,
             keys=credentials.names,
+        )
+        self._route = Route(
+            endpoint,
+            client=open_endpoint(settings),
+            credentials=credentials,
+            gates=gates,
+            writer=self._writer,
+            rules=RetryRules(
+                max_attempts=settings.max_attempts,
+                bad_response_max_attempts=settings.bad_response_max_attempts,
+                backoff_base_s=settings.backoff_base_s,
+                backoff_cap_s=settings.backoff_cap_s,
+                retry_after_cap_s=settings.retry_after_cap_s,
+                gate_patience_s=settings.gate_patience_s,
+            ),
+            clock=clock,
+            prices=open_price_book(settings),
+            is_proven=is_proven,
+            is_stopping=lambda: self._slots.is_stopping,
         )
         self._drain = (
             Drain(
@@ -133,25 +150,12 @@ class WorkerRuntime:
             may_probe=models_probe.may_call_a_job,
         )
         self._executor = Executor(
-            client=self._client,
-            credentials=credentials,
+            route=self._route,
             writer=self._writer,
-            gates=gates,
             spool=self._spool,
-            rules=RetryRules(
-                max_attempts=settings.max_attempts,
-                bad_response_max_attempts=settings.bad_response_max_attempts,
-                backoff_base_s=settings.backoff_base_s,
-                backoff_cap_s=settings.backoff_cap_s,
-                retry_after_cap_s=settings.retry_after_cap_s,
-                gate_patience_s=settings.gate_patience_s,
-            ),
             clock=clock,
-            prices=open_price_book(settings),
-            is_proven=is_proven,
             is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
-            meter=self._meter,
         )
         self._dispatcher = Dispatcher(
             self._executor,
@@ -168,7 +172,7 @@ class WorkerRuntime:
             RedisLimitStore(broker, endpoint),
             LedgerLimits(ledger, endpoint=endpoint, worker_id=self.worker_id),
             self._slots,
-            self._meter,
+            self._route.meter,
             clock,
             worker_id=self.worker_id,
             own_limit=settings.call_count,
@@ -190,7 +194,7 @@ class WorkerRuntime:
             lease_s=settings.lease_s,
             beat_s=settings.beat_interval_s,
             spool_folder=settings.spool_folder,
-            find_price=self._executor.find_price,
+            find_price=self._route.find_price,
             max_solo_losses=settings.max_solo_losses,
             on_dead=self._limiter.forget,
         )
@@ -208,7 +212,7 @@ class WorkerRuntime:
             # A draining worker that is stopped before all jobs have ended was interrupted. Other workers never end by
             # themselves, so a stop is their normal end.
             exit_code=ExitCode.INTERRUPTED if drains else ExitCode.OK,
-            client=self._client,
+            client=self._route.client,
             dispatcher=self._dispatcher,
             slots=self._slots,
             executor=self._executor,

@@ -67,7 +67,7 @@ def test_a_defect_of_the_gate_keeps_no_job_in_the_hands_of_a_worker(
 ) -> None:
     house = build(simulated={"outage_status": 500})
     id_ = house.put()
-    monkeypatch.setattr(house.executor._judge, "_attribute", _break)
+    monkeypatch.setattr(house.route.judge, "_attribute", _break)
     assert house.execute(id_) is Verdict.WAITING
     row = job_row(house.ledger, id_)
     assert (row.state, row.attempts) == ("waiting", 1)

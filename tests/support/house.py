@@ -20,6 +20,7 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.execute import Executor
 from worker.attempt.report import Report, Verdict
+from worker.attempt.route import Route
 from worker.attempt.slots import Slots
 from worker.consume.delivery import write_down
 from worker.intake.submit import make_job
@@ -76,7 +77,7 @@ class House:
             endpoint=self.endpoint,
             clock=clock,
             window_s=0.0,
-            find_price=lambda model: self.executor.find_price(model),
+            find_price=lambda model: self.route.find_price(model),
         )
         self.store = MemoryGateStore() if store is None else store
         self.slots: Slots[Received] = Slots(4) if slots is None else slots
@@ -84,19 +85,26 @@ class House:
         self.credentials = Credentials(told, "ledger", clock)
         self.gates = KeyGates(self.store, clock, probe_ttl_s=60.0, keys=self.credentials.names)
         self.spool = SpoolFile(told.spool_folder, "w1")
-        self.executor = Executor(
-            prices=open_price_book(told),
+        self.route = Route(
+            self.endpoint,
             client=self.client,
             credentials=self.credentials,
-            writer=self.writer,
             gates=self.gates,
-            spool=self.spool,
+            writer=self.writer,
             rules=RetryRules(),
             clock=clock,
+            prices=open_price_book(told),
             is_proven=is_proven,
             is_stopping=lambda: self.slots.is_stopping,
-            is_paused=lambda: self.is_paused,
             rng=random.Random(1),
+        )
+        self.executor = Executor(
+            route=self.route,
+            writer=self.writer,
+            spool=self.spool,
+            clock=clock,
+            is_stopping=lambda: self.slots.is_stopping,
+            is_paused=lambda: self.is_paused,
         )
         self.pool = ThreadPoolExecutor(16)
         self.dispatcher = Dispatcher(
