@@ -7,7 +7,7 @@ from collections.abc import Callable
 from worker.errors import SettingsError
 from worker.policy.cost import Price
 from worker.prices.bundled import find_bundled_price, is_known_provider
-from worker.prices.own import OwnPrices, read_own_prices
+from worker.prices.own import OwnPrices, own_prices, read_own_prices
 from worker.settings import Settings
 
 _HOLDS_MS = 300_000  # some prices depend on the time of day
@@ -22,10 +22,13 @@ class PriceBook:
         base_url: str,
         own: OwnPrices | None = None,
         *,
+        table: OwnPrices | None = None,
         find_bundled: Callable[..., Price | None] = find_bundled_price,
     ) -> None:
+        """`table`: prices of this endpoint alone, which win over `own`."""
         self._base_url = base_url
         self._own = own or OwnPrices()
+        self._table = table or OwnPrices()
         self._find_bundled = find_bundled
         self._found: dict[tuple[str, ...], tuple[int, Price | None]] = {}
 
@@ -43,7 +46,7 @@ class PriceBook:
         return price
 
     def _find(self, models: tuple[str, ...], now_ms: int) -> Price | None:
-        for find in (self._own.find, self._bundled(now_ms)):
+        for find in (self._table.find, self._own.find, self._bundled(now_ms)):
             for model in models:
                 price = find(model)
                 if price is not None:
@@ -63,4 +66,4 @@ def open_price_book(settings: Settings) -> PriceBook:
         raise SettingsError(
             [f"ANTREAN_PRICES_FILE: {settings.prices_file}: no prices are bundled of provider {own.provider}"]
         )
-    return PriceBook(settings.base_url, own)
+    return PriceBook(settings.base_url, own, table=own_prices(settings.table_prices))

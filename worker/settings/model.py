@@ -1,37 +1,30 @@
-"""Every setting of antrean: one frozen model, read in one place from the environment, `.env` and `antrean.toml`.
-
-The environment wins over `.env`, which wins over `antrean.toml`; both files are looked for in the current folder.
-"""
+"""Every setting of antrean: one frozen model. `loading` reads it."""
 
 from __future__ import annotations
 
-import os
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from schemas.address import parse_address
-from schemas.chat import put_plainly
 from schemas.sqlite_address import format_sqlite_address, is_sqlite_address, parse_sqlite_path
 from worker.errors import SettingsError
 from worker.settings.database import PostgresqlAddress, parse_postgresql
-from worker.settings.files import ENV_FILE
+from worker.settings.endpoints import KEY_SETTINGS, AuthStyle, EndpointSettings, dump_endpoints
 from worker.settings.postgresql import check_postgresql
-from worker.settings.provenance import find_problems_of_home, find_problems_of_owners
+from worker.settings.prices import ModelPrice
 from worker.settings.secrets import check_api_key, fill_in_password, read_command, read_password, split_keys
 from worker.settings.slots import SlotSettings
-from worker.settings.sources import ENVIRONMENT, PREFIX, describe_unknown, read_sources, unknown_names
+from worker.settings.sources import PREFIX
 from worker.settings.values import (
     DATABASE_FILES,
     absolute_file,
@@ -43,20 +36,11 @@ from worker.settings.values import (
     holds_path,
     shown,
 )
-from worker.startup import say
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
 IN_STACK = "ANTREAN_IN_STACK"  # set for children of an embedded stack: they must not attach to it
 
-KEY_SETTINGS = (
-    "api_key",
-    "api_keys",
-    "api_key_file",
-    "api_key_command",
-)  # each says what the key is: one at most is set
-
-AuthStyle = Literal["bearer", "api-key", "auto"]
 # No number may be so large that a timer, a socket or a column cannot hold it.
 _LONGEST_S = 10 * 365 * 86_400
 Seconds = Annotated[float, Field(gt=0, le=_LONGEST_S, allow_inf_nan=False)]
@@ -72,7 +56,10 @@ class Settings(SlotSettings):
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, validate_default=True)
 
-    # The endpoint
+    # The endpoint, or the tables of several
+    endpoint_tables: tuple[EndpointSettings, ...] = Field(
+        default=(), description="tables of several endpoints, as JSON; [endpoints.NAME] in antrean.toml"
+    )
     base_url: str = DEFAULT_BASE_URL
     endpoint_name: str | None = Field(
         default=None, description="what jobs are filed under; the base URL unless set"
@@ -143,6 +130,8 @@ class Settings(SlotSettings):
         return value
 
     _address_file: str | None = PrivateAttr(default=None)
+    _table: EndpointSettings | None = PrivateAttr(default=None)  # the one that these settings are for
+    _unused_tables: str | None = PrivateAttr(default=None)
 
     @field_validator("base_url")
     @classmethod
@@ -235,8 +224,74 @@ class Settings(SlotSettings):
 
     @property
     def endpoint(self) -> str:
-        """The endpoint's identity in the ledger: jobs are only called by workers of their endpoint."""
+        """The identity under which jobs are filed: they are only called by workers with the same.
+
+        With tables it is the base URL of the first, unless it has a name: a table more leaves jobs where they are.
+        """
         return self.endpoint_name or parse_address(self.base_url).name
+
+    @property
+    def endpoints(self) -> tuple[EndpointSettings, ...]:
+        """Where jobs may go: the tables in their order, or the one endpoint of the plain settings."""
+        if self._table is not None:
+            return (self._table,)
+        return self.endpoint_tables or (self._as_endpoint(),)
+
+    def for_endpoint(self, endpoint: EndpointSettings) -> Settings:
+        """These settings as if this one of `endpoints` were the only one; themselves where it is."""
+        if not self.endpoint_tables:
+            return self
+        names = ("base_url", "auth_style", *KEY_SETTINGS, *SlotSettings.model_fields)
+        told = {name: getattr(endpoint, name) for name in names}
+        of_one = self.model_copy(update={**told, "endpoint_name": endpoint.identity, "endpoint_tables": ()})
+        of_one._address_file, of_one._table = endpoint.address_file, endpoint
+        return of_one
+
+    def describe_key_setting(self, setting: str) -> str:
+        """What a person changes to give another key; `setting` is one of KEY_SETTINGS."""
+        return PREFIX + setting.upper() if self._table is None else self._table.describe_key_setting(setting)
+
+    @property
+    def table_prices(self) -> tuple[ModelPrice, ...]:
+        """Prices that the table of this endpoint has; none where these settings are not those of a table."""
+        return () if self._table is None else self._table.prices
+
+    @property
+    def bulk_slot_count(self) -> int:
+        """The most calls of bulk jobs at once, over all endpoints."""
+        if not self.endpoint_tables:
+            return super().bulk_slot_count
+        return sum(one.bulk_slot_count for one in self.endpoint_tables)
+
+    @property
+    def lone_slot_count(self) -> int:
+        """The most slots beside those of bulk jobs, which these never take, over all endpoints."""
+        if not self.endpoint_tables:
+            return super().lone_slot_count
+        return sum(one.lone_slot_count for one in self.endpoint_tables)
+
+    @property
+    def first_slots(self) -> tuple[int, int]:
+        """Slots for bulk jobs, and those for lone jobs alone, with which a worker begins."""
+        if not self.endpoint_tables:
+            return super().first_slots
+        firsts = [one.first_slots for one in self.endpoint_tables]
+        return sum(bulk for bulk, _ in firsts), sum(lone for _, lone in firsts)
+
+    @property
+    def unused_tables(self) -> str | None:
+        """A sentence that says why tables of endpoints are not used; None where there are none or they are used."""
+        return self._unused_tables
+
+    def _as_endpoint(self) -> EndpointSettings:
+        names = ("base_url", "auth_style", *KEY_SETTINGS, *SlotSettings.model_fields)
+        # Everything in it is checked already.
+        return EndpointSettings.model_construct(
+            **{name: getattr(self, name) for name in names},
+            name=self.endpoint,
+            identity=self.endpoint,
+            address_file=self.address_file,
+        )
 
     @property
     def address_file(self) -> str | None:
@@ -279,6 +334,7 @@ class Settings(SlotSettings):
             update={
                 "base_url": base_url,
                 "endpoint_name": SIMULATION,
+                "endpoint_tables": (),
                 "api_key": SecretStr(api_key),
                 "api_keys": None,
                 "api_key_file": None,
@@ -291,7 +347,7 @@ class Settings(SlotSettings):
                 "broker_url": None,
             }
         )
-        simulated._address_file = None
+        simulated._address_file = simulated._table = simulated._unused_tables = None
         return simulated
 
     def require_lasting_files(self) -> None:
@@ -308,48 +364,18 @@ class Settings(SlotSettings):
     def as_environment(self) -> dict[str, str]:
         """These settings as environment variables, for a child process. Holds secrets: never log it."""
         env: dict[str, str] = {}
-        for name in type(self).model_fields:
+        for name in type(self).model_fields.keys() - {"endpoint_tables"}:
             value = getattr(self, name)
             if isinstance(value, SecretStr):
                 value = value.get_secret_value()
             if value is not None:
                 env[PREFIX + name.upper()] = str(value)
+        if self.endpoint_tables:
+            env[f"{PREFIX}ENDPOINT_TABLES"] = dump_endpoints(self.endpoint_tables)
+            env[f"{PREFIX}BASE_URL"] = ""  # one that is set means that one alone
+            env |= {
+                one.api_key_env: one.api_key.get_secret_value()
+                for one in self.endpoint_tables
+                if one.api_key_env is not None and one.api_key is not None
+            }
         return env
-
-
-def load_settings(*, _env_file: str | None = ENV_FILE, **overrides: Any) -> Settings:
-    """The settings of this process. Raises SettingsError that names every problem at once.
-
-    `overrides` win over the environment. Without an `_env_file` neither file of the folder is read.
-    """
-    if _env_file is not None and (problems := find_problems_of_owners()):
-        raise SettingsError(problems)  # nothing in them is used, not even for a sentence
-    sources = read_sources(Settings.model_fields, os.environ, env_file=_env_file)
-    problems = list(sources.problems)
-    if (origin := sources.origins.get("api_key_command", ENVIRONMENT)) != ENVIRONMENT:
-        # A folder may come from anywhere, and whoever made it must not say what runs here.
-        problems.append(
-            f"{PREFIX}API_KEY_COMMAND: {origin} may not name a command: set it in the environment"
-        )
-    try:
-        settings = Settings(**(sources.values | overrides))
-        problems += find_problems_of_home(settings.home)
-        if not overrides.keys() & {"base_url", *KEY_SETTINGS}:
-            settings._address_file = sources.find_address_file(KEY_SETTINGS)
-    except ValidationError as exc:
-        for error in exc.errors(include_url=False, include_input=False, include_context=False):
-            name = str(error["loc"][0]) if error["loc"] else ""
-            sentence = put_plainly(error["msg"])
-            problems.append(
-                f"{PREFIX}{name.upper()}: {sentence}{sources.say_where(name)}" if name else sentence
-            )
-    if problems:
-        raise SettingsError(problems) from None
-    return settings
-
-
-@cache
-def warn_of_unknown_names() -> None:
-    """Says on standard error, once a process, which variables look like settings of antrean and are none."""
-    for name in unknown_names(os.environ, Settings.model_fields):
-        say(f"warning: {describe_unknown(name, Settings.model_fields)}")
