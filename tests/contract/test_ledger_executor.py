@@ -164,7 +164,7 @@ def test_a_worker_that_stops_gives_back_a_job_that_waits_for_the_command_of_its_
     running = in_background(lambda: house.execute(id_))
     wait_until(lambda: (tmp_path / "runs").exists(), what="the command runs")
     house.slots.stop()
-    house.executor.cut_key_command()
+    house.routes.cut_key_commands()
     assert running() is Verdict.GIVEN_BACK
     row = job_row(house.ledger, id_)
     assert (row.state, row.attempts, row.claim_token) == ("queued", 0, None)

@@ -21,6 +21,7 @@ from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.execute import Executor
 from worker.attempt.report import Report, Verdict
 from worker.attempt.route import Route
+from worker.attempt.routes import Routes
 from worker.attempt.slots import Slots
 from worker.consume.delivery import write_down
 from worker.intake.submit import make_job
@@ -98,8 +99,9 @@ class House:
             is_stopping=lambda: self.slots.is_stopping,
             rng=random.Random(1),
         )
+        self.routes = Routes((self.route,), clock=clock)
         self.executor = Executor(
-            route=self.route,
+            routes=self.routes,
             writer=self.writer,
             spool=self.spool,
             clock=clock,

@@ -38,6 +38,7 @@ class Route:
         prices: PriceBook,
         is_proven: bool,
         is_stopping: Callable[[], bool],
+        is_one_of_several: bool = False,
         meter: Meter | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -46,6 +47,7 @@ class Route:
         `is_proven`: the endpoint has answered a job before. `meter` counts what the calls come to.
         """
         self.endpoint = endpoint
+        self.noted_as = endpoint if is_one_of_several else None  # by the attempts
         self.client = client
         self.credentials = credentials
         self.gates = gates

@@ -117,6 +117,14 @@ class KeyGates:
             bool(names) and all(self._keeper(name).is_known_shut(job_id) for name in names)
         )
 
+    @property
+    def is_known_open(self) -> bool:
+        """Whether calls may begin with some key, and not as probes, by the last known state. Reads nothing."""
+        names = self._names
+        return self.endpoint.is_known_open and (
+            not names or any(self._keeper(name).is_known_open for name in names)
+        )
+
     def admission(self) -> tuple[Admission, tuple[str, ...]]:
         """What the gates allow the relay to publish, and the jobs that were refused at them."""
         endpoint = self.endpoint.admission()

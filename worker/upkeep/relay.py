@@ -75,6 +75,15 @@ class Gates(Protocol):
         """How many jobs may be in the broker: `window`, or 0, or 1 for a probe."""
 
 
+class Spread(Protocol):
+    """How the window is spread over several endpoints."""
+
+    def take(
+        self, connection: Transaction, *, window: int, after_batch: str, now_ms: int
+    ) -> tuple[list[Due], str]:
+        """Jobs to publish now, marked as published; and the batch after which the next call begins."""
+
+
 class Relay:
     """One per worker; several may run side by side. `publish` raises BrokerAway."""
 
@@ -92,10 +101,13 @@ class Relay:
         backoff_cap_s: float = 120.0,
         longest_wait_s: float = 3720.0,
         may_probe: Callable[[], bool] = lambda: True,
+        spread: Spread | None = None,
     ) -> None:
         """`in_hand`: the jobs whose hints this process has fetched and not finished.
 
         `may_probe`: whether a job may test a shut gate now, or the endpoint is asked by other means first.
+
+        `spread`: where jobs go to several endpoints; it is the `gates`, too, and lets jobs test those that are shut.
 
         `longest_wait_s`: no retry of ours waits longer; `backoff_cap_s`: nor one that nobody asked to wait.
         """
@@ -104,6 +116,7 @@ class Relay:
         self._epoch = epoch
         self._in_hand = in_hand
         self._may_probe = may_probe
+        self._spread = spread
         self._gates = gates
         self._clock = clock
         self._endpoint = endpoint
@@ -181,6 +194,11 @@ class Relay:
         self._wake_those_who_wait(now_ms)
         if window <= 0:
             return 0
+        if self._spread is not None:
+            take = partial(
+                self._spread.take, window=self._window, after_batch=self._after_batch, now_ms=now_ms
+            )
+            return self._hand_over(take)
         if window == 1:
             return self._hint_probe(published, now_ms)
 
