@@ -134,13 +134,14 @@ class Pool:
     def _open_route(self, settings: Settings) -> Route:
         around = self._around
         credentials = Credentials(settings, around.ledger_identity)
+        is_one_of_several = len(self._settings) > 1
         gates = KeyGates(
             RedisGateStore(around.broker, settings.endpoint),
             around.clock,
             probe_ttl_s=settings.deadline_s + 5.0,
             keys=credentials.names,
+            endpoint=settings.endpoint if is_one_of_several else None,
         )
-        is_one_of_several = len(self._settings) > 1
         with around.ledger.read() as connection:
             # The ledger knows which jobs were answered, but not by which of several endpoints.
             is_proven = not is_one_of_several and has_answered(connection, settings.endpoint)

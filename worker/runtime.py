@@ -157,9 +157,11 @@ class WorkerRuntime:
             max_solo_losses=settings.max_solo_losses,
             on_dead=self._endpoints.forget_worker,
         )
+        spare = self._endpoints.spare_messages
         self._reserved = Reserved(
-            limit=sum(settings.first_slots) + count_staged(self._slots.bulk_limit),
-            bulk_limit=self._slots.bulk_limit + 1,  # until it is known how long a claim and a call take
+            limit=sum(settings.first_slots) + count_staged(self._slots.bulk_limit) + spare,
+            # Until it is known how long a claim and a call take.
+            bulk_limit=self._slots.bulk_limit + 1 + spare,
             refill_at=1,
             give_back=self._give_hint_back,
             on_broker_lost=self._relay.broker_lost,

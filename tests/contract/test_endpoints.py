@@ -15,6 +15,7 @@ from api_client.simulator.thread import SimulatorThread
 from tests.support.ledger import rows
 from tests.support.pool_house import PoolHouse, load_pool
 from worker.attempt.report import Verdict
+from worker.attempt.slots import Slots
 from worker.storage.engine import Ledger
 
 MODEL = "DeepSeek-V3.1"
@@ -208,3 +209,48 @@ def test_lone_jobs_pass_by_an_endpoint_that_is_down(
     house.queue(30, model=MODEL, batch="", is_bulk=False)
     wait_until(lambda: house.states()["succeeded"] == 30)
     assert not house.pool.routes[0].gates.is_known_open
+
+
+def test_a_job_whose_model_its_message_does_not_tell_is_no_messages_any_more_while_its_endpoint_is_down(
+    simulate: Callable[..., SimulatorThread], work: Callable[..., PoolHouse]
+) -> None:
+    """As one of another program, which would come again and again, were it put back."""
+    dead, lives = simulate(outage_status=503), simulate()
+    house = work(dead=table(dead, models=[MODEL]), lives=table(lives, models=[OTHER]))
+    house.queue(20, model=MODEL)
+    wait_until(lambda: not house.pool.routes[0].gates.is_known_open)
+    wait_until(lambda: house.slots.active == 0)
+    house.verdicts.clear()
+    [id_] = house.queue(1, model=MODEL, batch="late")
+    house.receive(id_, model=None)
+    wait_until(lambda: house.verdicts.total() > 0)
+    assert house.verdicts[Verdict.GIVEN_BACK] == 0
+    [row] = rows(house.ledger, "jobs", id=id_)
+    assert (row.state, row.claims, row.attempts) == ("queued", 0, 0)
+    dead.set_faults(outage_status=None)
+    wait_until(lambda: house.states()["succeeded"] == 21)
+
+
+def test_a_job_that_no_endpoint_serves_waits_in_the_ledger(
+    simulate: Callable[..., SimulatorThread], work: Callable[..., PoolHouse]
+) -> None:
+    house = work(one=table(simulate(), models=[MODEL]), other=table(simulate(), models=["x*"]))
+    [id_] = house.queue(1, model=OTHER, batch="odd")
+    house.queue(20, model=MODEL)
+    wait_until(lambda: house.states("b")["succeeded"] == 20)
+    [row] = rows(house.ledger, "jobs", id=id_)
+    assert (row.state, row.published_at_ms) == ("queued", None)
+    house.receive(id_, model=OTHER)
+    wait_until(lambda: house.verdicts[Verdict.NOT_ADMITTED] == 1)
+    assert rows(house.ledger, "jobs", id=id_)[0].claims == 0
+
+
+def test_with_one_table_the_slots_are_those_of_one_endpoint(
+    simulate: Callable[..., SimulatorThread], work: Callable[..., PoolHouse]
+) -> None:
+    house = work(only=table(simulate(), models=[MODEL]))
+    house.queue(20, model=MODEL)
+    wait_until(lambda: house.states()["succeeded"] == 20)
+    assert type(house.slots) is Slots
+    assert house.pool.spread is None
+    assert {row.endpoint for row in rows(house.ledger, "attempts")} == {None}

@@ -120,6 +120,10 @@ class PoolHouse:
         self.relay.poke()
         return [one.id for one in known]
 
+    def receive(self, job_id: str, *, model: str | None) -> None:
+        """A message of the job, whether it was due or not."""
+        self._publish([Due(job_id, 0, True, model)])
+
     def states(self, batch: str | None = None) -> Counter[str]:
         """The number of jobs in each state."""
         found = rows(self.ledger, "jobs") if batch is None else rows(self.ledger, "jobs", batch_id=batch)

@@ -19,7 +19,7 @@ import structlog
 
 from schemas.shortage import describe_shortage, is_local_shortage
 from worker.attempt.execute import Executor, Spool
-from worker.attempt.report import GIVEN_BACK, NOTHING_TO_DO, PUT_OFF, Report, Verdict
+from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, NOTHING_TO_DO, PUT_OFF, Report, Verdict
 from worker.attempt.slots import Slots
 from worker.attempt.turns import Turns
 from worker.clock import Clock
@@ -90,6 +90,9 @@ class Dispatcher:
         self._ahead_limit = ahead_limit
         self._on_ahead = on_ahead
         self._on_lack = on_lack
+        # Without a slot here, a job is another worker's. Where its endpoints are shut, it is nobody's for a while: its
+        # message ends, and the relay publishes the job again.
+        self._surplus_report = NOT_ADMITTED if executor.routes.are_several else GIVEN_BACK
         self._turns = Turns()
         self._claim_s = self._call_s = 0.0  # how long one takes, smoothed
         self._waits_for_spool = threading.Lock()  # held by the one thread that waits
@@ -127,7 +130,7 @@ class Dispatcher:
     def follow(self, surplus: Sequence[Received]) -> None:
         """The slots have changed: gives claimed jobs back that have none now, and starts what may be called."""
         for one in surplus:
-            self._give_back(one)
+            self._give_back(one, self._surplus_report)
         self._aim(is_new_limit=True)
         self.advance()
 
@@ -171,7 +174,7 @@ class Dispatcher:
         if self._slots.add_claimed(one):
             self.advance()
         else:
-            self._give_back(one)
+            self._give_back(one, GIVEN_BACK if self._slots.is_stopping else self._surplus_report)
 
     def _not_claimed(self, one: Received, exc: BaseException) -> None:
         """The writer's answer where there is none."""
@@ -198,14 +201,14 @@ class Dispatcher:
         self._slots.end()
         self._finish(one, report)
 
-    def _give_back(self, one: Received) -> None:
+    def _give_back(self, one: Received, report: Report = GIVEN_BACK) -> None:
         """Of a job that was claimed and has no slot."""
         assert one.job is not None
         self._slots.leave(one, has_slot=False)
 
         def is_back() -> None:
             self._slots.end()
-            self._finish(one, GIVEN_BACK)
+            self._finish(one, report)
 
         self._executor.give_back_soon(one.job, is_back)
 

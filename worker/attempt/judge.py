@@ -14,6 +14,7 @@ from schemas.failure import Failure, FailureKind
 from schemas.rates import RateHints
 from worker.clock import Clock
 from worker.policy.gates import Gate, is_of_a_key
+from worker.policy.refusals import lacks_model
 from worker.policy.retry import Attribution, Decision, JobFacts, RetryRules, decide, decide_hinted_wait_s
 from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.gate_waits import has_other_jobs
@@ -94,7 +95,7 @@ class Judge:
 
         A job that another endpoint serves goes there at once, unburnt, if this one keeps calls away or lacks the model.
         """
-        if failure.http_status == 404 and self.others is not None and self.others.note_lack(job.model):
+        if self.others is not None and lacks_model(failure) and self.others.note_lack(job.model):
             self._gates.decided_nothing(permit)
             return Judgement(now_ms, burns=False, is_blocked=False)
         gate = self._gates.gate_for(failure.kind, permit)

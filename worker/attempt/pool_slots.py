@@ -285,10 +285,10 @@ class PoolSlots(Slots[T]):
             self._claiming.clear()
             return super().stop()
 
-    def let_probe(self, index: int) -> None:
-        """Lets one call test the shut gate of this endpoint."""
+    def let_probe(self, index: int, count: int = 1) -> None:
+        """Lets so many calls test the shut gate of this endpoint, beside those that do."""
         with self._idle:
-            self.endpoints[index].probes = 1
+            self.endpoints[index].probes = count
 
     def may_probe(self, index: int) -> bool:
         """Whether a call may test the shut gate of this endpoint, and none has begun."""

@@ -34,12 +34,17 @@ class KeyGates:
         *,
         probe_ttl_s: float,
         keys: Callable[[], Sequence[KeyName]],
+        endpoint: str | None = None,
     ) -> None:
-        """`keys`: those to call with, now; at least one. It waits for nothing."""
+        """`keys`: those to call with, now; at least one. It waits for nothing.
+
+        `endpoint`: its name in the log, if it is one of several.
+        """
+        self._name = endpoint
         self._store = store
         self._clock = clock
         self._probe_ttl_s = probe_ttl_s
-        self.endpoint = Gatekeeper(store, clock, probe_ttl_s=probe_ttl_s)
+        self.endpoint = Gatekeeper(store, clock, probe_ttl_s=probe_ttl_s, endpoint=endpoint)
         self._fetch_names = keys
         self._lock = threading.Lock()
         self._of_key: dict[str, Gatekeeper] = {}  # by the key's id; also of keys that were replaced
@@ -294,7 +299,9 @@ class KeyGates:
                 found = self._of_key.get(name.id)
                 if found is None:
                     store = self._store.of_key(name)
-                    found = Gatekeeper(store, self._clock, probe_ttl_s=self._probe_ttl_s, key=name)
+                    found = Gatekeeper(
+                        store, self._clock, probe_ttl_s=self._probe_ttl_s, key=name, endpoint=self._name
+                    )
                     self._of_key[name.id] = found
         return found
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import structlog
+
 from schemas.job import Due
 from worker.clock import Clock
 from worker.policy.gates import PROBE_EVERY_S, Admission
@@ -21,9 +23,11 @@ from worker.storage.due import take_due, take_lone_due
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.gate_waits import has_open_jobs
 
+log = structlog.get_logger(__name__)
+_MANY = 1000  # more than the jobs that may test a gate at a time
+_SOON_S = 0.25
 _LEAST_PART = 4
 _LONE_PART = 64
-_MOST_PROBES = 4  # hints for tests of one set of endpoints that are not claimed
 
 
 class Gates(Protocol):
@@ -43,7 +47,7 @@ class Slots(Protocol):
     @property
     def limit(self) -> float: ...
     def limit_of(self, group: int) -> int: ...
-    def let_probe(self, index: int) -> None: ...
+    def let_probe(self, index: int, count: int = 1) -> None: ...
     def end_probe(self, index: int) -> None: ...
     def may_probe(self, index: int) -> bool: ...
 
@@ -64,6 +68,7 @@ class Tested:
     may_call_a_job: Callable[[], bool]
     admission: Admission = Admission.OPEN
     refused: tuple[str, ...] = ()
+    tests: int = 0  # how many jobs may test it at a time
     let_s: float = float("-inf")  # when a job was last allowed to test it
 
 
@@ -94,6 +99,7 @@ class Spread:
         self._budgets: dict[int, int] = {}
         self._tests: set[int] = set()  # sets of endpoints of which a job is only to test one
         self._avoids_refused = True
+        self._is_lack_told = False
 
     @property
     def openings(self) -> int:
@@ -108,19 +114,22 @@ class Spread:
         """How many jobs may be in the broker; 0 where no endpoint may be called. Looks at all gates."""
         is_wanted: bool | None = None
         for index, one in enumerate(self._endpoints):
-            one.gates.room(window)
-            one.admission, one.refused = one.gates.admission()
+            one.tests = one.gates.room(_MANY)
+            before, (one.admission, one.refused) = one.admission, one.gates.admission()
             if one.admission in (Admission.OPEN, Admission.SHUT):
-                one.let_s = float("-inf")
+                one.tests = 0
                 self._slots.end_probe(index)
                 continue
+            if one.admission is not before:
+                one.let_s = float("-inf")
             if is_wanted is None:
                 with self._ledger.read() as connection:
                     is_wanted = has_open_jobs(connection, self._endpoint)
             now_s = self._clock.monotonic_s()
-            if is_wanted and now_s - one.let_s >= PROBE_EVERY_S and one.may_call_a_job():
+            every_s = PROBE_EVERY_S if one.tests == 1 else _SOON_S  # several at a time: it has answered one
+            if is_wanted and now_s - one.let_s >= every_s and one.may_call_a_job():
                 one.let_s = now_s
-                self._slots.let_probe(index)
+                self._slots.let_probe(index, one.tests)
         takers = tuple(
             one.gates.is_known_open or self._slots.may_probe(index)
             for index, one in enumerate(self._endpoints)
@@ -189,15 +198,20 @@ class Spread:
                     self._budgets[group] = 0
                 continue
             tested = published[False, group] + published[True, group]
-            has_probe = any(
-                has(group, index) and self._slots.may_probe(index) for index in range(len(self._endpoints))
+            wanted = sum(
+                one.tests
+                for index, one in enumerate(self._endpoints)
+                if has(group, index) and self._slots.may_probe(index)
             )
-            self._budgets[group] = 1 if has_probe and tested == 0 else 0
-            if self._budgets[group]:
+            self._budgets[group] = max(0, wanted - tested)
+            if wanted:
                 self._tests.add(group)
 
     def _wants(self, job: Due) -> bool:
         group = self._routes.find(job.model)
+        if not group and not self._is_lack_told:
+            self._is_lack_told = True
+            log.warning("route.none_serves", job_id=job.id)  # the job waits in the ledger for other settings
         if self._budgets.get(group, 0) < 1 or (group in self._tests and self._is_refused(group, job.id)):
             return False
         self._budgets[group] -= 1
