@@ -39,6 +39,7 @@ from worker.settings.values import (
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
+_SECRET_FILES = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
 IN_STACK = "ANTREAN_IN_STACK"  # set for children of an embedded stack: they must not attach to it
 
 # No number may be so large that a timer, a socket or a column cannot hold it.
@@ -247,9 +248,16 @@ class Settings(SlotSettings):
         of_one._address_file, of_one._table = endpoint.address_file, endpoint
         return of_one
 
-    def describe_key_setting(self, setting: str) -> str:
-        """What a person changes to give another key; `setting` is one of KEY_SETTINGS."""
-        return PREFIX + setting.upper() if self._table is None else self._table.describe_key_setting(setting)
+    def describe_setting(self, name: str) -> str:
+        """What a person changes to give this setting of the endpoint another value: a variable, or a table's entry."""
+        return PREFIX + name.upper() if self._table is None else self._table.describe_setting(name)
+
+    @property
+    def secret_files(self) -> tuple[Path, ...]:
+        """The files of keys and passwords."""
+        named = [getattr(self, name) for name in _SECRET_FILES]
+        named += [one.api_key_file for one in self.endpoint_tables]
+        return tuple(file for file in named if file is not None)
 
     @property
     def table_prices(self) -> tuple[ModelPrice, ...]:
@@ -353,10 +361,12 @@ class Settings(SlotSettings):
     def require_lasting_files(self) -> None:
         """Raises SettingsError if a file of a setting is a pipe: a child process reads it again, and finds nothing."""
         names = [name for name in type(self).model_fields if name.endswith("_file")]
+        named = [(f"{PREFIX}{name.upper()}", getattr(self, name)) for name in names]
+        named += [(one.describe_setting("api_key_file"), one.api_key_file) for one in self.endpoint_tables]
         problems = [
-            f"{PREFIX}{name.upper()}: {shown(file)} is no file that several processes can read: save it to one"
-            for name in names
-            if (file := getattr(self, name)) is not None and file.exists() and not file.is_file()
+            f"{name}: {shown(file)} is no file that several processes can read: save it to one"
+            for name, file in named
+            if file is not None and file.exists() and not file.is_file()
         ]
         if problems:
             raise SettingsError(problems)
@@ -364,7 +374,9 @@ class Settings(SlotSettings):
     def as_environment(self) -> dict[str, str]:
         """These settings as environment variables, for a child process. Holds secrets: never log it."""
         env: dict[str, str] = {}
-        for name in type(self).model_fields.keys() - {"endpoint_tables"}:
+        for name in type(self).model_fields:
+            if name == "endpoint_tables":
+                continue
             value = getattr(self, name)
             if isinstance(value, SecretStr):
                 value = value.get_secret_value()
