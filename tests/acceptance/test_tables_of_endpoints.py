@@ -62,18 +62,18 @@ def test_check_submit_and_run_say_first_where_requests_go(
     assert refused.code == 5
     assert first_line(refused.err).startswith(where)
     assert f"no endpoint serves nobody: east serves {MODEL}; west serves m-*" in " ".join(refused.err.split())
-    (two.folder / "r.jsonl").write_text(json.dumps({**line, "model": "m-west"}) + "\n")
-    queued = two.antrean("submit", "r.jsonl", "--json")
-    assert queued.code == 0, queued.err
-    assert first_line(queued.err).startswith(where)
-    assert queued.json["endpoint"] == simulator.url
-
     write_documents(two.folder, 6)
     run = two.antrean("run", "documents", "-p", "prompt.md", "-o", "out.jsonl", "--model", MODEL)
     assert run.code == 0, run.err
     assert first_line(run.err).startswith(where)
     assert len(result_lines(two.folder / "out.jsonl")) == 6
     assert len(simulator.calls()) == 6
+
+    (two.folder / "r.jsonl").write_text(json.dumps({**line, "model": "m-west"}) + "\n")
+    queued = two.antrean("submit", "r.jsonl", "--json")
+    assert queued.code == 0, queued.err
+    assert first_line(queued.err).startswith(where)
+    assert queued.json["endpoint"] == simulator.url
     assert "secret" not in checked.out + checked.err + queued.err + run.err
     assert processes_under(two.folder) == []
 

@@ -42,7 +42,10 @@ def warn_of_left_jobs(ledger: Ledger, settings: Settings) -> None:
         return
     for endpoint, left in left_jobs.items():
         jobs = f"{'at least ' * left.is_cut}{format_count(left.count, 'job')}"
+        doubt = "is ANTREAN_BASE_URL right?"
+        if settings.endpoint_tables:
+            doubt = "was it the first table? ANTREAN_ENDPOINT_NAME says what jobs are filed under"
         note(
             f"warning: {jobs} in this ledger {'waits' if left.count == 1 else 'wait'} for {endpoint}, which no "
-            "worker calls: is ANTREAN_BASE_URL right?"
+            f"worker calls: {doubt}"
         )

@@ -133,6 +133,10 @@ class EndpointSettings(SlotSettings):
             model.startswith(one[:-1]) if one.endswith("*") else model == one for one in self.models
         )
 
+    def without_key(self) -> EndpointSettings:
+        """The same without its key."""
+        return self.model_copy(update=dict.fromkeys(_KEY_NAMES))
+
     def with_most(self, calls: int) -> EndpointSettings:
         """The same with so many calls at once at most, where their number is free."""
         if not self.is_adaptive or self.max_concurrency <= calls:
