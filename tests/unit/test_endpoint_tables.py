@@ -97,7 +97,7 @@ def test_settings_for_one_endpoint_are_those_of_its_table(monkeypatch: pytest.Mo
     assert east.api_key is east.api_keys is None  # a key goes only where a table says
     assert (west.base_url, west.endpoint, west.concurrency) == ("http://west:8000", "http://west:8000", 9)
     assert west.api_keys is not None and west.api_keys.get_secret_value() == "a,b"
-    assert west.describe_key_setting("api_keys") == "api_keys of [endpoints.west]"
+    assert west.describe_setting("api_keys") == "api_keys of [endpoints.west]"
     assert west.endpoints == settings.endpoints[1:]
     price = open_price_book(west).find("m1", now_ms=0)
     assert price is not None and (price.rates.input_pico, price.rates.output_pico) == (100_000, 2_000_000)
@@ -142,7 +142,7 @@ def test_a_variable_or_a_flag_that_names_one_address_means_that_one(monkeypatch:
     assert [one.base_url for one in settings.endpoints] == ["http://dotenv"]
     assert settings.api_key is not None
     assert settings.unused_tables == (
-        "the 2 endpoints of antrean.toml are not used, because ANTREAN_BASE_URL is set in .env"
+        "2 endpoints of antrean.toml are not used, because ANTREAN_BASE_URL is set in .env"
     )
     # Tables that are given nearer than the address win, as each setting does.
     monkeypatch.setenv(
@@ -169,7 +169,7 @@ def test_a_key_may_come_from_a_variable_of_the_environment_or_of_dotenv(
     assert one.api_key is not None and one.api_key.get_secret_value() == "environment"
     # A folder may come from anywhere: people are told where their key goes.
     assert settings.for_endpoint(one).address_file == "antrean.toml"
-    assert one.describe_key_setting("api_key") == "MY_API_KEY"
+    assert one.describe_setting("api_key") == "MY_API_KEY"
 
 
 BAD = [

@@ -5,3 +5,4 @@ DEADLINE_HELP = (
     "2026-07-02T06:00Z."
 )
 BUDGET_HELP = "The most that all answers of the batch may take: 5usd or 500000tok. At its budget it waits."
+ENDPOINT_HELP = "One of several endpoints, by the name of its table."

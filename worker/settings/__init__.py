@@ -1,9 +1,9 @@
 """Every setting of antrean: what it means, where it is read from, and how it is checked."""
 
+from worker.settings.destination import DEFAULT_BASE_URL
 from worker.settings.endpoints import KEY_SETTINGS, AuthStyle, EndpointSettings
 from worker.settings.loading import load_settings, warn_of_unknown_names
 from worker.settings.model import (
-    DEFAULT_BASE_URL,
     IN_STACK,
     SIMULATION,
     Settings,

@@ -133,11 +133,21 @@ class EndpointSettings(SlotSettings):
             model.startswith(one[:-1]) if one.endswith("*") else model == one for one in self.models
         )
 
-    def describe_key_setting(self, setting: str) -> str:
-        """Where a key of this table comes from, for people; `setting` is one of KEY_SETTINGS."""
-        if setting == "api_key" and self.api_key_env is not None:
+    def without_key(self) -> EndpointSettings:
+        """The same without its key."""
+        return self.model_copy(update=dict.fromkeys(_KEY_NAMES))
+
+    def with_most(self, calls: int) -> EndpointSettings:
+        """The same with so many calls at once at most, where their number is free."""
+        if not self.is_adaptive or self.max_concurrency <= calls:
+            return self
+        return self.model_copy(update={"max_concurrency": calls})
+
+    def describe_setting(self, name: str) -> str:
+        """What a person changes in this table to give another value for the setting of this name."""
+        if name == "api_key" and self.api_key_env is not None:
             return self.api_key_env
-        return f"{setting} of [endpoints.{self.name}]"
+        return f"{name} of [endpoints.{self.name}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,22 +8,19 @@ from typing import Annotated, Literal
 from pydantic import (
     ConfigDict,
     Field,
-    PrivateAttr,
     SecretStr,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from schemas.address import parse_address
 from schemas.sqlite_address import format_sqlite_address, is_sqlite_address, parse_sqlite_path
 from worker.errors import SettingsError
 from worker.settings.database import PostgresqlAddress, parse_postgresql
-from worker.settings.endpoints import KEY_SETTINGS, AuthStyle, EndpointSettings, dump_endpoints
+from worker.settings.destination import DestinationSettings
+from worker.settings.endpoints import KEY_SETTINGS, dump_endpoints
 from worker.settings.postgresql import check_postgresql
-from worker.settings.prices import ModelPrice
-from worker.settings.secrets import check_api_key, fill_in_password, read_command, read_password, split_keys
-from worker.settings.slots import SlotSettings
+from worker.settings.secrets import fill_in_password, read_password
 from worker.settings.sources import PREFIX
 from worker.settings.values import (
     DATABASE_FILES,
@@ -37,8 +34,8 @@ from worker.settings.values import (
     shown,
 )
 
-DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
+_SECRET_FILES = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
 IN_STACK = "ANTREAN_IN_STACK"  # set for children of an embedded stack: they must not attach to it
 
 # No number may be so large that a timer, a socket or a column cannot hold it.
@@ -51,25 +48,13 @@ Timeout = Annotated[
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class Settings(SlotSettings):
+class Settings(DestinationSettings):
     """What one process of antrean was told. Durations are seconds, sizes are bytes."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, validate_default=True)
 
-    # The endpoint, or the tables of several
-    endpoint_tables: tuple[EndpointSettings, ...] = Field(
-        default=(), description="tables of several endpoints, as JSON; [endpoints.NAME] in antrean.toml"
-    )
-    base_url: str = DEFAULT_BASE_URL
-    endpoint_name: str | None = Field(
-        default=None, description="what jobs are filed under; the base URL unless set"
-    )
-    api_key: SecretStr | None = None
-    api_keys: SecretStr | None = Field(default=None, description="several keys, with commas between them")
-    api_key_file: Path | None = Field(default=None, description="read again when it changes")
-    api_key_command: SecretStr | None = Field(default=None, description="a command line that prints the key")
+    # A call: where it goes is in DestinationSettings
     api_key_command_timeout_s: Timeout = 10.0
-    auth_style: AuthStyle = "auto"
     model: str | None = None
     allow_zero_temperature: bool = False
     prices_file: Path | None = Field(
@@ -129,15 +114,6 @@ class Settings(SlotSettings):
             check_text(value)
         return value
 
-    _address_file: str | None = PrivateAttr(default=None)
-    _table: EndpointSettings | None = PrivateAttr(default=None)  # the one that these settings are for
-    _unused_tables: str | None = PrivateAttr(default=None)
-
-    @field_validator("base_url")
-    @classmethod
-    def _base_url_is_an_address(cls, value: str) -> str:
-        return parse_address(value).base_url
-
     @field_validator("database_url", "broker_url", mode="before")
     @classmethod
     def _password_is_filled_in(cls, value: object, info: ValidationInfo) -> object:
@@ -171,23 +147,6 @@ class Settings(SlotSettings):
         check_postgresql(parsed)
         files = {n: absolute_file(str(v)) for n, v in parsed.parameters.items() if n in DATABASE_FILES}
         return SecretStr(parsed.with_parameters(files).render())
-
-    @field_validator("api_key")
-    @classmethod
-    def _api_key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            check_api_key(value.get_secret_value())
-        return value
-
-    @field_validator("api_keys")
-    @classmethod
-    def _api_keys_fit_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else SecretStr(",".join(split_keys(value.get_secret_value(), ",")))
-
-    @field_validator("api_key_command")
-    @classmethod
-    def _api_key_command_is_readable(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else SecretStr(read_command(value.get_secret_value()))
 
     @field_validator(
         "home",
@@ -223,80 +182,11 @@ class Settings(SlotSettings):
         return self
 
     @property
-    def endpoint(self) -> str:
-        """The identity under which jobs are filed: they are only called by workers with the same.
-
-        With tables it is the base URL of the first, unless it has a name: a table more leaves jobs where they are.
-        """
-        return self.endpoint_name or parse_address(self.base_url).name
-
-    @property
-    def endpoints(self) -> tuple[EndpointSettings, ...]:
-        """Where jobs may go: the tables in their order, or the one endpoint of the plain settings."""
-        if self._table is not None:
-            return (self._table,)
-        return self.endpoint_tables or (self._as_endpoint(),)
-
-    def for_endpoint(self, endpoint: EndpointSettings) -> Settings:
-        """These settings as if this one of `endpoints` were the only one; themselves where it is."""
-        if not self.endpoint_tables:
-            return self
-        names = ("base_url", "auth_style", *KEY_SETTINGS, *SlotSettings.model_fields)
-        told = {name: getattr(endpoint, name) for name in names}
-        of_one = self.model_copy(update={**told, "endpoint_name": endpoint.identity, "endpoint_tables": ()})
-        of_one._address_file, of_one._table = endpoint.address_file, endpoint
-        return of_one
-
-    def describe_key_setting(self, setting: str) -> str:
-        """What a person changes to give another key; `setting` is one of KEY_SETTINGS."""
-        return PREFIX + setting.upper() if self._table is None else self._table.describe_key_setting(setting)
-
-    @property
-    def table_prices(self) -> tuple[ModelPrice, ...]:
-        """Prices that the table of this endpoint has; none where these settings are not those of a table."""
-        return () if self._table is None else self._table.prices
-
-    @property
-    def bulk_slot_count(self) -> int:
-        """The most calls of bulk jobs at once, over all endpoints."""
-        if not self.endpoint_tables:
-            return super().bulk_slot_count
-        return sum(one.bulk_slot_count for one in self.endpoint_tables)
-
-    @property
-    def lone_slot_count(self) -> int:
-        """The most slots beside those of bulk jobs, which these never take, over all endpoints."""
-        if not self.endpoint_tables:
-            return super().lone_slot_count
-        return sum(one.lone_slot_count for one in self.endpoint_tables)
-
-    @property
-    def first_slots(self) -> tuple[int, int]:
-        """Slots for bulk jobs, and those for lone jobs alone, with which a worker begins."""
-        if not self.endpoint_tables:
-            return super().first_slots
-        firsts = [one.first_slots for one in self.endpoint_tables]
-        return sum(bulk for bulk, _ in firsts), sum(lone for _, lone in firsts)
-
-    @property
-    def unused_tables(self) -> str | None:
-        """A sentence that says why tables of endpoints are not used; None where there are none or they are used."""
-        return self._unused_tables
-
-    def _as_endpoint(self) -> EndpointSettings:
-        names = ("base_url", "auth_style", *KEY_SETTINGS, *SlotSettings.model_fields)
-        # Everything in it is checked already.
-        return EndpointSettings.model_construct(
-            **{name: getattr(self, name) for name in names},
-            name=self.endpoint,
-            identity=self.endpoint,
-            address_file=self.address_file,
-        )
-
-    @property
-    def address_file(self) -> str | None:
-        """The file with the base URL, where the key comes from the environment; None where both have one source."""
-        return self._address_file
+    def secret_files(self) -> tuple[Path, ...]:
+        """The files of keys and passwords."""
+        named = [getattr(self, name) for name in _SECRET_FILES]
+        named += [one.api_key_file for one in self.endpoint_tables]
+        return tuple(file for file in named if file is not None)
 
     @property
     def beat_interval_s(self) -> float:
@@ -353,10 +243,12 @@ class Settings(SlotSettings):
     def require_lasting_files(self) -> None:
         """Raises SettingsError if a file of a setting is a pipe: a child process reads it again, and finds nothing."""
         names = [name for name in type(self).model_fields if name.endswith("_file")]
+        named = [(f"{PREFIX}{name.upper()}", getattr(self, name)) for name in names]
+        named += [(one.describe_setting("api_key_file"), one.api_key_file) for one in self.endpoint_tables]
         problems = [
-            f"{PREFIX}{name.upper()}: {shown(file)} is no file that several processes can read: save it to one"
-            for name in names
-            if (file := getattr(self, name)) is not None and file.exists() and not file.is_file()
+            f"{name}: {shown(file)} is no file that several processes can read: save it to one"
+            for name, file in named
+            if file is not None and file.exists() and not file.is_file()
         ]
         if problems:
             raise SettingsError(problems)
@@ -364,7 +256,9 @@ class Settings(SlotSettings):
     def as_environment(self) -> dict[str, str]:
         """These settings as environment variables, for a child process. Holds secrets: never log it."""
         env: dict[str, str] = {}
-        for name in type(self).model_fields.keys() - {"endpoint_tables"}:
+        for name in type(self).model_fields:
+            if name == "endpoint_tables":
+                continue
             value = getattr(self, name)
             if isinstance(value, SecretStr):
                 value = value.get_secret_value()

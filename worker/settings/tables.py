@@ -77,6 +77,9 @@ def choose_tables(sources: Sources, overrides: Mapping[str, Any]) -> Tables:
 
 
 def _explain_unused(told: object, ours: str, other: str) -> str:
-    count = f"{len(told):,} " if isinstance(told, dict) else ""
+    count = len(told) if isinstance(told, dict) else 0
+    what = {0: "the endpoints", 1: "1 endpoint"}.get(count, f"{count:,} endpoints")
     where = "" if ours in (_FLAG, ENVIRONMENT) else f" in {ours}"
-    return f"the {count}endpoints of {other} are not used, because {PREFIX}BASE_URL is set{where}"
+    return (
+        f"{what} of {other} {'is' if count == 1 else 'are'} not used, because {PREFIX}BASE_URL is set{where}"
+    )
