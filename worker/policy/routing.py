@@ -22,7 +22,7 @@ def find_servers(
     Those that said that they do not have it, `lacking`, are left out, unless no other one serves it.
     """
     found = sum(1 << i for i, patterns in enumerate(models) if serves(patterns, model))
-    others = found & ~sum(1 << i for i in lacking)
+    others = found & ~sum(1 << i for i in set(lacking))
     return others or found
 
 
