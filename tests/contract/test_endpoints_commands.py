@@ -169,6 +169,30 @@ def test_a_refused_key_is_told_by_its_entry(serve: Open, told: Callable[[str], N
     )
 
 
+def test_jobs_that_no_table_serves_any_more_are_told_by_status_and_by_the_doctor(
+    told: Callable[[str], None],
+) -> None:
+    told(table("east", NOWHERE))
+    lines = [
+        {"model": model, "messages": [{"role": "user", "content": "Hi"}]} for model in ("m1", "m1", "m2")
+    ]
+    text = "".join(json.dumps({**line, "seed": n}) + "\n" for n, line in enumerate(lines))
+    Path("r.jsonl").write_text(text)
+    batch = say_json("submit", "r.jsonl", "--no-check")["batch_id"]
+    assert "no_endpoint" not in [one["why"] for one in say_json("status")["waiting"]]
+    told(table("east", NOWHERE, 'models = ["m2"]'))
+    for command in (["status"], ["status", batch]):
+        assert [(one["why"], one["jobs"]) for one in say_json(*command)["waiting"]] == [
+            ("no_endpoint", 2),
+            ("no_worker", 1),
+        ]
+        assert "2 jobs for an endpoint that serves m1: no table has it in its `models`" in " ".join(
+            say(*command).split()
+        )
+    found = {one["name"]: one for one in say_json("doctor", code=1)["findings"]}
+    assert (found["unserved_model"]["count"], found["unserved_model"]["examples"]) == (2, ["m1"])
+
+
 # check
 
 

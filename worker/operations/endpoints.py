@@ -178,6 +178,15 @@ def choose_endpoints(settings: Settings, name: str | None) -> tuple[EndpointSett
     return found
 
 
+def drop_served(models: Mapping[str, int], endpoints: Sequence[EndpointSettings]) -> Mapping[str, int]:
+    """Those of the models that none of the endpoints serves, with their numbers."""
+    return {
+        model: count
+        for model, count in models.items()
+        if not any(endpoint.serves(model) for endpoint in endpoints)
+    }
+
+
 def describe_served(endpoints: Sequence[EndpointSettings]) -> str:
     """`east serves llama-3.1-8b, qwen3*; west serves gpt-4o`."""
     return "; ".join(f"{one.name} serves {list_models(one.models) or 'all'}" for one in endpoints)
