@@ -117,6 +117,8 @@ def test_a_shut_endpoint_gets_no_call_and_its_slots_are_not_counted() -> None:
     desk.end(*at_first)
     assert desk.at(0) == []
     assert (desk.slots.limit, desk.slots.limit_of(A | B), desk.slots.limit_of(A)) == (4, 4, 0)
+    assert (desk.ends[0].demand, desk.ends[0].startable) == (0, 0)
+    assert desk.ends[1].demand > 4
     desk.end(*desk.at(1))
     assert (len(desk.at(0)), len(desk.at(1))) == (0, 4)
 

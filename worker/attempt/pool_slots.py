@@ -55,7 +55,7 @@ class EndpointSlots:
 
     @property
     def demand(self) -> int:
-        """Jobs that have a slot here, or could use one."""
+        """Jobs that have a slot here, or could use one. At a shut endpoint none could: its limit learns nothing."""
         return self.in_flight + self._count_jobs()
 
     @property
@@ -118,7 +118,7 @@ class EndpointSlots:
 
     def _count_jobs(self) -> int:
         assert self._pool is not None
-        return self._pool.count_jobs(self.index)
+        return self._pool.count_jobs(self.index) if self.takes_calls else 0
 
 
 class PoolSlots(Slots[T]):

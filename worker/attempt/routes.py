@@ -10,7 +10,7 @@ import structlog
 from worker.attempt.pool_slots import EndpointSlots
 from worker.attempt.route import Route
 from worker.clock import Clock
-from worker.policy.cost import Price
+from worker.policy.cost import Price, find_dearest
 from worker.policy.routing import ANY, find_servers, has, list_groups
 
 log = structlog.get_logger(__name__)
@@ -101,8 +101,7 @@ class Routes:
             return self.every[0].find_price(*models)
         group = self.find(models[-1])
         prices = [one.find_price(*models) for index, one in enumerate(self.every) if has(group, index)]
-        known = [one for one in prices if one is not None]
-        return max(known, key=_dearness) if known and len(known) == len(prices) else None
+        return find_dearest(one for one in prices if one is not None) if None not in prices else None
 
     def room_to_fetch(self) -> int | None:
         """How many messages this process should have; None: no bound. See `KeyGates.room_to_fetch`."""
@@ -158,7 +157,3 @@ class Others:
     def note_lack(self, model: str) -> bool:
         """This endpoint has no such model. Returns whether another one may serve it."""
         return self._routes.note_lack(model, self._index)
-
-
-def _dearness(price: Price) -> tuple[int, int]:
-    return price.rates.output_pico, price.rates.input_pico
