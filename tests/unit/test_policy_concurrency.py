@@ -255,12 +255,20 @@ def test_the_time_before_the_first_jobs_does_not_count() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "value"),
-    [(SETTLED, 20), (FIRST, 16), (replace(FIRST, value=64), 16), (replace(SETTLED, good=1), 1)],
+    [(SETTLED, 20), (FIRST, 8), (replace(FIRST, value=64), 8), (replace(SETTLED, good=1), 1)],
 )
 def test_a_gate_that_opens_is_followed_by_a_slow_start(limit: Limit, value: int) -> None:
     opened = reopen(limit, cap=CAP, now_ms=NOW)
     assert (opened.value, opened.phase) == (value, Phase.STARTING)
     assert not opened.counts_refusal(limit.epoch)
+
+
+def test_a_limit_under_which_nothing_is_answered_in_time_is_halved_by_each_gate_that_opens() -> None:
+    limit, values = FIRST, []
+    for _ in range(6):
+        limit = reopen(limit, cap=CAP, now_ms=NOW)
+        values.append(limit.value)
+    assert values == [8, 4, 2, 1, 1, 1]
 
 
 def test_a_refused_job_waits_for_about_a_round_trip() -> None:

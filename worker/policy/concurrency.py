@@ -121,8 +121,11 @@ def cut(limit: Limit, flow: Flow, *, epoch: int, cap: int, now_ms: int) -> Limit
 
 
 def reopen(limit: Limit, *, cap: int, now_ms: int) -> Limit:
-    """The limit once a gate has opened: a slow start, from half of what was good."""
-    value = max(1, limit.good // 2) if limit.good else min(START, limit.value)
+    """The limit once a gate has opened: a slow start, from half of what was good, or of what was tried if nothing was.
+
+    A slow server whose calls all time out shuts the gate again and again: so the limit comes down to what it answers.
+    """
+    value = max(1, (limit.good or min(START, limit.value)) // 2)
     new = replace(limit, all_refused_ms=0, refused_at=0, resume_ms=0)
     return move(new, min(cap, value), Phase.STARTING, "the gate has opened", now_ms, is_cut=True)
 
