@@ -261,8 +261,11 @@ def test_the_time_before_the_first_jobs_does_not_count() -> None:
     assert (woken.value, woken.phase, woken.since_ms) == (16, Phase.STARTING, NOW + 900)
     assert woken.counts_answer(FIRST.epoch)
     assert after(woken, 16, seconds=0.5).value == 32
-    for busy in (replace(NOTHING, ended=1), replace(NOTHING, full_ms=1), replace(NOTHING, refusals=1)):
+    few, many = (replace(NOTHING, ended=count) for count in (7, 8))
+    assert wake(FIRST, few, now_ms=NOW + 900) == woken
+    for busy in (many, replace(NOTHING, full_ms=1), replace(NOTHING, refusals=1)):
         assert wake(FIRST, busy, now_ms=NOW + 900) is FIRST
+    assert wake(SETTLED, NOTHING, now_ms=NOW + 900) is SETTLED, "it is measured for seconds anyway"
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,9 @@ def reopen(limit: Limit, *, cap: int, now_ms: int) -> Limit:
 
 
 def wake(limit: Limit, flow: Flow, *, now_ms: int) -> Limit:
-    """The limit when jobs have come after a time without any: that time does not count. The same: there was work."""
-    if flow.ended or flow.full_ms or flow.refusals or limit.phase is Phase.REFUSED:
+    """The limit when jobs have come after a time without many: that does not count. The same: it was reached before."""
+    was_busy = flow.full_ms or flow.refusals or 2 * flow.ended >= limit.value
+    if was_busy or limit.phase in (Phase.HOLDING, Phase.REFUSED):
         return limit
     return renew(limit, flow, now_ms, is_warm=limit.is_warm)
 
