@@ -255,8 +255,8 @@ class Limiter:
         finally:
             self._has_begun = True
             self._reported_s, self._was_full = now_s, is_full
-            self._has_woken = self._has_woken or (demand > 0 and not self._had_demand)
-            self._had_demand = demand > 0
+            self._has_woken = self._has_woken or (demand > 1 and not self._had_demand)
+            self._had_demand = demand > 1  # a lone job now and then fills no limit
         self._kept = None
         self._refused_epoch = reading.refused_epoch
         self._limit = share.limit if self._is_adaptive else None
