@@ -119,7 +119,7 @@ class Limiter:
         self._is_limited = False  # the store may know of this worker
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
-        self._was_full = False
+        self._was_full = self._is_rate_reached = False
         self._is_held = False  # no call begins before the next exchange
         self._refused_epoch: int | None = None
         self._dead: deque[str] = deque()
@@ -215,7 +215,7 @@ class Limiter:
         in_flight, demand = self._slots.in_flight, self._slots.demand
         is_wanted = demand >= max(1, applied)
         # What waits for a rate, and not for a slot, does not reach the limit in flight.
-        is_full = is_wanted and (self._slots.permits is None or in_flight >= applied)
+        is_full = is_wanted and not self._is_rate_reached
         reading = self._meter.read()
         if self._kept is not None:
             reading = Reading(
@@ -263,6 +263,7 @@ class Limiter:
         self._meter.follow(self._limit)
         self._meter.reserved_tokens = self._meter.expected_tokens() if share.permits is not None else 0
         self._slots.grant(share.permits)
+        self._is_rate_reached = share.permits is not None and share.permits < wanted
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
         slots = 0 if is_resting else share.slots
         if slots != self._applied:
