@@ -223,7 +223,11 @@ class Limiter:
                 max(filter(None, (reading.refused_epoch, self._kept.refused_epoch)), default=None),
                 reading.back_tokens + self._kept.back_tokens,
             )
-        full_ms = applied * round((now_s - self._reported_s) * 1000) if is_full and self._was_full else 0
+        full_ms = (
+            max(applied, in_flight) * round((now_s - self._reported_s) * 1000)
+            if is_full and self._was_full
+            else 0
+        )
         fixed = self._known.fixed
         is_told = self._slots.permits is not None  # also of a rate that another ledger has set
         has_rates = is_told or fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
