@@ -40,6 +40,7 @@ from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_jobs
 from worker.storage.reading import fetch_states
 from worker.storage.writer import GroupWriter
+from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.drain import Drain
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.presence import Presence
@@ -106,6 +107,7 @@ class WorkerRuntime:
             if drains
             else None
         )
+        batch_facts = BatchFacts(clock, endpoint=endpoint)
         self._relay = Relay(
             ledger,
             publish_due or partial(publish, broker, queues=self.queues),
@@ -120,6 +122,7 @@ class WorkerRuntime:
             longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
             may_probe=self._endpoints.may_call_a_job,
             spread=self._endpoints.spread,
+            facts=batch_facts,
         )
         self._executor = Executor(
             routes=self._endpoints.routes,
@@ -128,6 +131,7 @@ class WorkerRuntime:
             clock=clock,
             is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
+            note_tokens=batch_facts.note_answer,
         )
         self._dispatcher = Dispatcher(
             self._executor,
@@ -156,6 +160,7 @@ class WorkerRuntime:
             find_price=self._endpoints.routes.find_price,
             max_solo_losses=settings.max_solo_losses,
             on_dead=self._endpoints.forget_worker,
+            keep_told=self._endpoints.keep_told,
         )
         spare = self._endpoints.spare_messages
         self._reserved = Reserved(

@@ -36,6 +36,8 @@ from worker.storage.intake import NewJob
 from worker.storage.writer import GroupWriter
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.store import MemoryGateStore
+from worker.throttle.told import ToldLimits
+from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.spool import SpoolFile
 
 KEY = "sk-the-right-key"
@@ -66,10 +68,12 @@ class House:
         is_proven: bool = True,
         slots: Slots[Received] | None = None,
         store: MemoryGateStore | None = None,
+        told: ToldLimits | None = None,
         **settings: Any,
     ) -> None:
-        told = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
-        self.simulator, self.clock, self.endpoint = simulator, clock, told.endpoint
+        self.told = told or ToldLimits()
+        loaded = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
+        self.simulator, self.clock, self.endpoint = simulator, clock, loaded.endpoint
         self.ledger = AwayWhenTold(ledger.engine)
         self.client = EndpointClient(EndpointConfig(simulator.url, pool_size=4))
         self.writer = GroupWriter(
@@ -83,9 +87,10 @@ class House:
         self.store = MemoryGateStore() if store is None else store
         self.slots: Slots[Received] = Slots(4) if slots is None else slots
         self.is_paused = False
-        self.credentials = Credentials(told, "ledger", clock)
+        self.credentials = Credentials(loaded, "ledger", clock)
         self.gates = KeyGates(self.store, clock, probe_ttl_s=60.0, keys=self.credentials.names)
-        self.spool = SpoolFile(told.spool_folder, "w1")
+        self.spool = SpoolFile(loaded.spool_folder, "w1")
+        self.facts = BatchFacts(clock, endpoint=self.endpoint)
         self.route = Route(
             self.endpoint,
             client=self.client,
@@ -94,10 +99,12 @@ class House:
             writer=self.writer,
             rules=RetryRules(),
             clock=clock,
-            prices=open_price_book(told),
+            prices=open_price_book(loaded),
             is_proven=is_proven,
             is_stopping=lambda: self.slots.is_stopping,
+            passes_priority=loaded.upstream_priority == "vllm",
             rng=random.Random(1),
+            told=self.told,
         )
         self.routes = Routes((self.route,), clock=clock)
         self.executor = Executor(
@@ -107,6 +114,7 @@ class House:
             clock=clock,
             is_stopping=lambda: self.slots.is_stopping,
             is_paused=lambda: self.is_paused,
+            note_tokens=self.facts.note_answer,
         )
         self.pool = ThreadPoolExecutor(16)
         self.dispatcher = Dispatcher(
@@ -134,7 +142,7 @@ class House:
         """Time passes until the job is due, and the relay hands it out."""
         self.clock.advance(after_s)
         now_ms = self.clock.now_ms()
-        self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, after_batch="", now_ms=now_ms))
+        self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, now_ms=now_ms))
         assert state(self.ledger, id_) == "queued"
 
     def wait_for_the_database(self) -> None:

@@ -267,6 +267,16 @@ def test_a_store_that_forgot_the_limit_gets_the_one_that_was_found(
     assert after is not None and (after.value, after.epoch > value.epoch) == (value.good, True)
 
 
+def test_no_more_calls_begin_when_the_store_forgets_the_limit(make: Make, store: MemoryLimitStore) -> None:
+    worker = make()
+    worker.tick()
+    worker.take(100)
+    assert len(worker.calls) == 16
+    store.forget()
+    worker.tick()
+    assert len(worker.calls) == 16
+
+
 def test_the_limit_of_the_last_run_is_remembered(make: Make, ledger: Ledger, clock: FakeClock) -> None:
     ledger.known = Known(found=Limit(48, 70, Phase.HOLDING, clock.now_ms() - 5000, "x", good=48))
     worker = make()
@@ -288,6 +298,21 @@ def test_an_opened_gate_is_a_slow_start_once_for_all_workers(make: Make, ledger:
     limit = second.limiter._limit
     assert limit is not None and epoch is not None
     assert (limit.phase, limit.epoch) == (Phase.STARTING, epoch + 1)
+
+
+def test_a_key_that_replaces_one_whose_gate_had_opened_causes_no_slow_start(make: Make) -> None:
+    worker = make()
+    worker.openings = 3
+    worker.tick()
+    run_rounds(worker, 10)
+    worker.openings = 0
+    before = worker.limiter._limit
+    worker.tick()
+    assert worker.limiter._limit == before
+    worker.openings = 1
+    worker.tick()
+    after = worker.limiter._limit
+    assert after is not None and after.phase is Phase.STARTING
 
 
 def test_a_worker_that_died_leaves_its_share(make: Make) -> None:

@@ -44,6 +44,7 @@ class World:
         self.began: list[float] = []  # of calls
         self.answered: list[float] = []
         self.burnt = 0
+        self.shut_at: list[float] = []
         self._jobs = 0
         for slot in range(slots):
             self._at(0.0, lambda process=slot % 2: self._begin(process))
@@ -81,6 +82,7 @@ class World:
                 job,
                 "m",
                 began=permit.order,
+                number=permit.number,
                 now_s=self.clock.monotonic_s(),
             )
         self._begin(process)
@@ -105,6 +107,7 @@ class World:
             now_s=self.clock.monotonic_s(),
         )
         if verdict.attribution is Attribution.ENDPOINT and self.has_gate:
+            self.shut_at.append(self.now_s)
             keeper.shut(DOWN.kind, asked_s=None, permit=permit, job_id=job, http_status=503)
         else:
             self.burnt += 1
@@ -146,3 +149,49 @@ def test_an_outage_is_hardly_called_into_and_over_within_seconds(slots: int, lat
     back = sum(until_s < at_s <= until_s + 7 + latency_s for at_s in world.began)
     assert back >= min(slots, 10), "each slot has begun a call by then"
     assert world.burnt <= max(6, 0.7 * slots), "less than are in flight have burnt an attempt"
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+@pytest.mark.parametrize("slots", [1, 16, 100])
+def test_a_flaky_endpoint_is_never_shut(slots: int, rate: float) -> None:
+    rng = random.Random(7)
+    world = World(slots=slots, latency_s=2.0, fails=lambda _: rng.random() < rate)
+    world.run(20_000 * 2.0 / slots)
+    assert len(world.answered) > 17_000
+    assert world.shut_at == []
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+@pytest.mark.parametrize("slots", [16, 500])
+def test_an_outage_of_a_flaky_endpoint_is_noticed_although_calls_from_before_it_are_still_answered(
+    slots: int, rate: float
+) -> None:
+    rng = random.Random(1)
+    world = World(slots=slots, latency_s=2.0, fails=lambda at_s: rng.random() < rate or 60 <= at_s < 120)
+    world.run(60)
+    assert world.shut_at == []
+    before = world.burnt
+    world.run(120)
+    assert world.shut_at and world.shut_at[0] < 62, "within the time of one answer"
+    assert world.burnt - before < 3 * slots
+    assert sum(world.shut_at[0] + 1 < at_s < 120 for at_s in world.began) <= 60
+
+
+def test_an_endpoint_that_answers_one_call_in_ten_is_shut_and_spends_few_attempts() -> None:
+    rng = random.Random(2)
+    world = World(slots=16, latency_s=2.0, fails=lambda at_s: at_s >= 60 and rng.random() < 0.9)
+    world.run(60 + 600)
+    assert world.burnt < 100
+    began = sum(at_s > 90 for at_s in world.began)
+    assert began < 400, "about one call in two seconds"
+
+
+def test_after_an_outage_a_few_calls_go_before_all_do() -> None:
+    world = World(slots=100, latency_s=1.0, fails=lambda at_s: 20 <= at_s < 50)
+    world.run(80)
+    back_s = next(at_s for at_s in world.answered if at_s > 51)
+    first = sum(50 <= at_s < back_s for at_s in world.began)
+    assert first <= 2, "probes"
+    opened_s = next(at_s for at_s in world.answered if at_s > back_s)
+    assert sum(back_s <= at_s < opened_s for at_s in world.began) <= 8
+    assert sum(opened_s <= at_s < opened_s + 1 for at_s in world.began) >= 90

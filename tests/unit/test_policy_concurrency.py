@@ -252,6 +252,17 @@ def test_a_lower_cap_holds_at_once() -> None:
     assert (new.value, new.good) == (10, 10)
 
 
+@pytest.mark.parametrize("tried_ms", [0, NOW, NOW + 30_000])
+def test_a_limit_from_before_the_clock_was_set_back_does_not_wait_for_that_time(tried_ms: int) -> None:
+    now_ms = NOW - 3_600_000
+    limit = replace(SETTLED, resume_ms=NOW + 5000, tried_ms=tried_ms)
+    new = step(limit, NOTHING, cap=CAP, now_ms=now_ms)
+    assert (new.value, new.phase, new.reason) == (limit.value, limit.phase, limit.reason)
+    assert (new.since_ms, new.resume_ms) == (now_ms, now_ms + 5000)
+    assert new.tried_ms == (tried_ms and tried_ms - 3_600_000)
+    assert step(new, NOTHING, cap=CAP, now_ms=now_ms + 1) is new
+
+
 EVENTS = st.tuples(
     st.sampled_from(["step", "step", "step", "cut", "reopen", "start"]),
     st.integers(0, 60_000),  # ms

@@ -10,12 +10,13 @@ from api_client.answers import Answer
 from api_client.client import EndpointClient
 from api_client.config import Credential
 from api_client.errors import ApiError
-from api_client.payload import switch_stream_off
+from api_client.payload import put_priority, switch_stream_off
 from schemas.failure import Failure, FailureKind
 from worker.attempt.credentials import Credentials
 from worker.attempt.report import EXPIRED, NOT_ADMITTED, Report
 from worker.clock import Clock
 from worker.errors import KeyUnavailable, Stopping
+from worker.policy.fairness import choose_upstream_priority
 from worker.policy.gates import is_of_a_key
 from worker.storage.claims import is_unwanted
 from worker.storage.errors import DatabaseAway, WriterStopped
@@ -60,7 +61,9 @@ class Caller:
         retry_after_cap_s: float,
         clock: Clock,
         is_stopping: Callable[[], bool],
+        passes_priority: bool = False,
     ) -> None:
+        """`passes_priority`: the endpoint is told which calls come first."""
         self._client = client
         self._credentials = credentials
         self._gates = gates
@@ -68,6 +71,7 @@ class Caller:
         self._retry_after_cap_s = retry_after_cap_s
         self._clock = clock
         self._is_stopping = is_stopping
+        self._passes_priority = passes_priority
 
     def call(self, job: ClaimedJob, permit: Permit) -> Answer:
         """The answer, trying the other header style, a changed key and other keys where the key was refused.
@@ -75,6 +79,8 @@ class Caller:
         Raises ApiError, NotCalled and Stopping.
         """
         body = switch_stream_off(job.body.encode())
+        if self._passes_priority:
+            body = put_priority(body, choose_upstream_priority(job.priority, is_bulk=job.is_bulk))
         since_s = self._clock.monotonic_s()
         credential = self._first_credential(permit)
         if (why_not := self._why_not(job, since_s)) is not None:

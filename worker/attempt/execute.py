@@ -46,6 +46,12 @@ class Spool(Protocol):
         """Returns when claims may be made again. Raises Stopping during a shutdown."""
 
 
+class NoteTokens(Protocol):
+    """Is told what an answer to a job of a batch took; 0 where the endpoint does not tell."""
+
+    def __call__(self, batch_id: str, *, tokens: int, completion_tokens: int) -> None: ...
+
+
 class Executor:
     """Makes the attempts of one worker process. Thread-safe."""
 
@@ -58,14 +64,19 @@ class Executor:
         clock: Clock,
         is_stopping: Callable[[], bool],
         is_paused: Callable[[], bool],
+        note_tokens: NoteTokens = lambda batch_id, *, tokens, completion_tokens: None,
     ) -> None:
-        """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint."""
+        """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint.
+
+        `note_tokens` is told what each answer took, by the job's batch.
+        """
         self.routes = routes
         self._writer = writer
         self._spool = spool
         self._clock = clock
         self._is_stopping = is_stopping
         self._is_paused = is_paused
+        self._note_tokens = note_tokens
         self._at_stake: set[str] = set()  # jobs with a call in flight, or an answer in memory alone
         self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
 
@@ -173,7 +184,7 @@ class Executor:
                 endpoint=route.noted_as,
             )
         except ApiError as exc:
-            _note_failure(route, permit, exc.failure)
+            self._note_failure(job, route, permit, exc.failure)
             if exc.failure.kind is FailureKind.INTERRUPTED:
                 return self._interrupted(job, route, started_at_ms)
             return self._set_back(job, route, exc.failure, permit, started_at_ms, exc.latency_s)
@@ -190,11 +201,23 @@ class Executor:
             tokens=success.usage.total_tokens,
             tokens_out=success.usage.completion_tokens,
         )
+        self._note_tokens(
+            job.batch_id,
+            tokens=success.usage.total_tokens,
+            completion_tokens=success.usage.completion_tokens,
+        )
         try:
             route.judge.note_success(job, permit, latency_s=answer.latency_s, hints=answer.rate_hints)
         except Exception as exc:  # a defect there must not cost the answer, which is paid for
             log.error("gate.not_told", job_id=job.id, error=type(exc).__name__)
         return success
+
+    def _note_failure(self, job: ClaimedJob, route: Route, permit: Permit, failure: Failure) -> None:
+        spent = failure.spent
+        tokens = 0 if spent is None else spent.total_tokens
+        route.meter.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
+        if spent is not None:
+            self._note_tokens(job.batch_id, tokens=tokens, completion_tokens=spent.completion_tokens)
 
     def _interrupted(self, job: ClaimedJob, route: Route, started_at_ms: int) -> GiveBack:
         return GiveBack(
@@ -293,11 +316,6 @@ class Executor:
         else:
             log.info("job.waiting", job_id=setback.job_id, kind=kind, retry_in_s=round(report.retry_in_s, 3))
         return report
-
-
-def _note_failure(route: Route, permit: Permit, failure: Failure) -> None:
-    tokens = 0 if failure.spent is None else failure.spent.total_tokens
-    route.meter.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
 
 
 def _defect(exc: Exception, job_id: str) -> Failure:

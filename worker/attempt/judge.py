@@ -23,8 +23,10 @@ from worker.storage.writer import GroupWriter
 from worker.throttle.evidence import Evidence, Verdict
 from worker.throttle.gatekeeper import Permit
 from worker.throttle.key_gates import KeyGates
+from worker.throttle.told import ToldLimits
 
 _SOON_MS = 1000
+_NEW_TROUBLE = 2.0  # times the longest backoff
 _SMOOTHING = 0.1  # so about the last ten answers count
 
 
@@ -59,8 +61,10 @@ class Judge:
         clock: Clock,
         rng: random.Random,
         is_proven: bool,
+        told: ToldLimits | None = None,
     ) -> None:
         self._gates = gates
+        self._told = told or ToldLimits()
         self._writer = writer
         self._rules = rules
         self._clock = clock
@@ -69,6 +73,7 @@ class Judge:
         self._round_trip_s: float | None = None  # of answered calls, smoothed; a lost update does not matter
         self._refused_since_s: float | None = None  # since the last answer: the first refusal for a rate
         self.others: OtherEndpoints | None = None  # None: there is no other endpoint
+        self._refused_s = 0.0  # the latest one
         self._evidence = Evidence()
         self._openings = gates.openings
 
@@ -80,12 +85,15 @@ class Judge:
         self._refused_since_s = None
         known_s = self._round_trip_s
         self._round_trip_s = latency_s if known_s is None else known_s + _SMOOTHING * (latency_s - known_s)
-        self._gates.succeeded(permit)
+        self._gates.succeeded(permit, has_others=lambda: self._has_other_jobs(job.id))
         self._note_openings()
+        if permit.is_probe:
+            self._evidence.reopened()  # what failed was the outage's, also while the gate is only half open
         self._evidence.succeeded(
             job.id,
             job.model,
             began=permit.order,
+            number=permit.number,
             now_s=self._clock.monotonic_s(),
         )
         self._heed(hints, permit)
@@ -130,10 +138,14 @@ class Judge:
         )
 
     def _note_refusal(self) -> float:
-        """Seconds for which calls were refused for their rate, and none was answered."""
+        """Seconds for which calls were refused for their rate, and none was answered.
+
+        A refusal after a time in which no job can have waited for the one before is the first of a new trouble.
+        """
         now_s, since_s = self._clock.monotonic_s(), self._refused_since_s
-        if since_s is None:
+        if since_s is None or now_s - self._refused_s > _NEW_TROUBLE * self._rules.backoff_cap_s:
             since_s = self._refused_since_s = now_s
+        self._refused_s = now_s
         return now_s - since_s
 
     def _attribute(
@@ -187,6 +199,7 @@ class Judge:
         return None if due_ms is None else self._soonest(due_ms, failure, decision, now_ms)
 
     def _heed(self, hints: RateHints | None, permit: Permit) -> None:
+        self._told.note(hints, "" if permit.key is None else permit.key.id, now_ms=self._clock.now_ms())
         wait_s = decide_hinted_wait_s(hints, self._rules)
         if wait_s is not None:
             self._gates.keep_off(wait_s, permit)

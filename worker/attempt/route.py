@@ -18,6 +18,7 @@ from worker.prices.book import PriceBook
 from worker.storage.writer import GroupWriter
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.meter import Meter
+from worker.throttle.told import ToldLimits
 
 log = structlog.get_logger(__name__)
 
@@ -39,12 +40,15 @@ class Route:
         is_proven: bool,
         is_stopping: Callable[[], bool],
         is_one_of_several: bool = False,
+        passes_priority: bool = False,
+        told: ToldLimits | None = None,
         meter: Meter | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """`endpoint`: the identity of the endpoint. `is_stopping`: no call begins any more.
 
         `is_proven`: the endpoint has answered a job before. `meter` counts what the calls come to.
+        `passes_priority`: the endpoint is told which calls come first. `told`: the limits that its answers tell.
         """
         self.endpoint = endpoint
         self.noted_as = endpoint if is_one_of_several else None  # by the attempts
@@ -62,9 +66,16 @@ class Route:
             retry_after_cap_s=rules.retry_after_cap_s,
             clock=clock,
             is_stopping=is_stopping,
+            passes_priority=passes_priority,
         )
         self.judge = Judge(
-            gates, writer, rules=rules, clock=clock, rng=rng or random.Random(), is_proven=is_proven
+            gates,
+            writer,
+            rules=rules,
+            clock=clock,
+            rng=rng or random.Random(),
+            is_proven=is_proven,
+            told=told,
         )
 
     def find_price(self, *models: str) -> Price | None:

@@ -36,6 +36,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "results": Listed("batches", "Write the results of a batch as OpenAI batch output lines."),
         "retry": Listed("batches", "Queue failed, cancelled or expired jobs of a batch again."),
         "budget": Listed("budgeting", "Show a batch's budget, or set it."),
+        "weight": Listed("weighing", "Show a batch's weight, or change it."),
         "cancel": Listed("jobs", "Cancel a batch or one job."),
     },
     "Look": {

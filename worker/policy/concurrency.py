@@ -24,6 +24,7 @@ __all__ = [
 START = 16  # the first limit of an unknown endpoint
 REACHED = 0.8  # the limit was reached for so much of the time: what was measured is what it does
 REACHED_AT_START = 0.5  # doubled values are followed within a part of a round trip
+SET_BACK_MS = 1000  # a time that is so far ahead is of a clock that was set back since
 FRESH_MS = 3_600_000  # the limit of an earlier run is used as it is, if it is not older
 
 
@@ -59,6 +60,8 @@ def step(limit: Limit, flow: Flow, *, cap: int, now_ms: int) -> Limit:
 
     It grows only if it was reached, for at least a round trip, and without refusals.
     """
+    if limit.since_ms > now_ms + SET_BACK_MS:
+        return _count_from_now(limit, now_ms)
     if limit.value > cap:
         return move(replace(limit, good=min(limit.good, cap)), cap, Phase.HOLDING, "the most allowed", now_ms)
     if flow.refusals:
@@ -134,3 +137,15 @@ def _within(limit: Limit, cap: int) -> Limit:
 def _recover(limit: Limit, cap: int, now_ms: int) -> Limit:
     new = replace(limit, all_refused_ms=0)
     return move(new, min(cap, max(2, limit.good // 2)), Phase.STARTING, "answered again", now_ms)
+
+
+def _count_from_now(limit: Limit, now_ms: int) -> Limit:
+    """The same value, of which no time is ahead of the clock: it may be hours until the clock is there again."""
+    ahead_ms = limit.since_ms - now_ms
+    new = replace(
+        limit,
+        resume_ms=max(0, limit.resume_ms - ahead_ms),
+        tried_ms=limit.tried_ms and max(1, limit.tried_ms - ahead_ms),
+        all_refused_ms=limit.all_refused_ms and max(1, limit.all_refused_ms - ahead_ms),
+    )
+    return move(new, limit.value, limit.phase, limit.reason, now_ms)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from sqlalchemy import BindParameter, Connection, bindparam, func, select, text, update
 
 from schemas.job import TARGETS, Due, JobState, Move
+from worker.policy.fairness import Account, Waiting, give_back, share_room
 from worker.storage.batch_turns import Turn, find_turns
 from worker.storage.by_model import ModelChoice
 from worker.storage.claims import SOLO_AFTER_LOSSES
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs, workers
 
+Describe = Callable[[Connection, Sequence[Turn]], Sequence[Waiting]]
+"""Tells the weight of batches, and what a job of each takes."""
+START = Account()
 _endpoint: BindParameter[str] = bindparam("of_endpoint")
-_SHARERS = 64  # most batches that share the window at a time; each costs two statements
 _LOOKED_AT = 32  # how many ready jobs of a batch are searched for one that was never tried
 # Solo jobs do not count: they may wait for long until they can run alone, and must not fill the window meanwhile.
 _COUNT_PUBLISHED = select(func.count()).where(
@@ -150,47 +154,55 @@ def take_lone_due(
     return due
 
 
+def _alike(_: Connection, turns: Sequence[Turn]) -> list[Waiting]:
+    return [Waiting(turn.batch_id) for turn in turns]
+
+
 def take_due(
     connection: Connection,
     endpoint: str,
     *,
     room: int,
-    after_batch: str,
+    account: Account = START,
     now_ms: int,
     held: Collection[str] = (),
     prefer_untried: bool = False,
     only: ModelChoice | None = None,
-) -> tuple[list[Due], str]:
-    """At most `room` jobs to publish now, marked as published; and the batch after which the next call begins.
+    describe: Describe = _alike,
+) -> tuple[list[Due], Account]:
+    """At most `room` jobs to publish now, marked as published; and the account with which the next call begins.
 
-    Jobs of `held` batches are left out. Lone jobs come first, then an equal share of every batch, in turn. Retries
-    that are due count towards the share of their batch: a batch whose jobs are refused again and again takes nothing
-    from the others, nor from its own jobs that were never tried.
+    Jobs of `held` batches are left out. Lone jobs come first, then those of batches, by deficit round robin: of the
+    tokens each has the share that its weight is of all weights. Without `describe`, all batches and jobs are alike.
+    Retries that are due count towards the share of their batch: a batch whose jobs are refused again and again takes
+    nothing from the others, nor from its own jobs that were never tried.
     With `prefer_untried`, a job that was never called comes before all others, of any batch: if there is room for one
     probe only, it must not be the job that was refused. With `only`, jobs that it does not want are left there.
     Commit before publishing: a message that is lost is published again; one for a job that is not committed is not.
     """
     room = min(room, MAX_ROWS)
     if room <= 0:
-        return [], after_batch
+        return [], account
     due: list[Due] = []
     if prefer_untried:
-        due, after_batch = choose_untried(connection, endpoint, room, after_batch, now_ms, held)
+        due, after = choose_untried(connection, endpoint, room, account.after, now_ms, held)
+        account = replace(account, after=after)
     if not due:
-        return _take_shares(connection, endpoint, room, after_batch, now_ms, held, only)
+        return _take_shares(connection, endpoint, room, account, now_ms, held, only, describe)
     mark_published(connection, [job.id for job in due], now_ms)
-    return due, after_batch
+    return due, account
 
 
 def _take_shares(
     connection: Connection,
     endpoint: str,
     room: int,
-    after_batch: str,
+    account: Account,
     now_ms: int,
     held: Collection[str],
     only: ModelChoice | None,
-) -> tuple[list[Due], str]:
+    describe: Describe,
+) -> tuple[list[Due], Account]:
     # A choice counts what it takes: with one, no more is read than is used.
     retries = _due_of(connection, endpoint, "", room if only is None else -(-room // 2), now_ms, only)
     lone = _ready_of(connection, endpoint, "", room if only is None else room - len(retries), only)
@@ -198,30 +210,28 @@ def _take_shares(
     due = retries[: -(-room // 2)]
     due += lone[: room - len(due)]
     later = retries[-(-room // 2) :]
-    turns = find_turns(
-        connection, endpoint, after=after_batch, held=held, at_most=room - len(due), now_ms=now_ms
+    found = find_turns(
+        connection, endpoint, after=account.after, held=held, at_most=room - len(due), now_ms=now_ms
     )
-    marked, is_first = 0, True
-    while turns and len(due) < room:
-        # Batches with more jobs get what others leave of their shares: they are asked again.
+    turns = {turn.batch_id: turn for turn in found}
+    waiting = list(describe(connection, found)) if found else []
+    marked = 0
+    while waiting and len(due) < room:
         mark_published(connection, [job.id for job in due[marked:]], now_ms)
         marked = len(due)
-        with_more: list[Turn] = []
-        for i, turn in enumerate(turns):
-            left = room - len(due)
-            if left <= 0:
-                break
-            share = -(-left // min(_SHARERS - i % _SHARERS, len(turns) - i))
-            part = _share_of(connection, endpoint, turn, share, now_ms, only)
+        shares = share_room(account, waiting, room=room - len(due))
+        unsent: dict[str, int] = {}
+        for batch_id, count in shares.jobs.items():
+            part = _share_of(connection, endpoint, turns[batch_id], count, now_ms, only)
             due += part
-            if len(part) == share:
-                with_more.append(turn)
-            if is_first:
-                after_batch = turn.batch_id
-        turns, is_first = with_more, False
+            if len(part) < count:
+                unsent[batch_id] = count - len(part)
+        account = give_back(shares.account, waiting, unsent)
+        # What those leave is shared out among the batches that have more.
+        waiting = [one for one in waiting if one.batch_id not in unsent]
     due += later[: room - len(due)]
     mark_published(connection, [job.id for job in due[marked:]], now_ms)
-    return due, after_batch
+    return due, account
 
 
 def _share_of(

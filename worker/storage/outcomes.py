@@ -34,6 +34,8 @@ class ClaimedJob:
     is_bulk: bool
     expires_at_ms: int | None = None  # it is not called after that
     budget_of: str | None = None  # its home batch, if that has a budget
+    batch_id: str = ""  # its home batch
+    priority: int = 0  # 0 is served first
 
     @property
     def id(self) -> str:

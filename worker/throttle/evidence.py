@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import insort
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from worker.policy.outages import (
     HEALTHY_RATE,
     KNOWN_FROM,
     MIXED_SHARE,
+    count_excess,
     is_about_the_request,
     is_outage,
     is_refusal,
@@ -24,7 +26,7 @@ from worker.policy.retry import Attribution
 
 _MOST_HISTORIES = 4096
 _MOST_KEYS = 256
-_LONGEST_LOOKED_AT = 400
+_LONGEST_LOOKED_AT = 5000  # five times the calls in flight, or those would always outweigh the failed ones
 _MOST_UNDECIDED = 5  # waits of 1 + 2 + 4 + 8 + 8 s: without another job's answer the job then fails
 _MOST_LAST_CHANCES = 3
 _OWN_AFTER = 3  # refusals of one job, and of no other, with a key that worked a moment ago
@@ -101,8 +103,9 @@ class Evidence:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._run: dict[str, None] = {}  # jobs whose calls failed like an outage since the last success
-        self._numbers: list[int] = []  # the numbers of those calls
+        self._run: dict[str, None] = {}  # jobs whose calls failed like an outage, in the window
+        self._excess = 0  # of these failures over the answers beside them
+        self._numbers: list[int] = []  # the numbers of those calls, in order
         self._refusals: dict[str, dict[str, None]] = {}  # jobs that were refused since then, by likeness
         self._words: OrderedDict[str, _Words] = OrderedDict()  # by likeness
         self._models: OrderedDict[str, _Model] = OrderedDict()
@@ -112,6 +115,7 @@ class Evidence:
         self._rate = HEALTHY_RATE
         self._answers = 10.0
         self._failures = 0  # since the last success, also at a shut gate; not yet counted in the rate
+        self._first_failed = 0  # the lowest number of their calls; one from before it proves nothing of them
         self._succeeded_s = float("-inf")
         self._latest_began = 0  # the `began` of the latest call that succeeded
 
@@ -120,19 +124,27 @@ class Evidence:
         """The usual share of calls that fail like an outage although there is none, over about the last 1,000 calls."""
         return self._rate
 
-    def succeeded(self, job_id: str, model: str, *, began: int, now_s: float) -> None:
-        """Records that a call was answered. The endpoint was serving when that call began."""
+    def succeeded(
+        self, job_id: str, model: str, *, began: int, now_s: float, number: int | None = None
+    ) -> None:
+        """Records that a call was answered. The endpoint was serving when that call began.
+
+        `number`: the call's number. In an outage, calls that began before it may still be answered for minutes.
+        """
         with self._lock:
-            if self._failures:
+            is_beside = number is None or number > self._first_failed
+            if self._failures and is_beside:
                 # A success among these failures shows that they were no outage: they count towards the usual rate.
                 self._learn(1.0, self._failures)
                 self._failures = 0
             self._learn(0.0, 1)
             self._succeeded_s = now_s
             self._latest_began = max(self._latest_began, began)
-            if self._numbers:
-                self._run.clear()
-                self._numbers.clear()
+            if self._numbers and is_beside:
+                self._excess = count_excess(self._excess, answers=1)
+                if not self._excess:
+                    self._run.clear()
+                    self._numbers.clear()
             if self._refusals:
                 self._refusals.clear()
             if self._models and (known := self._models.get(model)) is not None and began > known.since:
@@ -146,7 +158,7 @@ class Evidence:
     def reopened(self) -> None:
         """Records that a probe opened the gate. Earlier failures were the outage's; the usual rate leaves them out."""
         with self._lock:
-            self._failures = 0
+            self._failures = self._excess = 0
             self._run.clear()
             self._numbers.clear()
             self._refusals.clear()
@@ -223,20 +235,24 @@ class Evidence:
             history, was_served = self._note_failure(job_id, order)
             if is_outage_known:
                 del self._histories[job_id]
-                self._failures += not is_probe
+                if not is_probe:
+                    self._note_number(number)
                 return Verdict(Attribution.ENDPOINT)
-            self._failures += 1
+            self._note_number(number)
             history.again += was_served
             # If other jobs were answered between its failures, these may be its own, and do not count as an outage.
             if not history.again:
                 self._run[job_id] = None
-                self._numbers.append(number)
+                self._excess = count_excess(self._excess, failures=1)
+                insort(self._numbers, number)
                 del self._numbers[:-_LONGEST_LOOKED_AT]
             if is_outage(
                 jobs=len(self._run),
+                excess=self._excess,
                 numbers=self._numbers,
                 calls=calls,
                 failure_rate=self._rate,
+                is_known=self._succeeded_s > float("-inf"),
             ):
                 for one in self._run:
                     self._histories.pop(one, None)
@@ -326,6 +342,13 @@ class Evidence:
         history.count += 1
         self._histories[job_id] = history
         return history, was_served
+
+    def _note_number(self, number: int) -> None:
+        """One more failed call since the last success."""
+        if not self._failures and not self._numbers:
+            self._first_failed = number
+        self._failures += 1
+        self._first_failed = min(self._first_failed, number)
 
     def _learn(self, value: float, times: int) -> None:
         self._answers = min(self._answers + times, KNOWN_FROM)

@@ -19,7 +19,13 @@ from worker.throttle.gatekeeper import REFUSED, Gatekeeper, Permit, room_at
 from worker.throttle.store import USED_S, GateStore, KeyName
 
 log = structlog.get_logger(__name__)
-_LEAST_OPEN_FIRST = (Admission.SHUT, Admission.PROBE_OF_OTHERS, Admission.PROBE, Admission.OPEN)
+_LEAST_OPEN_FIRST = (
+    Admission.SHUT,
+    Admission.PROBE_OF_OTHERS,
+    Admission.PROBE,
+    Admission.TRIAL,
+    Admission.OPEN,
+)
 _LOOKED_FOR_OTHERS_S = 1.0
 _PROBE_ASKED_EVERY_S = 0.25
 
@@ -216,9 +222,9 @@ class KeyGates:
             self._keeper(permit.key).decided_nothing(permit.of_key)
         self.endpoint.decided_nothing(permit)
 
-    def succeeded(self, permit: Permit) -> None:
-        """Records that a call was answered. What it probed opens for all."""
-        self.endpoint.succeeded(permit)
+    def succeeded(self, permit: Permit, *, has_others: Callable[[], bool] = lambda: True) -> None:
+        """Records that a call was answered. What it probed opens for all, or for a few. See `Gatekeeper.succeeded`."""
+        self.endpoint.succeeded(permit, has_others=has_others)
         if permit.key is not None and permit.of_key is not None:
             self._keeper(permit.key).succeeded(permit.of_key)
 

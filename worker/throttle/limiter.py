@@ -116,7 +116,7 @@ class Limiter:
         self._limit: Limit | None = None
         self._latest: Limit | None = None  # also where the store has forgotten it
         self._applied = first_limit
-        self._is_limited = False  # the store knows of this worker
+        self._is_limited = False  # the store may know of this worker
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
         self._was_full = False
@@ -213,7 +213,9 @@ class Limiter:
         applied = self._applied if self._has_begun else 0
         was_held, self._is_held = self._is_held, False
         in_flight, demand = self._slots.in_flight, self._slots.demand
-        is_full = demand >= max(1, applied)
+        is_wanted = demand >= max(1, applied)
+        # What waits for a rate, and not for a slot, does not reach the limit in flight.
+        is_full = is_wanted and (self._slots.permits is None or in_flight >= applied)
         reading = self._meter.read()
         if self._kept is not None:
             reading = Reading(
@@ -223,7 +225,8 @@ class Limiter:
             )
         full_ms = applied * round((now_s - self._reported_s) * 1000) if is_full and self._was_full else 0
         fixed = self._known.fixed
-        has_rates = fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
+        is_told = self._slots.permits is not None  # also of a rate that another ledger has set
+        has_rates = is_told or fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
         wanted = self._want_permits() if has_rates else 0
         unused = self._slots.take_permits(-wanted) if wanted < 0 else 0
         report = Report(
@@ -233,7 +236,7 @@ class Limiter:
             applied=applied,
             in_flight=in_flight,
             # Only as many jobs are fetched as the share has room for: who has as many may want any number.
-            demand=self._own_limit if is_full else demand + (demand > 0),
+            demand=self._own_limit if is_wanted else demand + (demand > 0),
             epoch=self._meter.epoch,
             flow=reading.flow + Flow(full_ms=full_ms),
             wanted=max(0, wanted),
@@ -241,6 +244,7 @@ class Limiter:
             each_tokens=self._meter.reserved_tokens or 1,
             back_tokens=reading.back_tokens,
         )
+        self._is_limited = True  # also by a report whose answer is lost
         try:
             share = self._store.exchange(report, fixed, change, has_others=self._known.has_others)
         except StoreAway:
@@ -249,7 +253,7 @@ class Limiter:
         finally:
             self._has_begun = True
             self._reported_s, self._was_full = now_s, is_full
-        self._kept, self._is_limited = None, True
+        self._kept = None
         self._refused_epoch = reading.refused_epoch
         self._slots.valid_until_s = now_s + _VALID_S
         if self._is_held:  # refused meanwhile
@@ -257,9 +261,7 @@ class Limiter:
         self._limit = share.limit if self._is_adaptive else None
         self._latest = self._limit or self._latest
         self._meter.follow(self._limit)
-        self._meter.reserved_tokens = (
-            self._meter.expected_tokens() if fixed.tokens_per_minute is not None else 0
-        )
+        self._meter.reserved_tokens = self._meter.expected_tokens() if share.permits is not None else 0
         self._slots.grant(share.permits)
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
         slots = 0 if is_resting else share.slots
@@ -300,10 +302,10 @@ class Limiter:
             return Change(start(self._latest or self._known.found, cap=cap, now_ms=now_ms))
         after = limit
         openings, refused_epoch = self._openings(), self._refused_epoch
-        if openings != self._opened:
-            self._opened = openings
-            if limit.reason != _REOPENED or now_ms - limit.since_ms > _REOPENED_MS:
-                after = replace(reopen(limit, cap=cap, now_ms=now_ms), reason=_REOPENED)
+        has_opened, self._opened = openings > self._opened, openings  # fewer: another key is used now
+        is_first = limit.reason != _REOPENED or now_ms - limit.since_ms > _REOPENED_MS
+        if has_opened and is_first:
+            after = replace(reopen(limit, cap=cap, now_ms=now_ms), reason=_REOPENED)
         if after is limit and refused_epoch is not None:
             after = cut(limit, share.flow, epoch=refused_epoch, cap=cap, now_ms=now_ms)
         self._refused_epoch = None

@@ -14,6 +14,7 @@ from worker.throttle.gatekeeper import Permit
 
 _LATELY = 200  # answers whose tokens tell what the next one may take
 _UNKNOWN_TOKENS = 1000  # reserved for a call before any was answered
+_MOST_TOKENS = 10_000_000  # of one answer: an endpoint that tells more tells nonsense, and a square must fit
 _FLOW_SIZE = len(fields(Flow))
 
 
@@ -49,6 +50,7 @@ class Meter:
     def note_answer(self, permit: Permit, *, latency_s: float, tokens: int, tokens_out: int) -> None:
         """The call was answered. `tokens`: of prompt and completion; 0 where the endpoint tells no usage."""
         limit = self._limit
+        tokens, tokens_out = min(tokens, _MOST_TOKENS), min(tokens_out, _MOST_TOKENS)
         if limit is None:
             seen = None
         else:

@@ -74,7 +74,7 @@ class LedgerLimits:
                 worker_id=self._worker_id,
                 now_ms=now_ms,
             )
-            if self._written % _PRUNE_EVERY == 0:
+            if self._written % _PRUNE_EVERY == 1:  # with its first one, too: many workers live for a minute
                 prune_changes(connection, self._endpoint)
 
         self._written += 1

@@ -15,11 +15,12 @@ import structlog
 
 from schemas.job import Due
 from worker.clock import Clock
+from worker.policy.fairness import Account
 from worker.policy.gates import PROBE_EVERY_S, Admission
 from worker.policy.routing import has
 from worker.storage.batches import fetch_held
 from worker.storage.by_model import ModelChoice, count_published_by_model
-from worker.storage.due import take_due, take_lone_due
+from worker.storage.due import Describe, take_due, take_lone_due
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.gate_waits import has_open_jobs
 
@@ -141,9 +142,9 @@ class Spread:
         return window if any(takers) else 0
 
     def take(
-        self, connection: Transaction, *, window: int, after_batch: str, now_ms: int
-    ) -> tuple[list[Due], str]:
-        """Jobs to publish now, marked as published; and the batch after which the next call begins."""
+        self, connection: Transaction, *, window: int, account: Account, now_ms: int, describe: Describe
+    ) -> tuple[list[Due], Account]:
+        """Jobs to publish now, marked as published; and the account with which the next call begins."""
         held = fetch_held(connection, self._endpoint)
         published = self._count(connection, held)
         groups = self._routes.groups
@@ -158,18 +159,19 @@ class Spread:
             published[False, self._routes.find(job.model)] += 1
         self._plan(groups, published, is_bulk=True, window=window)
         room = sum(max(0, one) for one in self._budgets.values())
-        due, after_batch = take_due(
+        due, account = take_due(
             connection,
             self._endpoint,
             room=room,
-            after_batch=after_batch,
+            account=account,
             now_ms=now_ms,
             held=held,
             only=self._choice,
+            describe=describe,
         )
         # A job that was refused tests a gate where there is no other one.
         self._avoids_refused = not self._tests or not self._avoids_refused or bool(lone or due)
-        return lone + due, after_batch
+        return lone + due, account
 
     def _count(self, connection: Transaction, held: Collection[str]) -> Counter[tuple[bool, int]]:
         found: Counter[tuple[bool, int]] = Counter()
