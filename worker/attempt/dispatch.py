@@ -56,6 +56,7 @@ class Received:
     claim_asked_s: float = 0.0  # when, as the others by a monotonic clock
     claimed_s: float = 0.0
     called_s: float = 0.0
+    epoch: int = 0
     has_left: bool = False  # its slot
 
 
@@ -79,7 +80,8 @@ class Dispatcher:
 
         `ahead_limit`: the most jobs of each kind that are claimed and wait for a slot; never more than half of the
         slots. `on_ahead` is told of a new number that is aimed at, and of each new limit of the slots. `on_lack` is
-        told when a job waits for the limit of all workers, and not for a slot of this one.
+        told when a job waits for the limit of all workers, and not for a slot of this one, and when a bulk job comes
+        after a time without any.
         """
         self._executor = executor
         self._routes = executor.routes
@@ -256,6 +258,7 @@ class Dispatcher:
             return self._executor.attempt(
                 one.job,
                 route=one.route,
+                epoch=one.epoch,
                 waited_s=one.called_s - one.claimed_s,
                 leave_slot=lambda: self._leave(one),
             )

@@ -103,12 +103,14 @@ class Executor:
         job: ClaimedJob,
         *,
         route: int = 0,
+        epoch: int | None = None,
         waited_s: float = 0.0,
         leave_slot: Callable[[], None] = lambda: None,
     ) -> Report:
         """What the call of a claimed job came to, once that is written down. `route`: the endpoint that is called.
 
-        The claim has waited for its slot for `waited_s`. `leave_slot` is called as soon as the call has ended.
+        `epoch`: that of the limit under which the job got its slot; None: the present one. The claim has waited for
+        its slot for `waited_s`. `leave_slot` is called as soon as the call has ended.
         """
         if self._is_stopping():
             return self._put_back(job, GIVEN_BACK)
@@ -116,7 +118,7 @@ class Executor:
             return self._put_back(job, NOT_ADMITTED)
         self._at_stake.add(job.id)
         try:
-            outcome = self._make(job, self.routes[route], leave_slot)
+            outcome = self._make(job, self.routes[route], epoch, leave_slot)
             if isinstance(outcome, Success):
                 return self._record_answer(job, outcome, self.routes[route])
         finally:
@@ -153,12 +155,12 @@ class Executor:
         return GiveBack(claim=job.claim, started_at_ms=now_ms, ended_at_ms=now_ms, was_called=was_called)
 
     def _make(
-        self, job: ClaimedJob, route: Route, leave_slot: Callable[[], None]
+        self, job: ClaimedJob, route: Route, epoch: int | None, leave_slot: Callable[[], None]
     ) -> Success | Setback | GiveBack | NotCalled:
         with route.gates.admit(job.id) as permit:
             if not permit.is_granted:
                 return NotCalled(NOT_ADMITTED, was_called=False)
-            route.meter.admit(permit)
+            route.meter.admit(permit, epoch=epoch)
             try:
                 return self._decide(job, route, permit, leave_slot)
             except NotCalled as exc:

@@ -41,6 +41,7 @@ class EndpointSlots:
         self.calling = {False: 0, True: 0}  # by `is_bulk`
         self.valid_until_s = float("inf")  # as `Slots.valid_until_s`
         self.lacks = False
+        self.epoch = 0
         self._permits: int | None = None
         self._begun = self._begun_before = 0
         self._pool: PoolSlots[PoolUser] | None = None
@@ -190,6 +191,13 @@ class PoolSlots(Slots[T]):
                     line.extend(kept)
             return stranded
 
+    def add(self, one: T) -> bool:
+        with self._idle:
+            if one.is_bulk and not self._waiting[True] and not self._inside[True]:
+                for endpoint in self._of(one.routes):
+                    endpoint.lacks = endpoint.lacks or endpoint.epoch > 0
+            return super().add(one)
+
     def take_claimable(self) -> list[T]:
         found: list[T] = []
         with self._idle:
@@ -243,7 +251,7 @@ class PoolSlots(Slots[T]):
                         kept.append(one)
                         continue
                     chosen.begin(is_bulk=is_bulk)
-                    one.route = chosen.index
+                    one.route, one.epoch = chosen.index, chosen.epoch
                     self._pending[is_bulk, one.routes] -= 1
                     self._started.append(one)
                     self._calling[is_bulk] += 1

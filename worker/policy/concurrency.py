@@ -19,12 +19,14 @@ __all__ = [
     "reopen",
     "start",
     "step",
+    "wake",
 ]
 
 START = 16  # the first limit of an unknown endpoint
 REACHED = 0.8  # the limit was reached for so much of the time: what was measured is what it does
 REACHED_AT_START = 0.5  # doubled values are followed within a part of a round trip
 SET_BACK_MS = 1000  # a time that is so far ahead is of a clock that was set back since
+UNREFUSED_MS = 1_000  # a call that is not refused for so long is being worked on
 FRESH_MS = 3_600_000  # the limit of an earlier run is used as it is, if it is not older
 
 
@@ -69,8 +71,14 @@ def step(limit: Limit, flow: Flow, *, cap: int, now_ms: int) -> Limit:
         if after is not limit:
             return after
     if limit.phase is Phase.REFUSED:
-        return _recover(limit, cap, now_ms) if flow.answers else limit
+        is_taken = flow.answers or min(flow.full_ms, now_ms - limit.resume_ms) >= UNREFUSED_MS
+        return _recover(limit, cap, now_ms) if is_taken else limit
     elapsed_ms = now_ms - limit.since_ms
+    if limit.all_refused_ms and limit.phase is Phase.STARTING and limit.value < limit.good:
+        is_reached = flow.full_ms >= REACHED_AT_START * limit.value * elapsed_ms
+        if is_reached and elapsed_ms >= min(UNREFUSED_MS, max(250, limit.round_ms // 2)):
+            # Back to what was good. That is known, and needs no answer.
+            return move(limit, min(cap, limit.good), Phase.STARTING, "not refused any more", now_ms)
     if not flow.answers or flow.answers < limit.value / 2 or elapsed_ms < flow.call_ms / flow.answers:
         return limit
     took_ms = flow.call_ms / flow.answers
@@ -78,7 +86,7 @@ def step(limit: Limit, flow: Flow, *, cap: int, now_ms: int) -> Limit:
     if flow.full_ms < reached * limit.value * elapsed_ms:  # it says nothing, and must not grow
         is_over = elapsed_ms >= max(WINDOW_MS, 3 * took_ms)
         return renew(limit, flow, now_ms, is_warm=limit.is_warm) if is_over else limit
-    known = replace(limit, round_ms=round(took_ms))
+    known = replace(limit, round_ms=round(took_ms), all_refused_ms=0)
     after = decide_by_work(known, flow, cap=cap, now_ms=now_ms)
     return limit if after is known else _within(after, cap)
 
@@ -94,6 +102,8 @@ def cut(limit: Limit, flow: Flow, *, epoch: int, cap: int, now_ms: int) -> Limit
     earned = flow.answers / KEPT if limit.value <= limit.good else 0.0
     if flow.refusals <= limit.spare + earned:
         return limit
+    if flow.answers:
+        limit = replace(limit, all_refused_ms=0)
     if limit.value <= 1:
         return _pause(limit, now_ms)
     lower = min(cap, limit.value * 3 // 4)
@@ -117,15 +127,22 @@ def reopen(limit: Limit, *, cap: int, now_ms: int) -> Limit:
     return move(new, min(cap, value), Phase.STARTING, "the gate has opened", now_ms, is_cut=True)
 
 
+def wake(limit: Limit, flow: Flow, *, now_ms: int) -> Limit:
+    """The limit when jobs have come after a time without any: that time does not count. The same: there was work."""
+    if flow.ended or flow.full_ms or flow.refusals or limit.phase is Phase.REFUSED:
+        return limit
+    return renew(limit, flow, now_ms, is_warm=limit.is_warm)
+
+
 def refused_wait_ms(limit: Limit) -> int:
     """How long a refused job waits when the endpoint does not say: about a round trip. The caller adds jitter."""
     return max(250, min(limit.round_ms, 10_000), limit.resume_ms - limit.since_ms)
 
 
 def _pause(limit: Limit, now_ms: int) -> Limit:
-    """Everything is refused. The pauses become longer with the trouble: an eighth of it, so its end is noticed soon."""
+    """Everything is refused. The pauses become longer with the trouble: a part of it, so its end is noticed soon."""
     since_ms = limit.all_refused_ms or now_ms
-    pause_ms = min(30_000, max(250, min(limit.round_ms, 2000), (now_ms - since_ms) // 8))
+    pause_ms = min(30_000, max(250, min(limit.round_ms, 500), (now_ms - since_ms) // 32))
     new = replace(limit, all_refused_ms=since_ms, refused_at=0, resume_ms=now_ms + pause_ms)
     return move(new, 1, Phase.REFUSED, "everything is refused", now_ms, is_cut=True)
 
@@ -135,8 +152,7 @@ def _within(limit: Limit, cap: int) -> Limit:
 
 
 def _recover(limit: Limit, cap: int, now_ms: int) -> Limit:
-    new = replace(limit, all_refused_ms=0)
-    return move(new, min(cap, max(2, limit.good // 2)), Phase.STARTING, "answered again", now_ms)
+    return move(limit, min(cap, max(2, limit.good // 2)), Phase.STARTING, "not refused any more", now_ms)
 
 
 def _count_from_now(limit: Limit, now_ms: int) -> Limit:

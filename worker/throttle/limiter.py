@@ -17,7 +17,7 @@ import structlog
 
 from worker.clock import Clock
 from worker.errors import tell_place
-from worker.policy.concurrency import Limit, cut, reopen, start, step
+from worker.policy.concurrency import Limit, Phase, cut, reopen, start, step, wake
 from worker.policy.flow import Flow
 from worker.throttle.limits import SILENT_MS, Change, Fixed, LimitStore, Report, Share, StoreAway
 from worker.throttle.meter import Meter, Reading
@@ -61,6 +61,7 @@ class SlotUse(Protocol):
     """The slots of this worker."""
 
     valid_until_s: float
+    epoch: int
 
     @property
     def demand(self) -> int: ...
@@ -120,6 +121,7 @@ class Limiter:
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
         self._was_full = False
+        self._had_demand = self._has_woken = False
         self._is_held = False  # no call begins before the next exchange
         self._refused_epoch: int | None = None
         self._dead: deque[str] = deque()
@@ -211,7 +213,7 @@ class Limiter:
     def _exchange(self, change: Change | None) -> Share:
         now_s = self._clock.monotonic_s()
         applied = self._applied if self._has_begun else 0
-        was_held, self._is_held = self._is_held, False
+        was_held, self._is_held = self._is_held or now_s >= self._slots.valid_until_s, False
         in_flight, demand = self._slots.in_flight, self._slots.demand
         is_wanted = demand >= max(1, applied)
         # What waits for a rate, and not for a slot, does not reach the limit in flight.
@@ -253,24 +255,33 @@ class Limiter:
         finally:
             self._has_begun = True
             self._reported_s, self._was_full = now_s, is_full
+            self._has_woken = self._has_woken or (demand > 0 and not self._had_demand)
+            self._had_demand = demand > 0
         self._kept = None
         self._refused_epoch = reading.refused_epoch
-        self._slots.valid_until_s = now_s + _VALID_S
-        if self._is_held:  # refused meanwhile
-            self._slots.valid_until_s = 0.0
         self._limit = share.limit if self._is_adaptive else None
         self._latest = self._limit or self._latest
         self._meter.follow(self._limit)
         self._meter.reserved_tokens = self._meter.expected_tokens() if share.permits is not None else 0
         self._slots.grant(share.permits)
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
-        slots = 0 if is_resting else share.slots
-        if slots != self._applied:
-            self._applied = slots
-            self._apply(slots)
+        is_unknown = self._is_adaptive and share.limit is None  # a change follows at once
+        self._use(self._applied if is_unknown else 0 if is_resting else share.slots)
+        self._slots.valid_until_s = now_s + _VALID_S
+        if self._is_held:  # refused meanwhile
+            self._slots.valid_until_s = 0.0
         elif share.permits or was_held:
             self._advance()
         return share
+
+    def _use(self, slots: int) -> None:
+        """Applies the share. No call that got its slot by a higher one is taken for one of the new limit."""
+        if slots >= self._applied:
+            self._slots.epoch = self._meter.epoch
+        if slots != self._applied:
+            self._applied = slots
+            self._apply(slots)
+        self._slots.epoch = self._meter.epoch
 
     def _want_permits(self) -> int:
         """How many more permits are needed until the next exchange; below 0: so many are not needed."""
@@ -285,6 +296,7 @@ class Limiter:
         self._slots.grant(None)
         self._slots.valid_until_s = float("inf")
         self._meter.follow(None)
+        self._slots.epoch = self._meter.epoch
         self._meter.reserved_tokens = 0
         self._is_limited = False
         self._applied = self._own_limit
@@ -309,6 +321,9 @@ class Limiter:
         if after is limit and refused_epoch is not None:
             after = cut(limit, share.flow, epoch=refused_epoch, cap=cap, now_ms=now_ms)
         self._refused_epoch = None
+        if after is limit and self._has_woken:
+            after = wake(limit, share.flow, now_ms=now_ms)
+        self._has_woken = False
         if after is limit:
             after = step(limit, share.flow, cap=cap, now_ms=now_ms)
         return None if after is limit else Change(after, of_epoch=limit.epoch)
@@ -356,7 +371,9 @@ class Limiter:
         if share.wait_ms and self._slots.startable:
             return min(_BUSY_S, share.wait_ms / 1000)
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
-        if has_changed or is_resting or share.permits is not None:
+        # A try of another limit ends as soon as enough is known.
+        is_trying = self._limit is not None and self._limit.phase is not Phase.HOLDING and self._was_full
+        if has_changed or is_resting or is_trying or share.permits is not None:
             return _BUSY_S
         return _STEADY_S if self._slots.demand else _IDLE_S
 

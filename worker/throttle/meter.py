@@ -42,9 +42,13 @@ class Meter:
         self._back_tokens = 0
         self._lately: deque[int] = deque(maxlen=_LATELY)
 
-    def admit(self, permit: Permit) -> None:
-        """Notes on the permit under which limit the call is admitted, and what is reserved for it."""
-        permit.epoch = self.epoch
+    def admit(self, permit: Permit, *, epoch: int | None = None) -> None:
+        """Notes on the permit under which limit the call is admitted, and what is reserved for it.
+
+        `epoch`: that of the limit when its slot was given; None: now. A thread may begin the call later, when the
+        limit was lowered meanwhile: its refusal is no news then.
+        """
+        permit.epoch = self.epoch if epoch is None else epoch
         permit.reserved_tokens = self.reserved_tokens
 
     def note_answer(self, permit: Permit, *, latency_s: float, tokens: int, tokens_out: int) -> None:
