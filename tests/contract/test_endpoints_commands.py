@@ -19,6 +19,7 @@ from worker.clock import SystemClock
 from worker.errors import AntreanError, InputError, NotFound, Refused, Unreachable
 from worker.operations.endpoints import Answers, ask_endpoints, not_asked, try_endpoints
 from worker.operations.errors import ModelMissing
+from worker.operations.gates import GateWatch
 from worker.operations.limits import set_limits
 from worker.policy.gates import Gate
 from worker.settings import load_settings
@@ -308,6 +309,30 @@ def test_a_gate_is_that_of_one_endpoint_and_is_shown_and_opened_by_its_name(
     east.put(shut())
     assert "all of them are open now" in say("gate", "open")
     assert east.fetch() is west.fetch() is None
+
+
+def test_the_gate_of_a_run_is_that_of_the_endpoints_which_serve_its_models(
+    told: Callable[[str], None], valkey: redis.Redis
+) -> None:
+    told(
+        table("a", NOWHERE, 'models = ["m", "n"]')
+        + table("b", "http://b", 'models = ["m"]')
+        + table("c", "http://c", 'models = ["k"]')
+    )
+    settings = load_settings()
+    RedisGateStore(valkey, NOWHERE).put(shut())
+
+    def watch(*of: str) -> tuple[bool, bool]:
+        """Whether all jobs of these models wait, and those of one of them."""
+        one = GateWatch(settings, valkey, models=of)
+        return one.fetch_cached() is not None, one.is_a_model_shut()
+
+    assert watch("n") == (True, True)
+    assert watch("m") == watch("k") == watch() == watch("of no table") == (False, False)
+    assert watch("m", "n") == (False, True)
+    RedisGateStore(valkey, "http://b").put(shut())
+    assert watch("m", "n") == (True, True)
+    assert watch() == (False, False)
 
 
 def test_check_brings_forward_the_gate_of_the_endpoint_that_answers_alone(

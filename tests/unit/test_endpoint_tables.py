@@ -277,6 +277,9 @@ def test_tables_may_come_as_json_and_may_name_a_command_there(monkeypatch: pytes
     (one,) = load_settings().endpoints
     assert one.api_key_command is not None
     assert one.api_key_command.get_secret_value() == f"{Path.cwd()}/key --now"
+    monkeypatch.setenv("ANTREAN_BASE_URL", "")  # as in the file of a systemd unit
+    assert [endpoint.name for endpoint in load_settings().endpoints] == ["a"]
+    monkeypatch.delenv("ANTREAN_BASE_URL")
     for bad in ("{", "[]", "3", '"a"'):
         monkeypatch.setenv("ANTREAN_ENDPOINT_TABLES", bad)
         assert problems("") == [

@@ -72,7 +72,8 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
     try:
         settings = load_settings()
         announce_endpoints(settings)
-        findings.append(("settings", f"home {settings.home}, endpoint {settings.endpoint}", None))
+        filed = "jobs are filed under" if settings.endpoint_tables else "endpoint"
+        findings.append(("settings", f"home {settings.home}, {filed} {settings.endpoint}", None))
     except SettingsError as exc:
         findings += [("settings", problem, exc) for problem in exc.problems]
     if settings is not None:

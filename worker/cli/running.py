@@ -225,7 +225,7 @@ def run(
                     _start_worker(stack, settings)
                     if (expected := expect_end_of(ledger, batch)) is not None:
                         say_expected(expected, batch.deadline_ms)
-                    gate = GateWatch(settings)
+                    gate = GateWatch(settings, models=checked.models)
                     if answers.is_up:
                         # An endpoint has answered: no job has to wait for the end of its gate.
                         gate.wake(ledger, answers.accepted)

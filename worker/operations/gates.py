@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -41,19 +41,25 @@ class EndpointGate:
 class GateWatch:
     """The gates of these settings' endpoints. Where the broker does not answer, nothing is known of them."""
 
-    def __init__(self, settings: Settings, client: redis.Redis | None = None) -> None:
+    def __init__(
+        self, settings: Settings, client: redis.Redis | None = None, *, models: Collection[str] = ()
+    ) -> None:
+        """`models`: those of the jobs whose gates are asked for; any without them."""
         self._jobs_of = settings.endpoint
         self._client = open_client(broker_address(settings)) if client is None else client
         self._stores = [(one, RedisGateStore(self._client, one.identity)) for one in settings.endpoints]
+        served = {frozenset(one.name for one in settings.endpoints if one.serves(model)) for model in models}
+        # The endpoints that serve a model, each set once.
+        self._sets = {one for one in served if one} or {frozenset(one.name for one in settings.endpoints)}
         self._fetched_s = float("-inf")
-        self._seen: Gate | None = None
+        self._seen: list[EndpointGate] = []
 
     def fetch(self) -> Gate | None:
         """The gate, where it keeps all jobs waiting now; else None, also where the broker does not answer.
 
         With several endpoints that is none while one of them takes calls; else the next one to be tried.
         """
-        return find_shut(self.fetch_each())
+        return self._find_shut_for_all(self.fetch_each())
 
     def fetch_each(self) -> list[EndpointGate]:
         """The gate and the keys of each endpoint, in their order.
@@ -66,11 +72,25 @@ class GateWatch:
 
     def fetch_cached(self) -> Gate | None:
         """What `fetch` returns, at most a second old: for a caller that asks all the time."""
+        return self._find_shut_for_all(self._fetch_each_cached())
+
+    def is_a_model_shut(self) -> bool:
+        """Whether the jobs of one of the models wait at gates, even if others are called; at most a second old."""
+        return any(self._find_shut_sets(self._fetch_each_cached()))
+
+    def _fetch_each_cached(self) -> list[EndpointGate]:
         now_s = time.monotonic()
         if now_s - self._fetched_s >= _FRESH_S:
             self._fetched_s = now_s
-            self._seen = self.fetch()
+            self._seen = self.fetch_each()
         return self._seen
+
+    def _find_shut_sets(self, gates: Sequence[EndpointGate]) -> list[Gate | None]:
+        return [find_shut([one for one in gates if one.endpoint.name in names]) for names in self._sets]
+
+    def _find_shut_for_all(self, gates: Sequence[EndpointGate]) -> Gate | None:
+        shut = [gate for gate in self._find_shut_sets(gates) if gate is not None]
+        return min(shut, key=lambda one: one.until_ms) if len(shut) == len(self._sets) else None
 
     def wake(self, ledger: Ledger, accepted: Mapping[str, Sequence[Credential]]) -> int:
         """Brings the waiting jobs forward after endpoints have answered a call, and returns their number.
