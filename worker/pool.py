@@ -30,8 +30,9 @@ from worker.throttle.limiter import Limiter, SlotUse
 from worker.throttle.limits import Fixed
 from worker.throttle.redis_limits import RedisLimitStore
 from worker.throttle.redis_store import RedisGateStore
+from worker.throttle.told import ToldLimits
 from worker.upkeep.limit_records import LedgerLimits
-from worker.upkeep.relay_protocols import Gates
+from worker.upkeep.relay_needs import Gates
 from worker.upkeep.spreading import Spread, Tested
 from worker.upkeep.told_limits import ToldRecords
 
@@ -67,15 +68,10 @@ class Pool:
         self._around = around
         self._settings = [around.settings.for_endpoint(endpoint) for endpoint in around.settings.endpoints]
         told = around.settings.endpoints
+        self._told: list[ToldRecords] = []
         self._routes = [self._open_route(one) for one in self._settings]
         self._probes = [
             self._build_probe(one, route) for one, route in zip(self._settings, self._routes, strict=True)
-        ]
-        self._told = [
-            ToldRecords(
-                around.ledger, one.told, around.clock, endpoint=one.endpoint, worker_id=around.worker_id
-            )
-            for one in self._routes
         ]
         self._several: PoolSlots[Received] | None = None
         if len(told) == 1:
@@ -130,7 +126,7 @@ class Pool:
             limiter.forget(worker_id)
 
     def keep_told(self) -> None:
-        """Keeps the limits that answers tell in the ledger. Raises DatabaseAway."""
+        """Keeps the limits that the endpoints tell, for people. Raises DatabaseAway."""
         for one in self._told:
             one.keep()
 
@@ -145,6 +141,16 @@ class Pool:
 
     def _open_route(self, settings: Settings) -> Route:
         around = self._around
+        told = ToldLimits()
+        self._told.append(
+            ToldRecords(
+                around.ledger,
+                told,
+                around.clock,
+                endpoint=settings.endpoint,
+                worker_id=around.worker_id,
+            )
+        )
         credentials = Credentials(settings, around.ledger_identity)
         is_one_of_several = len(self._settings) > 1
         gates = KeyGates(
@@ -177,6 +183,7 @@ class Pool:
             is_stopping=lambda: self.slots.is_stopping,
             is_one_of_several=is_one_of_several,
             passes_priority=settings.upstream_priority == "vllm",
+            told=told,
         )
 
     def _build_probe(self, settings: Settings, route: Route) -> ModelsProbe:

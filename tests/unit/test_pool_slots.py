@@ -17,6 +17,7 @@ class Job:
     routes: int = ANY
     is_bulk: bool = True
     route: int = -1
+    epoch: int = 0
 
 
 class Desk:
@@ -174,6 +175,14 @@ def test_each_endpoint_has_its_limit_its_permits_and_its_demand() -> None:
     desk.go_on()
     assert len(desk.at(1)) == 6
     assert desk.ends[1].take_permits(5) == 0
+
+
+def test_a_job_keeps_the_epoch_of_the_limit_under_which_its_endpoint_gave_it_a_slot() -> None:
+    desk = Desk(2, 2)
+    desk.ends[0].epoch, desk.ends[1].epoch = 7, 9
+    desk.take(*jobs(4))
+    assert sorted((job.route, job.epoch) for job in desk.calling) == [(0, 7), (0, 7), (1, 9), (1, 9)]
+    assert all(end.lacks for end in desk.ends), "the first job after a time without any: their limiters wake"
 
 
 def test_no_call_begins_at_an_endpoint_whose_share_is_not_confirmed() -> None:

@@ -257,8 +257,8 @@ class Dispatcher:
             one.begin()
             return self._executor.attempt(
                 one.job,
-                epoch=one.epoch,
                 route=one.route,
+                epoch=one.epoch,
                 waited_s=one.called_s - one.claimed_s,
                 leave_slot=lambda: self._leave(one),
             )

@@ -102,8 +102,8 @@ class Executor:
         self,
         job: ClaimedJob,
         *,
-        epoch: int | None = None,
         route: int = 0,
+        epoch: int | None = None,
         waited_s: float = 0.0,
         leave_slot: Callable[[], None] = lambda: None,
     ) -> Report:

@@ -72,8 +72,8 @@ class Judge:
         self._is_proven = is_proven  # the endpoint has answered: a 404 may then be a job's own fault
         self._round_trip_s: float | None = None  # of answered calls, smoothed; a lost update does not matter
         self._refused_since_s: float | None = None  # since the last answer: the first refusal for a rate
-        self._refused_s = 0.0  # the latest one
         self.others: OtherEndpoints | None = None  # None: there is no other endpoint
+        self._refused_s = 0.0  # the latest one
         self._evidence = Evidence()
         self._openings = gates.openings
 

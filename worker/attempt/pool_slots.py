@@ -191,6 +191,13 @@ class PoolSlots(Slots[T]):
                     line.extend(kept)
             return stranded
 
+    def add(self, one: T) -> bool:
+        with self._idle:
+            if one.is_bulk and not self._waiting[True] and not self._inside[True]:
+                for endpoint in self._of(one.routes):
+                    endpoint.lacks = endpoint.lacks or endpoint.epoch > 0
+            return super().add(one)
+
     def take_claimable(self) -> list[T]:
         found: list[T] = []
         with self._idle:

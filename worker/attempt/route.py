@@ -41,14 +41,14 @@ class Route:
         is_stopping: Callable[[], bool],
         is_one_of_several: bool = False,
         passes_priority: bool = False,
-        meter: Meter | None = None,
         told: ToldLimits | None = None,
+        meter: Meter | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """`endpoint`: the identity of the endpoint. `is_stopping`: no call begins any more.
 
-        `is_proven`: the endpoint has answered a job before. `passes_priority`: it is told which calls come first.
-        `meter` counts what the calls come to. `told`: the limits that its answers tell.
+        `is_proven`: the endpoint has answered a job before. `meter` counts what the calls come to.
+        `passes_priority`: the endpoint is told which calls come first. `told`: the limits that its answers tell.
         """
         self.endpoint = endpoint
         self.noted_as = endpoint if is_one_of_several else None  # by the attempts
@@ -56,7 +56,6 @@ class Route:
         self.credentials = credentials
         self.gates = gates
         self.meter = meter or Meter()
-        self.told = told or ToldLimits()
         self.prices = prices
         self._clock = clock
         self.caller = Caller(
@@ -76,7 +75,7 @@ class Route:
             clock=clock,
             rng=rng or random.Random(),
             is_proven=is_proven,
-            told=self.told,
+            told=told,
         )
 
     def find_price(self, *models: str) -> Price | None:

@@ -65,11 +65,12 @@ def gate(
     if not settings.is_broker_embedded:
         check_broker(open_client(broker_address(settings)))  # else nobody knows whether it is open
     watch = GateWatch(settings)
-    found, now_ms = _fetch_gates(watch, chosen), SystemClock().now_ms()
+    found, now_ms = _fetch(watch, chosen), SystemClock().now_ms()
     said = [_explain(ledger, settings, one, now_ms) for one in found]
     woken = watch.open_gates(ledger, chosen) if action is _Action.OPEN else 0
-    was_shut = any(one.gate is not None or any(key.gate for key in one.keys) for one in found)
-    if action is _Action.OPEN and was_shut and _fetch_gates(watch, chosen) == found:
+    was_shut = any(one.gate is not None or any(key.gate is not None for key in one.keys) for one in found)
+    is_opened = action is not _Action.OPEN or not was_shut or _fetch(watch, chosen) != found
+    if not is_opened:
         raise BrokerAway("the broker takes no change (is it a read-only copy?): the gate is shut as before")
     if as_json:
         has_tables = bool(settings.endpoint_tables)
@@ -98,7 +99,7 @@ def gate(
             note(why_nobody)
 
 
-def _fetch_gates(watch: GateWatch, chosen: Sequence[EndpointSettings]) -> list[EndpointGate]:
+def _fetch(watch: GateWatch, chosen: Sequence[EndpointSettings]) -> list[EndpointGate]:
     return [one for one in watch.fetch_each() if one.endpoint in chosen]
 
 

@@ -167,8 +167,8 @@ def take_due(
     now_ms: int,
     held: Collection[str] = (),
     prefer_untried: bool = False,
-    describe: Describe = _alike,
     only: ModelChoice | None = None,
+    describe: Describe = _alike,
 ) -> tuple[list[Due], Account]:
     """At most `room` jobs to publish now, marked as published; and the account with which the next call begins.
 
@@ -188,7 +188,7 @@ def take_due(
         due, after = choose_untried(connection, endpoint, room, account.after, now_ms, held)
         account = replace(account, after=after)
     if not due:
-        return _take_shares(connection, endpoint, room, account, now_ms, held, describe, only)
+        return _take_shares(connection, endpoint, room, account, now_ms, held, only, describe)
     mark_published(connection, [job.id for job in due], now_ms)
     return due, account
 
@@ -200,8 +200,8 @@ def _take_shares(
     account: Account,
     now_ms: int,
     held: Collection[str],
-    describe: Describe,
     only: ModelChoice | None,
+    describe: Describe,
 ) -> tuple[list[Due], Account]:
     # A choice counts what it takes: with one, no more is read than is used.
     retries = _due_of(connection, endpoint, "", room if only is None else -(-room // 2), now_ms, only)

@@ -36,7 +36,7 @@ from worker.storage.gate_waits import SPREAD_MS, has_open_jobs, take_probes, wak
 from worker.storage.pauses import fetch_pause
 from worker.storage.tables import MAX_ROWS
 from worker.upkeep.batch_facts import BatchFacts
-from worker.upkeep.relay_protocols import Epoch, Gates, Spread
+from worker.upkeep.relay_needs import Epoch, Gates, Spread
 
 log = structlog.get_logger(__name__)
 WINDOW_FACTOR = 2
@@ -67,8 +67,8 @@ class Relay:
         backoff_cap_s: float = 120.0,
         longest_wait_s: float = 3720.0,
         may_probe: Callable[[], bool] = lambda: True,
-        facts: BatchFacts | None = None,
         spread: Spread | None = None,
+        facts: BatchFacts | None = None,
     ) -> None:
         """`in_hand`: the jobs whose hints this process has fetched and not finished.
 

@@ -144,10 +144,7 @@ class Spread:
     def take(
         self, connection: Transaction, *, window: int, account: Account, now_ms: int, describe: Describe
     ) -> tuple[list[Due], Account]:
-        """Jobs to publish now, marked as published; and the account with which the next call begins.
-
-        `describe`: as `take_due`.
-        """
+        """Jobs to publish now, marked as published; and the account with which the next call begins."""
         held = fetch_held(connection, self._endpoint)
         published = self._count(connection, held)
         groups = self._routes.groups
@@ -169,8 +166,8 @@ class Spread:
             account=account,
             now_ms=now_ms,
             held=held,
-            describe=describe,
             only=self._choice,
+            describe=describe,
         )
         # A job that was refused tests a gate where there is no other one.
         self._avoids_refused = not self._tests or not self._avoids_refused or bool(lone or due)

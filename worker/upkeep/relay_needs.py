@@ -1,4 +1,4 @@
-"""What the relay asks: the broker's mark, the gates, and how jobs are spread over several endpoints."""
+"""What the relay needs of the broker and of the endpoints."""
 
 from __future__ import annotations
 
