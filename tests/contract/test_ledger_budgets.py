@@ -29,7 +29,7 @@ from tests.support.ledger import (
 from tests.support.writing import in_one_group
 from worker.attempt.report import Verdict
 from worker.policy.budgets import Amount, Limit
-from worker.policy.cost import Price, Rates
+from worker.policy.cost import LARGEST_COST_NANO, Price, Rates, compute_cost
 from worker.storage.batches import fetch_held, make_batch
 from worker.storage.budgets import Budget, BudgetGuard, fetch_budget, wake_budgets
 from worker.storage.engine import Ledger
@@ -145,6 +145,18 @@ def test_in_one_group_what_ended_makes_room_for_what_begins(ledger: Ledger) -> N
     [first] = group(ledger, ids[:2]).values()
     assert sorted(group(ledger, ids[1:3], [answered(first, 20)], token="t2")) == [ids[1]]
     assert budget(ledger).spent == Amount(20, 0)
+
+
+def test_nonsense_of_an_endpoint_about_its_tokens_fits_into_the_sums_of_a_budget(ledger: Ledger) -> None:
+    ids = open_batch(ledger, Limit(tokens=10 * RESERVED))
+    first, second = group(ledger, ids[:2]).values()
+    nonsense = 2**53 - 1
+    cost = compute_cost(Price(Rates(10**7, 10**7)), prompt_tokens=nonsense, completion_tokens=nonsense)
+    for job in (first, second):
+        group(ledger, outcomes=[answered(job, nonsense, cost_nano=cost)])
+    assert [state(ledger, id_) for id_ in ids[:2]] == ["succeeded", "succeeded"]
+    spent = budget(ledger).spent
+    assert spent.tokens > 10 * RESERVED and spent.nano == cost == LARGEST_COST_NANO
 
 
 def test_an_answer_that_does_not_say_its_tokens_took_what_was_reserved(ledger: Ledger) -> None:

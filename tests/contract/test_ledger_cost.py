@@ -140,7 +140,7 @@ def test_a_defect_of_the_prices_costs_no_answer_that_is_paid_for(
     def fail(*_: object, **__: object) -> None:
         raise ImportError("no descriptor left")
 
-    monkeypatch.setattr(house.executor._prices, "find", fail)
+    monkeypatch.setattr(house.route.prices, "find", fail)
     id_ = house.put()
     house.execute(id_)
     assert job_row(house.ledger, id_).state == "succeeded"

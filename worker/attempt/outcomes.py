@@ -18,9 +18,15 @@ FindPrice = Callable[..., Price | None]  # of a model that has the names given, 
 
 
 def make_success(
-    job: ClaimedJob, answer: Answer, *, started_at_ms: int, ended_at_ms: int, find_price: FindPrice
+    job: ClaimedJob,
+    answer: Answer,
+    *,
+    started_at_ms: int,
+    ended_at_ms: int,
+    find_price: FindPrice,
+    endpoint: str | None = None,
 ) -> Success:
-    """The paid answer of a call that began and ended then."""
+    """The paid answer of a call that began and ended then. `endpoint`: see `Success`."""
     completion = answer.completion
     choice = completion.choices[0]
     reasoned = split_reasoning(choice.message)
@@ -36,6 +42,7 @@ def make_success(
         reasoning=reasoned.reasoning,
         is_reasoning_unclosed=reasoned.is_unclosed,
         raw=answer.raw,
+        endpoint=endpoint,
         usage=_usage_of(completion.usage, job, find_price, completion.model)
         or _unsaid_usage(completion.model or job.model, job, find_price),
     )
@@ -50,8 +57,9 @@ def make_setback(
     ended_at_ms: int,
     latency_s: float | None,
     find_price: FindPrice,
+    endpoint: str | None = None,
 ) -> Setback:
-    """The failure of a call, with what follows from it."""
+    """The failure of a call, with what follows from it. `endpoint`: see `Setback`."""
     return Setback(
         claim=job.claim,
         started_at_ms=started_at_ms,
@@ -61,6 +69,7 @@ def make_setback(
         not_before_ms=judged.not_before_ms,
         burns=judged.burns,
         is_blocked=judged.is_blocked,
+        endpoint=endpoint,
         usage=_usage_of(failure.spent, job, find_price),
     )
 

@@ -69,7 +69,7 @@ def follow_run(
             if tracker.is_done:
                 progress.calls = sum_run_calls(ledger, work)
                 return
-            is_shut = gate.fetch_cached() is not None
+            is_shut = gate.is_a_model_shut()
             if patience.is_spent(done=progress.done, is_shut=is_shut, now_s=time.monotonic()):
                 raise _out_of_patience(patience_s, progress)
             if time.monotonic() - tended_s >= _TEND_S:

@@ -15,28 +15,30 @@ import typer
 
 from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note
-from worker.cli.destination import announce_endpoint, warn_of_left_jobs
+from worker.cli.destination import announce_endpoints, warn_of_left_jobs
 from worker.cli.expected import DeadlineWatch, say_expected
 from worker.cli.following import follow_run
 from worker.cli.last_words import LastWords
 from worker.cli.left_out import name_left_out
 from worker.cli.outputs import FORCE_HELP, check_results
 from worker.cli.run_summary import print_summary
-from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP
+from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP, WEIGHT_HELP
 from worker.cli.typed import name_command
 from worker.clock import SystemClock
 from worker.errors import ExitCode, InputError
 from worker.operations.budgets import check_prices, read_budget, set_budget
 from worker.operations.capacity import make_room
 from worker.operations.deadlines import apply_deadline, note_batch_deadline, parse_deadline
+from worker.operations.endpoints import ask_endpoints, not_asked
 from worker.operations.expected_end import expect_end_of
 from worker.operations.gates import GateWatch
-from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
+from worker.operations.model_choice import ModelChoice
 from worker.operations.run_holding import hold_abandoned, worked_on
 from worker.operations.run_input import RunInput, open_input
 from worker.operations.run_work import Work
 from worker.operations.tracking import Progress
-from worker.prices.book import open_price_book
+from worker.operations.weights import read_weight, set_batch_weight
+from worker.prices.book import open_prices
 from worker.reports.batchlines import is_standard_output
 from worker.reports.growing import GrowingResults
 from worker.reports.outputs import Output
@@ -51,6 +53,12 @@ from worker.storage.migrating import prepare_ledger
 
 _SIMULATION_KEY = "simulated"
 _DEFAULT_OUTPUT = "results.jsonl"
+
+
+def _check_patience(value: float | None) -> float | None:
+    if value is not None and not value >= 0:
+        raise typer.BadParameter("it is a number of seconds, 0 or more")
+    return value
 
 
 def register(app: typer.Typer) -> None:
@@ -98,7 +106,7 @@ def run(
     patience: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
+            callback=_check_patience,
             help="End after so many seconds at a shut gate in which no job has ended; the jobs are kept.",
             show_default="wait on",
         ),
@@ -107,6 +115,9 @@ def run(
         str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
     ] = None,
     budget: Annotated[str | None, typer.Option(help=BUDGET_HELP, metavar="<sum>", show_default=False)] = None,
+    weight: Annotated[
+        str | None, typer.Option(help=WEIGHT_HELP, metavar="<number>", show_default="1")
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option(
@@ -144,7 +155,7 @@ def run(
     document that is not done.
 
     After its --deadline no job is called: what has no result by then is expired. At its --budget it waits until
-    `antrean budget` raises it.
+    `antrean budget` raises it. Batches that are worked on at the same time share the tokens by their --weight.
 
     An input is never overwritten. A file that is not results is overwritten with --force only; results of another
     batch only with --force, or if --output names the file.
@@ -152,10 +163,11 @@ def run(
     started_s = time.monotonic()
     given = settings = load_settings()
     limit = None if budget is None else read_budget(budget)
+    share = None if weight is None else read_weight(weight)
     until_ms = None if deadline is None else parse_deadline(deadline, now_ms=SystemClock().now_ms())
     # Before anything is written: its worker would be refused.
     make_room(settings)
-    open_price_book(settings)
+    open_prices(settings)
     if not simulate:
         settings.require_lasting_files()
     path = Path(_DEFAULT_OUTPUT) if output is None else output
@@ -182,11 +194,11 @@ def run(
         if simulate:
             settings = _simulated(settings, stack, latency=latency, fault_rate=fault_rate)
         antrean = name_command(settings, given)
-        announce_endpoint(settings)
-        facts = NOT_ASKED if no_check else ask_endpoint(settings)
-        for place in facts.refused_keys:
-            note(f"the endpoint refuses {place}: going on with the other keys")
-        checked = found.check(settings, ModelChoice(model, facts, on_doubt=note))
+        announce_endpoints(settings)
+        answers = not_asked(settings) if no_check else ask_endpoints(settings)
+        for problem in (*answers.describe_refused_keys(), *answers.describe_passed_by()):
+            note(problem)
+        checked = found.check(settings, ModelChoice(model, answers.models, on_doubt=note))
         if limit is not None:
             check_prices(limit, checked.models, settings)
         if not simulate and not settings.is_broker_embedded:
@@ -202,6 +214,7 @@ def run(
             _mention_held(hold_abandoned(ledger, settings), antrean)
             last_words.are_of(ledger, batch.id)
             set_budget(ledger, settings, batch, limit)
+            set_batch_weight(ledger, batch, share)
             work = checked.write_down(ledger, settings, batch, lock)
             apply_deadline(ledger, batch)
             progress = Progress(total=len(work.ids), succeeded=work.done)
@@ -212,10 +225,10 @@ def run(
                     _start_worker(stack, settings)
                     if (expected := expect_end_of(ledger, batch)) is not None:
                         say_expected(expected, batch.deadline_ms)
-                    gate = GateWatch(settings)
-                    if facts.is_up:
-                        # The endpoint has answered: no job has to wait for the end of its gate.
-                        gate.wake(ledger, facts.accepted)
+                    gate = GateWatch(settings, models=checked.models)
+                    if answers.is_up:
+                        # An endpoint has answered: no job has to wait for the end of its gate.
+                        gate.wake(ledger, answers.accepted)
                     watch = DeadlineWatch(batch.deadline_ms, began_s=time.monotonic())
                     follow_run(
                         ledger, stack, settings, work, progress, growing, gate, patience, watch, antrean

@@ -11,7 +11,7 @@ from functools import partial
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.policy.budgets import Limit, parse_budget
-from worker.prices.book import open_price_book
+from worker.prices.book import open_prices
 from worker.settings import Settings
 from worker.storage.batches import Batch
 from worker.storage.budgets import Budget, BudgetGuard, fetch_budget, fetch_open_models
@@ -57,7 +57,7 @@ def set_budget(ledger: Ledger, settings: Settings, batch: Batch, limit: Limit | 
     """Sets the batch's budget, or changes it. What its answers took before counts. None changes nothing."""
     if limit is None:
         return None
-    prices, now_ms = open_price_book(settings), SystemClock().now_ms()
+    prices, now_ms = open_prices(settings), SystemClock().now_ms()
     guard = BudgetGuard(lambda model: prices.find(model, now_ms=now_ms))
     return ledger.run(partial(guard.set_budget, batch_id=batch.id, limit=limit, now_ms=now_ms))
 
@@ -71,6 +71,6 @@ def fetch_batch_budget(ledger: Ledger, batch_id: str) -> Budget | None:
 def _name_unpriced(limit: Limit, models: Iterable[str], settings: Settings) -> str | None:
     if limit.nano is None:
         return None
-    prices, now_ms = open_price_book(settings), SystemClock().now_ms()
+    prices, now_ms = open_prices(settings), SystemClock().now_ms()
     unknown = sorted({model for model in models if prices.find(model, now_ms=now_ms) is None})
     return ", ".join(printable(model) for model in unknown[:5]) + (" …" if len(unknown) > 5 else "") or None

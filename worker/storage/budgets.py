@@ -16,7 +16,7 @@ from sqlalchemy import Connection, and_, delete, func, select, tuple_, update
 
 from schemas.job import JobState
 from worker.policy.budgets import Amount, Limit, estimate, find_usual, goes_on
-from worker.policy.cost import Price
+from worker.policy.cost import LARGEST_COST_NANO, Price
 from worker.storage.outcomes import Claim, ClaimedJob, Usage
 from worker.storage.tables import (
     AnyRow,
@@ -34,6 +34,7 @@ from worker.storage.wants import OPEN
 
 FindPrice = Callable[[str], Price | None]
 _REMEMBERED = 256  # answers
+_LARGEST_COUNT = 2**31 - 1  # tokens of an answer: what the table of usage holds
 _TRIED_AGAIN_MS = 60_000  # a price that was not known may be by now
 
 
@@ -94,7 +95,8 @@ class BudgetGuard:
             if batch_id in rows and one.usage is not None:
                 spent = _spent_by(one, held.get(one.claim.job_id))
                 changes[batch_id]["spent_tokens"] += spent.tokens
-                changes[batch_id]["spent_nano"] += spent.nano or 0
+                nano = changes[batch_id]["spent_nano"] + (spent.nano or 0)
+                changes[batch_id]["spent_nano"] = min(LARGEST_COST_NANO, nano)
                 self._learn(batch_id, one.usage, changes[batch_id])
         reserved = _sum_reserved(connection, batch_ids, besides=[job.id for job in new])
         refused: list[ClaimedJob] = []
@@ -276,7 +278,7 @@ def _spent_by(one: Settled, held: AnyRow | None) -> Amount:
     tokens = one.usage
     assert tokens is not None
     is_its_own = held is not None and held.token == one.claim.token
-    told = max(tokens.total_tokens, tokens.prompt_tokens + tokens.completion_tokens)
+    told = min(_LARGEST_COUNT, max(tokens.total_tokens, tokens.prompt_tokens + tokens.completion_tokens))
     nano = tokens.cost_nano
     if is_its_own and held is not None:
         return Amount(told or held.tokens, (held.cost_nano or 0) if nano is None else nano)
