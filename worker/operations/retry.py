@@ -30,7 +30,8 @@ def retry(
     """Queues the batch's jobs in one of these final states again; with `kinds` only failures of these kinds.
 
     Those of a run that has ended are for any worker from then on, until the run is started again. A batch that was
-    held with open jobs stays held. A deadline that is not over holds for them. Stopped half way, what was queued goes on, and another call queues the rest.
+    held with open jobs stays held. The batch's deadline holds for them, unless it is over. Stopped half way, what was
+    queued goes on, and another call queues the rest.
     """
     with ledger.read() as connection:
         was_idle = all(state.is_final for state in count_states(connection, batch.id))
