@@ -267,6 +267,7 @@ class Limiter:
         self._latest = self._limit or self._latest
         self._meter.follow(self._limit)
         self._meter.reserved_tokens = self._meter.expected_tokens() if share.permits is not None else 0
+        is_freed = share.permits is None and self._slots.permits is not None
         self._slots.grant(share.permits)
         self._is_rate_reached = share.permits is not None and share.permits < wanted
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
@@ -275,7 +276,7 @@ class Limiter:
         self._slots.valid_until_s = now_s + _VALID_S
         if self._is_held:  # refused meanwhile
             self._slots.valid_until_s = 0.0
-        elif share.permits or was_held:
+        elif share.permits or was_held or is_freed:
             self._advance()
         return share
 
