@@ -121,6 +121,7 @@ class Limiter:
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
         self._was_full = False
+        self._was_open = 0
         self._had_demand = self._has_woken = False
         self._is_held = False  # no call begins before the next exchange
         self._refused_epoch: int | None = None
@@ -224,6 +225,8 @@ class Limiter:
                 reading.back_tokens + self._kept.back_tokens,
             )
         full_ms = applied * round((now_s - self._reported_s) * 1000) if is_full and self._was_full else 0
+        # Not one of the moments in which calls have ended and the next ones have not begun.
+        open_ms = round(max(in_flight, self._was_open) * (now_s - self._reported_s) * 1000)
         fixed = self._known.fixed
         has_rates = fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
         wanted = self._want_permits() if has_rates else 0
@@ -237,7 +240,7 @@ class Limiter:
             # Only as many jobs are fetched as the share has room for: who has as many may want any number.
             demand=self._own_limit if is_full else demand + (demand > 0),
             epoch=self._meter.epoch,
-            flow=reading.flow + Flow(full_ms=full_ms),
+            flow=reading.flow + Flow(full_ms=full_ms, open_ms=open_ms),
             wanted=max(0, wanted),
             unused=unused,
             each_tokens=self._meter.reserved_tokens or 1,
@@ -250,7 +253,7 @@ class Limiter:
             raise
         finally:
             self._has_begun = True
-            self._reported_s, self._was_full = now_s, is_full
+            self._reported_s, self._was_full, self._was_open = now_s, is_full, in_flight
             self._has_woken = self._has_woken or (demand > 1 and not self._had_demand)
             self._had_demand = demand > 1  # a lone job now and then fills no limit
         self._kept, self._is_limited = None, True
