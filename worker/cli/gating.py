@@ -12,7 +12,7 @@ from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note, out, print_json
 from worker.cli.shared_help import ENDPOINT_HELP
 from worker.clock import SystemClock
-from worker.operations.endpoints import choose_endpoints
+from worker.operations.endpoint_choice import choose_endpoints
 from worker.operations.gates import (
     EndpointGate,
     GateWatch,
