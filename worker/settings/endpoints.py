@@ -120,7 +120,9 @@ class EndpointSettings(SlotSettings):
             raise ValueError("may have a * at the end of a name only")
         return tuple(dict.fromkeys(names))
 
-    @field_validator("weight", "requests_per_minute", "tokens_per_minute", "max_concurrency", mode="before")
+    @field_validator(
+        "weight", "requests_per_minute", "tokens_per_minute", "max_concurrency", "lone_slots", mode="before"
+    )
     @classmethod
     def _number_is_no_truth_value(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool):
