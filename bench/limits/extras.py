@@ -25,6 +25,7 @@ from worker.storage.tables import jobs as job_rows
 from worker.throttle.redis_store import RedisGateStore
 
 BUDGET_TOKENS, BUDGET_JOBS, BUDGET_SLOTS = 100_000, 1_000, 64
+_BUDGET_ANSWER = 200  # `max_tokens`: half of the answers would be longer
 _QUIET_S = 8.0  # nothing answered for so long: the batch has paused
 _CPU_SLOTS, _CPU_LATENCY_S = 100, 0.5
 # Limits that are kept and never reached.
@@ -51,7 +52,10 @@ def budget_figures(tokens: int, budget: int) -> Figures:
 
 
 def run_budget(folder: Path, broker: Broker, *, is_quick: bool) -> Figures:
-    """A batch with a budget, in many slots, with answers of different length. Raises NotBuilt."""
+    """A batch with a budget, in many slots, with answers of different length. Raises NotBuilt.
+
+    Each request says how long its answer may be, so no call can take more than is reserved for it.
+    """
     require_option("submit", "--budget")
     jobs, tokens = (200, BUDGET_TOKENS // 5) if is_quick else (BUDGET_JOBS, BUDGET_TOKENS)
     options = {"answer_tokens": 200, "answer_spread": 0.8}
@@ -60,7 +64,7 @@ def run_budget(folder: Path, broker: Broker, *, is_quick: bool) -> Figures:
         broker.reset()
         stage = Stage(folder, simulator, broker, None, 0.2)
         shop = open_shop(stage, "sqlite")
-        file = write_requests(shop.folder / "requests.jsonl", jobs, max_tokens=None)
+        file = write_requests(shop.folder / "requests.jsonl", jobs, max_tokens=_BUDGET_ANSWER)
         shop.submit(file, "--budget", f"{tokens}tok")
         with shop.worker(BUDGET_SLOTS):
             _wait_for_quiet(simulator, jobs)

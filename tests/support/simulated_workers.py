@@ -59,7 +59,7 @@ class World:
     cap: int = 256
     remembered: Limit | None = None
     tick_s: float = 0.1
-    steady_tick_s: float = 0.1  # where the share did not change lately
+    steady_tick_s: float = 0.1  # where the share did not change lately, and none is tried
     gap_s: float = 0.005  # from the end of a call to the start of the next one in its slot
     late_s: float = (
         0.0  # a new slot is filled so much later, at most: its job must be claimed first, and find a thread
@@ -192,7 +192,8 @@ class World:
             return
         before = worker.share
         self._exchange(worker)
-        tick_s = self.steady_tick_s if worker.share == before else self.tick_s
+        is_steady = worker.share == before and self.limit.phase is concurrency.Phase.HOLDING
+        tick_s = self.steady_tick_s if is_steady else self.tick_s
         self.time.after(tick_s * self.rng.uniform(0.9, 1.1), lambda: self._tick(worker))
 
     # ── the store ──

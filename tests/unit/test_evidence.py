@@ -194,9 +194,27 @@ def test_a_last_attempt_is_not_spent_while_others_fail_too(told: Told) -> None:
     assert asked[3].attribution is Attribution.UNKNOWN
 
 
-def test_an_endpoint_that_was_not_even_reached_is_the_tables_matter(told: Told) -> None:
-    refused = Failure(K.UNREACHABLE, "connection refused", was_sent=False)
-    assert {told.fails(f"job{n}", refused, is_last=True) for n in range(9)} == {Attribution.UNKNOWN}
+REFUSED = Failure(K.UNREACHABLE, "connection refused", was_sent=False)
+
+
+def test_an_endpoint_that_was_not_even_reached_is_the_tables_matter() -> None:
+    told = Told()
+    assert {told.fails(f"job{n}", REFUSED, is_last=True) for n in range(2)} == {Attribution.UNKNOWN}
+    told.succeeds("answered")
+    assert told.fails("much later", REFUSED, is_last=True, after_s=5) is Attribution.UNKNOWN
+
+
+def test_connections_that_are_refused_while_others_are_answered_are_an_outage_once_nobody_is(
+    told: Told,
+) -> None:
+    for n in range(20):
+        assert told.fails(f"one backend of several {n}", REFUSED) is Attribution.UNDECIDED
+        for beside in range(50):
+            told.succeeds(f"beside {n} {beside}")
+    found = [told.fails(f"all {n}", REFUSED, is_last=True) for n in range(9)]
+    assert found[0] is Attribution.UNDECIDED, "and no attempt is burnt"
+    assert Attribution.ENDPOINT in found[:6]
+    assert {found[n] for n in range(6, 9)} == {Attribution.ENDPOINT}
 
 
 def test_jobs_of_one_attempt_fail_by_it_and_say_nothing_of_the_endpoint(told: Told) -> None:

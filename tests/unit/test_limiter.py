@@ -235,6 +235,12 @@ def test_the_first_job_after_an_idle_time_wakes_the_limiter_and_the_time_before_
     for _ in range(5):
         assert worker.tick(1.0) == 1.0
     assert not worker.slots.lacks
+    epoch = worker.meter.epoch
+    worker.take(1)
+    worker.tick(0.01)
+    assert worker.meter.epoch == epoch, "one job fills no limit"
+    worker.end()
+    worker.tick(1.0)
     worker.take(100)
     assert worker.slots.lacks, "the limiter is asked at once"
     worker.tick(0.01)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.unit.test_limiter import Ledger, Worker, run_rounds
+from worker.policy.concurrency import Limit, Phase
 from worker.throttle.limiter import Known
 from worker.throttle.limits import Fixed, MemoryLimitStore
 
@@ -148,6 +149,22 @@ def test_a_limit_in_flight_that_a_rate_keeps_from_being_reached_does_not_grow(
     ledger.known = Known(Fixed(version_ms=2))
     run_rounds(worker, 20)
     assert ledger.values[-1] > 16
+
+
+def test_a_limit_in_flight_below_what_a_rate_allows_grows(
+    make: Make, ledger: Ledger, clock: FakeClock
+) -> None:
+    now_ms = clock.now_ms()
+    found = Limit(1, 5, Phase.HOLDING, now_ms, "test", good=1, round_ms=300, tried_ms=now_ms)
+    ledger.known = Known(Fixed(requests_per_minute=6000, version_ms=1), found)
+    worker = make()
+    worker.tick()
+    for _ in range(300):
+        worker.take(max(0, 600 - worker.slots.demand))
+        for _ in range(3):
+            worker.tick(0.1)
+        worker.end()
+    assert ledger.values[-1] >= 8
 
 
 def test_limits_that_came_and_went_while_the_store_was_away_stop_nobody(

@@ -17,6 +17,7 @@ from worker.throttle.gatekeeper import Gatekeeper, Permit
 from worker.throttle.store import MemoryGateStore
 
 DOWN = Failure(FailureKind.SERVER_ERROR, "HTTP 503", http_status=503)
+REFUSED = Failure(FailureKind.UNREACHABLE, "connection refused", was_sent=False)
 TICK_S = 0.25  # the relay's
 
 
@@ -32,13 +33,20 @@ class World:
     failure comes after a tenth of the time of an answer."""
 
     def __init__(
-        self, *, slots: int, latency_s: float, fails: Callable[[float], bool], has_gate: bool = True
+        self,
+        *,
+        slots: int,
+        latency_s: float,
+        fails: Callable[[float], bool],
+        has_gate: bool = True,
+        failure: Failure = DOWN,
     ) -> None:
         self.clock, self.store = FakeClock(), MemoryGateStore()
         self.keepers = [Gatekeeper(self.store, self.clock, probe_ttl_s=60) for _ in range(2)]
         self.evidence = [Evidence() for _ in self.keepers]
         self.openings = [0, 0]
         self.latency_s, self.fails, self.has_gate = latency_s, fails, has_gate
+        self.failure = failure
         self.now_s = 0.0
         self.events: list[_Event] = []
         self.began: list[float] = []  # of calls
@@ -94,7 +102,7 @@ class World:
         verdict = self.evidence[process].judge(
             job,
             "m",
-            DOWN,
+            self.failure,
             gate=gate,
             is_probe=permit.is_probe and gate is not None and gate.needs_probe,
             is_proven=True,
@@ -106,9 +114,12 @@ class World:
             order=keeper.next_order(),
             now_s=self.clock.monotonic_s(),
         )
-        if verdict.attribution is Attribution.ENDPOINT and self.has_gate:
+        shuts = verdict.attribution is Attribution.ENDPOINT or (
+            verdict.attribution is Attribution.UNKNOWN and not self.failure.was_sent
+        )
+        if shuts and self.has_gate:
             self.shut_at.append(self.now_s)
-            keeper.shut(DOWN.kind, asked_s=None, permit=permit, job_id=job, http_status=503)
+            keeper.shut(self.failure.kind, asked_s=None, permit=permit, job_id=job, http_status=503)
         else:
             self.burnt += 1
             permit.leave()
@@ -195,3 +206,22 @@ def test_after_an_outage_a_few_calls_go_before_all_do() -> None:
     opened_s = next(at_s for at_s in world.answered if at_s > back_s)
     assert sum(back_s <= at_s < opened_s for at_s in world.began) <= 8
     assert sum(opened_s <= at_s < opened_s + 1 for at_s in world.began) >= 90
+
+
+@pytest.mark.parametrize("slots", [2, 16, 100])
+def test_one_backend_of_several_that_refuses_connections_stops_nobody(slots: int) -> None:
+    rng = random.Random(3)
+    world = World(slots=slots, latency_s=2.0, fails=lambda _: rng.random() < 0.05, failure=REFUSED)
+    world.run(20 + 20_000 * 2.0 / slots)
+    assert [at_s for at_s in world.shut_at if at_s > 5] == [], "the first answers have come by then"
+
+
+@pytest.mark.parametrize("slots", [1, 2, 16, 500])
+def test_an_endpoint_that_refuses_all_connections_is_called_no_more_after_a_handful_of_calls(
+    slots: int,
+) -> None:
+    world = World(slots=slots, latency_s=2.0, fails=lambda at_s: 20 <= at_s < 50, failure=REFUSED)
+    world.run(80)
+    assert world.shut_at[0] < 20 + 2.5, "a slot that had a call in flight has to end it first"
+    assert sum(world.shut_at[0] + 0.5 < at_s < 50 for at_s in world.began) <= 12, "probes"
+    assert world.answered[-1] > 77, "and work goes on"

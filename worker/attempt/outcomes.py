@@ -12,6 +12,7 @@ from worker.attempt.judge import Judgement
 from worker.attempt.report import Report, Verdict
 from worker.policy.cost import Price, compute_cost
 from worker.storage.outcomes import ClaimedJob, Recorded, Setback, Success, Usage
+from worker.storage.records import LARGEST_COUNT
 
 FindPrice = Callable[..., Price | None]  # of a model that has the names given, the most exact first
 
@@ -94,22 +95,25 @@ def report_setback(setback: Setback) -> Report:
 def _usage_of(
     tokens: Tokens | Spent | None, job: ClaimedJob, find_price: FindPrice, model: str | None = None
 ) -> Usage | None:
-    """What an answer took; None where it did not say."""
+    """What an answer took, counts as large as the ledger keeps them at most; None where it did not say."""
     if tokens is None:
         return None
     answered_by = model or getattr(tokens, "model", None) or job.model
+    prompt_tokens = min(tokens.prompt_tokens, LARGEST_COUNT)
+    completion_tokens = min(tokens.completion_tokens, LARGEST_COUNT)
+    cached_tokens = min(tokens.cached_tokens, LARGEST_COUNT)
     return Usage(
         model=answered_by,
-        prompt_tokens=tokens.prompt_tokens,
-        completion_tokens=tokens.completion_tokens,
-        total_tokens=tokens.total_tokens,
-        cached_tokens=tokens.cached_tokens,
-        reasoning_tokens=tokens.reasoning_tokens,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=min(tokens.total_tokens, LARGEST_COUNT),
+        cached_tokens=cached_tokens,
+        reasoning_tokens=min(tokens.reasoning_tokens, LARGEST_COUNT),
         cost_nano=compute_cost(
             find_price(answered_by, job.model),
-            prompt_tokens=tokens.prompt_tokens,
-            completion_tokens=tokens.completion_tokens,
-            cached_tokens=tokens.cached_tokens,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cached_tokens=cached_tokens,
         ),
     )
 

@@ -40,8 +40,8 @@ class EndpointSlots:
         self.probes = 0  # calls that may test its shut gate
         self.calling = {False: 0, True: 0}  # by `is_bulk`
         self.valid_until_s = float("inf")  # as `Slots.valid_until_s`
+        self.epoch = 0  # as `Slots.epoch`
         self.lacks = False
-        self.epoch = 0
         self._permits: int | None = None
         self._begun = self._begun_before = 0
         self._pool: PoolSlots[PoolUser] | None = None
@@ -269,7 +269,7 @@ class PoolSlots(Slots[T]):
             if chosen is None:
                 return False
             chosen.begin(is_bulk=False)
-            one.route = chosen.index
+            one.route, one.epoch = chosen.index, chosen.epoch
             return True
 
     def end_alone(self, one: T) -> None:

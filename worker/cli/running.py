@@ -230,7 +230,9 @@ def run(
                         # An endpoint has answered: no job has to wait for the end of its gate.
                         gate.wake(ledger, answers.accepted)
                     watch = DeadlineWatch(batch.deadline_ms, began_s=time.monotonic())
-                    follow_run(ledger, stack, settings, work, progress, growing, gate, patience, watch)
+                    follow_run(
+                        ledger, stack, settings, work, progress, growing, gate, patience, watch, antrean
+                    )
                 # While the batch is not held: what it wants is not pruned.
                 counts = growing.finish()
         ledger.dispose()

@@ -201,8 +201,7 @@ def _held(found: BatchStatus) -> str:
 
 def _stops(found: BatchStatus) -> str:
     """What keeps the whole batch back, behind its status."""
-    waits = describe_wait(found.budget) is not None and any(not state.is_final for state in found.counts)
-    return _held(found) + (", at its budget" if waits else "")
+    return _held(found) + (", at its budget" if describe_wait(found.budget) is not None else "")
 
 
 def _batch_facts(found: BatchStatus) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def _climb_from(limit: Limit, flow: Flow, cap: int, now_ms: int, *, factor: floa
         gap = limit.ceiling - limit.value
         if gap <= 1 and limit.is_ceiling_firm:
             return _hold(limit, flow, "below the ceiling", now_ms)
-        value = min(value, limit.value + max(1, gap // 4))
+        value = min(value, limit.value + max(1, gap // 2))
     value = min(cap, value)
     if value <= limit.value:
         return _hold(limit, flow, "the most allowed", now_ms)

@@ -34,6 +34,7 @@ _OWN_AFTER_S = 6.0
 _A_MOMENT_AGO_S = 60.0
 _OWN_FOR_S = 600.0
 _MIXED_FROM = 2
+_SERVING_S = 5.0
 
 
 @dataclass(slots=True)
@@ -191,12 +192,18 @@ class Evidence:
         The job was tried `tries` times, by any worker, and has waited at gates for `waited_s`.
         """
         if is_trouble(failure):
-            # A failure to reach the endpoint at all burns no attempt, and shuts the gate, whatever other jobs met.
-            if is_only or not failure.was_sent:
+            if is_only and failure.was_sent:
                 return Verdict(Attribution.UNKNOWN)
-            return self._judge_trouble(
-                job_id, gate, is_probe=is_probe, is_last=is_last, number=number, calls=calls, order=order
+            verdict = self._judge_trouble(
+                job_id,
+                gate,
+                is_probe=is_probe,
+                is_last=is_last and failure.was_sent,
+                number=number,
+                calls=calls,
+                order=order,
             )
+            return verdict if failure.was_sent else self._judge_unsent(verdict, job_id, now_s)
         if is_refusal(failure):
             with self._lock:
                 verdict = self._judge_refusal(
@@ -262,6 +269,17 @@ class Evidence:
                 history.chances += 1
                 return Verdict(Attribution.UNDECIDED, history.chances - 1)
             return Verdict(Attribution.UNKNOWN)
+
+    def _judge_unsent(self, verdict: Verdict, job_id: str, now_s: float) -> Verdict:
+        """The verdict on a call whose connection was not made. It burns no attempt in any case.
+
+        It shuts the gate at once, unless others were answered just now: one backend of several may refuse.
+        """
+        if verdict.attribution is Attribution.ENDPOINT or now_s - self._succeeded_s >= _SERVING_S:
+            return verdict
+        with self._lock:
+            history = self._histories.get(job_id)
+            return Verdict(Attribution.UNDECIDED, 0 if history is None else history.count - 1)
 
     def _judge_refusal(
         self,

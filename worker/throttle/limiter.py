@@ -120,7 +120,7 @@ class Limiter:
         self._is_limited = False  # the store may know of this worker
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
-        self._was_full = False
+        self._was_full = self._is_rate_reached = False
         self._had_demand = self._has_woken = False
         self._is_held = False  # no call begins before the next exchange
         self._refused_epoch: int | None = None
@@ -217,7 +217,7 @@ class Limiter:
         in_flight, demand = self._slots.in_flight, self._slots.demand
         is_wanted = demand >= max(1, applied)
         # What waits for a rate, and not for a slot, does not reach the limit in flight.
-        is_full = is_wanted and (self._slots.permits is None or in_flight >= applied)
+        is_full = is_wanted and not self._is_rate_reached
         reading = self._meter.read()
         if self._kept is not None:
             reading = Reading(
@@ -225,7 +225,11 @@ class Limiter:
                 max(filter(None, (reading.refused_epoch, self._kept.refused_epoch)), default=None),
                 reading.back_tokens + self._kept.back_tokens,
             )
-        full_ms = applied * round((now_s - self._reported_s) * 1000) if is_full and self._was_full else 0
+        full_ms = (
+            max(applied, in_flight) * round((now_s - self._reported_s) * 1000)
+            if is_full and self._was_full
+            else 0
+        )
         fixed = self._known.fixed
         is_told = self._slots.permits is not None  # also of a rate that another ledger has set
         has_rates = is_told or fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
@@ -255,8 +259,8 @@ class Limiter:
         finally:
             self._has_begun = True
             self._reported_s, self._was_full = now_s, is_full
-            self._has_woken = self._has_woken or (demand > 0 and not self._had_demand)
-            self._had_demand = demand > 0
+            self._has_woken = self._has_woken or (demand > 1 and not self._had_demand)
+            self._had_demand = demand > 1  # a lone job now and then fills no limit
         self._kept = None
         self._refused_epoch = reading.refused_epoch
         self._limit = share.limit if self._is_adaptive else None
@@ -264,6 +268,7 @@ class Limiter:
         self._meter.follow(self._limit)
         self._meter.reserved_tokens = self._meter.expected_tokens() if share.permits is not None else 0
         self._slots.grant(share.permits)
+        self._is_rate_reached = share.permits is not None and share.permits < wanted
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
         is_unknown = self._is_adaptive and share.limit is None  # a change follows at once
         self._use(self._applied if is_unknown else 0 if is_resting else share.slots)
