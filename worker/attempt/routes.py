@@ -16,6 +16,7 @@ from worker.policy.routing import ANY, find_servers, has, list_groups
 log = structlog.get_logger(__name__)
 _LACKS_FOR_S = 600.0  # an endpoint that said that it has no such model is asked again after that
 _MOST_MODELS = 1000
+_NEVER_S = float("inf")
 
 
 class Routes:
@@ -37,6 +38,7 @@ class Routes:
         self._clock = clock
         self._lock = threading.Lock()
         self._lacking: dict[str, dict[int, float]] = {}  # model → endpoint → until when (monotonic)
+        self._forget_at_s = _NEVER_S  # when the first of these is over
         self._found: dict[str, int] = {}
         self._groups = list_groups(self._models)
         if self.are_several:
@@ -58,7 +60,7 @@ class Routes:
         if model is None or not self.are_several:
             return ANY
         found = self._found.get(model)
-        if found is not None and not self._lacking:
+        if found is not None and self._clock.monotonic_s() < self._forget_at_s:
             return found
         with self._lock:
             self._forget_old()
@@ -89,7 +91,9 @@ class Routes:
                 return False
             if len(self._lacking) >= _MOST_MODELS:
                 self._lacking.clear()
-            self._lacking.setdefault(model, {})[index] = self._clock.monotonic_s() + _LACKS_FOR_S
+            until_s = self._clock.monotonic_s() + _LACKS_FOR_S
+            self._lacking.setdefault(model, {})[index] = until_s
+            self._forget_at_s = min(self._forget_at_s, until_s)
             self._found.clear()
             self._groups = list_groups(self._models, self._lacking)
         log.warning("route.lacks_model", endpoint=self.every[index].endpoint)
@@ -129,18 +133,20 @@ class Routes:
 
     def _forget_old(self) -> None:
         """With the lock held."""
-        if not self._lacking:
-            return
         now_s = self._clock.monotonic_s()
+        if now_s < self._forget_at_s:
+            return
         kept = {
             model: until
             for model, of_model in self._lacking.items()
             if (until := {index: until_s for index, until_s in of_model.items() if until_s > now_s})
         }
-        if kept != self._lacking:
-            self._lacking = kept
-            self._found.clear()
-            self._groups = list_groups(self._models, kept)
+        self._lacking = kept
+        self._forget_at_s = min(
+            (one for of_model in kept.values() for one in of_model.values()), default=_NEVER_S
+        )
+        self._found.clear()
+        self._groups = list_groups(self._models, kept)
 
 
 class Others:
