@@ -349,6 +349,22 @@ def test_an_error_that_nobody_thought_of_is_told_and_the_share_stays(
     assert worker.slots.limit == 16
 
 
+def test_a_worker_leaves_in_order_where_the_limit_cannot_be_kept(
+    make: Make, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, is_leaving = make(), threading.Event()
+    worker.tick()
+    is_leaving.set()
+
+    def fail(limit: Limit, *, now_ms: int) -> bool:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(ledger, "remember", fail)
+    with capture_logs() as told:
+        worker.limiter.run(is_leaving)
+    assert [one["event"] for one in told] == ["limit.failed"]
+
+
 def test_a_worker_that_leaves_gives_its_share_up_and_keeps_the_limit(make: Make, ledger: Ledger) -> None:
     first, second = make("a"), make("b")
     first.tick()

@@ -158,18 +158,22 @@ class Limiter:
             try:
                 delay_s = self.tick()
             except Exception as exc:
-                log.error(
-                    "limit.failed", error=type(exc).__name__, where=tell_place(exc), share=self._applied
-                )
+                self._tell_failure(exc)
                 self._confirm()
                 delay_s = _IDLE_S
             is_leaving.wait(_SHORTEST_S)
             self._poked.wait(max(0.0, delay_s - _SHORTEST_S))
-        if self._is_limited:
-            with suppress(StoreAway):  # then its share ends by itself
-                self._store.leave(self._worker_id)
-        if self._limit is not None:
-            self._remember(self._limit)
+        try:
+            if self._is_limited:
+                with suppress(StoreAway):  # then its share ends by itself
+                    self._store.leave(self._worker_id)
+            if self._limit is not None:
+                self._remember(self._limit)
+        except Exception as exc:  # nobody needs this thread any more: the worker ends in order
+            self._tell_failure(exc)
+
+    def _tell_failure(self, exc: Exception) -> None:
+        log.error("limit.failed", error=type(exc).__name__, where=tell_place(exc), share=self._applied)
 
     def tick(self) -> float:
         """One exchange, if there is a limit to share. Seconds until the next one."""
