@@ -44,11 +44,18 @@ def parse_rate_hints(headers: Mapping[str, str], *, wall_now_s: float) -> RateHi
         return None
     answered_s = answered_at(headers, wall_now_s=wall_now_s)
     tightest: dict[str, Allowance] = {}
-    for (what, _), values in windows.items():
+    per_minute: dict[str, int] = {}
+    for (what, window), values in windows.items():
         allowance = _parse_allowance(values, answered_s)
+        if window == "minute" and allowance.limit is not None:
+            per_minute[what] = allowance.limit
         if what not in tightest or _tightness(allowance) < _tightness(tightest[what]):
             tightest[what] = allowance
-    return RateHints(**tightest)
+    return RateHints(
+        **tightest,
+        requests_per_minute=per_minute.get("requests"),
+        tokens_per_minute=per_minute.get("tokens"),
+    )
 
 
 def parse_told_rate_hints(data: Any, *, wall_now_s: float) -> RateHints | None:

@@ -24,10 +24,15 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class RateHints:
-    """The limits on requests and on tokens. Of several windows (minute, day) the one that leaves the least."""
+    """The limits on requests and on tokens. Of several windows (minute, day) the one that leaves the least.
+
+    `requests_per_minute` and `tokens_per_minute`: of headers whose name says that they are of a minute.
+    """
 
     requests: Allowance = Allowance()
     tokens: Allowance = Allowance()
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
 
     @property
     def wait_s(self) -> float | None:

@@ -126,6 +126,7 @@ class AttemptRow(SQLModel, table=True):
     generation: int
     worker_id: str
     claim_token: str
+    endpoint: str | None = None  # the one that was called, where jobs go to several; None: that of the job
     outcome: str  # succeeded, unused (a second success), released, lost, or the failure's kind
     http_status: int | None = None
     request_id: str | None = None
@@ -205,6 +206,7 @@ class BatchRow(SQLModel, table=True):
     submitted_at_ms: int | None = Field(default=None, sa_type=BigInteger)  # None: still being written down
     # Set while the batch is held: its run was stopped, and its jobs are not called.
     held_at_ms: int | None = Field(default=None, sa_type=BigInteger)
+    weight: float | None = None  # its share of the endpoint's tokens beside other batches; None: 1
     details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 

@@ -99,7 +99,7 @@ def _build_parser() -> argparse.ArgumentParser:
     ):
         parser.add_argument(option, dest=name, type=int, default=getattr(defaults, name))
     for option, name in (
-        ("--refuse-retry-after", "refuse_retry_after_s"),
+        ("--refuse-wait", "refuse_retry_after_s"),
         ("--slope", "slope_per_s"),
         ("--rate-window", "rate_window_s"),
         ("--call-tokens", "call_tokens_per_s"),

@@ -110,8 +110,9 @@ def test_after_its_deadline_no_job_of_a_batch_is_called(
     plant: Shop, plant_ledger: Ledger, simulator: SimulatorProcess
 ) -> None:
     write_requests(plant, 200)
-    batch = submit(plant, "--deadline", "4s")
     plant.worker(concurrency=4)
+    wait_until(lambda: bool(plant.antrean("workers", "--json").json["workers"]), within_s=30, what="it is up")
+    batch = submit(plant, "--deadline", "4s")
     wait_until(lambda: status(plant, batch)["status"] != "in_progress", within_s=30, what="all jobs end")
     counts = status(plant, batch)["jobs"]
     assert counts["expired"] + counts["succeeded"] == 200

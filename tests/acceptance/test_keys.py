@@ -159,7 +159,7 @@ def test_of_two_workers_one_with_a_refused_key_holds_up_no_job_and_is_named_with
     assert aside["ANTREAN_API_KEY_FILE"]["kind"] == "unauthorized"
     [key_id] = [one["id"] for one in facts["keys"] if one["set_aside"]]
     text = keyless.antrean("status", api_key=NEW).out
-    assert f"key {key_id} (ANTREAN_API_KEY_FILE) is set aside: unauthorized (HTTP 401), " in text
+    assert f"key {key_id} (ANTREAN_API_KEY_FILE) is set aside: unauthorized (HTTP 401) since " in text
     checked = keyless.antrean("check", api_key=NEW)
     assert (checked.code, f"{key_id} (ANTREAN_API_KEY_FILE) is set aside" in checked.out) == (0, True)
     assert not is_shown(json.dumps(facts) + text + checked.out + checked.err)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from schemas.failure import FailureKind
 from tests.support.ledger import ENDPOINT, claim, job_row, put, record, setback
 from worker.cli.main import app
 from worker.clock import SystemClock
+from worker.errors import BrokerAway
 from worker.intake.submit import make_job
+from worker.operations.gates import GateWatch
 from worker.policy.gates import Gate
 from worker.settings import load_settings
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
+from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.redis_store import RedisGateStore
 from worker.throttle.store import KeyName
 
@@ -111,6 +115,15 @@ def test_a_key_that_is_set_aside_is_told_and_used_again_by_hand(
     assert [one.gate for one in store.fetch_keys()] == [None, None]
 
 
+def test_a_half_open_gate_is_told_and_opened_wholly_by_hand(ledger: Ledger, store: RedisGateStore) -> None:
+    store.put(replace(spent(), kind=FailureKind.SERVER_ERROR, until_ms=SystemClock().now_ms(), answered=1))
+    told = " ".join(say("gate").split())
+    assert told.endswith("it has answered again, and a few calls go before all do"), told
+    assert say_json("gate")["gate"]["is_half_open"] is True
+    say("gate", "open")
+    assert store.fetch() is None
+
+
 def test_where_all_keys_are_set_aside_their_gate_is_told_and_opening_it_wakes_the_jobs(
     ledger: Ledger, store: RedisGateStore
 ) -> None:
@@ -125,6 +138,24 @@ def test_where_all_keys_are_set_aside_their_gate_is_told_and_opening_it_wakes_th
     assert job_row(ledger, id_).not_before_ms <= SystemClock().now_ms() + 1000
 
 
+@pytest.mark.parametrize("answered", [0, 1])
+def test_an_answer_that_run_or_check_had_makes_all_waiting_jobs_due_and_the_next_probe_too(
+    ledger: Ledger, store: RedisGateStore, answered: int
+) -> None:
+    ids = [waiting_job(ledger) for _ in range(12)]
+    keeper = Gatekeeper(store, SystemClock(), probe_ttl_s=60.0)
+    store.put(replace(spent(), kind=FailureKind.SERVER_ERROR, http_status=503, answered=answered))
+    assert not keeper.admit("job").is_granted
+    before_ms = SystemClock().now_ms()
+    settings = load_settings(_env_file=None)
+    assert GateWatch(settings).wake(ledger, {settings.endpoint: []}) == len(ids)
+    due_ms = [job_row(ledger, id_).not_before_ms for id_ in ids]
+    assert before_ms <= min(due_ms) and max(due_ms) <= SystemClock().now_ms() + 1000, "45 s before their time"
+    again = Gatekeeper(store, SystemClock(), probe_ttl_s=60.0)
+    assert again.room(64) == (3 if answered else 1), "an answer of one path proves nothing of another"
+    assert again.admit("job").is_probe
+
+
 def test_the_gate_of_a_key_that_no_worker_uses_any_more_is_opened_as_well(
     ledger: Ledger, store: RedisGateStore
 ) -> None:
@@ -132,3 +163,25 @@ def test_the_gate_of_a_key_that_no_worker_uses_any_more_is_opened_as_well(
     assert say_json("gate")["keys"] == []
     say("gate", "open")
     assert store.of_key(FIRST).fetch() is None
+
+
+@pytest.mark.parametrize("words", [["gate"], ["gate", "open"]])
+def test_no_gate_is_said_to_be_open_where_the_broker_does_not_answer(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("ANTREAN_BROKER_URL", "redis://127.0.0.1:1/0")
+    with pytest.raises(BrokerAway, match="does not answer"):
+        say(*words)
+
+
+def test_no_gate_is_said_to_be_opened_where_the_broker_takes_no_change(
+    ledger: Ledger, store: RedisGateStore, valkey: redis.Redis
+) -> None:
+    store.put(spent())
+    valkey.execute_command("REPLICAOF", "127.0.0.1", "1")
+    try:
+        with pytest.raises(BrokerAway, match="shut as before"):
+            say("gate", "open")
+    finally:
+        valkey.execute_command("REPLICAOF", "NO", "ONE")
+    assert "it is open now" in say("gate", "open")

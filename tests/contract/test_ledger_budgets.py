@@ -29,11 +29,12 @@ from tests.support.ledger import (
 from tests.support.writing import in_one_group
 from worker.attempt.report import Verdict
 from worker.policy.budgets import Amount, Limit
-from worker.policy.cost import Price, Rates
+from worker.policy.cost import LARGEST_COST_NANO, Price, Rates, compute_cost
 from worker.storage.batches import fetch_held, make_batch
 from worker.storage.budgets import Budget, BudgetGuard, fetch_budget, wake_budgets
 from worker.storage.engine import Ledger
 from worker.storage.group_commit import write_group
+from worker.storage.moves import cancel_batch
 from worker.storage.outcomes import ClaimedJob, Usage
 from worker.storage.reply import Reply
 from worker.storage.tables import budgets, jobs
@@ -146,6 +147,18 @@ def test_in_one_group_what_ended_makes_room_for_what_begins(ledger: Ledger) -> N
     assert budget(ledger).spent == Amount(20, 0)
 
 
+def test_nonsense_of_an_endpoint_about_its_tokens_fits_into_the_sums_of_a_budget(ledger: Ledger) -> None:
+    ids = open_batch(ledger, Limit(tokens=10 * RESERVED))
+    first, second = group(ledger, ids[:2]).values()
+    nonsense = 2**53 - 1
+    cost = compute_cost(Price(Rates(10**7, 10**7)), prompt_tokens=nonsense, completion_tokens=nonsense)
+    for job in (first, second):
+        group(ledger, outcomes=[answered(job, nonsense, cost_nano=cost)])
+    assert [state(ledger, id_) for id_ in ids[:2]] == ["succeeded", "succeeded"]
+    spent = budget(ledger).spent
+    assert spent.tokens > 10 * RESERVED and spent.nano == cost == LARGEST_COST_NANO
+
+
 def test_an_answer_that_does_not_say_its_tokens_took_what_was_reserved(ledger: Ledger) -> None:
     ids = open_batch(ledger, Limit(tokens=10 * RESERVED))
     [job] = group(ledger, ids[:1]).values()
@@ -188,6 +201,15 @@ def test_a_batch_at_its_budget_goes_on_when_there_is_room_and_when_it_is_raised(
     assert set_budget(ledger, Limit(tokens=10 * RESERVED)).spent.tokens == 2 * RESERVED + 5
     assert held(ledger) == []
     assert sorted(group(ledger, ids[3:], token="t3")) == ids[3:]
+
+
+def test_a_batch_without_open_jobs_waits_for_no_budget(ledger: Ledger) -> None:
+    """Nobody is told to raise the budget of a batch that was cancelled."""
+    ids = open_batch(ledger, Limit(tokens=5))
+    assert group(ledger, ids) == {}
+    assert budget(ledger).waits_since_ms == NOW
+    ledger.run(partial(cancel_batch, batch_id="b", now_ms=NOW))
+    assert budget(ledger).waits_since_ms is None
 
 
 def test_the_reservations_of_a_dead_worker_come_back(ledger: Ledger) -> None:

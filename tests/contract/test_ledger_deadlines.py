@@ -178,3 +178,22 @@ def test_a_batch_without_a_deadline_or_whose_deadline_is_over_changes_no_job(
     id_ = put_one(ledger, batch_id="b")
     apply_deadline(ledger, note_batch_deadline(ledger, batch, deadline_ms))
     assert job_row(ledger, id_).expires_at_ms is None
+
+
+def test_open_jobs_of_a_batch_whose_deadline_is_over_go_on_without_one(ledger: Ledger) -> None:
+    """No worker lived to expire them. Without this the same command would queue them only to see them expire."""
+    batch, over_ms = a_batch(ledger), SystemClock().now_ms() - 1
+    ours = [
+        job.id
+        for job in put(
+            ledger, *[a_job(batch_id="b", position=i, expires_at_ms=over_ms) for i in range(1, 603)]
+        )
+    ]
+    own, other = (
+        put_one(ledger, batch_id="b", expires_at_ms=over_ms - 5),
+        put_one(ledger, batch_id="c", expires_at_ms=over_ms),
+    )
+    note_batch_deadline(ledger, note_batch_deadline(ledger, batch, over_ms), None)
+    assert {job_row(ledger, id_).expires_at_ms for id_ in ours} == {None}
+    assert job_row(ledger, own).expires_at_ms == over_ms - 5, "its own, not the batch's"
+    assert job_row(ledger, other).expires_at_ms == over_ms

@@ -27,8 +27,27 @@ def test_the_flow_counts_what_succeeded_at_this_endpoint_since_then(ledger: Ledg
         answer(ledger, at_ms=at_ms)
     record(ledger, setback(claim_one(ledger, put_one(ledger), token="t")))
     with ledger.read() as connection:
-        assert fetch_flow(connection, ENDPOINT, since_ms=NOW + 1) == Flow(2, NOW + 5)
+        assert fetch_flow(connection, ENDPOINT, since_ms=NOW + 1) == Flow(2, NOW + 5, idle_since_ms=NOW + 9)
         assert fetch_flow(connection, "elsewhere", since_ms=0) == Flow(0, None)
+
+
+def test_an_endpoint_in_a_call_is_not_idle(ledger: Ledger) -> None:
+    answer(ledger, at_ms=NOW)
+    claim_one(ledger, put_one(ledger))
+    with ledger.read() as connection:
+        assert fetch_flow(connection, ENDPOINT, since_ms=NOW) == Flow(1, NOW, idle_since_ms=None)
+        assert fetch_flow(connection, "elsewhere", since_ms=NOW) == Flow(0, None, idle_since_ms=None)
+
+
+def test_a_break_between_two_runs_makes_the_end_of_the_second_no_later(ledger: Ledger) -> None:
+    now_ms = SystemClock().now_ms()
+    make = partial(make_batch, kind="run", label="r", endpoint=ENDPOINT, idempotency_key=None, now_ms=now_ms)
+    batch = ledger.run(partial(make, batch_id="a"))
+    for i in range(10):
+        answer(ledger, at_ms=now_ms - 200_000 + i * 1_000)
+    put(ledger, *[a_job(batch_id="a", position=i) for i in range(1, 11)])
+    found = expect_end_of(ledger, batch)
+    assert found is not None and found.end_ms - now_ms < 15_000
 
 
 def test_open_jobs_are_counted_by_batch_wherever_they_wait(ledger: Ledger) -> None:
@@ -60,7 +79,7 @@ def test_the_end_of_a_batch_waits_for_the_turns_of_others_but_not_of_those_at_th
     ]
     assert expect_end_of(ledger, batches[0]) is None
     for i in range(10):
-        answer(ledger, at_ms=now_ms - 10_000 + i)
+        answer(ledger, at_ms=now_ms - 10_000 + i * 1_100)
     put(ledger, *[a_job(batch_id=id_, position=i) for id_ in "ab" for i in range(1, 11)])
     if is_at_budget:
         guard = BudgetGuard()
@@ -70,3 +89,4 @@ def test_the_end_of_a_batch_waits_for_the_turns_of_others_but_not_of_those_at_th
     found = expect_end_of(ledger, batches[0])
     assert found is not None
     assert abs(found.end_ms - now_ms - in_s * 1000) < in_s * 200
+    assert (expect_end_of(ledger, batches[1]) is None) is is_at_budget, "nobody knows when it is raised"

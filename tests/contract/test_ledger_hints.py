@@ -13,6 +13,7 @@ from tests.support.clock import FakeClock
 from tests.support.ledger import job_row, state
 from tests.support.moody import Reply, completion
 from worker.storage.engine import Ledger
+from worker.storage.moves import cancel_jobs
 
 BUSY = {
     "error": {"message": "Rate limit reached for m. Please try again in 7s.", "code": "rate_limit_exceeded"}
@@ -160,6 +161,22 @@ def test_a_job_refused_again_and_again_comes_back_with_the_pace_of_the_answers(t
     assert town.states(ids) == {"waiting"} and burnt(town, ids) == {0}
     town.endpoint.decide = completion
     assert town.live(30, until=lambda: town.states(ids) == {"succeeded"}) <= 9.5
+
+
+def test_a_job_that_is_refused_once_does_not_wait_for_refusals_of_an_hour_ago(town: Town) -> None:
+    """No call of this worker was answered in between: another one had the jobs, or there were none."""
+    town.put("served")
+    town.live(0.5)
+    refused = town.put("a")
+    town.endpoint.decide = lambda _: (429, {"message": "Too Many Requests"})
+    town.live(5)
+    town.ledger.run(lambda connection: cancel_jobs(connection, refused, now_ms=town.clock.now_ms()))
+    town.clock.advance(3600)
+    ids = town.put("b")
+    town.live(0.5)
+    assert town.endpoint.calls["b"] == 1
+    town.endpoint.decide = completion
+    assert town.live(30, until=lambda: town.states(ids) == {"succeeded"}) <= 3
 
 
 @pytest.mark.parametrize("status", [400, 404])

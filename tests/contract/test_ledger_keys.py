@@ -300,6 +300,9 @@ def test_an_outage_shuts_the_gate_for_all_keys(pair: tuple[House, House]) -> Non
     wrong.clock.advance(0.5)
     assert [one.execute(one.put()) for one in pair] == [Verdict.NOT_ADMITTED] * 2
     right.clock.advance(1)
+    served(right, 2)
+    gate = right.fetch_gate()
+    assert gate is not None and gate.is_half_open
     served(right, 1)
     assert right.fetch_gate() is None
 

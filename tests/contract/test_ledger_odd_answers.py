@@ -79,7 +79,7 @@ def run(house: House, id_: str) -> str:
         house.clock.advance(
             130
         )  # longer than any backoff, and ten times of it shorter than a gate's patience
-        due = partial(take_due, endpoint=house.endpoint, room=9, after_batch="", now_ms=house.clock.now_ms())
+        due = partial(take_due, endpoint=house.endpoint, room=9, now_ms=house.clock.now_ms())
         house.ledger.run(due)
     raise AssertionError("the job does not end")
 

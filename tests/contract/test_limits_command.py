@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typer.testing import CliRunner
 
 from tests.support.ledger import ENDPOINT, NOW
 from worker.cli.main import app
+from worker.clock import SystemClock
 from worker.errors import ExitCode, InputError
 from worker.settings import load_settings
 from worker.storage.engine import Ledger
-from worker.storage.limits import keep_found
+from worker.storage.limits import LimitKind, keep_found, keep_told
 from worker.storage.migrating import prepare_ledger
 
 
@@ -75,6 +77,38 @@ def test_limits_are_set_shown_and_cleared(ledger: Ledger) -> None:
     assert "limits" not in say("status").split()
 
 
+def test_a_limit_that_the_endpoint_tells_of_a_key_is_shown_for_a_day(ledger: Ledger) -> None:
+    now_ms, hour_ms = SystemClock().now_ms(), 3_600_000
+    for key_id, hours in (("0a1b2c3d4e5f", 23), ("ffffffffffff", 25)):
+        ledger.run(
+            partial(
+                keep_told,
+                endpoint=ENDPOINT,
+                key_id=key_id,
+                kind=LimitKind.REQUESTS,
+                value=60,
+                worker_id="w1",
+                now_ms=now_ms - hours * hour_ms,
+            )
+        )
+    say("limits", "set", "--requests-per-minute", "50")
+    said = " ".join(say("limits").split())
+    assert re.search(
+        r"60 requests a minute \(header, key 0a1b2c3d4e5f\) since \S+: told by the endpoint", said
+    )
+    assert "50 requests a minute (set) since" in said and "ffffffffffff" not in said
+    assert "60 requests a minute (header, key 0a1b2c3d4e5f)" in " ".join(say("status").split())
+    facts = say_json("limits")["limits"]
+    assert [(one["source"], one["key_id"], one["value"]) for one in facts] == [
+        ("set", None, 50),
+        ("header", "0a1b2c3d4e5f", 60),
+    ]
+    history = " ".join(say("limits", "--history").split())
+    assert "requests a minute of key ffffffffffff: none to 60, told by the endpoint" in history
+    say("limits", "clear")
+    assert "60 requests a minute (header" in " ".join(say("limits").split()), "it is not ours to clear"
+
+
 def test_the_found_limit_is_shown_with_its_reason_where_it_is_sought(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +148,9 @@ def test_the_history_tells_each_change_the_newest_first(ledger: Ledger) -> None:
 def test_what_is_set_already_changes_nothing(ledger: Ledger) -> None:
     say("limits", "set", "--in-flight", "20")
     assert "nothing changed" in say("limits", "set", "--in-flight", "20")
-    assert "nothing changed" not in say("limits", "clear")
+    said = say("limits", "clear")
+    assert "calls in flight: 20 to none, cleared" in said
+    assert "nothing changed" not in said
     assert "nothing changed" in say("limits", "clear")
 
 
@@ -124,6 +160,8 @@ def test_what_is_set_already_changes_nothing(ledger: Ledger) -> None:
         (("limits", "set"), "name a limit: --in-flight"),
         (("limits", "--in-flight", "5"), "is changed by `antrean limits set`"),
         (("limits", "clear", "--in-flight", "5"), "is changed by `antrean limits set`"),
+        (("limits", "set", "--in-flight", "5", "--history"), "limits set: --history only shows"),
+        (("limits", "clear", "--history"), "limits clear: --history only shows"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_with_what_to_type(

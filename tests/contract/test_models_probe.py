@@ -64,6 +64,50 @@ def test_a_list_that_is_answered_opens_nothing_until_a_job_is_answered(town: Tow
     assert gate is not None and gate.needs_probe
 
 
+def test_an_endpoint_that_lists_its_models_and_answers_one_job_in_ten_meets_no_storm(town: Town) -> None:
+    served = iter(range(1, 10_000))
+    ids = break_down(town, models=(200, {"data": [{"id": "m"}]}))
+    town.endpoint.decide = lambda text: completion(text) if next(served) % 10 == 0 else AWAY
+    town.live(120)
+    assert town.endpoint.calls.total() <= 120 / 5 + 8, (
+        "a probe every five seconds, and two more after each good one"
+    )
+    assert max(job_row(town.ledger, id_).attempts for id_ in ids) <= 1
+    gate = town.house.store.fetch()
+    assert gate is not None and gate.needs_probe
+
+
+def test_after_the_outage_a_few_jobs_go_first_and_the_list_is_not_asked_again(town: Town) -> None:
+    ids = break_down(town)
+    town.live(10)
+    town.endpoint.decide, town.endpoint.models = completion, (200, {"data": [{"id": "m"}]})
+    town.live(10, until=lambda: town.endpoint.calls.total() > 0)
+    gate = town.house.store.fetch()
+    assert gate is not None and gate.is_half_open
+    asked = town.endpoint.asked
+    town.relay.tick()
+    assert len(town.handed) == 3
+    for id_ in town.handed:
+        town.house.execute(id_)
+    town.handed.clear()
+    assert town.house.store.fetch() is None
+    town.live(5, until=lambda: town.states(ids) == {"succeeded"})
+    assert (town.endpoint.asked, town.states(ids)) == (asked, {"succeeded"})
+
+
+@pytest.mark.parametrize("left", [1, 2])
+def test_where_fewer_jobs_are_left_than_would_go_first_the_gate_opens_with_the_last_of_them(
+    town: Town, left: int
+) -> None:
+    ids = break_down(town)
+    town.ledger.run(partial(cancel_jobs, ids=ids[left:], now_ms=town.clock.now_ms()))
+    town.endpoint.decide = completion
+    town.endpoint.models = (200, {"data": [{"id": "m"}]})
+    town.live(20, until=lambda: town.states(ids[:left]) == {"succeeded"})
+    assert town.states(ids[:left]) == {"succeeded"}
+    assert town.house.store.fetch() is None
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 429])
 def test_an_endpoint_without_a_list_is_tested_with_jobs_and_not_asked_again(town: Town, status: int) -> None:
     ids = break_down(town, models=(status, {"message": "no"}))

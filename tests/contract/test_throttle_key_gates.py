@@ -65,6 +65,19 @@ def test_keys_in_use_are_told_with_their_gates_and_forgotten_when_nobody_uses_th
     assert valkey.smembers(valkey.keys("antrean:*:keys")[0]) == {b"aaaaaaaaaaaa"}
 
 
+def test_a_key_whose_worker_has_ended_is_soon_forgotten(valkey: redis.Redis, clock: FakeClock) -> None:
+    """As long as it is taken for one in use, a run whose only key is refused waits on without regard to its patience."""
+    store = RedisGateStore(valkey, "https://e.test", goes_by_callers=True)
+    gates = KeyGates(store, clock, probe_ttl_s=60.0, keys=lambda: [KeyName("0a1b2c3d4e5f", "key 1")])
+    gates.room(64)
+    [used] = valkey.keys("antrean:*:used")
+    assert 10 <= valkey.ttl(used) <= 15
+    valkey.expire(used, 1)
+    clock.advance(4.0)
+    gates.room(64)
+    assert valkey.ttl(used) >= 10, "its worker lives"
+
+
 def test_the_gates_of_keys_that_were_forgotten_are_not_remembered_for_ever(
     valkey: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,6 @@ from tests.support.clock import FakeClock
 from worker.policy.concurrency import Limit, Phase
 from worker.policy.flow import NOTHING, Flow
 from worker.throttle.limits import (
-    SETTLING_MS,
     SILENT_MS,
     Change,
     Fixed,
@@ -95,7 +94,7 @@ def test_one_worker_has_all_of_the_limit_also_when_it_wants_nothing(make: Make) 
 
 def test_without_a_limit_each_has_what_it_may_make_itself(make: Make) -> None:
     worker = Worker("a", make(), most=17)
-    worker.exchange()
+    worker.exchange(is_adaptive=False)
     assert (worker.share, worker.permits) == (17, None)
 
 
@@ -179,10 +178,11 @@ def test_what_all_workers_saw_of_an_epoch_is_added_and_begins_anew_with_the_next
 def test_the_newest_of_the_limits_that_are_set_counts(make: Make) -> None:
     first, second = make(), make()
     old, new = Fixed(in_flight=60, version_ms=5), Fixed(in_flight=10, version_ms=6)
-    assert first.exchange(Report("a", 100, demand=100), old).slots == 60
+    of_first = Report("a", 100, is_adaptive=False, demand=100)
+    assert first.exchange(of_first, old).slots == 60
     assert second.exchange(Report("b", 100), new).slots == 0
-    assert first.exchange(Report("a", 100, applied=0, demand=100), old).slots == 10
-    assert first.exchange(Report("a", 100, demand=100), Fixed(version_ms=7)).slots == 100
+    assert first.exchange(of_first, old).slots == 10
+    assert first.exchange(of_first, Fixed(version_ms=7)).slots == 100
 
 
 def test_the_lower_of_a_set_and_a_found_limit_counts_and_a_fixed_worker_goes_by_the_set_one(
@@ -193,27 +193,6 @@ def test_the_lower_of_a_set_and_a_found_limit_counts_and_a_fixed_worker_goes_by_
     assert store.exchange(Report("a", 100, demand=100), fixed, Change(found(16))).slots == 16
     assert store.exchange(Report("a", 100, demand=100), fixed, Change(found(90, 2), of_epoch=1)).slots == 30
     assert store.exchange(Report("a", 25, is_adaptive=False, demand=100), fixed).slots == 25
-
-
-def test_a_store_that_forgot_everything_grants_nothing_new_before_all_have_told_what_they_hold(
-    make: Make, clock: FakeClock
-) -> None:
-    first, second = Worker("a", make(), share=25, calls=25), Worker("b", make(), share=15, calls=15)
-    first.has_others = second.has_others = True
-    new = Worker("c", make(), has_others=True)
-    new.exchange(Change(found(40)))
-    assert new.share == 0
-    first.exchange()
-    second.exchange()
-    assert (first.share, second.share) == (20, 13), "no more than they hold"
-    clock.advance(SETTLING_MS / 1000)
-    new.exchange()
-    assert new.share == 0, "all of it is in use"
-    first.end(25)
-    second.end(15)
-    for worker in (first, second, new, first, second, new):
-        worker.exchange()
-    assert sorted((first.share, second.share, new.share)) == [13, 13, 14]
 
 
 def test_where_there_are_more_workers_than_calls_each_has_its_turn(make: Make, clock: FakeClock) -> None:

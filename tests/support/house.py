@@ -20,6 +20,8 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.execute import Executor
 from worker.attempt.report import Report, Verdict
+from worker.attempt.route import Route
+from worker.attempt.routes import Routes
 from worker.attempt.slots import Slots
 from worker.consume.delivery import write_down
 from worker.intake.submit import make_job
@@ -34,6 +36,8 @@ from worker.storage.intake import NewJob
 from worker.storage.writer import GroupWriter
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.store import MemoryGateStore
+from worker.throttle.told import ToldLimits
+from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.spool import SpoolFile
 
 KEY = "sk-the-right-key"
@@ -64,10 +68,12 @@ class House:
         is_proven: bool = True,
         slots: Slots[Received] | None = None,
         store: MemoryGateStore | None = None,
+        told: ToldLimits | None = None,
         **settings: Any,
     ) -> None:
-        told = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
-        self.simulator, self.clock, self.endpoint = simulator, clock, told.endpoint
+        self.told = told or ToldLimits()
+        loaded = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
+        self.simulator, self.clock, self.endpoint = simulator, clock, loaded.endpoint
         self.ledger = AwayWhenTold(ledger.engine)
         self.client = EndpointClient(EndpointConfig(simulator.url, pool_size=4))
         self.writer = GroupWriter(
@@ -76,27 +82,39 @@ class House:
             endpoint=self.endpoint,
             clock=clock,
             window_s=0.0,
-            find_price=lambda model: self.executor.find_price(model),
+            find_price=lambda model: self.route.find_price(model),
         )
         self.store = MemoryGateStore() if store is None else store
         self.slots: Slots[Received] = Slots(4) if slots is None else slots
         self.is_paused = False
-        self.credentials = Credentials(told, "ledger", clock)
+        self.credentials = Credentials(loaded, "ledger", clock)
         self.gates = KeyGates(self.store, clock, probe_ttl_s=60.0, keys=self.credentials.names)
-        self.spool = SpoolFile(told.spool_folder, "w1")
-        self.executor = Executor(
-            prices=open_price_book(told),
+        self.spool = SpoolFile(loaded.spool_folder, "w1")
+        self.facts = BatchFacts(clock, endpoint=self.endpoint)
+        self.route = Route(
+            self.endpoint,
             client=self.client,
             credentials=self.credentials,
-            writer=self.writer,
             gates=self.gates,
-            spool=self.spool,
+            writer=self.writer,
             rules=RetryRules(),
             clock=clock,
+            prices=open_price_book(loaded),
             is_proven=is_proven,
             is_stopping=lambda: self.slots.is_stopping,
-            is_paused=lambda: self.is_paused,
+            passes_priority=loaded.upstream_priority == "vllm",
             rng=random.Random(1),
+            told=self.told,
+        )
+        self.routes = Routes((self.route,), clock=clock)
+        self.executor = Executor(
+            routes=self.routes,
+            writer=self.writer,
+            spool=self.spool,
+            clock=clock,
+            is_stopping=lambda: self.slots.is_stopping,
+            is_paused=lambda: self.is_paused,
+            note_tokens=self.facts.note_answer,
         )
         self.pool = ThreadPoolExecutor(16)
         self.dispatcher = Dispatcher(
@@ -124,7 +142,7 @@ class House:
         """Time passes until the job is due, and the relay hands it out."""
         self.clock.advance(after_s)
         now_ms = self.clock.now_ms()
-        self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, after_batch="", now_ms=now_ms))
+        self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, now_ms=now_ms))
         assert state(self.ledger, id_) == "queued"
 
     def wait_for_the_database(self) -> None:

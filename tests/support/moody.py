@@ -23,11 +23,12 @@ def completion(text: str) -> Reply:
 class MoodyEndpoint:
     """`decide` takes a call's text and gives its answer; it may be replaced at any time. `calls` counts by text.
 
-    `headers` go with every answer to a call. `models` is the answer to a request for the models; `asked` counts these.
+    `on_body` sees each call's body. `headers` go with every answer to a call. `models` is the answer to a request for the models; `asked` counts these.
     """
 
     def __init__(self, decide: Callable[[str], Reply] = completion) -> None:
         self.decide = decide
+        self.on_body: Callable[[dict[str, Any]], object] = lambda body: None
         self.calls: Counter[str] = Counter()
         self.headers: dict[str, str] = {}
         self.models: Reply = (200, {"object": "list", "data": [{"id": MODEL}]})
@@ -48,6 +49,7 @@ class MoodyEndpoint:
                     return
                 text = body["messages"][-1]["content"]
                 endpoint.calls[text] += 1
+                endpoint.on_body(body)
                 self._reply(*endpoint.decide(text), endpoint.headers)
 
             def _reply(

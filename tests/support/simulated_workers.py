@@ -15,7 +15,6 @@ from worker.policy.flow import NOTHING, Flow, one_answer
 from worker.policy.shares import grant, share_out
 
 PROMPT_TOKENS, ANSWER_TOKENS = 100, 300
-GAP_S = 0.005  # from the end of a call to the start of the next one in its slot
 
 
 def same(rng: random.Random) -> float:
@@ -60,6 +59,14 @@ class World:
     cap: int = 256
     remembered: Limit | None = None
     tick_s: float = 0.1
+    steady_tick_s: float = 0.1  # where the share did not change lately, and none is tried
+    gap_s: float = 0.005  # from the end of a call to the start of the next one in its slot
+    late_s: float = (
+        0.0  # a new slot is filled so much later, at most: its job must be claimed first, and find a thread
+    )
+    lone_part: int = (
+        0  # of so many slots, one is for lone jobs, of which there are none; 0: there is no such part
+    )
     answered: list[tuple[float, float]] = field(default_factory=list)  # when, and how large
     refused: list[float] = field(default_factory=list)
     begun: list[float] = field(default_factory=list)
@@ -104,23 +111,35 @@ class World:
             max(0, min(math.ceil(ready / here) if ready < self.cap else self.cap, self.cap))
         )
 
-    def _fill(self, worker: Worker) -> None:
+    def _fill(self, worker: Worker, late_s: float = 0.0) -> None:
         if worker.is_gone or worker.is_told:  # after a refusal it waits for the new limit
             return
-        while worker.in_flight < worker.share and self.now_ms >= worker.limit.resume_ms:
+        while worker.in_flight < self.for_bulk(worker.share) and self.now_ms >= worker.limit.resume_ms:
             busy = sum(one.in_flight for one in self.workers)
             if self.left <= 0 or busy >= self.demand(self.time.now_s):
                 return
             self.left -= 1
-            self._begin(worker, self.waiting.pop() if self.waiting else self.size(self.rng))
+            self._take_slot(worker, self.waiting.pop() if self.waiting else self.size(self.rng), late_s)
 
-    def _begin(self, worker: Worker, size: float) -> None:
+    def for_bulk(self, slots: float) -> float:
+        """Those that bulk jobs may use."""
+        return slots - (slots // self.lone_part if self.lone_part else 0)
+
+    def _take_slot(self, worker: Worker, size: float, late_s: float) -> None:
         self._count_full(worker)
         worker.in_flight += 1
-        began_s, epoch = self.time.now_s, worker.limit.epoch
+        epoch = worker.limit.epoch
+        if late_s:
+            self.time.after(self.rng.uniform(0.0, late_s), lambda: self._begin(worker, size, epoch))
+        else:
+            self._begin(worker, size, epoch)
+
+    def _begin(self, worker: Worker, size: float, epoch: int) -> None:
+        began_s = self.time.now_s
         self.begun.append(began_s)
+        taken = size * self.rng.lognormvariate(0.0, self.blur) if self.blur else size
         self.endpoint.begin(
-            Call(size, lambda is_answered: self._end(worker, size, began_s, epoch, is_answered))
+            Call(taken, lambda is_answered: self._end(worker, size, began_s, epoch, is_answered))
         )
 
     def _end(self, worker: Worker, size: float, began_s: float, epoch: int, is_answered: bool) -> None:
@@ -147,7 +166,7 @@ class World:
                 self._tell(worker)
         if worker.limit.phase is concurrency.Phase.REFUSED and is_answered:
             self._tell(worker)
-        self.time.after(GAP_S, lambda: self._fill(worker))
+        self.time.after(self.gap_s, lambda: self._fill(worker))
 
     def _come_back(self, size: float) -> None:
         self.left += 1
@@ -157,7 +176,8 @@ class World:
 
     def _count_full(self, worker: Worker) -> None:
         now_s = self.time.now_s
-        if self._demand(worker) >= worker.share > 0:
+        is_resting = self.now_ms < worker.limit.resume_ms
+        if self._demand(worker) >= worker.share > 0 and not is_resting:
             worker.full_ms += worker.share * (now_s - worker.at_s) * 1000
         worker.at_s = now_s
 
@@ -170,8 +190,11 @@ class World:
     def _tick(self, worker: Worker) -> None:
         if worker.is_gone and not worker.in_flight:
             return
+        before = worker.share
         self._exchange(worker)
-        self.time.after(self.tick_s * self.rng.uniform(0.9, 1.1), lambda: self._tick(worker))
+        is_steady = worker.share == before and self.limit.phase is concurrency.Phase.HOLDING
+        tick_s = self.steady_tick_s if is_steady else self.tick_s
+        self.time.after(tick_s * self.rng.uniform(0.9, 1.1), lambda: self._tick(worker))
 
     # ── the store ──
 
@@ -197,7 +220,7 @@ class World:
         worker.share = grant(fair, self.limit.value, held)
         if self.limit.resume_ms > self.now_ms:
             self.time.after((self.limit.resume_ms - self.now_ms) / 1000, lambda: self._fill(worker))
-        self._fill(worker)
+        self._fill(worker, self.late_s)
 
     # ── what is measured ──
 

@@ -20,6 +20,7 @@ NOW_MS = 1_782_900_000_000
         (Flow(100, NOW_MS - 10_000), 50, [], 5_000),
         (Flow(100, NOW_MS - 10_000), 50, [20, 50], 12_000),
         (Flow(100, NOW_MS - 10_000), 50, [1_000_000], 10_000),  # a large batch takes turns with a small one
+        (Flow(100, NOW_MS - 90_000, NOW_MS - 80_000), 50, [], 5_000),  # nobody worked since
         (Flow(5, NOW_MS), 5, [], 1_000),  # of one moment: a second at least
         (Flow(100, NOW_MS - 10_000), 0, [7], 0),
     ],
@@ -27,7 +28,17 @@ NOW_MS = 1_782_900_000_000
 def test_the_end_is_as_far_as_the_jobs_before_it_take(
     flow: Flow, own: int, others: list[int], in_ms: int
 ) -> None:
-    found = expect_end(flow, own=own, others=others, now_ms=NOW_MS)
+    found = expect_end(flow, own=own, others=[(jobs, 1.0) for jobs in others], now_ms=NOW_MS)
+    assert found is not None and found.end_ms == NOW_MS + in_ms
+
+
+@pytest.mark.parametrize(
+    ("weight", "other", "in_ms"),
+    [(1.0, 1.0, 10_000), (2.0, 1.0, 7_500), (1.0, 2.0, 15_000), (0.5, 1.0, 15_000), (1.0, 99.0, 85_000)],
+)
+def test_a_batch_of_more_weight_ends_sooner(weight: float, other: float, in_ms: int) -> None:
+    flow = Flow(100, NOW_MS - 10_000)
+    found = expect_end(flow, own=50, others=[(800, other)], now_ms=NOW_MS, weight=weight)
     assert found is not None and found.end_ms == NOW_MS + in_ms
 
 

@@ -217,6 +217,12 @@ def test_a_command_that_takes_too_long_is_killed_with_what_it_has_started(tmp_pa
     wait_until(lambda: is_gone(pid), what="its child has ended")
 
 
+def test_what_keeps_the_output_open_after_the_command_has_ended_is_killed_as_well(tmp_path: Path) -> None:
+    script = f"sleep 60 & echo $! > {tmp_path}/pid; echo {SECRET}"
+    assert why_not("sh", "-c", script, timeout_s=0.5) == "did not end within 0.5 s"
+    wait_until(lambda: is_gone(int((tmp_path / "pid").read_text())), within_s=5, what="its child is gone")
+
+
 def test_a_worker_that_ends_waits_for_no_command_and_leaves_none_behind(tmp_path: Path) -> None:
     program = KeyProgram(("sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"), timeout_s=60)
     with ThreadPoolExecutor(1) as pool:

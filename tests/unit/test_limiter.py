@@ -90,9 +90,10 @@ class Worker:
         for job in self.slots.take_claimable():
             assert self.slots.add_claimed(job)
         for _ in range(self.slots.take_slots()):
-            assert self.slots.take_started() is not None
+            job = self.slots.take_started()
+            assert job is not None
             permit = Permit()
-            self.meter.admit(permit)
+            self.meter.admit(permit, epoch=job.epoch)
             self.calls.append(permit)
 
     def end(self, calls: int | None = None, *, refused: bool = False, tokens: int = 100) -> None:
@@ -203,6 +204,66 @@ def test_a_refusal_wakes_the_limiter_and_cuts_once_for_all_calls_of_a_round(
     assert worker.slots.limit == 12
 
 
+def test_a_call_whose_thread_begins_late_is_of_the_limit_that_gave_it_its_slot(
+    make: Make, ledger: Ledger
+) -> None:
+    """Else a refusal of the higher limit would cut the lower one, too."""
+    worker = make()
+    worker.tick()
+    worker.take(15)
+    worker.slots.add(Job())
+    worker.slots.add_claimed(worker.slots.take_claimable()[0])
+    assert worker.slots.take_slots() == 1
+    worker.end(1, refused=True)
+    worker.tick(0.01)
+    assert ledger.values == [16, 12]
+    job, permit = worker.slots.take_started(), Permit()
+    assert job is not None
+    worker.meter.admit(permit, epoch=job.epoch)
+    worker.meter.note_failure(permit, is_refusal=True)
+    worker.tick(0.01)
+    assert ledger.values == [16, 12]
+    worker.end(14)
+    worker.take(12)
+    assert {one.epoch for one in worker.calls} == {worker.meter.epoch}
+
+
+def test_the_first_job_after_an_idle_time_wakes_the_limiter_and_the_time_before_it_does_not_count(
+    make: Make, ledger: Ledger, clock: FakeClock
+) -> None:
+    worker = make()
+    for _ in range(5):
+        assert worker.tick(1.0) == 1.0
+    assert not worker.slots.lacks
+    epoch = worker.meter.epoch
+    worker.take(1)
+    worker.tick(0.01)
+    assert worker.meter.epoch == epoch, "one job fills no limit"
+    worker.end()
+    worker.tick(1.0)
+    worker.take(100)
+    assert worker.slots.lacks, "the limiter is asked at once"
+    worker.tick(0.01)
+    assert worker.limiter._limit is not None
+    assert worker.limiter._limit.since_ms == clock.now_ms()
+    worker.tick()
+    worker.tick()
+    worker.end()
+    worker.tick()
+    assert ledger.values == [16, 32]
+
+
+def test_while_a_limit_is_tried_the_exchanges_are_frequent(make: Make) -> None:
+    worker = make()
+    worker.take(30)
+    worker.tick()
+    worker.tick()
+    assert worker.tick() == 0.1, "it is being tried"
+    worker.end()
+    worker.tick()
+    assert worker.tick() == 0.25, "there are too few jobs to try anything"
+
+
 def test_any_worker_decides_by_what_all_saw_and_one_decides(make: Make, ledger: Ledger) -> None:
     first, second = make("a"), make("b")
     for _ in range(12):
@@ -261,10 +322,23 @@ def test_a_store_that_forgot_the_limit_gets_the_one_that_was_found(
     run_rounds(worker, 6)
     value = worker.limiter._limit
     assert value is not None and value.good > 16
+    in_flight = len(worker.calls)
+    worker.take(500)
     store.forget()
     worker.tick()
+    assert len(worker.calls) == max(in_flight, value.good), "without a limit none begins"
     after = worker.limiter._limit
     assert after is not None and (after.value, after.epoch > value.epoch) == (value.good, True)
+
+
+def test_no_more_calls_begin_when_the_store_forgets_the_limit(make: Make, store: MemoryLimitStore) -> None:
+    worker = make()
+    worker.tick()
+    worker.take(100)
+    assert len(worker.calls) == 16
+    store.forget()
+    worker.tick()
+    assert len(worker.calls) == 16
 
 
 def test_the_limit_of_the_last_run_is_remembered(make: Make, ledger: Ledger, clock: FakeClock) -> None:
@@ -288,6 +362,21 @@ def test_an_opened_gate_is_a_slow_start_once_for_all_workers(make: Make, ledger:
     limit = second.limiter._limit
     assert limit is not None and epoch is not None
     assert (limit.phase, limit.epoch) == (Phase.STARTING, epoch + 1)
+
+
+def test_a_key_that_replaces_one_whose_gate_had_opened_causes_no_slow_start(make: Make) -> None:
+    worker = make()
+    worker.openings = 3
+    worker.tick()
+    run_rounds(worker, 10)
+    worker.openings = 0
+    before = worker.limiter._limit
+    worker.tick()
+    assert worker.limiter._limit == before
+    worker.openings = 1
+    worker.tick()
+    after = worker.limiter._limit
+    assert after is not None and after.phase is Phase.STARTING
 
 
 def test_a_worker_that_died_leaves_its_share(make: Make) -> None:

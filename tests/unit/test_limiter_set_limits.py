@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.unit.test_limiter import Ledger, Worker, run_rounds
+from worker.policy.concurrency import Limit, Phase
 from worker.throttle.limiter import Known
 from worker.throttle.limits import Fixed, MemoryLimitStore
 
@@ -113,3 +114,70 @@ def test_permits_that_a_worker_cannot_use_go_back(make: Make, ledger: Ledger) ->
     second.take(50)
     second.tick(0.0)
     assert len(second.calls) >= 2
+
+
+def test_a_rate_that_another_ledger_has_set_is_kept_and_stops_nobody(clock: FakeClock) -> None:
+    store = MemoryLimitStore(clock.now_ms)
+    knows = Worker("a", store, Ledger(Known(Fixed(requests_per_minute=600, version_ms=1))), clock)
+    other = Worker("b", store, Ledger(), clock)
+    for worker in (knows, other):
+        worker.tick()
+    begun = 0
+    for _ in range(300):
+        knows.tick()
+        other.take(max(0, 30 - other.slots.demand))
+        other.tick(0.0)
+        begun += len(other.calls)
+        other.end()
+    assert 290 <= begun <= 312
+
+
+def test_a_limit_in_flight_that_a_rate_keeps_from_being_reached_does_not_grow(
+    make: Make, ledger: Ledger
+) -> None:
+    ledger.known = Known(Fixed(requests_per_minute=600, version_ms=1))
+    worker = make()
+    worker.tick()
+    begun = 0
+    for _ in range(300):
+        worker.take(max(0, 600 - worker.slots.demand))
+        worker.tick(0.2)
+        begun += len(worker.calls)
+        worker.end()
+    assert 580 <= begun <= 610
+    assert set(ledger.values) == {16}
+    ledger.known = Known(Fixed(version_ms=2))
+    run_rounds(worker, 20)
+    assert ledger.values[-1] > 16
+
+
+def test_a_limit_in_flight_below_what_a_rate_allows_grows(
+    make: Make, ledger: Ledger, clock: FakeClock
+) -> None:
+    now_ms = clock.now_ms()
+    found = Limit(1, 5, Phase.HOLDING, now_ms, "test", good=1, round_ms=300, tried_ms=now_ms)
+    ledger.known = Known(Fixed(requests_per_minute=6000, version_ms=1), found)
+    worker = make()
+    worker.tick()
+    for _ in range(300):
+        worker.take(max(0, 600 - worker.slots.demand))
+        for _ in range(3):
+            worker.tick(0.1)
+        worker.end()
+    assert ledger.values[-1] >= 8
+
+
+def test_limits_that_came_and_went_while_the_store_was_away_stop_nobody(
+    ledger: Ledger, clock: FakeClock
+) -> None:
+    store = MemoryLimitStore(clock.now_ms)
+    worker = Worker("a", store, ledger, clock, number=8)
+    worker.tick()
+    store.is_away = True
+    ledger.known = Known(Fixed(in_flight=4, version_ms=1))
+    worker.tick(1.0)
+    ledger.known = Known(Fixed(version_ms=2))
+    worker.tick(1.0)
+    clock.advance(60.0)
+    worker.take(20)
+    assert len(worker.calls) == 8

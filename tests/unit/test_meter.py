@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from time import perf_counter
 
+import orjson
 import pytest
 
 from worker.policy.concurrency import Limit, Phase
@@ -94,3 +95,11 @@ def test_counting_costs_a_call_next_to_nothing() -> None:
             meter.note_answer(permit, latency_s=0.5, tokens=30, tokens_out=20)
         best_s = min(best_s, (perf_counter() - began_s) / 1000)
     assert best_s < 50e-6, "0.05 ms"
+
+
+def test_nonsense_of_an_endpoint_about_its_tokens_can_be_told_to_the_store() -> None:
+    meter = Meter()
+    meter.follow(LIMIT)
+    for _ in range(1000):
+        meter.note_answer(admitted(meter), latency_s=600.0, tokens=2**53 - 1, tokens_out=2**53 - 1)
+    assert orjson.loads(orjson.dumps(asdict(meter.read().flow)))["answers"] == 1000

@@ -34,6 +34,7 @@ PRICE = Price(Rates(1_000, 2_000))  # one and two nanodollars a token
         ("500000tok", Limit(tokens=500_000)),
         (" 500_000 tokens", Limit(tokens=500_000)),
         ("1,000 TOK", Limit(tokens=1_000)),
+        ("$1,234,567.50", Limit(nano=1_234_567_500_000_000)),
         ("0tok", Limit(tokens=0)),
     ],
 )
@@ -45,6 +46,13 @@ def test_a_budget_is_dollars_or_tokens(text: str, limit: Limit) -> None:
     "text", ["", "5", "five usd", "$5tok", "-5usd", "0.5tok", "1e3tok", "5eur", "9" * 20 + "tok"]
 )
 def test_another_budget_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("text", ["0,50usd", "1,5usd", "$0,500", "1,,000tok", "1,0000tok", "5,usd", "5_usd"])
+def test_a_comma_that_is_not_between_thousands_is_refused(text: str) -> None:
+    """Half a dollar, as many people write it, must not be a budget of fifty."""
     with pytest.raises(ValueError):
         parse_budget(text)
 
@@ -76,6 +84,14 @@ def test_a_prompt_is_estimated_by_its_bytes_and_an_image_by_its_size() -> None:
     image = '{"url":"data:image/png;base64,' + "A" * 1_000_000 + '"}'
     assert 10_000 < estimate_prompt_tokens(image) < 10_100
     assert estimate_prompt_tokens('{"url":"data:image/png;base64,AAAA"}') > 2_000
+
+
+@pytest.mark.parametrize(
+    "text", ["data: one two", "data:x;base64,AAAA and more words", "data:text/plain,a b"]
+)
+def test_a_text_that_begins_as_an_image_does_is_estimated_by_its_bytes(text: str) -> None:
+    body = json.dumps({"content": text * 10_000})
+    assert estimate_prompt_tokens(body) == len(body)
 
 
 def test_an_answer_without_a_bound_is_estimated_by_what_such_answers_took() -> None:

@@ -92,10 +92,27 @@ def test_ones_own_price_wins_by_its_name_then_by_the_first_pattern(tmp_path: Pat
     assert book.find("qwen", now_ms=NOW_MS) == Price(Rates(0, 0))
 
 
+def test_a_name_with_a_dot_that_is_not_quoted_is_refused_with_the_way_to_write_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_own_prices(write(tmp_path, "[models.gpt-4.1]\ninput = 2\noutput = 8\n"))
+    (problem,) = caught.value.problems
+    assert 'written in quotes, as in [models."gpt-4.1"]' in problem
+
+
 def test_ones_own_price_of_the_request_wins_over_a_bundled_one_of_the_answer() -> None:
     own = OwnPrices((("mini", Price(Rates(1, 2))),))
     book = PriceBook(OPENAI, own)
     assert book.find("gpt-4o-mini-2024-07-18", "mini", now_ms=NOW_MS) == Price(Rates(1, 2))
+
+
+def test_ones_own_price_of_the_request_by_its_name_wins_over_a_pattern_that_fits_the_answer(
+    tmp_path: Path,
+) -> None:
+    """Providers answer with a dated name, and a budget reserves by the name in the request."""
+    file = write(tmp_path, '[models."gpt-4o"]\ninput = 2\noutput = 3\n[models."*"]\ninput = 0\noutput = 0\n')
+    book = PriceBook(OPENAI, read_own_prices(file))
+    assert book.find("gpt-4o-2024-08-06", "gpt-4o", now_ms=NOW_MS) == Price(Rates(2_000_000, 3_000_000))
+    assert book.find("gpt-4o-2024-08-06", "gpt-4", now_ms=NOW_MS) == Price(Rates(0, 0))
 
 
 def test_a_price_is_looked_up_once_in_five_minutes() -> None:

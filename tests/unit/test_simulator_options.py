@@ -16,7 +16,7 @@ def test_both_commands_have_the_same_options() -> None:
 
 def test_limits_are_read_from_the_command_line() -> None:
     line = (
-        "--refuse-above 40 --refuse-status 503 --refuse-retry-after 0.5 --refuse-code busy --slope 2.5 --tpm 900 "
+        "--refuse-above 40 --refuse-status 503 --refuse-wait 0.5 --refuse-code busy --slope 2.5 --tpm 900 "
         "--rate-window 6 --rate-headers --no-tell-wait --call-tokens 40 --knee 24 --answer-tokens 300 "
         "--answer-spread 0.8 --capacity 2 --key b,c --spent-keys d --revoked-keys e,f "
         "--at 60:capacity=0.5 --at 30:is_dead=true"

@@ -62,7 +62,7 @@ class ModelsProbe:
     def may_call_a_job(self) -> bool:
         """Whether a job may test the gate now. If not, the endpoint is being asked for its models."""
         gate = self._gatekeeper.current_gate()
-        if gate is None or not gate.needs_probe or gate.kind not in _OUTAGES:
+        if gate is None or not gate.needs_probe or gate.kind not in _OUTAGES or gate.is_half_open:
             return True
         with self._lock:
             if self._answered == _name(gate) or self._clock.monotonic_s() < self._deaf_until_s:

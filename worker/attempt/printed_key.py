@@ -81,10 +81,11 @@ class KeyProgram:
         code: int | None = None
         try:
             printed = _read(process, end_s)
-            with suppress(subprocess.TimeoutExpired):
-                code = process.wait(max(0.0, end_s - time.monotonic()))
+            if printed is not None:
+                with suppress(subprocess.TimeoutExpired):
+                    code = process.wait(max(0.0, end_s - time.monotonic()))
         finally:
-            if process.poll() is None:
+            if code is None:  # it runs, or has ended and left something that keeps its output open
                 _kill(process)
                 process.wait()
             self._process = None

@@ -17,7 +17,9 @@ from worker.errors import Stopping
 
 
 class SlotUser(Protocol):
-    """What slots are given to."""
+    """What slots are given to. `epoch`: that of the limit under which it got its slot."""
+
+    epoch: int
 
     @property
     def is_bulk(self) -> bool:
@@ -67,7 +69,9 @@ class Slots(Generic[T]):
         self._permits: int | None = None  # calls that may begin; None: any number
         self._begun = self._begun_before = 0
         self.valid_until_s = float("inf")  # monotonic: no call begins later, until the limits are confirmed
-        self.lacks = False  # a job could begin, but for the limit of all workers
+        # A job could begin, but for the limit of all workers; or it is the first bulk job after a time without any.
+        self.lacks = False
+        self.epoch = 0  # of the limit of all workers, for those that get a slot from now on
 
     @property
     def is_stopping(self) -> bool:
@@ -156,6 +160,8 @@ class Slots(Generic[T]):
         with self._idle:
             if self.is_stopping:
                 return False
+            if self.epoch and one.is_bulk and not self._waiting[True] and not self._inside[True]:
+                self.lacks = True  # how the limit does is measured from now on
             self._waiting[one.is_bulk].append(one)
             return True
 
@@ -199,6 +205,7 @@ class Slots(Generic[T]):
                             self.lacks = True
                             break
                         self._permits -= 1
+                    claimed[0].epoch = self.epoch
                     self._started.append(claimed.popleft())
                     self._calling[is_bulk] += 1
                     found += 1
@@ -282,6 +289,13 @@ class Slots(Generic[T]):
                 now_s = time.monotonic()
                 self._others_until_s = now_s + max(0.0, now_s - began_s)
                 self._idle.notify_all()
+
+    def begin_alone(self, one: T) -> bool:
+        """Whether a claimed job that runs alone may be called: `end_alone` follows then."""
+        return True
+
+    def end_alone(self, one: T) -> None:
+        """Its call has ended."""
 
     def _may_solo(self) -> bool:
         is_allowed = self._limit >= 1 and (self._permits is None or self._permits > 0)

@@ -38,8 +38,9 @@ def follow_run(
     gate: GateWatch,
     patience_s: float | None,
     watch: DeadlineWatch,
+    antrean: str,
 ) -> None:
-    """Shows the progress of a run until all of its jobs have ended.
+    """Shows the progress of a run until all of its jobs have ended. `antrean`: the command as it must be typed.
 
     Raises GateShut where its patience is spent, and Unreachable where a service of its stack does not stay up.
     """
@@ -51,7 +52,8 @@ def follow_run(
         endpoint=settings.endpoint,
         find_gate=gate.fetch_cached,
         find_trouble=lambda: (
-            describe_full_disk(written) or describe_wait(fetch_batch_budget(ledger, work.batch_id))
+            describe_full_disk(written)
+            or describe_wait(fetch_batch_budget(ledger, work.batch_id), antrean=antrean)
         ),
     )
     display = Display()

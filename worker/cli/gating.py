@@ -12,6 +12,7 @@ from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note, out, print_json
 from worker.cli.shared_help import ENDPOINT_HELP
 from worker.clock import SystemClock
+from worker.errors import BrokerAway
 from worker.operations.endpoint_choice import choose_endpoints
 from worker.operations.gates import (
     EndpointGate,
@@ -25,7 +26,7 @@ from worker.operations.gates import (
 )
 from worker.operations.served import why_nobody_works
 from worker.reports.summary import format_count
-from worker.settings import Settings, load_settings
+from worker.settings import EndpointSettings, Settings, load_settings
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 
@@ -61,12 +62,16 @@ def gate(
     settings = load_settings()
     chosen = choose_endpoints(settings, endpoint)
     ledger = prepare_ledger(settings)
-    if action is _Action.OPEN and not settings.is_broker_embedded:
-        check_broker(open_client(broker_address(settings)))  # else nobody knows whether it was opened
+    if not settings.is_broker_embedded:
+        check_broker(open_client(broker_address(settings)))  # else nobody knows whether it is open
     watch = GateWatch(settings)
-    found, now_ms = [one for one in watch.fetch_each() if one.endpoint in chosen], SystemClock().now_ms()
+    found, now_ms = _fetch(watch, chosen), SystemClock().now_ms()
     said = [_explain(ledger, settings, one, now_ms) for one in found]
     woken = watch.open_gates(ledger, chosen) if action is _Action.OPEN else 0
+    was_shut = any(one.gate is not None or any(key.gate is not None for key in one.keys) for one in found)
+    is_opened = action is not _Action.OPEN or not was_shut or _fetch(watch, chosen) != found
+    if not is_opened:
+        raise BrokerAway("the broker takes no change (is it a read-only copy?): the gate is shut as before")
     if as_json:
         has_tables = bool(settings.endpoint_tables)
         print_json(
@@ -92,6 +97,10 @@ def gate(
         _say_opened(found, woken)
         if why_nobody := why_nobody_works(ledger, settings, settings.endpoint):
             note(why_nobody)
+
+
+def _fetch(watch: GateWatch, chosen: Sequence[EndpointSettings]) -> list[EndpointGate]:
+    return [one for one in watch.fetch_each() if one.endpoint in chosen]
 
 
 def _explain(ledger: Ledger, settings: Settings, one: EndpointGate, now_ms: int) -> list[str]:

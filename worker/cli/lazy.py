@@ -36,6 +36,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "results": Listed("batches", "Write the results of a batch as OpenAI batch output lines."),
         "retry": Listed("batches", "Queue failed, cancelled or expired jobs of a batch again."),
         "budget": Listed("budgeting", "Show a batch's budget, or set it."),
+        "weight": Listed("weighing", "Show a batch's weight, or change it."),
         "cancel": Listed("jobs", "Cancel a batch or one job."),
     },
     "Look": {
@@ -71,7 +72,10 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
     },
     "Set up": {
         "check": Listed("checking", "Check all that is needed, and say what to do about each problem."),
-        "models": Listed("checking", "List the models that the endpoint runs now."),
+        "models": Listed(
+            "checking",
+            "List the models that the endpoint runs now.",
+        ),
         "migrate": Listed("checking", "Bring the database to this version's schema."),
         "simulate": Listed("simulating", "Serve a simulated endpoint, with faults and limits on demand."),
     },

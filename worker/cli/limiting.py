@@ -100,6 +100,8 @@ def limits(
             if action is _Action.SET
             else "a limit is changed by `antrean limits set`"
         )
+    if history and action is not _Action.SHOW:
+        raise InputError(f"limits {action.value}: --history only shows how they changed: leave it out")
     settings = load_settings()
     chosen = choose_endpoints(settings, endpoint)
     if len(chosen) > 1 and action is not _Action.SHOW:

@@ -16,6 +16,7 @@ from schemas.job import JobState, derive_batch_status
 from worker.cli.console import note, out, print_json
 from worker.operations.batches import fetch_latest_batches, find_batches_at_budget, list_batches
 from worker.operations.workers import list_workers
+from worker.policy.fairness import USUAL_WEIGHT
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch
@@ -63,6 +64,7 @@ def batches(
         states = [f"{format_count(counts[state])} {state.value}" for state in JobState if counts.get(state)]
         status += ", held" if _is_held(batch, counts) else ""
         status += ", at its budget" if batch.id in at_budget else ""
+        status += f", weight {batch.weight:g}" if batch.weight != USUAL_WEIGHT else ""
         out.say(f"{batch.id}  {status:<11}  {iso(batch.created_at_ms)}")
         total = format_count(sum(counts.values()), "job")
         out.print(Text(f"  {printable(batch.label)} · {total}: {' · '.join(states) or 'none'}"))
@@ -153,6 +155,7 @@ def _batch_facts(batch: Batch, counts: Mapping[JobState, int], is_at_budget: boo
         "status": derive_batch_status(dict(counts), is_submitted=batch.submitted_at_ms is not None),
         "held": _is_held(batch, counts),
         "at_budget": is_at_budget,
+        "weight": batch.weight,
         "total": sum(counts.values()),
         "jobs": {state.value: counts.get(state, 0) for state in JobState},
         "created_at": iso(batch.created_at_ms),

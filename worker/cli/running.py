@@ -22,7 +22,7 @@ from worker.cli.last_words import LastWords
 from worker.cli.left_out import name_left_out
 from worker.cli.outputs import FORCE_HELP, check_results
 from worker.cli.run_summary import print_summary
-from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP
+from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP, WEIGHT_HELP
 from worker.cli.typed import name_command
 from worker.clock import SystemClock
 from worker.errors import ExitCode, InputError
@@ -37,6 +37,7 @@ from worker.operations.run_holding import hold_abandoned, worked_on
 from worker.operations.run_input import RunInput, open_input
 from worker.operations.run_work import Work
 from worker.operations.tracking import Progress
+from worker.operations.weights import read_weight, set_batch_weight
 from worker.prices.book import open_prices
 from worker.reports.batchlines import is_standard_output
 from worker.reports.growing import GrowingResults
@@ -52,6 +53,12 @@ from worker.storage.migrating import prepare_ledger
 
 _SIMULATION_KEY = "simulated"
 _DEFAULT_OUTPUT = "results.jsonl"
+
+
+def _check_patience(value: float | None) -> float | None:
+    if value is not None and not value >= 0:
+        raise typer.BadParameter("it is a number of seconds, 0 or more")
+    return value
 
 
 def register(app: typer.Typer) -> None:
@@ -99,7 +106,7 @@ def run(
     patience: Annotated[
         float | None,
         typer.Option(
-            min=0.0,
+            callback=_check_patience,
             help="End after so many seconds at a shut gate in which no job has ended; the jobs are kept.",
             show_default="wait on",
         ),
@@ -108,6 +115,9 @@ def run(
         str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
     ] = None,
     budget: Annotated[str | None, typer.Option(help=BUDGET_HELP, metavar="<sum>", show_default=False)] = None,
+    weight: Annotated[
+        str | None, typer.Option(help=WEIGHT_HELP, metavar="<number>", show_default="1")
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option(
@@ -145,7 +155,7 @@ def run(
     document that is not done.
 
     After its --deadline no job is called: what has no result by then is expired. At its --budget it waits until
-    `antrean budget` raises it.
+    `antrean budget` raises it. Batches that are worked on at the same time share the tokens by their --weight.
 
     An input is never overwritten. A file that is not results is overwritten with --force only; results of another
     batch only with --force, or if --output names the file.
@@ -153,6 +163,7 @@ def run(
     started_s = time.monotonic()
     given = settings = load_settings()
     limit = None if budget is None else read_budget(budget)
+    share = None if weight is None else read_weight(weight)
     until_ms = None if deadline is None else parse_deadline(deadline, now_ms=SystemClock().now_ms())
     # Before anything is written: its worker would be refused.
     make_room(settings)
@@ -203,6 +214,7 @@ def run(
             _mention_held(hold_abandoned(ledger, settings), antrean)
             last_words.are_of(ledger, batch.id)
             set_budget(ledger, settings, batch, limit)
+            set_batch_weight(ledger, batch, share)
             work = checked.write_down(ledger, settings, batch, lock)
             apply_deadline(ledger, batch)
             progress = Progress(total=len(work.ids), succeeded=work.done)
@@ -218,7 +230,9 @@ def run(
                         # An endpoint has answered: no job has to wait for the end of its gate.
                         gate.wake(ledger, answers.accepted)
                     watch = DeadlineWatch(batch.deadline_ms, began_s=time.monotonic())
-                    follow_run(ledger, stack, settings, work, progress, growing, gate, patience, watch)
+                    follow_run(
+                        ledger, stack, settings, work, progress, growing, gate, patience, watch, antrean
+                    )
                 # While the batch is not held: what it wants is not pruned.
                 counts = growing.finish()
         ledger.dispose()

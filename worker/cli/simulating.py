@@ -47,7 +47,7 @@ def simulate(
     ] = False,
     refuse_above: Annotated[int | None, typer.Option(help="Calls at once before more are refused.")] = None,
     refuse_status: Annotated[int, typer.Option(help="The status of that: 402, 429 or 503.")] = 429,
-    refuse_retry_after: Annotated[
+    refuse_wait: Annotated[
         float | None, typer.Option(help="Seconds that it asks to wait; nothing is said without it.")
     ] = None,
     refuse_code: Annotated[
@@ -71,7 +71,7 @@ def simulate(
     at: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="<seconds:option=value>",
+            metavar="<str>",
             help="An option changes after so many seconds, as in 30:capacity=0.5; may be given several times.",
         ),
     ] = None,
@@ -155,7 +155,7 @@ def simulate(
             revoked_keys=revoked_keys,
             refuse_above=refuse_above,
             refuse_status=refuse_status,
-            refuse_retry_after_s=refuse_retry_after,
+            refuse_retry_after_s=refuse_wait,
             refuse_code=refuse_code,
             slope_per_s=slope,
             tpm=tpm,

@@ -20,6 +20,7 @@ from worker.operations.gates import (
     key_facts,
 )
 from worker.operations.status import Snapshot, fetch_snapshot
+from worker.policy.fairness import USUAL_WEIGHT
 from worker.reports.budgets import budget_facts, describe_budget, describe_wait
 from worker.reports.summary import cost_facts, describe_cost, format_count, format_seconds
 from worker.reports.waiting import (
@@ -110,6 +111,8 @@ def _print_batch(one: BatchStatus, found: Snapshot, settings: Settings) -> None:
         note("held since its run was stopped: the same `antrean run` goes on with it")
     if one.budget is not None:
         out.say(f"budget {describe_budget(one.budget)}")
+    if batch.weight != USUAL_WEIGHT:
+        out.say(f"weight {batch.weight:g}")
     if batch.deadline_ms is not None:
         out.say(f"deadline {iso(batch.deadline_ms)}")
     if batch.submitted_at_ms is None:
@@ -198,8 +201,7 @@ def _held(found: BatchStatus) -> str:
 
 def _stops(found: BatchStatus) -> str:
     """What keeps the whole batch back, behind its status."""
-    waits = describe_wait(found.budget) is not None and any(not state.is_final for state in found.counts)
-    return _held(found) + (", at its budget" if waits else "")
+    return _held(found) + (", at its budget" if describe_wait(found.budget) is not None else "")
 
 
 def _batch_facts(found: BatchStatus) -> dict[str, Any]:
@@ -221,6 +223,7 @@ def _batch_facts(found: BatchStatus) -> dict[str, Any]:
             "total_tokens": found.total_tokens,
             **cost_facts(found.cost),
         },
+        "weight": batch.weight,
         "budget": budget_facts(found.budget),
         "deadline": None if batch.deadline_ms is None else iso(batch.deadline_ms),
         "created_at": iso(batch.created_at_ms),

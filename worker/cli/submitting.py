@@ -12,7 +12,7 @@ from worker.cli.destination import announce_endpoints, warn_of_left_jobs
 from worker.cli.expected import say_expected
 from worker.cli.last_words import said_of_submission
 from worker.cli.listing import iso
-from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP
+from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP, WEIGHT_HELP
 from worker.clock import SystemClock
 from worker.operations.batches import count_jobs
 from worker.operations.budgets import check_prices, read_budget, set_budget
@@ -28,6 +28,7 @@ from worker.operations.request_file import (
 )
 from worker.operations.run_holding import keep_from_runs
 from worker.operations.served import why_nobody_works
+from worker.operations.weights import read_weight, set_batch_weight
 from worker.reports.summary import format_count
 from worker.settings import load_settings
 from worker.storage.migrating import prepare_ledger
@@ -56,6 +57,9 @@ def submit(
         str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
     ] = None,
     budget: Annotated[str | None, typer.Option(help=BUDGET_HELP, metavar="<sum>", show_default=False)] = None,
+    weight: Annotated[
+        str | None, typer.Option(help=WEIGHT_HELP, metavar="<number>", show_default="1")
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option("--no-check", help="Do not check the endpoint: send nothing, only write the batch."),
@@ -74,10 +78,11 @@ def submit(
     one file it is refused.
 
     After its --deadline no job is called: what has no result by then is expired. At its --budget the batch waits
-    until `antrean budget` raises it.
+    until `antrean budget` raises it. Batches that are worked on at the same time share the tokens by their --weight.
     """
     settings = load_settings()
     limit = None if budget is None else read_budget(budget)
+    share = None if weight is None else read_weight(weight)
     until_ms = None if deadline is None else parse_deadline(deadline, now_ms=SystemClock().now_ms())
     with open_requests(file) as source:
         announce_endpoints(settings)
@@ -93,6 +98,7 @@ def submit(
             ledger, settings, requests, is_again=again, details=name_inputs(source=file)
         )
         set_budget(ledger, settings, batch, limit)
+        set_batch_weight(ledger, batch, share)
         batch = note_batch_deadline(ledger, batch, until_ms)
         keep_from_runs(ledger, batch)
         with said_of_submission(ledger, batch.id, requests.summary.count):

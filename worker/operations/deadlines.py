@@ -11,7 +11,13 @@ from schemas.bounds import is_time_ms
 from worker.clock import SystemClock
 from worker.errors import InputError
 from worker.storage.batches import Batch
-from worker.storage.deadlines import DEADLINE, find_other_expiry, note_deadline, set_expiry
+from worker.storage.deadlines import (
+    DEADLINE,
+    find_other_expiry,
+    find_same_expiry,
+    note_deadline,
+    set_expiry,
+)
 from worker.storage.engine import Ledger
 from worker.text.printable import printable
 
@@ -58,10 +64,13 @@ def _parse_time(told: str) -> int:
 def note_batch_deadline(ledger: Ledger, batch: Batch, at_ms: int | None) -> Batch:
     """The batch with this deadline, which jobs get that are written down from now on.
 
-    None leaves the deadline that it has, unless that is over: then it has none any more.
+    None leaves the deadline that it has, unless that is over: then it has none any more, and nor have its open jobs. No
+    worker may have lived to expire them.
     """
-    if at_ms is None and (batch.deadline_ms is None or batch.deadline_ms > SystemClock().now_ms()):
-        return batch
+    if at_ms is None:
+        if batch.deadline_ms is None or batch.deadline_ms > SystemClock().now_ms():
+            return batch
+        _lift_expiry(ledger, batch.id, batch.deadline_ms)
     ledger.run(partial(note_deadline, batch_id=batch.id, at_ms=at_ms))
     return replace(batch, details={**batch.details, DEADLINE: at_ms})
 
@@ -80,3 +89,13 @@ def apply_deadline(ledger: Ledger, batch: Batch) -> None:
         if not ids:
             return
         ledger.run(partial(set_expiry, ids=ids, at_ms=at_ms))
+
+
+def _lift_expiry(ledger: Ledger, batch_id: str, over_ms: int) -> None:
+    """Lets the batch's open jobs whose deadline was `over_ms` never expire. A few transactions of 500 jobs each."""
+    while True:
+        with ledger.read() as connection:
+            ids = find_same_expiry(connection, batch_id, over_ms)
+        if not ids:
+            return
+        ledger.run(partial(set_expiry, ids=ids, at_ms=None))

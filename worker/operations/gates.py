@@ -26,6 +26,7 @@ from worker.throttle.store import KeyName, KeyState
 
 _FRESH_S = 1.0
 _NEXT_JOB_TRIES = "the next job tests whether it is over"
+_A_FEW_GO_FIRST = "it has answered again, and a few calls go before all do"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ def describe_trouble(found: Trouble, gate: Gate | None, *, now_ms: int) -> str |
         words = next((one.message for one in found.blocked if one.kind == gate.kind and one.message), None)
         if words is None or not gate.needs_probe:
             return describe_gate(gate, now_ms=now_ms)
-        return f"{_cause(gate, now_ms)}: {words} ({_until(gate.until_ms, now_ms) or _NEXT_JOB_TRIES})"
+        return f"{_cause(gate, now_ms)}: {words} ({_until(gate.until_ms, now_ms) or _what_is_tried(gate)})"
     if not found.blocked:
         return None
     first = found.blocked[0]
@@ -201,7 +202,7 @@ def describe_gate(gate: Gate, *, now_ms: int) -> str:
     if not gate.needs_probe:
         return f"{cause}: the endpoint asked everyone to wait {describe_until(gate.until_ms, now_ms)}"
     if gate.until_ms <= now_ms:
-        return f"{cause}: {_NEXT_JOB_TRIES}"
+        return f"{cause}: {_what_is_tried(gate)}"
     return f"{cause}: no job is called {describe_until(gate.until_ms, now_ms)}; then one is called to test it"
 
 
@@ -242,6 +243,10 @@ def _cause(gate: Gate, now_ms: int) -> str:
     return f"{gate.kind.value}{status}{since}"
 
 
+def _what_is_tried(gate: Gate) -> str:
+    return _A_FEW_GO_FIRST if gate.is_half_open else _NEXT_JOB_TRIES
+
+
 def _until(at_ms: int, now_ms: int) -> str | None:
     return None if at_ms <= now_ms else describe_until(at_ms, now_ms)
 
@@ -258,5 +263,6 @@ def gate_facts(endpoint: str, gate: Gate | None, *, now_ms: int) -> dict[str, An
         "until": iso_ms(gate.until_ms),
         "in_s": round(max(0, gate.until_ms - now_ms) / 1000, 1),
         "needs_probe": gate.needs_probe,
+        "is_half_open": gate.is_half_open,
         "strikes": gate.strikes,
     }

@@ -19,6 +19,7 @@ from worker.storage.limits import LimitChange, LimitKind, LimitSource, StoredLim
 from worker.throttle.limits import StoreAway, Use
 from worker.throttle.redis_limits import RedisLimitStore
 
+_TOLD_FOR_MS = 24 * 3_600_000  # workers say it again once an hour
 _NAMES = {
     LimitKind.IN_FLIGHT: "calls in flight",
     LimitKind.REQUESTS: "requests a minute",
@@ -73,18 +74,24 @@ def fetch_limits_view(ledger: Ledger, settings: Settings, endpoint: EndpointSett
 
 def fetch_held_limits(connection: Transaction, endpoint: EndpointSettings) -> HeldLimits:
     """The limits that hold at this endpoint now. Raises DatabaseAway."""
-    return hold_limits(limits.fetch_limits(connection, endpoint.identity, key_id=""), endpoint)
+    return hold_limits(limits.fetch_limits(connection, endpoint.identity), endpoint)
 
 
-def hold_limits(stored: Sequence[StoredLimit], endpoint: EndpointSettings) -> HeldLimits:
-    """Those that hold: not what was cleared, what was found only where it is sought, and the table's where none is set.
-
-    Pure.
-    """
+def hold_limits(
+    stored: Sequence[StoredLimit], endpoint: EndpointSettings, *, now_ms: int | None = None
+) -> HeldLimits:
+    """Those that hold: not what was cleared, what was found only where it is sought, of each key what it was told
+    within a day, and the table's where none is set."""
+    at_ms = SystemClock().now_ms() if now_ms is None else now_ms
     held = [
         one
         for one in stored
-        if one.value is not None and (one.source is not LimitSource.FOUND or endpoint.is_adaptive)
+        if one.value is not None
+        and (
+            one.updated_ms > at_ms - _TOLD_FOR_MS
+            if one.source is LimitSource.HEADER
+            else not one.key_id and (one.source is not LimitSource.FOUND or endpoint.is_adaptive)
+        )
     ]
     are_set = {one.kind for one in held if one.source is LimitSource.SET}
     told = {LimitKind.REQUESTS: endpoint.requests_per_minute, LimitKind.TOKENS: endpoint.tokens_per_minute}
@@ -110,8 +117,9 @@ def fetch_history(ledger: Ledger, endpoint: str, *, at_most: int) -> list[LimitC
 
 
 def describe_limit(one: StoredLimit) -> str:
-    """`40 calls in flight (found)`."""
-    return f"{one.value:,} {_NAMES[one.kind]} ({one.source.value})"
+    """`40 calls in flight (found)`, `60 requests a minute (header, key 0a1b2c3d4e5f)`."""
+    key = f", key {one.key_id}" if one.key_id else ""
+    return f"{one.value:,} {_NAMES[one.kind]} ({one.source.value}{key})"
 
 
 def describe_table_limit(one: TableLimit) -> str:
@@ -122,14 +130,17 @@ def describe_table_limit(one: TableLimit) -> str:
 def describe_change(one: LimitChange) -> str:
     """`calls in flight: 40 to 30, refused`."""
     old, new = ("none" if value is None else f"{value:,}" for value in (one.old, one.new))
-    who = "set" if one.source is LimitSource.SET else one.reason or one.source.value
-    return f"{_NAMES[one.kind]}: {old} to {new}, {who}"
+    by_hand = "cleared" if one.new is None else "set"
+    who = by_hand if one.source is LimitSource.SET else one.reason or one.source.value
+    key = f" of key {one.key_id}" if one.key_id else ""
+    return f"{_NAMES[one.kind]}{key}: {old} to {new}, {who}"
 
 
 def limit_facts(one: StoredLimit) -> dict[str, Any]:
     """The same for programs."""
     return {
         "endpoint": one.endpoint,
+        "key_id": one.key_id or None,
         "kind": one.kind.value,
         "value": one.value,
         "source": one.source.value,
@@ -154,6 +165,7 @@ def change_facts(one: LimitChange) -> dict[str, Any]:
     """The same for programs."""
     return {
         "endpoint": one.endpoint,
+        "key_id": one.key_id or None,
         "kind": one.kind.value,
         "source": one.source.value,
         "at": iso_ms(one.at_ms),

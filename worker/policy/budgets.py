@@ -19,8 +19,11 @@ _MARGIN = 1.25  # over what 95 of 100 answers took lately
 _ENOUGH = 20  # answers tell what the next one may take
 _IMAGE_TOKENS = 2_000  # at least
 _BYTES_AN_IMAGE_TOKEN = 100
-_DATA = re.compile(r'"data:[^"]*"')
-_BUDGET = re.compile(r"(\$?)(\d[\d_,]*(?:\.\d+)?)\s*(usd|tok|tokens)?", re.IGNORECASE)
+# A URL of data and nothing else: a text may begin with the same word.
+_DATA = re.compile(r'"data:[^",\s]*;base64,[A-Za-z0-9+/=_\\-]*"')
+# A comma is between thousands only: 0,50 or 1,5 may be meant as a fraction.
+_NUMBER = r"(?:[1-9]\d{0,2}(?:,\d{3})+|\d+(?:_\d+)*)(?:\.\d+)?"
+_BUDGET = re.compile(rf"(\$?)({_NUMBER})\s*(usd|tok|tokens)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def estimate(body: str, price: Price | None, *, usual_tokens: int | None) -> Amo
 
 def estimate_prompt_tokens(body: str) -> int:
     """A bound of the tokens of a request's messages: its bytes, where images count by their size."""
-    data = [len(found) for found in _DATA.findall(body)] if "data:" in body else []
+    data = [len(found) for found in _DATA.findall(body)] if ";base64," in body else []
     text = _DATA.sub('""', body) if data else body
     images = sum(max(_IMAGE_TOKENS, length // _BYTES_AN_IMAGE_TOKEN) for length in data)
     return len(text.encode("utf-8", "surrogatepass")) + images

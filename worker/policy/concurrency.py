@@ -19,11 +19,15 @@ __all__ = [
     "reopen",
     "start",
     "step",
+    "wake",
 ]
 
 START = 16  # the first limit of an unknown endpoint
 REACHED = 0.8  # the limit was reached for so much of the time: what was measured is what it does
 REACHED_AT_START = 0.5  # doubled values are followed within a part of a round trip
+SET_BACK_MS = 1000  # a time that is so far ahead is of a clock that was set back since
+EDGE_ROUNDS = 5  # a value that is refused so soon was refused a little above just now
+UNREFUSED_MS = 1_000  # a call that is not refused for so long is being worked on
 FRESH_MS = 3_600_000  # the limit of an earlier run is used as it is, if it is not older
 
 
@@ -59,6 +63,8 @@ def step(limit: Limit, flow: Flow, *, cap: int, now_ms: int) -> Limit:
 
     It grows only if it was reached, for at least a round trip, and without refusals.
     """
+    if limit.since_ms > now_ms + SET_BACK_MS:
+        return _count_from_now(limit, now_ms)
     if limit.value > cap:
         return move(replace(limit, good=min(limit.good, cap)), cap, Phase.HOLDING, "the most allowed", now_ms)
     if flow.refusals:
@@ -66,8 +72,14 @@ def step(limit: Limit, flow: Flow, *, cap: int, now_ms: int) -> Limit:
         if after is not limit:
             return after
     if limit.phase is Phase.REFUSED:
-        return _recover(limit, cap, now_ms) if flow.answers else limit
+        is_taken = flow.answers or min(flow.full_ms, now_ms - limit.resume_ms) >= UNREFUSED_MS
+        return _recover(limit, cap, now_ms) if is_taken else limit
     elapsed_ms = now_ms - limit.since_ms
+    if limit.all_refused_ms and limit.phase is Phase.STARTING and limit.value < limit.good:
+        is_reached = flow.full_ms >= REACHED_AT_START * limit.value * elapsed_ms
+        if is_reached and elapsed_ms >= min(UNREFUSED_MS, max(250, limit.round_ms // 2)):
+            # Back to what was good. That is known, and needs no answer.
+            return move(limit, min(cap, limit.good), Phase.STARTING, "not refused any more", now_ms)
     if not flow.answers or flow.answers < limit.value / 2 or elapsed_ms < flow.call_ms / flow.answers:
         return limit
     took_ms = flow.call_ms / flow.answers
@@ -75,7 +87,7 @@ def step(limit: Limit, flow: Flow, *, cap: int, now_ms: int) -> Limit:
     if flow.full_ms < reached * limit.value * elapsed_ms:  # it says nothing, and must not grow
         is_over = elapsed_ms >= max(WINDOW_MS, 3 * took_ms)
         return renew(limit, flow, now_ms, is_warm=limit.is_warm) if is_over else limit
-    known = replace(limit, round_ms=round(took_ms))
+    known = replace(limit, round_ms=round(took_ms), all_refused_ms=0)
     after = decide_by_work(known, flow, cap=cap, now_ms=now_ms)
     return limit if after is known else _within(after, cap)
 
@@ -91,9 +103,22 @@ def cut(limit: Limit, flow: Flow, *, epoch: int, cap: int, now_ms: int) -> Limit
     earned = flow.answers / KEPT if limit.value <= limit.good else 0.0
     if flow.refusals <= limit.spare + earned:
         return limit
+    if flow.answers:
+        limit = replace(limit, all_refused_ms=0)
     if limit.value <= 1:
         return _pause(limit, now_ms)
     lower = min(cap, limit.value * 3 // 4)
+    is_edge = limit.is_ceiling_firm and limit.ceiling == limit.value + 1 and limit.epoch == limit.steady_epoch
+    if (
+        limit.phase is Phase.HOLDING
+        and is_edge
+        and limit.value == limit.good
+        and now_ms - limit.since_ms < EDGE_ROUNDS * limit.round_ms
+    ):
+        # What is just above was refused just now: this was too much, too. A small step is enough, but only one.
+        edge = limit.value - max(1, limit.value // 20)
+        new = replace(limit, good=edge, ceiling=limit.value, tried_ms=now_ms)
+        return move(new, edge, Phase.HOLDING, "refused just below the ceiling", now_ms, is_cut=True)
     if limit.value <= limit.good:  # what was good is refused now
         new = replace(limit, refused_at=limit.value)
         return move(new, lower, Phase.CLIMBING, "refused", now_ms, is_cut=True)
@@ -108,10 +133,21 @@ def cut(limit: Limit, flow: Flow, *, epoch: int, cap: int, now_ms: int) -> Limit
 
 
 def reopen(limit: Limit, *, cap: int, now_ms: int) -> Limit:
-    """The limit once a gate has opened: a slow start, from half of what was good."""
-    value = max(1, limit.good // 2) if limit.good else min(START, limit.value)
+    """The limit once a gate has opened: a slow start, from half of what was good, or of what was tried if nothing was.
+
+    A slow server whose calls all time out shuts the gate again and again: so the limit comes down to what it answers.
+    """
+    value = max(1, (limit.good or min(START, limit.value)) // 2)
     new = replace(limit, all_refused_ms=0, refused_at=0, resume_ms=0)
     return move(new, min(cap, value), Phase.STARTING, "the gate has opened", now_ms, is_cut=True)
+
+
+def wake(limit: Limit, flow: Flow, *, now_ms: int) -> Limit:
+    """The limit when jobs have come after a time without many: that does not count. The same: it was reached before."""
+    was_busy = flow.full_ms or flow.refusals or 2 * flow.ended >= limit.value
+    if was_busy or limit.phase in (Phase.HOLDING, Phase.REFUSED):
+        return limit
+    return renew(limit, flow, now_ms, is_warm=limit.is_warm)
 
 
 def refused_wait_ms(limit: Limit) -> int:
@@ -120,9 +156,9 @@ def refused_wait_ms(limit: Limit) -> int:
 
 
 def _pause(limit: Limit, now_ms: int) -> Limit:
-    """Everything is refused. The pauses become longer with the trouble: an eighth of it, so its end is noticed soon."""
+    """Everything is refused. The pauses become longer with the trouble: a part of it, so its end is noticed soon."""
     since_ms = limit.all_refused_ms or now_ms
-    pause_ms = min(30_000, max(250, min(limit.round_ms, 2000), (now_ms - since_ms) // 8))
+    pause_ms = min(30_000, max(250, min(limit.round_ms, 500), (now_ms - since_ms) // 32))
     new = replace(limit, all_refused_ms=since_ms, refused_at=0, resume_ms=now_ms + pause_ms)
     return move(new, 1, Phase.REFUSED, "everything is refused", now_ms, is_cut=True)
 
@@ -132,5 +168,16 @@ def _within(limit: Limit, cap: int) -> Limit:
 
 
 def _recover(limit: Limit, cap: int, now_ms: int) -> Limit:
-    new = replace(limit, all_refused_ms=0)
-    return move(new, min(cap, max(2, limit.good // 2)), Phase.STARTING, "answered again", now_ms)
+    return move(limit, min(cap, max(2, limit.good // 2)), Phase.STARTING, "not refused any more", now_ms)
+
+
+def _count_from_now(limit: Limit, now_ms: int) -> Limit:
+    """The same value, of which no time is ahead of the clock: it may be hours until the clock is there again."""
+    ahead_ms = limit.since_ms - now_ms
+    new = replace(
+        limit,
+        resume_ms=max(0, limit.resume_ms - ahead_ms),
+        tried_ms=limit.tried_ms and max(1, limit.tried_ms - ahead_ms),
+        all_refused_ms=limit.all_refused_ms and max(1, limit.all_refused_ms - ahead_ms),
+    )
+    return move(new, limit.value, limit.phase, limit.reason, now_ms)

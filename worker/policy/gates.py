@@ -16,6 +16,9 @@ PROBE_EVERY_S = 5.0
 MOST_PROBES = 12
 SEVERAL = 3  # if this many different jobs are refused in the same way, it is the endpoint's state
 _OF_A_KEY = frozenset({FailureKind.UNAUTHORIZED, FailureKind.QUOTA})
+_TROUBLE = frozenset(
+    {FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.UNREACHABLE, FailureKind.BAD_RESPONSE}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,8 @@ class Gate:
     No call may begin before `until_ms`. After it, a cooldown is over; a gate that `needs_probe` then lets one call at a
     time test whether the refusal still holds. `wait_ms`: the length of the wait when it was written, so that a writer
     whose clock is ahead does not make it longer. `struck_ms`: the time of the last refusal. `since_ms`: that of the
-    first one since it was open. `jobs`: the first different jobs that were refused, at most `SEVERAL`.
+    first one since it was open. `jobs`: the first different jobs that were refused, at most `SEVERAL`. `answered` and
+    `failed`: probes since it was last struck; once one was answered, it is half open (`worker/policy/half_open.py`).
     """
 
     kind: FailureKind
@@ -37,6 +41,8 @@ class Gate:
     http_status: int | None = None
     jobs: tuple[str, ...] = ()
     since_ms: int | None = None
+    answered: int = 0
+    failed: int = 0
 
     @property
     def is_of_a_key(self) -> bool:
@@ -47,6 +53,16 @@ class Gate:
     def is_outage(self) -> bool:
         """Whether it is shut for an outage. Failures during an outage are not the jobs' own."""
         return self.needs_probe and not self.is_of_a_key
+
+    @property
+    def is_trouble(self) -> bool:
+        """Whether it is shut for 5xx, timeouts, broken connections or pages, and not for a refusal in words."""
+        return self.needs_probe and self.kind in _TROUBLE
+
+    @property
+    def is_half_open(self) -> bool:
+        """Whether a probe was answered, and a few calls go before all do."""
+        return self.needs_probe and self.answered > 0
 
 
 def is_of_a_key(kind: FailureKind) -> bool:
@@ -65,6 +81,7 @@ class Admission(StrEnum):
     OPEN = "open"
     PROBE = "probe"  # may pass as a probe, if one may begin now
     PROBE_OF_OTHERS = "probe_of_others"  # the same, for a job that was not refused itself
+    TRIAL = "trial"  # may pass as one of a few, if one more may begin now
     SHUT = "shut"
 
 
@@ -77,6 +94,8 @@ def decide_admission(gate: Gate | None, *, now_ms: int) -> Admission:
     if gate is None:
         return Admission.OPEN
     if now_ms >= gate.until_ms:
+        if gate.is_half_open:
+            return Admission.TRIAL
         return Admission.PROBE if gate.needs_probe else Admission.OPEN
     if (
         gate.needs_probe
@@ -102,12 +121,16 @@ def shut_further(
     """The gate after one more refusal. Its wait doubles from 1 s to a cap, and is at least what the endpoint asked for.
 
     The cap is 60 s for a refused key or quota, and 5 s for an outage. `is_probe` False: the call began before the gate
-    was shut; its job is added to the refused ones, and nothing else changes.
+    was shut; its job is added to the refused ones, and nothing else changes. So it is with a probe of an outage that
+    fails beside another one. A gate that is half open stays so until more probes have failed than were answered.
     """
     if gate is not None and gate.needs_probe:
         known = gate if job_id is None else _with_job(gate, job_id)
-        if not is_probe or (now_ms < gate.until_ms and known.jobs == gate.jobs):
+        is_struck = now_ms < gate.until_ms and (gate.is_trouble or known.jobs == gate.jobs)
+        if not is_probe or is_struck:
             return known
+        if gate.answered > gate.failed:
+            return replace(known, failed=gate.failed + 1)
         gate = known
     strikes = 1 if gate is None or not gate.needs_probe else gate.strikes + 1
     cap_s = PROBE_CAP_S if kind in _OF_A_KEY else OUTAGE_PROBE_CAP_S

@@ -15,8 +15,12 @@ GAIN = 0.05  # a higher limit must do so much more work
 LOSS = 0.05  # a lower limit may do so much less
 BOLD = 1.5  # the step up after one that paid in full
 CHANGE = 0.2  # so much more or less work at one value is no noise
-SMALL = 1.2  # a step that is smaller than this is not measured: the gain would be lost in the noise
+SMALL = 1.15  # a step that is smaller than this is not measured: the gain would be lost in the noise
+NEAR = 1.08  # a value that is nearer than this to a good one is as good
 SLOWEST = 4.0  # no more calls where an output token takes so many times longer than it did
+SHARED = (
+    0.03  # a busy server or machine slows all calls of a second by so much, more or less: a standard error
+)
 NOISY = 0.05  # a standard error above it is too much to be sure of such differences
 FEW = 6  # of fewer answers nothing is concluded
 ROUNDS = 6  # a decision that is still unsure after so many round trips is taken as it is
@@ -55,7 +59,8 @@ def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
         return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms)
     if limit.value < SMALL * limit.measured:
         return _climb_from(replace(limit, good=limit.value), flow, cap, now_ms)
-    if not limit.is_warm:
+    is_worse = not limit.is_warm and _judge(limit, flow, -LOSS, now_ms) is False
+    if not limit.is_warm and not is_worse:
         return renew(limit, flow, now_ms, is_warm=True)
     is_gain = _judge(limit, flow, GAIN, now_ms)
     if is_gain is None:
@@ -64,8 +69,13 @@ def _climb_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
         # Where more calls do less work, a try costs some: the next one is later.
         later_ms = LONGEST_RETRY_MS - RETRY_MS if _gain(limit, flow, now_ms) < -LOSS else 0
         new = replace(limit, tried_ms=now_ms + later_ms, factor=CAREFUL)
+        enough = max(limit.floor + 1, _enough(limit, limit.call_ms / (limit.length or 1.0), 1.0))
+        is_sure = _gain(limit, flow, now_ms) < GAIN / 2 and limit.call_noise < NOISY / 2
+        if is_sure and limit.good == limit.measured and NEAR * enough <= limit.good:
+            return move(new, enough, Phase.EASING, "fewer calls may do the same work", now_ms)
         return move(new, limit.good, Phase.HOLDING, "more calls did no more work", now_ms)
-    is_full = _gain(limit, flow, now_ms) >= 0.8 * (limit.value / limit.measured - 1)
+    is_sure = _call_time(limit, flow, now_ms).noise < NOISY / 2
+    is_full = is_sure and _gain(limit, flow, now_ms) >= 0.8 * (limit.value / limit.measured - 1)
     return _climb_from(_settle(limit, flow, now_ms), flow, cap, now_ms, factor=BOLD if is_full else CAREFUL)
 
 
@@ -86,7 +96,7 @@ def _hold_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     unit_ms = _call_time(limit, flow, now_ms).unit_ms
     if limit.value > 1 and new.best_unit_ms and new.best_unit_ms <= 0.8 * unit_ms:
         # As slow as if so many calls did all the work and the others waited for them.
-        enough = math.ceil(1.05 * limit.value * new.best_unit_ms / unit_ms)
+        enough = _enough(new, unit_ms, 1.05)
         lower = max(limit.value // 2, min(enough, limit.value - 1))
         return move(new, lower, Phase.EASING, "fewer calls may do the same work", now_ms)
     is_below_unknown = not limit.floor and limit.tried_ms and limit.ceiling is None and 1 < limit.value < cap
@@ -112,16 +122,20 @@ def _ease_on(limit: Limit, flow: Flow, cap: int, now_ms: int) -> Limit:
     if is_enough is None:
         return limit
     time = _call_time(limit, flow, now_ms)
-    is_news = time.noise < 0.1 and time.unit_ms < 0.9 * limit.best_unit_ms  # so fast was no call before
     if is_enough:
         new = replace(_settle(limit, flow, now_ms), tried_ms=now_ms)
         if not limit.floor and limit.value > 1:
             return move(new, limit.value // 2, Phase.EASING, "fewer calls do the same work", now_ms)
         return renew(replace(new, phase=Phase.HOLDING, reason="fewer calls do the same work"), flow, now_ms)
+    is_news = time.noise < 0.1 and time.unit_ms < 0.9 * limit.best_unit_ms  # so fast was no call before
     unit_ms = limit.call_ms / (limit.length or 1.0)
     # What was fastest may be long ago, or have been other jobs: a third of the way, so that this is not tried for ever.
     best_ms = time.unit_ms if is_news else limit.best_unit_ms ** (2 / 3) * unit_ms ** (1 / 3)
     new = replace(limit, best_unit_ms=best_ms, floor=limit.value)
+    # In a straight line from this value, the work of the higher one would be done by so many.
+    enough = math.ceil(1.05 * limit.value / (1 + _gain(limit, flow, now_ms)))
+    if limit.value < enough and NEAR * enough <= limit.measured:
+        return move(new, enough, Phase.EASING, "fewer calls may do the same work", now_ms)
     return move(new, limit.measured, Phase.HOLDING, "fewer calls did less work", now_ms)
 
 
@@ -131,6 +145,11 @@ _STEPS = {
     Phase.HOLDING: _hold_on,
     Phase.EASING: _ease_on,
 }
+
+
+def _enough(limit: Limit, unit_ms: float, margin: float) -> int:
+    """So many calls may do the work of the good value, where an output token takes `unit_ms`: the others wait."""
+    return math.ceil(margin * limit.good * min(1.0, (limit.best_unit_ms or unit_ms) / unit_ms))
 
 
 def _settle(limit: Limit, flow: Flow, now_ms: int) -> Limit:
@@ -169,7 +188,7 @@ def _climb_from(limit: Limit, flow: Flow, cap: int, now_ms: int, *, factor: floa
         gap = limit.ceiling - limit.value
         if gap <= 1 and limit.is_ceiling_firm:
             return _hold(limit, flow, "below the ceiling", now_ms)
-        value = min(value, limit.value + max(1, gap // 4))
+        value = min(value, limit.value + max(1, gap // 2))
     value = min(cap, value)
     if value <= limit.value:
         return _hold(limit, flow, "the most allowed", now_ms)
@@ -193,14 +212,16 @@ def _judge(limit: Limit, flow: Flow, least: float, now_ms: int) -> bool | None:
     elapsed_ms = now_ms - limit.since_ms
     if flow.answers < FEW:
         return None
-    if flow.answers >= limit.value / 2 and (unsure < 0.15 or elapsed_ms >= 3 * limit.round_ms):
-        if gain - unsure >= least:
+    if flow.answers >= limit.value / 2:
+        is_time = unsure < 0.15 or elapsed_ms >= 3 * limit.round_ms
+        if is_time and gain - unsure >= least:
             return True
-        if gain + unsure < least:
+        # To give a higher value up too early costs less than to stay there too long.
+        if gain + (unsure / 2 if limit.value > limit.measured else unsure) < least:
             return False
-    if elapsed_ms < ROUNDS * limit.round_ms:
+    if elapsed_ms < max(ROUNDS * limit.round_ms, WINDOW_MS):
         return None
-    return gain >= least + unsure / 3
+    return gain >= least + unsure / 6
 
 
 def _gain(limit: Limit, flow: Flow, now_ms: int) -> float:
@@ -215,6 +236,8 @@ def _call_time(limit: Limit, flow: Flow, now_ms: int, length: float | None = Non
     short ones. So if calls differ much, all are counted that end in a time, however long ago they began.
     """
     known = call_time(flow, length=length)
+    shared = SHARED / math.sqrt(max(1, now_ms - limit.since_ms) / 1000)
+    known = replace(known, noise=min(1.0, math.hypot(known.noise, shared)))
     varies = known.noise * math.sqrt(flow.answers)
     if flow.tokens_out or not flow.ended or not _counts_ended(limit) or varies < 0.4:
         return known

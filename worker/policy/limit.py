@@ -9,7 +9,7 @@ from typing import Any
 
 from worker.policy.flow import Flow
 
-CAREFUL = 1.25  # the usual step up
+CAREFUL = 1.2  # the usual step up
 KEPT = 50  # a settled limit is not cut by one refusal among so many answers
 SPARE = 3.0  # so many refusals, at most, are saved up
 

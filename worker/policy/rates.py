@@ -16,18 +16,23 @@ def cost_us(per_minute: int, units: int = 1) -> int:
     return -(-MINUTE_US * max(0, units) // per_minute)
 
 
-def take(paid_us: int, *, now_us: int, cost_us: int, wanted: int) -> tuple[int, int, int]:
-    """How many of the `wanted` calls may begin now, the new `paid_us`, and how long until one more may."""
-    start_us, burst_us = max(paid_us, now_us), max(cost_us, BURST_US)
+def take(paid_us: int, *, now_us: int, cost_us: int, wanted: int, credit_us: int = 0) -> tuple[int, int, int]:
+    """How many of the `wanted` calls may begin now, the new `paid_us`, and how long until one more may.
+
+    `credit_us`: what was given back just now, by `settle`. All of it may be used now, and nothing of it later.
+    """
+    start_us, burst_us = max(paid_us, now_us - credit_us), max(cost_us, BURST_US)
     granted = max(0, min(wanted, (now_us + burst_us - start_us) // max(1, cost_us)))
-    paid_us = start_us + granted * cost_us
+    paid_us = max(now_us, start_us + granted * cost_us)
     return granted, paid_us, max(0, paid_us + cost_us - burst_us - now_us)
 
 
-def settle(paid_us: int, *, now_us: int, per_minute: int, back: int) -> int:
+def settle(paid_us: int, *, now_us: int, per_minute: int, back: int, each_us: int = 0) -> int:
     """The new `paid_us` once so many units that were reserved were not used; below 0: used beyond what was reserved.
 
-    Never more than a minute ahead of now: a limit that was raised, or a clock that was set, does not block for long.
+    It is before now where more is given back than is still to be paid. Never more than a minute ahead of now, or a
+    call, which takes `each_us`: a limit that was raised, or a clock that was set, does not block for long.
     """
-    changed = paid_us - cost_us(per_minute, back) if back >= 0 else paid_us + cost_us(per_minute, -back)
-    return min(changed, now_us + MINUTE_US)
+    start_us = max(paid_us, now_us)
+    changed = start_us - cost_us(per_minute, back) if back >= 0 else start_us + cost_us(per_minute, -back)
+    return min(changed, now_us + max(MINUTE_US, each_us))

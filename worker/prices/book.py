@@ -46,7 +46,8 @@ class PriceBook:
         return price
 
     def _find(self, models: tuple[str, ...], now_ms: int) -> Price | None:
-        for find in (self._table.find, self._own.find, self._bundled(now_ms)):
+        tables = (self._table.find_named, self._table.find_by_pattern)
+        for find in (*tables, self._own.find_named, self._own.find_by_pattern, self._bundled(now_ms)):
             for model in models:
                 price = find(model)
                 if price is not None:

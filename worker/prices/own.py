@@ -27,11 +27,12 @@ class OwnPrices:
     models: tuple[tuple[str, Price], ...] = ()
     provider: str | None = None
 
-    def find(self, model: str) -> Price | None:
-        """The price of the entry with this name; without one, of the first pattern (`*`, `?`) that fits."""
-        for name, price in self.models:
-            if name == model:
-                return price
+    def find_named(self, model: str) -> Price | None:
+        """The price of the entry with this name."""
+        return next((price for name, price in self.models if name == model), None)
+
+    def find_by_pattern(self, model: str) -> Price | None:
+        """The price of the first entry whose pattern (`*`, `?`) fits."""
         return next((price for pattern, price in self.models if fnmatchcase(model, pattern)), None)
 
 

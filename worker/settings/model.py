@@ -57,6 +57,10 @@ class Settings(DestinationSettings):
     api_key_command_timeout_s: Timeout = 10.0
     model: str | None = None
     allow_zero_temperature: bool = False
+    upstream_priority: Literal["off", "vllm"] = Field(
+        default="off",
+        description="vllm: tell the endpoint which calls come first, as its `priority` (lower is earlier)",
+    )
     prices_file: Path | None = Field(
         default=None, description="prices of your own, which win over the bundled"
     )

@@ -10,6 +10,7 @@ from worker.text.printable import printable
 
 _RATES = ("input", "output", "cached")
 _LARGEST = Decimal(1_000_000)  # dollars a million tokens
+_QUOTED = '[models."gpt-4.1"]'
 EXAMPLE = 'a table such as [models."gpt-4o*"] with input = 2.5 and output = 10'
 
 
@@ -46,6 +47,9 @@ def read_price(
     before = len(problems)
     rates: dict[str, Decimal] = {}
     for name, value in told.items():
+        if isinstance(value, dict):
+            problems.append(f"{where}: a name with a dot is written in quotes, as in {_QUOTED}")
+            return None
         if name not in _RATES:
             problems.append(f"{where}: {printable(name)} is unknown; a model has input, output and cached")
             continue

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, exists, func, select, union, union_all, 
 
 from schemas.job import JobState
 from worker.errors import InputError
+from worker.policy.fairness import USUAL_WEIGHT
 from worker.storage.due import unmark_published
 from worker.storage.tables import batches, budgets, insert_or_ignore, is_in, is_published, jobs, wants
 from worker.storage.wants import OPEN, bring_home, hand_over
@@ -37,6 +38,7 @@ class Batch:
     submitted_at_ms: int | None
     held_at_ms: int | None
     details: Mapping[str, Any]
+    weight: float = USUAL_WEIGHT
 
     @property
     def is_closed(self) -> bool:
@@ -323,4 +325,5 @@ def _batch(row: Row[Any]) -> Batch:
         submitted_at_ms=row.submitted_at_ms,
         held_at_ms=row.held_at_ms,
         details=row.details,
+        weight=USUAL_WEIGHT if row.weight is None else row.weight,
     )

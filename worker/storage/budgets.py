@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, select, tuple_, update
 
 from schemas.job import JobState
 from worker.policy.budgets import Amount, Limit, estimate, find_usual, goes_on
-from worker.policy.cost import Price
+from worker.policy.cost import LARGEST_COST_NANO, Price
 from worker.storage.outcomes import Claim, ClaimedJob, Usage
 from worker.storage.tables import (
     AnyRow,
@@ -30,9 +30,11 @@ from worker.storage.tables import (
     upsert,
     usage,
 )
+from worker.storage.wants import OPEN
 
 FindPrice = Callable[[str], Price | None]
 _REMEMBERED = 256  # answers
+_LARGEST_COUNT = 2**31 - 1  # tokens of an answer: what the table of usage holds
 _TRIED_AGAIN_MS = 60_000  # a price that was not known may be by now
 
 
@@ -93,7 +95,8 @@ class BudgetGuard:
             if batch_id in rows and one.usage is not None:
                 spent = _spent_by(one, held.get(one.claim.job_id))
                 changes[batch_id]["spent_tokens"] += spent.tokens
-                changes[batch_id]["spent_nano"] += spent.nano or 0
+                nano = changes[batch_id]["spent_nano"] + (spent.nano or 0)
+                changes[batch_id]["spent_nano"] = min(LARGEST_COST_NANO, nano)
                 self._learn(batch_id, one.usage, changes[batch_id])
         reserved = _sum_reserved(connection, batch_ids, besides=[job.id for job in new])
         refused: list[ClaimedJob] = []
@@ -189,9 +192,20 @@ class BudgetGuard:
 
 
 def fetch_budget(connection: Connection, batch_id: str) -> Budget | None:
-    """The batch's budget; None where it has none."""
+    """The batch's budget; None where it has none. A batch without open jobs waits for nothing."""
     row = connection.execute(select(budgets).where(budgets.c.batch_id == batch_id)).one_or_none()
-    return None if row is None else _budget(row, _sum_reserved(connection, [batch_id], besides=()))
+    if row is None:
+        return None
+    found = _budget(row, _sum_reserved(connection, [batch_id], besides=()))
+    if found.waits_since_ms is None or _has_open_jobs(connection, batch_id):
+        return found
+    return replace(found, waits_since_ms=None)
+
+
+def fetch_open_models(connection: Connection, batch_id: str) -> list[str]:
+    """The models of the open jobs with this home batch, sorted."""
+    found = select(jobs.c.model).distinct().where(jobs.c.batch_id == batch_id, is_in(*OPEN))
+    return list(connection.execute(found.order_by(jobs.c.model)).scalars())
 
 
 def fetch_budgets_that_wait(connection: Connection, endpoint: str | None = None) -> list[str]:
@@ -231,6 +245,11 @@ _IS_FOR_CLAIM = and_(
 )
 
 
+def _has_open_jobs(connection: Connection, batch_id: str) -> bool:
+    open_jobs = select(jobs.c.id).where(jobs.c.batch_id == batch_id, is_in(*OPEN)).limit(1)
+    return connection.execute(open_jobs).first() is not None
+
+
 def _lock(connection: Connection, batch_ids: Sequence[str]) -> dict[str, AnyRow]:
     """The rows of these budgets by batch, locked in ascending order; without those of batches that have none."""
     statement = (
@@ -259,7 +278,7 @@ def _spent_by(one: Settled, held: AnyRow | None) -> Amount:
     tokens = one.usage
     assert tokens is not None
     is_its_own = held is not None and held.token == one.claim.token
-    told = max(tokens.total_tokens, tokens.prompt_tokens + tokens.completion_tokens)
+    told = min(_LARGEST_COUNT, max(tokens.total_tokens, tokens.prompt_tokens + tokens.completion_tokens))
     nano = tokens.cost_nano
     if is_its_own and held is not None:
         return Amount(told or held.tokens, (held.cost_nano or 0) if nano is None else nano)

@@ -66,6 +66,8 @@ def _claim(dialect: str) -> Update:
             jobs.c.is_bulk,
             jobs.c.model,
             jobs.c.expires_at_ms,
+            jobs.c.batch_id,
+            jobs.c.priority,
             case((_HAS_BUDGET, jobs.c.batch_id)).label("budget_of"),
         )
     )
@@ -139,6 +141,8 @@ def claim_jobs(
             is_bulk=bool(row.is_bulk),
             expires_at_ms=row.expires_at_ms,
             budget_of=row.budget_of,
+            batch_id=row.batch_id,
+            priority=row.priority,
         )
         for row in rows
     }

@@ -28,8 +28,18 @@ def find_other_expiry(connection: Connection, batch_id: str, at_ms: int) -> list
     return list(connection.execute(some).scalars())
 
 
-def set_expiry(connection: Connection, ids: Sequence[str], at_ms: int) -> None:
-    """Lets the open jobs of `ids` (at most 500) expire then."""
+def find_same_expiry(connection: Connection, batch_id: str, at_ms: int) -> list[str]:
+    """Ids of open jobs with this home batch that expire then; at most 500."""
+    some = (
+        select(jobs.c.id)
+        .where(jobs.c.batch_id == batch_id, is_in(*OPEN), jobs.c.expires_at_ms == at_ms)
+        .limit(MAX_ROWS)
+    )
+    return list(connection.execute(some).scalars())
+
+
+def set_expiry(connection: Connection, ids: Sequence[str], at_ms: int | None) -> None:
+    """Lets the open jobs of `ids` (at most 500) expire then; None: never."""
     locked = connection.execute(
         select(jobs.c.id).where(jobs.c.id.in_(list(ids)), is_in(*OPEN)).order_by(jobs.c.id).with_for_update()
     )

@@ -12,13 +12,15 @@ from worker.storage.tables import is_in, is_published, is_ready, jobs
 
 
 def fetch_flow(connection: Connection, endpoint: str, *, since_ms: int) -> Flow:
-    """The endpoint's jobs that succeeded at or after `since_ms`."""
-    row = connection.execute(
-        select(func.count(), func.min(jobs.c.ended_at_ms)).where(
+    """The endpoint's jobs that succeeded at or after `since_ms`, and whether one is in a call now."""
+    count, first_ms, last_ms = connection.execute(
+        select(func.count(), func.min(jobs.c.ended_at_ms), func.max(jobs.c.ended_at_ms)).where(
             jobs.c.ended_at_ms >= since_ms, jobs.c.endpoint == endpoint, is_in(JobState.SUCCEEDED)
         )
     ).one()
-    return Flow(int(row[0]), row[1])
+    running = select(jobs.c.id).where(jobs.c.endpoint == endpoint, is_in(JobState.RUNNING)).limit(1)
+    is_idle = connection.execute(running).first() is None
+    return Flow(int(count), first_ms, last_ms if is_idle else None)
 
 
 def count_open_by_batch(connection: Connection, endpoint: str) -> Counter[str]:

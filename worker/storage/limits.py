@@ -61,6 +61,8 @@ class LimitChange:
     worker_id: str | None
 
 
+# Others are of a newer version, and are left out.
+_KINDS, _SOURCES = frozenset(LimitKind), frozenset(LimitSource)
 _LIMIT_COLUMNS = (
     limits.c.endpoint,
     limits.c.key_id,
@@ -98,7 +100,9 @@ def fetch_limits(
         else connection.execute(_OF_ENDPOINT, {"of_endpoint": endpoint})
     )
     read = [
-        StoredLimit(row[0], row[1], LimitKind(row[2]), LimitSource(row[3]), *row[4:]) for row in found.all()
+        StoredLimit(row[0], row[1], LimitKind(row[2]), LimitSource(row[3]), *row[4:])
+        for row in found.all()
+        if row[2] in _KINDS and row[3] in _SOURCES
     ]
     return [one for one in read if key_id is None or one.key_id == key_id]
 
@@ -173,6 +177,38 @@ def keep_found(
         )
 
 
+def keep_told(
+    connection: Connection,
+    endpoint: str,
+    *,
+    key_id: str,
+    kind: LimitKind,
+    value: int | None,
+    worker_id: str,
+    now_ms: int,
+) -> None:
+    """Keeps a limit of a key that the endpoint tells, and the change of its value; None: it is not told any more."""
+    stored = fetch_limits(connection, endpoint, key_id=key_id)
+    of_header = [one for one in stored if (one.kind, one.source) == (kind, LimitSource.HEADER)]
+    old = of_header[0].value if of_header else None
+    if old != value:
+        change = LimitChange(
+            endpoint, key_id, kind, LimitSource.HEADER, now_ms, old, value, "told by the endpoint", worker_id
+        )
+        _write(connection, change, facts=None)
+    elif of_header:
+        connection.execute(
+            limits.update()
+            .where(
+                limits.c.endpoint == endpoint,
+                limits.c.key_id == key_id,
+                limits.c.kind == kind.value,
+                limits.c.source == LimitSource.HEADER.value,
+            )
+            .values(updated_ms=now_ms)
+        )
+
+
 def forget_found(connection: Connection, endpoint: str, *, key_id: str = "") -> bool:
     """Forgets the limit that workers found. False if there was none."""
     done = connection.execute(
@@ -191,6 +227,7 @@ def fetch_changes(connection: Connection, endpoint: str | None = None, *, at_mos
     return [
         LimitChange(row[0], row[1], LimitKind(row[2]), LimitSource(row[3]), *row[4:])
         for row in connection.execute(query.limit(at_most)).all()
+        if row[2] in _KINDS and row[3] in _SOURCES
     ]
 
 

@@ -2,11 +2,12 @@
 --
 -- KEYS[1]  all that is kept of the endpoint's limits, as JSON:
 --            began     when it was made, in ms of this server's clock
---            version   of the limits that are set, in ms; in_flight, requests, tokens: these limits, where they are set
+--            in_flight, requests, tokens   the limits that are set, where they are: the newest that a worker here knows
 --            value, epoch, limit   the found limit: its number, its epoch, and all of it as a text
 --            flow      what all workers saw of this epoch: name to sum
 --            requests_paid, tokens_paid   when what was granted is paid off, in us since `began`
---            workers   id to {seen, share, applied, in_flight, demand, most}
+--            workers   id to {seen, share, applied, in_flight, demand, most, is_adaptive, version of the limits that it
+--                      knows, in ms, first: what it applied when it reported to a store that knew nothing of it}
 -- ARGV[1]  the report, as JSON:
 --            worker, most, is_adaptive, applied, in_flight, demand, epoch, flow, wanted, unused, each_tokens,
 --            back_tokens   as in `Report`
@@ -32,14 +33,10 @@ end
 local stored = redis.call('GET', KEYS[1])
 local state = stored and cjson.decode(stored)
 if not state then
-    state = { began = ARGV[3] == '1' and now or now - settling, version = 0, epoch = 0, flow = {}, workers = {},
+    state = { began = ARGV[3] == '1' and now or now - settling, epoch = 0, flow = {}, workers = {},
         requests_paid = 0, tokens_paid = 0 }
 end
 
-if report.version >= state.version then
-    state.version, state.in_flight = report.version, report.in_flight_limit
-    state.requests, state.tokens = report.requests, report.tokens
-end
 local changed = 0
 if report.of_epoch == state.epoch then
     state.value, state.epoch, state.limit, state.flow = report.value, report.new_epoch, report.limit, {}
@@ -50,22 +47,43 @@ elseif state.epoch > 0 and report.epoch == state.epoch then
     end
 end
 
-local workers = {}
+local workers, latest = {}, now
 for name, held in pairs(state.workers) do
+    latest = math.max(latest, held.seen)
     if held.seen > now - silent and held.seen <= now + 1000 then
         workers[name] = held
     end
 end
+if latest > now + 1000 or state.began > now then -- the clock was set back
+    local gone_us = math.max(0, latest - state.began) * 1000
+    state.requests_paid, state.tokens_paid = state.requests_paid - gone_us, state.tokens_paid - gone_us
+    state.began = now
+    for _, held in pairs(workers) do
+        held.first = held.applied
+    end
+end
 state.workers = workers
 local own = { seen = now, share = 0, applied = report.applied, in_flight = report.in_flight,
-    demand = math.min(report.demand, report.most), most = report.most }
+    demand = math.min(report.demand, report.most), most = report.most, version = report.version,
+    is_adaptive = report.is_adaptive }
+own.first = workers[report.worker] and workers[report.worker].first or report.applied
 workers[report.worker] = own
+local newest = report.version
+for _, held in pairs(workers) do
+    newest = math.max(newest, held.version or 0)
+end
+if report.version >= newest then
+    state.in_flight, state.requests, state.tokens = report.in_flight_limit, report.requests, report.tokens
+end
 
 -- The share: `share_out` and `grant` of worker/policy/shares.py.
-local function fair_share(limit)
-    local names, wants, shares, hungry = {}, {}, {}, {}
-    for name in pairs(workers) do
-        names[#names + 1] = name
+local function grant(limit, is_among)
+    local names, wants, shares, hungry, others = {}, {}, {}, {}, 0
+    for name, held in pairs(workers) do
+        if is_among(held) then
+            names[#names + 1] = name
+            others = others + (held == own and 0 or math.max(held.share, held.applied, held.in_flight))
+        end
     end
     table.sort(names)
     for index, name in ipairs(names) do
@@ -101,25 +119,22 @@ local function fair_share(limit)
             fair = shares[index]
         end
     end
-    return math.min(own.most, fair + math.floor((limit - given) / #names))
+    fair = math.min(own.most, fair + math.floor((limit - given) / #names))
+    if now - state.began < settling then
+        fair = math.min(fair, own.first)
+    end
+    return math.max(0, math.min(fair, limit - others))
 end
 
-local limit = report.is_adaptive and state.value or nil
-if state.in_flight and (not limit or state.in_flight < limit) then
-    limit = state.in_flight
-end
 own.share = own.most
-if limit then
-    local fair, others = fair_share(limit), 0
-    if now - state.began < settling then
-        fair = math.min(fair, own.applied)
-    end
-    for name, held in pairs(workers) do
-        if name ~= report.worker then
-            others = others + math.max(held.share, held.applied, held.in_flight)
-        end
-    end
-    own.share = math.max(0, math.min(fair, limit - others))
+if report.is_adaptive and state.value then
+    own.share = grant(state.value, function(held) return held.is_adaptive end)
+end
+if state.in_flight then
+    own.share = math.min(own.share, grant(state.in_flight, function() return true end))
+end
+if report.is_adaptive and not state.value then -- no more calls before there is a found limit
+    own.share = math.min(own.share, own.applied)
 end
 
 -- The permits: worker/policy/rates.py.
@@ -128,35 +143,36 @@ local now_us = (now - state.began) * 1000
 local function cost(per_minute, units)
     return math.ceil(minute * math.max(0, units) / per_minute)
 end
-local function take(paid, each, wanted)
-    local start, ahead = math.max(paid, now_us), math.max(each, burst)
+local function take(paid, each, wanted, credit)
+    local start, ahead = math.max(paid, now_us - credit), math.max(each, burst)
     local granted = math.max(0, math.min(wanted, math.floor((now_us + ahead - start) / math.max(1, each))))
-    paid = start + granted * each
+    paid = math.max(now_us, start + granted * each)
     return granted, paid, math.max(0, paid + each - ahead - now_us)
 end
-local function settle(paid, per_minute, back)
-    local moved = back >= 0 and paid - cost(per_minute, back) or paid + cost(per_minute, -back)
-    return math.min(moved, now_us + minute)
+local function settle(paid, per_minute, back, each)
+    local start = math.max(paid, now_us)
+    local moved = back >= 0 and start - cost(per_minute, back) or start + cost(per_minute, -back)
+    return math.min(moved, now_us + math.max(minute, each))
 end
 
 local permits, wait_us = -1, 0
 if state.requests or state.tokens then
-    local paid, each, token_wait_us = 0, 0, 0
+    local paid, each, credit, token_wait_us = 0, 0, 0, 0
     permits = report.wanted
     if state.requests then
-        each = cost(state.requests, 1)
-        paid = settle(state.requests_paid, state.requests, report.unused)
-        permits, state.requests_paid, wait_us = take(paid, each, permits)
+        each, credit = cost(state.requests, 1), cost(state.requests, report.unused)
+        paid = settle(state.requests_paid, state.requests, report.unused, 0)
+        permits, state.requests_paid, wait_us = take(paid, each, permits, credit)
     end
     if state.tokens then
         local back = report.back_tokens + report.unused * report.each_tokens
-        local tokens_paid = settle(state.tokens_paid, state.tokens, back)
-        permits, state.tokens_paid, token_wait_us =
-            take(tokens_paid, cost(state.tokens, report.each_tokens), permits)
+        local call = cost(state.tokens, report.each_tokens)
+        local tokens_paid = settle(state.tokens_paid, state.tokens, back, call)
+        permits, state.tokens_paid, token_wait_us = take(tokens_paid, call, permits, cost(state.tokens, back))
         wait_us = math.max(wait_us, token_wait_us)
         if state.requests then -- fewer than these: only what is granted is paid for
             local _
-            _, state.requests_paid = take(paid, each, permits)
+            _, state.requests_paid = take(paid, each, permits, credit)
         end
     end
 end

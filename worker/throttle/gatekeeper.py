@@ -22,6 +22,7 @@ from worker.policy.gates import (
     put_off,
     shut_further,
 )
+from worker.policy.half_open import AT_ONCE, count_needed
 from worker.throttle.store import GateStore, KeyName
 
 log = structlog.get_logger(__name__)
@@ -79,11 +80,19 @@ class Gatekeeper:
     """One gate, for a process. Looks at the store at most four times a second while the gate is open."""
 
     def __init__(
-        self, store: GateStore, clock: Clock, *, probe_ttl_s: float, key: KeyName | None = None
+        self,
+        store: GateStore,
+        clock: Clock,
+        *,
+        probe_ttl_s: float,
+        key: KeyName | None = None,
+        endpoint: str | None = None,
     ) -> None:
-        """`key`: whose gate it is, for the log; None: the endpoint's own."""
+        """For the log: `key`, whose gate it is, None: the endpoint's own; `endpoint`, the name of one of several."""
         self._store = store
         self._named = {} if key is None else {"key": key.id, "place": key.place}
+        if endpoint is not None:
+            self._named["endpoint"] = endpoint
         self._clock = clock
         self._probe_ttl_s = probe_ttl_s
         self._lock = threading.Lock()
@@ -114,7 +123,8 @@ class Gatekeeper:
         if admission is Admission.PROBE_OF_OTHERS and (job_id is None or job_id in gate.jobs):
             return REFUSED
         token = new_id()
-        if self._store.take_probe(ttl_s=self._probe_ttl_s, token=token, now_ms=now_ms):
+        is_trial = admission is Admission.TRIAL
+        if self._store.take_probe(ttl_s=self._probe_ttl_s, token=token, now_ms=now_ms, is_trial=is_trial):
             return self._grant(token)
         return REFUSED
 
@@ -234,18 +244,27 @@ class Gatekeeper:
             with self._lock:
                 self._see(None)
 
-    def succeeded(self, permit: Permit) -> None:
-        """Records that a call was answered. If it was a probe, the gate opens for all.
+    def succeeded(self, permit: Permit, *, has_others: Callable[[], bool] = lambda: True) -> None:
+        """Records that a call was answered. If it was a probe, the gate opens for all, or half opens for a few.
 
-        A call that began before the gate was shut does not open it. But it is a sign of life: the next probe may
-        begin sooner.
+        `has_others`: whether there are jobs that could be called to see if the endpoint is well again; asked only if
+        needed. Without any the gate opens. A call that began before the gate was shut does not open it. But it is a
+        sign of life: the next probe may begin sooner.
         """
         if permit.is_probe:
-            has_opened = self._store.clear(permit.token)
-            permit.settle()  # the probe ended with the gate, or before
-            if has_opened:
-                with self._lock:
+            needed = count_needed(self.current_gate(closely=True))
+            if permit.token is None:
+                has_opened: bool | None = self._store.clear()
+            else:
+                has_opened = self._store.answer_probe(
+                    permit.token, needed=needed if needed > 1 and has_others() else 1
+                )
+            permit.settle()  # the probe has ended, now or before
+            with self._lock:
+                if has_opened:
                     self._see(None)
+                elif has_opened is not None:
+                    self._looked_at_s = float("-inf")
             return
         gate = self._gate
         if gate is not None and gate.needs_probe:
@@ -299,5 +318,5 @@ class Gatekeeper:
 
 
 def room_at(admission: Admission, window: int) -> int:
-    """How many jobs of `window` a gate has room for: all, none, or one for a probe."""
-    return {Admission.OPEN: window, Admission.SHUT: 0}.get(admission, 1)
+    """How many jobs of `window` a gate has room for: all, none, one for a probe, or a few where it is half open."""
+    return {Admission.OPEN: window, Admission.SHUT: 0, Admission.TRIAL: AT_ONCE}.get(admission, 1)

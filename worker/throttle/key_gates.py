@@ -19,7 +19,13 @@ from worker.throttle.gatekeeper import REFUSED, Gatekeeper, Permit, room_at
 from worker.throttle.store import USED_S, GateStore, KeyName
 
 log = structlog.get_logger(__name__)
-_LEAST_OPEN_FIRST = (Admission.SHUT, Admission.PROBE_OF_OTHERS, Admission.PROBE, Admission.OPEN)
+_LEAST_OPEN_FIRST = (
+    Admission.SHUT,
+    Admission.PROBE_OF_OTHERS,
+    Admission.PROBE,
+    Admission.TRIAL,
+    Admission.OPEN,
+)
 _LOOKED_FOR_OTHERS_S = 1.0
 _PROBE_ASKED_EVERY_S = 0.25
 
@@ -34,12 +40,17 @@ class KeyGates:
         *,
         probe_ttl_s: float,
         keys: Callable[[], Sequence[KeyName]],
+        endpoint: str | None = None,
     ) -> None:
-        """`keys`: those to call with, now; at least one. It waits for nothing."""
+        """`keys`: those to call with, now; at least one. It waits for nothing.
+
+        `endpoint`: its name in the log, if it is one of several.
+        """
+        self._name = endpoint
         self._store = store
         self._clock = clock
         self._probe_ttl_s = probe_ttl_s
-        self.endpoint = Gatekeeper(store, clock, probe_ttl_s=probe_ttl_s)
+        self.endpoint = Gatekeeper(store, clock, probe_ttl_s=probe_ttl_s, endpoint=endpoint)
         self._fetch_names = keys
         self._lock = threading.Lock()
         self._of_key: dict[str, Gatekeeper] = {}  # by the key's id; also of keys that were replaced
@@ -115,6 +126,14 @@ class KeyGates:
         names = self._names
         return self.endpoint.is_known_shut(job_id) or (
             bool(names) and all(self._keeper(name).is_known_shut(job_id) for name in names)
+        )
+
+    @property
+    def is_known_open(self) -> bool:
+        """Whether calls may begin with some key, and not as probes, by the last known state. Reads nothing."""
+        names = self._names
+        return self.endpoint.is_known_open and (
+            not names or any(self._keeper(name).is_known_open for name in names)
         )
 
     def admission(self) -> tuple[Admission, tuple[str, ...]]:
@@ -203,9 +222,9 @@ class KeyGates:
             self._keeper(permit.key).decided_nothing(permit.of_key)
         self.endpoint.decided_nothing(permit)
 
-    def succeeded(self, permit: Permit) -> None:
-        """Records that a call was answered. What it probed opens for all."""
-        self.endpoint.succeeded(permit)
+    def succeeded(self, permit: Permit, *, has_others: Callable[[], bool] = lambda: True) -> None:
+        """Records that a call was answered. What it probed opens for all, or for a few. See `Gatekeeper.succeeded`."""
+        self.endpoint.succeeded(permit, has_others=has_others)
         if permit.key is not None and permit.of_key is not None:
             self._keeper(permit.key).succeeded(permit.of_key)
 
@@ -286,7 +305,9 @@ class KeyGates:
                 found = self._of_key.get(name.id)
                 if found is None:
                     store = self._store.of_key(name)
-                    found = Gatekeeper(store, self._clock, probe_ttl_s=self._probe_ttl_s, key=name)
+                    found = Gatekeeper(
+                        store, self._clock, probe_ttl_s=self._probe_ttl_s, key=name, endpoint=self._name
+                    )
                     self._of_key[name.id] = found
         return found
 

@@ -17,7 +17,7 @@ import structlog
 
 from worker.clock import Clock
 from worker.errors import tell_place
-from worker.policy.concurrency import Limit, cut, reopen, start, step
+from worker.policy.concurrency import Limit, Phase, cut, reopen, start, step, wake
 from worker.policy.flow import Flow
 from worker.throttle.limits import SILENT_MS, Change, Fixed, LimitStore, Report, Share, StoreAway
 from worker.throttle.meter import Meter, Reading
@@ -61,6 +61,7 @@ class SlotUse(Protocol):
     """The slots of this worker."""
 
     valid_until_s: float
+    epoch: int
 
     @property
     def demand(self) -> int: ...
@@ -116,10 +117,11 @@ class Limiter:
         self._limit: Limit | None = None
         self._latest: Limit | None = None  # also where the store has forgotten it
         self._applied = first_limit
-        self._is_limited = False  # the store knows of this worker
+        self._is_limited = False  # the store may know of this worker
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
-        self._was_full = False
+        self._was_full = self._is_rate_reached = False
+        self._had_demand = self._has_woken = False
         self._is_held = False  # no call begins before the next exchange
         self._refused_epoch: int | None = None
         self._dead: deque[str] = deque()
@@ -211,9 +213,11 @@ class Limiter:
     def _exchange(self, change: Change | None) -> Share:
         now_s = self._clock.monotonic_s()
         applied = self._applied if self._has_begun else 0
-        was_held, self._is_held = self._is_held, False
+        was_held, self._is_held = self._is_held or now_s >= self._slots.valid_until_s, False
         in_flight, demand = self._slots.in_flight, self._slots.demand
-        is_full = demand >= max(1, applied)
+        is_wanted = demand >= max(1, applied)
+        # What waits for a rate, and not for a slot, does not reach the limit in flight.
+        is_full = is_wanted and not self._is_rate_reached
         reading = self._meter.read()
         if self._kept is not None:
             reading = Reading(
@@ -221,9 +225,14 @@ class Limiter:
                 max(filter(None, (reading.refused_epoch, self._kept.refused_epoch)), default=None),
                 reading.back_tokens + self._kept.back_tokens,
             )
-        full_ms = applied * round((now_s - self._reported_s) * 1000) if is_full and self._was_full else 0
+        full_ms = (
+            max(applied, in_flight) * round((now_s - self._reported_s) * 1000)
+            if is_full and self._was_full
+            else 0
+        )
         fixed = self._known.fixed
-        has_rates = fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
+        is_told = self._slots.permits is not None  # also of a rate that another ledger has set
+        has_rates = is_told or fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
         wanted = self._want_permits() if has_rates else 0
         unused = self._slots.take_permits(-wanted) if wanted < 0 else 0
         report = Report(
@@ -233,7 +242,7 @@ class Limiter:
             applied=applied,
             in_flight=in_flight,
             # Only as many jobs are fetched as the share has room for: who has as many may want any number.
-            demand=self._own_limit if is_full else demand + (demand > 0),
+            demand=self._own_limit if is_wanted else demand + (demand > 0),
             epoch=self._meter.epoch,
             flow=reading.flow + Flow(full_ms=full_ms),
             wanted=max(0, wanted),
@@ -241,6 +250,7 @@ class Limiter:
             each_tokens=self._meter.reserved_tokens or 1,
             back_tokens=reading.back_tokens,
         )
+        self._is_limited = True  # also by a report whose answer is lost
         try:
             share = self._store.exchange(report, fixed, change, has_others=self._known.has_others)
         except StoreAway:
@@ -249,26 +259,34 @@ class Limiter:
         finally:
             self._has_begun = True
             self._reported_s, self._was_full = now_s, is_full
-        self._kept, self._is_limited = None, True
+            self._has_woken = self._has_woken or (demand > 1 and not self._had_demand)
+            self._had_demand = demand > 1  # a lone job now and then fills no limit
+        self._kept = None
         self._refused_epoch = reading.refused_epoch
-        self._slots.valid_until_s = now_s + _VALID_S
-        if self._is_held:  # refused meanwhile
-            self._slots.valid_until_s = 0.0
         self._limit = share.limit if self._is_adaptive else None
         self._latest = self._limit or self._latest
         self._meter.follow(self._limit)
-        self._meter.reserved_tokens = (
-            self._meter.expected_tokens() if fixed.tokens_per_minute is not None else 0
-        )
+        self._meter.reserved_tokens = self._meter.expected_tokens() if share.permits is not None else 0
         self._slots.grant(share.permits)
+        self._is_rate_reached = share.permits is not None and share.permits < wanted
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
-        slots = 0 if is_resting else share.slots
-        if slots != self._applied:
-            self._applied = slots
-            self._apply(slots)
+        is_unknown = self._is_adaptive and share.limit is None  # a change follows at once
+        self._use(self._applied if is_unknown else 0 if is_resting else share.slots)
+        self._slots.valid_until_s = now_s + _VALID_S
+        if self._is_held:  # refused meanwhile
+            self._slots.valid_until_s = 0.0
         elif share.permits or was_held:
             self._advance()
         return share
+
+    def _use(self, slots: int) -> None:
+        """Applies the share. No call that got its slot by a higher one is taken for one of the new limit."""
+        if slots >= self._applied:
+            self._slots.epoch = self._meter.epoch
+        if slots != self._applied:
+            self._applied = slots
+            self._apply(slots)
+        self._slots.epoch = self._meter.epoch
 
     def _want_permits(self) -> int:
         """How many more permits are needed until the next exchange; below 0: so many are not needed."""
@@ -283,6 +301,7 @@ class Limiter:
         self._slots.grant(None)
         self._slots.valid_until_s = float("inf")
         self._meter.follow(None)
+        self._slots.epoch = self._meter.epoch
         self._meter.reserved_tokens = 0
         self._is_limited = False
         self._applied = self._own_limit
@@ -300,13 +319,16 @@ class Limiter:
             return Change(start(self._latest or self._known.found, cap=cap, now_ms=now_ms))
         after = limit
         openings, refused_epoch = self._openings(), self._refused_epoch
-        if openings != self._opened:
-            self._opened = openings
-            if limit.reason != _REOPENED or now_ms - limit.since_ms > _REOPENED_MS:
-                after = replace(reopen(limit, cap=cap, now_ms=now_ms), reason=_REOPENED)
+        has_opened, self._opened = openings > self._opened, openings  # fewer: another key is used now
+        is_first = limit.reason != _REOPENED or now_ms - limit.since_ms > _REOPENED_MS
+        if has_opened and is_first:
+            after = replace(reopen(limit, cap=cap, now_ms=now_ms), reason=_REOPENED)
         if after is limit and refused_epoch is not None:
             after = cut(limit, share.flow, epoch=refused_epoch, cap=cap, now_ms=now_ms)
         self._refused_epoch = None
+        if after is limit and self._has_woken:
+            after = wake(limit, share.flow, now_ms=now_ms)
+        self._has_woken = False
         if after is limit:
             after = step(limit, share.flow, cap=cap, now_ms=now_ms)
         return None if after is limit else Change(after, of_epoch=limit.epoch)
@@ -354,7 +376,9 @@ class Limiter:
         if share.wait_ms and self._slots.startable:
             return min(_BUSY_S, share.wait_ms / 1000)
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
-        if has_changed or is_resting or share.permits is not None:
+        # A try of another limit ends as soon as enough is known.
+        is_trying = self._limit is not None and self._limit.phase is not Phase.HOLDING and self._was_full
+        if has_changed or is_resting or is_trying or share.permits is not None:
             return _BUSY_S
         return _STEADY_S if self._slots.demand else _IDLE_S
 

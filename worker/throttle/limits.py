@@ -6,7 +6,7 @@ Each worker reports what it holds and wants, and is told its share. `exchange.lu
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,13 +18,16 @@ from worker.policy.shares import grant, share_out
 SILENT_MS = (
     30_000  # a worker that reports nothing for so long counts as lost, as by its lease, and holds nothing
 )
-TURN_MS = 2_000  # how long a worker has a call that does not divide
+TURN_MS = 5_000  # how long a worker has a call that does not divide
 SETTLING_MS = 1_500  # within this time, each worker that holds a share has reported to a store that forgot it
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """Limits that are set, of all workers together. None: no such limit. The newest `version_ms` counts."""
+    """Limits that are set, of all workers together. None: no such limit.
+
+    The newest `version_ms` counts that a worker knows which has not ended: also for workers of another ledger.
+    """
 
     in_flight: int | None = None
     requests_per_minute: int | None = None
@@ -40,8 +43,8 @@ class Fixed:
 class Report:
     """What a worker holds, wants and saw since its last report.
 
-    `is_adaptive`: the found limit is its limit, too, and not only those that are set. `applied`: the share by which it
-    admits calls. `in_flight` was counted after `applied` was read, so from then on it
+    `is_adaptive`: it has a part of the found limit, which others with a number of their own are not counted in.
+    `applied`: the share by which it admits calls. `in_flight` was counted after `applied` was read, so from then on it
     has at most the greater of both in flight. `demand`: calls in flight and jobs that could be, `most` at most.
     `flow` is of `epoch`. `wanted`: permits to begin calls. `unused`: permits of before that it gives back.
     `each_tokens`: what one permit reserves. `back_tokens`: reserved, and not used by calls that have ended.
@@ -127,6 +130,9 @@ class Held:
     in_flight: int = 0
     demand: int = 0
     most: int = 0
+    is_adaptive: bool = True
+    version_ms: int = 0  # of the set limits that it knows
+    first: int = 0  # what it applied when it reported to a store that knew nothing of it
 
     @property
     def held(self) -> int:
@@ -181,22 +187,37 @@ class MemoryLimitStore:
 
 def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, *, now_ms: int) -> Share:
     """What `exchange.lua` does, line by line."""
-    if fixed.version_ms >= state.fixed.version_ms:
-        state.fixed = fixed
     has_changed = False
     if change is not None and change.of_epoch == (0 if state.limit is None else state.limit.epoch):
         state.limit, state.flow, has_changed = change.limit, NOTHING, True
     elif state.limit is not None and report.epoch == state.limit.epoch:
         state.flow += report.flow
+    latest_ms = max((held.seen_ms for held in state.workers.values()), default=now_ms)
     for name, held in list(state.workers.items()):
         if not now_ms - SILENT_MS < held.seen_ms <= now_ms + 1000:
             del state.workers[name]
-    own = state.workers.setdefault(report.worker_id, Held(now_ms))
+    if latest_ms > now_ms + 1000 or state.began_ms > now_ms:  # the clock was set back
+        gone_us = max(0, max(latest_ms, now_ms) - state.began_ms) * 1000
+        state.requests_paid_us -= gone_us
+        state.tokens_paid_us -= gone_us
+        state.began_ms = now_ms
+        for held in state.workers.values():
+            held.first = held.applied
+    own = state.workers.setdefault(report.worker_id, Held(now_ms, first=report.applied))
     own.seen_ms, own.applied, own.in_flight = now_ms, report.applied, report.in_flight
     own.demand, own.most = min(report.demand, report.most), report.most
-    found = state.limit.value if state.limit is not None and report.is_adaptive else None
-    bounds = [one for one in (found, state.fixed.in_flight) if one is not None]
-    own.share = _share(state, report.worker_id, min(bounds), now_ms=now_ms) if bounds else report.most
+    own.version_ms = fixed.version_ms
+    if fixed.version_ms >= max(held.version_ms for held in state.workers.values()):
+        state.fixed = fixed
+    own.is_adaptive, own.share = report.is_adaptive, report.most
+    if report.is_adaptive and state.limit is not None:
+        sharing = [name for name, held in state.workers.items() if held.is_adaptive]
+        own.share = _share(state, report.worker_id, sharing, state.limit.value, now_ms=now_ms)
+    if state.fixed.in_flight is not None:
+        all_of_them = _share(state, report.worker_id, state.workers, state.fixed.in_flight, now_ms=now_ms)
+        own.share = min(own.share, all_of_them)
+    if report.is_adaptive and state.limit is None:
+        own.share = min(own.share, own.applied)  # no more calls before there is a found limit
     permits, wait_us = _permits(state, report, now_us=(now_ms - state.began_ms) * 1000)
     return Share(
         slots=own.share,
@@ -211,37 +232,45 @@ def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, 
     )
 
 
-def _share(state: State, worker_id: str, limit: int, *, now_ms: int) -> int:
-    names = sorted(state.workers)
+def _share(state: State, worker_id: str, sharing: Iterable[str], limit: int, *, now_ms: int) -> int:
+    """The worker's part of a limit that the `sharing` ones have together."""
+    names = sorted(sharing)
     own, index = state.workers[worker_id], names.index(worker_id)
     shares = share_out(limit, [state.workers[name].demand for name in names], turn=now_ms // TURN_MS)
     # What nobody demands is spread evenly: a job that comes to an idle worker finds a slot there.
     fair = min(own.most, shares[index] + (limit - sum(shares)) // len(names))
     if now_ms - state.began_ms < SETTLING_MS:
-        fair = min(fair, own.applied)
-    return grant(fair, limit, sum(held.held for name, held in state.workers.items() if name != worker_id))
+        fair = min(fair, own.first)
+    return grant(fair, limit, sum(state.workers[name].held for name in names if name != worker_id))
 
 
 def _permits(state: State, report: Report, *, now_us: int) -> tuple[int | None, int]:
     requests, tokens = state.fixed.requests_per_minute, state.fixed.tokens_per_minute
     granted, wait_us = report.wanted, 0
-    paid_requests = paid_tokens = 0
+    paid_us = each_us = credit_us = 0
     if requests is not None:
-        paid_requests = settle(state.requests_paid_us, now_us=now_us, per_minute=requests, back=report.unused)
-        granted, _, wait_us = take(paid_requests, now_us=now_us, cost_us=cost_us(requests), wanted=granted)
-    if tokens is not None:
-        back, each_us = (
-            report.back_tokens + report.unused * report.each_tokens,
-            cost_us(tokens, report.each_tokens),
+        each_us, credit_us = cost_us(requests), cost_us(requests, report.unused)
+        paid_us = settle(state.requests_paid_us, now_us=now_us, per_minute=requests, back=report.unused)
+        granted, _, wait_us = take(
+            paid_us, now_us=now_us, cost_us=each_us, wanted=granted, credit_us=credit_us
         )
-        paid_tokens = settle(state.tokens_paid_us, now_us=now_us, per_minute=tokens, back=back)
+    if tokens is not None:
+        back = report.back_tokens + report.unused * report.each_tokens
+        call_us = cost_us(tokens, report.each_tokens)
+        paid_tokens_us = settle(
+            state.tokens_paid_us, now_us=now_us, per_minute=tokens, back=back, each_us=call_us
+        )
         granted, state.tokens_paid_us, token_wait_us = take(
-            paid_tokens, now_us=now_us, cost_us=each_us, wanted=granted
+            paid_tokens_us,
+            now_us=now_us,
+            cost_us=call_us,
+            wanted=granted,
+            credit_us=cost_us(tokens, back),
         )
         wait_us = max(wait_us, token_wait_us)
     if requests is not None:
         _, state.requests_paid_us, _ = take(
-            paid_requests, now_us=now_us, cost_us=cost_us(requests), wanted=granted
+            paid_us, now_us=now_us, cost_us=each_us, wanted=granted, credit_us=credit_us
         )
     if requests is None and tokens is None:
         return None, 0

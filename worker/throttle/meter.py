@@ -14,6 +14,7 @@ from worker.throttle.gatekeeper import Permit
 
 _LATELY = 200  # answers whose tokens tell what the next one may take
 _UNKNOWN_TOKENS = 1000  # reserved for a call before any was answered
+_MOST_TOKENS = 10_000_000  # of one answer: an endpoint that tells more tells nonsense, and a square must fit
 _FLOW_SIZE = len(fields(Flow))
 
 
@@ -41,14 +42,19 @@ class Meter:
         self._back_tokens = 0
         self._lately: deque[int] = deque(maxlen=_LATELY)
 
-    def admit(self, permit: Permit) -> None:
-        """Notes on the permit under which limit the call is admitted, and what is reserved for it."""
-        permit.epoch = self.epoch
+    def admit(self, permit: Permit, *, epoch: int | None = None) -> None:
+        """Notes on the permit under which limit the call is admitted, and what is reserved for it.
+
+        `epoch`: that of the limit when its slot was given; None: now. A thread may begin the call later, when the
+        limit was lowered meanwhile: its refusal is no news then.
+        """
+        permit.epoch = self.epoch if epoch is None else epoch
         permit.reserved_tokens = self.reserved_tokens
 
     def note_answer(self, permit: Permit, *, latency_s: float, tokens: int, tokens_out: int) -> None:
         """The call was answered. `tokens`: of prompt and completion; 0 where the endpoint tells no usage."""
         limit = self._limit
+        tokens, tokens_out = min(tokens, _MOST_TOKENS), min(tokens_out, _MOST_TOKENS)
         if limit is None:
             seen = None
         else:

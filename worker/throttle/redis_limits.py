@@ -97,10 +97,18 @@ class RedisLimitStore:
         """What the workers have in flight now; None where none shares a limit. Raises StoreAway."""
         try:
             raw = self._client.get(self._key)
-            workers = orjson.loads(raw)["workers"] if isinstance(raw, bytes) else {}
-            return Use(sum(one["in_flight"] for one in workers.values()), len(workers)) if workers else None
-        except (redis.RedisError, OSError, ValueError, KeyError, TypeError) as exc:
+            if not isinstance(raw, bytes):
+                return None
+            now_ms = self._fetch_now_ms() if self.now_ms is None else self.now_ms
+            workers = orjson.loads(raw)["workers"].values()
+            in_flight = [one["in_flight"] for one in workers if one["seen"] > now_ms - SILENT_MS]
+        except (redis.RedisError, OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             raise StoreAway(type(exc).__name__) from exc
+        return Use(sum(in_flight), len(in_flight)) if in_flight else None
+
+    def _fetch_now_ms(self) -> int:
+        seconds, micros = self._client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def _read(self, answer: Any) -> Share:
         slots, permits, epoch, limit, flow, in_flight, workers, now_ms, wait_us, changed = answer

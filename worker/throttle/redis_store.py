@@ -14,6 +14,7 @@ import structlog
 
 from schemas.failure import FailureKind
 from worker.policy.gates import MOST_PROBES, Gate, next_probe_after_s
+from worker.policy.half_open import next_trial_after_s
 from worker.throttle.scripts import read_script
 from worker.throttle.store import ACCEPTED_S, USED_S, KeyName, KeyState
 
@@ -21,7 +22,9 @@ log = structlog.get_logger(__name__)
 _KEEP_S = 24 * 3600
 _KEEP_KEY_S = 600  # beyond its wait
 _KEEP_PROBE_MS = 3600_000  # the life of the key; each probe in it ends earlier by itself
+_KEEP_HALF_OPEN_MS = 600_000  # longer than a call takes; nobody has called since, and the gate is forgotten
 _NEXT_AFTER_MS = tuple(round(next_probe_after_s(live) * 1000) for live in range(1, MOST_PROBES))
+_NEXT_TRIAL_AFTER_MS = tuple(round(next_trial_after_s(live) * 1000) for live in range(1, MOST_PROBES))
 
 
 class RedisGateStore:
@@ -53,6 +56,7 @@ class RedisGateStore:
         self._accepted_key = f"antrean:{name}:key-accepted"
         self._take_probe = client.register_script(read_script("take_probe.lua"))
         self._leave_probe = client.register_script(read_script("leave_probe.lua"))
+        self._answer_probe = client.register_script(read_script("answer_probe.lua"))
         self.failed_open = 0  # how often the gate could not be read or written, and counted as open
 
     def fetch(self) -> Gate | None:
@@ -100,19 +104,30 @@ class RedisGateStore:
         for key_id in key_ids:
             self.of_key(KeyName(key_id, "")).clear()
 
-    def take_probe(self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None) -> bool:
+    def take_probe(
+        self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None, is_trial: bool = False
+    ) -> bool:
         facts: tuple[str | int, ...] = (
             token,
             now_ms if self._goes_by_callers and now_ms is not None else "",
             max(1, round(ttl_s * 1000)),
             MOST_PROBES,
-            *_NEXT_AFTER_MS,
+            *(_NEXT_TRIAL_AFTER_MS if is_trial else _NEXT_AFTER_MS),
         )
         try:
             return bool(self._take_probe(keys=[self._probe_key], args=facts))
         except redis.RedisError as exc:
             self._count(exc)
             return True
+
+    def answer_probe(self, token: str, *, needed: int) -> bool | None:
+        facts: tuple[str | int, ...] = (token, needed, _KEEP_PROBE_MS, _KEEP_HALF_OPEN_MS)
+        try:
+            found = self._answer_probe(keys=[self._probe_key, self._gate_key], args=facts)
+        except redis.RedisError as exc:
+            self._count(exc)
+            return True
+        return None if found < 0 else bool(found)
 
     def leave_probe(self, token: str | None = None) -> None:
         try:
@@ -194,6 +209,8 @@ def _parse(raw: bytes) -> Gate:
         since_ms=_whole(facts.get("since_ms")),
         http_status=facts.get("http_status"),
         jobs=tuple(facts.get("jobs") or ()),
+        answered=int(facts.get("answered") or 0),
+        failed=int(facts.get("failed") or 0),
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from worker.policy.gates import MOST_PROBES, Gate, next_probe_after_s
+from worker.policy.half_open import next_trial_after_s
 
 ACCEPTED_S = 120
-USED_S = 120  # a key that no worker has named for so long is not in use any more
+USED_S = (
+    15  # a key that no worker has named for so long is not in use any more: workers name theirs every 4 s
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +51,19 @@ class GateStore(Protocol):
     def clear_all(self) -> None:
         """Opens this gate and those of all known keys, and ends all of their probes."""
 
-    def take_probe(self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None) -> bool:
+    def take_probe(
+        self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None, is_trial: bool = False
+    ) -> bool:
         """Begins a probe under `token`, for at most `ttl_s` seconds. False: none may begin now.
 
         One probe at a time; while it has no answer, another one every few seconds, at most `MOST_PROBES` at once.
+        `is_trial`: the gate is half open, and a few may begin side by side.
+        """
+
+    def answer_probe(self, token: str, *, needed: int) -> bool | None:
+        """Ends a probe that was answered: True if the gate is open now, with `needed` answers; False if half open.
+
+        None: that probe had ended before, and nothing changes.
         """
 
     def leave_probe(self, token: str | None = None) -> None:
@@ -105,16 +117,30 @@ class MemoryGateStore:
         for one in (self, *list(self._keys.values())):
             one.clear()
 
-    def take_probe(self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None) -> bool:
+    def take_probe(
+        self, *, ttl_s: float, token: str = "probe", now_ms: int | None = None, is_trial: bool = False
+    ) -> bool:
         now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
         with self._lock:
             live = [at for at in self._probes.values() if now_ms - ttl_s * 1000 < at < now_ms + 1000]
             if len(live) >= MOST_PROBES:
                 return False
-            if live and now_ms - max(live) < next_probe_after_s(len(live)) * 1000:
+            after_s = (next_trial_after_s if is_trial else next_probe_after_s)(len(live))
+            if live and now_ms - max(live) < after_s * 1000:
                 return False
             self._probes[token] = now_ms
             return True
+
+    def answer_probe(self, token: str, *, needed: int) -> bool | None:
+        with self._lock:
+            if self._probes.pop(token, None) is None:
+                return None
+            if self._gate is None or self._gate.answered + 1 >= needed:
+                self._gate = None
+                self._probes.clear()
+                return True
+            self._gate = replace(self._gate, answered=self._gate.answered + 1)
+            return False
 
     def leave_probe(self, token: str | None = None) -> None:
         with self._lock:

@@ -61,10 +61,12 @@ class Heartbeat:
         max_solo_losses: int,
         on_dead: Callable[[str], None] = lambda worker_id: None,
         find_price: Callable[[str], Price | None] = lambda model: None,
+        keep_told: Callable[[], None] = lambda: None,
     ) -> None:
         """`slots`: those of this worker, as it begins. `on_dead` is told of each worker that is found dead.
 
-        `find_price`: of a model, for answers that a dead process left: its spool has no costs in it.
+        `find_price`: of a model, for answers that a dead process left: its spool has no costs in it. `keep_told` writes
+        down which limits the endpoint told.
         """
         self._ledger = ledger
         self._writer = writer
@@ -79,6 +81,7 @@ class Heartbeat:
         self._max_solo_losses = max_solo_losses
         self._on_dead = on_dead
         self._find_price = find_price
+        self._keep_told = keep_told
         self._watch = LeaseWatch(own_id=writer.worker_id, lease_s=lease_s)
         self._strangers: set[str] = set()  # workers of other ledgers, whose spools lie here
 
@@ -121,6 +124,7 @@ class Heartbeat:
         while self._ledger.run(lambda connection: expire_jobs(connection, now_ms=now_ms)):
             pass
         self._ledger.run(partial(wake_budgets, now_ms=now_ms))
+        self._keep_told()
 
     def end(self, hinted_jobs: Sequence[str] = ()) -> None:
         """Marks this worker as stopped, and the jobs whose messages it leaves behind as not published.
