@@ -95,6 +95,29 @@ def test_an_endpoint_that_is_away_is_named_and_passed_by(
     assert two.antrean("submit", "r.jsonl").code == 4
 
 
+@pytest.mark.simulator("--latency", "0.05", "--model", MODEL)
+def test_a_run_loses_its_patience_with_the_endpoint_that_alone_serves_a_model_and_goes_on_once_it_is_back(
+    two: Shop, simulator: SimulatorProcess, west: SimulatorProcess
+) -> None:
+    models = [MODEL, "m-west", MODEL, "m-west"]
+    (two.folder / "r.jsonl").write_text(
+        "".join(
+            json.dumps({"model": model, "messages": [{"role": "user", "content": f"Hello {n}"}]}) + "\n"
+            for n, model in enumerate(models)
+        )
+    )
+    west.kill()
+    ended = two.antrean("run", "r.jsonl", "-o", "out.jsonl", "--no-check", "--patience", "2")
+    assert ended.code == 6, ended.err
+    assert "no job has ended for 2 s (unreachable: connection refused" in " ".join(ended.err.split())
+    assert len(simulator.calls()) == 2
+    west.restart()
+    done = two.antrean("run", "r.jsonl", "-o", "out.jsonl")
+    assert done.code == 0, done.err
+    assert len(result_lines(two.folder / "out.jsonl")) == 4
+    assert (len(simulator.calls()), len(west.calls())) == (2, 2)
+
+
 def test_one_address_in_the_environment_means_that_one(two: Shop, simulator: SimulatorProcess) -> None:
     (two.folder / "r.jsonl").write_text(
         '{"model": "m", "messages": [{"role": "user", "content": "Hello"}]}\n'

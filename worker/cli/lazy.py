@@ -72,10 +72,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
     },
     "Set up": {
         "check": Listed("checking", "Check all that is needed, and say what to do about each problem."),
-        "models": Listed(
-            "checking",
-            "List the models that the endpoint runs now; of several endpoints, those that jobs may name.",
-        ),
+        "models": Listed("checking", "List the models that the endpoint runs now."),
         "migrate": Listed("checking", "Bring the database to this version's schema."),
         "simulate": Listed("simulating", "Serve a simulated endpoint, with faults and limits on demand."),
     },
