@@ -118,7 +118,7 @@ def _batching(
     }
 
 
-_REAL_MOST = {"limit / knee": 1.35, "highest / knee": 1.7}
+_REAL_MOST = {"limit / knee": 1.3, "highest / knee": 1.5}
 _KNEE_LEAST = {"work from 60 to 120 s": 0.95, "work in ten minutes": 0.95}
 _KNEE_MOST = {"limit / knee": 1.25, "highest / knee": 1.5}
 

@@ -38,6 +38,8 @@ class Worker:
     in_flight: int = 0
     flow: Flow = NOTHING  # since the last exchange, of the epoch of `limit`
     full_ms: float = 0.0
+    was_open: int = 0  # calls in flight at the last exchange
+    exchanged_s: float = 0.0
     at_s: float = 0.0
     is_gone: bool = False
     last_s: float = -1.0
@@ -206,8 +208,10 @@ class World:
     def _exchange(self, worker: Worker) -> None:
         worker.is_told = False
         self._count_full(worker)
+        open_ms = max(worker.in_flight, worker.was_open) * (self.time.now_s - worker.exchanged_s) * 1000
+        worker.was_open, worker.exchanged_s = worker.in_flight, self.time.now_s
         if worker.limit.epoch == self.limit.epoch:
-            self.flow += worker.flow + Flow(full_ms=round(worker.full_ms))
+            self.flow += worker.flow + Flow(full_ms=round(worker.full_ms), open_ms=round(open_ms))
             self.replace(concurrency.step(self.limit, self.flow, cap=self.cap, now_ms=self.now_ms))
         worker.flow, worker.full_ms, worker.limit = NOTHING, 0.0, self.limit
         demands = [self._demand(one) for one in self.workers]

@@ -87,6 +87,24 @@ def test_requests_a_minute_are_permits_that_are_used_up_and_earned_again(make: M
     assert len(worker.calls) == 64
 
 
+@pytest.mark.parametrize("number", [None, 16])
+def test_when_a_rate_is_cleared_calls_begin_although_none_ends(
+    make: Make, ledger: Ledger, number: int | None
+) -> None:
+    """All slots are free, and no job comes: nothing else would begin the jobs that wait for their permits."""
+    ledger.known = Known(Fixed(in_flight=16, requests_per_minute=60, version_ms=1))
+    worker = make(number=number)
+    worker.tick()
+    worker.take(100)
+    for _ in range(5):
+        worker.tick(0.1)
+        worker.end()
+    assert not worker.calls, "the rate is used up"
+    ledger.known = Known(Fixed(in_flight=16, version_ms=2))
+    worker.tick(0.6)
+    assert len(worker.calls) == 16
+
+
 def test_tokens_a_minute_are_reserved_by_what_answers_took_lately(make: Make, ledger: Ledger) -> None:
     ledger.known = Known(Fixed(tokens_per_minute=60_000, version_ms=1))
     worker = make(number=64)

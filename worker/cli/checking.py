@@ -105,7 +105,10 @@ def check(as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
-    """List the models that the endpoint runs now; of several endpoints, those that jobs may name."""
+    """List the models that the endpoint runs now.
+
+    Of several endpoints they are those that jobs may name, with the names of the endpoints that serve each.
+    """
     settings = load_settings()
     if settings.endpoint_tables:
         _list_offered(settings, as_json=as_json)

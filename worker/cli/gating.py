@@ -13,7 +13,7 @@ from worker.cli.console import note, out, print_json
 from worker.cli.shared_help import ENDPOINT_HELP
 from worker.clock import SystemClock
 from worker.errors import BrokerAway
-from worker.operations.endpoints import choose_endpoints
+from worker.operations.endpoint_choice import choose_endpoints
 from worker.operations.gates import (
     EndpointGate,
     GateWatch,

@@ -12,7 +12,7 @@ from worker.cli.console import note, out, print_json
 from worker.cli.shared_help import ENDPOINT_HELP
 from worker.clock import iso_ms
 from worker.errors import InputError
-from worker.operations.endpoints import choose_endpoints
+from worker.operations.endpoint_choice import choose_endpoints
 from worker.operations.limits import (
     LimitsView,
     change_facts,

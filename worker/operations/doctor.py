@@ -16,7 +16,7 @@ from worker.broker.set_aside import count_aside, name_aside
 from worker.clock import SystemClock
 from worker.errors import BrokerAway
 from worker.files.home import broker_socket
-from worker.operations.endpoints import drop_served
+from worker.operations.endpoint_choice import drop_served
 from worker.settings import Settings
 from worker.storage.doctor import (
     MOST_EXAMPLES,

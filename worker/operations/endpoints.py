@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from api_client.config import Credential
-from worker.errors import AntreanError, NotFound, Refused
+from worker.errors import AntreanError, Refused
+from worker.operations.endpoint_choice import describe_served
 from worker.operations.errors import ModelMissing
 from worker.operations.preflight import NOT_ASKED, EndpointFacts, ask_endpoint, check_models, list_models
 from worker.settings import EndpointSettings, Settings
@@ -167,29 +168,6 @@ def try_endpoints(settings: Settings, *, with_chat: bool = True) -> Answers:
         return AskedEndpoint(endpoint, facts)
 
     return _gather(settings, tuple(_map(ask, settings.endpoints)))
-
-
-def choose_endpoints(settings: Settings, name: str | None) -> tuple[EndpointSettings, ...]:
-    """The endpoint of this name, or all without one. Raises NotFound that names those there are."""
-    found = tuple(one for one in settings.endpoints if name in (None, one.name, one.identity))
-    if not found:
-        names = ", ".join(one.name for one in settings.endpoints)
-        raise NotFound(f"no endpoint is named so: there is {names}")
-    return found
-
-
-def drop_served(models: Mapping[str, int], endpoints: Sequence[EndpointSettings]) -> Mapping[str, int]:
-    """Those of the models that none of the endpoints serves, with their numbers."""
-    return {
-        model: count
-        for model, count in models.items()
-        if not any(endpoint.serves(model) for endpoint in endpoints)
-    }
-
-
-def describe_served(endpoints: Sequence[EndpointSettings]) -> str:
-    """`east serves llama-3.1-8b, qwen3*; west serves gpt-4o`."""
-    return "; ".join(f"{one.name} serves {list_models(one.models) or 'all'}" for one in endpoints)
 
 
 def _gather(settings: Settings, asked: tuple[AskedEndpoint, ...]) -> Answers:

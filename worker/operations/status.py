@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from schemas.job import JobState
 from worker.clock import SystemClock
-from worker.operations.endpoints import drop_served
+from worker.operations.endpoint_choice import drop_served
 from worker.operations.gates import EndpointGate, GateWatch, describe_trouble, find_shut
 from worker.operations.limits import HeldLimits, fetch_held_limits
 from worker.policy.gates import Gate

@@ -18,7 +18,8 @@ class Flow:
     `full_ms`: for each worker its share, or its calls in flight if a share that became smaller is less, times how long
     its demand (calls in flight, and claimed jobs that wait for a slot) was at least its share. So it is the limit times
     the elapsed time where the limit was always reached.
-    `ended`: all calls that were answered in this time, also those of earlier values.
+    `ended`: all calls that were answered in this time, also those of earlier values. `open_ms`: calls in flight, times
+    how long they were so many: a part of the limit may not be for the jobs that are there.
     """
 
     answers: int = 0
@@ -31,6 +32,7 @@ class Flow:
     refusals: int = 0
     full_ms: int = 0
     ended: int = 0
+    open_ms: int = 0
 
     def __add__(self, other: Flow) -> Flow:
         return Flow(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Flow)))

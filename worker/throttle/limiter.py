@@ -121,6 +121,7 @@ class Limiter:
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
         self._was_full = self._is_rate_reached = False
+        self._was_open = 0
         self._had_demand = self._has_woken = False
         self._is_held = False  # no call begins before the next exchange
         self._refused_epoch: int | None = None
@@ -230,6 +231,8 @@ class Limiter:
             if is_full and self._was_full
             else 0
         )
+        # Not one of the moments in which calls have ended and the next ones have not begun.
+        open_ms = round(max(in_flight, self._was_open) * (now_s - self._reported_s) * 1000)
         fixed = self._known.fixed
         is_told = self._slots.permits is not None  # also of a rate that another ledger has set
         has_rates = is_told or fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
@@ -244,7 +247,7 @@ class Limiter:
             # Only as many jobs are fetched as the share has room for: who has as many may want any number.
             demand=self._own_limit if is_wanted else demand + (demand > 0),
             epoch=self._meter.epoch,
-            flow=reading.flow + Flow(full_ms=full_ms),
+            flow=reading.flow + Flow(full_ms=full_ms, open_ms=open_ms),
             wanted=max(0, wanted),
             unused=unused,
             each_tokens=self._meter.reserved_tokens or 1,
@@ -258,7 +261,7 @@ class Limiter:
             raise
         finally:
             self._has_begun = True
-            self._reported_s, self._was_full = now_s, is_full
+            self._reported_s, self._was_full, self._was_open = now_s, is_full, in_flight
             self._has_woken = self._has_woken or (demand > 1 and not self._had_demand)
             self._had_demand = demand > 1  # a lone job now and then fills no limit
         self._kept = None
@@ -267,6 +270,7 @@ class Limiter:
         self._latest = self._limit or self._latest
         self._meter.follow(self._limit)
         self._meter.reserved_tokens = self._meter.expected_tokens() if share.permits is not None else 0
+        is_freed = share.permits is None and self._slots.permits is not None
         self._slots.grant(share.permits)
         self._is_rate_reached = share.permits is not None and share.permits < wanted
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
@@ -275,7 +279,7 @@ class Limiter:
         self._slots.valid_until_s = now_s + _VALID_S
         if self._is_held:  # refused meanwhile
             self._slots.valid_until_s = 0.0
-        elif share.permits or was_held:
+        elif share.permits or was_held or is_freed:
             self._advance()
         return share
 
