@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from worker.storage.claims import SOLO_AFTER_LOSSES
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs
 
 PAGE = MAX_ROWS
+_REST_S = 1.0
 
 _endpoint: BindParameter[str] = bindparam("of_endpoint")
 _IS_LONE = text("NOT jobs.is_bulk")  # as text, see due.py
@@ -57,27 +59,39 @@ class ModelChoice:
     """Reads due jobs in their order and takes those that are wanted.
 
     A page is read from the beginning, and one from where the last wanted ones were found: a million jobs that nobody
-    wants now do not hide the ones behind them, and are not read each time.
+    wants now do not hide the ones behind them, and are not read each time. A batch of which no job can be called is
+    left alone for a second.
     """
 
-    def __init__(self, wants: Callable[[Due], bool]) -> None:
-        """`wants` is asked once for each job that may be taken, in their order."""
+    def __init__(
+        self,
+        wants: Callable[[Due], bool],
+        *,
+        is_hopeless: Callable[[str], bool] = lambda model: False,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`wants` is asked once for each job that may be taken, in their order.
+
+        `is_hopeless`: whether no job of this model is wanted before `forget`.
+        """
         self.wants = wants
+        self._is_hopeless = is_hopeless
+        self._monotonic_s = monotonic_s
         self._after: dict[str, tuple[int, str]] = {}
+        self._rests_until_s: dict[str, float] = {}
 
     def forget(self) -> None:
         """Begins anew: other models are wanted."""
         self._after.clear()
+        self._rests_until_s.clear()
 
     def ready_of(self, connection: Connection, endpoint: str, batch_id: str, at_most: int) -> list[Due]:
         """Ready jobs of a batch, at most so many."""
-        return self._ready(
-            connection,
-            _READY_OF_BATCH,
-            {"of_endpoint": endpoint, "of_batch": batch_id},
-            at_most,
-            f"b{batch_id}",
-        )
+        now_s, place = self._monotonic_s(), f"b{batch_id}"
+        if batch_id and self._rests_until_s.get(place, now_s) > now_s:
+            return []
+        query = {"of_endpoint": endpoint, "of_batch": batch_id}
+        return self._ready(connection, _READY_OF_BATCH, query, at_most, place)
 
     def due_of(
         self, connection: Connection, endpoint: str, batch_id: str, at_most: int, now_ms: int
@@ -109,6 +123,8 @@ class ModelChoice:
 
         rows = read(_FIRST)
         found = self._take(rows, at_most)
+        if rows and not found and len(rows) < PAGE and all(self._is_hopeless(row.model) for row in rows):
+            self._rests_until_s[place] = self._monotonic_s() + _REST_S
         if len(found) < at_most and len(rows) == PAGE:
             last = rows[-1].priority, rows[-1].id
             after = max(last, self._after.get(place, last))

@@ -95,7 +95,7 @@ class Spread:
         self._routes = routes
         self._slots = slots
         self._on_change = on_change
-        self._choice = ModelChoice(self._wants)
+        self._choice = ModelChoice(self._wants, is_hopeless=self._is_hopeless, monotonic_s=clock.monotonic_s)
         self._takers: tuple[bool, ...] = ()
         self._budgets: dict[int, int] = {}
         self._tests: set[int] = set()  # sets of endpoints of which a job is only to test one
@@ -218,6 +218,11 @@ class Spread:
             return False
         self._budgets[group] -= 1
         return True
+
+    def _is_hopeless(self, model: str) -> bool:
+        """Whether none of the endpoints of this model takes calls."""
+        group = self._routes.find(model)
+        return not any(has(group, index) and takes for index, takes in enumerate(self._takers))
 
     def _is_refused(self, group: int, job_id: str) -> bool:
         """Whether the job was refused before by one that it might test, so that another one is to test it."""
