@@ -126,6 +126,7 @@ class AttemptRow(SQLModel, table=True):
     generation: int
     worker_id: str
     claim_token: str
+    endpoint: str | None = None  # the one that was called, where jobs go to several; None: that of the job
     outcome: str  # succeeded, unused (a second success), released, lost, or the failure's kind
     http_status: int | None = None
     request_id: str | None = None

@@ -122,7 +122,7 @@ def _run(name: str, options: Options, folder: Path, broker: Broker, problems: li
         if name == "budget":
             result.found[contender] = run_budget(folder, broker, is_quick=options.is_quick)
         elif name == "two-endpoints":
-            result.found[contender] = run_two_endpoints()
+            result.found[contender] = run_two_endpoints(folder, broker, is_quick=options.is_quick)
         else:
             result.found["auto"] = NOT_BUILT
             result.found.update(run_cpu(folder, broker, is_quick=options.is_quick))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+
+from sqlalchemy import func, select
 
 from bench.contenders import Stage, count_ended, fetch_spans, open_shop
 from bench.limits.real import NotBuilt, require_command, require_option, require_setting
@@ -14,8 +17,15 @@ from bench.measure import cpu_per_job_ms, find_steady
 from bench.processes import wait_until
 from bench.requests_file import write_requests
 from bench.servers import Broker, Simulator
+from worker.broker.client import open_client
+from worker.errors import AntreanError
+from worker.settings import load_settings
+from worker.storage.engine import Ledger
+from worker.storage.tables import jobs as job_rows
+from worker.throttle.redis_store import RedisGateStore
 
 BUDGET_TOKENS, BUDGET_JOBS, BUDGET_SLOTS = 100_000, 1_000, 64
+_BUDGET_ANSWER = 200  # `max_tokens`: half of the answers would be longer
 _QUIET_S = 8.0  # nothing answered for so long: the batch has paused
 _CPU_SLOTS, _CPU_LATENCY_S = 100, 0.5
 # Limits that are kept and never reached.
@@ -42,7 +52,10 @@ def budget_figures(tokens: int, budget: int) -> Figures:
 
 
 def run_budget(folder: Path, broker: Broker, *, is_quick: bool) -> Figures:
-    """A batch with a budget, in many slots, with answers of different length. Raises NotBuilt."""
+    """A batch with a budget, in many slots, with answers of different length. Raises NotBuilt.
+
+    Each request says how long its answer may be, so no call can take more than is reserved for it.
+    """
     require_option("submit", "--budget")
     jobs, tokens = (200, BUDGET_TOKENS // 5) if is_quick else (BUDGET_JOBS, BUDGET_TOKENS)
     options = {"answer_tokens": 200, "answer_spread": 0.8}
@@ -51,7 +64,7 @@ def run_budget(folder: Path, broker: Broker, *, is_quick: bool) -> Figures:
         broker.reset()
         stage = Stage(folder, simulator, broker, None, 0.2)
         shop = open_shop(stage, "sqlite")
-        file = write_requests(shop.folder / "requests.jsonl", jobs, max_tokens=None)
+        file = write_requests(shop.folder / "requests.jsonl", jobs, max_tokens=_BUDGET_ANSWER)
         shop.submit(file, "--budget", f"{tokens}tok")
         with shop.worker(BUDGET_SLOTS):
             _wait_for_quiet(simulator, jobs)
@@ -118,6 +131,56 @@ def _cpu_ms(folder: Path, broker: Broker, jobs: int, *, is_on: bool) -> float:
         simulator.close()
 
 
-def run_two_endpoints() -> Figures:
-    """Raises NotBuilt: one worker works for one endpoint."""
-    raise NotBuilt
+def run_two_endpoints(folder: Path, broker: Broker, *, is_quick: bool) -> Figures:
+    """Two endpoints, of which one answers 503 from the middle on. Raises NotBuilt."""
+    jobs, slots = (600, 16) if is_quick else (4_000, 40)
+    dies, lives = Simulator(_CPU_LATENCY_S), Simulator(_CPU_LATENCY_S)
+    try:
+        tables = {
+            name: {"base_url": one.url, "api_key": "k", "concurrency": slots}
+            for name, one in (("dies", dies), ("lives", lives))
+        }
+        try:
+            identity = load_settings(endpoint_tables=tables, _env_file=None).endpoints[0].identity
+        except (AntreanError, AttributeError, TypeError):
+            raise NotBuilt from None
+        broker.reset()
+        shop = open_shop(Stage(folder, dies, broker, None, _CPU_LATENCY_S), "sqlite")
+        del shop.settings["base_url"], shop.settings["api_key"]
+        shop.settings["endpoint_tables"] = json.dumps(tables)
+        shop.submit(write_requests(shop.folder / "requests.jsonl", jobs))
+        store = RedisGateStore(open_client(broker.url), identity)
+        with shop.ledger() as ledger, shop.worker(slots):
+            return _watch_one_die(ledger, dies, store, jobs)
+    finally:
+        dies.close()
+        lives.close()
+
+
+def _watch_one_die(ledger: Ledger, dies: Simulator, store: RedisGateStore, jobs: int) -> Figures:
+    wait_until(lambda: dies.stats()["calls"], within_s=60, what="the first call comes")
+    began_s = time.monotonic()
+    wait_until(lambda: dies.stats()["paid"] >= jobs // 6, within_s=300, what="the run is in its middle")
+    dies.change({"outage_status": 503})
+
+    def is_shut() -> bool:
+        gate = store.fetch()
+        return gate is not None and gate.needs_probe and not dies.stats()["in_flight"]
+
+    wait_until(is_shut, within_s=60, what="its gate is shut", every_s=0.02)
+    before, gate = dies.stats()["calls"], store.fetch()
+    strikes = 0 if gate is None else gate.strikes
+    wait_until(lambda: count_ended(ledger) >= jobs, within_s=300, what="all jobs end", every_s=0.2)
+    seconds = time.monotonic() - began_s
+    gate = store.fetch()
+    probes = max(1, (0 if gate is None else gate.strikes) - strikes)
+    with ledger.read() as connection:
+        answered = connection.execute(
+            select(func.count()).where(job_rows.c.state == "succeeded")
+        ).scalar_one()
+    return two_endpoints_figures(jobs - answered, dies.stats()["calls"] - before, probes, seconds)
+
+
+def two_endpoints_figures(lost: int, calls: int, probes: int, seconds: float) -> Figures:
+    """The figures, from the calls that came to the dead endpoint after its gate shut. Pure."""
+    return {"lost": float(lost), "calls_to_the_dead": calls / probes, "seconds": seconds}

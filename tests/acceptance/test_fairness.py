@@ -61,6 +61,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.1")
 def test_batches_of_unlike_documents_share_the_tokens_by_weight_also_one_that_comes_later(

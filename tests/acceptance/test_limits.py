@@ -116,7 +116,11 @@ def test_auto_does_nearly_all_the_work_that_a_server_can_that_never_refuses(
     plant.worker()
     wait_until(lambda: simulator.stats()["calls"] > 20, within_s=20, what="calls are made")
     Event().wait(45)
-    before = simulator.stats()["calls"]
-    Event().wait(20)
+    before, in_flight = simulator.stats()["calls"], []
+    for _ in range(40):
+        Event().wait(0.5)
+        in_flight.append(simulator.stats()["in_flight"])
     after = simulator.stats()
     assert after["calls"] - before >= 24 * 20 * 0.9
+    assert max(in_flight) <= 1.5 * 24 + 2, "also while a higher limit is tried"
+    assert sum(in_flight) / len(in_flight) <= 1.5 * 24

@@ -147,7 +147,8 @@ def test_an_answer_that_run_or_check_had_makes_all_waiting_jobs_due_and_the_next
     store.put(replace(spent(), kind=FailureKind.SERVER_ERROR, http_status=503, answered=answered))
     assert not keeper.admit("job").is_granted
     before_ms = SystemClock().now_ms()
-    assert GateWatch(load_settings(_env_file=None)).wake(ledger) == len(ids)
+    settings = load_settings(_env_file=None)
+    assert GateWatch(settings).wake(ledger, {settings.endpoint: []}) == len(ids)
     due_ms = [job_row(ledger, id_).not_before_ms for id_ in ids]
     assert before_ms <= min(due_ms) and max(due_ms) <= SystemClock().now_ms() + 1000, "45 s before their time"
     again = Gatekeeper(store, SystemClock(), probe_ttl_s=60.0)

@@ -34,6 +34,7 @@ from worker.storage.batches import fetch_held, make_batch
 from worker.storage.budgets import Budget, BudgetGuard, fetch_budget, wake_budgets
 from worker.storage.engine import Ledger
 from worker.storage.group_commit import write_group
+from worker.storage.moves import cancel_batch
 from worker.storage.outcomes import ClaimedJob, Usage
 from worker.storage.reply import Reply
 from worker.storage.tables import budgets, jobs
@@ -200,6 +201,15 @@ def test_a_batch_at_its_budget_goes_on_when_there_is_room_and_when_it_is_raised(
     assert set_budget(ledger, Limit(tokens=10 * RESERVED)).spent.tokens == 2 * RESERVED + 5
     assert held(ledger) == []
     assert sorted(group(ledger, ids[3:], token="t3")) == ids[3:]
+
+
+def test_a_batch_without_open_jobs_waits_for_no_budget(ledger: Ledger) -> None:
+    """Nobody is told to raise the budget of a batch that was cancelled."""
+    ids = open_batch(ledger, Limit(tokens=5))
+    assert group(ledger, ids) == {}
+    assert budget(ledger).waits_since_ms == NOW
+    ledger.run(partial(cancel_batch, batch_id="b", now_ms=NOW))
+    assert budget(ledger).waits_since_ms is None
 
 
 def test_the_reservations_of_a_dead_worker_come_back(ledger: Ledger) -> None:

@@ -6,12 +6,16 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from schemas.failure import Failure, FailureKind, Spent
 from tests.support.clock import FakeClock
 from tests.support.house import MODEL, House
 from tests.support.ledger import ENDPOINT, NOW, claim_one, job_row, put_one, record, rows, setback, success
+from worker.attempt.judge import Judgement
+from worker.attempt.outcomes import make_setback
 from worker.policy.cost import CostSum, Price, Rates
 from worker.storage.batch_status import fetch_status
 from worker.storage.batches import fetch_batch, make_batch
@@ -106,6 +110,22 @@ def test_a_workers_answer_is_recorded_with_its_cost(build: Callable[..., House],
     assert usage.cost_nano == 1000 * usage.prompt_tokens + 2000 * usage.completion_tokens > 0
 
 
+def test_absurd_counts_of_tokens_have_a_cost_that_can_be_summed(ledger: Ledger) -> None:
+    """A defect of an endpoint must not make all later sums fail."""
+    put_batch(ledger)
+    price = Price(Rates(2_500_000, 10_000_000))
+    for i in range(3):
+        job = claim_one(ledger, put_one(ledger, batch_id="b"), token=f"t{i}")
+        spent = Spent(None, 2**53 - 1, 2**53 - 1, 2**53 - 1, cached_tokens=2**53 - 1)
+        failure = Failure(FailureKind.BAD_RESPONSE, "no choices", spent=spent)
+        judged = Judgement(not_before_ms=None, burns=True, is_blocked=False)
+        times: Any = {"started_at_ms": NOW, "ended_at_ms": NOW, "latency_s": 1.0}
+        record(ledger, make_setback(job, failure, judged, find_price=lambda *_: price, **times))
+    with ledger.read() as connection:
+        [one] = iterate_usage(connection, UsageBy.MODEL)
+    assert one.cost_nano == 3 * (2**31 - 1) * 12_500
+
+
 def test_a_workers_answer_of_an_unknown_price_has_no_cost(build: Callable[..., House]) -> None:
     house = build()
     house.execute(house.put())
@@ -120,7 +140,7 @@ def test_a_defect_of_the_prices_costs_no_answer_that_is_paid_for(
     def fail(*_: object, **__: object) -> None:
         raise ImportError("no descriptor left")
 
-    monkeypatch.setattr(house.executor._prices, "find", fail)
+    monkeypatch.setattr(house.route.prices, "find", fail)
     id_ = house.put()
     house.execute(id_)
     assert job_row(house.ledger, id_).state == "succeeded"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from schemas.job import JobState
 from tests.support.ahead import Row
 from tests.support.house import House
 from tests.support.ledger import (
@@ -28,6 +29,7 @@ from worker.attempt.report import Verdict
 from worker.attempt.slots import Slots
 from worker.clock import SystemClock
 from worker.operations.deadlines import apply_deadline, note_batch_deadline
+from worker.operations.retry import retry
 from worker.storage.batches import Batch, fetch_batch, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.moves import expire_jobs
@@ -197,3 +199,14 @@ def test_open_jobs_of_a_batch_whose_deadline_is_over_go_on_without_one(ledger: L
     assert {job_row(ledger, id_).expires_at_ms for id_ in ours} == {None}
     assert job_row(ledger, own).expires_at_ms == over_ms - 5, "its own, not the batch's"
     assert job_row(ledger, other).expires_at_ms == over_ms
+
+
+def test_jobs_that_are_queued_again_before_the_deadline_of_their_batch_have_it(ledger: Ledger) -> None:
+    now_ms = SystemClock().now_ms()
+    batch = note_batch_deadline(ledger, a_batch(ledger), now_ms + 60_000)
+    for deadline_ms, expected in ((now_ms + 60_000, now_ms + 60_000), (now_ms - 1, None), (None, None)):
+        failed = put_one(ledger, batch_id="b", expires_at_ms=now_ms + 60_000)
+        record(ledger, setback(claim_one(ledger, failed, token=failed)))
+        batch = note_batch_deadline(ledger, batch, deadline_ms)
+        assert retry(ledger, batch, states=[JobState.FAILED], kinds=[]).queued == 1
+        assert job_row(ledger, failed).expires_at_ms == expected

@@ -67,7 +67,7 @@ def test_a_defect_of_the_gate_keeps_no_job_in_the_hands_of_a_worker(
 ) -> None:
     house = build(simulated={"outage_status": 500})
     id_ = house.put()
-    monkeypatch.setattr(house.executor._judge, "_attribute", _break)
+    monkeypatch.setattr(house.route.judge, "_attribute", _break)
     assert house.execute(id_) is Verdict.WAITING
     row = job_row(house.ledger, id_)
     assert (row.state, row.attempts) == ("waiting", 1)
@@ -164,7 +164,7 @@ def test_a_worker_that_stops_gives_back_a_job_that_waits_for_the_command_of_its_
     running = in_background(lambda: house.execute(id_))
     wait_until(lambda: (tmp_path / "runs").exists(), what="the command runs")
     house.slots.stop()
-    house.executor.cut_key_command()
+    house.routes.cut_key_commands()
     assert running() is Verdict.GIVEN_BACK
     row = job_row(house.ledger, id_)
     assert (row.state, row.attempts, row.claim_token) == ("queued", 0, None)

@@ -72,7 +72,7 @@ def success_is_not_noted(house: House, id_: str) -> None:
 
 def failure_is_not_judged(house: House, id_: str) -> None:
     house.simulator.set_faults(outage_status=500)
-    house.executor._judge._whose = raising(KeyError("a defect"))  # type: ignore[method-assign]
+    house.route.judge._whose = raising(KeyError("a defect"))  # type: ignore[method-assign]
 
 
 def gate_is_not_told(house: House, id_: str) -> None:

@@ -20,6 +20,8 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.execute import Executor
 from worker.attempt.report import Report, Verdict
+from worker.attempt.route import Route
+from worker.attempt.routes import Routes
 from worker.attempt.slots import Slots
 from worker.consume.delivery import write_down
 from worker.intake.submit import make_job
@@ -80,7 +82,7 @@ class House:
             endpoint=self.endpoint,
             clock=clock,
             window_s=0.0,
-            find_price=lambda model: self.executor.find_price(model),
+            find_price=lambda model: self.route.find_price(model),
         )
         self.store = MemoryGateStore() if store is None else store
         self.slots: Slots[Received] = Slots(4) if slots is None else slots
@@ -89,22 +91,30 @@ class House:
         self.gates = KeyGates(self.store, clock, probe_ttl_s=60.0, keys=self.credentials.names)
         self.spool = SpoolFile(loaded.spool_folder, "w1")
         self.facts = BatchFacts(clock, endpoint=self.endpoint)
-        self.executor = Executor(
-            prices=open_price_book(loaded),
+        self.route = Route(
+            self.endpoint,
             client=self.client,
             credentials=self.credentials,
-            writer=self.writer,
             gates=self.gates,
-            spool=self.spool,
+            writer=self.writer,
             rules=RetryRules(),
             clock=clock,
+            prices=open_price_book(loaded),
             is_proven=is_proven,
             is_stopping=lambda: self.slots.is_stopping,
-            is_paused=lambda: self.is_paused,
-            note_tokens=self.facts.note_answer,
             passes_priority=loaded.upstream_priority == "vllm",
             rng=random.Random(1),
             told=self.told,
+        )
+        self.routes = Routes((self.route,), clock=clock)
+        self.executor = Executor(
+            routes=self.routes,
+            writer=self.writer,
+            spool=self.spool,
+            clock=clock,
+            is_stopping=lambda: self.slots.is_stopping,
+            is_paused=lambda: self.is_paused,
+            note_tokens=self.facts.note_answer,
         )
         self.pool = ThreadPoolExecutor(16)
         self.dispatcher = Dispatcher(

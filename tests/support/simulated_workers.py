@@ -38,6 +38,8 @@ class Worker:
     in_flight: int = 0
     flow: Flow = NOTHING  # since the last exchange, of the epoch of `limit`
     full_ms: float = 0.0
+    was_open: int = 0  # calls in flight at the last exchange
+    exchanged_s: float = 0.0
     at_s: float = 0.0
     is_gone: bool = False
     last_s: float = -1.0
@@ -59,7 +61,7 @@ class World:
     cap: int = 256
     remembered: Limit | None = None
     tick_s: float = 0.1
-    steady_tick_s: float = 0.1  # where the share did not change lately
+    steady_tick_s: float = 0.1  # where the share did not change lately, and none is tried
     gap_s: float = 0.005  # from the end of a call to the start of the next one in its slot
     late_s: float = (
         0.0  # a new slot is filled so much later, at most: its job must be claimed first, and find a thread
@@ -192,7 +194,8 @@ class World:
             return
         before = worker.share
         self._exchange(worker)
-        tick_s = self.steady_tick_s if worker.share == before else self.tick_s
+        is_steady = worker.share == before and self.limit.phase is concurrency.Phase.HOLDING
+        tick_s = self.steady_tick_s if is_steady else self.tick_s
         self.time.after(tick_s * self.rng.uniform(0.9, 1.1), lambda: self._tick(worker))
 
     # ── the store ──
@@ -205,8 +208,10 @@ class World:
     def _exchange(self, worker: Worker) -> None:
         worker.is_told = False
         self._count_full(worker)
+        open_ms = max(worker.in_flight, worker.was_open) * (self.time.now_s - worker.exchanged_s) * 1000
+        worker.was_open, worker.exchanged_s = worker.in_flight, self.time.now_s
         if worker.limit.epoch == self.limit.epoch:
-            self.flow += worker.flow + Flow(full_ms=round(worker.full_ms))
+            self.flow += worker.flow + Flow(full_ms=round(worker.full_ms), open_ms=round(open_ms))
             self.replace(concurrency.step(self.limit, self.flow, cap=self.cap, now_ms=self.now_ms))
         worker.flow, worker.full_ms, worker.limit = NOTHING, 0.0, self.limit
         demands = [self._demand(one) for one in self.workers]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.limits.command import NAMES, parse_options
-from bench.limits.extras import budget_figures, cpu_figures
+from bench.limits.extras import budget_figures, cpu_figures, two_endpoints_figures
 from bench.limits.figures import (
     Row,
     end_of_share_s,
@@ -229,3 +229,8 @@ def test_names_that_are_not_known_are_refused(
         parse_options(arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err
+
+
+def test_calls_to_a_dead_endpoint_are_counted_for_each_probe() -> None:
+    assert two_endpoints_figures(0, 4, 4, 20.0) == {"lost": 0.0, "calls_to_the_dead": 1.0, "seconds": 20.0}
+    assert two_endpoints_figures(2, 8, 4, 20.0)["calls_to_the_dead"] == 2.0

@@ -204,60 +204,6 @@ def test_a_refusal_wakes_the_limiter_and_cuts_once_for_all_calls_of_a_round(
     assert worker.slots.limit == 12
 
 
-def test_a_call_whose_thread_begins_late_is_of_the_limit_that_gave_it_its_slot(
-    make: Make, ledger: Ledger
-) -> None:
-    """Else a refusal of the higher limit would cut the lower one, too."""
-    worker = make()
-    worker.tick()
-    worker.take(15)
-    worker.slots.add(Job())
-    worker.slots.add_claimed(worker.slots.take_claimable()[0])
-    assert worker.slots.take_slots() == 1
-    worker.end(1, refused=True)
-    worker.tick(0.01)
-    assert ledger.values == [16, 12]
-    job, permit = worker.slots.take_started(), Permit()
-    assert job is not None
-    worker.meter.admit(permit, epoch=job.epoch)
-    worker.meter.note_failure(permit, is_refusal=True)
-    worker.tick(0.01)
-    assert ledger.values == [16, 12]
-    worker.end(14)
-    worker.take(12)
-    assert {one.epoch for one in worker.calls} == {worker.meter.epoch}
-
-
-def test_the_first_job_after_an_idle_time_wakes_the_limiter_and_the_time_before_it_does_not_count(
-    make: Make, ledger: Ledger, clock: FakeClock
-) -> None:
-    worker = make()
-    for _ in range(5):
-        assert worker.tick(1.0) == 1.0
-    assert not worker.slots.lacks
-    worker.take(100)
-    assert worker.slots.lacks, "the limiter is asked at once"
-    worker.tick(0.01)
-    assert worker.limiter._limit is not None
-    assert worker.limiter._limit.since_ms == clock.now_ms()
-    worker.tick()
-    worker.tick()
-    worker.end()
-    worker.tick()
-    assert ledger.values == [16, 32]
-
-
-def test_while_a_limit_is_tried_the_exchanges_are_frequent(make: Make) -> None:
-    worker = make()
-    worker.take(30)
-    worker.tick()
-    worker.tick()
-    assert worker.tick() == 0.1, "it is being tried"
-    worker.end()
-    worker.tick()
-    assert worker.tick() == 0.25, "there are too few jobs to try anything"
-
-
 def test_any_worker_decides_by_what_all_saw_and_one_decides(make: Make, ledger: Ledger) -> None:
     first, second = make("a"), make("b")
     for _ in range(12):
@@ -401,6 +347,22 @@ def test_an_error_that_nobody_thought_of_is_told_and_the_share_stays(
         worker.limiter.run(is_leaving)
     assert [(one["event"], one["share"]) for one in told] == [("limit.failed", 16)]
     assert worker.slots.limit == 16
+
+
+def test_a_worker_leaves_in_order_where_the_limit_cannot_be_kept(
+    make: Make, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, is_leaving = make(), threading.Event()
+    worker.tick()
+    is_leaving.set()
+
+    def fail(limit: Limit, *, now_ms: int) -> bool:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(ledger, "remember", fail)
+    with capture_logs() as told:
+        worker.limiter.run(is_leaving)
+    assert [one["event"] for one in told] == ["limit.failed"]
 
 
 def test_a_worker_that_leaves_gives_its_share_up_and_keeps_the_limit(make: Make, ledger: Ledger) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.unit.test_limiter import Ledger, Worker, run_rounds
+from worker.policy.concurrency import Limit, Phase
 from worker.throttle.limiter import Known
 from worker.throttle.limits import Fixed, MemoryLimitStore
 
@@ -86,6 +87,24 @@ def test_requests_a_minute_are_permits_that_are_used_up_and_earned_again(make: M
     assert len(worker.calls) == 64
 
 
+@pytest.mark.parametrize("number", [None, 16])
+def test_when_a_rate_is_cleared_calls_begin_although_none_ends(
+    make: Make, ledger: Ledger, number: int | None
+) -> None:
+    """All slots are free, and no job comes: nothing else would begin the jobs that wait for their permits."""
+    ledger.known = Known(Fixed(in_flight=16, requests_per_minute=60, version_ms=1))
+    worker = make(number=number)
+    worker.tick()
+    worker.take(100)
+    for _ in range(5):
+        worker.tick(0.1)
+        worker.end()
+    assert not worker.calls, "the rate is used up"
+    ledger.known = Known(Fixed(in_flight=16, version_ms=2))
+    worker.tick(0.6)
+    assert len(worker.calls) == 16
+
+
 def test_tokens_a_minute_are_reserved_by_what_answers_took_lately(make: Make, ledger: Ledger) -> None:
     ledger.known = Known(Fixed(tokens_per_minute=60_000, version_ms=1))
     worker = make(number=64)
@@ -148,6 +167,22 @@ def test_a_limit_in_flight_that_a_rate_keeps_from_being_reached_does_not_grow(
     ledger.known = Known(Fixed(version_ms=2))
     run_rounds(worker, 20)
     assert ledger.values[-1] > 16
+
+
+def test_a_limit_in_flight_below_what_a_rate_allows_grows(
+    make: Make, ledger: Ledger, clock: FakeClock
+) -> None:
+    now_ms = clock.now_ms()
+    found = Limit(1, 5, Phase.HOLDING, now_ms, "test", good=1, round_ms=300, tried_ms=now_ms)
+    ledger.known = Known(Fixed(requests_per_minute=6000, version_ms=1), found)
+    worker = make()
+    worker.tick()
+    for _ in range(300):
+        worker.take(max(0, 600 - worker.slots.demand))
+        for _ in range(3):
+            worker.tick(0.1)
+        worker.end()
+    assert ledger.values[-1] >= 8
 
 
 def test_limits_that_came_and_went_while_the_store_was_away_stop_nobody(

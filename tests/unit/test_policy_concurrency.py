@@ -125,7 +125,7 @@ def test_a_higher_value_that_is_refused_gives_way_to_the_good_one() -> None:
 def test_after_that_one_more_refusal_is_one_of_those_that_come_at_any_limit() -> None:
     back = refused(replace(SETTLED, value=41, phase=Phase.CLIMBING))
     assert refused(back) is back
-    assert cut(back, Flow(refusals=2), epoch=back.epoch, cap=CAP, now_ms=NOW).value == 30
+    assert cut(back, Flow(refusals=2), epoch=back.epoch, cap=CAP, now_ms=NOW).value == 38
 
 
 def test_a_good_value_that_is_refused_is_cut_and_its_ceiling_is_lower_after_a_round_without_refusals() -> (
@@ -166,8 +166,8 @@ def test_the_successes_of_a_round_with_a_refusal_raise_nothing() -> None:
 @pytest.mark.parametrize(
     ("value", "ceiling", "is_firm", "next_value"),
     [
-        (36, 48, False, 39),  # a quarter of the way
-        (36, 40, False, 37),
+        (36, 48, False, 42),  # half of the way
+        (36, 40, False, 38),
         (39, 40, False, 40),  # not known to be a ceiling: it is tried
         (39, 40, True, 39),
         (40, 40, False, 48),  # it is none
@@ -185,6 +185,18 @@ def test_a_ceiling_is_approached_slowly(value: int, ceiling: int, is_firm: bool,
         is_ceiling_firm=is_firm,
     )
     assert after(limit, value, seconds=0.6).value == next_value
+
+
+def test_a_value_that_is_refused_right_after_the_one_above_it_is_lowered_by_a_small_step_once() -> None:
+    """It was not refused before only because its slots were not all in use. Three quarters would take seconds to make up for."""
+    edge = replace(SETTLED, value=43, good=43, ceiling=44, is_ceiling_firm=True, steady_epoch=9, cut_epoch=9)
+    lower = refused(edge)
+    assert (lower.value, lower.good, lower.ceiling, lower.phase) == (41, 41, 43, Phase.HOLDING)
+    assert refused(lower).value == 30
+    assert refused(replace(edge, steady_epoch=7)).value == 32, (
+        "it was good for a while: the endpoint has changed"
+    )
+    assert refused(replace(edge, is_ceiling_firm=False)).value == 32
 
 
 def test_a_ceiling_is_tried_again_now_and_then() -> None:
@@ -249,8 +261,11 @@ def test_the_time_before_the_first_jobs_does_not_count() -> None:
     assert (woken.value, woken.phase, woken.since_ms) == (16, Phase.STARTING, NOW + 900)
     assert woken.counts_answer(FIRST.epoch)
     assert after(woken, 16, seconds=0.5).value == 32
-    for busy in (replace(NOTHING, ended=1), replace(NOTHING, full_ms=1), replace(NOTHING, refusals=1)):
+    few, many = (replace(NOTHING, ended=count) for count in (7, 8))
+    assert wake(FIRST, few, now_ms=NOW + 900) == woken
+    for busy in (many, replace(NOTHING, full_ms=1), replace(NOTHING, refusals=1)):
         assert wake(FIRST, busy, now_ms=NOW + 900) is FIRST
+    assert wake(SETTLED, NOTHING, now_ms=NOW + 900) is SETTLED, "it is measured for seconds anyway"
 
 
 @pytest.mark.parametrize(

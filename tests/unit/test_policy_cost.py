@@ -6,7 +6,16 @@ from decimal import Decimal
 
 import pytest
 
-from worker.policy.cost import LARGEST_COST_NANO, CostSum, Price, Rates, compute_cost, sum_costs, to_pico
+from worker.policy.cost import (
+    LARGEST_COST_NANO,
+    CostSum,
+    Price,
+    Rates,
+    compute_cost,
+    find_dearest,
+    sum_costs,
+    to_pico,
+)
 
 MINI = Price(Rates(input_pico=150_000, output_pico=600_000, cached_pico=75_000))  # $0.15, $0.60, $0.075
 TIERED = Price(Rates(1_250_000, 10_000_000), tiers=((200_000, Rates(2_500_000, 15_000_000)),))
@@ -66,3 +75,42 @@ def test_a_sum_says_how_much_of_it_is_unknown() -> None:
 )
 def test_a_price_a_million_tokens_becomes_picodollars_a_token(usd: str, pico: int) -> None:
     assert to_pico(Decimal(usd)) == pico
+
+
+CHEAP_OUTPUT = Price(Rates(2_000_000, 1_000), answer_pico=7)
+
+
+@pytest.mark.parametrize(
+    ("prices", "dearest"),
+    [
+        ([], None),
+        ([MINI], MINI),
+        ([MINI, MINI], MINI),
+        ([MINI, CHEAP_OUTPUT], Price(Rates(2_000_000, 600_000, 2_000_000), answer_pico=7)),
+        (
+            [TIERED, CHEAP_OUTPUT],
+            Price(
+                Rates(2_000_000, 10_000_000, 2_000_000),
+                answer_pico=7,
+                tiers=((200_000, Rates(2_500_000, 15_000_000, 2_500_000)),),
+            ),
+        ),
+    ],
+)
+def test_the_dearest_price_is_that_of_each_kind_of_token(prices: list[Price], dearest: Price | None) -> None:
+    assert find_dearest(prices) == dearest
+
+
+@pytest.mark.parametrize("prompt", [0, 1, 200_000, 200_001, 300_001])
+@pytest.mark.parametrize("cached", [0, 100_000])
+def test_no_answer_costs_more_than_at_the_dearest_price(prompt: int, cached: int) -> None:
+    steps = Price(Rates(1, 1), tiers=((100_000, Rates(3_000_000, 1)), (300_000, Rates(4_000_000, 9))))
+    prices = [MINI, TIERED, CHEAP_OUTPUT, steps]
+    dearest = find_dearest(prices)
+
+    def cost(price: Price | None) -> int:
+        found = compute_cost(price, prompt_tokens=prompt, completion_tokens=50, cached_tokens=cached)
+        assert found is not None
+        return found
+
+    assert cost(dearest) >= max(map(cost, prices))

@@ -50,6 +50,21 @@ def test_where_a_higher_value_did_less_work_the_next_one_is_tried_later() -> Non
     assert after(less, 2300, seconds=50).value > 24
 
 
+def test_work_is_that_of_the_calls_in_flight_where_a_part_of_the_limit_is_not_used() -> None:
+    """Of 29, bulk jobs use 28, and of 35 only 33: that is not the same part, and would be a gain of 2 % for nothing."""
+    base = replace(KNEE, value=29, good=29, measured=29, calls=28.0)
+    tried = trial(base, 35)
+
+    def then(calls: float) -> Limit:
+        flow = replace(seen(360, limit=tried, ms=560, seconds=6), open_ms=round(calls * 6000))
+        return step(tried, flow, cap=CAP, now_ms=NOW + 6000)
+
+    assert then(35).value > 35  # 12 % more
+    assert then(32).value == 29  # 2 % more
+    assert then(35).calls == 35
+    assert step(replace(tried, is_warm=False), Flow(), cap=CAP, now_ms=NOW + 6000).calls == 28
+
+
 def test_longer_answers_alone_are_no_less_work() -> None:
     flow = seen(60, limit=trial(KNEE, 30), ms=1000, seconds=2.5, tokens=200)
     short = seen(20, limit=trial(KNEE, 30), ms=500, seconds=0, tokens=100)

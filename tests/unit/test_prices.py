@@ -10,10 +10,10 @@ import pytest
 
 from worker.errors import SettingsError
 from worker.policy.cost import Price, Rates
-from worker.prices.book import PriceBook, open_price_book
+from worker.prices.book import PriceBook, open_price_book, open_prices
 from worker.prices.bundled import find_bundled_price, may_be_known
 from worker.prices.own import OwnPrices, read_own_prices
-from worker.settings import Settings
+from worker.settings import Settings, load_settings
 
 NOW_MS = 1_795_000_000_000
 OPENAI = "https://api.openai.com/v1"
@@ -180,3 +180,16 @@ def test_the_bundled_prices_are_imported_when_a_price_is_asked_for_and_not_befor
         "assert 'genai_prices' not in sys.modules and 'httpx2' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_of_several_endpoints_the_dearest_that_serves_the_model_counts_and_one_unknown_makes_it_unknown() -> (
+    None
+):
+    told = {
+        "a": {"base_url": "http://a", "models": ["m", "n"], "prices": {"m": {"input": 1, "output": 2}}},
+        "b": {"base_url": "http://b", "models": ["m"], "prices": {"*": {"input": 3, "output": 1}}},
+    }
+    prices = open_prices(load_settings(endpoint_tables=told, _env_file=None))
+    assert prices.find("m", now_ms=NOW_MS) == Price(Rates(3_000_000, 2_000_000, 3_000_000))
+    assert prices.find("n", now_ms=NOW_MS) is None
+    assert prices.find("z", now_ms=NOW_MS) is None

@@ -8,7 +8,7 @@ import pytest
 
 from worker.errors import SettingsError
 from worker.operations import capacity
-from worker.settings import load_settings
+from worker.settings import Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +44,22 @@ def test_a_machine_with_room_for_no_slot_is_named_with_the_setting_that_counts(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (50, 50))
     with pytest.raises(SettingsError, match="ANTREAN_MAX_CONCURRENCY: 256 slots need 356 open files"):
         capacity.make_room(load_settings(_env_file=None))
+
+
+def with_tables(*lines: str) -> Settings:
+    told = {
+        f"e{number}": {"base_url": f"http://e{number}", **({"concurrency": line} if line else {})}
+        for number, line in enumerate(lines)
+    }
+    return load_settings(endpoint_tables=told, _env_file=None)
+
+
+def test_endpoints_share_the_room_of_those_whose_number_is_free() -> None:
+    fitted = capacity.make_room(with_tables("", "", "8"))
+    assert fitted.call_count == 50
+    assert [one.call_count for one in fitted.endpoints] == [21, 21, 8]
+
+
+def test_endpoints_whose_numbers_do_not_fit_are_refused_together() -> None:
+    with pytest.raises(SettingsError, match="the endpoints of the tables need 162 open files together"):
+        capacity.make_room(with_tables("30", "30"))

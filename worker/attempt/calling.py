@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from api_client.answers import Answer
 from api_client.client import EndpointClient
@@ -17,7 +18,10 @@ from worker.clock import Clock
 from worker.errors import KeyUnavailable, Stopping
 from worker.policy.fairness import choose_upstream_priority
 from worker.policy.gates import is_of_a_key
+from worker.storage.claims import is_unwanted
+from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.outcomes import ClaimedJob
+from worker.storage.writer import GroupWriter
 from worker.throttle.gatekeeper import Permit
 from worker.throttle.key_gates import KeyGates
 
@@ -33,8 +37,19 @@ class NotCalled(Exception):
         self.was_called = was_called
 
 
+def is_unwanted_now(writer: GroupWriter, job: ClaimedJob, clock: Clock) -> bool:
+    """Whether the job must not be called any more, because of what happened while it waited for its slot.
+
+    Also if the database cannot tell: this worker's lease may have run out by then, and the job may be another's.
+    """
+    try:
+        return writer.call(partial(is_unwanted, claim=job.claim, now_ms=clock.now_ms()))
+    except (DatabaseAway, WriterStopped):
+        return True
+
+
 class Caller:
-    """Makes the calls of one worker process. The only place that calls the endpoint for a job. Thread-safe."""
+    """Makes the calls of one worker process to one endpoint. The only place that calls it for a job. Thread-safe."""
 
     def __init__(
         self,
@@ -42,23 +57,20 @@ class Caller:
         credentials: Credentials,
         gates: KeyGates,
         *,
+        writer: GroupWriter,
         retry_after_cap_s: float,
         clock: Clock,
         is_stopping: Callable[[], bool],
-        is_unwanted: Callable[[ClaimedJob], bool],
         passes_priority: bool = False,
     ) -> None:
-        """`is_unwanted` asks the ledger whether a claimed job must not be called any more.
-
-        `passes_priority`: the endpoint is told which calls come first.
-        """
+        """`passes_priority`: the endpoint is told which calls come first."""
         self._client = client
         self._credentials = credentials
         self._gates = gates
+        self._writer = writer
         self._retry_after_cap_s = retry_after_cap_s
         self._clock = clock
         self._is_stopping = is_stopping
-        self._is_unwanted = is_unwanted
         self._passes_priority = passes_priority
 
     def call(self, job: ClaimedJob, permit: Permit) -> Answer:
@@ -98,7 +110,7 @@ class Caller:
         if job.expires_at_ms is not None and job.expires_at_ms <= self._clock.now_ms():
             return EXPIRED
         is_fresh = self._clock.monotonic_s() - since_s <= FRESH_S
-        return None if is_fresh or not self._is_unwanted(job) else NOT_ADMITTED
+        return None if is_fresh or not is_unwanted_now(self._writer, job, self._clock) else NOT_ADMITTED
 
     def _first_credential(self, permit: Permit) -> Credential:
         """What to send with the permit's key, or with one that has replaced it. Raises ApiError where there is none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,11 +19,12 @@ import structlog
 
 from schemas.shortage import describe_shortage, is_local_shortage
 from worker.attempt.execute import Executor, Spool
-from worker.attempt.report import GIVEN_BACK, NOTHING_TO_DO, PUT_OFF, Report, Verdict
+from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, NOTHING_TO_DO, PUT_OFF, Report, Verdict
 from worker.attempt.slots import Slots
 from worker.attempt.turns import Turns
 from worker.clock import Clock
 from worker.errors import Stopping
+from worker.policy.routing import ANY
 from worker.storage.errors import RunsAlone, WriterStopped
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.reply import OnceAnswer
@@ -48,6 +49,9 @@ class Received:
     is_bulk: bool
     finish: Callable[[Report], None]
     begin: Callable[[], None]
+    model: str | None = None  # where it is known before the claim
+    routes: int = ANY  # the endpoints that may serve it
+    route: int = 0  # the one that is called
     job: ClaimedJob | None = field(default=None, repr=False)
     claim_asked_s: float = 0.0  # when, as the others by a monotonic clock
     claimed_s: float = 0.0
@@ -80,6 +84,7 @@ class Dispatcher:
         after a time without any.
         """
         self._executor = executor
+        self._routes = executor.routes
         self._slots = slots
         self._writer = writer
         self._spool = spool
@@ -87,6 +92,9 @@ class Dispatcher:
         self._ahead_limit = ahead_limit
         self._on_ahead = on_ahead
         self._on_lack = on_lack
+        # Without a slot here, a job is another worker's. Where its endpoints are shut, it is nobody's for a while: its
+        # message ends, and the relay publishes the job again.
+        self._surplus_report = NOT_ADMITTED if executor.routes.are_several else GIVEN_BACK
         self._turns = Turns()
         self._claim_s = self._call_s = 0.0  # how long one takes, smoothed
         self._waits_for_spool = threading.Lock()  # held by the one thread that waits
@@ -97,6 +105,7 @@ class Dispatcher:
 
     def receive(self, one: Received) -> None:
         """Takes the job on. Does not block; `one.finish` is called in the end."""
+        one.routes = self._routes.find(one.model)
         if self._turns.puts_off(one.job_id):
             self._finish(one, PUT_OFF)
         elif self._slots.add(one):
@@ -118,8 +127,12 @@ class Dispatcher:
 
     def set_limit(self, bulk_limit: int, lone_limit: int | None) -> None:
         """Changes how many slots there are; see `Slots.set_limit`. Starts what may be called now. Does not block."""
-        for one in self._slots.set_limit(bulk_limit, lone_limit):
-            self._give_back(one)
+        self.follow(self._slots.set_limit(bulk_limit, lone_limit))
+
+    def follow(self, surplus: Sequence[Received]) -> None:
+        """The slots have changed: gives claimed jobs back that have none now, and starts what may be called."""
+        for one in surplus:
+            self._give_back(one, self._surplus_report)
         self._aim(is_new_limit=True)
         self.advance()
 
@@ -139,7 +152,7 @@ class Dispatcher:
     # The claim: in the hub's thread, and its answer in the writer's. --------------------------------------------
 
     def _claim(self, one: Received) -> None:
-        refusal = self._executor.refuse(one.job_id)
+        refusal = self._executor.refuse(one.job_id, one.routes)
         if refusal is not None:
             self._drop(one, refusal)
             return
@@ -159,10 +172,11 @@ class Dispatcher:
         # Not how long the database was away: as many would be claimed ahead for long after.
         self._claim_s = _smooth(self._claim_s, min(_LONGEST_CLAIM_S, now_s - one.claim_asked_s))
         one.job, one.claimed_s = job, now_s
+        one.routes = self._routes.find(job.model)
         if self._slots.add_claimed(one):
             self.advance()
         else:
-            self._give_back(one)
+            self._give_back(one, GIVEN_BACK if self._slots.is_stopping else self._surplus_report)
 
     def _not_claimed(self, one: Received, exc: BaseException) -> None:
         """The writer's answer where there is none."""
@@ -189,14 +203,14 @@ class Dispatcher:
         self._slots.end()
         self._finish(one, report)
 
-    def _give_back(self, one: Received) -> None:
+    def _give_back(self, one: Received, report: Report = GIVEN_BACK) -> None:
         """Of a job that was claimed and has no slot."""
         assert one.job is not None
         self._slots.leave(one, has_slot=False)
 
         def is_back() -> None:
             self._slots.end()
-            self._finish(one, GIVEN_BACK)
+            self._finish(one, report)
 
         self._executor.give_back_soon(one.job, is_back)
 
@@ -243,6 +257,7 @@ class Dispatcher:
             one.begin()
             return self._executor.attempt(
                 one.job,
+                route=one.route,
                 epoch=one.epoch,
                 waited_s=one.called_s - one.claimed_s,
                 leave_slot=lambda: self._leave(one),
@@ -273,8 +288,14 @@ class Dispatcher:
                     raise
                 if job is None:
                     return NOTHING_TO_DO
-                one.begin()
-                return self._executor.attempt(job)
+                one.routes = self._routes.find(job.model)
+                if not self._slots.begin_alone(one):
+                    return self._executor.put_back(job)
+                try:
+                    one.begin()
+                    return self._executor.attempt(job, route=one.route)
+                finally:
+                    self._slots.end_alone(one)
         finally:
             with suppress(WriterStopped):  # then this worker's window is published again by the next
                 for other in self._turns.end():

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import random
 import traceback
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import structlog
 
-from api_client.client import EndpointClient
 from api_client.errors import ApiError
 from schemas.failure import Failure, FailureKind
-from worker.attempt.calling import FRESH_S, Caller, NotCalled
-from worker.attempt.credentials import Credentials
-from worker.attempt.judge import Judge
+from worker.attempt.calling import FRESH_S, NotCalled, is_unwanted_now
 from worker.attempt.outcomes import make_setback, make_success, report_setback, report_success
 from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report
+from worker.attempt.route import Route
+from worker.attempt.routes import Routes
 from worker.clock import Clock
 from worker.errors import Stopping
-from worker.policy.cost import Price
 from worker.policy.refusals import asks_for_less
-from worker.policy.retry import RetryRules
-from worker.prices.book import PriceBook
-from worker.storage.claims import is_unwanted
+from worker.policy.routing import ANY
 from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
 from worker.storage.reply import OnceAnswer
 from worker.storage.writer import GroupWriter
 from worker.throttle.gatekeeper import Permit
-from worker.throttle.key_gates import KeyGates
-from worker.throttle.meter import Meter
-from worker.throttle.told import ToldLimits
 
 log = structlog.get_logger(__name__)
 _RECORD_WITHIN_S = 5.0  # a database that takes longer over a paid answer counts as away: it goes to the spool
@@ -67,76 +58,39 @@ class Executor:
     def __init__(
         self,
         *,
-        client: EndpointClient,
-        credentials: Credentials,
+        routes: Routes,
         writer: GroupWriter,
-        gates: KeyGates,
         spool: Spool,
-        rules: RetryRules,
         clock: Clock,
-        prices: PriceBook,
-        is_proven: bool,
         is_stopping: Callable[[], bool],
         is_paused: Callable[[], bool],
-        meter: Meter | None = None,
         note_tokens: NoteTokens = lambda batch_id, *, tokens, completion_tokens: None,
-        passes_priority: bool = False,
-        told: ToldLimits | None = None,
-        rng: random.Random | None = None,
     ) -> None:
         """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint.
 
-        `meter` counts what the calls come to; `note_tokens` is told what each answer took, by the job's batch.
-        `passes_priority`: the endpoint is told which calls come first. `told`: the limits that answers tell.
+        `note_tokens` is told what each answer took, by the job's batch.
         """
-        self._credentials = credentials
+        self.routes = routes
         self._writer = writer
-        self._gates = gates
         self._spool = spool
         self._clock = clock
-        self._prices = prices
         self._is_stopping = is_stopping
         self._is_paused = is_paused
-        self._meter = meter or Meter()
         self._note_tokens = note_tokens
         self._at_stake: set[str] = set()  # jobs with a call in flight, or an answer in memory alone
         self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
-        self._caller = Caller(
-            client,
-            credentials,
-            gates,
-            retry_after_cap_s=rules.retry_after_cap_s,
-            clock=clock,
-            is_stopping=is_stopping,
-            is_unwanted=self._is_unwanted,
-            passes_priority=passes_priority,
-        )
-        self._judge = Judge(
-            gates,
-            writer,
-            rules=rules,
-            clock=clock,
-            rng=rng or random.Random(),
-            is_proven=is_proven,
-            told=told,
-        )
 
     @property
     def has_answers_at_stake(self) -> bool:
         """Whether a call is in flight, or an answer is neither recorded nor spooled yet."""
         return bool(self._at_stake)
 
-    def find_price(self, *models: str) -> Price | None:
-        """The price of a model that has these names, now; None where it is not known."""
-        try:
-            return self._prices.find(*models, now_ms=self._clock.now_ms())
-        except Exception as exc:  # a defect there must not cost the answer, which is paid for
-            log.error("price.not_found", error=type(exc).__name__)
-            return None
+    def refuse(self, job_id: str, routes: int = ANY) -> Report | None:
+        """Why the job is not to be claimed now, as far as is known without asking. Its message is the relay's then.
 
-    def refuse(self, job_id: str) -> Report | None:
-        """Why the job is not to be claimed now, as far as is known without asking. Its message is the relay's then."""
-        if not self._is_paused() and not self._gates.is_known_shut(job_id):
+        `routes`: the endpoints that it may go to.
+        """
+        if not self._is_paused() and not self.routes.are_shut(routes, job_id):
             return None
         try:
             self._writer.give_message_back(job_id)
@@ -148,24 +102,25 @@ class Executor:
         self,
         job: ClaimedJob,
         *,
+        route: int = 0,
         epoch: int | None = None,
         waited_s: float = 0.0,
         leave_slot: Callable[[], None] = lambda: None,
     ) -> Report:
-        """What the call of a claimed job came to, once that is written down.
+        """What the call of a claimed job came to, once that is written down. `route`: the endpoint that is called.
 
         `epoch`: that of the limit under which the job got its slot; None: the present one. The claim has waited for
         its slot for `waited_s`. `leave_slot` is called as soon as the call has ended.
         """
         if self._is_stopping():
             return self._put_back(job, GIVEN_BACK)
-        if self._is_paused() or (waited_s > FRESH_S and self._is_unwanted(job)):
+        if self._is_paused() or (waited_s > FRESH_S and is_unwanted_now(self._writer, job, self._clock)):
             return self._put_back(job, NOT_ADMITTED)
         self._at_stake.add(job.id)
         try:
-            outcome = self._make(job, epoch, leave_slot)
+            outcome = self._make(job, self.routes[route], epoch, leave_slot)
             if isinstance(outcome, Success):
-                return self._record_answer(job, outcome)
+                return self._record_answer(job, outcome, self.routes[route])
         finally:
             self._at_stake.discard(job.id)
         if isinstance(outcome, NotCalled):
@@ -173,10 +128,6 @@ class Executor:
             return self._put_back(job, outcome.report, was_called=outcome.was_called)
         self._record_or_forget(outcome)
         return GIVEN_BACK if isinstance(outcome, GiveBack) else self._tell_setback(outcome)
-
-    def cut_key_command(self) -> None:
-        """Ends a command that is asked for the key. Its job is given back."""
-        self._credentials.stop()
 
     def give_back_soon(self, job: ClaimedJob, then: Callable[[], None]) -> None:
         """Gives back a job whose call has not begun. Does not block; `then` is called once that is written, or cannot
@@ -191,6 +142,10 @@ class Executor:
         except WriterStopped as exc:
             forget(exc)
 
+    def put_back(self, job: ClaimedJob) -> Report:
+        """Gives back a claimed job that no endpoint may be called for now."""
+        return self._put_back(job, NOT_ADMITTED)
+
     def _put_back(self, job: ClaimedJob, report: Report, *, was_called: bool = False) -> Report:
         self._record_or_forget(self._uncalled(job, was_called=was_called))
         return report
@@ -199,37 +154,27 @@ class Executor:
         now_ms = self._clock.now_ms()
         return GiveBack(claim=job.claim, started_at_ms=now_ms, ended_at_ms=now_ms, was_called=was_called)
 
-    def _is_unwanted(self, job: ClaimedJob) -> bool:
-        """Whether the job must not be called any more, because of what happened while it waited for its slot.
-
-        Also if the database cannot tell: this worker's lease may have run out by then, and the job may be another's.
-        """
-        try:
-            return self._writer.call(partial(is_unwanted, claim=job.claim, now_ms=self._clock.now_ms()))
-        except (DatabaseAway, WriterStopped):
-            return True
-
     def _make(
-        self, job: ClaimedJob, epoch: int | None, leave_slot: Callable[[], None]
+        self, job: ClaimedJob, route: Route, epoch: int | None, leave_slot: Callable[[], None]
     ) -> Success | Setback | GiveBack | NotCalled:
-        with self._gates.admit(job.id) as permit:
+        with route.gates.admit(job.id) as permit:
             if not permit.is_granted:
                 return NotCalled(NOT_ADMITTED, was_called=False)
-            self._meter.admit(permit, epoch=epoch)
+            route.meter.admit(permit, epoch=epoch)
             try:
-                return self._decide(job, permit, leave_slot)
+                return self._decide(job, route, permit, leave_slot)
             except NotCalled as exc:
-                self._meter.note_failure(permit, is_refusal=False)
+                route.meter.note_failure(permit, is_refusal=False)
                 return exc
 
     def _decide(
-        self, job: ClaimedJob, permit: Permit, leave_slot: Callable[[], None]
+        self, job: ClaimedJob, route: Route, permit: Permit, leave_slot: Callable[[], None]
     ) -> Success | Setback | GiveBack:
         """Calls, and tells the gate. What comes of it is not written down yet. Raises NotCalled."""
         started_at_ms = self._clock.now_ms()
         try:
             try:
-                answer = self._caller.call(job, permit)
+                answer = route.caller.call(job, permit)
             finally:
                 leave_slot()  # the next call need not wait until this one is written down
             success = make_success(
@@ -237,21 +182,22 @@ class Executor:
                 answer,
                 started_at_ms=started_at_ms,
                 ended_at_ms=self._clock.now_ms(),
-                find_price=self.find_price,
+                find_price=route.find_price,
+                endpoint=route.noted_as,
             )
         except ApiError as exc:
-            self._note_failure(job, permit, exc.failure)
+            self._note_failure(job, route, permit, exc.failure)
             if exc.failure.kind is FailureKind.INTERRUPTED:
-                return self._interrupted(job, started_at_ms)
-            return self._set_back(job, exc.failure, permit, started_at_ms, exc.latency_s)
+                return self._interrupted(job, route, started_at_ms)
+            return self._set_back(job, route, exc.failure, permit, started_at_ms, exc.latency_s)
         except NotCalled:
             raise
         except Stopping:
-            return self._interrupted(job, started_at_ms)
+            return self._interrupted(job, route, started_at_ms)
         except Exception as exc:
             # A defect of ours costs this job an attempt, not the worker its thread.
-            return self._set_back(job, _defect(exc, job.id), permit, started_at_ms, None)
-        self._meter.note_answer(
+            return self._set_back(job, route, _defect(exc, job.id), permit, started_at_ms, None)
+        route.meter.note_answer(
             permit,
             latency_s=answer.latency_s,
             tokens=success.usage.total_tokens,
@@ -263,33 +209,44 @@ class Executor:
             completion_tokens=success.usage.completion_tokens,
         )
         try:
-            self._judge.note_success(job, permit, latency_s=answer.latency_s, hints=answer.rate_hints)
+            route.judge.note_success(job, permit, latency_s=answer.latency_s, hints=answer.rate_hints)
         except Exception as exc:  # a defect there must not cost the answer, which is paid for
             log.error("gate.not_told", job_id=job.id, error=type(exc).__name__)
         return success
 
-    def _note_failure(self, job: ClaimedJob, permit: Permit, failure: Failure) -> None:
+    def _note_failure(self, job: ClaimedJob, route: Route, permit: Permit, failure: Failure) -> None:
         spent = failure.spent
         tokens = 0 if spent is None else spent.total_tokens
-        self._meter.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
+        route.meter.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
         if spent is not None:
             self._note_tokens(job.batch_id, tokens=tokens, completion_tokens=spent.completion_tokens)
 
-    def _interrupted(self, job: ClaimedJob, started_at_ms: int) -> GiveBack:
-        return GiveBack(claim=job.claim, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())
+    def _interrupted(self, job: ClaimedJob, route: Route, started_at_ms: int) -> GiveBack:
+        return GiveBack(
+            claim=job.claim,
+            started_at_ms=started_at_ms,
+            ended_at_ms=self._clock.now_ms(),
+            endpoint=route.noted_as,
+        )
 
     def _set_back(
-        self, job: ClaimedJob, failure: Failure, permit: Permit, started_at_ms: int, latency_s: float | None
+        self,
+        job: ClaimedJob,
+        route: Route,
+        failure: Failure,
+        permit: Permit,
+        started_at_ms: int,
+        latency_s: float | None,
     ) -> Setback:
         now_ms = self._clock.now_ms()
         if failure.is_local:
             self._shortages += 1
             log.warning("call.local_shortage", job_id=job.id, lack=failure.message, count=self._shortages)
         try:
-            judged = self._judge.judge(job, failure, permit, now_ms=now_ms)
+            judged = route.judge.judge(job, failure, permit, now_ms=now_ms)
         except Exception as exc:  # nor must it keep the job in this worker's hands for ever
             log.error("gate.not_asked", job_id=job.id, error=type(exc).__name__)
-            judged = self._judge.judge_alone(job, failure, now_ms=now_ms)
+            judged = route.judge.judge_alone(job, failure, now_ms=now_ms)
         return make_setback(
             job,
             failure,
@@ -297,10 +254,11 @@ class Executor:
             started_at_ms=started_at_ms,
             ended_at_ms=now_ms,
             latency_s=latency_s,
-            find_price=self.find_price,
+            find_price=route.find_price,
+            endpoint=route.noted_as,
         )
 
-    def _record_answer(self, job: ClaimedJob, success: Success) -> Report:
+    def _record_answer(self, job: ClaimedJob, success: Success, route: Route) -> Report:
         try:
             return report_success(success, self._record_success(success, is_urgent=not job.is_bulk))
         except Stopping:
@@ -317,11 +275,12 @@ class Executor:
             setback = make_setback(
                 job,
                 failure,
-                self._judge.judge_alone(job, failure, now_ms=now_ms),
+                route.judge.judge_alone(job, failure, now_ms=now_ms),
                 started_at_ms=success.started_at_ms,
                 ended_at_ms=now_ms,
                 latency_s=success.latency_ms / 1000,
-                find_price=self.find_price,
+                find_price=route.find_price,
+                endpoint=route.noted_as,
             )
             self._record_or_forget(setback)
             return self._tell_setback(setback)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from schemas.failure import Failure, FailureKind
 from schemas.rates import RateHints
 from worker.clock import Clock
 from worker.policy.gates import Gate, is_of_a_key
+from worker.policy.refusals import lacks_model
 from worker.policy.retry import Attribution, Decision, JobFacts, RetryRules, decide, decide_hinted_wait_s
 from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.gate_waits import has_other_jobs
@@ -37,8 +39,18 @@ class Judgement:
     is_blocked: bool
 
 
+class OtherEndpoints(Protocol):
+    """The other endpoints that jobs may go to."""
+
+    def are_open(self, model: str) -> bool:
+        """Whether another endpoint serves the model, and is open."""
+
+    def note_lack(self, model: str) -> bool:
+        """This endpoint has no such model. Returns whether another one may serve it."""
+
+
 class Judge:
-    """One per process. Thread-safe."""
+    """One for each endpoint of a process. Thread-safe."""
 
     def __init__(
         self,
@@ -60,6 +72,7 @@ class Judge:
         self._is_proven = is_proven  # the endpoint has answered: a 404 may then be a job's own fault
         self._round_trip_s: float | None = None  # of answered calls, smoothed; a lost update does not matter
         self._refused_since_s: float | None = None  # since the last answer: the first refusal for a rate
+        self.others: OtherEndpoints | None = None  # None: there is no other endpoint
         self._refused_s = 0.0  # the latest one
         self._evidence = Evidence()
         self._openings = gates.openings
@@ -86,7 +99,13 @@ class Judge:
         self._heed(hints, permit)
 
     def judge(self, job: ClaimedJob, failure: Failure, permit: Permit, *, now_ms: int) -> Judgement:
-        """What follows from the failure. The gate is shut, given a cooldown or left alone first, as decided."""
+        """What follows from the failure. The gate is shut, given a cooldown or left alone first, as decided.
+
+        A job that another endpoint serves goes there at once, unburnt, if this one keeps calls away or lacks the model.
+        """
+        if self.others is not None and lacks_model(failure) and self.others.note_lack(job.model):
+            self._gates.decided_nothing(permit)
+            return Judgement(now_ms, burns=False, is_blocked=False)
         gate = self._gates.gate_for(failure.kind, permit)
         verdict = self._attribute(job, failure, permit, gate, now_ms)
         facts = self._facts(job, verdict, failure.kind)
@@ -94,6 +113,8 @@ class Judge:
             self._gates.acquit(job.id)
         decision = decide(failure, facts, now_ms=now_ms, rules=self._rules, rng=self._rng)
         not_before_ms = self._tell_the_gate(job, failure, decision, permit, now_ms)
+        if self._goes_elsewhere(job, failure, decision):
+            not_before_ms = now_ms
         return Judgement(not_before_ms, decision.burns, decision.is_blocked)
 
     def judge_alone(self, job: ClaimedJob, failure: Failure, *, now_ms: int) -> Judgement:
@@ -192,6 +213,13 @@ class Judge:
         if is_the_keys and (self._gates.has_usable_key() or self._gates.do_others_serve()):
             return min(due_ms, now_ms + _SOON_MS)
         return due_ms
+
+    def _goes_elsewhere(self, job: ClaimedJob, failure: Failure, decision: Decision) -> bool:
+        """Whether the job need not wait for this endpoint, which keeps calls away."""
+        if self.others is None or failure.is_local or decision.burns or self._gates.is_known_open:
+            return False
+        is_blocked = decision.is_blocked or decision.shuts_gate
+        return is_blocked and self.others.are_open(job.model)
 
     def _has_other_jobs(self, job_id: str) -> bool:
         ask = partial(has_other_jobs, endpoint=self._writer.endpoint, job_id=job_id)

@@ -1,4 +1,4 @@
-"""The command of ANTREAN_API_KEY_COMMAND: run when its key is needed, refused, or about to end."""
+"""A command that prints the key: run when its key is needed, refused, or about to end."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ class KeyCommand:
         clock: Clock | None = None,
         *,
         stop: Callable[[], None] = lambda: None,
+        setting: str = "ANTREAN_API_KEY_COMMAND",
     ) -> None:
-        """`run` raises NoKeyPrinted. `stop` ends a run."""
+        """`run` raises NoKeyPrinted. `stop` ends a run. `setting`: what names the command."""
         self._run = run
+        self._setting = setting
         self.stop = stop
         self._clock = clock or SystemClock()
         self._runs = threading.Lock()  # held while the command runs
@@ -43,10 +45,12 @@ class KeyCommand:
         self._why: str | None = None  # the latest run gave no key
 
     @classmethod
-    def of_words(cls, words: Sequence[str], *, timeout_s: float, clock: Clock | None = None) -> KeyCommand:
+    def of_words(
+        cls, words: Sequence[str], *, timeout_s: float, setting: str, clock: Clock | None = None
+    ) -> KeyCommand:
         """The command of these words, which are started without a shell."""
         program = KeyProgram(words, timeout_s=timeout_s)
-        return cls(program.run, clock, stop=program.stop)
+        return cls(program.run, clock, stop=program.stop, setting=setting)
 
     def known(self) -> tuple[str, ...]:
         """The key, if the command has given one."""
@@ -72,7 +76,7 @@ class KeyCommand:
     def _get(self) -> tuple[str, ...]:
         if self._key is None:
             raise KeyUnavailable(
-                f"there is no key: ANTREAN_API_KEY_COMMAND {self._why}; run it in a shell to see what it says"
+                f"there is no key: {self._setting} {self._why}; run it in a shell to see what it says"
             )
         return (self._key,)
 

@@ -1,4 +1,4 @@
-"""The file of ANTREAN_API_KEY_FILE: read again when it has changed. The last keys stay while the file holds none."""
+"""A file of keys: read again when it has changed. The last keys stay while the file holds none."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ class KeyFile:
     not read halfway. A link that is swung to another file counts as a change.
     """
 
-    def __init__(self, path: Path, clock: Clock | None = None) -> None:
-        """Reads the file. Raises SettingsError with a sentence where it holds no key."""
+    def __init__(
+        self, path: Path, clock: Clock | None = None, *, setting: str = "ANTREAN_API_KEY_FILE"
+    ) -> None:
+        """Reads the file. `setting`: what names it. Raises SettingsError with a sentence where it holds no key."""
         self._path = path
+        self._setting = setting
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._read_mark = self._seen_mark = _mark(path)
-        self._keys = read_key_file(path)
+        self._keys = read_key_file(path, setting)
         self._looked_at_s = self._clock.monotonic_s()
         self._is_told = False  # that the last keys are kept
 
@@ -67,7 +70,7 @@ class KeyFile:
     def _read(self, mark: _Mark | None) -> None:
         """Takes the keys of the file, if it holds any. `mark` was made before: a later look sees a later change."""
         try:
-            self._keys = read_key_file(self._path)
+            self._keys = read_key_file(self._path, self._setting)
         except SettingsError as exc:
             if not self._is_told:
                 self._is_told = True
@@ -77,20 +80,20 @@ class KeyFile:
         self._is_told = False
 
 
-def read_key_file(path: Path) -> tuple[str, ...]:
+def read_key_file(path: Path, setting: str) -> tuple[str, ...]:
     """The keys in `path`, one a line, without the white space around them. Raises SettingsError with a sentence."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as exc:
-        raise SettingsError([f"ANTREAN_API_KEY_FILE: {path} cannot be read ({exc.strerror})"]) from exc
+        raise SettingsError([f"{setting}: {path} cannot be read ({exc.strerror})"]) from exc
     except UnicodeError:
-        raise SettingsError([f"ANTREAN_API_KEY_FILE: {path} holds no text"]) from None
+        raise SettingsError([f"{setting}: {path} holds no text"]) from None
     if not text.strip():
-        raise SettingsError([f"ANTREAN_API_KEY_FILE: {path} is empty"])
+        raise SettingsError([f"{setting}: {path} is empty"])
     try:
         return tuple(split_keys(text, "\n"))
     except ValueError as exc:
-        raise SettingsError([f"ANTREAN_API_KEY_FILE: the key in {path} {exc}"]) from None
+        raise SettingsError([f"{setting}: the key in {path} {exc}"]) from None
 
 
 def _mark(path: Path) -> _Mark | None:

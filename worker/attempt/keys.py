@@ -12,7 +12,7 @@ from typing import Protocol
 from worker.attempt.key_command import KeyCommand
 from worker.attempt.key_file import KeyFile
 from worker.clock import Clock
-from worker.settings import Settings
+from worker.settings import KEY_SETTINGS, Settings
 from worker.throttle.store import KeyName
 
 
@@ -64,17 +64,17 @@ class GivenKeys:
 
 def open_source(settings: Settings, clock: Clock | None) -> tuple[str, KeySource]:
     """The setting that says the keys, and where they come from. Raises SettingsError for a file without a key."""
+    name = next((one for one in KEY_SETTINGS if getattr(settings, one) is not None), "api_key")
+    setting = settings.describe_setting(name)
     if settings.api_key_command is not None:
         words = shlex.split(settings.api_key_command.get_secret_value())
         timeout_s = settings.api_key_command_timeout_s
-        return "ANTREAN_API_KEY_COMMAND", KeyCommand.of_words(words, timeout_s=timeout_s, clock=clock)
+        return setting, KeyCommand.of_words(words, timeout_s=timeout_s, setting=setting, clock=clock)
     if settings.api_key_file is not None:
-        return "ANTREAN_API_KEY_FILE", KeyFile(settings.api_key_file, clock)
+        return setting, KeyFile(settings.api_key_file, clock, setting=setting)
     if settings.api_keys is not None:
-        return "ANTREAN_API_KEYS", GivenKeys(settings.api_keys.get_secret_value().split(","))
-    return "ANTREAN_API_KEY", GivenKeys(
-        [] if settings.api_key is None else [settings.api_key.get_secret_value()]
-    )
+        return setting, GivenKeys(settings.api_keys.get_secret_value().split(","))
+    return setting, GivenKeys([] if settings.api_key is None else [settings.api_key.get_secret_value()])
 
 
 def name_keys(keys: Sequence[str], *, setting: str, identity: str) -> tuple[Key, ...]:

@@ -12,14 +12,21 @@ from worker.attempt.judge import Judgement
 from worker.attempt.report import Report, Verdict
 from worker.policy.cost import Price, compute_cost
 from worker.storage.outcomes import ClaimedJob, Recorded, Setback, Success, Usage
+from worker.storage.records import LARGEST_COUNT
 
 FindPrice = Callable[..., Price | None]  # of a model that has the names given, the most exact first
 
 
 def make_success(
-    job: ClaimedJob, answer: Answer, *, started_at_ms: int, ended_at_ms: int, find_price: FindPrice
+    job: ClaimedJob,
+    answer: Answer,
+    *,
+    started_at_ms: int,
+    ended_at_ms: int,
+    find_price: FindPrice,
+    endpoint: str | None = None,
 ) -> Success:
-    """The paid answer of a call that began and ended then."""
+    """The paid answer of a call that began and ended then. `endpoint`: see `Success`."""
     completion = answer.completion
     choice = completion.choices[0]
     reasoned = split_reasoning(choice.message)
@@ -35,6 +42,7 @@ def make_success(
         reasoning=reasoned.reasoning,
         is_reasoning_unclosed=reasoned.is_unclosed,
         raw=answer.raw,
+        endpoint=endpoint,
         usage=_usage_of(completion.usage, job, find_price, completion.model)
         or _unsaid_usage(completion.model or job.model, job, find_price),
     )
@@ -49,8 +57,9 @@ def make_setback(
     ended_at_ms: int,
     latency_s: float | None,
     find_price: FindPrice,
+    endpoint: str | None = None,
 ) -> Setback:
-    """The failure of a call, with what follows from it."""
+    """The failure of a call, with what follows from it. `endpoint`: see `Setback`."""
     return Setback(
         claim=job.claim,
         started_at_ms=started_at_ms,
@@ -60,6 +69,7 @@ def make_setback(
         not_before_ms=judged.not_before_ms,
         burns=judged.burns,
         is_blocked=judged.is_blocked,
+        endpoint=endpoint,
         usage=_usage_of(failure.spent, job, find_price),
     )
 
@@ -85,22 +95,25 @@ def report_setback(setback: Setback) -> Report:
 def _usage_of(
     tokens: Tokens | Spent | None, job: ClaimedJob, find_price: FindPrice, model: str | None = None
 ) -> Usage | None:
-    """What an answer took; None where it did not say."""
+    """What an answer took, counts as large as the ledger keeps them at most; None where it did not say."""
     if tokens is None:
         return None
     answered_by = model or getattr(tokens, "model", None) or job.model
+    prompt_tokens = min(tokens.prompt_tokens, LARGEST_COUNT)
+    completion_tokens = min(tokens.completion_tokens, LARGEST_COUNT)
+    cached_tokens = min(tokens.cached_tokens, LARGEST_COUNT)
     return Usage(
         model=answered_by,
-        prompt_tokens=tokens.prompt_tokens,
-        completion_tokens=tokens.completion_tokens,
-        total_tokens=tokens.total_tokens,
-        cached_tokens=tokens.cached_tokens,
-        reasoning_tokens=tokens.reasoning_tokens,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=min(tokens.total_tokens, LARGEST_COUNT),
+        cached_tokens=cached_tokens,
+        reasoning_tokens=min(tokens.reasoning_tokens, LARGEST_COUNT),
         cost_nano=compute_cost(
             find_price(answered_by, job.model),
-            prompt_tokens=tokens.prompt_tokens,
-            completion_tokens=tokens.completion_tokens,
-            cached_tokens=tokens.cached_tokens,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cached_tokens=cached_tokens,
         ),
     )
 

@@ -290,6 +290,13 @@ class Slots(Generic[T]):
                 self._others_until_s = now_s + max(0.0, now_s - began_s)
                 self._idle.notify_all()
 
+    def begin_alone(self, one: T) -> bool:
+        """Whether a claimed job that runs alone may be called: `end_alone` follows then."""
+        return True
+
+    def end_alone(self, one: T) -> None:
+        """Its call has ended."""
+
     def _may_solo(self) -> bool:
         is_allowed = self._limit >= 1 and (self._permits is None or self._permits > 0)
         return self._active == 0 and not self._is_solo_active and not self._held_back and is_allowed

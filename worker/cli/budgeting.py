@@ -9,7 +9,7 @@ import typer
 from worker.cli.console import note, out, print_json
 from worker.cli.listing import complete_batch_id
 from worker.operations.batches import find_named_batch
-from worker.operations.budgets import fetch_batch_budget, read_budget, set_budget
+from worker.operations.budgets import describe_unpriced, fetch_batch_budget, read_budget, set_budget
 from worker.reports.budgets import budget_facts, describe_budget, describe_wait
 from worker.settings import load_settings
 from worker.storage.migrating import prepare_ledger
@@ -42,6 +42,8 @@ def budget(
     ledger = prepare_ledger(settings)
     found = find_named_batch(ledger, batch)
     now = set_budget(ledger, settings, found, limit) or fetch_batch_budget(ledger, found.id)
+    if limit is not None and (warning := describe_unpriced(ledger, settings, found, limit)):
+        note(warning)
     if as_json:
         print_json({"batch_id": found.id, "budget": budget_facts(now)})
         return

@@ -38,8 +38,9 @@ def follow_run(
     gate: GateWatch,
     patience_s: float | None,
     watch: DeadlineWatch,
+    antrean: str,
 ) -> None:
-    """Shows the progress of a run until all of its jobs have ended.
+    """Shows the progress of a run until all of its jobs have ended. `antrean`: the command as it must be typed.
 
     Raises GateShut where its patience is spent, and Unreachable where a service of its stack does not stay up.
     """
@@ -51,7 +52,8 @@ def follow_run(
         endpoint=settings.endpoint,
         find_gate=gate.fetch_cached,
         find_trouble=lambda: (
-            describe_full_disk(written) or describe_wait(fetch_batch_budget(ledger, work.batch_id))
+            describe_full_disk(written)
+            or describe_wait(fetch_batch_budget(ledger, work.batch_id), antrean=antrean)
         ),
     )
     display = Display()
@@ -67,7 +69,7 @@ def follow_run(
             if tracker.is_done:
                 progress.calls = sum_run_calls(ledger, work)
                 return
-            is_shut = gate.fetch_cached() is not None
+            is_shut = gate.is_a_model_shut()
             if patience.is_spent(done=progress.done, is_shut=is_shut, now_s=time.monotonic()):
                 raise _out_of_patience(patience_s, progress)
             if time.monotonic() - tended_s >= _TEND_S:

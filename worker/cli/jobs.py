@@ -212,6 +212,7 @@ def _print_attempt(attempt: Attempt, its_round: Sequence[str]) -> None:
     latency = "" if attempt.latency_ms is None else f", latency {format_seconds(attempt.latency_ms / 1000)}"
     _line("ended", f"{_moment(attempt.ended_at_ms)}{latency}")
     _line("worker", _worker(attempt.host, attempt.worker_id))
+    _line("endpoint", attempt.endpoint)
     _line("http status", None if attempt.http_status is None else str(attempt.http_status))
     _line("request id", attempt.request_id)
     _line("message", attempt.message)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from worker.cli.console import note, out, print_json
+from worker.cli.shared_help import ENDPOINT_HELP
 from worker.clock import iso_ms
 from worker.errors import InputError
+from worker.operations.endpoint_choice import choose_endpoints
 from worker.operations.limits import (
+    LimitsView,
     change_facts,
     describe_change,
     describe_limit,
+    describe_table_limit,
     fetch_history,
     fetch_limits_view,
-    limit_facts,
     set_limits,
 )
 from worker.reports.summary import format_count
-from worker.settings import Settings, load_settings
+from worker.settings import EndpointSettings, Settings, load_settings
 from worker.storage.engine import Ledger
-from worker.storage.limits import LimitKind
+from worker.storage.limits import LimitChange, LimitKind
 from worker.storage.migrating import prepare_ledger
 
 _MOST_SHOWN = 100
@@ -64,6 +68,7 @@ def limits(
             show_default=False,
         ),
     ] = None,
+    endpoint: Annotated[str | None, typer.Option(help=ENDPOINT_HELP, show_default=False)] = None,
     history: Annotated[
         bool, typer.Option("--history", help="Show how they changed, and why; the newest first.")
     ] = False,
@@ -79,6 +84,9 @@ def limits(
 
     `set` changes the limits that are named, and leaves the others. `clear` ends
     all that are set.
+
+    Of several endpoints each has limits of its own: all are shown, unless
+    --endpoint names one; `set` and `clear` need it.
     """
     given = {
         LimitKind.IN_FLIGHT: in_flight,
@@ -95,45 +103,66 @@ def limits(
     if history and action is not _Action.SHOW:
         raise InputError(f"limits {action.value}: --history only shows how they changed: leave it out")
     settings = load_settings()
+    chosen = choose_endpoints(settings, endpoint)
+    if len(chosen) > 1 and action is not _Action.SHOW:
+        names = ", ".join(one.name for one in chosen)
+        raise InputError(f"limits {action}: name one of the endpoints with --endpoint: {names}")
     ledger = prepare_ledger(settings)
     if history:
-        _print_history(ledger, settings, as_json=as_json)
+        _print_history(ledger, settings, chosen, as_json=as_json)
         return
     wanted = dict.fromkeys(given) if action is _Action.CLEAR else named
-    changes = set_limits(ledger, settings.endpoint, wanted) if wanted else []
-    view = fetch_limits_view(ledger, settings)
+    changes = set_limits(ledger, chosen[0].identity, wanted) if wanted else []
+    views = [fetch_limits_view(ledger, settings, one) for one in chosen]
     if as_json:
-        print_json(
-            {
-                "endpoint": view.endpoint,
-                "limits": [limit_facts(one) for one in view.limits],
-                "in_flight": None if view.use is None else view.use.in_flight,
-                "workers": None if view.use is None else view.use.workers,
-                "changed": [change_facts(one) for one in changes],
-            }
-        )
+        facts = [_view_facts(one, changes) for one in views]
+        print_json(facts[0] if len(facts) == 1 else {"endpoints": facts})
         return
     for one in changes:
         out.say(describe_change(one))
-    if action is not _Action.SHOW and not changes:
-        note("nothing changed")
     if action is not _Action.SHOW:
+        if not changes:
+            note("nothing changed")
         return
-    for limit in view.limits:
+    for view in views:
+        _print_view(view, f"{view.held.endpoint.name}: " if settings.endpoint_tables else "")
+
+
+def _print_view(view: LimitsView, name: str) -> None:
+    for limit in view.held.stored:
         why = f": {limit.reason}" if limit.reason else ""
-        out.say(f"{describe_limit(limit)} since {iso_ms(limit.since_ms)}{why}")
-    if not view.limits:
-        out.say("no limit is set, and none was found")
+        out.say(f"{name}{describe_limit(limit)} since {iso_ms(limit.since_ms)}{why}")
+    for told in view.held.table:
+        out.say(f"{name}{describe_table_limit(told)}")
+    if not view.held.described:
+        out.say(f"{name}no limit is set, and none was found")
     if view.use is not None:
-        out.say(f"{view.use.in_flight:,} in flight now, of {format_count(view.use.workers, 'worker')}")
+        out.say(f"{name}{view.use.in_flight:,} in flight now, of {format_count(view.use.workers, 'worker')}")
 
 
-def _print_history(ledger: Ledger, settings: Settings, *, as_json: bool) -> None:
-    changes = fetch_history(ledger, settings.endpoint, at_most=_MOST_SHOWN)
+def _view_facts(view: LimitsView, changes: Sequence[LimitChange]) -> dict[str, Any]:
+    return {
+        "endpoint": view.held.endpoint.identity,
+        "limits": view.held.facts,
+        "in_flight": None if view.use is None else view.use.in_flight,
+        "workers": None if view.use is None else view.use.workers,
+        "changed": [change_facts(one) for one in changes],
+    }
+
+
+def _print_history(
+    ledger: Ledger, settings: Settings, chosen: Sequence[EndpointSettings], *, as_json: bool
+) -> None:
+    changes = [
+        (one, change) for one in chosen for change in fetch_history(ledger, one.identity, at_most=_MOST_SHOWN)
+    ]
+    changes.sort(key=lambda pair: pair[1].at_ms, reverse=True)  # stable: the newest first, also of one moment
     if as_json:
-        print_json({"endpoint": settings.endpoint, "history": [change_facts(one) for one in changes]})
+        endpoint = chosen[0].identity if len(chosen) == 1 else settings.endpoint
+        print_json({"endpoint": endpoint, "history": [change_facts(one) for _, one in changes]})
         return
-    for one in changes:
-        out.say(f"{iso_ms(one.at_ms)} {describe_change(one)}")
+    for one, change in changes[:_MOST_SHOWN]:
+        name = f"{one.name}: " if settings.endpoint_tables else ""
+        out.say(f"{iso_ms(change.at_ms)} {name}{describe_change(change)}")
     if not changes:
         out.say("no limit was set or found yet")

@@ -15,7 +15,7 @@ import typer
 
 from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note
-from worker.cli.destination import announce_endpoint, warn_of_left_jobs
+from worker.cli.destination import announce_endpoints, warn_of_left_jobs
 from worker.cli.expected import DeadlineWatch, say_expected
 from worker.cli.following import follow_run
 from worker.cli.last_words import LastWords
@@ -29,15 +29,16 @@ from worker.errors import ExitCode, InputError
 from worker.operations.budgets import check_prices, read_budget, set_budget
 from worker.operations.capacity import make_room
 from worker.operations.deadlines import apply_deadline, note_batch_deadline, parse_deadline
+from worker.operations.endpoints import ask_endpoints, not_asked
 from worker.operations.expected_end import expect_end_of
 from worker.operations.gates import GateWatch
-from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
+from worker.operations.model_choice import ModelChoice
 from worker.operations.run_holding import hold_abandoned, worked_on
 from worker.operations.run_input import RunInput, open_input
 from worker.operations.run_work import Work
 from worker.operations.tracking import Progress
 from worker.operations.weights import read_weight, set_batch_weight
-from worker.prices.book import open_price_book
+from worker.prices.book import open_prices
 from worker.reports.batchlines import is_standard_output
 from worker.reports.growing import GrowingResults
 from worker.reports.outputs import Output
@@ -166,7 +167,7 @@ def run(
     until_ms = None if deadline is None else parse_deadline(deadline, now_ms=SystemClock().now_ms())
     # Before anything is written: its worker would be refused.
     make_room(settings)
-    open_price_book(settings)
+    open_prices(settings)
     if not simulate:
         settings.require_lasting_files()
     path = Path(_DEFAULT_OUTPUT) if output is None else output
@@ -193,11 +194,11 @@ def run(
         if simulate:
             settings = _simulated(settings, stack, latency=latency, fault_rate=fault_rate)
         antrean = name_command(settings, given)
-        announce_endpoint(settings)
-        facts = NOT_ASKED if no_check else ask_endpoint(settings)
-        for place in facts.refused_keys:
-            note(f"the endpoint refuses {place}: going on with the other keys")
-        checked = found.check(settings, ModelChoice(model, facts, on_doubt=note))
+        announce_endpoints(settings)
+        answers = not_asked(settings) if no_check else ask_endpoints(settings)
+        for problem in (*answers.describe_refused_keys(), *answers.describe_passed_by()):
+            note(problem)
+        checked = found.check(settings, ModelChoice(model, answers.models, on_doubt=note))
         if limit is not None:
             check_prices(limit, checked.models, settings)
         if not simulate and not settings.is_broker_embedded:
@@ -224,12 +225,14 @@ def run(
                     _start_worker(stack, settings)
                     if (expected := expect_end_of(ledger, batch)) is not None:
                         say_expected(expected, batch.deadline_ms)
-                    gate = GateWatch(settings)
-                    if facts.is_up:
-                        # The endpoint has answered: no job has to wait for the end of its gate.
-                        gate.wake(ledger, facts.accepted)
+                    gate = GateWatch(settings, models=checked.models)
+                    if answers.is_up:
+                        # An endpoint has answered: no job has to wait for the end of its gate.
+                        gate.wake(ledger, answers.accepted)
                     watch = DeadlineWatch(batch.deadline_ms, began_s=time.monotonic())
-                    follow_run(ledger, stack, settings, work, progress, growing, gate, patience, watch)
+                    follow_run(
+                        ledger, stack, settings, work, progress, growing, gate, patience, watch, antrean
+                    )
                 # While the batch is not held: what it wants is not pruned.
                 counts = growing.finish()
         ledger.dispose()

@@ -12,8 +12,13 @@ from worker.cli.console import note, out, print_json
 from worker.cli.listing import complete_batch_id, iso, worker_facts
 from worker.cli.pausing import describe_pause
 from worker.operations.batches import find_named_batch
-from worker.operations.gates import describe_gate, describe_key, gate_facts, key_facts
-from worker.operations.limits import describe_limit, limit_facts
+from worker.operations.gates import (
+    describe_gate,
+    describe_key,
+    endpoint_gate_facts,
+    gate_facts,
+    key_facts,
+)
 from worker.operations.status import Snapshot, fetch_snapshot
 from worker.policy.fairness import USUAL_WEIGHT
 from worker.reports.budgets import budget_facts, describe_budget, describe_wait
@@ -23,7 +28,7 @@ from worker.reports.waiting import (
     oldest_call_facts,
     reason_facts,
 )
-from worker.settings import Settings, load_settings
+from worker.settings import EndpointSettings, Settings, load_settings
 from worker.storage.batch_status import BatchStatus
 from worker.storage.migrating import prepare_ledger
 
@@ -58,14 +63,14 @@ def status(
     found = fetch_snapshot(ledger, settings, named)
     if named is not None:
         [one] = found.batches
-        print_json(_batch_facts(one) | _open_facts(found)) if as_json else _print_batch(one, found)
+        print_json(_batch_facts(one) | _open_facts(found)) if as_json else _print_batch(one, found, settings)
     elif as_json:
         print_json(_ledger_facts(settings, found))
     else:
-        _print_ledger(found)
+        _print_ledger(found, settings)
 
 
-def _print_ledger(found: Snapshot) -> None:
+def _print_ledger(found: Snapshot, settings: Settings) -> None:
     out.say((f"ledger {found.place}", "dim"))
     if not found.counts:
         note("the ledger is empty: `antrean run` or `antrean submit` fills it")
@@ -86,15 +91,16 @@ def _print_ledger(found: Snapshot) -> None:
         )
         if worker.is_silent(found.now_ms):
             out.say(("  silent for longer than its lease: it counts as dead", "yellow"))
-    if found.limits:
-        out.say(f"limits {', '.join(describe_limit(one) for one in found.limits)}")
+    for held in found.limits:
+        if held.described:
+            out.say(f"limits {_of(held.endpoint, settings)}{', '.join(held.described)}")
     for pause in found.pauses:
         out.say((describe_pause(pause), "yellow"), ": `antrean resume` goes on")
-    _print_trouble(found)
+    _print_trouble(found, settings)
     _print_open(found)
 
 
-def _print_batch(one: BatchStatus, found: Snapshot) -> None:
+def _print_batch(one: BatchStatus, found: Snapshot, settings: Settings) -> None:
     batch = one.batch
     out.say((f"ledger {found.place}", "dim"))
     out.say(
@@ -121,23 +127,30 @@ def _print_batch(one: BatchStatus, found: Snapshot) -> None:
         f"= {format_count(one.total_tokens)} tokens · {describe_cost(one.cost)}"
     )
     if found.concerns(batch.endpoint):
-        _print_trouble(found)
+        _print_trouble(found, settings)
     if waits := describe_wait(one.budget):
         _print_reason("waiting", waits)
     _print_open(found)
 
 
-def _print_trouble(found: Snapshot) -> None:
-    """The shut gate, the keys that are set aside, and the endpoint's words for it."""
+def _print_trouble(found: Snapshot, settings: Settings) -> None:
+    """The shut gates, the keys that are set aside, and the endpoint's words for it."""
     shut = None if found.gate is None else describe_gate(found.gate, now_ms=found.now_ms)
-    if shut is not None:
-        _print_reason("gate", shut)
-    for key in found.keys:
-        sentence = describe_key(key, now_ms=found.now_ms)
-        if sentence is not None:
-            _print_reason("key", sentence.removeprefix("key "))
+    for one in found.gates:
+        name = _of(one.endpoint, settings)
+        if one.gate is not None:
+            _print_reason("gate", f"{name}{describe_gate(one.gate, now_ms=found.now_ms)}")
+        for key in one.keys:
+            sentence = describe_key(key, now_ms=found.now_ms)
+            if sentence is not None:
+                _print_reason("key", f"{name}{sentence.removeprefix('key ')}")
     if found.waits_for not in (None, shut) and not found.pauses:
         _print_reason("waiting", str(found.waits_for))
+
+
+def _of(endpoint: EndpointSettings, settings: Settings) -> str:
+    """The beginning of a line about one endpoint of several."""
+    return f"of {endpoint.name}: " if settings.endpoint_tables else ""
 
 
 def _print_open(found: Snapshot) -> None:
@@ -155,13 +168,18 @@ def _ledger_facts(settings: Settings, found: Snapshot) -> dict[str, Any]:
     return {
         "jobs": _named(found.counts),
         "batches": [_batch_facts(one) for one in found.batches],
-        "limits": [limit_facts(one) for one in found.limits],
+        "limits": [facts for one in found.limits for facts in one.facts],
         "paused": [
             {"endpoint": one.endpoint, "paused_at": iso(one.paused_at_ms), "reason": one.reason}
             for one in found.pauses
         ],
         "gate": gate_facts(settings.endpoint, found.gate, now_ms=found.now_ms),
-        "keys": [key_facts(one, now_ms=found.now_ms) for one in found.keys],
+        "keys": [key_facts(key, now_ms=found.now_ms) for one in found.gates for key in one.keys],
+        **(
+            {"endpoints": [endpoint_gate_facts(one, now_ms=found.now_ms) for one in found.gates]}
+            if settings.endpoint_tables
+            else {}
+        ),
         "waiting_for": found.waits_for,
         **_open_facts(found),
     }
@@ -183,8 +201,7 @@ def _held(found: BatchStatus) -> str:
 
 def _stops(found: BatchStatus) -> str:
     """What keeps the whole batch back, behind its status."""
-    waits = describe_wait(found.budget) is not None and any(not state.is_final for state in found.counts)
-    return _held(found) + (", at its budget" if waits else "")
+    return _held(found) + (", at its budget" if describe_wait(found.budget) is not None else "")
 
 
 def _batch_facts(found: BatchStatus) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.console import note, out, print_json
-from worker.cli.destination import announce_endpoint, warn_of_left_jobs
+from worker.cli.destination import announce_endpoints, warn_of_left_jobs
 from worker.cli.expected import say_expected
 from worker.cli.last_words import said_of_submission
 from worker.cli.listing import iso
@@ -17,9 +17,10 @@ from worker.clock import SystemClock
 from worker.operations.batches import count_jobs
 from worker.operations.budgets import check_prices, read_budget, set_budget
 from worker.operations.deadlines import apply_deadline, note_batch_deadline, parse_deadline
+from worker.operations.endpoints import ask_endpoints, not_asked
 from worker.operations.expected_end import expect_end_of
 from worker.operations.inputs import name_inputs
-from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
+from worker.operations.model_choice import ModelChoice
 from worker.operations.request_file import (
     make_requests_batch,
     open_requests,
@@ -84,9 +85,11 @@ def submit(
     share = None if weight is None else read_weight(weight)
     until_ms = None if deadline is None else parse_deadline(deadline, now_ms=SystemClock().now_ms())
     with open_requests(file) as source:
-        announce_endpoint(settings)
-        facts = NOT_ASKED if no_check else ask_endpoint(settings)
-        requests = source.check(settings, ModelChoice(model, facts, on_doubt=note))
+        announce_endpoints(settings)
+        answers = not_asked(settings) if no_check else ask_endpoints(settings)
+        for problem in answers.describe_passed_by():
+            note(problem)
+        requests = source.check(settings, ModelChoice(model, answers.models, on_doubt=note))
         if limit is not None:
             check_prices(limit, requests.summary.models, settings)
         ledger = prepare_ledger(settings)

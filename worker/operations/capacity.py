@@ -64,6 +64,8 @@ def _fit(
     settings: Settings, of_what: str, allowed: int, need: Callable[[Settings], int], remedy: str
 ) -> Settings:
     """These settings with as many slots as fit, where their number is free. Raises SettingsError where it is not."""
+    if settings.endpoint_tables:
+        return _fit_tables(settings, of_what, allowed, need, remedy)
     name = "max_concurrency" if settings.is_adaptive else "concurrency"
     fitting = slots = getattr(settings, name)
     while fitting and need(settings.model_copy(update={name: fitting})) > allowed:
@@ -75,6 +77,25 @@ def _fit(
         [
             f"ANTREAN_{name.upper()}: {slots} slots need {need(settings)} {of_what}, and this process"
             f" may have {allowed}: {advice}"
+        ]
+    )
+
+
+def _fit_tables(
+    settings: Settings, of_what: str, allowed: int, need: Callable[[Settings], int], remedy: str
+) -> Settings:
+    """The same with several endpoints: none of those whose number is free has more slots than fit for all."""
+    free = [one.max_concurrency for one in settings.endpoint_tables if one.is_adaptive]
+    for most in range(max(free, default=0), 0, -1):
+        fitting = settings.model_copy(
+            update={"endpoint_tables": tuple(one.with_most(most) for one in settings.endpoint_tables)}
+        )
+        if need(fitting) <= allowed:
+            return fitting
+    raise SettingsError(
+        [
+            f"the endpoints of the tables need {need(settings)} {of_what} together, and this process may have "
+            f"{allowed}: lower the `concurrency` of some, or {remedy}"
         ]
     )
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from worker.attempt.keys import make_key_id
 from worker.broker.client import broker_address, open_client
 from worker.clock import SystemClock, describe_moment, describe_since, describe_until, iso_ms
 from worker.policy.gates import Gate, bring_forward, is_over
-from worker.settings import Settings
+from worker.settings import EndpointSettings, Settings
 from worker.storage.engine import Ledger
 from worker.storage.gate_waits import SPREAD_MS, wake_blocked
 from worker.storage.identity import fetch_identity
@@ -29,50 +29,73 @@ _NEXT_JOB_TRIES = "the next job tests whether it is over"
 _A_FEW_GO_FIRST = "it has answered again, and a few calls go before all do"
 
 
-class GateWatch:
-    """The gate of these settings' endpoint. Where the broker does not answer, nothing is known of it."""
+@dataclass(frozen=True, slots=True)
+class EndpointGate:
+    """The gate of one endpoint where it keeps all calls there waiting, and the keys that live workers use there."""
 
-    def __init__(self, settings: Settings, client: redis.Redis | None = None) -> None:
-        self._endpoint = settings.endpoint
+    endpoint: EndpointSettings
+    gate: Gate | None = None
+    keys: Sequence[KeyState] = ()
+
+
+class GateWatch:
+    """The gates of these settings' endpoints. Where the broker does not answer, nothing is known of them."""
+
+    def __init__(
+        self, settings: Settings, client: redis.Redis | None = None, *, models: Collection[str] = ()
+    ) -> None:
+        """`models`: those of the jobs whose gates are asked for; any without them."""
+        self._jobs_of = settings.endpoint
         self._client = open_client(broker_address(settings)) if client is None else client
-        self._store = RedisGateStore(self._client, self._endpoint)
+        self._stores = [(one, RedisGateStore(self._client, one.identity)) for one in settings.endpoints]
+        served = {frozenset(one.name for one in settings.endpoints if one.serves(model)) for model in models}
+        # The endpoints that serve a model, each set once.
+        self._sets = {one for one in served if one} or {frozenset(one.name for one in settings.endpoints)}
         self._fetched_s = float("-inf")
-        self._seen: Gate | None = None
+        self._seen: list[EndpointGate] = []
 
     def fetch(self) -> Gate | None:
-        """The gate, where it keeps jobs waiting now; else None, also where the broker does not answer.
+        """The gate, where it keeps all jobs waiting now; else None, also where the broker does not answer.
 
-        That is the endpoint's own; where all keys of live workers are set aside, that of the next one to be tried.
+        With several endpoints that is none while one of them takes calls; else the next one to be tried.
         """
-        return self.fetch_all()[0]
+        return self._find_shut_for_all(self.fetch_each())
 
-    def fetch_all(self) -> tuple[Gate | None, list[KeyState]]:
-        """What `fetch` returns, and the keys that live workers use."""
+    def fetch_each(self) -> list[EndpointGate]:
+        """The gate and the keys of each endpoint, in their order.
+
+        The gate is the endpoint's own; where all keys of live workers are set aside, that of the next one to be tried.
+        """
         if not self._has_broker():
-            return None, []
-        gate, now_ms = self._store.fetch(), SystemClock().now_ms()
-        keys = [
-            replace(one, gate=None) if one.gate is not None and is_over(one.gate, now_ms=now_ms) else one
-            for one in self._store.fetch_keys()
-        ]
-        if gate is not None and not is_over(gate, now_ms=now_ms):
-            return gate, keys
-        gates = [one.gate for one in keys if one.gate is not None]
-        all_are_shut = bool(gates) and len(gates) == len(keys)
-        return min(gates, key=lambda one: one.until_ms) if all_are_shut else None, keys
+            return [EndpointGate(one) for one, _ in self._stores]
+        return [_fetch_of(one, store, now_ms=SystemClock().now_ms()) for one, store in self._stores]
 
     def fetch_cached(self) -> Gate | None:
         """What `fetch` returns, at most a second old: for a caller that asks all the time."""
+        return self._find_shut_for_all(self._fetch_each_cached())
+
+    def is_a_model_shut(self) -> bool:
+        """Whether the jobs of one of the models wait at gates, even if others are called; at most a second old."""
+        return any(self._find_shut_sets(self._fetch_each_cached()))
+
+    def _fetch_each_cached(self) -> list[EndpointGate]:
         now_s = time.monotonic()
         if now_s - self._fetched_s >= _FRESH_S:
             self._fetched_s = now_s
-            self._seen = self.fetch()
+            self._seen = self.fetch_each()
         return self._seen
 
-    def wake(self, ledger: Ledger, accepted: Sequence[Credential] = ()) -> int:
-        """Brings the waiting jobs forward after the endpoint has answered a call, and returns their number.
+    def _find_shut_sets(self, gates: Sequence[EndpointGate]) -> list[Gate | None]:
+        return [find_shut([one for one in gates if one.endpoint.name in names]) for names in self._sets]
 
-        `accepted`: the keys that it took.
+    def _find_shut_for_all(self, gates: Sequence[EndpointGate]) -> Gate | None:
+        shut = [gate for gate in self._find_shut_sets(gates) if gate is not None]
+        return min(shut, key=lambda one: one.until_ms) if len(shut) == len(self._sets) else None
+
+    def wake(self, ledger: Ledger, accepted: Mapping[str, Sequence[Credential]]) -> int:
+        """Brings the waiting jobs forward after endpoints have answered a call, and returns their number.
+
+        `accepted`: the names of those that have answered, each with the keys that it took.
 
         A gate that needs a probe is probed at once, and not opened: an answer of one path proves nothing of another.
         A cooldown is kept.
@@ -82,29 +105,34 @@ class GateWatch:
         if self._has_broker():
             with ledger.read() as connection:
                 identity = fetch_identity(connection)
-            names = [KeyName(make_key_id(one.key or "", identity), "") for one in accepted]
-            for store in (self._store, *map(self._store.of_key, names)):
-                store.note_accepted()
-                gate = store.fetch()
-                if gate is not None and gate.needs_probe:
-                    store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
+            for endpoint, of_endpoint in self._stores:
+                if endpoint.name not in accepted:
+                    continue
+                names = [KeyName(make_key_id(one.key or "", identity), "") for one in accepted[endpoint.name]]
+                for store in (of_endpoint, *map(of_endpoint.of_key, names)):
+                    store.note_accepted()
+                    gate = store.fetch()
+                    if gate is not None and gate.needs_probe:
+                        store.put(bring_forward(gate, now_ms=now_ms), only_if_shut=True)
         return self._wake_all(ledger, now_ms)
 
-    def open_gate(self, ledger: Ledger) -> int:
-        """Opens the gates of the endpoint and of its keys without a probe, ends cooldowns, and brings the waiting jobs
-        forward; returns their number.
+    def open_gates(self, ledger: Ledger, endpoints: Sequence[EndpointSettings]) -> int:
+        """Opens the gates of these endpoints and of their keys without a probe, ends cooldowns, and brings the waiting
+        jobs forward; returns their number.
 
         A job that was refused for its rate keeps its own wait.
         """
         if self._has_broker():
-            self._store.clear_all()
+            for endpoint, store in self._stores:
+                if endpoint in endpoints:
+                    store.clear_all()
         return self._wake_all(ledger, SystemClock().now_ms())
 
     def _wake_all(self, ledger: Ledger, now_ms: int) -> int:
         woken, step = 0, MAX_ROWS
         while step == MAX_ROWS:
             due_ms = now_ms + woken // MAX_ROWS * SPREAD_MS
-            step = ledger.run(partial(wake_blocked, endpoint=self._endpoint, now_ms=due_ms))
+            step = ledger.run(partial(wake_blocked, endpoint=self._jobs_of, now_ms=due_ms))
             woken += step
         return woken
 
@@ -113,6 +141,25 @@ class GateWatch:
             return bool(self._client.ping())
         except (redis.RedisError, OSError):
             return False
+
+
+def find_shut(gates: Sequence[EndpointGate]) -> Gate | None:
+    """The gate that is tried next, where those of all endpoints are shut; else None. Pure."""
+    shut = [one.gate for one in gates if one.gate is not None]
+    return min(shut, key=lambda one: one.until_ms) if shut and len(shut) == len(gates) else None
+
+
+def _fetch_of(endpoint: EndpointSettings, store: RedisGateStore, *, now_ms: int) -> EndpointGate:
+    gate = store.fetch()
+    keys = [
+        replace(one, gate=None) if one.gate is not None and is_over(one.gate, now_ms=now_ms) else one
+        for one in store.fetch_keys()
+    ]
+    if gate is not None and not is_over(gate, now_ms=now_ms):
+        return EndpointGate(endpoint, gate, keys)
+    gates = [one.gate for one in keys if one.gate is not None]
+    all_are_shut = bool(gates) and len(gates) == len(keys)
+    return EndpointGate(endpoint, min(gates, key=lambda one: one.until_ms) if all_are_shut else None, keys)
 
 
 def explain_gate(ledger: Ledger, settings: Settings, gate: Gate) -> str:
@@ -178,6 +225,16 @@ def key_facts(key: KeyState, *, now_ms: int) -> dict[str, Any]:
     if gate is not None:
         del gate["endpoint"]
     return {"id": key.name.id, "place": key.name.place, "set_aside": gate}
+
+
+def endpoint_gate_facts(one: EndpointGate, *, now_ms: int) -> dict[str, Any]:
+    """The gate and the keys of one endpoint of several, as JSON may have them."""
+    return {
+        "name": one.endpoint.name,
+        "endpoint": one.endpoint.identity,
+        "gate": gate_facts(one.endpoint.identity, one.gate, now_ms=now_ms),
+        "keys": [key_facts(key, now_ms=now_ms) for key in one.keys],
+    }
 
 
 def _cause(gate: Gate, now_ms: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from worker.broker.client import broker_address, open_client
 from worker.clock import SystemClock, iso_ms
-from worker.settings import Settings
+from worker.settings import EndpointSettings, Settings
 from worker.storage import limits
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.limits import LimitChange, LimitKind, LimitSource, StoredLimit
@@ -28,37 +28,77 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
+class TableLimit:
+    """A limit that the table of an endpoint names. It holds while no command has set another."""
+
+    kind: LimitKind
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLimits:
+    """The limits of an endpoint that hold now: those of the ledger, and those of its table."""
+
+    endpoint: EndpointSettings
+    stored: Sequence[StoredLimit] = ()
+    table: Sequence[TableLimit] = ()
+
+    @property
+    def described(self) -> list[str]:
+        """`40 calls in flight (found)`, one by one."""
+        return [*map(describe_limit, self.stored), *map(describe_table_limit, self.table)]
+
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        """The same for programs."""
+        return [
+            *map(limit_facts, self.stored),
+            *(table_limit_facts(self.endpoint.identity, one) for one in self.table),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class LimitsView:
     """The limits that hold now, and their use. `use` None: no worker shares them, or the broker does not answer."""
 
-    endpoint: str
-    limits: Sequence[StoredLimit]
+    held: HeldLimits
     use: Use | None
 
 
-def fetch_limits_view(ledger: Ledger, settings: Settings) -> LimitsView:
-    """The limits of these settings' endpoint. Raises DatabaseAway."""
+def fetch_limits_view(ledger: Ledger, settings: Settings, endpoint: EndpointSettings) -> LimitsView:
+    """The limits of one of these settings' endpoints. Raises DatabaseAway."""
     with ledger.read() as connection:
-        stored = limits.fetch_limits(connection, settings.endpoint)
-    return LimitsView(settings.endpoint, choose_limits(stored, settings), _fetch_use(settings))
+        held = fetch_held_limits(connection, endpoint)
+    return LimitsView(held, _fetch_use(settings, endpoint))
 
 
-def choose_limits(
-    stored: Sequence[StoredLimit], settings: Settings, *, now_ms: int | None = None
-) -> list[StoredLimit]:
-    """Those that hold: not what was cleared, what was found only where it is sought, and of each key what it was told
-    within a day."""
+def fetch_held_limits(connection: Transaction, endpoint: EndpointSettings) -> HeldLimits:
+    """The limits that hold at this endpoint now. Raises DatabaseAway."""
+    return hold_limits(limits.fetch_limits(connection, endpoint.identity), endpoint)
+
+
+def hold_limits(
+    stored: Sequence[StoredLimit], endpoint: EndpointSettings, *, now_ms: int | None = None
+) -> HeldLimits:
+    """Those that hold: not what was cleared, what was found only where it is sought, of each key what it was told
+    within a day, and the table's where none is set."""
     at_ms = SystemClock().now_ms() if now_ms is None else now_ms
-    return [
+    held = [
         one
         for one in stored
         if one.value is not None
         and (
             one.updated_ms > at_ms - _TOLD_FOR_MS
             if one.source is LimitSource.HEADER
-            else not one.key_id and (one.source is not LimitSource.FOUND or settings.is_adaptive)
+            else not one.key_id and (one.source is not LimitSource.FOUND or endpoint.is_adaptive)
         )
     ]
+    are_set = {one.kind for one in held if one.source is LimitSource.SET}
+    told = {LimitKind.REQUESTS: endpoint.requests_per_minute, LimitKind.TOKENS: endpoint.tokens_per_minute}
+    table = [
+        TableLimit(kind, value) for kind, value in told.items() if value is not None and kind not in are_set
+    ]
+    return HeldLimits(endpoint, held, table)
 
 
 def set_limits(ledger: Ledger, endpoint: str, values: Mapping[LimitKind, int | None]) -> list[LimitChange]:
@@ -80,6 +120,11 @@ def describe_limit(one: StoredLimit) -> str:
     """`40 calls in flight (found)`, `60 requests a minute (header, key 0a1b2c3d4e5f)`."""
     key = f", key {one.key_id}" if one.key_id else ""
     return f"{one.value:,} {_NAMES[one.kind]} ({one.source.value}{key})"
+
+
+def describe_table_limit(one: TableLimit) -> str:
+    """`600 requests a minute (table)`."""
+    return f"{one.value:,} {_NAMES[one.kind]} (table)"
 
 
 def describe_change(one: LimitChange) -> str:
@@ -104,6 +149,18 @@ def limit_facts(one: StoredLimit) -> dict[str, Any]:
     }
 
 
+def table_limit_facts(endpoint: str, one: TableLimit) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "endpoint": endpoint,
+        "kind": one.kind.value,
+        "value": one.value,
+        "source": "table",
+        "since": None,
+        "reason": None,
+    }
+
+
 def change_facts(one: LimitChange) -> dict[str, Any]:
     """The same for programs."""
     return {
@@ -119,8 +176,8 @@ def change_facts(one: LimitChange) -> dict[str, Any]:
     }
 
 
-def _fetch_use(settings: Settings) -> Use | None:
+def _fetch_use(settings: Settings, endpoint: EndpointSettings) -> Use | None:
     try:
-        return RedisLimitStore(open_client(broker_address(settings)), settings.endpoint).fetch_use()
+        return RedisLimitStore(open_client(broker_address(settings)), endpoint.identity).fetch_use()
     except StoreAway:  # an embedded broker is away while no command uses it
         return None

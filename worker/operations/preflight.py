@@ -55,6 +55,19 @@ class EndpointFacts:
     refused_keys: tuple[str, ...] = ()
 
     @property
+    def only_model(self) -> str | None:
+        """The one model that it runs; None where it runs several, or did not list them."""
+        return self.models[0] if self.models is not None and len(self.models) == 1 else None
+
+    def choose_model(self, wanted: str | None) -> str:
+        """See the function of this name."""
+        return choose_model(wanted, self)
+
+    def check_models(self, wanted: Sequence[str]) -> list[str]:
+        """See the function of this name."""
+        return check_models(wanted, self)
+
+    @property
     def why_unlisted(self) -> str:
         """Why there is no list of models, as part of a sentence."""
         return "it was not asked" if self.models_failure is None else _describe(self.models_failure)
@@ -131,46 +144,6 @@ def check_models(wanted: Sequence[str], facts: EndpointFacts) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """How the input of a command gets its models: `wanted` is the one that was asked for, None where none was.
-
-    `on_doubt` gets a sentence for each doubt that `check_models` has.
-    """
-
-    wanted: str | None
-    facts: EndpointFacts
-    on_doubt: Callable[[str], None]
-
-    def choose(self, *others: str | None) -> str:
-        """The model of all requests: the wanted one, else the first of `others` that is named, else the only one.
-
-        Raises what `choose_model` raises.
-        """
-        chosen = choose_model(self._first(others), self.facts)
-        self.check([chosen])
-        return chosen
-
-    def choose_default(self, *others: str | None) -> str | None:
-        """The model of requests that name none; None where each must name its own. `others` as for `choose`.
-
-        Doubts are told by `check`, once the models of all requests are known. Raises Refused.
-        """
-        wanted = self._first(others)
-        if wanted is not None:
-            return choose_model(wanted, self.facts)
-        models = self.facts.models
-        return models[0] if models is not None and len(models) == 1 else None
-
-    def check(self, models: Sequence[str]) -> None:
-        """Tells what is doubtful about these models. Raises Refused where the endpoint has one of them not."""
-        for doubt in check_models(models, self.facts):
-            self.on_doubt(doubt)
-
-    def _first(self, others: Sequence[str | None]) -> str | None:
-        return next((one for one in (self.wanted, *others) if one), None)
-
-
 def list_models(models: Sequence[str]) -> str:
     """Their names for a sentence, at most 20."""
     shown = [clean_words(model) for model in models[:_MOST_NAMED]]
@@ -191,7 +164,7 @@ class _Question:
         self._is_chat_silent = False  # then it is not asked again
         self.is_up = False
         if self._credential.key is None and settings.base_url == DEFAULT_BASE_URL:
-            raise KeyMissing(f"{settings.base_url} needs a key: set ANTREAN_API_KEY")
+            raise KeyMissing(f"{settings.base_url} needs a key: set {settings.describe_setting('api_key')}")
 
     def fetch_models(self) -> tuple[tuple[str, ...] | None, Failure | None]:
         """The models, or None and why they cannot be listed. Each key is tried; the first that is taken is used.
@@ -241,7 +214,7 @@ class _Question:
         if _is_nothing_there(failure, self._address):
             raise Unreachable(
                 f"nothing that takes requests is at {self._address.chat_url} ({_describe(failure)}): "
-                f"check ANTREAN_BASE_URL{self._where_it_is()}"
+                f"check {self._settings.describe_setting('base_url')}{self._where_it_is()}"
             )
         return f"answers a request without messages with HTTP {failure.http_status}"
 
@@ -299,7 +272,7 @@ class _Question:
         missing = "no key was sent: set" if self._credential.key is None else "it refuses the key: check"
         return Refused(
             f"{self._settings.base_url} answers 401, {missing} {self._credentials.setting} "
-            f"(header style {self._settings.auth_style}; see ANTREAN_AUTH_STYLE)"
+            f"(header style {self._settings.auth_style}; see {self._settings.describe_setting('auth_style')})"
         )
 
     def _client(self, within_s: float, address: Address) -> EndpointClient:
@@ -307,7 +280,8 @@ class _Question:
 
     def _unreachable(self, failure: Failure) -> Unreachable:
         return Unreachable(
-            f"{self._settings.base_url} does not answer as it should ({failure.message}): check ANTREAN_BASE_URL"
+            f"{self._settings.base_url} does not answer as it should ({failure.message}): "
+            f"check {self._settings.describe_setting('base_url')}"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from worker.operations.errors import PromptMissing
 from worker.operations.inputs import inputs_of_run, name_inputs
-from worker.operations.preflight import ModelChoice
+from worker.operations.model_choice import ModelChoice
 from worker.operations.request_file import (
     CheckedRequests,
     RequestFile,

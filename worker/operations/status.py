@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from schemas.job import JobState
 from worker.clock import SystemClock
-from worker.operations.gates import GateWatch, describe_trouble
-from worker.operations.limits import choose_limits
+from worker.operations.endpoint_choice import drop_served
+from worker.operations.gates import EndpointGate, GateWatch, describe_trouble, find_shut
+from worker.operations.limits import HeldLimits, fetch_held_limits
 from worker.policy.gates import Gate
 from worker.reports.waiting import Reason, explain_waiting
 from worker.settings import Settings
 from worker.storage.batch_status import BatchStatus, fetch_status
 from worker.storage.batches import Batch, count_states, fetch_batches
-from worker.storage.engine import Ledger
+from worker.storage.engine import Ledger, Transaction
 from worker.storage.identity import fetch_place
-from worker.storage.limits import StoredLimit, fetch_limits
 from worker.storage.open_jobs import OpenJobs, fetch_open_jobs
+from worker.storage.open_models import count_first_models
 from worker.storage.pauses import Pause, fetch_pauses
 from worker.storage.reading import Trouble, fetch_trouble
 from worker.storage.workers import WorkerFacts, fetch_workers
-from worker.throttle.store import KeyState
 
 _LATEST = 10
+_MOST_LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +39,22 @@ class Snapshot:
     pauses: Sequence[Pause]
     trouble: Trouble | None  # of the ledger, or of the batch's endpoint
     now_ms: int
-    limits: Sequence[StoredLimit] = ()  # of the endpoint of these settings, which hold now
-    gate: Gate | None = None  # of `endpoint`, that of these settings: no other is known
-    keys: Sequence[KeyState] = ()  # that live workers use at `endpoint`
+    limits: Sequence[HeldLimits] = ()  # of each endpoint of these settings
+    gates: Sequence[EndpointGate] = ()  # of the same, where they concern what was asked: no others are known
     endpoint: str = ""
+    # Of the jobs of `endpoint`, those whose model no endpoint serves, by model; as far as was looked.
+    unserved: Mapping[str, int] = field(default_factory=dict)
 
     def concerns(self, endpoint: str) -> bool:
         """Whether something open is to be called there."""
         return endpoint in self.open_jobs.queued or any(
             one.endpoint == endpoint for one in self.open_jobs.waits
         )
+
+    @property
+    def gate(self) -> Gate | None:
+        """The gate that keeps all jobs of `endpoint` waiting, if one does."""
+        return find_shut(self.gates)
 
     @property
     def waits_for(self) -> str | None:
@@ -63,6 +70,7 @@ class Snapshot:
             pauses=self.pauses,
             gates={} if self.gate is None else {self.endpoint: self.gate},
             now_ms=self.now_ms,
+            unserved={self.endpoint: self.unserved} if self.unserved else {},
         )
 
 
@@ -84,10 +92,19 @@ def fetch_snapshot(ledger: Ledger, settings: Settings, batch: Batch | None) -> S
             pauses=fetch_pauses(connection),
             trouble=fetch_trouble(connection, None if batch is None else batch.endpoint),
             now_ms=now_ms,
-            limits=choose_limits(fetch_limits(connection, settings.endpoint), settings),
+            endpoint=settings.endpoint,
+            unserved=_find_unserved(connection, settings, batch),
+            limits=[fetch_held_limits(connection, one) for one in settings.endpoints],
         )
     # A broker that does not answer takes seconds to say so: no transaction waits for it.
     if batch is None or found.concerns(settings.endpoint):
-        gate, keys = GateWatch(settings).fetch_all()
-        found = replace(found, gate=gate, keys=keys, endpoint=settings.endpoint)
+        found = replace(found, gates=GateWatch(settings).fetch_each())
     return found
+
+
+def _find_unserved(connection: Transaction, settings: Settings, batch: Batch | None) -> Mapping[str, int]:
+    if not settings.endpoint_tables:
+        return {}
+    batch_id = None if batch is None else batch.id
+    models = count_first_models(connection, settings.endpoint, at_most=_MOST_LOOKED_AT, batch_id=batch_id)
+    return drop_served(models, settings.endpoint_tables)

@@ -26,6 +26,7 @@ START = 16  # the first limit of an unknown endpoint
 REACHED = 0.8  # the limit was reached for so much of the time: what was measured is what it does
 REACHED_AT_START = 0.5  # doubled values are followed within a part of a round trip
 SET_BACK_MS = 1000  # a time that is so far ahead is of a clock that was set back since
+EDGE_ROUNDS = 5  # a value that is refused so soon was refused a little above just now
 UNREFUSED_MS = 1_000  # a call that is not refused for so long is being worked on
 FRESH_MS = 3_600_000  # the limit of an earlier run is used as it is, if it is not older
 
@@ -107,6 +108,17 @@ def cut(limit: Limit, flow: Flow, *, epoch: int, cap: int, now_ms: int) -> Limit
     if limit.value <= 1:
         return _pause(limit, now_ms)
     lower = min(cap, limit.value * 3 // 4)
+    is_edge = limit.is_ceiling_firm and limit.ceiling == limit.value + 1 and limit.epoch == limit.steady_epoch
+    if (
+        limit.phase is Phase.HOLDING
+        and is_edge
+        and limit.value == limit.good
+        and now_ms - limit.since_ms < EDGE_ROUNDS * limit.round_ms
+    ):
+        # What is just above was refused just now: this was too much, too. A small step is enough, but only one.
+        edge = limit.value - max(1, limit.value // 20)
+        new = replace(limit, good=edge, ceiling=limit.value, tried_ms=now_ms)
+        return move(new, edge, Phase.HOLDING, "refused just below the ceiling", now_ms, is_cut=True)
     if limit.value <= limit.good:  # what was good is refused now
         new = replace(limit, refused_at=limit.value)
         return move(new, lower, Phase.CLIMBING, "refused", now_ms, is_cut=True)
@@ -131,8 +143,9 @@ def reopen(limit: Limit, *, cap: int, now_ms: int) -> Limit:
 
 
 def wake(limit: Limit, flow: Flow, *, now_ms: int) -> Limit:
-    """The limit when jobs have come after a time without any: that time does not count. The same: there was work."""
-    if flow.ended or flow.full_ms or flow.refusals or limit.phase is Phase.REFUSED:
+    """The limit when jobs have come after a time without many: that does not count. The same: it was reached before."""
+    was_busy = flow.full_ms or flow.refusals or 2 * flow.ended >= limit.value
+    if was_busy or limit.phase in (Phase.HOLDING, Phase.REFUSED):
         return limit
     return renew(limit, flow, now_ms, is_warm=limit.is_warm)
 

@@ -6,7 +6,7 @@ nanodollars (10⁻⁹ USD), rounded up. An unknown price gives an unknown cost, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -63,6 +63,32 @@ class CostSum:
 
 
 NO_COST = CostSum()
+
+
+def find_dearest(prices: Iterable[Price]) -> Price | None:
+    """A price that no answer at any of these prices exceeds; None without one."""
+    some = tuple(prices)
+    if len(some) < 2:
+        return some[0] if some else None
+    starts = sorted({start for one in some for start, _ in one.tiers})
+    return Price(
+        _dearest_rates([one.rates for one in some]),
+        answer_pico=max(one.answer_pico for one in some),
+        tiers=tuple((start, _dearest_rates([_rates_above(one, start) for one in some])) for start in starts),
+    )
+
+
+def _rates_above(price: Price, start: int) -> Rates:
+    """The rates of prompts with more tokens than `start`."""
+    return next((rates for above, rates in reversed(price.tiers) if above <= start), price.rates)
+
+
+def _dearest_rates(rates: Sequence[Rates]) -> Rates:
+    return Rates(
+        max(one.input_pico for one in rates),
+        max(one.output_pico for one in rates),
+        max(one.input_pico if one.cached_pico is None else one.cached_pico for one in rates),
+    )
 
 
 def sum_costs(costs: Iterable[int | None]) -> CostSum:

@@ -15,9 +15,11 @@ class Flow:
     `answers`, `tokens` (prompt and completion), `tokens_out` (completion) and `call_ms` (durations) are of answered
     calls that `Limit.counts_answer`. `out_out`, `out_ms` and `ms_ms` are sums of products over the same calls; they
     tell how the duration follows the length. `refusals` are of calls that `Limit.counts_refusal`.
-    `full_ms`: for each worker its share, times how long its demand (calls in flight, and claimed jobs that wait for a
-    slot) was at least its share. So it is the limit times the elapsed time where the limit was always reached.
-    `ended`: all calls that were answered in this time, also those of earlier values.
+    `full_ms`: for each worker its share, or its calls in flight if a share that became smaller is less, times how long
+    its demand (calls in flight, and claimed jobs that wait for a slot) was at least its share. So it is the limit times
+    the elapsed time where the limit was always reached.
+    `ended`: all calls that were answered in this time, also those of earlier values. `open_ms`: calls in flight, times
+    how long they were so many: a part of the limit may not be for the jobs that are there.
     """
 
     answers: int = 0
@@ -30,6 +32,7 @@ class Flow:
     refusals: int = 0
     full_ms: int = 0
     ended: int = 0
+    open_ms: int = 0
 
     def __add__(self, other: Flow) -> Flow:
         return Flow(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Flow)))

@@ -16,7 +16,7 @@ LOSS = 0.05  # a lower limit may do so much less
 BOLD = 1.5  # the step up after one that paid in full
 CHANGE = 0.2  # so much more or less work at one value is no noise
 SMALL = 1.15  # a step that is smaller than this is not measured: the gain would be lost in the noise
-NEAR = 1.08  # a value that is nearer than this to a good one is as good
+NEAR = 1.06  # a value that is nearer than this to a good one is as good
 SLOWEST = 4.0  # no more calls where an output token takes so many times longer than it did
 SHARED = (
     0.03  # a busy server or machine slows all calls of a second by so much, more or less: a standard error
@@ -161,6 +161,7 @@ def _settle(limit: Limit, flow: Flow, now_ms: int) -> Limit:
         length = (limit.length + time.length) / 2
         ms = (limit.call_ms + again.ms) / 2 * _call_time(limit, flow, now_ms, length).ms / again.ms
         error = math.hypot(limit.call_noise, again.noise) / 2
+    calls = _calls(limit, flow, now_ms) or (limit.calls if limit.measured == limit.value else 0.0)
     floor = limit.measured if 0 < limit.measured < limit.value else limit.floor
     new = replace(
         limit,
@@ -168,6 +169,7 @@ def _settle(limit: Limit, flow: Flow, now_ms: int) -> Limit:
         measured=limit.value,
         floor=floor,
         call_ms=ms,
+        calls=calls,
         call_noise=error,
         length=length,
     )
@@ -188,7 +190,7 @@ def _climb_from(limit: Limit, flow: Flow, cap: int, now_ms: int, *, factor: floa
         gap = limit.ceiling - limit.value
         if gap <= 1 and limit.is_ceiling_firm:
             return _hold(limit, flow, "below the ceiling", now_ms)
-        value = min(value, limit.value + max(1, gap // 4))
+        value = min(value, limit.value + max(1, gap // 2))
     value = min(cap, value)
     if value <= limit.value:
         return _hold(limit, flow, "the most allowed", now_ms)
@@ -226,7 +228,15 @@ def _judge(limit: Limit, flow: Flow, least: float, now_ms: int) -> bool | None:
 
 def _gain(limit: Limit, flow: Flow, now_ms: int) -> float:
     """How much more work this value does than the one that was measured before: 0.05 is 5 % more."""
-    return limit.value / _call_time(limit, flow, now_ms, limit.length).ms * limit.call_ms / limit.measured - 1
+    calls = _calls(limit, flow, now_ms)
+    more = calls / limit.calls if calls and limit.calls else limit.value / limit.measured
+    return more / _call_time(limit, flow, now_ms, limit.length).ms * limit.call_ms - 1
+
+
+def _calls(limit: Limit, flow: Flow, now_ms: int) -> float:
+    """How many calls were in flight, where none of those of another value were among them; else 0."""
+    is_clean = limit.is_warm or limit.epoch > limit.steady_epoch
+    return flow.open_ms / max(1, now_ms - limit.since_ms) if is_clean else 0.0
 
 
 def _call_time(limit: Limit, flow: Flow, now_ms: int, length: float | None = None) -> CallTime:

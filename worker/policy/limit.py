@@ -58,6 +58,7 @@ class Limit:
     measured: int = 0
     length: float = 0.0
     call_ms: float = 0.0
+    calls: float = 0.0  # in flight then, on the average; 0: not known, as many as the limit
     call_noise: float = 1.0
     best_unit_ms: float = 0.0  # the shortest time for an output token; for a call, where there is no usage
     floor: int = 0  # a value that did less work than a higher one; 0: none is known

@@ -17,6 +17,7 @@ from worker.policy.gates import SEVERAL
 from worker.policy.retry import is_local
 
 HEALTHY_RATE = 0.01  # the lowest rate of failures that is assumed of any endpoint
+_RARE_WORDS = 0.05  # a share of calls refused in the same words that says nothing
 # The rate is learnt from this many answers. They must be more than the calls in flight, or one burst would decide it.
 KNOWN_FROM = 1000
 _ACCIDENT = 1e-6
@@ -86,7 +87,7 @@ def refusals_of_an_endpoint(failure: Failure, share: float = 0.0) -> int:
     there are none; 20 where it is half of them, 132 where it is nine of ten, 200 at most.
     """
     fewest = _SAME_WORDS_FOR_REQUESTS if is_about_the_request(failure) else SEVERAL
-    if share <= HEALTHY_RATE:
+    if share <= _RARE_WORDS:
         return fewest
     longest = math.ceil(math.log(_ACCIDENT_OF_WORDS) / math.log(min(share, 0.99)))
     return max(fewest, min(_LONGEST_RUN_OF_WORDS, longest))

@@ -1,37 +1,27 @@
-"""Every setting of antrean: one frozen model, read in one place from the environment, `.env` and `antrean.toml`.
-
-The environment wins over `.env`, which wins over `antrean.toml`; both files are looked for in the current folder.
-"""
+"""Every setting of antrean: one frozen model. `loading` reads it."""
 
 from __future__ import annotations
 
-import os
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     ConfigDict,
     Field,
-    PrivateAttr,
     SecretStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from schemas.address import parse_address
-from schemas.chat import put_plainly
 from schemas.sqlite_address import format_sqlite_address, is_sqlite_address, parse_sqlite_path
 from worker.errors import SettingsError
 from worker.settings.database import PostgresqlAddress, parse_postgresql
-from worker.settings.files import ENV_FILE
+from worker.settings.destination import DestinationSettings
+from worker.settings.endpoints import KEY_SETTINGS, dump_endpoints
 from worker.settings.postgresql import check_postgresql
-from worker.settings.provenance import find_problems_of_home, find_problems_of_owners
-from worker.settings.secrets import check_api_key, fill_in_password, read_command, read_password, split_keys
-from worker.settings.slots import SlotSettings
-from worker.settings.sources import ENVIRONMENT, PREFIX, describe_unknown, read_sources, unknown_names
+from worker.settings.secrets import fill_in_password, read_password
+from worker.settings.sources import PREFIX
 from worker.settings.values import (
     DATABASE_FILES,
     absolute_file,
@@ -43,20 +33,11 @@ from worker.settings.values import (
     holds_path,
     shown,
 )
-from worker.startup import say
 
-DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
+_SECRET_FILES = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
 IN_STACK = "ANTREAN_IN_STACK"  # set for children of an embedded stack: they must not attach to it
 
-KEY_SETTINGS = (
-    "api_key",
-    "api_keys",
-    "api_key_file",
-    "api_key_command",
-)  # each says what the key is: one at most is set
-
-AuthStyle = Literal["bearer", "api-key", "auto"]
 # No number may be so large that a timer, a socket or a column cannot hold it.
 _LONGEST_S = 10 * 365 * 86_400
 Seconds = Annotated[float, Field(gt=0, le=_LONGEST_S, allow_inf_nan=False)]
@@ -67,22 +48,13 @@ Timeout = Annotated[
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class Settings(SlotSettings):
+class Settings(DestinationSettings):
     """What one process of antrean was told. Durations are seconds, sizes are bytes."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, validate_default=True)
 
-    # The endpoint
-    base_url: str = DEFAULT_BASE_URL
-    endpoint_name: str | None = Field(
-        default=None, description="what jobs are filed under; the base URL unless set"
-    )
-    api_key: SecretStr | None = None
-    api_keys: SecretStr | None = Field(default=None, description="several keys, with commas between them")
-    api_key_file: Path | None = Field(default=None, description="read again when it changes")
-    api_key_command: SecretStr | None = Field(default=None, description="a command line that prints the key")
+    # A call: where it goes is in DestinationSettings
     api_key_command_timeout_s: Timeout = 10.0
-    auth_style: AuthStyle = "auto"
     model: str | None = None
     allow_zero_temperature: bool = False
     upstream_priority: Literal["off", "vllm"] = Field(
@@ -146,13 +118,6 @@ class Settings(SlotSettings):
             check_text(value)
         return value
 
-    _address_file: str | None = PrivateAttr(default=None)
-
-    @field_validator("base_url")
-    @classmethod
-    def _base_url_is_an_address(cls, value: str) -> str:
-        return parse_address(value).base_url
-
     @field_validator("database_url", "broker_url", mode="before")
     @classmethod
     def _password_is_filled_in(cls, value: object, info: ValidationInfo) -> object:
@@ -186,23 +151,6 @@ class Settings(SlotSettings):
         check_postgresql(parsed)
         files = {n: absolute_file(str(v)) for n, v in parsed.parameters.items() if n in DATABASE_FILES}
         return SecretStr(parsed.with_parameters(files).render())
-
-    @field_validator("api_key")
-    @classmethod
-    def _api_key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            check_api_key(value.get_secret_value())
-        return value
-
-    @field_validator("api_keys")
-    @classmethod
-    def _api_keys_fit_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else SecretStr(",".join(split_keys(value.get_secret_value(), ",")))
-
-    @field_validator("api_key_command")
-    @classmethod
-    def _api_key_command_is_readable(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else SecretStr(read_command(value.get_secret_value()))
 
     @field_validator(
         "home",
@@ -238,14 +186,11 @@ class Settings(SlotSettings):
         return self
 
     @property
-    def endpoint(self) -> str:
-        """The endpoint's identity in the ledger: jobs are only called by workers of their endpoint."""
-        return self.endpoint_name or parse_address(self.base_url).name
-
-    @property
-    def address_file(self) -> str | None:
-        """The file with the base URL, where the key comes from the environment; None where both have one source."""
-        return self._address_file
+    def secret_files(self) -> tuple[Path, ...]:
+        """The files of keys and passwords."""
+        named = [getattr(self, name) for name in _SECRET_FILES]
+        named += [one.api_key_file for one in self.endpoint_tables]
+        return tuple(file for file in named if file is not None)
 
     @property
     def beat_interval_s(self) -> float:
@@ -283,6 +228,7 @@ class Settings(SlotSettings):
             update={
                 "base_url": base_url,
                 "endpoint_name": SIMULATION,
+                "endpoint_tables": (),
                 "api_key": SecretStr(api_key),
                 "api_keys": None,
                 "api_key_file": None,
@@ -295,16 +241,18 @@ class Settings(SlotSettings):
                 "broker_url": None,
             }
         )
-        simulated._address_file = None
+        simulated._address_file = simulated._table = simulated._unused_tables = None
         return simulated
 
     def require_lasting_files(self) -> None:
         """Raises SettingsError if a file of a setting is a pipe: a child process reads it again, and finds nothing."""
         names = [name for name in type(self).model_fields if name.endswith("_file")]
+        named = [(f"{PREFIX}{name.upper()}", getattr(self, name)) for name in names]
+        named += [(one.describe_setting("api_key_file"), one.api_key_file) for one in self.endpoint_tables]
         problems = [
-            f"{PREFIX}{name.upper()}: {shown(file)} is no file that several processes can read: save it to one"
-            for name in names
-            if (file := getattr(self, name)) is not None and file.exists() and not file.is_file()
+            f"{name}: {shown(file)} is no file that several processes can read: save it to one"
+            for name, file in named
+            if file is not None and file.exists() and not file.is_file()
         ]
         if problems:
             raise SettingsError(problems)
@@ -313,47 +261,19 @@ class Settings(SlotSettings):
         """These settings as environment variables, for a child process. Holds secrets: never log it."""
         env: dict[str, str] = {}
         for name in type(self).model_fields:
+            if name == "endpoint_tables":
+                continue
             value = getattr(self, name)
             if isinstance(value, SecretStr):
                 value = value.get_secret_value()
             if value is not None:
                 env[PREFIX + name.upper()] = str(value)
+        if self.endpoint_tables:
+            env[f"{PREFIX}ENDPOINT_TABLES"] = dump_endpoints(self.endpoint_tables)
+            env[f"{PREFIX}BASE_URL"] = ""  # one that is set means that one alone
+            env |= {
+                one.api_key_env: one.api_key.get_secret_value()
+                for one in self.endpoint_tables
+                if one.api_key_env is not None and one.api_key is not None
+            }
         return env
-
-
-def load_settings(*, _env_file: str | None = ENV_FILE, **overrides: Any) -> Settings:
-    """The settings of this process. Raises SettingsError that names every problem at once.
-
-    `overrides` win over the environment. Without an `_env_file` neither file of the folder is read.
-    """
-    if _env_file is not None and (problems := find_problems_of_owners()):
-        raise SettingsError(problems)  # nothing in them is used, not even for a sentence
-    sources = read_sources(Settings.model_fields, os.environ, env_file=_env_file)
-    problems = list(sources.problems)
-    if (origin := sources.origins.get("api_key_command", ENVIRONMENT)) != ENVIRONMENT:
-        # A folder may come from anywhere, and whoever made it must not say what runs here.
-        problems.append(
-            f"{PREFIX}API_KEY_COMMAND: {origin} may not name a command: set it in the environment"
-        )
-    try:
-        settings = Settings(**(sources.values | overrides))
-        problems += find_problems_of_home(settings.home)
-        if not overrides.keys() & {"base_url", *KEY_SETTINGS}:
-            settings._address_file = sources.find_address_file(KEY_SETTINGS)
-    except ValidationError as exc:
-        for error in exc.errors(include_url=False, include_input=False, include_context=False):
-            name = str(error["loc"][0]) if error["loc"] else ""
-            sentence = put_plainly(error["msg"])
-            problems.append(
-                f"{PREFIX}{name.upper()}: {sentence}{sources.say_where(name)}" if name else sentence
-            )
-    if problems:
-        raise SettingsError(problems) from None
-    return settings
-
-
-@cache
-def warn_of_unknown_names() -> None:
-    """Says on standard error, once a process, which variables look like settings of antrean and are none."""
-    for name in unknown_names(os.environ, Settings.model_fields):
-        say(f"warning: {describe_unknown(name, Settings.model_fields)}")

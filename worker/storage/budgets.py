@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, select, tuple_, update
@@ -30,6 +30,7 @@ from worker.storage.tables import (
     upsert,
     usage,
 )
+from worker.storage.wants import OPEN
 
 FindPrice = Callable[[str], Price | None]
 _REMEMBERED = 256  # answers
@@ -191,9 +192,20 @@ class BudgetGuard:
 
 
 def fetch_budget(connection: Connection, batch_id: str) -> Budget | None:
-    """The batch's budget; None where it has none."""
+    """The batch's budget; None where it has none. A batch without open jobs waits for nothing."""
     row = connection.execute(select(budgets).where(budgets.c.batch_id == batch_id)).one_or_none()
-    return None if row is None else _budget(row, _sum_reserved(connection, [batch_id], besides=()))
+    if row is None:
+        return None
+    found = _budget(row, _sum_reserved(connection, [batch_id], besides=()))
+    if found.waits_since_ms is None or _has_open_jobs(connection, batch_id):
+        return found
+    return replace(found, waits_since_ms=None)
+
+
+def fetch_open_models(connection: Connection, batch_id: str) -> list[str]:
+    """The models of the open jobs with this home batch, sorted."""
+    found = select(jobs.c.model).distinct().where(jobs.c.batch_id == batch_id, is_in(*OPEN))
+    return list(connection.execute(found.order_by(jobs.c.model)).scalars())
 
 
 def fetch_budgets_that_wait(connection: Connection, endpoint: str | None = None) -> list[str]:
@@ -231,6 +243,11 @@ _IS_FOR_CLAIM = and_(
     reservations.c.token == jobs.c.claim_token,
     jobs.c.state == JobState.RUNNING.value,
 )
+
+
+def _has_open_jobs(connection: Connection, batch_id: str) -> bool:
+    open_jobs = select(jobs.c.id).where(jobs.c.batch_id == batch_id, is_in(*OPEN)).limit(1)
+    return connection.execute(open_jobs).first() is not None
 
 
 def _lock(connection: Connection, batch_ids: Sequence[str]) -> dict[str, AnyRow]:

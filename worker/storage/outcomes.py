@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from schemas.failure import Failure
@@ -65,11 +65,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """The end of a claim, and when its call began and ended."""
+    """The end of a claim, and when its call began and ended.
+
+    `endpoint`: the one that was called, where jobs may go to several; None: that of the job.
+    """
 
     claim: Claim
     started_at_ms: int
     ended_at_ms: int
+    endpoint: str | None = field(default=None, kw_only=True)
 
     @property
     def job_id(self) -> str:

@@ -40,6 +40,7 @@ class Records:
             "generation": claim.generation,
             "worker_id": claim.worker_id,
             "claim_token": claim.token,
+            "endpoint": outcome.endpoint,
             "outcome": verdict,
             "http_status": None,
             "request_id": None,

@@ -30,14 +30,15 @@ class Attempt:
     """One attempt that ended.
 
     `waited_ms`: the time since the end of the attempt before; None for the first, or if the two overlapped, as a worker
-    was taken for dead too early. `host`: the worker's host and pid, while its row exists. Tokens are None without an
-    answer.
+    was taken for dead too early. `host`: the worker's host and pid, while its row exists. `endpoint`: the one that was
+    called, where jobs go to several; None: that of the job. Tokens are None without an answer.
     """
 
     number: int
     generation: int
     worker_id: str
     host: str | None
+    endpoint: str | None
     outcome: str
     http_status: int | None
     request_id: str | None
@@ -242,6 +243,7 @@ def _fetch_attempts(connection: Connection, job_id: str) -> tuple[Attempt, ...]:
                 generation=row.generation,
                 worker_id=row.worker_id,
                 host=_host(row),
+                endpoint=row.endpoint,
                 outcome=row.outcome,
                 http_status=row.http_status,
                 request_id=row.request_id,

@@ -80,11 +80,19 @@ class Gatekeeper:
     """One gate, for a process. Looks at the store at most four times a second while the gate is open."""
 
     def __init__(
-        self, store: GateStore, clock: Clock, *, probe_ttl_s: float, key: KeyName | None = None
+        self,
+        store: GateStore,
+        clock: Clock,
+        *,
+        probe_ttl_s: float,
+        key: KeyName | None = None,
+        endpoint: str | None = None,
     ) -> None:
-        """`key`: whose gate it is, for the log; None: the endpoint's own."""
+        """For the log: `key`, whose gate it is, None: the endpoint's own; `endpoint`, the name of one of several."""
         self._store = store
         self._named = {} if key is None else {"key": key.id, "place": key.place}
+        if endpoint is not None:
+            self._named["endpoint"] = endpoint
         self._clock = clock
         self._probe_ttl_s = probe_ttl_s
         self._lock = threading.Lock()

@@ -40,12 +40,17 @@ class KeyGates:
         *,
         probe_ttl_s: float,
         keys: Callable[[], Sequence[KeyName]],
+        endpoint: str | None = None,
     ) -> None:
-        """`keys`: those to call with, now; at least one. It waits for nothing."""
+        """`keys`: those to call with, now; at least one. It waits for nothing.
+
+        `endpoint`: its name in the log, if it is one of several.
+        """
+        self._name = endpoint
         self._store = store
         self._clock = clock
         self._probe_ttl_s = probe_ttl_s
-        self.endpoint = Gatekeeper(store, clock, probe_ttl_s=probe_ttl_s)
+        self.endpoint = Gatekeeper(store, clock, probe_ttl_s=probe_ttl_s, endpoint=endpoint)
         self._fetch_names = keys
         self._lock = threading.Lock()
         self._of_key: dict[str, Gatekeeper] = {}  # by the key's id; also of keys that were replaced
@@ -121,6 +126,14 @@ class KeyGates:
         names = self._names
         return self.endpoint.is_known_shut(job_id) or (
             bool(names) and all(self._keeper(name).is_known_shut(job_id) for name in names)
+        )
+
+    @property
+    def is_known_open(self) -> bool:
+        """Whether calls may begin with some key, and not as probes, by the last known state. Reads nothing."""
+        names = self._names
+        return self.endpoint.is_known_open and (
+            not names or any(self._keeper(name).is_known_open for name in names)
         )
 
     def admission(self) -> tuple[Admission, tuple[str, ...]]:
@@ -292,7 +305,9 @@ class KeyGates:
                 found = self._of_key.get(name.id)
                 if found is None:
                     store = self._store.of_key(name)
-                    found = Gatekeeper(store, self._clock, probe_ttl_s=self._probe_ttl_s, key=name)
+                    found = Gatekeeper(
+                        store, self._clock, probe_ttl_s=self._probe_ttl_s, key=name, endpoint=self._name
+                    )
                     self._of_key[name.id] = found
         return found
 

@@ -120,7 +120,8 @@ class Limiter:
         self._is_limited = False  # the store may know of this worker
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
-        self._was_full = False
+        self._was_full = self._is_rate_reached = False
+        self._was_open = 0
         self._had_demand = self._has_woken = False
         self._is_held = False  # no call begins before the next exchange
         self._refused_epoch: int | None = None
@@ -157,18 +158,22 @@ class Limiter:
             try:
                 delay_s = self.tick()
             except Exception as exc:
-                log.error(
-                    "limit.failed", error=type(exc).__name__, where=tell_place(exc), share=self._applied
-                )
+                self._tell_failure(exc)
                 self._confirm()
                 delay_s = _IDLE_S
             is_leaving.wait(_SHORTEST_S)
             self._poked.wait(max(0.0, delay_s - _SHORTEST_S))
-        if self._is_limited:
-            with suppress(StoreAway):  # then its share ends by itself
-                self._store.leave(self._worker_id)
-        if self._limit is not None:
-            self._remember(self._limit)
+        try:
+            if self._is_limited:
+                with suppress(StoreAway):  # then its share ends by itself
+                    self._store.leave(self._worker_id)
+            if self._limit is not None:
+                self._remember(self._limit)
+        except Exception as exc:  # nobody needs this thread any more: the worker ends in order
+            self._tell_failure(exc)
+
+    def _tell_failure(self, exc: Exception) -> None:
+        log.error("limit.failed", error=type(exc).__name__, where=tell_place(exc), share=self._applied)
 
     def tick(self) -> float:
         """One exchange, if there is a limit to share. Seconds until the next one."""
@@ -217,7 +222,7 @@ class Limiter:
         in_flight, demand = self._slots.in_flight, self._slots.demand
         is_wanted = demand >= max(1, applied)
         # What waits for a rate, and not for a slot, does not reach the limit in flight.
-        is_full = is_wanted and (self._slots.permits is None or in_flight >= applied)
+        is_full = is_wanted and not self._is_rate_reached
         reading = self._meter.read()
         if self._kept is not None:
             reading = Reading(
@@ -225,7 +230,13 @@ class Limiter:
                 max(filter(None, (reading.refused_epoch, self._kept.refused_epoch)), default=None),
                 reading.back_tokens + self._kept.back_tokens,
             )
-        full_ms = applied * round((now_s - self._reported_s) * 1000) if is_full and self._was_full else 0
+        full_ms = (
+            max(applied, in_flight) * round((now_s - self._reported_s) * 1000)
+            if is_full and self._was_full
+            else 0
+        )
+        # Not one of the moments in which calls have ended and the next ones have not begun.
+        open_ms = round(max(in_flight, self._was_open) * (now_s - self._reported_s) * 1000)
         fixed = self._known.fixed
         is_told = self._slots.permits is not None  # also of a rate that another ledger has set
         has_rates = is_told or fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
@@ -240,7 +251,7 @@ class Limiter:
             # Only as many jobs are fetched as the share has room for: who has as many may want any number.
             demand=self._own_limit if is_wanted else demand + (demand > 0),
             epoch=self._meter.epoch,
-            flow=reading.flow + Flow(full_ms=full_ms),
+            flow=reading.flow + Flow(full_ms=full_ms, open_ms=open_ms),
             wanted=max(0, wanted),
             unused=unused,
             each_tokens=self._meter.reserved_tokens or 1,
@@ -254,23 +265,25 @@ class Limiter:
             raise
         finally:
             self._has_begun = True
-            self._reported_s, self._was_full = now_s, is_full
-            self._has_woken = self._has_woken or (demand > 0 and not self._had_demand)
-            self._had_demand = demand > 0
+            self._reported_s, self._was_full, self._was_open = now_s, is_full, in_flight
+            self._has_woken = self._has_woken or (demand > 1 and not self._had_demand)
+            self._had_demand = demand > 1  # a lone job now and then fills no limit
         self._kept = None
         self._refused_epoch = reading.refused_epoch
         self._limit = share.limit if self._is_adaptive else None
         self._latest = self._limit or self._latest
         self._meter.follow(self._limit)
         self._meter.reserved_tokens = self._meter.expected_tokens() if share.permits is not None else 0
+        is_freed = share.permits is None and self._slots.permits is not None
         self._slots.grant(share.permits)
+        self._is_rate_reached = share.permits is not None and share.permits < wanted
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
         is_unknown = self._is_adaptive and share.limit is None  # a change follows at once
         self._use(self._applied if is_unknown else 0 if is_resting else share.slots)
         self._slots.valid_until_s = now_s + _VALID_S
         if self._is_held:  # refused meanwhile
             self._slots.valid_until_s = 0.0
-        elif share.permits or was_held:
+        elif share.permits or was_held or is_freed:
             self._advance()
         return share
 

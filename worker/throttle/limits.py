@@ -18,7 +18,7 @@ from worker.policy.shares import grant, share_out
 SILENT_MS = (
     30_000  # a worker that reports nothing for so long counts as lost, as by its lease, and holds nothing
 )
-TURN_MS = 2_000  # how long a worker has a call that does not divide
+TURN_MS = 5_000  # how long a worker has a call that does not divide
 SETTLING_MS = 1_500  # within this time, each worker that holds a share has reported to a store that forgot it
 
 

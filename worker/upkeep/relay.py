@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import structlog
 
@@ -37,6 +36,7 @@ from worker.storage.gate_waits import SPREAD_MS, has_open_jobs, take_probes, wak
 from worker.storage.pauses import fetch_pause
 from worker.storage.tables import MAX_ROWS
 from worker.upkeep.batch_facts import BatchFacts
+from worker.upkeep.relay_needs import Epoch, Gates, Spread
 
 log = structlog.get_logger(__name__)
 WINDOW_FACTOR = 2
@@ -48,36 +48,6 @@ _MOST_PROBE_HINTS = 4
 _MISSED_AFTER_MS = 5_000  # a mark that old is of a message that nobody has in hand
 _RENEW_AFTER_MS = 2_000  # whoever has a message in hand lets its mark grow no older than about this
 _EMPTY_FOR_S = 3.0  # by then, who took the last message has renewed its mark, however old that was
-
-
-class Epoch(Protocol):
-    """A mark in the broker that is gone when the broker forgot everything."""
-
-    def is_present(self) -> bool:
-        """Whether the broker still knows us. Raises BrokerAway."""
-
-    def set(self) -> None:
-        """Leaves the mark. Raises BrokerAway."""
-
-    def is_empty(self) -> bool:
-        """Whether no message lies in the queues of this endpoint. Raises BrokerAway."""
-
-    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
-        """Jobs whose hints lie in these queues; of each list the `at_most` next ones. Raises BrokerAway."""
-
-
-class Gates(Protocol):
-    """What keeps all jobs of the endpoint waiting."""
-
-    @property
-    def openings(self) -> int:
-        """Rises each time that jobs which wait at a gate have a new chance."""
-
-    def admission(self) -> tuple[Admission, tuple[str, ...]]:
-        """What is allowed now, and the jobs that were refused."""
-
-    def room(self, window: int) -> int:
-        """How many jobs may be in the broker: `window`, or 0, 1 for a probe, or a few at a half-open gate."""
 
 
 class Relay:
@@ -97,11 +67,14 @@ class Relay:
         backoff_cap_s: float = 120.0,
         longest_wait_s: float = 3720.0,
         may_probe: Callable[[], bool] = lambda: True,
+        spread: Spread | None = None,
         facts: BatchFacts | None = None,
     ) -> None:
         """`in_hand`: the jobs whose hints this process has fetched and not finished.
 
         `may_probe`: whether a job may test a shut gate now, or the endpoint is asked by other means first.
+
+        `spread`: where jobs go to several endpoints; it is the `gates`, too, and lets jobs test those that are shut.
 
         `longest_wait_s`: no retry of ours waits longer; `backoff_cap_s`: nor one that nobody asked to wait.
 
@@ -112,6 +85,7 @@ class Relay:
         self._epoch = epoch
         self._in_hand = in_hand
         self._may_probe = may_probe
+        self._spread = spread
         self._gates = gates
         self._clock = clock
         self._endpoint = endpoint
@@ -191,6 +165,15 @@ class Relay:
         self._wake_those_who_wait(now_ms)
         if window <= 0:
             return 0
+        if self._spread is not None:
+            take = partial(
+                self._spread.take,
+                window=self._window,
+                account=self._account,
+                now_ms=now_ms,
+                describe=self._facts.describe,
+            )
+            return self._hand_over(take)
         if window <= AT_ONCE:
             return self._hint_probes(window, published, now_ms)
 
