@@ -110,7 +110,8 @@ def test_two_workers_keep_sixty_calls_of_two_seconds_in_flight(
 
 @pytest.mark.full
 @pytest.mark.measures
-@pytest.mark.simulator("--call-tokens", "50", "--answer-tokens", "50", "--knee", "24")
+# Without a latency: with one of 0.5 s, 36 calls must be in flight, so that 24 of them are at the knee.
+@pytest.mark.simulator("--call-tokens", "50", "--answer-tokens", "50", "--knee", "24", "--latency", "0.02")
 def test_auto_does_nearly_all_the_work_that_a_server_can_that_never_refuses(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
 ) -> None:
