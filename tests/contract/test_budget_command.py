@@ -32,8 +32,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def say(*words: str) -> str:
-    done = CliRunner().invoke(app, ["budget", "b", *words], catch_exceptions=False)
+def say(*words: str, command: str = "budget") -> str:
+    done = CliRunner().invoke(app, [command, "b", *words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -48,3 +48,10 @@ def test_a_budget_in_dollars_without_a_price_is_warned_of(
     monkeypatch.setenv("ANTREAN_PRICES_FILE", str(prices))
     assert "$0 of $5.00 spent" in say("5usd")
     assert "not known" not in say("5usd")
+
+
+def test_status_does_not_speak_of_a_budget_that_was_taken_back(home: Path) -> None:
+    say("5000tok")
+    assert "budget 0 of 5,000 tokens spent" in say(command="status")
+    say("none")
+    assert "budget" not in say(command="status")

@@ -112,6 +112,8 @@ def test_a_limit_that_the_endpoint_tells_of_a_key_is_shown_for_a_day(ledger: Led
 def test_the_found_limit_is_shown_with_its_reason_where_it_is_sought(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    find(ledger, 16, "start")
+    assert "16 calls in flight (to begin with) since" in say("limits")
     find(ledger, 40, "refused")
     assert "40 calls in flight (found) since" in say("limits")
     assert ": refused" in say("limits")

@@ -20,6 +20,7 @@ from worker.operations.gates import (
     key_facts,
 )
 from worker.operations.status import Snapshot, fetch_snapshot
+from worker.policy.budgets import Limit
 from worker.policy.fairness import USUAL_WEIGHT
 from worker.reports.budgets import budget_facts, describe_budget, describe_wait
 from worker.reports.summary import cost_facts, describe_cost, format_count, format_seconds
@@ -109,7 +110,7 @@ def _print_batch(one: BatchStatus, found: Snapshot, settings: Settings) -> None:
     )
     if _held(one):
         note("held since its run was stopped: the same `antrean run` goes on with it")
-    if one.budget is not None:
+    if one.budget is not None and one.budget.limit != Limit():
         out.say(f"budget {describe_budget(one.budget)}")
     if batch.weight != USUAL_WEIGHT:
         out.say(f"weight {batch.weight:g}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from worker.broker.client import broker_address, open_client
 from worker.clock import SystemClock, iso_ms
+from worker.policy.concurrency import FIRST
 from worker.settings import EndpointSettings, Settings
 from worker.storage import limits
 from worker.storage.engine import Ledger, Transaction
@@ -117,9 +118,13 @@ def fetch_history(ledger: Ledger, endpoint: str, *, at_most: int) -> list[LimitC
 
 
 def describe_limit(one: StoredLimit) -> str:
-    """`40 calls in flight (found)`, `60 requests a minute (header, key 0a1b2c3d4e5f)`."""
+    """`40 calls in flight (found)`, `60 requests a minute (header, key 0a1b2c3d4e5f)`.
+
+    `16 calls in flight (to begin with)`: nothing was found yet.
+    """
     key = f", key {one.key_id}" if one.key_id else ""
-    return f"{one.value:,} {_NAMES[one.kind]} ({one.source.value}{key})"
+    is_first = one.source is LimitSource.FOUND and one.reason == FIRST
+    return f"{one.value:,} {_NAMES[one.kind]} ({'to begin with' if is_first else one.source.value}{key})"
 
 
 def describe_table_limit(one: TableLimit) -> str:

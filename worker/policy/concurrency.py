@@ -9,6 +9,7 @@ from worker.policy.goodput import WINDOW_MS, decide_by_work
 from worker.policy.limit import KEPT, Limit, Phase, move, parse_limit, renew
 
 __all__ = [
+    "FIRST",
     "FRESH_MS",
     "START",
     "Limit",
@@ -22,6 +23,7 @@ __all__ = [
     "wake",
 ]
 
+FIRST = "start"  # the reason of the first limit of an unknown endpoint
 START = 16  # the first limit of an unknown endpoint
 REACHED = 0.8  # the limit was reached for so much of the time: what was measured is what it does
 REACHED_AT_START = 0.5  # doubled values are followed within a part of a round trip
@@ -34,7 +36,7 @@ FRESH_MS = 3_600_000  # the limit of an earlier run is used as it is, if it is n
 def start(remembered: Limit | None, *, cap: int, now_ms: int) -> Limit:
     """The limit at the beginning of a run: 16, or what an earlier run found, or half of it if that is long ago."""
     if remembered is None:
-        return Limit(min(START, cap), 1, Phase.STARTING, now_ms, "start", steady_epoch=1, cut_epoch=1)
+        return Limit(min(START, cap), 1, Phase.STARTING, now_ms, FIRST, steady_epoch=1, cut_epoch=1)
     good = min(cap, remembered.good or min(remembered.value, START))
     epoch = remembered.epoch + 1
     if now_ms - remembered.since_ms > FRESH_MS:
