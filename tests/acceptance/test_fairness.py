@@ -61,6 +61,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.both_databases
 @pytest.mark.simulator("--latency", "0.1")

@@ -61,6 +61,7 @@ def refused(ledger: Ledger) -> int:
         return len(connection.execute(select(attempts.c.job_id).where(attempts.c.outcome.in_(kinds))).all())
 
 
+@pytest.mark.default_cases(1)
 @only_sqlite
 @pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.05")
@@ -132,6 +133,7 @@ def test_a_wrong_key_makes_one_call_a_probe_interval_over_all_workers(
     assert burnt(plant_ledger) == 0
 
 
+@pytest.mark.full
 @only_sqlite
 @pytest.mark.slow
 @pytest.mark.simulator("--latency", "0.05")

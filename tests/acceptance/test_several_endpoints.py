@@ -56,6 +56,7 @@ def test_a_run_with_two_endpoints_loses_nothing_when_one_is_killed(
     ledger.dispose()
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.2")
 @pytest.mark.parametrize("plant", ["sqlite"], indirect=True)
 def test_two_workers_pass_a_dead_endpoint_by_and_call_it_again_when_it_is_back(
@@ -94,6 +95,7 @@ def test_two_workers_pass_a_dead_endpoint_by_and_call_it_again_when_it_is_back(
     assert_sound(plant_ledger)
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "4")
 @pytest.mark.parametrize("plant", ["sqlite"], indirect=True)
 def test_messages_of_a_slow_endpoint_hold_up_no_jobs_of_another(

@@ -95,6 +95,7 @@ def test_an_endpoint_that_is_away_is_named_and_passed_by(
     assert two.antrean("submit", "r.jsonl").code == 4
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.05", "--model", MODEL)
 def test_a_run_loses_its_patience_with_the_endpoint_that_alone_serves_a_model_and_goes_on_once_it_is_back(
     two: Shop, simulator: SimulatorProcess, west: SimulatorProcess

@@ -179,6 +179,7 @@ def test_a_job_that_is_refused_once_does_not_wait_for_refusals_of_an_hour_ago(to
     assert town.live(30, until=lambda: town.states(ids) == {"succeeded"}) <= 3
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("status", [400, 404])
 def test_a_mix_of_a_tenth_good_answers_ends_by_itself_and_a_cap_told_in_its_midst_is_waited_for(
     town: Town, status: int

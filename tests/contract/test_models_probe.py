@@ -108,6 +108,7 @@ def test_where_fewer_jobs_are_left_than_would_go_first_the_gate_opens_with_the_l
     assert town.house.store.fetch() is None
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 429])
 def test_an_endpoint_without_a_list_is_tested_with_jobs_and_not_asked_again(town: Town, status: int) -> None:
     ids = break_down(town, models=(status, {"message": "no"}))

@@ -75,6 +75,7 @@ def test_lengths_differ_by_the_request_and_are_the_same_for_the_same_seed() -> N
     assert first == lengths(1) != lengths(2)
 
 
+@pytest.mark.full
 def test_one_process_carries_three_hundred_calls_at_once_on_little_cpu() -> None:
     process = subprocess.Popen(
         [

@@ -251,6 +251,7 @@ def test_no_order_of_workers_that_join_die_hang_and_shrink_passes_the_limit(
     assert used == limit
 
 
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_six_hundred_requests_a_minute_are_kept_by_all_workers_together(
     make: Make, clock: FakeClock, workers: int

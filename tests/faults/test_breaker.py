@@ -34,6 +34,7 @@ def begin(arena: Arena, jobs_: int) -> None:
     arena.wait_for(lambda: arena.ended() > 2 * SLOTS, "the run is in its middle")
 
 
+@pytest.mark.default_cases(1)
 @pytest.mark.simulator("--latency", str(LATENCY_S))
 @pytest.mark.parametrize("models_status", [None, 503], ids=["models are listed", "models are away"])
 def test_completions_that_fail_are_called_once_a_probe_over_all_workers(
@@ -61,6 +62,7 @@ def test_completions_that_fail_are_called_once_a_probe_over_all_workers(
     assert most_burnt(arena) <= 1, "who failed before the gate shut has burnt one attempt"
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", str(LATENCY_S))
 def test_an_endpoint_that_answers_one_call_in_ten_meets_no_storm_and_fails_no_job(arena: Arena) -> None:
     begin(arena, arena.size(1000, 200))
@@ -77,6 +79,7 @@ def test_an_endpoint_that_answers_one_call_in_ten_meets_no_storm_and_fails_no_jo
     arena.conclude("one call in ten is answered", most_extra_calls=6 * SLOTS + for_s, recover_s=recover_s)
 
 
+@pytest.mark.full
 @pytest.mark.simulator("--latency", "0.05", "--seed", "5")
 @pytest.mark.settings(backoff_base_s=0.05, backoff_cap_s=0.2, max_attempts=50)
 @pytest.mark.parametrize("rate", [0.05, 0.3])

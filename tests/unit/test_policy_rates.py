@@ -29,6 +29,8 @@ def test_six_hundred_a_minute_are_one_each_tenth_of_a_second_and_six_at_once(
     assert paid == max(0, paid_us) + granted * 100_000
 
 
+# A minute of the last two takes as long as that of all others together.
+@pytest.mark.default_cases(6)
 @pytest.mark.parametrize("per_minute", [1, 7, 60, 100, 599, 600, 6000, 90_000])
 def test_no_minute_has_more_than_its_limit_and_a_burst_and_demand_has_nearly_all_of_it(
     per_minute: int,
