@@ -6,9 +6,10 @@ What follows for the job is not decided here: see docs/answers.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,15 +17,19 @@ from urllib.parse import urlsplit
 import orjson
 
 from api_client.completions import NoCompletion, parse_completion, parse_spent
-from api_client.error_objects import find_error, kind_of_error, status_of_error
-from api_client.retry_hints import parse_retry_after, parse_should_retry
+from api_client.error_objects import find_error, kind_of_error, kind_of_status, status_of_error
+from api_client.rate_hints import parse_rate_hints, parse_told_rate_hints
+from api_client.retry_hints import parse_retry_after, parse_should_retry, parse_told_wait
 from api_client.streams import assemble, encode, looks_like_stream
-from api_client.words import clean_words, error_codes, find_words
+from api_client.words import clean_words, find_words
 from schemas.completion import ChatCompletion
 from schemas.failure import Failure, FailureKind
+from schemas.rates import RateHints
 
 LONGEST_ERROR_BODY = 64 * 1024
 _CUT_OFF = "an event stream came, although streaming is off, and ended in the middle of its answer"
+_LATER = frozenset({FailureKind.RATE_LIMITED, FailureKind.QUOTA})
+_OVERLOADED = frozenset({503, 529})
 _MODEL_LISTS = ("data", "models", "result", "results", "items", "model_list")
 _MODEL_NAMES = ("id", "model", "name", "model_name")
 
@@ -35,7 +40,7 @@ class Answer:
 
     `raw`: the decoded body as it came; for an event stream, the completion that was put together from it.
     `latency_s`: the duration of the whole call. `request_id`: the header `x-request-id`, else the body's `request_id`.
-    `rate_headers`: the `x-ratelimit-*` headers, names in lower case.
+    `rate_hints`: what its headers say of rate limits; None if they say nothing.
     """
 
     completion: ChatCompletion
@@ -43,7 +48,7 @@ class Answer:
     http_status: int
     request_id: str | None
     latency_s: float
-    rate_headers: Mapping[str, str]
+    rate_hints: RateHints | None = None
 
 
 def decide_completion(
@@ -68,8 +73,8 @@ def decide_completion(
         return _no_use(status, headers, body, data, str(exc), wall_now_s, secret)
     if not is_whole:
         return _no_use(status, headers, body, data, _CUT_OFF, wall_now_s, secret)
-    rate_headers = {name: value for name, value in headers.items() if name.startswith("x-ratelimit-")}
-    return Answer(completion, raw, status, _request_id(headers, data, secret), latency_s, rate_headers)
+    rate_hints = parse_rate_hints(headers, wall_now_s=wall_now_s)
+    return Answer(completion, raw, status, _request_id(headers, data, secret), latency_s, rate_hints)
 
 
 def decide_models(
@@ -128,16 +133,9 @@ def decide_failure(
         words = _where_it_points(headers)
     else:
         words = find_words(data, _text(body)) or _bare_status(status)
-    return Failure(
-        kind=_kind_of(status, data),
-        message=clean_words(words, secret=secret) or _bare_status(status),
-        http_status=status,
-        request_id=_request_id(headers, data, secret),
-        retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
-        should_retry=parse_should_retry(headers),
-        body=_kept_body(body, secret),
-        spent=parse_spent(data),
-    )
+    message = clean_words(words, secret=secret) or _bare_status(status)
+    kind_of = partial(kind_of_status, status, data, words)
+    return _failure(kind_of, message, words, status, headers, body, data, wall_now_s, secret)
 
 
 def parse_json(body: bytes) -> Any:
@@ -167,18 +165,6 @@ def _parse_answer(body: bytes) -> tuple[Any, bytes, bool]:
     return data, body, True
 
 
-def _kind_of(status: int, data: Any) -> FailureKind:
-    if status == 401:
-        return FailureKind.UNAUTHORIZED
-    if status == 402 or (status == 429 and "insufficient_quota" in error_codes(data)):
-        return FailureKind.QUOTA
-    if status in (425, 429):
-        return FailureKind.RATE_LIMITED
-    if status in (408, 409) or status >= 500:
-        return FailureKind.SERVER_ERROR
-    return FailureKind.REJECTED if status >= 300 else FailureKind.BAD_RESPONSE
-
-
 def _error_inside(
     status: int,
     headers: Mapping[str, str],
@@ -193,16 +179,10 @@ def _error_inside(
     If its code is an HTTP status, that becomes the failure's status.
     """
     words = find_words({"error": error}, "") or "no words with it"
-    return Failure(
-        kind=kind_of_error(error),
-        message=clean_words(f"HTTP {status} with an error in it: {words}", secret=secret),
-        http_status=status_of_error(error) or status,
-        request_id=_request_id(headers, data, secret),
-        retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
-        should_retry=parse_should_retry(headers),
-        body=_kept_body(body, secret),
-        spent=parse_spent(data),
-    )
+    message = clean_words(f"HTTP {status} with an error in it: {words}", secret=secret)
+    told = status_of_error(error) or status
+    kind_of = partial(kind_of_error, error, words)
+    return _failure(kind_of, message, words, told, headers, body, data, wall_now_s, secret)
 
 
 def _no_use(
@@ -227,15 +207,48 @@ def _no_use(
         encoding = headers.get("content-encoding")
         why += f" (content-encoding: {encoding})" if encoding else ""
     is_flat_error = isinstance(data, dict) and not data.get("choices")  # {"code": 429, "message": …}
+    kind_of = partial(kind_of_error, data if is_flat_error else None, why)
+    message = clean_words(f"HTTP {status} without a usable answer: {why}", secret=secret)
+    told = (status_of_error(data) if is_flat_error else None) or status
+    return _failure(kind_of, message, why, told, headers, body, data, wall_now_s, secret)
+
+
+def _failure(
+    kind_of: Callable[..., FailureKind],
+    message: str,
+    words: str,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    data: Any,
+    wall_now_s: float,
+    secret: str | None,
+) -> Failure:
+    """The failure with what the headers and the body say beside its kind. `words`: the message, not yet cleaned.
+
+    The kind may depend on whether the answer tells a wait: `kind_of(tells_a_wait=…)`.
+    """
+    kind = kind_of(tells_a_wait=False)
+    asked_s = parse_retry_after(headers, wall_now_s=wall_now_s)
+    hints = parse_rate_hints(headers, wall_now_s=wall_now_s)
+    # Only of an answer that asks to come later: other messages may quote the request.
+    if asked_s is None and (kind in _LATER or status in _OVERLOADED):
+        hints = hints or parse_told_rate_hints(data, wall_now_s=wall_now_s)
+        asked_s = parse_told_wait(data, words, headers, wall_now_s=wall_now_s)
+        if asked_s is None and hints is not None and kind is FailureKind.RATE_LIMITED:
+            asked_s = hints.wait_s
+    if asked_s is not None:
+        kind = kind_of(tells_a_wait=True)
     return Failure(
-        kind=kind_of_error(data) if is_flat_error else FailureKind.BAD_RESPONSE,
-        message=clean_words(f"HTTP {status} without a usable answer: {why}", secret=secret),
-        http_status=(status_of_error(data) if is_flat_error else None) or status,
+        kind=kind,
+        message=message,
+        http_status=status,
         request_id=_request_id(headers, data, secret),
-        retry_after_s=parse_retry_after(headers, wall_now_s=wall_now_s),
+        retry_after_s=asked_s,
         should_retry=parse_should_retry(headers),
         body=_kept_body(body, secret),
         spent=parse_spent(data),
+        rate_hints=hints,
     )
 
 

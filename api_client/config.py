@@ -68,10 +68,14 @@ class HeaderStyle(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """The key and its header. The key is in no repr. A key that is None or blank: no header is sent."""
+    """The key and its header. The key is in no repr. A key that is None or blank: no header is sent.
+
+    `key_id`: a name of the key that may be shown, and does not tell it.
+    """
 
     key: str | None = field(default=None, repr=False)
     style: HeaderStyle = HeaderStyle.BEARER
+    key_id: str = ""
 
     @property
     def secret(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Finds error objects in 2xx answers, and the kind of failure that their code means. Pure."""
+"""Finds error objects in 2xx answers, and the kind of failure that a status and a code mean. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
+from api_client.purse import (
+    BUSY_CODES,
+    EMPTY_CODES,
+    is_busy_code,
+    is_empty_code,
+    normalise_code,
+    speaks_of_an_empty_account,
+)
 from schemas.failure import FailureKind
 
 _CODE_NAMES = (
@@ -18,42 +26,24 @@ _CODE_NAMES = (
     "error_code",
     "type",
     "error_type",
+    "limit_source",
+    "reason",
 )
 _STATUS = re.compile(r"(?:HTTP[ _/-]?(?:1\.[01] )?)?([1-5][0-9]{2})(?:\.0)?\Z", re.IGNORECASE)
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_NOT_A_WORD = re.compile(r"[^a-z0-9]+")
+
+_OF_AN_EMPTY_ACCOUNT = frozenset({400, 403, 412, 429})
+_OF_A_RATE_BY_CODE = frozenset({403, 503, 529})
+_AMBIGUOUS = _OF_AN_EMPTY_ACCOUNT | _OF_A_RATE_BY_CODE | {402}
 
 # The first entry that matches the code's words counts.
 _WORDS: tuple[tuple[FailureKind, tuple[str, ...]], ...] = (
     (
         FailureKind.QUOTA,
-        (
-            "insufficient_quota",
-            "insufficient_balance",
-            "insufficient_credit",
-            "insufficient_funds",
-            "payment_required",
-            "billing",
-            "out_of_credit",
-            "no_credit",
-            "arrear",
-        ),
+        (*EMPTY_CODES, "payment_required", "billing"),
     ),
     (
         FailureKind.RATE_LIMITED,
-        (
-            "rate_limit",
-            "ratelimit",
-            "too_many_requests",
-            "throttl",
-            "resource_exhausted",
-            "quota_exceeded",
-            "slow_down",
-            "concurrency",
-            "limit_requests",
-            "limit_burst",
-            "too_early",
-        ),
+        (*BUSY_CODES, "resource_exhausted", "quota_exceeded", "too_early"),
     ),
     (
         FailureKind.UNAUTHORIZED,
@@ -146,37 +136,49 @@ def status_of_error(error: Any) -> int | None:
     return None
 
 
-def kind_of_error(error: Any) -> FailureKind:
+def kind_of_error(error: Any, words: str = "", *, tells_a_wait: bool = False) -> FailureKind:
     """The kind of failure by an error object's code: an HTTP status, else the words of its code, status or type.
 
-    A text counts as a code if it has no spaces. BAD_RESPONSE if no code is known.
+    A text counts as a code if it has no spaces. BAD_RESPONSE if no code is known. `words` and `tells_a_wait` are
+    those of `kind_of_status`.
     """
     codes = list(_codes(error, depth=0))
-    by_words = [_kind_of_words(code) for code in codes if isinstance(code, str)]
-    kinds = [kind for kind in by_words if kind is not None]
     for code in codes:
         status = _status_of(code)
         if status is not None:
-            return _kind_of_status(status, kinds)
-    return kinds[0] if kinds else FailureKind.BAD_RESPONSE
+            return kind_of_status(status, error, words, tells_a_wait=tells_a_wait)
+    by_words = (_kind_of_words(code) for code in codes if isinstance(code, str))
+    return next((kind for kind in by_words if kind is not None), FailureKind.BAD_RESPONSE)
 
 
-def _kind_of_status(status: int, kinds: list[FailureKind]) -> FailureKind:
+def kind_of_status(status: int, error: Any, words: str, *, tells_a_wait: bool) -> FailureKind:
+    """The kind of failure by an HTTP status, and by the body where the status has several meanings.
+
+    `error`: the decoded body, or an error object in it. `words`: the endpoint's message. `tells_a_wait`: the answer
+    says when to come again.
+    """
     if status == HTTPStatus.UNAUTHORIZED:
         return FailureKind.UNAUTHORIZED
-    if status == HTTPStatus.PAYMENT_REQUIRED:
-        return FailureKind.QUOTA
+    if status in _AMBIGUOUS:
+        codes = [code for code in _codes(error, depth=0) if isinstance(code, str)]
+        if status == HTTPStatus.PAYMENT_REQUIRED:
+            is_busy = is_busy_code(codes) or (tells_a_wait and not is_empty_code(codes))
+            return FailureKind.RATE_LIMITED if is_busy else FailureKind.QUOTA
+        if status in _OF_AN_EMPTY_ACCOUNT and (
+            is_empty_code(codes) or speaks_of_an_empty_account(words, tells_a_wait=tells_a_wait)
+        ):
+            return FailureKind.QUOTA
+        if status in _OF_A_RATE_BY_CODE and is_busy_code(codes):
+            return FailureKind.RATE_LIMITED
     if status in (425, 429):
-        return FailureKind.QUOTA if FailureKind.QUOTA in kinds else FailureKind.RATE_LIMITED
+        return FailureKind.RATE_LIMITED
     if status in (408, 409) or status >= 500:
         return FailureKind.SERVER_ERROR
-    return FailureKind.REJECTED if status >= 400 else FailureKind.BAD_RESPONSE
+    return FailureKind.REJECTED if status >= 300 else FailureKind.BAD_RESPONSE
 
 
 def _kind_of_words(code: str) -> FailureKind | None:
-    if len(code) > 100 or " " in code.strip():
-        return None
-    words = _NOT_A_WORD.sub("_", _HUMP.sub("_", code).lower())
+    words = normalise_code(code)
     for kind, known in _WORDS:
         if any(word in words for word in known):
             return kind
@@ -192,7 +194,7 @@ def _codes(error: Any, depth: int) -> Iterator[Any]:
             yield from _codes(one, depth + 1) if depth < 3 else ()
     elif isinstance(error, dict):
         yield from (error[name] for name in _CODE_NAMES if _is_code(error.get(name)))
-        for name in ("error", "errors", "detail"):
+        for name in ("error", "errors", "detail", "metadata"):
             if isinstance(error.get(name), (dict, list)) and depth < 3:
                 yield from _codes(error[name], depth + 1)
 

@@ -34,11 +34,11 @@ class Unauthorized(ApiError):
 
 
 class QuotaSpent(ApiError):
-    """402, or 429 insufficient_quota."""
+    """The account is empty: mostly a 402."""
 
 
 class RateLimited(ApiError):
-    """425 or 429."""
+    """Too much is asked at once: mostly a 429."""
 
 
 class ServerError(ApiError):

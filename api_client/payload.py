@@ -1,4 +1,4 @@
-"""The body that is sent: the stored one, with `"stream": false`. Pure."""
+"""The body that is sent: the stored one, with `"stream": false`, and a priority if that is told. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 _OFF = b'{"stream":false,'
+_PRIORITY = b'"priority"'
 
 
 def switch_stream_off(body: bytes) -> bytes:
@@ -30,3 +31,17 @@ def switch_stream_off(body: bytes) -> bytes:
     return orjson.dumps(
         {"stream": False} | {k: v for k, v in data.items() if k not in ("stream", "stream_options")}
     )
+
+
+def put_priority(body: bytes, priority: int) -> bytes:
+    """The body with this `priority`, unless it has one of its own. A body that is no JSON object is unchanged."""
+    is_plain = body[:1] == b"{" and body[-1:] == b"}" and body[1:2] == b'"'
+    if is_plain and _PRIORITY not in body and b"\\u" not in body:
+        return b"".join((b'{"priority":%d,' % priority, memoryview(body)[1:]))
+    try:
+        data: Any = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body
+    if not isinstance(data, dict) or "priority" in data:
+        return body
+    return orjson.dumps({"priority": priority} | data)

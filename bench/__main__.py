@@ -33,6 +33,10 @@ from bench.servers import Broker, Postgres, Simulator
 
 def main(arguments: Sequence[str]) -> int:
     """0 if all was measured, 1 if something could not be."""
+    if arguments[:1] == ["limits"]:
+        from bench.limits.command import main as measure_limits  # local: a bench of its own
+
+        return measure_limits(arguments[1:])
     options = parse_options(arguments)
     started_s = time.monotonic()
     machine = describe_machine()

@@ -142,9 +142,9 @@ class Shop:
     def command(self, *args: str) -> Cost:
         return run_to_end("worker.cli", *args, folder=self.folder, env=environment(self.settings))
 
-    def submit(self, file: Path) -> Cost:
+    def submit(self, file: Path, *options: str) -> Cost:
         """What the real command used for a file."""
-        return self.command("submit", str(file), "--no-check", "--json")
+        return self.command("submit", str(file), "--no-check", "--json", *options)
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:
@@ -153,19 +153,20 @@ class Shop:
         ledger.dispose()
 
     @contextmanager
-    def worker(self, slots: int) -> Iterator[Watch]:
+    def worker(self, concurrency: int | str, name: str = "bench") -> Iterator[Watch]:
         """A worker that takes jobs, watched."""
+        log = f"{name}.log"
         process = begin(
-            *("celery", "-A", "worker", "worker", "-n", "bench@%h"),
+            *("celery", "-A", "worker", "worker", "-n", f"{name}@%h"),
             folder=self.folder,
-            env=environment({**self.settings, "concurrency": slots}),
-            log="worker.log",
+            env=environment({**self.settings, "concurrency": concurrency}),
+            log=log,
         )
         watch = Watch(process.pid)
         try:
             yield watch
             if process.poll() is not None:
-                raise BenchError(f"the worker ended: {tail(self.folder / 'worker.log')}")
+                raise BenchError(f"the worker ended: {tail(self.folder / log)}")
         finally:
             watch.close()
             end(process)

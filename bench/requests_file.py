@@ -11,20 +11,20 @@ MODEL = "DeepSeek-V3.1"
 _TEXT = "The kettle began it. Do not tell me what Mrs. Peerybingle said; I know better. " * 6
 
 
-def make_body(number: int) -> dict[str, Any]:
-    """A request of about 600 bytes."""
-    return {
+def make_body(number: int, *, max_tokens: int | None = 64) -> dict[str, Any]:
+    """A request of about 600 bytes. `max_tokens` None: its answer is as long as it is."""
+    body = {
         "model": MODEL,
         "messages": [
             {"role": "system", "content": "You summarise in one sentence."},
             {"role": "user", "content": f"Summarise document {number}:\n\n{_TEXT}"},
         ],
         "temperature": 0.7,
-        "max_tokens": 64,
     }
+    return body if max_tokens is None else body | {"max_tokens": max_tokens}
 
 
-def write_requests(path: Path, count: int) -> Path:
+def write_requests(path: Path, count: int, *, max_tokens: int | None = 64) -> Path:
     """`path`, with `count` lines in the format of OpenAI's Batch API."""
     with path.open("wb") as file:
         for number in range(count):
@@ -32,7 +32,7 @@ def write_requests(path: Path, count: int) -> Path:
                 "custom_id": f"request-{number}",
                 "method": "POST",
                 "url": "/v1/chat/completions",
-                "body": make_body(number),
+                "body": make_body(number, max_tokens=max_tokens),
             }
             file.write(orjson.dumps(line) + b"\n")
     return path

@@ -27,9 +27,11 @@ class Simulator:
 
     name = "simulator"
 
-    def __init__(self, latency_s: float) -> None:
+    def __init__(self, latency_s: float, options: Mapping[str, object] | None = None) -> None:
+        """`options`: further ones, as its door takes them. The seed is always the same."""
+        argv = ("-m", "api_client.simulator", "--port", "0", "--latency", str(latency_s), "--seed", "1")
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "api_client.simulator", "--port", "0", "--latency", str(latency_s)],
+            [sys.executable, "-P", *argv],
             cwd=ROOT,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -38,12 +40,18 @@ class Simulator:
         self.url = self._process.stdout.readline().decode().split()[-1]
         self._drain = threading.Thread(target=self._process.stdout.read, daemon=True)
         self._drain.start()
+        if options:
+            self.change(options)
 
     def cpu_s(self) -> float:
         return tree_usage(self._process.pid)[0]
 
     def set_latency(self, latency_s: float) -> None:
-        self._ask("/simulator/faults", {"latency_s": latency_s})
+        self.change({"latency_s": latency_s})
+
+    def change(self, options: Mapping[str, object]) -> None:
+        """Changes its options from now on; a `timetable` begins now."""
+        self._ask("/simulator/faults", options)
 
     def reset(self) -> None:
         """Forgets the calls of the contender before."""
@@ -51,6 +59,11 @@ class Simulator:
 
     def stats(self) -> dict[str, Any]:
         return self._ask("/simulator/stats")
+
+    def series(self) -> list[dict[str, Any]]:
+        """Its counts over time, a row for each tenth of a second."""
+        rows: list[dict[str, Any]] = self._ask("/simulator/series?every=1")["rows"]
+        return rows
 
     def close(self) -> None:
         end(self._process)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from schemas.rates import RateHints
+
 
 class FailureKind(StrEnum):
     """The kinds of failures. What follows each is in docs/answers.md."""
 
     BAD_RESPONSE = "bad_response"  # 200 without a completion in it
     UNAUTHORIZED = "unauthorized"  # 401
-    QUOTA = "quota"  # 402, or 429 insufficient_quota
-    RATE_LIMITED = "rate_limited"  # 425, 429
+    QUOTA = "quota"  # 402; 400, 403, 412, 429 that tell of an empty account
+    RATE_LIMITED = "rate_limited"  # 425, 429; a 402 that asks for less at a time
     SERVER_ERROR = "server_error"  # 408, 409, 5xx
     UNREACHABLE = "unreachable"  # refused, reset, TLS, DNS
     TIMEOUT = "timeout"  # connect, read or total deadline
@@ -46,6 +48,7 @@ class Failure:
     `spent`: the tokens that the answer reports although it failed.
     `is_local`: this machine had no file descriptor, thread, port or memory for the call; the endpoint is not at fault.
     `body`: the raw error body (bytes, cut at 64 KiB) for the batch error file.
+    `rate_hints`: what the headers say of rate limits; None if they say nothing.
     """
 
     kind: FailureKind
@@ -58,3 +61,4 @@ class Failure:
     was_sent: bool = True
     spent: Spent | None = None
     is_local: bool = False
+    rate_hints: RateHints | None = None

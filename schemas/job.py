@@ -103,8 +103,12 @@ def derive_batch_status(counts: dict[JobState, int], *, is_submitted: bool) -> s
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A job to publish: its id, and the facts that decide its priority in the broker."""
+    """A job to publish: its id, and the facts that decide its priority in the broker.
+
+    `model`: where jobs go to several endpoints, so that a worker knows before its claim which ones may serve it.
+    """
 
     id: str
     priority: int
     is_bulk: bool
+    model: str | None = None

@@ -126,6 +126,7 @@ class AttemptRow(SQLModel, table=True):
     generation: int
     worker_id: str
     claim_token: str
+    endpoint: str | None = None  # the one that was called, where jobs go to several; None: that of the job
     outcome: str  # succeeded, unused (a second success), released, lost, or the failure's kind
     http_status: int | None = None
     request_id: str | None = None
@@ -181,6 +182,9 @@ class UsageRow(SQLModel, table=True):
     # The unusual finish reason of a used answer: length, content_filter … These are few, so that counting them is
     # cheap in a batch of any size.
     odd_finish_reason: str | None = None
+    cost_nano: int | None = Field(
+        default=None, sa_type=BigInteger
+    )  # nanodollars; None: the price is not known
     created_at_ms: int = Field(sa_type=BigInteger)
 
 
@@ -202,7 +206,37 @@ class BatchRow(SQLModel, table=True):
     submitted_at_ms: int | None = Field(default=None, sa_type=BigInteger)  # None: still being written down
     # Set while the batch is held: its run was stopped, and its jobs are not called.
     held_at_ms: int | None = Field(default=None, sa_type=BigInteger)
+    weight: float | None = None  # its share of the endpoint's tokens beside other batches; None: 1
     details: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class BudgetRow(SQLModel, table=True):
+    """The budget of a batch: what its answers may take at most. Batches without one have no row."""
+
+    __tablename__ = "budgets"
+    __table_args__ = (_partial("ix_budgets_waiting", "batch_id", where="waits_since_ms IS NOT NULL"),)
+    batch_id: str = Field(primary_key=True)
+    most_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    most_nano: int | None = Field(default=None, sa_type=BigInteger)  # nanodollars
+    spent_tokens: int = Field(sa_type=BigInteger)
+    spent_nano: int = Field(sa_type=BigInteger)
+    usual_tokens: int | None = None  # what most completions of the batch took lately
+    # Since when a job was refused for want of room, and what the smallest such job would have reserved.
+    waits_since_ms: int | None = Field(default=None, sa_type=BigInteger)
+    wanted_tokens: int | None = Field(default=None, sa_type=BigInteger)
+    wanted_nano: int | None = Field(default=None, sa_type=BigInteger)
+
+
+class ReservationRow(SQLModel, table=True):
+    """What a claim may take of its batch's budget. It counts while the job runs under that claim."""
+
+    __tablename__ = "reservations"
+    __table_args__ = (Index("ix_reservations_batch", "batch_id"),)
+    job_id: str = Field(primary_key=True)
+    batch_id: str
+    token: str  # of the claim
+    tokens: int = Field(sa_type=BigInteger)
+    cost_nano: int | None = Field(default=None, sa_type=BigInteger)
 
 
 class WorkerRow(SQLModel, table=True):
@@ -229,6 +263,40 @@ class PauseRow(SQLModel, table=True):
     endpoint: str = Field(primary_key=True)
     reason: str | None = Field(default=None, sa_column=Column(Text))
     paused_at_ms: int = Field(sa_type=BigInteger)
+
+
+class LimitRow(SQLModel, table=True):
+    """A limit of an endpoint. A limit that was set and cleared stays, without a value: the newest row counts."""
+
+    __tablename__ = "limits"
+    endpoint: str = Field(primary_key=True)
+    key_id: str = Field(primary_key=True)
+    kind: str = Field(primary_key=True)  # in_flight, requests_per_min, tokens_per_min
+    source: str = Field(primary_key=True)  # set, found, header
+    value: int | None = Field(default=None, sa_type=BigInteger)
+    facts: str | None = Field(
+        default=None, sa_column=Column(Text)
+    )  # JSON: what the next decision needs to know
+    reason: str | None = Field(default=None, sa_column=Column(Text))
+    since_ms: int = Field(sa_type=BigInteger)  # when it got this value
+    updated_ms: int = Field(sa_type=BigInteger)  # when it was written; of a limit that is set, this rises
+
+
+class LimitChangeRow(SQLModel, table=True):
+    """A change of a limit. Only the newest ones are kept."""
+
+    __tablename__ = "limit_changes"
+    __table_args__ = (Index("ix_limit_changes_endpoint", "endpoint", "id"),)
+    id: str = Field(primary_key=True)  # sorts by time
+    endpoint: str
+    key_id: str
+    kind: str
+    source: str
+    at_ms: int = Field(sa_type=BigInteger)
+    old: int | None = Field(default=None, sa_type=BigInteger)
+    new: int | None = Field(default=None, sa_type=BigInteger)
+    reason: str | None = Field(default=None, sa_column=Column(Text))
+    worker_id: str | None = None  # None: a command
 
 
 class IdentityRow(SQLModel, table=True):

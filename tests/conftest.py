@@ -28,11 +28,13 @@ from worker.storage.migrating import migrate
 from worker.storage.tables import (
     attempts,
     batches,
+    budgets,
     details,
     failure_bodies,
     jobs,
     pauses,
     requests,
+    reservations,
     results,
     usage,
     wants,
@@ -139,6 +141,8 @@ def _postgres_without_rows(_migrated_postgres: str) -> Iterator[Callable[[], obj
         usage,
         batches,
         pauses,
+        budgets,
+        reservations,
         workers,
     )
     removal = ";".join(f'DELETE FROM "{table.name}"' for table in tables).encode()

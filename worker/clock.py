@@ -30,6 +30,11 @@ def describe_until(until_ms: int, now_ms: int) -> str:
     return f"until {describe_moment(until_ms, now_ms).removeprefix('at ')}"
 
 
+def describe_since(at_ms: int, now_ms: int) -> str:
+    """`since 14:02:35`, by this machine's clock and time zone."""
+    return f"since {_local_time(min(at_ms, now_ms), now_ms)}"
+
+
 def describe_moment(at_ms: int, now_ms: int) -> str:
     """`at 14:03:20, in 45 s`, by this machine's clock and time zone; `now` where it has come."""
     if at_ms <= now_ms:

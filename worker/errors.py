@@ -16,6 +16,7 @@ class ExitCode(IntEnum):
     SETTINGS = 3  # settings that do not hold together
     UNREACHABLE = 4  # broker, database or endpoint is away
     REFUSED = 5  # the endpoint refuses the key or does not know the model
+    SHUT = 6  # the endpoint let no call through for as long as the command was to wait; the jobs are kept
     INTERNAL = 70  # a defect of ours
     INTERRUPTED = 130
 
@@ -62,6 +63,16 @@ class Refused(AntreanError):
     """The endpoint refuses the key, or does not know the model."""
 
     exit_code = ExitCode.REFUSED
+
+
+class GateShut(AntreanError):
+    """The endpoint lets no call through, for longer than the command was to wait. The jobs are kept."""
+
+    exit_code = ExitCode.SHUT
+
+
+class KeyUnavailable(Refused):
+    """No key can be had: its command failed. Nothing was sent to the endpoint."""
 
 
 class BrokerAway(Unreachable):

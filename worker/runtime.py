@@ -13,11 +13,8 @@ from celery.worker import state
 from celery.worker.state import revoked
 
 from schemas.job import Due
-from worker.attempt.credentials import Credentials
-from worker.attempt.dispatch import Dispatcher, Received
-from worker.attempt.endpoint import open_endpoint
+from worker.attempt.dispatch import Dispatcher
 from worker.attempt.execute import Executor
-from worker.attempt.slots import Slots
 from worker.broker.client import BrokerEpoch, broker_address, check_broker, count_messages, open_client
 from worker.broker.hints import SHARED_QUEUES, queues_of
 from worker.broker.publishing import publish
@@ -31,8 +28,9 @@ from worker.errors import ExitCode
 from worker.ids import new_id
 from worker.operations.capacity import threads_needed
 from worker.policy.gates import PROBE_CAP_S
-from worker.policy.retry import RetryRules
+from worker.pool import Pool, Surroundings, begin_limiters
 from worker.settings import Settings
+from worker.settings.slots import count_staged
 from worker.shutdown import Shutdown
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import WriterStopped
@@ -40,10 +38,9 @@ from worker.storage.identity import fetch_identity
 from worker.storage.intake import NewJob, adopt_jobs
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_jobs
-from worker.storage.reading import fetch_states, has_answered
+from worker.storage.reading import fetch_states
 from worker.storage.writer import GroupWriter
-from worker.throttle.gatekeeper import Gatekeeper
-from worker.throttle.redis_store import RedisGateStore
+from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.drain import Drain
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.presence import Presence
@@ -71,9 +68,7 @@ class WorkerRuntime:
         self._ledger = ledger
         broker = open_client(broker_address(settings))
         endpoint = settings.endpoint
-        self._slots: Slots[Received] = Slots(settings.concurrency, settings.lone_slot_count)
         self._pool: Any = None  # Celery's, once it hands over a message
-        self._client = open_endpoint(settings)
         self._writer = GroupWriter(
             ledger,
             worker_id=self.worker_id,
@@ -81,15 +76,26 @@ class WorkerRuntime:
             clock=clock,
             window_s=settings.group_window_s,
             on_death=lambda exc: self._end_by_force("antrean-writer", exc),
+            find_price=lambda model: self._endpoints.routes.find_price(model),
         )
         self._spool = SpoolFile(settings.spool_folder, self.worker_id)
         self._presence = Presence(settings.home / "workers", self.worker_id)
-        gatekeeper = Gatekeeper(
-            RedisGateStore(broker, endpoint), clock, probe_ttl_s=settings.deadline_s + 5.0
-        )
         with ledger.read() as connection:
-            is_proven = has_answered(connection, endpoint)
-            self.queues = queues_of(fetch_identity(connection), endpoint)
+            identity = fetch_identity(connection)
+        self.queues = queues_of(identity, endpoint)
+        self._endpoints = Pool(
+            Surroundings(
+                settings,
+                ledger,
+                broker,
+                self._writer,
+                clock,
+                self.worker_id,
+                identity,
+                poke_relay=lambda: self._relay.poke(),
+            )
+        )
+        self._slots = self._endpoints.slots
         self._drain = (
             Drain(
                 ledger,
@@ -101,11 +107,12 @@ class WorkerRuntime:
             if drains
             else None
         )
+        batch_facts = BatchFacts(clock, endpoint=endpoint)
         self._relay = Relay(
             ledger,
             publish_due or partial(publish, broker, queues=self.queues),
             BrokerEpoch(broker, endpoint, self.queues),
-            gatekeeper,
+            self._endpoints.gates,
             clock,
             endpoint=endpoint,
             republish_after_s=settings.republish_after_s,
@@ -113,25 +120,18 @@ class WorkerRuntime:
             backoff_cap_s=settings.backoff_cap_s,
             # What an endpoint asks for is capped, and a tenth of the backoff is added; a probe waits a minute.
             longest_wait_s=max(settings.retry_after_cap_s, PROBE_CAP_S) + settings.backoff_cap_s,
+            may_probe=self._endpoints.may_call_a_job,
+            spread=self._endpoints.spread,
+            facts=batch_facts,
         )
         self._executor = Executor(
-            client=self._client,
-            credentials=Credentials(settings),
+            routes=self._endpoints.routes,
             writer=self._writer,
-            gatekeeper=gatekeeper,
             spool=self._spool,
-            rules=RetryRules(
-                max_attempts=settings.max_attempts,
-                bad_response_max_attempts=settings.bad_response_max_attempts,
-                backoff_base_s=settings.backoff_base_s,
-                backoff_cap_s=settings.backoff_cap_s,
-                retry_after_cap_s=settings.retry_after_cap_s,
-                gate_patience_s=settings.gate_patience_s,
-            ),
             clock=clock,
-            is_proven=is_proven,
             is_stopping=lambda: self._slots.is_stopping,
             is_paused=lambda: self._relay.is_paused,
+            note_tokens=batch_facts.note_answer,
         )
         self._dispatcher = Dispatcher(
             self._executor,
@@ -142,7 +142,9 @@ class WorkerRuntime:
             spawn=self._run_in_pool,
             ahead_limit=max(1, settings.staged_count // 2),
             on_ahead=self._stage,
+            on_lack=self._endpoints.poke_limiters,
         )
+        self._endpoints.begin(self._dispatcher)
         self._receiver = Receiver(self._dispatcher, self._writer, settings, clock, spawn=self._run_in_pool)
         self._heartbeat = Heartbeat(
             ledger,
@@ -151,26 +153,32 @@ class WorkerRuntime:
             self._presence,
             clock,
             endpoint=endpoint,
-            slots=settings.concurrency + settings.lone_slot_count,
+            slots=lambda: int(self._slots.limit),
             lease_s=settings.lease_s,
             beat_s=settings.beat_interval_s,
             spool_folder=settings.spool_folder,
+            find_price=self._endpoints.routes.find_price,
             max_solo_losses=settings.max_solo_losses,
+            on_dead=self._endpoints.forget_worker,
+            keep_told=self._endpoints.keep_told,
         )
+        spare = self._endpoints.spare_messages
         self._reserved = Reserved(
-            limit=self._settings.reserved_count,
-            bulk_limit=self._settings.concurrency + 1,  # until it is known how long a claim and a call take
+            limit=sum(settings.first_slots) + count_staged(self._slots.bulk_limit) + spare,
+            # Until it is known how long a claim and a call take.
+            bulk_limit=self._slots.bulk_limit + 1 + spare,
             refill_at=1,
             give_back=self._give_hint_back,
             on_broker_lost=self._relay.broker_lost,
             max_message_bytes=self._settings.max_message_bytes,
+            most_now=self._endpoints.routes.room_to_fetch,
         )
         self._shutdown = Shutdown(
             grace_s=settings.grace_s,
             # A draining worker that is stopped before all jobs have ended was interrupted. Other workers never end by
             # themselves, so a stop is their normal end.
             exit_code=ExitCode.INTERRUPTED if drains else ExitCode.OK,
-            client=self._client,
+            routes=self._endpoints.routes,
             dispatcher=self._dispatcher,
             slots=self._slots,
             executor=self._executor,
@@ -178,6 +186,7 @@ class WorkerRuntime:
             spool=self._spool,
             heartbeat=self._heartbeat,
             relay=self._relay,
+            limiters=self._endpoints.limiters,
             hinted_jobs=lambda: self._reserved.hinted_jobs,
         )
 
@@ -190,6 +199,9 @@ class WorkerRuntime:
             self._heartbeat.beat()
             self._shutdown.heartbeat_thread = self._thread(
                 "antrean-heartbeat", self._heartbeat.run, self._shutdown.is_leaving
+            )
+            self._shutdown.limiter_threads = begin_limiters(
+                self._endpoints, self._thread, self._shutdown.is_leaving
             )
             interval_s = self._settings.relay_interval_s
             self._thread(
@@ -237,8 +249,10 @@ class WorkerRuntime:
 
     def _stage(self, ahead: int) -> None:
         """Holds as many bulk messages as are claimed ahead, and as are recorded meanwhile: about as many."""
-        staged = min(2 * ahead, self._settings.staged_count)
-        self._reserved.bulk_limit = self._settings.concurrency + staged
+        bulk, most = self._slots.bulk_limit, count_staged(self._slots.bulk_limit)
+        spare = self._endpoints.spare_messages
+        self._reserved.limit = int(self._slots.limit) + most + spare
+        self._reserved.bulk_limit = bulk + min(2 * ahead, most) + spare
         self._reserved.refill_at = max(1, ahead // 2)
 
     def end_job(self, job_id: str | None, adopted: NewJob | None) -> None:

@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from api_client.client import EndpointClient
 from schemas.shortage import describe_shortage
 from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.execute import Executor
+from worker.attempt.routes import Routes
 from worker.attempt.slots import Slots
 from worker.errors import ExitCode
 from worker.logs.sink import flush_logs
 from worker.storage.errors import DatabaseAway
 from worker.storage.writer import GroupWriter
+from worker.throttle.limiter import Limiter
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
@@ -42,7 +43,7 @@ class Shutdown:
         *,
         grace_s: float,
         exit_code: ExitCode,
-        client: EndpointClient,
+        routes: Routes,
         dispatcher: Dispatcher,
         slots: Slots[Received],
         executor: Executor,
@@ -50,6 +51,7 @@ class Shutdown:
         spool: SpoolFile,
         heartbeat: Heartbeat,
         relay: Relay,
+        limiters: Sequence[Limiter],
         hinted_jobs: Callable[[], Sequence[str]],
     ) -> None:
         """`hinted_jobs` tells whose hints this worker has received and not finished."""
@@ -57,8 +59,9 @@ class Shutdown:
         self.is_stopping = threading.Event()
         self.is_leaving = threading.Event()
         self.heartbeat_thread: threading.Thread | None = None
+        self.limiter_threads: list[threading.Thread] = []
         self._grace_s = grace_s
-        self._client = client
+        self._routes = routes
         self._dispatcher = dispatcher
         self._slots = slots
         self._executor = executor
@@ -66,6 +69,7 @@ class Shutdown:
         self._spool = spool
         self._heartbeat = heartbeat
         self._relay = relay
+        self._limiters = tuple(limiters)
         self._hinted_jobs = hinted_jobs
         self._is_hurried = False  # no Event: a signal may come while the handler of another one sets it
         self._begins = threading.Lock()  # taken once, and never given back
@@ -103,7 +107,7 @@ class Shutdown:
         grace_s = self._grace_s
         end_s = time.monotonic() + grace_s
         deadline = self._leave_after(grace_s)
-        log.info("worker.stopping", calls_in_flight=self._client.calls_in_flight, grace_s=grace_s)
+        log.info("worker.stopping", calls_in_flight=self._routes.calls_in_flight, grace_s=grace_s)
         self._dispatcher.stop()
         self.is_stopping.set()
         self._relay.poke()
@@ -113,13 +117,16 @@ class Shutdown:
         if self._is_only_database_awaited():  # the process leaves soon, also if its end cannot be recorded
             deadline.cancel()
             deadline = self._leave_after(0.0)
-        cut = self._client.cut_all_calls()
+        cut = self._routes.cut_all_calls()
+        self._routes.cut_key_commands()
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         # Records that are not written by now wait for a database that hangs: paid answers go to the spool, or are lost.
         self._writer.abandon_records()
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         self._spool.stop()
         self.is_leaving.set()
+        for limiter in self._limiters:
+            limiter.poke()
         if end_s - time.monotonic() > _FOR_DATABASE_S and not self._executor.has_answers_at_stake:
             # Only the end is left to be recorded. The process does not wait out its grace for that.
             deadline.cancel()
@@ -127,6 +134,10 @@ class Shutdown:
         heartbeat = self.heartbeat_thread
         if heartbeat is not None and heartbeat is not threading.current_thread():
             heartbeat.join(_FOR_HEARTBEAT_S)  # a beat after the end would register this worker again
+        leaving_s = time.monotonic() + _FOR_HEARTBEAT_S
+        for thread in self.limiter_threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, leaving_s - time.monotonic()))  # it gives its share up
         try:
             self._heartbeat.end(self._hinted_jobs())
         except (DatabaseAway, OSError) as exc:

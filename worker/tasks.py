@@ -10,6 +10,7 @@ from signal import SIG_IGN, SIGHUP, SIGINT, SIGQUIT, SIGTERM, getsignal, signal
 from types import FrameType
 from typing import Any, NoReturn
 
+import structlog
 from celery import Task, signals
 from celery.exceptions import Reject
 from celery.platforms import SecurityWarning
@@ -136,8 +137,12 @@ def _prepare(instance: Any, options: Mapping[str, Any] | None = None, **_: Any) 
     _outlives_terminal = getsignal(SIGHUP) is SIG_IGN  # Celery has not put its own in place yet
     share_one_arena()
     warn_of_unknown_names()
-    settings = load_settings()
-    make_room(settings)
+    told = load_settings()
+    settings = make_room(told)
+    if settings.max_concurrency < told.max_concurrency:
+        structlog.get_logger(__name__).warning(
+            "worker.fewer_slots", max_concurrency=settings.max_concurrency, told=told.max_concurrency
+        )
     if settings.is_broker_embedded and IN_STACK not in os.environ:
         _stack = Stack.attach(settings.home)
         _stack.ensure_broker()

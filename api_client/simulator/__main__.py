@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from api_client.simulator.config import SimulatorConfig
 from api_client.simulator.serve import serve
+from api_client.simulator.timetable import parse_step
 
 KEY_VARIABLE = "ANTREAN_SIMULATOR_KEY"
 EXIT_BAD_OPTION = 2
@@ -39,6 +40,7 @@ def parse_config(arguments: Sequence[str], environ: Mapping[str, str]) -> Simula
         values["key"] = environ.get(key_variable or KEY_VARIABLE) or None
     values["models"] = tuple(values["models"] or SimulatorConfig().models)
     try:
+        values["timetable"] = tuple(map(parse_step, values["timetable"]))
         return SimulatorConfig(**values)
     except ValueError as exc:
         parser.error(str(exc))
@@ -75,7 +77,34 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rpm", type=int, help="calls a minute and key; more get a 429")
     parser.add_argument("--auth-header", default=defaults.auth_header, help="both, bearer or api-key")
     parser.add_argument("--log-calls", dest="log_calls_path", type=Path, help="gets a line a paid call")
+    parser.add_argument("--spent-keys", default="", help="keys that get 402, with commas between them")
+    parser.add_argument("--revoked-keys", default="", help="keys that get 401, with commas between them")
+    parser.add_argument("--refuse-code", help="a code in the body of a refusal for too many calls at once")
+    parser.add_argument("--rate-headers", action="store_true", help="x-ratelimit-* on every answer")
+    parser.add_argument("--no-tell-wait", dest="tells_wait", action="store_false", help="no Retry-After")
+    parser.add_argument(
+        "--at",
+        dest="timetable",
+        action="append",
+        default=[],
+        metavar="SECONDS:OPTION=VALUE",
+        help="an option changes after so many seconds, as in 30:capacity=0.5; repeatable",
+    )
     for option, name in (
+        ("--refuse-above", "refuse_above"),
+        ("--refuse-status", "refuse_status"),
+        ("--tpm", "tpm"),
+        ("--knee", "knee"),
+        ("--answer-tokens", "answer_tokens"),
+    ):
+        parser.add_argument(option, dest=name, type=int, default=getattr(defaults, name))
+    for option, name in (
+        ("--refuse-wait", "refuse_retry_after_s"),
+        ("--slope", "slope_per_s"),
+        ("--rate-window", "rate_window_s"),
+        ("--call-tokens", "call_tokens_per_s"),
+        ("--answer-spread", "answer_spread"),
+        ("--capacity", "capacity"),
         ("--latency", "latency_s"),
         ("--latency-jitter", "latency_jitter"),
         ("--fault-rate", "fault_rate"),

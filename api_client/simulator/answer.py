@@ -45,6 +45,12 @@ def flat_answer(status: int, message: str, request_id: str, headers: bytes = b""
     return Answer(status, body, request_id, headers=headers)
 
 
+def coded_answer(status: int, message: str, code: str, request_id: str, headers: bytes = b"") -> Answer:
+    """A refusal in OpenAI's form: an `error` with a message and a code."""
+    body = orjson.dumps({"error": {"message": message, "type": code, "param": None, "code": code}})
+    return Answer(status, body, request_id, headers=headers)
+
+
 def json_answer(value: Any, request_id: str) -> Answer:
     """A 200 with `value` as JSON."""
     return Answer(200, orjson.dumps(value), request_id)

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from api_client.simulator.tokens import cut_tokens, expected_usage, text_of
+from api_client.simulator.tokens import count_tokens, cut_tokens, expected_usage, text_of
 
 _SENTENCES = 2
 _WORDS = 60
 _READ_CHARACTERS = 2_000
+_MORE = " more"  # one token
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n{2,}")
 
 
@@ -19,7 +20,7 @@ def compose_content(request: Mapping[str, Any]) -> str:
 
     The same request always gets the same text.
     """
-    text = _last_user_text(request["messages"])
+    text = last_user_text(request["messages"])
     words = len(text.split())
     sentences = _SENTENCE_END.split(text[:_READ_CHARACTERS].strip(), maxsplit=_SENTENCES)[:_SENTENCES]
     opening = " ".join(" ".join(sentences).split()[:_WORDS])
@@ -30,12 +31,17 @@ def compose_content(request: Mapping[str, Any]) -> str:
     )
 
 
-def compose_completion(request: Mapping[str, Any], *, completion_id: str, created: int) -> dict[str, Any]:
+def compose_completion(
+    request: Mapping[str, Any], *, completion_id: str, created: int, tokens: int | None = None
+) -> dict[str, Any]:
     """A `chat.completion` for a valid `request`, cut off by its `max_completion_tokens` or `max_tokens`.
 
-    A cut completion has the `finish_reason` "length", and may have no `</think>`. `created`: Unix seconds.
+    A cut completion has the `finish_reason` "length", and may have no `</think>`. `created`: Unix seconds. `tokens`: so
+    long is the answer, before it is cut off; None for as long as its text is.
     """
     content = compose_content(request)
+    if tokens is not None:
+        content = _of_length(content, tokens)
     finish_reason = "stop"
     limit = request.get("max_completion_tokens")
     if limit is None:
@@ -55,7 +61,16 @@ def compose_completion(request: Mapping[str, Any], *, completion_id: str, create
     }
 
 
-def _last_user_text(messages: list[Mapping[str, Any]]) -> str:
+def _of_length(content: str, tokens: int) -> str:
+    """`content`, cut off or gone on with, so that it has so many tokens."""
+    missing = tokens - count_tokens(content)
+    if missing < 0:
+        return cut_tokens(content, tokens) or content
+    return content + _MORE * missing
+
+
+def last_user_text(messages: list[Mapping[str, Any]]) -> str:
+    """The text of the last message of the user; without one, that of the last message."""
     for message in reversed(messages):
         if message.get("role") == "user":
             return text_of(message.get("content"))

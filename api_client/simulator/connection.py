@@ -63,6 +63,10 @@ class Connection(asyncio.Protocol):
         if delay_s is not None and then is not None:
             self._timer = self._loop.call_later(delay_s, self._due, then)
 
+    def end_wait(self, then: Callable[[], None]) -> None:
+        """Calls `then` in place of a wait that had no end of its own. Only before `on_gone` was called."""
+        self._due(then)
+
     def reply(self, answer: Answer) -> None:
         """Answers the current request. Closes the connection after it if the client asked for that."""
         request = self._current
@@ -107,6 +111,11 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Drops the connection and all its requests."""
         self._transport.abort()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether it closes by itself when its answer is sent."""
+        return self._transport.is_closing()
 
     # Methods that asyncio calls
 

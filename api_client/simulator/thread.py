@@ -55,6 +55,10 @@ class SimulatorThread:
         """The counts of each job with at least so many received and paid calls, in the order of their first calls."""
         return self._ask(lambda: self._simulator.calls(at_least=at_least, paid_at_least=paid_at_least))
 
+    def series(self, *, every: int = 10) -> list[dict[str, Any]]:
+        """Counts over time: a row for `every` so many tenths of a second, the oldest first."""
+        return self._ask(lambda: self._simulator.series(every=every))
+
     def set_faults(self, **changes: Any) -> None:
         """Changes options while it runs, as `Simulator.change`. Raises ValueError if a value is not valid."""
         self._ask(lambda: self._simulator.change(changes))

@@ -64,7 +64,7 @@ def test_as_many_slots_as_were_said_to_fit_begin(plant: Shop) -> None:
 
 def test_slots_beyond_the_threads_that_can_begin_are_refused(plant: Shop) -> None:
     plant.begin_worker(python_path=limited(plant.folder, memory=1500 << 20), concurrency=1000)
-    assert_is_refused(plant, "ANTREAN_CONCURRENCY: 1000 slots need 1134 threads", "at most")
+    assert_is_refused(plant, "ANTREAN_CONCURRENCY: 1000 slots need 1135 threads", "at most")
 
 
 _NO_THREAD = """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import update
@@ -26,14 +28,15 @@ ENDS = r"until \d\d:\d\d:\d\d, in \d+ s"
 only_sqlite = pytest.mark.parametrize("plant", ["sqlite"], indirect=True)
 
 
-def shut(settings: Settings, ledger: Ledger, *, needs_probe: bool) -> str:
+def shut(settings: Settings, ledger: Ledger, *, needs_probe: bool, since_s: int | None = None) -> str:
     """Has the gate shut for 45 s, and one job wait at it; the job's id."""
     store = RedisGateStore(open_client(broker_address(settings)), settings.endpoint)
     now_ms = SystemClock().now_ms()
     kind = FailureKind.SERVER_ERROR if needs_probe else FailureKind.RATE_LIMITED
-    store.put(
-        Gate(kind, now_ms + 45_000, 3, needs_probe, wait_ms=45_000, struck_ms=now_ms - 2000, http_status=503)
+    gate = Gate(
+        kind, now_ms + 45_000, 3, needs_probe, wait_ms=45_000, struck_ms=now_ms - 2000, http_status=503
     )
+    store.put(gate if since_s is None else replace(gate, since_ms=now_ms - since_s * 1000))
     id_ = put(ledger, make_job(parse_request(REQUEST), endpoint=settings.endpoint))[0].id
     job = claim(ledger, id_, endpoint=settings.endpoint, now_ms=now_ms)[id_]
     record(ledger, setback(job, kind=kind, not_before_ms=now_ms + 45_000, burns=False, is_blocked=True))
@@ -111,3 +114,41 @@ def test_nothing_is_said_of_a_gate_that_is_open(plant: Shop) -> None:
         "endpoint and key",
         "model",
     ]
+
+
+@only_sqlite
+def test_a_gate_is_told_in_one_line_and_opened_by_hand(
+    plant: Shop, plant_settings: Settings, plant_ledger: Ledger
+) -> None:
+    assert plant.antrean("gate").out.strip() == "the gate is open"
+    assert plant.antrean("gate", "open").out.strip().startswith("the gate is open")
+    id_ = shut(plant_settings, plant_ledger, needs_probe=True, since_s=90)
+    line = rf"server_error \(HTTP 503\) since \d\d:\d\d:\d\d: no \({ENDS}\)\n"
+    assert re.fullmatch(line, plant.antrean("gate").out)
+    assert re.search(f"waiting {line}", plant.antrean("status").out)
+    facts = plant.antrean("gate", "--json").json
+    assert (facts["opened"], facts["woken"], facts["gate"]["needs_probe"]) == (False, 0, True)
+    assert facts["gate"]["since"] < facts["gate"]["until"]
+    opened = plant.antrean("gate", "open")
+    assert "it is open now" in opened.out and "1 job waited at it" in opened.out
+    assert job_row(plant_ledger, id_).not_before_ms <= SystemClock().now_ms() + 1000
+    assert plant.antrean("gate", "--json").json["gate"] is None
+    shut(plant_settings, plant_ledger, needs_probe=False)
+    assert plant.antrean("gate", "open", "--json").json["gate"]["kind"] == "rate_limited"
+    assert plant.antrean("gate").out.strip() == "the gate is open"
+
+
+@only_sqlite
+def test_the_words_of_a_gate_are_shown_of_a_batch(
+    plant: Shop, plant_settings: Settings, plant_ledger: Ledger
+) -> None:
+    batch_id = make_batch_of(plant, plant_ledger)
+    shut(plant_settings, plant_ledger, needs_probe=True, since_s=90)
+    text = plant.antrean("status", batch_id).out
+    assert re.search(rf"waiting server_error \(HTTP 503\) since [\d:]+: no \({ENDS}\)", text), text
+
+
+def make_batch_of(plant: Shop, ledger: Ledger) -> str:
+    """The id of a batch with one job that waits."""
+    (plant.folder / "requests.jsonl").write_text(json.dumps(REQUEST) + "\n")
+    return str(plant.antrean("submit", "requests.jsonl", "--no-check", "--json").json["batch_id"])

@@ -49,7 +49,7 @@ FAULTS = {
         "import worker.runtime as one\nstart = one.WorkerRuntime.start\n"
         "one.WorkerRuntime.start = lambda self: (start(self), threading.Thread(target=fail).start())"
     ),
-    "call": "import worker.attempt.execute as one\none.Executor._call = fail",
+    "call": "import worker.attempt.calling as one\none.Caller.call = fail",
     "task": "import worker.consume.request as one\none.BlankRequest.finish = fail",
     "start": "import worker.runtime as one\none.WorkerRuntime.__init__ = fail",
 }

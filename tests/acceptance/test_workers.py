@@ -18,15 +18,13 @@ from worker.storage.engine import Ledger
 from worker.storage.tables import attempts, jobs
 
 
-def queue(ledger: Ledger, settings: Settings, count: int) -> None:
+def queue(ledger: Ledger, settings: Settings, count: int, *, model: str = "DeepSeek-V3.1") -> None:
     """Writes `count` bulk jobs down."""
     submit_many(
         ledger,
         (
             make_job(
-                parse_request(
-                    {"model": "DeepSeek-V3.1", "messages": [{"role": "user", "content": f"Tell me {i}."}]}
-                ),
+                parse_request({"model": model, "messages": [{"role": "user", "content": f"Tell me {i}."}]}),
                 endpoint=settings.endpoint,
                 batch_id="batch_x",
                 position=i + 1,

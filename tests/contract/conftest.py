@@ -18,6 +18,7 @@ from tests.support.house import KEY, House
 from tests.support.ledger import ENDPOINT
 from tests.support.reader import NOTED_AS_OURS
 from tests.support.writing import TroubledLedger
+from worker.settings import KEY_SETTINGS
 from worker.storage.engine import Ledger
 from worker.storage.writer import GroupWriter
 
@@ -29,7 +30,7 @@ def build(ledger: Ledger, clock: FakeClock, tmp_path: Path) -> Iterator[Callable
     def make(*, simulated: dict[str, Any] | None = None, **settings: Any) -> House:
         simulator = SimulatorThread(SimulatorConfig(**{"latency_s": 0.0, "key": KEY} | (simulated or {})))
         simulator.__enter__()
-        if "api_key_file" not in settings:
+        if not settings.keys() & set(KEY_SETTINGS):
             settings.setdefault("api_key", KEY)
         house = House(ledger, simulator, tmp_path / "house", clock, **settings)
         opened.append(house)

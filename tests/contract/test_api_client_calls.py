@@ -12,6 +12,7 @@ import pytest
 from api_client.config import Credential, HeaderStyle
 from schemas.chat import parse_request
 from schemas.failure import FailureKind
+from schemas.rates import Allowance, RateHints
 from tests.contract.test_api_client_server import (
     BEARER,
     BODY,
@@ -31,7 +32,7 @@ def test_a_completion_comes_back_with_its_facts(serve: Serve) -> None:
     answer = client.complete(BODY, credential=BEARER)
     assert answer.completion.choices[0].message.content == "hi"
     assert (answer.raw, answer.http_status, answer.request_id) == (COMPLETION, 200, "r-1")
-    assert answer.rate_headers == {"x-ratelimit-remaining-requests": "7"}
+    assert answer.rate_hints == RateHints(requests=Allowance(remaining=7))
     assert 0 < answer.latency_s < 5
 
 
@@ -123,7 +124,7 @@ def test_a_chunked_body_is_read_and_its_connection_reused(serve: Serve) -> None:
     [
         (400, FailureKind.REJECTED),
         (401, FailureKind.UNAUTHORIZED),
-        (402, FailureKind.QUOTA),
+        (402, FailureKind.RATE_LIMITED),  # as it tells a wait
         (403, FailureKind.REJECTED),
         (404, FailureKind.REJECTED),
         (408, FailureKind.SERVER_ERROR),

@@ -83,7 +83,7 @@ def test_what_was_claimed_ahead_of_a_shut_gate_goes_back_as_if_nothing_had_been(
 ) -> None:
     row = Row(house, jobs=3)
     if why == "the gate shuts":
-        house.gatekeeper.shut(FailureKind.RATE_LIMITED, asked_s=60.0)
+        house.gates.shut(FailureKind.RATE_LIMITED, asked_s=60.0)
     else:
         house.is_paused = True
     assert row.end() == [Verdict.SUCCEEDED, Verdict.NOT_ADMITTED, Verdict.NOT_ADMITTED]
@@ -92,7 +92,7 @@ def test_what_was_claimed_ahead_of_a_shut_gate_goes_back_as_if_nothing_had_been(
 
 
 def test_nothing_is_claimed_at_a_gate_that_is_known_to_be_shut(house: House) -> None:
-    house.gatekeeper.shut(FailureKind.RATE_LIMITED, asked_s=60.0)
+    house.gates.shut(FailureKind.RATE_LIMITED, asked_s=60.0)
     ids = [house.put() for _ in range(5)]
     house.ledger.run(lambda c: c.execute(update(jobs).values(published_at_ms=NOW)))
     assert [house.execute(id_) for id_ in ids] == [Verdict.NOT_ADMITTED] * 5
@@ -276,7 +276,7 @@ def test_a_foreign_message_is_a_row_and_counts_as_published_before_it_is_claimed
 
 
 def test_a_foreign_message_at_a_shut_gate_is_a_row_for_the_relay(house: House) -> None:
-    house.gatekeeper.shut(FailureKind.RATE_LIMITED, asked_s=60.0)
+    house.gates.shut(FailureKind.RATE_LIMITED, asked_s=60.0)
     job = read(house, Asked(request=BASE))
     assert house.adopt(job).verdict is Verdict.NOT_ADMITTED
     house.wait_for_the_database()

@@ -21,7 +21,7 @@ from tests.support.ledger import (
 )
 from worker.operations.tracking import Progress, Tracker
 from worker.policy.gates import Gate
-from worker.storage.calls import fetch_oldest_call, sum_calls
+from worker.storage.calls import CallSums, fetch_oldest_call, sum_calls
 from worker.storage.engine import Ledger
 from worker.storage.moves import retry_jobs
 from worker.storage.pauses import pause
@@ -52,6 +52,11 @@ def test_each_call_is_summed_by_what_it_came_to(ledger: Ledger) -> None:
     assert sums.failed == {"timeout": 2, "rate_limited": 1, "rejected": 1}
     assert sums.retried == {"timeout": 2, "rate_limited": 1}, "what was refused was the last of its job"
     assert sum_calls(ledger, [open_], since_ms=0).failed == {"timeout": 1}
+
+
+def test_jobs_that_were_never_called_have_sums_of_nothing(ledger: Ledger) -> None:
+    """So of a run whose deadline was over before its first call."""
+    assert sum_calls(ledger, [put_one(ledger)], since_ms=0) == CallSums()
 
 
 def test_calls_of_before_and_requests_that_were_never_sent_do_not_count(ledger: Ledger) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import text, update
 from schemas.failure import FailureKind
 from tests.support.house import KEY, House
 from tests.support.ledger import NOW, job_row, rows, state
+from tests.support.processes import wait_until
 from tests.support.writing import in_background
 from worker.attempt.report import Verdict
 from worker.storage.moves import cancel_jobs
@@ -53,7 +54,7 @@ def test_a_defect_of_the_gate_costs_no_answer_that_is_paid_for(
     build: Callable[..., House], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house = build()
-    monkeypatch.setattr(house.gatekeeper, "succeeded", _break)
+    monkeypatch.setattr(house.gates, "succeeded", _break)
     id_ = house.put()
     assert house.execute(id_) is Verdict.SUCCEEDED
     assert job_row(house.ledger, id_).state == "succeeded"
@@ -66,7 +67,7 @@ def test_a_defect_of_the_gate_keeps_no_job_in_the_hands_of_a_worker(
 ) -> None:
     house = build(simulated={"outage_status": 500})
     id_ = house.put()
-    monkeypatch.setattr(house.executor._judge, "_attribute", _break)
+    monkeypatch.setattr(house.route.judge, "_attribute", _break)
     assert house.execute(id_) is Verdict.WAITING
     row = job_row(house.ledger, id_)
     assert (row.state, row.attempts) == ("waiting", 1)
@@ -81,7 +82,7 @@ def test_the_header_style_is_found_out_and_remembered(build: Callable[..., House
     assert house.execute(first) is house.execute(second) is Verdict.SUCCEEDED
     assert job_row(house.ledger, first).attempts == 0
     assert house.simulator.stats()["calls"] == (2 if header == "bearer" else 3)
-    assert house.store.fetch() is None
+    assert house.fetch_gate() is None
 
 
 def test_a_key_file_that_has_changed_goes_on_at_once_and_off_the_budget(
@@ -94,9 +95,25 @@ def test_a_key_file_that_has_changed_goes_on_at_once_and_off_the_budget(
     assert house.execute(house.put()) is Verdict.SUCCEEDED
     path.write_text(KEY + "\n")
     id_ = house_two.put()
-    house_two.credentials.worked(house_two.credentials.current())  # the style is proven, the key is old
+    house_two.credentials.worked(house_two.credentials.fetch()[0])  # the style is proven, the key is old
     assert house_two.execute(id_) is Verdict.SUCCEEDED
     assert (job_row(house.ledger, id_).attempts, len(rows(house.ledger, "attempts", job_id=id_))) == (0, 1)
+
+
+def test_a_key_file_that_has_changed_is_used_before_the_endpoint_refuses_the_old_key(
+    build: Callable[..., House], tmp_path: Path
+) -> None:
+    path = tmp_path / "key"
+    path.write_text("sk-old\n")
+    house = build(simulated={"key": "sk-old"}, api_key_file=path)
+    assert house.execute(house.put()) is Verdict.SUCCEEDED
+    path.write_text(KEY + "\n")
+    for _ in range(2):
+        house.clock.advance(1.0)
+        house.credentials.names()
+    house.simulator.set_faults(key=KEY)
+    assert house.execute(house.put()) is Verdict.SUCCEEDED
+    assert house.simulator.stats()["calls"] == 2, "no call was refused"
 
 
 def test_a_key_file_that_is_mended_before_anything_worked_is_read_again(
@@ -107,6 +124,60 @@ def test_a_key_file_that_is_mended_before_anything_worked_is_read_again(
     house = build(api_key_file=path)
     path.write_text(KEY + "\n")
     assert house.execute(house.put()) is Verdict.SUCCEEDED
+
+
+def test_a_command_that_prints_a_new_key_goes_on_at_once_and_off_the_budget(
+    build: Callable[..., House], tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("sk-old")
+    house = build(simulated={"key": "sk-old"}, api_key_command=f"cat {tmp_path}/key")
+    assert house.execute(house.put()) is Verdict.SUCCEEDED
+    (tmp_path / "key").write_text(KEY)
+    house.simulator.set_faults(key=KEY)
+    house.clock.advance(1)
+    id_ = house.put()
+    assert house.execute(id_) is Verdict.SUCCEEDED
+    assert (job_row(house.ledger, id_).attempts, len(rows(house.ledger, "attempts", job_id=id_))) == (0, 1)
+
+
+def test_without_a_key_the_worker_waits_as_at_a_refused_one_and_calls_nobody(
+    build: Callable[..., House], tmp_path: Path
+) -> None:
+    house = build(api_key_command=f"cat {tmp_path}/key")
+    first, second = house.put(), house.put()
+    assert [house.execute(id_) for id_ in (first, second)] == [Verdict.WAITING, Verdict.NOT_ADMITTED]
+    row = job_row(house.ledger, first)
+    assert (row.state, row.attempts, row.failure_kind) == ("waiting", 0, "unauthorized")
+    assert "ANTREAN_API_KEY_COMMAND ended with exit code 1" in row.failure_message
+    assert house.simulator.stats()["calls"] == 0
+    (tmp_path / "key").write_text(KEY)
+    house.again(first)
+    assert house.execute(first) is Verdict.SUCCEEDED
+    assert house.execute(second) is Verdict.SUCCEEDED
+
+
+def test_a_worker_that_stops_gives_back_a_job_that_waits_for_the_command_of_its_key(
+    build: Callable[..., House], tmp_path: Path
+) -> None:
+    house = build(api_key_command=f"sh -c 'touch {tmp_path}/runs; sleep 60'", api_key_command_timeout_s=60)
+    id_ = house.put()
+    running = in_background(lambda: house.execute(id_))
+    wait_until(lambda: (tmp_path / "runs").exists(), what="the command runs")
+    house.slots.stop()
+    house.routes.cut_key_commands()
+    assert running() is Verdict.GIVEN_BACK
+    row = job_row(house.ledger, id_)
+    assert (row.state, row.attempts, row.claim_token) == ("queued", 0, None)
+
+
+def test_no_job_is_at_fault_for_a_key_that_cannot_be_had(build: Callable[..., House], tmp_path: Path) -> None:
+    house = build(api_key_command=f"cat {tmp_path}/key")
+    id_ = house.put()
+    house.store.of_key(house.credentials.names()[0]).note_accepted()  # by a command of somebody who has a key
+    assert house.execute(id_) is Verdict.WAITING
+    for _ in range(5):
+        house.again(id_, after_s=70)
+        assert house.execute(id_) is Verdict.WAITING
 
 
 def test_invariant_7_waiting_burns_nothing_and_a_refused_key_shuts_the_gate(
@@ -137,7 +208,7 @@ def test_a_probe_that_succeeds_opens_the_gate_again(build: Callable[..., House])
     house.simulator.set_faults(unauthorized_for_s=0)
     house.again(id_)
     assert house.execute(id_) is Verdict.SUCCEEDED
-    assert house.store.fetch() is None
+    assert house.fetch_gate() is None
     assert [a.outcome for a in rows(house.ledger, "attempts")] == ["unauthorized", "succeeded"]
 
 
@@ -168,7 +239,7 @@ def test_an_unknown_model_fails_its_job_once_the_endpoint_is_proven(build: Calla
     id_ = house.put(model="no-such-model")
     report = house.receive(id_).result(20)
     assert (report.verdict, report.failure) == (Verdict.FAILED, FailureKind.REJECTED)
-    assert house.store.fetch() is None
+    assert house.fetch_gate() is None
     assert len(rows(house.ledger, "failure_bodies")) == 1
 
 

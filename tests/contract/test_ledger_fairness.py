@@ -12,8 +12,9 @@ from schemas.job import Due
 from tests.support.clock import FakeClock
 from tests.support.ledger import ENDPOINT, NOW, a_job, claim, claim_one, put, put_one, record, setback
 from tests.support.upkeep import Broker
+from worker.policy.fairness import Account
 from worker.storage.batches import hold_batch, make_batch, resume_batch
-from worker.storage.due import take_due, take_lone_due
+from worker.storage.due import START, take_due, take_lone_due
 from worker.storage.engine import Ledger
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
@@ -46,11 +47,11 @@ def put_refused(ledger: Ledger, batch: str, n: int, *, due_ms: int = NOW, **fact
     return ids
 
 
-def take(ledger: Ledger, room: int, *, after: str = "", **how: Any) -> tuple[list[str], str]:
-    due, after = ledger.run(
-        lambda c: take_due(c, ENDPOINT, room=room, after_batch=after, now_ms=NOW + 1, **how)
+def take(ledger: Ledger, room: int, *, account: Account = START, **how: Any) -> tuple[list[str], Account]:
+    due, account = ledger.run(
+        lambda c: take_due(c, ENDPOINT, room=room, account=account, now_ms=NOW + 1, **how)
     )
-    return [job.id for job in due], after
+    return [job.id for job in due], account
 
 
 def test_a_batch_that_is_always_refused_leaves_the_others_their_share(
@@ -135,9 +136,9 @@ def test_a_small_room_goes_from_batch_to_batch_whether_they_are_retries_or_not(l
     batch_of = dict.fromkeys(put_refused(ledger, "a", 3), "a")
     batch_of |= dict.fromkeys(put_ready(ledger, "b", 3), "b")
     batch_of |= dict.fromkeys(put_refused(ledger, "c", 3), "c")
-    after, order = "", []
+    account, order = START, []
     for _ in range(9):
-        [id_], after = take(ledger, 1, after=after)
+        [id_], account = take(ledger, 1, account=account)
         order.append(batch_of[id_])
     assert order == list("abcabcabc")
 
@@ -152,9 +153,9 @@ def test_batches_whose_retries_are_not_due_are_stepped_over(ledger: Ledger) -> N
 def test_of_more_batches_than_share_a_window_each_has_its_turn(ledger: Ledger) -> None:
     for number in range(150):
         put_ready(ledger, f"b{number:03}", 4)
-    after, counts = "", Counter[str]()
+    account, counts = START, Counter[str]()
     for _ in range(3):
-        ids, after = take(ledger, 200, after=after)
+        ids, account = take(ledger, 200, account=account)
         counts.update(ids)
     assert sum(counts.values()) == 600
     assert take(ledger, 10)[0] == []
@@ -165,7 +166,9 @@ def test_a_probe_is_another_job_than_the_refused_ones_if_there_is_one(ledger: Le
     given_back = put_ready(ledger, "b", 1)
     job = claim_one(ledger, given_back[0], token="gb")
     record(ledger, setback(job, not_before_ms=NOW))
-    due = ledger.run(lambda c: take_due(c, ENDPOINT, room=9, after_batch="a", now_ms=NOW + 1, held=["a"]))
+    due = ledger.run(
+        lambda c: take_due(c, ENDPOINT, room=9, account=Account("a"), now_ms=NOW + 1, held=["a"])
+    )
     assert [one.id for one in due[0]] == given_back
     from worker.storage.due import unmark_published  # local: only here is one taken back
 
@@ -221,5 +224,5 @@ def test_priorities_count_within_a_batch_and_not_against_others(ledger: Ledger) 
 
 def test_a_due_retry_is_published_where_it_belongs(ledger: Ledger) -> None:
     [id_] = put_refused(ledger, "a", 1, priority=4)
-    due, _ = ledger.run(lambda c: take_due(c, ENDPOINT, room=5, after_batch="", now_ms=NOW + 1))
+    due, _ = ledger.run(lambda c: take_due(c, ENDPOINT, room=5, now_ms=NOW + 1))
     assert due == [Due(id_, 4, True)]

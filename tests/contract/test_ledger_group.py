@@ -168,7 +168,7 @@ def test_a_job_given_back_can_be_claimed_again_by_the_same_process(
 
 def test_a_message_given_back_makes_the_job_the_relays_again(ledger: Ledger, writer: GroupWriter) -> None:
     id_ = put_one(ledger)
-    ledger.run(lambda c: take_due(c, ENDPOINT, room=1, after_batch="", now_ms=NOW))
+    ledger.run(lambda c: take_due(c, ENDPOINT, room=1, now_ms=NOW))
     writer.give_message_back(id_)
     writer.call(lambda c: None)
     assert job_row(ledger, id_).published_at_ms is None

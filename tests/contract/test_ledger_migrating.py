@@ -17,12 +17,14 @@ from sqlalchemy import Connection, MetaData, Table, event, text
 
 from tests.support.ledger import ENDPOINT, NOW, rows
 from worker.settings import load_settings
-from worker.storage.batches import count_states, finish_submission, hold_batch
+from worker.storage.batches import count_states, fetch_batch, finish_submission, hold_batch
 from worker.storage.claims import claim_jobs
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.errors import DatabaseAway
-from worker.storage.migrating import HEAD, SCRIPTS, Migrated, migrate
+from worker.storage.limits import LimitKind, fetch_changes, fetch_limits, set_limits
+from worker.storage.migrating import HEAD, REVISIONS, SCRIPTS, Migrated, migrate
 from worker.storage.reading import iterate_batch_outcomes
+from worker.storage.weights import set_weight
 
 
 def bring_to(ledger: Ledger, revision: str) -> None:
@@ -99,6 +101,31 @@ def test_a_ledger_without_wants_keeps_its_batches_and_their_jobs(empty_ledger: L
         )
     )
     assert set(got) == {"file-2"}
+
+
+@pytest.mark.parametrize("revision", REVISIONS[:-1])
+def test_a_ledger_of_each_earlier_revision_keeps_its_jobs_and_gets_limits_and_weights(
+    empty_ledger: Ledger, revision: str
+) -> None:
+    ledger = empty_ledger
+    bring_to(ledger, revision)
+    with ledger.write() as connection:
+        write_batch(connection, "one", kind="submit", ended=1)
+    assert migrate(ledger).before == revision
+    assert {row.id: row.state for row in rows(ledger, "jobs")} == {"one-1": "succeeded", "one-2": "queued"}
+    with ledger.read() as connection:
+        assert fetch_limits(connection) == fetch_changes(connection, at_most=9) == []
+    ledger.run(partial(set_limits, endpoint=ENDPOINT, values={LimitKind.IN_FLIGHT: 60}, now_ms=NOW))
+    with ledger.read() as connection:
+        assert [one.value for one in fetch_limits(connection, ENDPOINT)] == [60]
+        assert [one.new for one in fetch_changes(connection, at_most=9)] == [60]
+        before = fetch_batch(connection, "one")
+    ledger.run(partial(set_weight, batch_id="one", weight=0.5))
+    with ledger.read() as connection:
+        after = fetch_batch(connection, "one")
+    assert before is not None
+    assert after is not None
+    assert (before.weight, after.weight) == (1.0, 0.5)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ class World:
             case "expires":
                 expire_jobs(self.connection, now_ms=TOO_LATE)
             case "is relayed":
-                take_due(self.connection, ENDPOINT, room=1, after_batch="", now_ms=NOW)
+                take_due(self.connection, ENDPOINT, room=1, now_ms=NOW)
             case _:
                 outcome = self._outcome(who, what)
                 if outcome is not None:

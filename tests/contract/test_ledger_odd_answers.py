@@ -32,7 +32,8 @@ from tests.support.ledger import (
 from tests.support.wire import Asked, Speaker, WireServer, framed
 from worker.attempt.report import Verdict
 from worker.reports.batchlines import output_line, write_lines
-from worker.storage.batches import fetch_batch, fetch_status, make_batch
+from worker.storage.batch_status import fetch_status
+from worker.storage.batches import fetch_batch, make_batch
 from worker.storage.due import take_due
 from worker.storage.engine import Ledger
 from worker.storage.outcomes import Recorded, Usage
@@ -78,7 +79,7 @@ def run(house: House, id_: str) -> str:
         house.clock.advance(
             130
         )  # longer than any backoff, and ten times of it shorter than a gate's patience
-        due = partial(take_due, endpoint=house.endpoint, room=9, after_batch="", now_ms=house.clock.now_ms())
+        due = partial(take_due, endpoint=house.endpoint, room=9, now_ms=house.clock.now_ms())
         house.ledger.run(due)
     raise AssertionError("the job does not end")
 

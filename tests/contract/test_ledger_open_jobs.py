@@ -16,6 +16,7 @@ from worker.storage.batches import fetch_batch
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
 from worker.storage.open_jobs import _IS_HELD, OldestCall, OpenJobs, Waits, _count, fetch_open_jobs
+from worker.storage.open_models import count_first_models, count_open_models
 from worker.storage.tables import is_in
 from worker.storage.workers import fetch_workers
 
@@ -123,3 +124,24 @@ def test_a_look_walks_no_table_of_jobs_as_a_whole(sqlite_ledger: Ledger) -> None
         assert not re.search(r"SCAN jobs(?! USING)", plan), plan
     counted = plans_of(sqlite_ledger, lambda c: _count(c, batch, is_in(JobState.QUEUED) & ~_IS_HELD))
     assert "SEARCH jobs USING COVERING INDEX ix_jobs_batch (batch_id=? AND state=?)" in counted
+
+
+def test_models_of_open_jobs_are_counted_of_one_endpoint_and_not_those_that_workers_have(
+    ledger: Ledger,
+) -> None:
+    batch = a_batch(ledger, "b")
+    put(ledger, a_job(model="m1"), a_job(model="m2", batch_id=batch), a_job(model="m1", endpoint=OTHER))
+    put(ledger, a_job(model="m1"), published_at_ms=NOW)
+    waits = put_one(ledger, model="m3")
+    wait_after(ledger, waits, FailureKind.TIMEOUT, NOW + 500)
+    with ledger.read() as connection:
+        assert count_open_models(connection, ENDPOINT) == {"m1": 1, "m2": 1, "m3": 1}
+        assert count_first_models(connection, ENDPOINT, at_most=10) == {"m1": 1, "m2": 1}
+        assert count_first_models(connection, ENDPOINT, at_most=10, batch_id=batch) == {"m2": 1}
+        assert sum(count_first_models(connection, ENDPOINT, at_most=1).values()) == 1
+    put(ledger, a_job(model="m9", batch_id=a_batch(ledger, "held", is_held=True)))
+    with ledger.read() as connection:
+        assert "m9" not in {
+            **count_open_models(connection, ENDPOINT),
+            **count_first_models(connection, ENDPOINT, at_most=10),
+        }

@@ -13,6 +13,7 @@ from tests.support.clock import FakeClock
 from tests.support.house import House
 from tests.support.ledger import job_row, put, rows, state
 from tests.support.moody import MODEL, MoodyEndpoint, Reply, completion
+from worker.attempt.models_probe import ModelsProbe, choose_credential
 from worker.intake.submit import make_job
 from worker.storage.engine import Ledger
 from worker.upkeep.relay import Relay
@@ -26,7 +27,9 @@ DEAR = (402, {"error": {"message": "This request needs more credits", "code": 40
 class Town:
     """A worker's parts, an endpoint with moods, and a clock that goes on second by second."""
 
-    def __init__(self, ledger: Ledger, clock: FakeClock, folder: Path, **settings: Any) -> None:
+    def __init__(
+        self, ledger: Ledger, clock: FakeClock, folder: Path, *, asks_models: bool = False, **settings: Any
+    ) -> None:
         self.endpoint = MoodyEndpoint()
         self.endpoint.__enter__()
         settings.setdefault("api_key", "k")
@@ -37,12 +40,22 @@ class Town:
             ledger,
             lambda due: self.handed.extend(job.id for job in due),
             _Mark(),
-            self.house.gatekeeper,
+            self.house.gates,
             clock,
             endpoint=self.house.endpoint,
             republish_after_s=1e6,
+            may_probe=self._probe().may_call_a_job if asks_models else lambda: True,
         )
         self.handed: list[str] = []
+
+    def _probe(self) -> ModelsProbe:
+        house = self.house
+        return ModelsProbe(
+            house.gates.endpoint,
+            self.clock,
+            ask=lambda: house.client.models(credential=choose_credential(house.gates, house.credentials)),
+            spawn=lambda work: work(),
+        )
 
     def put(self, *texts: str, model: str = MODEL) -> list[str]:
         """Jobs in one batch, by their texts."""
@@ -143,7 +156,7 @@ def test_an_outage_of_minutes_fails_no_job_burns_hardly_an_attempt_and_is_hardly
     took_s = town.live(60, until=lambda: town.states(ids) == {"succeeded"})
     assert took_s <= 10
     assert max(job_row(town.ledger, id_).attempts for id_ in ids) <= 1
-    assert town.house.store.fetch() is None
+    assert town.house.fetch_gate() is None
 
 
 def test_a_request_that_is_refused_beside_an_outage_is_refused_still_when_it_is_over(town: Town) -> None:
@@ -166,7 +179,7 @@ def test_a_refusal_of_one_job_fails_it_as_soon_as_another_is_answered(town: Town
     assert town.endpoint.calls["odd"] == 2
     row = job_row(town.ledger, odd)
     assert (row.failure_kind, row.http_status, row.attempts) == ("rejected", 404, 1)
-    assert town.house.store.fetch() is None
+    assert town.house.fetch_gate() is None
 
 
 @pytest.mark.parametrize(("reply", "kind"), [(DENIED, "unauthorized"), (DEAR, "quota")])
@@ -177,7 +190,7 @@ def test_one_jobs_refused_key_is_its_own_and_holds_nobody_up(town: Town, reply: 
     assert town.states(others) == {"succeeded"}
     row = job_row(town.ledger, denied)
     assert (row.state, row.failure_kind) == ("failed", kind)
-    assert town.house.store.fetch() is None
+    assert town.house.fetch_gate() is None
 
 
 @pytest.mark.parametrize("reply", [DENIED, DEAR])
@@ -227,7 +240,7 @@ def test_a_denied_job_with_nobody_left_to_ask_ends_within_seconds_where_the_key_
     [denied] = town.put("denied")
     assert town.live(60, until=lambda: state(town.ledger, denied) == "failed") <= 20
     assert town.states(others) == {"succeeded"}
-    assert town.house.store.fetch() is None, "and the gate is open for the next"
+    assert town.house.fetch_gate() is None, "and the gate is open for the next"
 
 
 def test_one_job_alone_that_always_fails_is_failed_after_its_six_attempts(town: Town) -> None:
@@ -236,7 +249,7 @@ def test_one_job_alone_that_always_fails_is_failed_after_its_six_attempts(town: 
     assert town.live(300, until=lambda: state(town.ledger, id_) == "failed") < 200
     row = job_row(town.ledger, id_)
     assert (row.attempts, row.failure_kind, town.endpoint.calls["poison"]) == (6, "server_error", 6)
-    assert town.house.store.fetch() is None
+    assert town.house.fetch_gate() is None
 
 
 def test_documents_that_always_crash_the_server_are_failed_while_the_others_are_served(town: Town) -> None:
@@ -279,7 +292,7 @@ def test_a_refused_key_fails_a_job_when_its_patience_is_spent(
     assert tries == 5, "of each fifty minutes in which nobody tried, fifteen count"
     row = job_row(house.ledger, id_)
     assert (row.failure_kind, row.attempts) == ("unauthorized", 0)
-    gate = house.store.fetch()
+    gate = house.fetch_gate()
     assert gate is not None and gate.needs_probe, "what it met still concerns the others"
 
 

@@ -67,17 +67,17 @@ def answer_is_not_read(house: House, id_: str) -> None:
 
 
 def success_is_not_noted(house: House, id_: str) -> None:
-    house.gatekeeper.succeeded = raising(KeyError("a defect"))  # type: ignore[method-assign]
+    house.gates.succeeded = raising(KeyError("a defect"))  # type: ignore[method-assign]
 
 
 def failure_is_not_judged(house: House, id_: str) -> None:
     house.simulator.set_faults(outage_status=500)
-    house.executor._judge._whose = raising(KeyError("a defect"))  # type: ignore[method-assign]
+    house.route.judge._whose = raising(KeyError("a defect"))  # type: ignore[method-assign]
 
 
 def gate_is_not_told(house: House, id_: str) -> None:
     house.simulator.set_faults(outage_status=500)
-    house.gatekeeper.shut = raising(KeyError("a defect"))  # type: ignore[method-assign]
+    house.gates.shut = raising(KeyError("a defect"))  # type: ignore[method-assign]
 
 
 def answer_is_not_recorded(house: House, id_: str) -> None:
@@ -137,7 +137,7 @@ def test_a_probe_leaves_its_place_free_whatever_ends_its_attempt(
 ) -> None:
     house = build()
     id_ = house.put()
-    house.gatekeeper.shut(FailureKind.SERVER_ERROR, asked_s=None)
+    house.gates.shut(FailureKind.SERVER_ERROR, asked_s=None)
     house.clock.advance(1.0)
     leave_by(house, id_)
     house.execute(id_)
@@ -146,7 +146,7 @@ def test_a_probe_leaves_its_place_free_whatever_ends_its_attempt(
 
 def test_a_probe_has_its_place_while_its_call_lasts(build: Callable[..., House]) -> None:
     house = build()
-    house.gatekeeper.shut(FailureKind.SERVER_ERROR, asked_s=None)
+    house.gates.shut(FailureKind.SERVER_ERROR, asked_s=None)
     house.clock.advance(1.0)
     complete, taken = house.client.complete, []
 
@@ -157,19 +157,19 @@ def test_a_probe_has_its_place_while_its_call_lasts(build: Callable[..., House])
     house.client.complete = look  # type: ignore[method-assign]
     assert house.execute(house.put()) is Verdict.SUCCEEDED
     assert taken == [False]
-    assert house.store.fetch() is None
+    assert house.fetch_gate() is None
 
 
 def test_a_permit_is_left_once_and_only_where_nothing_settled_it(build: Callable[..., House]) -> None:
     house = build()
     for settle in (
-        house.gatekeeper.succeeded,
-        house.gatekeeper.decided_nothing,
-        lambda permit: house.gatekeeper.shut(FailureKind.TIMEOUT, asked_s=None, permit=permit),
+        house.gates.succeeded,
+        house.gates.decided_nothing,
+        lambda permit: house.gates.shut(FailureKind.TIMEOUT, asked_s=None, permit=permit),
     ):
-        house.gatekeeper.shut(FailureKind.SERVER_ERROR, asked_s=None)
+        house.gates.shut(FailureKind.SERVER_ERROR, asked_s=None)
         house.clock.advance(600.0)
-        with house.gatekeeper.admit("a") as permit:
+        with house.gates.admit("a") as permit:
             assert permit.is_probe
             settle(permit)
             house.clock.advance(600.0)

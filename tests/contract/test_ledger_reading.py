@@ -17,12 +17,12 @@ from tests.support.ledger import (
     setback,
     success,
 )
+from worker.storage.batch_status import fetch_status
 from worker.storage.batches import (
     Batch,
     count_states,
     fetch_batch,
     fetch_batches,
-    fetch_status,
     finish_submission,
     make_batch,
 )

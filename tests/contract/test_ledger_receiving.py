@@ -31,6 +31,7 @@ class Message(SimpleNamespace):
         super().__init__(
             id=task_id,
             hinted_job=hinted_job,
+            hinted_model=None,
             is_bulk=False,
             request_dict={"id": task_id, "delivery_info": {"priority": 0}},
             args=[],

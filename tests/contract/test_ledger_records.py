@@ -216,14 +216,14 @@ def test_the_first_moment_at_a_shut_gate_is_kept_until_something_else_happens(le
     id_ = put_one(ledger)
 
     def again(token: str, now_ms: int, **how: object) -> None:
-        ledger.run(lambda c: take_due(c, "https://endpoint.test", room=5, after_batch="", now_ms=now_ms))
+        ledger.run(lambda c: take_due(c, "https://endpoint.test", room=5, now_ms=now_ms))
         job = claim_one(ledger, id_, token=token, now_ms=now_ms)
         record(ledger, setback(job, not_before_ms=now_ms + 1, ended_at_ms=now_ms, **how))  # type: ignore[arg-type]
 
     again("a", NOW, is_blocked=True, burns=False)
     again("b", NOW + 50, is_blocked=True, burns=False)
     assert job_row(ledger, id_).blocked_since_ms == NOW
-    ledger.run(lambda c: take_due(c, "https://endpoint.test", room=5, after_batch="", now_ms=NOW + 60))
+    ledger.run(lambda c: take_due(c, "https://endpoint.test", room=5, now_ms=NOW + 60))
     job = claim_one(ledger, id_, token="c", now_ms=NOW + 60)
     assert job.blocked_since_ms == NOW
     record(ledger, give_back(job))

@@ -47,7 +47,7 @@ class Body:
             self.presence,
             clock,
             endpoint=ENDPOINT,
-            slots=4,
+            slots=lambda: 4,
             lease_s=6.0,
             beat_s=1.0,
             spool_folder=home / "spool",

@@ -125,7 +125,7 @@ def _let_all_go(connection: Connection, ids: list[str]) -> None:
 
 WAYS: dict[str, Callable[[Connection, list[str]], object]] = {
     "claim": lambda c, ids: claim_jobs(c, ids, worker_id="w2", token="t2", endpoint=ENDPOINT, now_ms=NOW),
-    "relay": lambda c, ids: take_due(c, ENDPOINT, room=9, after_batch="", now_ms=NOW + 5),
+    "relay": lambda c, ids: take_due(c, ENDPOINT, room=9, now_ms=NOW + 5),
     "cancel": lambda c, ids: cancel_jobs(c, ids, now_ms=LATER),
     "let go": _let_all_go,
     "expire": lambda c, ids: expire_jobs(c, now_ms=LATER),
@@ -187,7 +187,7 @@ def test_a_job_that_is_given_up_with_its_worker_keeps_no_words_of_an_earlier_fai
         claim_one(ledger, id_), kind=FailureKind.SERVER_ERROR, not_before_ms=NOW, request_id="r"
     )
     record(ledger, refused)
-    ledger.run(lambda c: take_due(c, ENDPOINT, room=1, after_batch="", now_ms=NOW))
+    ledger.run(lambda c: take_due(c, ENDPOINT, room=1, now_ms=NOW))
     record(ledger, loss(ledger, id_, losses=4, solo_losses=2, is_given_up=True))
     row = job_row(ledger, id_)
     assert (row.state, row.failure_kind, row.http_status, row.request_id) == (

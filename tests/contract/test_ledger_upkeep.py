@@ -55,7 +55,7 @@ def heartbeat(
         Presence(tmp_path / "workers", "me"),
         clock,
         endpoint=ENDPOINT,
-        slots=4,
+        slots=lambda: 4,
         lease_s=2.0,
         beat_s=0.3,
         spool_folder=tmp_path / "spool",

@@ -49,8 +49,8 @@ def test_models_come_with_their_tokens_the_largest_first(ledger: Ledger) -> None
     answer(ledger, usage=Usage("large", 10, 20, 30, 5, 15))
     answer(ledger, usage=Usage("large", 10, 20, 30, 5, 15))
     assert sums(ledger, UsageBy.MODEL) == [
-        UsageSum("large", None, 2, 2, 20, 40, 60, 10, 30, 0),
-        UsageSum("small", None, 1, 1, 1, 2, 3, 0, 0, 0),
+        UsageSum("large", None, 2, 2, 20, 40, 60, 10, 30, 0, unpriced=2),
+        UsageSum("small", None, 1, 1, 1, 2, 3, 0, 0, 0, unpriced=1),
     ]
 
 

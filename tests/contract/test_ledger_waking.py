@@ -26,7 +26,7 @@ from worker.policy.patience import waiting_since_ms
 from worker.storage.batches import hold_batch, make_batch
 from worker.storage.due import take_due
 from worker.storage.engine import Ledger
-from worker.storage.gate_waits import has_other_jobs, take_probe, wake_blocked
+from worker.storage.gate_waits import has_other_jobs, take_probes, wake_blocked
 from worker.throttle.gatekeeper import Gatekeeper
 from worker.throttle.store import MemoryGateStore
 from worker.upkeep.relay import Relay
@@ -38,14 +38,14 @@ HOUR = 60 * MINUTE
 
 def block(ledger: Ledger, id_: str, *, at_ms: int, until_ms: int, kind: FailureKind = K.SERVER_ERROR) -> None:
     """One more refusal of the job, at `at_ms`."""
-    ledger.run(lambda c: take_due(c, ENDPOINT, room=500, after_batch="", now_ms=at_ms))
+    ledger.run(lambda c: take_due(c, ENDPOINT, room=500, now_ms=at_ms))
     job = claim_one(ledger, id_, token=f"t{at_ms}", now_ms=at_ms)
     record(ledger, setback(job, kind=kind, not_before_ms=until_ms, burns=False, is_blocked=True))
 
 
 def waited_ms(ledger: Ledger, id_: str, *, now_ms: int) -> int:
     """How long the job has waited by its next claim."""
-    ledger.run(lambda c: take_due(c, ENDPOINT, room=500, after_batch="", now_ms=now_ms))
+    ledger.run(lambda c: take_due(c, ENDPOINT, room=500, now_ms=now_ms))
     job = claim_one(ledger, id_, token=f"w{now_ms}", now_ms=now_ms)
     assert job.blocked_since_ms is not None
     return now_ms - job.blocked_since_ms
@@ -103,7 +103,7 @@ def test_who_does_not_wait_at_the_gate_is_left_alone(ledger: Ledger, what: str) 
 
 def probe(ledger: Ledger, *, refused: tuple[str, ...] = (), is_for_others: bool = False) -> str | None:
     chosen, _ = ledger.run(
-        lambda c: take_probe(
+        lambda c: take_probes(
             c, ENDPOINT, after_batch="", now_ms=NOW + 1000, refused=refused, is_for_others=is_for_others
         )
     )
@@ -131,7 +131,7 @@ def test_probes_take_the_batches_in_turn(ledger: Ledger) -> None:
         put(ledger, *[a_job(batch_id=batch, is_bulk=True) for _ in range(20)])
     after, seen = "", []
     for _ in range(4):
-        chosen, after = ledger.run(partial(take_probe, endpoint=ENDPOINT, after_batch=after, now_ms=NOW))
+        chosen, after = ledger.run(partial(take_probes, endpoint=ENDPOINT, after_batch=after, now_ms=NOW))
         seen.append(job_row(ledger, chosen[0].id).batch_id)
     assert seen == ["a", "b", "a", "b"]
 
@@ -151,7 +151,9 @@ def test_a_held_run_gives_no_probe(ledger: Ledger) -> None:
     ids = [job.id for job in put(ledger, *[a_job(batch_id="a", is_bulk=True) for _ in range(2)])]
     block(ledger, ids[0], at_ms=NOW, until_ms=NOW)
     ledger.run(partial(hold_batch, batch_id="a", now_ms=NOW))
-    chosen, _ = ledger.run(partial(take_probe, endpoint=ENDPOINT, after_batch="", now_ms=NOW + 9, held=["a"]))
+    chosen, _ = ledger.run(
+        partial(take_probes, endpoint=ENDPOINT, after_batch="", now_ms=NOW + 9, held=["a"])
+    )
     assert chosen == []
 
 
@@ -163,7 +165,7 @@ def test_whether_another_job_could_be_asked(ledger: Ledger, where: str) -> None:
     put_one(ledger, endpoint="https://elsewhere.test" if where == "elsewhere" else ENDPOINT)
     other = put_one(ledger) if where not in ("elsewhere",) else None
     if where == "published":
-        ledger.run(lambda c: take_due(c, ENDPOINT, room=9, after_batch="", now_ms=NOW))
+        ledger.run(lambda c: take_due(c, ENDPOINT, room=9, now_ms=NOW))
     if where in ("running", "waiting", "ended") and other is not None:
         job = claim_one(ledger, other)
         if where != "running":

@@ -26,9 +26,11 @@ from tests.support.ledger import (
     state,
     success,
 )
+from worker.policy.fairness import Account
 from worker.storage.claims import claim_jobs
 from worker.storage.clock_skew import cap_waits
 from worker.storage.due import (
+    START,
     count_live_slots,
     count_published,
     take_due,
@@ -43,8 +45,10 @@ from worker.storage.transitions import record_outcomes
 from worker.storage.workers import end_worker, fetch_beats, register_worker, rescue_jobs
 
 
-def take(ledger: Ledger, room: int, *, after: str = "", now_ms: int = NOW) -> tuple[list[Due], str]:
-    return ledger.run(lambda c: take_due(c, ENDPOINT, room=room, after_batch=after, now_ms=now_ms))
+def take(
+    ledger: Ledger, room: int, *, account: Account = START, now_ms: int = NOW
+) -> tuple[list[Due], Account]:
+    return ledger.run(lambda c: take_due(c, ENDPOINT, room=room, account=account, now_ms=now_ms))
 
 
 def published(ledger: Ledger) -> int:
@@ -74,7 +78,7 @@ def test_what_is_due_is_marked_and_not_taken_twice(ledger: Ledger) -> None:
 @pytest.mark.parametrize("room", [0, -3])
 def test_without_room_nothing_is_due(ledger: Ledger, room: int) -> None:
     put_one(ledger)
-    assert take(ledger, room, after="b") == ([], "b")
+    assert take(ledger, room, account=Account("b")) == ([], Account("b"))
 
 
 def test_no_more_than_the_room_is_taken(ledger: Ledger) -> None:
@@ -107,9 +111,9 @@ def test_batches_share_the_room_evenly_whatever_their_size(ledger: Ledger) -> No
 
 def test_a_small_room_is_passed_on_from_batch_to_batch(ledger: Ledger) -> None:
     batch_of = {id_: name for name in "abc" for id_ in put_batch(ledger, name, 3)}
-    after, order = "", []
+    account, order = START, []
     for _ in range(9):
-        [job], after = take(ledger, 1, after=after)
+        [job], account = take(ledger, 1, account=account)
         order.append(batch_of[job.id])
     assert order == list("abcabcabc")
 
@@ -254,9 +258,9 @@ def crowded(ledger: Ledger, analyze: Callable[[Ledger], None]) -> Ledger:
 @pytest.mark.parametrize(
     ("index", "work"),
     [
-        ("ix_jobs_ready", lambda c: take_due(c, ENDPOINT, room=5, after_batch="b", now_ms=NOW)),
-        ("ix_jobs_due", lambda c: take_due(c, ENDPOINT, room=5, after_batch="b", now_ms=NOW)),
-        ("ix_jobs_due_batch", lambda c: take_due(c, ENDPOINT, room=5, after_batch="b", now_ms=NOW)),
+        ("ix_jobs_ready", lambda c: take_due(c, ENDPOINT, room=5, account=Account("b"), now_ms=NOW)),
+        ("ix_jobs_due", lambda c: take_due(c, ENDPOINT, room=5, account=Account("b"), now_ms=NOW)),
+        ("ix_jobs_due_batch", lambda c: take_due(c, ENDPOINT, room=5, account=Account("b"), now_ms=NOW)),
         ("ix_jobs_due_lone", lambda c: take_lone_due(c, ENDPOINT, window=5, now_ms=NOW)),
         ("ix_jobs_ready_lone", lambda c: take_lone_due(c, ENDPOINT, window=5, now_ms=NOW)),
         ("ix_jobs_retries", lambda c: cap_waits(c, ENDPOINT, now_ms=NOW, usual_ms=1, longest_ms=2)),

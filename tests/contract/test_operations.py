@@ -23,8 +23,9 @@ from worker.operations.cancel import CancelledBatch, CancelledJob, cancel
 from worker.operations.doctor import examine
 from worker.operations.give_back import give_messages_back
 from worker.operations.jobs import fetch_story_of, fetch_story_of_named, list_jobs
+from worker.operations.model_choice import ModelChoice
 from worker.operations.pause import pause_endpoint, resume_endpoint
-from worker.operations.preflight import EndpointFacts, ModelChoice
+from worker.operations.preflight import EndpointFacts
 from worker.operations.prune import ToPrune, remove, survey
 from worker.operations.results import Missing, count_missing, iterate_results
 from worker.operations.retry import Retried, retry

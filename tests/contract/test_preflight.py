@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from api_client.simulator.config import SimulatorConfig
+from api_client.simulator.thread import SimulatorThread
 from tests.support.endpoints import HTML_PAGE, NO_MESSAGES, Endpoint, Route, api
-from worker.errors import InputError, Refused, SettingsError, Unreachable
+from worker.errors import InputError, KeyUnavailable, Refused, SettingsError, Unreachable
 from worker.operations.errors import ModelMissing
 from worker.operations.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
-from worker.settings import Settings, load_settings
+from worker.settings import KEY_SETTINGS, Settings, load_settings
 
 Open = Callable[[Mapping[str, Route]], Endpoint]
 
@@ -32,7 +34,9 @@ def serve() -> Iterator[Open]:
 
 
 def told(base_url: str, **settings: Any) -> Settings:
-    return load_settings(base_url=base_url, api_key="k", _env_file=None, **settings)
+    if not settings.keys() & set(KEY_SETTINGS):
+        settings["api_key"] = "k"
+    return load_settings(base_url=base_url, _env_file=None, **settings)
 
 
 @pytest.mark.parametrize(
@@ -276,3 +280,30 @@ def test_an_endpoint_that_is_there_and_busy_is_not_up(
 ) -> None:
     """Who would wake those who wait for it looks at this."""
     assert ask_endpoint(told(serve(api("/v1", models=models, answer=answer)).url)).is_up is is_up
+
+
+def test_a_command_that_gives_no_key_is_a_sentence_before_anything_is_asked(serve: Open) -> None:
+    endpoint = serve(api("/v1"))
+    with pytest.raises(
+        KeyUnavailable, match="ANTREAN_API_KEY_COMMAND ended with exit code 3; run it in a shell"
+    ):
+        ask_endpoint(told(endpoint.url, api_key_command="sh -c 'exit 3'"))
+    assert endpoint.requests == []
+    assert ask_endpoint(told(endpoint.url, api_key_command="echo k")).models == ("m1",)
+
+
+def test_each_of_several_keys_is_asked_with_and_the_refused_ones_are_named() -> None:
+    with SimulatorThread(SimulatorConfig(latency_s=0.0, key="sk-b,sk-c")) as simulator:
+        facts = ask_endpoint(told(simulator.url, api_keys="sk-a,sk-b,sk-c,sk-d"))
+        assert facts.refused_keys == ("ANTREAN_API_KEYS, key 1", "ANTREAN_API_KEYS, key 4")
+        assert [one.key for one in facts.accepted] == ["sk-b", "sk-c"]
+        assert facts.is_up
+        assert "sk-" not in repr(facts)
+        with pytest.raises(Refused, match="it refuses the key: check ANTREAN_API_KEYS"):
+            ask_endpoint(told(simulator.url, api_keys="sk-a,sk-d"))
+
+
+def test_where_the_endpoint_does_not_answer_one_key_no_other_is_waited_for(serve: Open) -> None:
+    endpoint = serve(api("/v1", models=(503, {"message": "busy"})))
+    ask_endpoint(told(endpoint.url, api_keys="sk-a,sk-b,sk-c"), with_chat=False)
+    assert len(endpoint.requests) == 1

@@ -138,7 +138,7 @@ def beat_on(clock: FakeClock, tmp_path: Path) -> Callable[[Ledger, str], None]:
             presence,
             clock,
             endpoint=ENDPOINT,
-            slots=4,
+            slots=lambda: 4,
             lease_s=2.0,
             beat_s=0.3,
             spool_folder=tmp_path / "spool",

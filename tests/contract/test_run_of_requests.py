@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.desk import Desk
 from worker.operations import run_holding, run_locks
-from worker.operations.preflight import NOT_ASKED, ModelChoice
+from worker.operations.model_choice import ModelChoice
+from worker.operations.preflight import NOT_ASKED
 from worker.operations.request_file import make_requests_batch, open_requests, submit_requests
 from worker.operations.run_input import open_input
 from worker.operations.run_work import Work

@@ -25,9 +25,9 @@ from tests.support.ledger import (
 from worker.operations import run_holding, run_locks, run_work
 from worker.operations.tracking import Progress, Tracker
 from worker.sources.documents import find_documents
+from worker.storage.batch_status import fetch_status
 from worker.storage.batches import (
     fetch_batch,
-    fetch_status,
     hold_batch,
 )
 from worker.storage.engine import Ledger

@@ -17,7 +17,7 @@ from worker.storage.tables import jobs
 
 LATENCY_S = 0.5
 WORKERS = 2
-SLOTS = 16  # the default of each
+SLOTS = 16  # of each, fixed: a limit that is still growing has no speed to come back to
 FULL = 0.85  # of the speed before the outage: what two seconds of a busy machine leave of it
 WITHIN_S = 10.0
 
@@ -76,7 +76,7 @@ def sit_through(arena: Arena, how: str, away_s: float) -> None:
     speed_ceiling = WORKERS * SLOTS / LATENCY_S
     arena.queue(round(speed_ceiling * 30))
     for _ in range(WORKERS):
-        arena.worker()
+        arena.worker(concurrency=SLOTS)
     arena.wait_for(lambda: arena.count("succeeded") > 2 * SLOTS, "the run is in its middle")
     speed = Speed(arena)
     began_s = time.monotonic()

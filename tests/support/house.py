@@ -20,18 +20,24 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.dispatch import Dispatcher, Received
 from worker.attempt.execute import Executor
 from worker.attempt.report import Report, Verdict
+from worker.attempt.route import Route
+from worker.attempt.routes import Routes
 from worker.attempt.slots import Slots
 from worker.consume.delivery import write_down
 from worker.intake.submit import make_job
+from worker.policy.gates import Gate
 from worker.policy.retry import RetryRules
+from worker.prices.book import open_price_book
 from worker.settings import load_settings
 from worker.storage.due import take_due
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway
 from worker.storage.intake import NewJob
 from worker.storage.writer import GroupWriter
-from worker.throttle.gatekeeper import Gatekeeper
+from worker.throttle.key_gates import KeyGates
 from worker.throttle.store import MemoryGateStore
+from worker.throttle.told import ToldLimits
+from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.spool import SpoolFile
 
 KEY = "sk-the-right-key"
@@ -61,33 +67,54 @@ class House:
         *,
         is_proven: bool = True,
         slots: Slots[Received] | None = None,
+        store: MemoryGateStore | None = None,
+        told: ToldLimits | None = None,
         **settings: Any,
     ) -> None:
-        told = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
-        self.simulator, self.clock, self.endpoint = simulator, clock, told.endpoint
+        self.told = told or ToldLimits()
+        loaded = load_settings(base_url=simulator.url, home=folder, _env_file=None, **settings)
+        self.simulator, self.clock, self.endpoint = simulator, clock, loaded.endpoint
         self.ledger = AwayWhenTold(ledger.engine)
         self.client = EndpointClient(EndpointConfig(simulator.url, pool_size=4))
         self.writer = GroupWriter(
-            self.ledger, worker_id="w1", endpoint=self.endpoint, clock=clock, window_s=0.0
+            self.ledger,
+            worker_id="w1",
+            endpoint=self.endpoint,
+            clock=clock,
+            window_s=0.0,
+            find_price=lambda model: self.route.find_price(model),
         )
-        self.store: MemoryGateStore = MemoryGateStore()
+        self.store = MemoryGateStore() if store is None else store
         self.slots: Slots[Received] = Slots(4) if slots is None else slots
         self.is_paused = False
-        self.gatekeeper = Gatekeeper(self.store, clock, probe_ttl_s=60.0)
-        self.spool = SpoolFile(told.spool_folder, "w1")
-        self.credentials = Credentials(told)
-        self.executor = Executor(
+        self.credentials = Credentials(loaded, "ledger", clock)
+        self.gates = KeyGates(self.store, clock, probe_ttl_s=60.0, keys=self.credentials.names)
+        self.spool = SpoolFile(loaded.spool_folder, "w1")
+        self.facts = BatchFacts(clock, endpoint=self.endpoint)
+        self.route = Route(
+            self.endpoint,
             client=self.client,
             credentials=self.credentials,
+            gates=self.gates,
             writer=self.writer,
-            gatekeeper=self.gatekeeper,
-            spool=self.spool,
             rules=RetryRules(),
             clock=clock,
+            prices=open_price_book(loaded),
             is_proven=is_proven,
             is_stopping=lambda: self.slots.is_stopping,
-            is_paused=lambda: self.is_paused,
+            passes_priority=loaded.upstream_priority == "vllm",
             rng=random.Random(1),
+            told=self.told,
+        )
+        self.routes = Routes((self.route,), clock=clock)
+        self.executor = Executor(
+            routes=self.routes,
+            writer=self.writer,
+            spool=self.spool,
+            clock=clock,
+            is_stopping=lambda: self.slots.is_stopping,
+            is_paused=lambda: self.is_paused,
+            note_tokens=self.facts.note_answer,
         )
         self.pool = ThreadPoolExecutor(16)
         self.dispatcher = Dispatcher(
@@ -102,15 +129,20 @@ class House:
         )
         self.writer.start()
 
+    def fetch_gate(self) -> Gate | None:
+        """The gate of the endpoint or of a key that is shut; None: all are open."""
+        stores = (self.store, *map(self.store.of_key, self.credentials.names()))
+        return next((gate for gate in (one.fetch() for one in stores) if gate is not None), None)
+
     def put(self, model: str = MODEL, **facts: Any) -> str:
         request = parse_request({"model": model, "messages": [{"role": "user", "content": "Say hello"}]})
         return put(self.ledger, make_job(request, endpoint=self.endpoint, **facts))[0].id
 
-    def again(self, id_: str) -> None:
+    def again(self, id_: str, *, after_s: float = 3000) -> None:
         """Time passes until the job is due, and the relay hands it out."""
-        self.clock.advance(3000)
+        self.clock.advance(after_s)
         now_ms = self.clock.now_ms()
-        self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, after_batch="", now_ms=now_ms))
+        self.ledger.run(lambda c: take_due(c, self.endpoint, room=9, now_ms=now_ms))
         assert state(self.ledger, id_) == "queued"
 
     def wait_for_the_database(self) -> None:

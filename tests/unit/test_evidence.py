@@ -34,11 +34,16 @@ class Told:
         self.has_others = has_others
         self.was_asked_for_others = 0
 
-    def succeeds(self, job: str, *, model: str = "m", took_s: float = 0.05) -> None:
+    def succeeds(
+        self, job: str, *, model: str = "m", took_s: float = 0.05, number: int | None = None
+    ) -> None:
         self.now_s += 0.1
-        self.begin()
+        if number is None:
+            number = self.begin()
+        else:
+            self.order += 1
         began = self.order if took_s < 1 else self.order - 2  # a long call began before what came last
-        self.evidence.succeeded(job, model, began=began, now_s=self.now_s)
+        self.evidence.succeeded(job, model, began=began, now_s=self.now_s, number=number)
 
     def begin(self) -> int:
         """A call begins: its number."""
@@ -137,6 +142,16 @@ def test_a_success_in_between_begins_the_count_anew(told: Told) -> None:
         told.succeeds(f"c{round_}")
 
 
+def test_an_answer_to_a_call_from_before_the_failed_ones_proves_nothing_of_them(told: Told) -> None:
+    slow = [told.begin() for _ in range(8)]
+    found = []
+    for n, number in enumerate(slow):
+        found.append(told.fails(f"quick{n}"))
+        told.succeeds(f"slow{n}", number=number, took_s=60)
+    assert Attribution.ENDPOINT in found
+    assert told.evidence.failure_rate < 0.01, "nor is it the usual rate"
+
+
 def test_one_job_that_fails_alone_is_nobodys_outage(told: Told) -> None:
     assert {told.fails("a", after_s=10) for _ in range(20)} == {Attribution.UNKNOWN}
 
@@ -179,9 +194,27 @@ def test_a_last_attempt_is_not_spent_while_others_fail_too(told: Told) -> None:
     assert asked[3].attribution is Attribution.UNKNOWN
 
 
-def test_an_endpoint_that_was_not_even_reached_is_the_tables_matter(told: Told) -> None:
-    refused = Failure(K.UNREACHABLE, "connection refused", was_sent=False)
-    assert {told.fails(f"job{n}", refused, is_last=True) for n in range(9)} == {Attribution.UNKNOWN}
+REFUSED = Failure(K.UNREACHABLE, "connection refused", was_sent=False)
+
+
+def test_an_endpoint_that_was_not_even_reached_is_the_tables_matter() -> None:
+    told = Told()
+    assert {told.fails(f"job{n}", REFUSED, is_last=True) for n in range(2)} == {Attribution.UNKNOWN}
+    told.succeeds("answered")
+    assert told.fails("much later", REFUSED, is_last=True, after_s=5) is Attribution.UNKNOWN
+
+
+def test_connections_that_are_refused_while_others_are_answered_are_an_outage_once_nobody_is(
+    told: Told,
+) -> None:
+    for n in range(20):
+        assert told.fails(f"one backend of several {n}", REFUSED) is Attribution.UNDECIDED
+        for beside in range(50):
+            told.succeeds(f"beside {n} {beside}")
+    found = [told.fails(f"all {n}", REFUSED, is_last=True) for n in range(9)]
+    assert found[0] is Attribution.UNDECIDED, "and no attempt is burnt"
+    assert Attribution.ENDPOINT in found[:6]
+    assert {found[n] for n in range(6, 9)} == {Attribution.ENDPOINT}
 
 
 def test_jobs_of_one_attempt_fail_by_it_and_say_nothing_of_the_endpoint(told: Told) -> None:
@@ -189,7 +222,9 @@ def test_jobs_of_one_attempt_fail_by_it_and_say_nothing_of_the_endpoint(told: To
     assert set(found) == {Attribution.UNKNOWN}
 
 
-@pytest.mark.parametrize(("rate", "length"), [(0.0, 3), (0.05, 3), (0.2, 6), (0.5, 14), (0.95, 16)])
+@pytest.mark.parametrize(
+    ("rate", "length"), [(0.0, 3), (0.01, 3), (0.05, 5), (0.2, 10), (0.3, 13), (0.5, 20), (0.95, 20)]
+)
 def test_a_run_has_to_be_longer_the_flakier_the_endpoint_is(rate: float, length: int) -> None:
     assert shortest_outage(rate) == length
 

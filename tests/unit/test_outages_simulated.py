@@ -17,6 +17,7 @@ from worker.throttle.gatekeeper import Gatekeeper, Permit
 from worker.throttle.store import MemoryGateStore
 
 DOWN = Failure(FailureKind.SERVER_ERROR, "HTTP 503", http_status=503)
+REFUSED = Failure(FailureKind.UNREACHABLE, "connection refused", was_sent=False)
 TICK_S = 0.25  # the relay's
 
 
@@ -32,18 +33,26 @@ class World:
     failure comes after a tenth of the time of an answer."""
 
     def __init__(
-        self, *, slots: int, latency_s: float, fails: Callable[[float], bool], has_gate: bool = True
+        self,
+        *,
+        slots: int,
+        latency_s: float,
+        fails: Callable[[float], bool],
+        has_gate: bool = True,
+        failure: Failure = DOWN,
     ) -> None:
         self.clock, self.store = FakeClock(), MemoryGateStore()
         self.keepers = [Gatekeeper(self.store, self.clock, probe_ttl_s=60) for _ in range(2)]
         self.evidence = [Evidence() for _ in self.keepers]
         self.openings = [0, 0]
         self.latency_s, self.fails, self.has_gate = latency_s, fails, has_gate
+        self.failure = failure
         self.now_s = 0.0
         self.events: list[_Event] = []
         self.began: list[float] = []  # of calls
         self.answered: list[float] = []
         self.burnt = 0
+        self.shut_at: list[float] = []
         self._jobs = 0
         for slot in range(slots):
             self._at(0.0, lambda process=slot % 2: self._begin(process))
@@ -81,6 +90,7 @@ class World:
                 job,
                 "m",
                 began=permit.order,
+                number=permit.number,
                 now_s=self.clock.monotonic_s(),
             )
         self._begin(process)
@@ -92,7 +102,7 @@ class World:
         verdict = self.evidence[process].judge(
             job,
             "m",
-            DOWN,
+            self.failure,
             gate=gate,
             is_probe=permit.is_probe and gate is not None and gate.needs_probe,
             is_proven=True,
@@ -104,8 +114,12 @@ class World:
             order=keeper.next_order(),
             now_s=self.clock.monotonic_s(),
         )
-        if verdict.attribution is Attribution.ENDPOINT and self.has_gate:
-            keeper.shut(DOWN.kind, asked_s=None, permit=permit, job_id=job, http_status=503)
+        shuts = verdict.attribution is Attribution.ENDPOINT or (
+            verdict.attribution is Attribution.UNKNOWN and not self.failure.was_sent
+        )
+        if shuts and self.has_gate:
+            self.shut_at.append(self.now_s)
+            keeper.shut(self.failure.kind, asked_s=None, permit=permit, job_id=job, http_status=503)
         else:
             self.burnt += 1
             permit.leave()
@@ -146,3 +160,68 @@ def test_an_outage_is_hardly_called_into_and_over_within_seconds(slots: int, lat
     back = sum(until_s < at_s <= until_s + 7 + latency_s for at_s in world.began)
     assert back >= min(slots, 10), "each slot has begun a call by then"
     assert world.burnt <= max(6, 0.7 * slots), "less than are in flight have burnt an attempt"
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+@pytest.mark.parametrize("slots", [1, 16, 100])
+def test_a_flaky_endpoint_is_never_shut(slots: int, rate: float) -> None:
+    rng = random.Random(7)
+    world = World(slots=slots, latency_s=2.0, fails=lambda _: rng.random() < rate)
+    world.run(20_000 * 2.0 / slots)
+    assert len(world.answered) > 17_000
+    assert world.shut_at == []
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+@pytest.mark.parametrize("slots", [16, 500])
+def test_an_outage_of_a_flaky_endpoint_is_noticed_although_calls_from_before_it_are_still_answered(
+    slots: int, rate: float
+) -> None:
+    rng = random.Random(1)
+    world = World(slots=slots, latency_s=2.0, fails=lambda at_s: rng.random() < rate or 60 <= at_s < 120)
+    world.run(60)
+    assert world.shut_at == []
+    before = world.burnt
+    world.run(120)
+    assert world.shut_at and world.shut_at[0] < 62, "within the time of one answer"
+    assert world.burnt - before < 3 * slots
+    assert sum(world.shut_at[0] + 1 < at_s < 120 for at_s in world.began) <= 60
+
+
+def test_an_endpoint_that_answers_one_call_in_ten_is_shut_and_spends_few_attempts() -> None:
+    rng = random.Random(2)
+    world = World(slots=16, latency_s=2.0, fails=lambda at_s: at_s >= 60 and rng.random() < 0.9)
+    world.run(60 + 600)
+    assert world.burnt < 100
+    began = sum(at_s > 90 for at_s in world.began)
+    assert began < 400, "about one call in two seconds"
+
+
+def test_after_an_outage_a_few_calls_go_before_all_do() -> None:
+    world = World(slots=100, latency_s=1.0, fails=lambda at_s: 20 <= at_s < 50)
+    world.run(80)
+    back_s = next(at_s for at_s in world.answered if at_s > 51)
+    first = sum(50 <= at_s < back_s for at_s in world.began)
+    assert first <= 2, "probes"
+    opened_s = next(at_s for at_s in world.answered if at_s > back_s)
+    assert sum(back_s <= at_s < opened_s for at_s in world.began) <= 8
+    assert sum(opened_s <= at_s < opened_s + 1 for at_s in world.began) >= 90
+
+
+@pytest.mark.parametrize("slots", [2, 16, 100])
+def test_one_backend_of_several_that_refuses_connections_stops_nobody(slots: int) -> None:
+    rng = random.Random(3)
+    world = World(slots=slots, latency_s=2.0, fails=lambda _: rng.random() < 0.05, failure=REFUSED)
+    world.run(20 + 20_000 * 2.0 / slots)
+    assert [at_s for at_s in world.shut_at if at_s > 5] == [], "the first answers have come by then"
+
+
+@pytest.mark.parametrize("slots", [1, 2, 16, 500])
+def test_an_endpoint_that_refuses_all_connections_is_called_no_more_after_a_handful_of_calls(
+    slots: int,
+) -> None:
+    world = World(slots=slots, latency_s=2.0, fails=lambda at_s: 20 <= at_s < 50, failure=REFUSED)
+    world.run(80)
+    assert world.shut_at[0] < 20 + 2.5, "a slot that had a call in flight has to end it first"
+    assert sum(world.shut_at[0] + 0.5 < at_s < 50 for at_s in world.began) <= 12, "probes"
+    assert world.answered[-1] > 77, "and work goes on"

@@ -134,3 +134,19 @@ def test_a_sign_of_life_brings_the_next_probe_forward_to_a_second_after_the_last
 
 def test_probes_that_hang_are_followed_by_others_ever_more_slowly() -> None:
     assert [next_probe_after_s(live) for live in range(6)] == [0.0, 5.0, 5.0, 5.0, 10.0, 15.0]
+
+
+def test_a_gate_knows_since_when_it_is_shut_however_often_it_is_struck() -> None:
+    gate = shut_further(None, K.QUOTA, now_ms=NOW, asked_s=None)
+    for n in range(1, 5):
+        gate = shut_further(gate, K.QUOTA, now_ms=NOW + n * 100_000, asked_s=None)
+    assert gate.since_ms == NOW
+    cooling = cool_down(None, K.RATE_LIMITED, now_ms=NOW, asked_s=5)
+    assert cool_down(cooling, K.RATE_LIMITED, now_ms=NOW + 2000, asked_s=9).since_ms == NOW
+    assert cool_down(cooling, K.RATE_LIMITED, now_ms=NOW + 6000, asked_s=9).since_ms == NOW + 6000
+    assert shut_further(cooling, K.QUOTA, now_ms=NOW + 2000, asked_s=None).since_ms == NOW + 2000
+
+
+def test_the_time_since_when_is_corrected_for_a_writers_clock_that_is_ahead() -> None:
+    gate = shut_further(None, K.QUOTA, now_ms=NOW + 60_000, asked_s=None)
+    assert correct_clock(gate, now_ms=NOW).since_ms == NOW

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.failure import Failure, FailureKind
+from schemas.rates import Allowance, RateHints
 from worker.policy.backoff import decide_delay_s
-from worker.policy.retry import Decision, JobFacts, RetryRules, decide
+from worker.policy.retry import Decision, JobFacts, RetryRules, decide, decide_hinted_wait_s
 from worker.settings import Settings
 
 NOW = 1_000_000
@@ -234,3 +237,75 @@ def test_what_this_machine_lacks_is_nobodys_attempt_and_no_gates_business(number
 def test_the_rules_begin_as_the_settings_do() -> None:
     settings = {name: Settings.model_fields[name].default for name in RetryRules.__dataclass_fields__}
     assert RetryRules(**settings) == RetryRules()
+
+
+@pytest.mark.parametrize(
+    ("hints", "wait_s"),
+    [
+        (None, None),
+        (RateHints(), None),
+        (RateHints(Allowance(5, 1, 60.0)), None),
+        (RateHints(Allowance(5, 0, None)), None),
+        (RateHints(Allowance(5, 0, 0.012)), None),
+        (RateHints(Allowance(5, 0, math.nan)), None),
+        (RateHints(Allowance(5, 0, 9.0)), 9.0),
+        (RateHints(tokens=Allowance(None, 0, 9.0)), 9.0),
+        (RateHints(Allowance(5, 0, 9.0), Allowance(5, 0, 30.0)), 30.0),
+        (RateHints(Allowance(5, 0, 80_000.0)), 3600.0),
+    ],
+)
+def test_a_limit_that_is_reached_is_waited_for_within_bounds(
+    hints: RateHints | None, wait_s: float | None
+) -> None:
+    assert decide_hinted_wait_s(hints, RULES) == wait_s
+
+
+def waits_of_a_refused_job(
+    round_trip_s: float | None, *, number: int = 8, refused_for_s: float = 0.0, **facts: object
+) -> list[float]:
+    """Seconds until it is due again, of many draws."""
+    failure = Failure(K.RATE_LIMITED, "busy", http_status=429, **facts)  # type: ignore[arg-type]
+    job = JobFacts(0, 0, None, number, None, True, round_trip_s=round_trip_s, refused_for_s=refused_for_s)
+    rng = random.Random(5)
+    found = [decide(failure, job, now_ms=NOW, rules=RULES, rng=rng) for _ in range(500)]
+    assert not any(decision.burns or decision.shuts_gate for decision in found)
+    return [((decision.not_before_ms or 0) - NOW) / 1000 for decision in found]
+
+
+@pytest.mark.parametrize("number", [1, 8, 100])
+def test_a_refused_job_comes_back_after_a_round_trip_however_often_it_was_refused(number: int) -> None:
+    waits = waits_of_a_refused_job(2.0, number=number)
+    assert 2.0 <= min(waits) < 2.1 and 2.9 < max(waits) <= 3.0
+
+
+def test_the_round_trip_is_bounded_and_jobs_of_one_moment_are_spread() -> None:
+    assert set(waits_of_a_refused_job(0.01)) == {0.1}
+    assert set(waits_of_a_refused_job(1000.0)) == {RULES.backoff_cap_s}
+    assert len(set(waits_of_a_refused_job(2.0))) > 300
+
+
+def test_the_longer_nobody_is_answered_the_longer_a_refused_job_waits() -> None:
+    assert max(waits_of_a_refused_job(2.0, refused_for_s=20.0)) <= 3.0
+    waits = waits_of_a_refused_job(2.0, refused_for_s=300.0)
+    assert 30.0 <= min(waits) < 32.0 and 43.0 < max(waits) <= 45.0
+    assert set(waits_of_a_refused_job(2.0, refused_for_s=86_400.0)) == {RULES.backoff_cap_s}
+
+
+def test_a_wait_of_no_seconds_is_no_wait_that_is_known() -> None:
+    assert min(waits_of_a_refused_job(2.0, retry_after_s=0.0)) >= 2.0
+
+
+def test_without_a_known_round_trip_or_with_a_known_wait_it_is_as_ever() -> None:
+    assert max(waits_of_a_refused_job(None)) > 60
+    waits = waits_of_a_refused_job(2.0, retry_after_s=50.0)
+    assert min(waits) >= 50.0 and max(waits) > 55.0
+
+
+def test_a_round_trip_shortens_no_other_wait() -> None:
+    for kind in (K.SERVER_ERROR, K.TIMEOUT, K.UNAUTHORIZED, K.QUOTA):
+        job = JobFacts(3, 0, None, 4, None, True, round_trip_s=0.1)
+        known, unknown = (
+            decide(Failure(kind, ""), facts, now_ms=NOW, rules=RULES, rng=random.Random(1))
+            for facts in (job, replace(job, round_trip_s=None))
+        )
+        assert known == unknown

@@ -32,6 +32,7 @@ JOB = ListedJob(
     latency_ms=1250,
     prompt_tokens=3,
     completion_tokens=4,
+    cost_nano=1_500_000,
     created_at_ms=0,
     not_before_ms=None,
     ended_at_ms=2_000,

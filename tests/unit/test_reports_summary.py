@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.reports.summary import format_bytes, format_count, format_seconds
+from worker.policy.cost import CostSum
+from worker.reports.summary import (
+    cost_facts,
+    describe_cost,
+    format_bytes,
+    format_cost,
+    format_count,
+    format_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +55,29 @@ def test_a_size_has_binary_units() -> None:
         "32.0 MiB",
         "4.0 GiB",
     ]
+
+
+@pytest.mark.parametrize(
+    ("nano", "text"),
+    [
+        (0, "$0"),
+        (1, "$0.000000001"),
+        (405_000, "$0.000405"),
+        (37_249_999, "$0.0372"),
+        (500_000_000, "$0.5"),
+        (999_400_000, "$0.999"),
+        (999_600_000, "$1.00"),
+        (1_234_500_000_000, "$1,234.50"),
+    ],
+)
+def test_an_amount_of_money_has_two_places_and_below_a_dollar_three_digits(nano: int, text: str) -> None:
+    assert format_cost(nano) == text
+
+
+def test_a_cost_says_how_much_of_it_is_not_known() -> None:
+    assert describe_cost(CostSum(1_230_000_000, 0, 5)) == "$1.23"
+    assert describe_cost(CostSum(1_230_000_000, 12, 20)) == "$1.23 and 12 answers of unknown price"
+    assert describe_cost(CostSum(0, 12, 12)) == "cost unknown"
+    assert describe_cost(CostSum()) == "$0"
+    assert cost_facts(CostSum(1_230_000_000, 12, 20)) == {"cost_usd": 1.23, "unpriced_answers": 12}
+    assert cost_facts(CostSum(0, 12, 12)) == {"cost_usd": None, "unpriced_answers": 12}

@@ -45,6 +45,7 @@ def explain(
     workers: list[WorkerFacts] | None = None,
     pauses: list[Pause] | None = None,
     gates: dict[str, Gate] | None = None,
+    unserved: dict[str, int] | None = None,
 ) -> list[tuple[Why, int, str]]:
     open_jobs = OpenJobs(queued or {}, waits or [], held or {}, None)
     reasons = explain_waiting(
@@ -53,6 +54,7 @@ def explain(
         pauses=pauses or [],
         gates=gates or {},
         now_ms=NOW,
+        unserved={E: unserved} if unserved else {},
     )
     return [(one.why, one.jobs, one.sentence) for one in reasons]
 
@@ -172,3 +174,17 @@ def test_a_program_is_told_the_reason_by_name_and_the_time() -> None:
         "kind": "timeout",
         "next_at": "2025-10-09T08:53:21.500+00:00",
     }
+
+
+def test_jobs_of_a_model_that_nothing_serves_are_told_apart_from_the_others() -> None:
+    busy = [a_worker(running=4)]
+    assert explain(queued={E: 10}, unserved={"m9": 3, "m8": 1}, workers=busy) == [
+        (Why.NO_ENDPOINT, 4, "4 jobs for an endpoint that serves m8, m9: no table has it in its `models`"),
+        (Why.SLOT, 6, f"6 jobs for a free slot: all 4 slots of {E} in use"),
+    ]
+    [(why, jobs, _)] = explain(queued={E: 4}, unserved={"m9": 4}, workers=[])
+    assert (why, jobs) == (Why.NO_ENDPOINT, 4)
+    [(why, jobs, said)] = explain(queued={E: 9}, unserved={f"m{n}": 1 for n in range(9)})
+    assert said.startswith("9 jobs for an endpoint that serves m0, m1, m2, m3, m4 …:")
+    paused = explain(queued={E: 4}, unserved={"m9": 4}, pauses=[Pause(E, None, NOW)])
+    assert [why for why, _, _ in paused] == [Why.PAUSED]

@@ -19,6 +19,7 @@ def test_there_are_scripts() -> None:
         "take.lua",
         "put_back.lua",
         "take_probe.lua",
+        "answer_probe.lua",
         "leave_probe.lua",
     }
 

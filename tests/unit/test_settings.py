@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from worker.attempt.credentials import Credentials
 from worker.errors import SettingsError
 from worker.settings import Settings, load_settings
 from worker.settings.database import PostgresqlAddress
@@ -79,6 +80,12 @@ def test_secrets_are_in_no_text(tmp_path: Path) -> None:
     )
     text = f"{settings!r} {settings}"
     assert not any(secret in text for secret in ("sk-secret", "pw-secret", "br-secret"))
+    several = load_settings(api_keys="sk-secret,sk-secret-2")
+    command = load_settings(api_key_command="get --token sk-secret")
+    credentials = Credentials(several, "ledger")
+    told = f"{several!r} {command!r} {credentials.fetch()!r} {credentials.names()!r} {credentials._keys!r}"
+    assert "sk-secret" not in told
+    assert "sk-bad" not in str(problems(api_keys="sk-good,sk-bad key"))
     assert "sk-bad key" not in str(problems(api_key="sk-bad key"))
     assert "pw" not in str(problems(base_url="https://u:pw@h"))
 
@@ -152,6 +159,56 @@ def test_zero_is_a_value() -> None:
     assert (settings.lone_slot_count, settings.grace_s, settings.gate_patience_s) == (0, 0, 0)
     assert load_settings(concurrency=64).lone_slot_count == 4
     assert load_settings(concurrency=64).thread_count == 64 + 4 + 16
+
+
+@pytest.mark.parametrize("said", ["auto", " Auto ", None])
+def test_the_number_of_calls_in_flight_is_found_unless_a_number_is_set(
+    said: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if said is not None:
+        monkeypatch.setenv("ANTREAN_CONCURRENCY", said)
+    settings = load_settings()
+    assert (settings.concurrency, settings.is_adaptive, settings.first_slots) == ("auto", True, (15, 1))
+    assert (settings.bulk_slot_count, settings.lone_slot_count, settings.call_count) == (240, 16, 256)
+    assert settings.reserved_count == 256 + 128
+    assert settings.thread_count == 256 + 60
+    monkeypatch.setenv("ANTREAN_CONCURRENCY", settings.as_environment()["ANTREAN_CONCURRENCY"])
+    assert load_settings() == settings
+
+
+def test_a_number_fixes_the_slots_of_each_worker_whatever_the_most_of_auto_is() -> None:
+    settings = load_settings(concurrency="300")
+    assert (settings.concurrency, settings.is_adaptive, settings.first_slots) == (300, False, (300, 18))
+    assert (settings.call_count, settings.reserved_count, settings.thread_count) == (318, 446, 382)
+
+
+@pytest.mark.parametrize("said", ["many", "0", "4001", "-1", "3.5", 3.5, True, "", "9" * 30, "²"])
+def test_a_concurrency_that_is_no_number_of_slots_is_one_problem_that_says_what_it_may_be(
+    said: object,
+) -> None:
+    assert problems(concurrency=said) == [
+        "ANTREAN_CONCURRENCY: should be auto, or a whole number from 1 to 4000"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "lone_slots", "split"),
+    [
+        (0, None, (0, 0)),
+        (1, None, (1, 0)),
+        (15, None, (15, 0)),
+        (16, None, (15, 1)),
+        (100, None, (94, 6)),
+        (40, 0, (40, 0)),
+        (40, 10, (30, 10)),
+        (1, 10, (1, 0)),
+        (0, 10, (0, 0)),
+    ],
+)
+def test_lone_jobs_have_a_part_of_the_limit_and_bulk_jobs_keep_one_slot(
+    limit: int, lone_slots: int | None, split: tuple[int, int]
+) -> None:
+    assert load_settings(lone_slots=lone_slots).split_slots(limit) == split
 
 
 @pytest.mark.parametrize(

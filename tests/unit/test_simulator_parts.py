@@ -85,18 +85,18 @@ def test_rates_that_add_up_to_one_leave_no_call_whole() -> None:
 
 def test_the_window_slides_and_says_when_the_next_call_is_welcome() -> None:
     window = RateWindow()
-    assert [window.admit(b"k", rpm=2, now=now) for now in (0.0, 10.0)] == [0.0, 0.0]
-    assert window.admit(b"k", rpm=2, now=20.0) == 40.0
-    assert window.admit(b"other", rpm=2, now=20.0) == 0.0
-    assert window.admit(b"k", rpm=2, now=60.0) == 0.0
-    assert window.admit(b"k", rpm=2, now=61.0) == 9.0
+    assert [window.admit(b"k", limit=2, now=now) for now in (0.0, 10.0)] == [0.0, 0.0]
+    assert window.admit(b"k", limit=2, now=20.0) == 40.0
+    assert window.admit(b"other", limit=2, now=20.0) == 0.0
+    assert window.admit(b"k", limit=2, now=60.0) == 0.0
+    assert window.admit(b"k", limit=2, now=61.0) == 9.0
 
 
 def test_a_lowered_limit_waits_until_enough_calls_have_left_the_window() -> None:
     window = RateWindow()
     for now in (0.0, 1.0, 2.0):
-        window.admit(b"k", rpm=3, now=now)
-    assert window.admit(b"k", rpm=1, now=3.0) == 59.0
+        window.admit(b"k", limit=3, now=now)
+    assert window.admit(b"k", limit=1, now=3.0) == 59.0
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,7 @@ def test_a_lowered_limit_waits_until_enough_calls_have_left_the_window() -> None
     [
         ({"port": 70_000}, "port must be a whole number, from 0 to 65535, not 70000"),
         ({"key": " "}, "key must not be empty"),
+        ({"key": " ,"}, "key must not be empty"),
         ({"models": ()}, "models must name at least one model"),
         ({"latency_s": -1}, "latency_s must be at least 0, not -1"),
         ({"latency_s": float("nan")}, "latency_s must be a number, not nan"),

@@ -17,6 +17,7 @@ class Job:
     """What was received."""
 
     is_bulk: bool = True
+    epoch: int = 0
 
 
 class Desk:

@@ -94,3 +94,20 @@ def test_a_line_that_holds_no_figures_is_not_taken_for_some() -> None:
     assert parse_figures(line) == Figures(workers=frozenset({(7, 1000)}), away={"broker": "gone"})
     for other in ("", "Traceback", "{}", '{"workers": 3, "away": {}, "trouble": null}', "[]", "null"):
         assert parse_figures(other) is None
+
+
+def test_no_key_of_a_table_goes_to_those_who_only_look_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EAST_API_KEY", "sk-secret-variable")
+    tables = {
+        "east": {"base_url": "http://east", "api_key_env": "EAST_API_KEY"},
+        "west": {"base_url": "http://west", "api_keys": ["sk-secret-one", "sk-secret-two"]},
+    }
+    told = load_settings(home="/srv/antrean", endpoint_tables=tables, _env_file=None)
+    environ = {"EAST_API_KEY": "sk-secret-variable"}
+    made = make_plan(told, environ, workers=1, flower_port=5555, health_interval_s=30.0)
+    assert made.flower is not None
+    worker = " ".join(made.workers[0].env.values())
+    assert all(f"sk-secret-{name}" in worker for name in ("variable", "one", "two"))
+    for recipe in (made.flower, made.figures):
+        assert "secret" not in str(recipe.env)
+        assert "http://west" in recipe.env["ANTREAN_ENDPOINT_TABLES"]

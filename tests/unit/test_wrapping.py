@@ -122,12 +122,14 @@ def test_each_part_of_a_line_of_the_stack_has_its_prefix() -> None:
     assert wrap_beside(prefix, SENTENCE, None) == [prefix + SENTENCE]
 
 
-SMALL = [("DeepSeek-V3.1", tuple("6036210")), ("all", tuple("6036210"))]
-LARGE = [(ID, ("1,204,311", "12,044", "981,204,311", "604,120,431", "1,585,324,742", "0", "304,120,431"))]
+SMALL = [("DeepSeek-V3.1", (*"6036210", "$0")), ("all", (*"6036210", "$0"))]
+LARGE = [
+    (ID, ("1,204,311", "12,044", "981,204,311", "604,120,431", "1,585,324,742", "0", "304,120,431", "$91.20"))
+]
 
 
 def test_the_table_of_usage_has_a_line_a_group_where_it_fits_and_for_programs() -> None:
-    for width in (None, 120, 78):
+    for width in (None, 120, 83):
         lines = list(lay_out("model", SMALL, width))
         assert [line.split()[0] for line in lines] == ["model", "DeepSeek-V3.1", "all"]
         assert len({len(line) for line in lines}) == 1
@@ -135,14 +137,14 @@ def test_the_table_of_usage_has_a_line_a_group_where_it_fits_and_for_programs() 
 
 
 def test_the_table_of_usage_stacks_where_it_does_not_fit_and_cuts_nothing() -> None:
-    assert list(lay_out("model", SMALL, 66))[:3] == [
+    assert list(lay_out("model", SMALL, 72))[:3] == [
         "model",
-        "  answered  unused  prompt  completion  total  cached  reasoning",
+        "  answered  unused  prompt  completion  total  cached  reasoning  cost",
         "DeepSeek-V3.1",
     ]
     assert list(lay_out("batch", LARGE, 60)) == [
         ID,
         "  answered 1,204,311 · unused 12,044 · prompt 981,204,311 ·",
         "  completion 604,120,431 · total 1,585,324,742 · cached 0 ·",
-        "  reasoning 304,120,431",
+        "  reasoning 304,120,431 · cost $91.20",
     ]

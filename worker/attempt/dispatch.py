@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,11 +19,12 @@ import structlog
 
 from schemas.shortage import describe_shortage, is_local_shortage
 from worker.attempt.execute import Executor, Spool
-from worker.attempt.report import GIVEN_BACK, NOTHING_TO_DO, PUT_OFF, Report, Verdict
+from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, NOTHING_TO_DO, PUT_OFF, Report, Verdict
 from worker.attempt.slots import Slots
 from worker.attempt.turns import Turns
 from worker.clock import Clock
 from worker.errors import Stopping
+from worker.policy.routing import ANY
 from worker.storage.errors import RunsAlone, WriterStopped
 from worker.storage.outcomes import ClaimedJob
 from worker.storage.reply import OnceAnswer
@@ -48,10 +49,14 @@ class Received:
     is_bulk: bool
     finish: Callable[[Report], None]
     begin: Callable[[], None]
+    model: str | None = None  # where it is known before the claim
+    routes: int = ANY  # the endpoints that may serve it
+    route: int = 0  # the one that is called
     job: ClaimedJob | None = field(default=None, repr=False)
     claim_asked_s: float = 0.0  # when, as the others by a monotonic clock
     claimed_s: float = 0.0
     called_s: float = 0.0
+    epoch: int = 0
     has_left: bool = False  # its slot
 
 
@@ -69,19 +74,27 @@ class Dispatcher:
         spawn: Callable[[Callable[[], None]], object],
         ahead_limit: int,
         on_ahead: Callable[[int], None],
+        on_lack: Callable[[], None] = lambda: None,
     ) -> None:
         """`spawn` runs a function in a thread that may block, and raises RuntimeError where none is to be had.
 
-        `ahead_limit`: the most jobs of each kind that are claimed and wait for a slot. `on_ahead` is told of a new
-        number that is aimed at.
+        `ahead_limit`: the most jobs of each kind that are claimed and wait for a slot; never more than half of the
+        slots. `on_ahead` is told of a new number that is aimed at, and of each new limit of the slots. `on_lack` is
+        told when a job waits for the limit of all workers, and not for a slot of this one, and when a bulk job comes
+        after a time without any.
         """
         self._executor = executor
+        self._routes = executor.routes
         self._slots = slots
         self._writer = writer
         self._spool = spool
         self._clock = clock
         self._ahead_limit = ahead_limit
         self._on_ahead = on_ahead
+        self._on_lack = on_lack
+        # Without a slot here, a job is another worker's. Where its endpoints are shut, it is nobody's for a while: its
+        # message ends, and the relay publishes the job again.
+        self._surplus_report = NOT_ADMITTED if executor.routes.are_several else GIVEN_BACK
         self._turns = Turns()
         self._claim_s = self._call_s = 0.0  # how long one takes, smoothed
         self._waits_for_spool = threading.Lock()  # held by the one thread that waits
@@ -92,6 +105,7 @@ class Dispatcher:
 
     def receive(self, one: Received) -> None:
         """Takes the job on. Does not block; `one.finish` is called in the end."""
+        one.routes = self._routes.find(one.model)
         if self._turns.puts_off(one.job_id):
             self._finish(one, PUT_OFF)
         elif self._slots.add(one):
@@ -106,8 +120,21 @@ class Dispatcher:
                 self._claim(one)
             for _ in range(self._slots.take_slots()):
                 self._spawn(self._run_next)
+            if self._slots.lacks:
+                self._on_lack()
         elif self._waits_for_spool.acquire(blocking=False):
             self._spawn(self._wait_for_spool, or_else=self._waits_for_spool.release)
+
+    def set_limit(self, bulk_limit: int, lone_limit: int | None) -> None:
+        """Changes how many slots there are; see `Slots.set_limit`. Starts what may be called now. Does not block."""
+        self.follow(self._slots.set_limit(bulk_limit, lone_limit))
+
+    def follow(self, surplus: Sequence[Received]) -> None:
+        """The slots have changed: gives claimed jobs back that have none now, and starts what may be called."""
+        for one in surplus:
+            self._give_back(one, self._surplus_report)
+        self._aim(is_new_limit=True)
+        self.advance()
 
     def stop(self) -> None:
         """Gives back what has no thread yet, claimed or not; those in a call go on.
@@ -125,7 +152,7 @@ class Dispatcher:
     # The claim: in the hub's thread, and its answer in the writer's. --------------------------------------------
 
     def _claim(self, one: Received) -> None:
-        refusal = self._executor.refuse(one.job_id)
+        refusal = self._executor.refuse(one.job_id, one.routes)
         if refusal is not None:
             self._drop(one, refusal)
             return
@@ -145,10 +172,11 @@ class Dispatcher:
         # Not how long the database was away: as many would be claimed ahead for long after.
         self._claim_s = _smooth(self._claim_s, min(_LONGEST_CLAIM_S, now_s - one.claim_asked_s))
         one.job, one.claimed_s = job, now_s
+        one.routes = self._routes.find(job.model)
         if self._slots.add_claimed(one):
             self.advance()
         else:
-            self._give_back(one)
+            self._give_back(one, GIVEN_BACK if self._slots.is_stopping else self._surplus_report)
 
     def _not_claimed(self, one: Received, exc: BaseException) -> None:
         """The writer's answer where there is none."""
@@ -175,14 +203,14 @@ class Dispatcher:
         self._slots.end()
         self._finish(one, report)
 
-    def _give_back(self, one: Received) -> None:
+    def _give_back(self, one: Received, report: Report = GIVEN_BACK) -> None:
         """Of a job that was claimed and has no slot."""
         assert one.job is not None
         self._slots.leave(one, has_slot=False)
 
         def is_back() -> None:
             self._slots.end()
-            self._finish(one, GIVEN_BACK)
+            self._finish(one, report)
 
         self._executor.give_back_soon(one.job, is_back)
 
@@ -228,7 +256,11 @@ class Dispatcher:
         try:
             one.begin()
             return self._executor.attempt(
-                one.job, waited_s=one.called_s - one.claimed_s, leave_slot=lambda: self._leave(one)
+                one.job,
+                route=one.route,
+                epoch=one.epoch,
+                waited_s=one.called_s - one.claimed_s,
+                leave_slot=lambda: self._leave(one),
             )
         finally:
             self._leave(one)
@@ -256,16 +288,24 @@ class Dispatcher:
                     raise
                 if job is None:
                     return NOTHING_TO_DO
-                one.begin()
-                return self._executor.attempt(job)
+                one.routes = self._routes.find(job.model)
+                if not self._slots.begin_alone(one):
+                    return self._executor.put_back(job)
+                try:
+                    one.begin()
+                    return self._executor.attempt(job, route=one.route)
+                finally:
+                    self._slots.end_alone(one)
         finally:
             with suppress(WriterStopped):  # then this worker's window is published again by the next
                 for other in self._turns.end():
                     self._writer.give_message_back(other)
 
-    def _aim(self) -> None:
-        ahead = choose_ahead(self._slots.bulk_limit, self._claim_s, self._call_s, limit=self._ahead_limit)
-        if ahead != self._slots.ahead:
+    def _aim(self, *, is_new_limit: bool = False) -> None:
+        slots = self._slots.bulk_limit
+        limit = min(self._ahead_limit, max(1, slots // 2))
+        ahead = choose_ahead(slots, self._claim_s, self._call_s, limit=limit)
+        if ahead != self._slots.ahead or is_new_limit:
             self._slots.ahead = ahead
             self._on_ahead(ahead)
 

@@ -1,38 +1,32 @@
-"""One attempt at a claimed job: admit, call, decide, record. The only place that calls the endpoint."""
+"""One attempt at a claimed job: admit, call, decide, record."""
 
 from __future__ import annotations
 
-import random
 import traceback
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import structlog
 
-from api_client.answers import Answer
-from api_client.client import EndpointClient
-from api_client.config import Credential
 from api_client.errors import ApiError
-from api_client.payload import switch_stream_off
 from schemas.failure import Failure, FailureKind
-from worker.attempt.credentials import Credentials
-from worker.attempt.judge import Judge
+from worker.attempt.calling import FRESH_S, NotCalled, is_unwanted_now
 from worker.attempt.outcomes import make_setback, make_success, report_setback, report_success
 from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report
+from worker.attempt.route import Route
+from worker.attempt.routes import Routes
 from worker.clock import Clock
 from worker.errors import Stopping
-from worker.policy.retry import RetryRules
-from worker.storage.claims import is_unwanted
+from worker.policy.refusals import asks_for_less
+from worker.policy.routing import ANY
 from worker.storage.errors import DatabaseAway, WriterStopped
 from worker.storage.outcomes import ClaimedJob, GiveBack, Recorded, Setback, Success
 from worker.storage.reply import OnceAnswer
 from worker.storage.writer import GroupWriter
-from worker.throttle.gatekeeper import Gatekeeper, Permit
+from worker.throttle.gatekeeper import Permit
 
 log = structlog.get_logger(__name__)
 _RECORD_WITHIN_S = 5.0  # a database that takes longer over a paid answer counts as away: it goes to the spool
-_FRESH_S = 1.0  # a claim that waited longer for its slot is looked at once more before its call
 
 
 class Spool(Protocol):
@@ -52,52 +46,51 @@ class Spool(Protocol):
         """Returns when claims may be made again. Raises Stopping during a shutdown."""
 
 
+class NoteTokens(Protocol):
+    """Is told what an answer to a job of a batch took; 0 where the endpoint does not tell."""
+
+    def __call__(self, batch_id: str, *, tokens: int, completion_tokens: int) -> None: ...
+
+
 class Executor:
     """Makes the attempts of one worker process. Thread-safe."""
 
     def __init__(
         self,
         *,
-        client: EndpointClient,
-        credentials: Credentials,
+        routes: Routes,
         writer: GroupWriter,
-        gatekeeper: Gatekeeper,
         spool: Spool,
-        rules: RetryRules,
         clock: Clock,
-        is_proven: bool,
         is_stopping: Callable[[], bool],
         is_paused: Callable[[], bool],
-        rng: random.Random | None = None,
+        note_tokens: NoteTokens = lambda batch_id, *, tokens, completion_tokens: None,
     ) -> None:
-        """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint."""
-        self._client = client
-        self._credentials = credentials
+        """`is_stopping`: no call begins any more. `is_paused`: somebody paused the endpoint.
+
+        `note_tokens` is told what each answer took, by the job's batch.
+        """
+        self.routes = routes
         self._writer = writer
-        self._gatekeeper = gatekeeper
         self._spool = spool
         self._clock = clock
         self._is_stopping = is_stopping
         self._is_paused = is_paused
+        self._note_tokens = note_tokens
         self._at_stake: set[str] = set()  # jobs with a call in flight, or an answer in memory alone
         self._shortages = 0  # calls that this machine had no descriptor, thread or memory for
-        self._judge = Judge(
-            gatekeeper,
-            writer,
-            rules=rules,
-            clock=clock,
-            rng=rng or random.Random(),
-            is_proven=is_proven,
-        )
 
     @property
     def has_answers_at_stake(self) -> bool:
         """Whether a call is in flight, or an answer is neither recorded nor spooled yet."""
         return bool(self._at_stake)
 
-    def refuse(self, job_id: str) -> Report | None:
-        """Why the job is not to be claimed now, as far as is known without asking. Its message is the relay's then."""
-        if not self._is_paused() and not self._gatekeeper.is_known_shut(job_id):
+    def refuse(self, job_id: str, routes: int = ANY) -> Report | None:
+        """Why the job is not to be claimed now, as far as is known without asking. Its message is the relay's then.
+
+        `routes`: the endpoints that it may go to.
+        """
+        if not self._is_paused() and not self.routes.are_shut(routes, job_id):
             return None
         try:
             self._writer.give_message_back(job_id)
@@ -106,27 +99,33 @@ class Executor:
         return NOT_ADMITTED
 
     def attempt(
-        self, job: ClaimedJob, *, waited_s: float = 0.0, leave_slot: Callable[[], None] = lambda: None
+        self,
+        job: ClaimedJob,
+        *,
+        route: int = 0,
+        epoch: int | None = None,
+        waited_s: float = 0.0,
+        leave_slot: Callable[[], None] = lambda: None,
     ) -> Report:
-        """What the call of a claimed job came to, once that is written down.
+        """What the call of a claimed job came to, once that is written down. `route`: the endpoint that is called.
 
-        The claim has waited for its slot for `waited_s`. `leave_slot` is called as soon as the call has ended.
+        `epoch`: that of the limit under which the job got its slot; None: the present one. The claim has waited for
+        its slot for `waited_s`. `leave_slot` is called as soon as the call has ended.
         """
         if self._is_stopping():
             return self._put_back(job, GIVEN_BACK)
-        if self._is_paused() or (waited_s > _FRESH_S and self._is_unwanted(job)):
+        if self._is_paused() or (waited_s > FRESH_S and is_unwanted_now(self._writer, job, self._clock)):
             return self._put_back(job, NOT_ADMITTED)
         self._at_stake.add(job.id)
         try:
-            with self._gatekeeper.admit(job.id) as permit:
-                outcome = self._decide(job, permit, leave_slot) if permit.is_granted else None
+            outcome = self._make(job, self.routes[route], epoch, leave_slot)
             if isinstance(outcome, Success):
-                return self._record_answer(job, outcome)
+                return self._record_answer(job, outcome, self.routes[route])
         finally:
             self._at_stake.discard(job.id)
-        if outcome is None:
+        if isinstance(outcome, NotCalled):
             leave_slot()
-            return self._put_back(job, NOT_ADMITTED)
+            return self._put_back(job, outcome.report, was_called=outcome.was_called)
         self._record_or_forget(outcome)
         return GIVEN_BACK if isinstance(outcome, GiveBack) else self._tell_setback(outcome)
 
@@ -143,97 +142,123 @@ class Executor:
         except WriterStopped as exc:
             forget(exc)
 
-    def _put_back(self, job: ClaimedJob, report: Report) -> Report:
-        self._record_or_forget(self._uncalled(job))
+    def put_back(self, job: ClaimedJob) -> Report:
+        """Gives back a claimed job that no endpoint may be called for now."""
+        return self._put_back(job, NOT_ADMITTED)
+
+    def _put_back(self, job: ClaimedJob, report: Report, *, was_called: bool = False) -> Report:
+        self._record_or_forget(self._uncalled(job, was_called=was_called))
         return report
 
-    def _uncalled(self, job: ClaimedJob) -> GiveBack:
+    def _uncalled(self, job: ClaimedJob, *, was_called: bool = False) -> GiveBack:
         now_ms = self._clock.now_ms()
-        return GiveBack(claim=job.claim, started_at_ms=now_ms, ended_at_ms=now_ms, was_called=False)
+        return GiveBack(claim=job.claim, started_at_ms=now_ms, ended_at_ms=now_ms, was_called=was_called)
 
-    def _is_unwanted(self, job: ClaimedJob) -> bool:
-        """Whether the job must not be called any more, because of what happened while it waited for its slot.
-
-        Also if the database cannot tell: this worker's lease may have run out by then, and the job may be another's.
-        """
-        try:
-            return self._writer.call(partial(is_unwanted, claim=job.claim, now_ms=self._clock.now_ms()))
-        except (DatabaseAway, WriterStopped):
-            return True
+    def _make(
+        self, job: ClaimedJob, route: Route, epoch: int | None, leave_slot: Callable[[], None]
+    ) -> Success | Setback | GiveBack | NotCalled:
+        with route.gates.admit(job.id) as permit:
+            if not permit.is_granted:
+                return NotCalled(NOT_ADMITTED, was_called=False)
+            route.meter.admit(permit, epoch=epoch)
+            try:
+                return self._decide(job, route, permit, leave_slot)
+            except NotCalled as exc:
+                route.meter.note_failure(permit, is_refusal=False)
+                return exc
 
     def _decide(
-        self, job: ClaimedJob, permit: Permit, leave_slot: Callable[[], None]
+        self, job: ClaimedJob, route: Route, permit: Permit, leave_slot: Callable[[], None]
     ) -> Success | Setback | GiveBack:
-        """Calls, and tells the gate. What comes of it is not written down yet."""
+        """Calls, and tells the gate. What comes of it is not written down yet. Raises NotCalled."""
         started_at_ms = self._clock.now_ms()
         try:
             try:
-                answer = self._call(job)
+                answer = route.caller.call(job, permit)
             finally:
                 leave_slot()  # the next call need not wait until this one is written down
-            success = make_success(job, answer, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())
+            success = make_success(
+                job,
+                answer,
+                started_at_ms=started_at_ms,
+                ended_at_ms=self._clock.now_ms(),
+                find_price=route.find_price,
+                endpoint=route.noted_as,
+            )
         except ApiError as exc:
+            self._note_failure(job, route, permit, exc.failure)
             if exc.failure.kind is FailureKind.INTERRUPTED:
-                return self._interrupted(job, started_at_ms)
-            return self._set_back(job, exc.failure, permit, started_at_ms, exc.latency_s)
+                return self._interrupted(job, route, started_at_ms)
+            return self._set_back(job, route, exc.failure, permit, started_at_ms, exc.latency_s)
+        except NotCalled:
+            raise
         except Stopping:
-            return self._interrupted(job, started_at_ms)
+            return self._interrupted(job, route, started_at_ms)
         except Exception as exc:
             # A defect of ours costs this job an attempt, not the worker its thread.
-            return self._set_back(job, _defect(exc, job.id), permit, started_at_ms, None)
+            return self._set_back(job, route, _defect(exc, job.id), permit, started_at_ms, None)
+        route.meter.note_answer(
+            permit,
+            latency_s=answer.latency_s,
+            tokens=success.usage.total_tokens,
+            tokens_out=success.usage.completion_tokens,
+        )
+        self._note_tokens(
+            job.batch_id,
+            tokens=success.usage.total_tokens,
+            completion_tokens=success.usage.completion_tokens,
+        )
         try:
-            self._judge.note_success(job, permit)
+            route.judge.note_success(job, permit, latency_s=answer.latency_s, hints=answer.rate_hints)
         except Exception as exc:  # a defect there must not cost the answer, which is paid for
             log.error("gate.not_told", job_id=job.id, error=type(exc).__name__)
         return success
 
-    def _call(self, job: ClaimedJob) -> Answer:
-        """The answer, trying the other header style and a changed key where the key was refused."""
-        body = switch_stream_off(job.body.encode())
-        credential = self._credentials.current()
-        tried = {credential}
-        while True:
-            try:
-                answer = self._client.complete(body, credential=credential, job_id=job.id)
-            except ApiError as exc:
-                if exc.failure.kind is not FailureKind.UNAUTHORIZED:
-                    raise
-                other = self._untried_credential(credential, tried)
-                if other is None:
-                    raise
-                credential = other
-                tried.add(other)
-                continue
-            self._credentials.worked(credential)
-            return answer
+    def _note_failure(self, job: ClaimedJob, route: Route, permit: Permit, failure: Failure) -> None:
+        spent = failure.spent
+        tokens = 0 if spent is None else spent.total_tokens
+        route.meter.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
+        if spent is not None:
+            self._note_tokens(job.batch_id, tokens=tokens, completion_tokens=spent.completion_tokens)
 
-    def _untried_credential(self, refused: Credential, tried: set[Credential]) -> Credential | None:
-        """The other header style, what another slot has learned, or a key that was changed; else None."""
-        for candidate in (self._credentials.other_style(refused), self._credentials.current()):
-            if candidate is not None and candidate not in tried:
-                return candidate
-        return self._credentials.current() if self._credentials.reread(refused) else None
-
-    def _interrupted(self, job: ClaimedJob, started_at_ms: int) -> GiveBack:
-        return GiveBack(claim=job.claim, started_at_ms=started_at_ms, ended_at_ms=self._clock.now_ms())
+    def _interrupted(self, job: ClaimedJob, route: Route, started_at_ms: int) -> GiveBack:
+        return GiveBack(
+            claim=job.claim,
+            started_at_ms=started_at_ms,
+            ended_at_ms=self._clock.now_ms(),
+            endpoint=route.noted_as,
+        )
 
     def _set_back(
-        self, job: ClaimedJob, failure: Failure, permit: Permit, started_at_ms: int, latency_s: float | None
+        self,
+        job: ClaimedJob,
+        route: Route,
+        failure: Failure,
+        permit: Permit,
+        started_at_ms: int,
+        latency_s: float | None,
     ) -> Setback:
         now_ms = self._clock.now_ms()
         if failure.is_local:
             self._shortages += 1
             log.warning("call.local_shortage", job_id=job.id, lack=failure.message, count=self._shortages)
         try:
-            judged = self._judge.judge(job, failure, permit, now_ms=now_ms)
+            judged = route.judge.judge(job, failure, permit, now_ms=now_ms)
         except Exception as exc:  # nor must it keep the job in this worker's hands for ever
             log.error("gate.not_asked", job_id=job.id, error=type(exc).__name__)
-            judged = self._judge.judge_alone(job, failure, now_ms=now_ms)
+            judged = route.judge.judge_alone(job, failure, now_ms=now_ms)
         return make_setback(
-            job, failure, judged, started_at_ms=started_at_ms, ended_at_ms=now_ms, latency_s=latency_s
+            job,
+            failure,
+            judged,
+            started_at_ms=started_at_ms,
+            ended_at_ms=now_ms,
+            latency_s=latency_s,
+            find_price=route.find_price,
+            endpoint=route.noted_as,
         )
 
-    def _record_answer(self, job: ClaimedJob, success: Success) -> Report:
+    def _record_answer(self, job: ClaimedJob, success: Success, route: Route) -> Report:
         try:
             return report_success(success, self._record_success(success, is_urgent=not job.is_bulk))
         except Stopping:
@@ -250,10 +275,12 @@ class Executor:
             setback = make_setback(
                 job,
                 failure,
-                self._judge.judge_alone(job, failure, now_ms=now_ms),
+                route.judge.judge_alone(job, failure, now_ms=now_ms),
                 started_at_ms=success.started_at_ms,
                 ended_at_ms=now_ms,
                 latency_s=success.latency_ms / 1000,
+                find_price=route.find_price,
+                endpoint=route.noted_as,
             )
             self._record_or_forget(setback)
             return self._tell_setback(setback)

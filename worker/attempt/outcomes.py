@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from api_client.answers import Answer
 from api_client.reasoning import split_reasoning
 from schemas.completion import Usage as Tokens
 from schemas.failure import Failure, Spent
 from worker.attempt.judge import Judgement
 from worker.attempt.report import Report, Verdict
+from worker.policy.cost import Price, compute_cost
 from worker.storage.outcomes import ClaimedJob, Recorded, Setback, Success, Usage
+from worker.storage.records import LARGEST_COUNT
+
+FindPrice = Callable[..., Price | None]  # of a model that has the names given, the most exact first
 
 
-def make_success(job: ClaimedJob, answer: Answer, *, started_at_ms: int, ended_at_ms: int) -> Success:
-    """The paid answer of a call that began and ended then."""
+def make_success(
+    job: ClaimedJob,
+    answer: Answer,
+    *,
+    started_at_ms: int,
+    ended_at_ms: int,
+    find_price: FindPrice,
+    endpoint: str | None = None,
+) -> Success:
+    """The paid answer of a call that began and ended then. `endpoint`: see `Success`."""
     completion = answer.completion
     choice = completion.choices[0]
     reasoned = split_reasoning(choice.message)
@@ -28,7 +42,9 @@ def make_success(job: ClaimedJob, answer: Answer, *, started_at_ms: int, ended_a
         reasoning=reasoned.reasoning,
         is_reasoning_unclosed=reasoned.is_unclosed,
         raw=answer.raw,
-        usage=_usage_of(completion.usage, job, completion.model) or Usage(completion.model or job.model),
+        endpoint=endpoint,
+        usage=_usage_of(completion.usage, job, find_price, completion.model)
+        or _unsaid_usage(completion.model or job.model, job, find_price),
     )
 
 
@@ -40,8 +56,10 @@ def make_setback(
     started_at_ms: int,
     ended_at_ms: int,
     latency_s: float | None,
+    find_price: FindPrice,
+    endpoint: str | None = None,
 ) -> Setback:
-    """The failure of a call, with what follows from it."""
+    """The failure of a call, with what follows from it. `endpoint`: see `Setback`."""
     return Setback(
         claim=job.claim,
         started_at_ms=started_at_ms,
@@ -51,7 +69,8 @@ def make_setback(
         not_before_ms=judged.not_before_ms,
         burns=judged.burns,
         is_blocked=judged.is_blocked,
-        usage=_usage_of(failure.spent, job),
+        endpoint=endpoint,
+        usage=_usage_of(failure.spent, job, find_price),
     )
 
 
@@ -73,15 +92,32 @@ def report_setback(setback: Setback) -> Report:
     return Report(Verdict.WAITING, f"waits: {kind.value}", wait_s, kind, setback.claim.number)
 
 
-def _usage_of(tokens: Tokens | Spent | None, job: ClaimedJob, model: str | None = None) -> Usage | None:
-    """What an answer cost; None where it did not say."""
+def _usage_of(
+    tokens: Tokens | Spent | None, job: ClaimedJob, find_price: FindPrice, model: str | None = None
+) -> Usage | None:
+    """What an answer took, counts as large as the ledger keeps them at most; None where it did not say."""
     if tokens is None:
         return None
+    answered_by = model or getattr(tokens, "model", None) or job.model
+    prompt_tokens = min(tokens.prompt_tokens, LARGEST_COUNT)
+    completion_tokens = min(tokens.completion_tokens, LARGEST_COUNT)
+    cached_tokens = min(tokens.cached_tokens, LARGEST_COUNT)
     return Usage(
-        model=model or getattr(tokens, "model", None) or job.model,
-        prompt_tokens=tokens.prompt_tokens,
-        completion_tokens=tokens.completion_tokens,
-        total_tokens=tokens.total_tokens,
-        cached_tokens=tokens.cached_tokens,
-        reasoning_tokens=tokens.reasoning_tokens,
+        model=answered_by,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        total_tokens=min(tokens.total_tokens, LARGEST_COUNT),
+        cached_tokens=cached_tokens,
+        reasoning_tokens=min(tokens.reasoning_tokens, LARGEST_COUNT),
+        cost_nano=compute_cost(
+            find_price(answered_by, job.model),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cached_tokens=cached_tokens,
+        ),
     )
+
+
+def _unsaid_usage(model: str, job: ClaimedJob, find_price: FindPrice) -> Usage:
+    cost_nano = compute_cost(find_price(model, job.model), prompt_tokens=0, completion_tokens=0)
+    return Usage(model, cost_nano=cost_nano)

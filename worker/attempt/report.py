@@ -33,5 +33,6 @@ class Report:
 
 NOTHING_TO_DO = Report(Verdict.NO_CLAIM, "nothing to do")
 NOT_ADMITTED = Report(Verdict.NOT_ADMITTED, "waits: the gate is shut, or somebody paused the endpoint")
+EXPIRED = Report(Verdict.NOT_ADMITTED, "its time was over before a slot was free for it")
 PUT_OFF = Report(Verdict.NOT_ADMITTED, "waits: it runs alone, after another")
 GIVEN_BACK = Report(Verdict.GIVEN_BACK, "given back: the worker is shutting down")

@@ -17,7 +17,9 @@ from worker.errors import Stopping
 
 
 class SlotUser(Protocol):
-    """What slots are given to."""
+    """What slots are given to. `epoch`: that of the limit under which it got its slot."""
+
+    epoch: int
 
     @property
     def is_bulk(self) -> bool:
@@ -31,16 +33,25 @@ class Slots(Generic[T]):
     """Where each received job of a process is: not claimed yet, claimed, in a call, or recorded just now.
 
     Bulk jobs use at most `bulk_limit` slots. Lone jobs may use those and `lone_limit` more, or any number where that
-    is None. `ahead` jobs of each kind are claimed beyond the slots that they may use.
+    is None. `ahead` jobs of each kind are claimed beyond the slots that they may use. `set_limit` changes both limits
+    at any time; calls in flight go on, and no new one begins until there are fewer than the new limit.
 
     A job that runs alone waits until no other job of this process is claimed or in a call, and holds new claims back.
     Then the others have their turn, for as long as they were held back, before the next one that runs alone.
     """
 
-    def __init__(self, bulk_limit: int, lone_limit: int | None = None, *, ahead: int = 1) -> None:
+    def __init__(
+        self,
+        bulk_limit: int,
+        lone_limit: int | None = None,
+        *,
+        ahead: int = 1,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._monotonic_s = monotonic_s
         self.ahead = ahead
         self._bulk_limit = bulk_limit
-        self._limit = float("inf") if lone_limit is None else bulk_limit + lone_limit
+        self._limit = _sum_limits(bulk_limit, lone_limit)
         self._waiting: dict[bool, deque[T]] = {False: deque(), True: deque()}  # by `is_bulk`
         self._claimed: dict[bool, deque[T]] = {False: deque(), True: deque()}
         self._started: deque[T] = deque()  # those that have a slot, and no thread yet
@@ -55,6 +66,12 @@ class Slots(Generic[T]):
         self._others_until_s = 0.0
         self._is_solo_active = False
         self._is_stopping = threading.Event()
+        self._permits: int | None = None  # calls that may begin; None: any number
+        self._begun = self._begun_before = 0
+        self.valid_until_s = float("inf")  # monotonic: no call begins later, until the limits are confirmed
+        # A job could begin, but for the limit of all workers; or it is the first bulk job after a time without any.
+        self.lacks = False
+        self.epoch = 0  # of the limit of all workers, for those that get a slot from now on
 
     @property
     def is_stopping(self) -> bool:
@@ -69,11 +86,82 @@ class Slots(Generic[T]):
     def bulk_limit(self) -> int:
         return self._bulk_limit
 
+    @property
+    def limit(self) -> float:
+        """The most calls at once, lone jobs and all; infinity where lone jobs have no limit."""
+        return self._limit
+
+    @property
+    def demand(self) -> int:
+        """Jobs that have a slot or could use one: received, claimed, or in a call."""
+        with self._idle:
+            waiting = len(self._waiting[False]) + len(self._waiting[True])
+            return (
+                waiting + self._inside[False] + self._inside[True] + self._solo_waiting + self._is_solo_active
+            )
+
+    @property
+    def in_flight(self) -> int:
+        """Slots in use: calls, and those that begin with the next free thread."""
+        with self._idle:
+            return self._calling[False] + self._calling[True] + self._is_solo_active
+
+    @property
+    def permits(self) -> int | None:
+        """Calls that may begin under a limited rate; None: it is not limited."""
+        return self._permits
+
+    @property
+    def startable(self) -> int:
+        """Calls that could begin now or until this is asked again, as many began since it was asked before."""
+        with self._idle:
+            jobs = sum(len(line) for lines in (self._waiting, self._claimed) for line in lines.values())
+            free = self._limit - self._calling[False] - self._calling[True]
+            return max(
+                0, min(jobs + self._solo_waiting, int(min(free, 1e6)) + self._begun - self._begun_before)
+            )
+
+    def grant(self, permits: int | None) -> None:
+        """Allows so many more calls to begin; None: any number."""
+        with self._idle:
+            self._permits = None if permits is None else (self._permits or 0) + permits
+            self._begun_before = self._begun
+            self.lacks = False
+            if self._solo_waiting:
+                self._idle.notify_all()
+
+    def take_permits(self, count: int) -> int:
+        """Takes back permits that were not used, at most `count`. Returns how many."""
+        with self._idle:
+            taken = min(count, self._permits or 0)
+            if self._permits is not None:
+                self._permits -= taken
+            return taken
+
+    def set_limit(self, bulk_limit: int, lone_limit: int | None = None) -> list[T]:
+        """Changes the limits. The caller then claims and starts what they allow.
+
+        With no slot left, nothing is claimed and no job runs alone. The claimed jobs that have no slot are then
+        returned, so that another worker can have them: `leave` and `end` must follow.
+        """
+        with self._idle:
+            self._bulk_limit = bulk_limit
+            self._limit = _sum_limits(bulk_limit, lone_limit)
+            surplus: list[T] = []
+            if self._limit < 1 and not self.is_stopping:
+                surplus = [*self._claimed[False], *self._claimed[True]]
+                self._claimed[False].clear()
+                self._claimed[True].clear()
+            self._idle.notify_all()
+        return surplus
+
     def add(self, one: T) -> bool:
         """Takes a job in, to be claimed. False during a shutdown."""
         with self._idle:
             if self.is_stopping:
                 return False
+            if self.epoch and one.is_bulk and not self._waiting[True] and not self._inside[True]:
+                self.lacks = True  # how the limit does is measured from now on
             self._waiting[one.is_bulk].append(one)
             return True
 
@@ -81,9 +169,12 @@ class Slots(Generic[T]):
         """Those to claim now, lone jobs first. Each is followed by `add_claimed`, or by `leave` and `end`."""
         found: list[T] = []
         with self._idle:
+            if self._limit < 1 and (self._waiting[False] or self._waiting[True]):
+                self.lacks = True
             for is_bulk, limit in ((False, self._limit), (True, self._bulk_limit)):
                 waiting = self._waiting[is_bulk]
-                while waiting and self._may_claim() and self._inside[is_bulk] < limit + self.ahead:
+                most = limit + self.ahead if limit else 0
+                while waiting and self._may_claim() and self._inside[is_bulk] < most:
                     found.append(waiting.popleft())
                     self._inside[is_bulk] += 1
                     self._active += 1
@@ -91,9 +182,9 @@ class Slots(Generic[T]):
         return found
 
     def add_claimed(self, one: T) -> bool:
-        """Takes a claimed job in, to be called. False during a shutdown."""
+        """Takes a claimed job in, to be called. False during a shutdown, and while there are no slots at all."""
         with self._idle:
-            if self.is_stopping:
+            if self.is_stopping or self._limit < 1:
                 return False
             self._claimed[one.is_bulk].append(one)
             return True
@@ -102,14 +193,23 @@ class Slots(Generic[T]):
         """Gives free slots to claimed jobs, lone jobs first; how many threads are to ask `take_started` therefore."""
         found = 0
         with self._idle:
+            if self._monotonic_s() >= self.valid_until_s:
+                return 0
             for is_bulk in (False, True):
                 claimed = self._claimed[is_bulk]
                 while claimed and self._calling[False] + self._calling[True] < self._limit:
                     if is_bulk and self._calling[True] >= self._bulk_limit:
                         break
+                    if self._permits is not None:
+                        if self._permits < 1:
+                            self.lacks = True
+                            break
+                        self._permits -= 1
+                    claimed[0].epoch = self.epoch
                     self._started.append(claimed.popleft())
                     self._calling[is_bulk] += 1
                     found += 1
+            self._begun += found
         return found
 
     def take_started(self) -> T | None:
@@ -177,6 +277,8 @@ class Slots(Generic[T]):
                 self._active += 1
                 raise Stopping
             self._is_solo_active = True
+            if self._permits:
+                self._permits -= 1
         try:
             yield
         finally:
@@ -188,5 +290,17 @@ class Slots(Generic[T]):
                 self._others_until_s = now_s + max(0.0, now_s - began_s)
                 self._idle.notify_all()
 
+    def begin_alone(self, one: T) -> bool:
+        """Whether a claimed job that runs alone may be called: `end_alone` follows then."""
+        return True
+
+    def end_alone(self, one: T) -> None:
+        """Its call has ended."""
+
     def _may_solo(self) -> bool:
-        return self._active == 0 and not self._is_solo_active and not self._held_back
+        is_allowed = self._limit >= 1 and (self._permits is None or self._permits > 0)
+        return self._active == 0 and not self._is_solo_active and not self._held_back and is_allowed
+
+
+def _sum_limits(bulk_limit: int, lone_limit: int | None) -> float:
+    return float("inf") if lone_limit is None else bulk_limit + lone_limit

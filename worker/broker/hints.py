@@ -23,6 +23,7 @@ UNACKED_KEY = (
 )
 ASIDE_PREFIX = "antrean.set-aside:"  # before a list's key: the list of what lay there and is another app's
 HINT_HEADER = "antrean_hint"
+MODEL_HEADER = "antrean_model"
 
 _PRIORITY_STEPS = (9, 6, 3, 0)  # kombu's lists of a queue; 0 is the highest and has no suffix
 _PRIORITY_SEPARATOR = "\x06\x16"
@@ -82,8 +83,9 @@ class Lists(NamedTuple):
         return cls(every, [one for one in every if not is_bulk_queue(one[0])])
 
 
-def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:
+def write_hint(job_id: str, *, queue: str, priority: int, model: str | None = None) -> bytes:
     """The message as it lies in the broker: Celery's second protocol in kombu's envelope."""
+    told = {} if model is None else {MODEL_HEADER: model}
     return orjson.dumps(
         {
             "body": write_body(job_id),
@@ -110,6 +112,7 @@ def write_hint(job_id: str, *, queue: str, priority: int) -> bytes:
                 "stamped_headers": None,
                 "stamps": {},
                 HINT_HEADER: 1,
+                **told,
             },
             "properties": {
                 "correlation_id": job_id,
@@ -157,3 +160,9 @@ def hinted_job(message: Any) -> str | None:
         return None
     job_id = headers.get("id")
     return job_id if isinstance(job_id, str) else None
+
+
+def hinted_model(message: Any) -> str | None:
+    """The model that a received hint tells. None where it tells none."""
+    model = (message.headers or {}).get(MODEL_HEADER)
+    return model if isinstance(model, str) else None

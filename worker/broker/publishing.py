@@ -34,7 +34,7 @@ def publish(client: redis.Redis, due: Sequence[Due], queues: Queues) -> None:
     lists: dict[str, list[bytes]] = defaultdict(list)
     for job in due:
         queue = queues.bulk if job.is_bulk else queues.lone
-        hint = write_hint(job.id, queue=queue, priority=job.priority)
+        hint = write_hint(job.id, queue=queue, priority=job.priority, model=job.model)
         lists[list_key(queue, job.priority)].append(hint)
     try:
         with client.pipeline(transaction=False) as pipeline:

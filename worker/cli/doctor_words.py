@@ -93,6 +93,10 @@ MEANINGS: dict[str, str] = {
         "Jobs are open and no live worker serves their endpoint: start one with the ANTREAN_BASE_URL, or the "
         "ANTREAN_ENDPOINT_NAME, that is named here."
     ),
+    "unserved_model": (
+        "Jobs are open whose model no table of endpoints serves: add it to the `models` of one in antrean.toml and "
+        "start the workers again, or cancel the jobs."
+    ),
     "interrupted_submission": (
         "The submission of a batch did not finish: repeat the same `antrean submit` or `run`. Jobs that are "
         "in the ledger already are not written twice."

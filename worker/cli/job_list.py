@@ -18,7 +18,7 @@ from worker.errors import InputError
 from worker.operations.job_names import parse_kinds
 from worker.operations.jobs import list_jobs
 from worker.reports.joblines import spell_texts, write_csv, write_json
-from worker.reports.summary import format_count, format_seconds
+from worker.reports.summary import format_cost, format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.job_list import ListedJob, Texts
 from worker.storage.migrating import prepare_ledger
@@ -160,6 +160,8 @@ def _describe(job: ListedJob, *, is_of_batch: bool) -> str:
         parts.append(format_seconds(job.latency_ms / 1000))
     if job.prompt_tokens is not None and job.completion_tokens is not None:
         parts.append(f"{format_count(job.prompt_tokens + job.completion_tokens)} tokens")
+    if job.cost_nano is not None:
+        parts.append(format_cost(job.cost_nano))
     if job.finish_reason not in (None, "stop"):
         parts.append(str(job.finish_reason))
     return " · ".join(parts)

@@ -18,7 +18,7 @@ from worker.errors import InputError
 from worker.operations.cancel import CancelledBatch, CancelledJob
 from worker.operations.cancel import cancel as cancel_jobs
 from worker.operations.jobs import fetch_story_of, fetch_story_of_named
-from worker.reports.summary import format_count, format_seconds
+from worker.reports.summary import format_cost, format_count, format_seconds, to_usd
 from worker.settings import load_settings
 from worker.storage.migrating import prepare_ledger
 from worker.storage.story import Attempt, Result, Story
@@ -212,12 +212,15 @@ def _print_attempt(attempt: Attempt, its_round: Sequence[str]) -> None:
     latency = "" if attempt.latency_ms is None else f", latency {format_seconds(attempt.latency_ms / 1000)}"
     _line("ended", f"{_moment(attempt.ended_at_ms)}{latency}")
     _line("worker", _worker(attempt.host, attempt.worker_id))
+    _line("endpoint", attempt.endpoint)
     _line("http status", None if attempt.http_status is None else str(attempt.http_status))
     _line("request id", attempt.request_id)
     _line("message", attempt.message)
     if attempt.prompt_tokens is not None and attempt.completion_tokens is not None:
         unused = "" if attempt.is_used else ", paid for but not used"
         _line("tokens", f"{_tokens(attempt.prompt_tokens, attempt.completion_tokens)}{unused}")
+    if attempt.cost_nano is not None:
+        _line("cost", format_cost(attempt.cost_nano))
 
 
 def _print_result(result: Result) -> None:
@@ -229,6 +232,7 @@ def _print_result(result: Result) -> None:
         f"{_tokens(result.prompt_tokens, result.completion_tokens)} = {format_count(result.total_tokens)}; "
         f"{format_count(result.cached_tokens)} cached, {format_count(result.reasoning_tokens)} reasoning",
     )
+    _line("cost", "unknown" if result.cost_nano is None else format_cost(result.cost_nano))
     if result.is_reasoning_unclosed:
         _line("reasoning", "began and did not end: the answer is empty or part of it")
 
@@ -294,9 +298,15 @@ def _facts(story: Story) -> dict[str, Any]:
 
 
 def _with_times(facts: dict[str, Any]) -> dict[str, Any]:
-    """`created_at_ms: 0` becomes `created_at: "1970-…"`; so do `…_since_ms` and `not_before_ms`."""
+    """`created_at_ms: 0` becomes `created_at: "1970-…"`; so do `…_since_ms` and `not_before_ms`.
+
+    `cost_nano` becomes `cost_usd`.
+    """
     named: dict[str, Any] = {}
     for name, value in facts.items():
+        if name == "cost_nano":
+            named["cost_usd"] = to_usd(value)
+            continue
         is_moment = name.endswith(("_at_ms", "_since_ms")) or name == "not_before_ms"
         named[name.removesuffix("_ms") if is_moment else name] = (
             _moment(value) if is_moment and value is not None else value

@@ -35,6 +35,8 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "submit": Listed("submitting", "Write a batch of requests to the ledger; workers send them."),
         "results": Listed("batches", "Write the results of a batch as OpenAI batch output lines."),
         "retry": Listed("batches", "Queue failed, cancelled or expired jobs of a batch again."),
+        "budget": Listed("budgeting", "Show a batch's budget, or set it."),
+        "weight": Listed("weighing", "Show a batch's weight, or change it."),
         "cancel": Listed("jobs", "Cancel a batch or one job."),
     },
     "Look": {
@@ -42,7 +44,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "batches": Listed("listing", "List the batches, the newest first."),
         "jobs": Listed("job_list", "List jobs, one by one."),
         "show": Listed("jobs", "Show all facts of a job."),
-        "usage": Listed("usage", "Add up the tokens of all answered calls."),
+        "usage": Listed("usage", "Add up the tokens of all answered calls, and what they cost."),
         "workers": Listed("listing", "List the workers that have not ended, the oldest first."),
         "flower": Listed(
             "flower", "Watch workers and tasks in a browser: the same as `celery -A worker flower`."
@@ -56,6 +58,8 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         ),
         "pause": Listed("pausing", "Claim no more jobs of the endpoint until `antrean resume`."),
         "resume": Listed("pausing", "End a pause: jobs of the endpoint are claimed again."),
+        "limits": Listed("limiting", "Show, set or clear how much the endpoint is asked for."),
+        "gate": Listed("gating", "Show why no job is called, or have the jobs called again at once."),
         "prune": Listed("pruning", "Remove jobs that have ended, with their requests, results and attempts."),
         "give-back": Listed(
             "giving_back", "Put messages of other apps, which workers have set aside, back on their queue."
@@ -70,7 +74,7 @@ GROUPS: Mapping[str, Mapping[str, Listed]] = {
         "check": Listed("checking", "Check all that is needed, and say what to do about each problem."),
         "models": Listed("checking", "List the models that the endpoint runs now."),
         "migrate": Listed("checking", "Bring the database to this version's schema."),
-        "simulate": Listed("serving", "Serve a simulated endpoint, with faults on demand."),
+        "simulate": Listed("simulating", "Serve a simulated endpoint, with faults and limits on demand."),
     },
 }
 """All commands in the order of the help, by what one wants to do."""

@@ -14,8 +14,9 @@ from rich.text import Text
 
 from schemas.job import JobState, derive_batch_status
 from worker.cli.console import note, out, print_json
-from worker.operations.batches import fetch_latest_batches, list_batches
+from worker.operations.batches import fetch_latest_batches, find_batches_at_budget, list_batches
 from worker.operations.workers import list_workers
+from worker.policy.fairness import USUAL_WEIGHT
 from worker.reports.summary import format_count, format_seconds
 from worker.settings import load_settings
 from worker.storage.batches import Batch
@@ -49,9 +50,12 @@ def batches(
     `antrean run` goes on with it; `antrean cancel BATCH` cancels it.
     """
     ledger = prepare_ledger(load_settings())
-    found = list_batches(ledger, limit=limit)
+    found, waiting = list_batches(ledger, limit=limit), find_batches_at_budget(ledger)
+    at_budget = {batch.id for batch, counts in found if batch.id in waiting and _is_open(counts)}
     if as_json:
-        print_json({"batches": [_batch_facts(batch, counts) for batch, counts in found]})
+        print_json(
+            {"batches": [_batch_facts(batch, counts, batch.id in at_budget) for batch, counts in found]}
+        )
         return
     if not found:
         note("there are no batches yet: `antrean run` or `antrean submit` makes one")
@@ -59,6 +63,8 @@ def batches(
         status = derive_batch_status(counts, is_submitted=batch.submitted_at_ms is not None)
         states = [f"{format_count(counts[state])} {state.value}" for state in JobState if counts.get(state)]
         status += ", held" if _is_held(batch, counts) else ""
+        status += ", at its budget" if batch.id in at_budget else ""
+        status += f", weight {batch.weight:g}" if batch.weight != USUAL_WEIGHT else ""
         out.say(f"{batch.id}  {status:<11}  {iso(batch.created_at_ms)}")
         total = format_count(sum(counts.values()), "job")
         out.print(Text(f"  {printable(batch.label)} · {total}: {' · '.join(states) or 'none'}"))
@@ -133,10 +139,14 @@ def _look_up(incomplete: str, found: list[tuple[str, str]]) -> None:
 
 
 def _is_held(batch: Batch, counts: Mapping[JobState, int]) -> bool:
-    return batch.held_at_ms is not None and any(not state.is_final for state in counts)
+    return batch.held_at_ms is not None and _is_open(counts)
 
 
-def _batch_facts(batch: Batch, counts: Mapping[JobState, int]) -> dict[str, object]:
+def _is_open(counts: Mapping[JobState, int]) -> bool:
+    return any(not state.is_final for state in counts)
+
+
+def _batch_facts(batch: Batch, counts: Mapping[JobState, int], is_at_budget: bool) -> dict[str, object]:
     return {
         "batch_id": batch.id,
         "kind": batch.kind,
@@ -144,6 +154,8 @@ def _batch_facts(batch: Batch, counts: Mapping[JobState, int]) -> dict[str, obje
         "endpoint": batch.endpoint,
         "status": derive_batch_status(dict(counts), is_submitted=batch.submitted_at_ms is not None),
         "held": _is_held(batch, counts),
+        "at_budget": is_at_budget,
+        "weight": batch.weight,
         "total": sum(counts.values()),
         "jobs": {state.value: counts.get(state, 0) for state in JobState},
         "created_at": iso(batch.created_at_ms),

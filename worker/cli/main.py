@@ -25,7 +25,8 @@ app = typer.Typer(
     "Settings are environment variables (ANTREAN_…), .env or antrean.toml; "
     "`antrean check` says what is set and what is wrong.\n\n"
     "Exit codes: 0 all is well, 1 some jobs failed, 2 bad arguments or input, 3 bad settings, "
-    "4 something is unreachable, 5 the endpoint refuses the key or the model, 70 a defect of antrean, "
+    "4 something is unreachable, 5 the endpoint refuses the key or the model, "
+    "6 it lets no call through (`run --patience`), 70 a defect of antrean, "
     "130 interrupted.\n\n"
     "Example: antrean run documents --prompt summarise.md --simulate\n\n"
     "Example: antrean submit requests.jsonl && antrean worker",

@@ -12,7 +12,7 @@ from rich.text import Text
 from worker.cli.console import err
 from worker.cli.live_lines import LiveLines
 from worker.operations.tracking import Progress
-from worker.reports.summary import format_count, format_seconds
+from worker.reports.summary import format_cost, format_count, format_seconds
 from worker.text.printable import printable
 
 _PLAIN_EVERY_S = 5.0
@@ -60,9 +60,12 @@ def _failed(progress: Progress) -> str:
 
 
 def _now(progress: Progress) -> str:
-    return (
+    figures = (
         f"{format_count(progress.in_flight)} in flight · {format_count(round(progress.tokens_per_s))} tok/s"
     )
+    # While a run goes on, nothing is said of prices that nobody knows: the summary does.
+    known = progress.cost.known_nano
+    return f"{figures} · {format_cost(known)}" if known else figures
 
 
 def _left(progress: Progress) -> str:

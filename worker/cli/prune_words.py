@@ -10,7 +10,7 @@ from rich.text import Text
 from schemas.job import JobState
 from worker.cli.console import err, out
 from worker.operations.batches import fetch_label
-from worker.reports.summary import format_bytes, format_count
+from worker.reports.summary import cost_facts, describe_cost, format_bytes, format_count
 from worker.storage.engine import Ledger
 from worker.storage.prune_survey import Share, Survey
 from worker.text.printable import printable
@@ -72,12 +72,13 @@ def _describe(share: Share) -> str:
     ]
     size = format_bytes(share.size_bytes)
     tokens = f"{format_count(share.prompt_tokens)} prompt + {format_count(share.completion_tokens)} completion tokens"
-    return " · ".join([*states, size, tokens])
+    return " · ".join([*states, size, tokens, describe_cost(share.cost)])
 
 
-def _figures(share: Share) -> dict[str, int]:
+def _figures(share: Share) -> dict[str, float | int | None]:
     return {
         "size_bytes": share.size_bytes,
         "prompt_tokens": share.prompt_tokens,
         "completion_tokens": share.completion_tokens,
+        **cost_facts(share.cost),
     }

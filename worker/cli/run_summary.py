@@ -10,7 +10,13 @@ from worker.operations.run_work import Work
 from worker.operations.tracking import Progress
 from worker.reports.batchlines import Counts
 from worker.reports.calls import call_facts, describe_failed_calls, describe_latencies
-from worker.reports.summary import describe_finish_reasons, format_count, format_seconds
+from worker.reports.summary import (
+    cost_facts,
+    describe_cost,
+    describe_finish_reasons,
+    format_count,
+    format_seconds,
+)
 
 
 def print_summary(
@@ -30,6 +36,7 @@ def print_summary(
         "finish_reasons": dict(counts.finish_reasons),
         "prompt_tokens": progress.prompt_tokens,
         "completion_tokens": progress.completion_tokens,
+        **cost_facts(progress.cost),
         **call_facts(progress.calls),
         "seconds": round(seconds, 3),
         "output": as_text(output),
@@ -60,4 +67,5 @@ def print_summary(
     if latencies := describe_latencies(progress.calls):
         say(f"latency {latencies}")
     where = "above" if str(output) == "-" else f"in {output}"
-    say(f"{tokens} tokens · {format_seconds(seconds)} · results {where} · {work.batch_id}")
+    cost = describe_cost(progress.cost)
+    say(f"{tokens} tokens · {cost} · {format_seconds(seconds)} · results {where} · {work.batch_id}")

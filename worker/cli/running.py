@@ -15,23 +15,30 @@ import typer
 
 from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note
-from worker.cli.destination import announce_endpoint, warn_of_left_jobs
+from worker.cli.destination import announce_endpoints, warn_of_left_jobs
+from worker.cli.expected import DeadlineWatch, say_expected
+from worker.cli.following import follow_run
 from worker.cli.last_words import LastWords
 from worker.cli.left_out import name_left_out
 from worker.cli.outputs import FORCE_HELP, check_results
-from worker.cli.progress import Display
 from worker.cli.run_summary import print_summary
+from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP, WEIGHT_HELP
 from worker.cli.typed import name_command
-from worker.errors import ExitCode, InputError, Unreachable
-from worker.files.disk import describe_full_disk
-from worker.files.home import last_line, log_of_service
+from worker.clock import SystemClock
+from worker.errors import ExitCode, InputError
+from worker.operations.budgets import check_prices, read_budget, set_budget
 from worker.operations.capacity import make_room
+from worker.operations.deadlines import apply_deadline, note_batch_deadline, parse_deadline
+from worker.operations.endpoints import ask_endpoints, not_asked
+from worker.operations.expected_end import expect_end_of
 from worker.operations.gates import GateWatch
-from worker.operations.preflight import NOT_ASKED, ModelChoice, ask_endpoint
-from worker.operations.run_holding import hold_abandoned, tend, worked_on
+from worker.operations.model_choice import ModelChoice
+from worker.operations.run_holding import hold_abandoned, worked_on
 from worker.operations.run_input import RunInput, open_input
-from worker.operations.run_work import Work, sum_run_calls
-from worker.operations.tracking import Progress, Tracker
+from worker.operations.run_work import Work
+from worker.operations.tracking import Progress
+from worker.operations.weights import read_weight, set_batch_weight
+from worker.prices.book import open_prices
 from worker.reports.batchlines import is_standard_output
 from worker.reports.growing import GrowingResults
 from worker.reports.outputs import Output
@@ -39,16 +46,19 @@ from worker.reports.summary import format_count, format_seconds
 from worker.settings import IN_STACK, SIMULATION, Settings, load_settings
 from worker.sources.documents import UnreadableDocuments
 from worker.sources.pipes import is_folder
-from worker.stack.attachment import Stack, describe_death
+from worker.stack.attachment import Stack
 from worker.storage.batches import Batch
 from worker.storage.engine import Ledger
 from worker.storage.migrating import prepare_ledger
 
-_REFRESH_S = 0.25
-_TEND_S = 3.0
-_MOST_DEATHS = 3
 _SIMULATION_KEY = "simulated"
 _DEFAULT_OUTPUT = "results.jsonl"
+
+
+def _check_patience(value: float | None) -> float | None:
+    if value is not None and not value >= 0:
+        raise typer.BadParameter("it is a number of seconds, 0 or more")
+    return value
 
 
 def register(app: typer.Typer) -> None:
@@ -93,6 +103,21 @@ def run(
     ] = False,
     latency: Annotated[float, typer.Option(help="With --simulate: seconds until an answer.")] = 0.5,
     fault_rate: Annotated[float, typer.Option(help="With --simulate: the share of calls that fail.")] = 0.0,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            callback=_check_patience,
+            help="End after so many seconds at a shut gate in which no job has ended; the jobs are kept.",
+            show_default="wait on",
+        ),
+    ] = None,
+    deadline: Annotated[
+        str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help=BUDGET_HELP, metavar="<sum>", show_default=False)] = None,
+    weight: Annotated[
+        str | None, typer.Option(help=WEIGHT_HELP, metavar="<number>", show_default="1")
+    ] = None,
     no_check: Annotated[
         bool,
         typer.Option(
@@ -123,18 +148,26 @@ def run(
 
     If the same run is started again, it calls only the jobs that have no result yet, also failed ones. Ctrl-C loses
     nothing, and leaves no process running. The exit code is 0 if every job succeeded, 1 if some did not or a line
-    is missing.
+    is missing, and 6 if --patience was spent at a shut gate: nothing is lost then either.
 
     Runs may share documents, also at the same time: each document is called once, and each run gets the result
     under its own name. Until a run ends, its results are in the output's name with .part, in order, up to the first
     document that is not done.
+
+    After its --deadline no job is called: what has no result by then is expired. At its --budget it waits until
+    `antrean budget` raises it. Batches that are worked on at the same time share the tokens by their --weight.
 
     An input is never overwritten. A file that is not results is overwritten with --force only; results of another
     batch only with --force, or if --output names the file.
     """
     started_s = time.monotonic()
     given = settings = load_settings()
-    make_room(settings)  # before anything is written: its worker would be refused
+    limit = None if budget is None else read_budget(budget)
+    share = None if weight is None else read_weight(weight)
+    until_ms = None if deadline is None else parse_deadline(deadline, now_ms=SystemClock().now_ms())
+    # Before anything is written: its worker would be refused.
+    make_room(settings)
+    open_prices(settings)
     if not simulate:
         settings.require_lasting_files()
     path = Path(_DEFAULT_OUTPUT) if output is None else output
@@ -161,9 +194,13 @@ def run(
         if simulate:
             settings = _simulated(settings, stack, latency=latency, fault_rate=fault_rate)
         antrean = name_command(settings, given)
-        announce_endpoint(settings)
-        facts = NOT_ASKED if no_check else ask_endpoint(settings)
-        checked = found.check(settings, ModelChoice(model, facts, on_doubt=note))
+        announce_endpoints(settings)
+        answers = not_asked(settings) if no_check else ask_endpoints(settings)
+        for problem in (*answers.describe_refused_keys(), *answers.describe_passed_by()):
+            note(problem)
+        checked = found.check(settings, ModelChoice(model, answers.models, on_doubt=note))
+        if limit is not None:
+            check_prices(limit, checked.models, settings)
         if not simulate and not settings.is_broker_embedded:
             check_broker(open_client(broker_address(settings)))
         ledger = prepare_ledger(settings)
@@ -172,23 +209,30 @@ def run(
             target.say_commands_as(antrean)
             earlier = checked.find_batch(ledger, settings)
             check_results(target, ledger, settings, None if earlier is None else earlier.id)
-        batch = checked.make_batch(ledger, settings)
+        batch = note_batch_deadline(ledger, checked.make_batch(ledger, settings), until_ms)
         with worked_on(ledger, settings, batch) as lock:
             _mention_held(hold_abandoned(ledger, settings), antrean)
             last_words.are_of(ledger, batch.id)
+            set_budget(ledger, settings, batch, limit)
+            set_batch_weight(ledger, batch, share)
             work = checked.write_down(ledger, settings, batch, lock)
+            apply_deadline(ledger, batch)
             progress = Progress(total=len(work.ids), succeeded=work.done)
             with _growing(ledger, work, target, antrean) as growing:
                 if work.open:
                     if work.done:
                         note(f"{format_count(work.done)} of {format_count(len(work.ids))} were done before")
                     _start_worker(stack, settings)
-                    gate = GateWatch(settings)
-                    if facts.is_up:
-                        gate.wake(
-                            ledger
-                        )  # the endpoint has answered: no job has to wait for the end of its gate
-                    _follow(ledger, stack, settings, work, progress, growing, gate)
+                    if (expected := expect_end_of(ledger, batch)) is not None:
+                        say_expected(expected, batch.deadline_ms)
+                    gate = GateWatch(settings, models=checked.models)
+                    if answers.is_up:
+                        # An endpoint has answered: no job has to wait for the end of its gate.
+                        gate.wake(ledger, answers.accepted)
+                    watch = DeadlineWatch(batch.deadline_ms, began_s=time.monotonic())
+                    follow_run(
+                        ledger, stack, settings, work, progress, growing, gate, patience, watch, antrean
+                    )
                 # While the batch is not held: what it wants is not pruned.
                 counts = growing.finish()
         ledger.dispose()
@@ -304,51 +348,3 @@ def _start_worker(stack: Stack, settings: Settings) -> None:
     if not stack.ensure_worker(argv, environment):
         log = settings.home / "logs" / f"{stack.worker_service}.log"
         note(f"a worker with other settings runs for this folder: this run has one of its own, see {log}")
-
-
-def _follow(
-    ledger: Ledger,
-    stack: Stack,
-    settings: Settings,
-    work: Work,
-    progress: Progress,
-    growing: GrowingResults,
-    gate: GateWatch,
-) -> None:
-    written = [settings.home, *([ledger.folder] if ledger.folder else [])]
-    tracker = Tracker(
-        ledger,
-        work.open,
-        progress,
-        endpoint=settings.endpoint,
-        find_gate=gate.fetch_cached,
-        find_trouble=lambda: describe_full_disk(written),
-    )
-    display = Display()
-    deaths = 0
-    tended_s = time.monotonic()
-    with display.shown():
-        while True:
-            display.update(tracker.refresh())
-            growing.advance(tracker.is_open)
-            if tracker.is_done:
-                progress.calls = sum_run_calls(ledger, work)
-                return
-            if time.monotonic() - tended_s >= _TEND_S:
-                tend(ledger, work.batch_id)
-                tended_s = time.monotonic()
-            time.sleep(_REFRESH_S)
-            for event in stack.poll_events():
-                if event.get("event") != "service_died":
-                    continue
-                deaths += 1
-                service = event["service"]
-                log = log_of_service(settings.home, service)
-                if not event.get("is_restarted", True):
-                    raise Unreachable(
-                        f"the {service} {describe_death(event)}: type the same command again; "
-                        f"{log} ends with: {last_line(log)}"
-                    )
-                if deaths >= _MOST_DEATHS and progress.succeeded == work.done:
-                    raise Unreachable(f"the {service} does not stay up; {log} ends with: {last_line(log)}")
-                note(f"the {service} {describe_death(event)}; it is started again, see {log}")

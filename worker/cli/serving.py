@@ -1,4 +1,4 @@
-"""`antrean worker` and `simulate`: the commands that run until they are stopped."""
+"""`antrean worker`: works until it is stopped, or has drained its endpoint."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.console import out
-from worker.errors import InputError, Unreachable
+from worker.errors import InputError
 from worker.settings import IN_STACK, load_settings
 from worker.text.wrapping import terminal_width
 
@@ -16,15 +15,12 @@ _BANNER_COLUMNS = 100
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Adds the command."""
     app.command(
         "worker",
         epilog="Example: ANTREAN_CONCURRENCY=64 antrean worker\n\n"
         "Example: antrean submit requests.jsonl && antrean worker --drain",
     )(worker)
-    app.command("simulate", epilog="Example: antrean simulate --port 8080 --latency 2 --fault-rate 0.1")(
-        simulate
-    )
 
 
 def worker(
@@ -37,7 +33,8 @@ def worker(
 ) -> None:
     """Work on queued jobs until stopped.
 
-    The same as `celery -A worker worker`. ANTREAN_CONCURRENCY sets how many calls it makes at once.
+    The same as `celery -A worker worker`. ANTREAN_CONCURRENCY sets how many calls it makes at once; `auto`, the
+    default, finds that by itself.
 
     SIGTERM or Ctrl-C lets calls in flight end within ANTREAN_GRACE_S and gives all other jobs back unburnt.
 
@@ -76,106 +73,3 @@ def _check_node_name(name: str) -> None:
         raise InputError(
             "--name: must be printable, without spaces, and of the forms with % only %h (host), %n, %d and %%"
         )
-
-
-def simulate(
-    port: Annotated[int, typer.Option(help="The port to listen on; 0 takes a free one.")] = 8080,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    latency: Annotated[float, typer.Option(help="Seconds until an answer.")] = 0.5,
-    latency_jitter: Annotated[
-        float, typer.Option(help="How far the latency varies up and down: a share of it.")
-    ] = 0.0,
-    fault_rate: Annotated[
-        float,
-        typer.Option(
-            help="Share of calls that fail, evenly by 429, 5xx, resets and cut answers, but no hangs."
-        ),
-    ] = 0.0,
-    rpm: Annotated[int | None, typer.Option(help="Calls a minute for each key; more get a 429.")] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="ANTREAN_SIMULATOR_KEY",
-            show_envvar=False,
-            help="The only key that is accepted. Without it any key is.",
-        ),
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(metavar="<str>", help="A model to run; may be given several times."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes the faults the same each time.")] = None,
-    rate_429: Annotated[float, typer.Option("--rate-429", help="Share of 429 with Retry-After.")] = 0.0,
-    rate_429_bare: Annotated[
-        float, typer.Option("--rate-429-bare", help="Share of 429 without Retry-After.")
-    ] = 0.0,
-    rate_500: Annotated[float, typer.Option("--rate-500", help="Share of 500.")] = 0.0,
-    rate_502: Annotated[float, typer.Option("--rate-502", help="Share of 502 with an HTML page.")] = 0.0,
-    rate_reset: Annotated[float, typer.Option(help="Share of connections reset.")] = 0.0,
-    rate_hang: Annotated[float, typer.Option(help="Share of calls never answered.")] = 0.0,
-    rate_cut_json: Annotated[
-        float, typer.Option(help="Share of answers that end in the middle of their JSON.")
-    ] = 0.0,
-    rate_cut_body: Annotated[
-        float, typer.Option(help="Share of bodies shorter than their Content-Length.")
-    ] = 0.0,
-    rate_drip: Annotated[float, typer.Option(help="Share of answers that come one byte at a time.")] = 0.0,
-    rate_html: Annotated[float, typer.Option(help="Share of 200 with an HTML page.")] = 0.0,
-    rate_empty: Annotated[float, typer.Option(help="Share of 200 without a body.")] = 0.0,
-    rate_large: Annotated[float, typer.Option(help="Share of completions of 10 MB.")] = 0.0,
-    rate_nul: Annotated[float, typer.Option(help="Share of completions with U+0000 in them.")] = 0.0,
-    rate_surrogate: Annotated[
-        float, typer.Option(help="Share of completions with a lone surrogate in them.")
-    ] = 0.0,
-    retry_after: Annotated[float, typer.Option(help="Seconds that a 429 asks to wait.")] = 1.0,
-    unauthorized_for: Annotated[
-        float, typer.Option(help="Seconds from the start in which all answers are 401.")
-    ] = 0.0,
-    auth_header: Annotated[
-        str, typer.Option(help="The header style that is accepted: both, bearer or api-key.")
-    ] = "both",
-) -> None:
-    """Serve a simulated endpoint, with faults on demand.
-
-    It answers chat completions and lists models as the documented endpoint does. Use it with
-    ANTREAN_BASE_URL=http://127.0.0.1:8080 and any key, or the key of --key or ANTREAN_SIMULATOR_KEY. Ctrl-C ends
-    it.
-    """
-    from api_client.simulator import SimulatorConfig, serve  # local: only this command needs an event loop
-
-    try:
-        config = SimulatorConfig(
-            host=host,
-            port=port,
-            key=key,
-            models=tuple(model) if model else ("DeepSeek-V3.1",),
-            latency_s=latency,
-            latency_jitter=latency_jitter,
-            seed=seed,
-            rpm=rpm,
-            fault_rate=fault_rate,
-            rate_429=rate_429,
-            rate_429_bare=rate_429_bare,
-            rate_500=rate_500,
-            rate_502_html=rate_502,
-            rate_reset=rate_reset,
-            rate_hang=rate_hang,
-            rate_cut_json=rate_cut_json,
-            rate_cut_body=rate_cut_body,
-            rate_drip=rate_drip,
-            rate_html=rate_html,
-            rate_empty=rate_empty,
-            rate_large=rate_large,
-            rate_nul=rate_nul,
-            rate_surrogate=rate_surrogate,
-            retry_after_s=retry_after,
-            unauthorized_for_s=unauthorized_for,
-            auth_header=auth_header,  # type: ignore[arg-type]  # checked by the configuration itself
-        )
-    except ValueError as exc:
-        raise InputError(str(exc)) from None
-    try:
-        serve(config, lambda url: out.print(f"listening on {url}"))
-    except (OSError, UnicodeError, TypeError) as exc:
-        reason = getattr(exc, "strerror", None) or "it is no address"
-        raise Unreachable(f"{host}:{port} cannot be listened on ({reason}): choose another --port") from None

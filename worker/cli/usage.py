@@ -20,7 +20,8 @@ from worker.cli.console import json_for_output, note, out
 from worker.cli.listing import complete_batch_id, iso
 from worker.errors import InputError
 from worker.operations.usage import open_usage
-from worker.reports.summary import format_count
+from worker.policy.cost import CostSum
+from worker.reports.summary import cost_facts, format_cost, format_count
 from worker.settings import load_settings
 from worker.storage.migrating import prepare_ledger
 from worker.storage.usage_sums import UsageBy, UsageSum
@@ -48,7 +49,8 @@ _FIGURES = (
     "reasoning_tokens",
     "unused_tokens",
 )
-_SHOWN = ("answered", "unused", "prompt", "completion", "total", "cached", "reasoning")
+_SUMMED = (*_FIGURES, "cost_nano", "unpriced")
+_SHOWN = ("answered", "unused", "prompt", "completion", "total", "cached", "reasoning", "cost")
 
 
 @dataclass(slots=True)
@@ -64,9 +66,15 @@ class _Total:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     unused_tokens: int = 0
+    cost_nano: int = 0
+    unpriced: int = 0
+
+    @property
+    def cost(self) -> CostSum:
+        return CostSum(self.cost_nano, self.unpriced, self.answered)
 
     def add(self, one: UsageSum) -> None:
-        for name in _FIGURES:
+        for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(one, name))
 
 
@@ -101,7 +109,7 @@ def usage(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print it as CSV, with a header.")] = False,
 ) -> None:
-    """Add up the tokens of all answered calls.
+    """Add up the tokens of all answered calls, and what they cost.
 
     They are grouped by model, day, batch or custom_id, with the number of answered calls. Every answer that was
     paid for counts, also if it was not used: a second answer to a job whose first worker was taken for dead, and an
@@ -153,11 +161,11 @@ def _facts(by: UsageBy, one: UsageSum) -> dict[str, Any]:
     named: dict[str, Any] = {_KEYS[by]: _key(by, one)}
     if by is UsageBy.BATCH:
         named["label"] = one.label
-    return named | {name: getattr(one, name) for name in _FIGURES}
+    return named | {name: getattr(one, name) for name in _FIGURES} | cost_facts(one.cost)
 
 
 def _write_csv(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
-    header = [_KEYS[by], *(["label"] if by is UsageBy.BATCH else []), *_FIGURES]
+    header = [_KEYS[by], *(["label"] if by is UsageBy.BATCH else []), *_FIGURES, *cost_facts(CostSum())]
     writer = csv.DictWriter(file, header, lineterminator="\n")
     writer.writeheader()
     for one in found:
@@ -174,7 +182,7 @@ def _write_json(
     for i, one in enumerate(found):
         total.add(one)
         file.write((",\n" if i else "\n") + json_for_output(orjson.dumps(_facts(by, one)).decode()))
-    sums = {name: getattr(total, name) for name in _FIGURES}
+    sums = {name: getattr(total, name) for name in _FIGURES} | cost_facts(total.cost)
     file.write('\n],"total":' + orjson.dumps(sums).decode() + "}\n")
 
 
@@ -237,4 +245,8 @@ def _figures(one: UsageSum | _Total) -> tuple[str, ...]:
         one.cached_tokens,
         one.reasoning_tokens,
     )
-    return tuple(format_count(count) for count in counts)
+    known = one.cost.known_nano
+    cost = "unknown" if known is None else format_cost(known)
+    if known is not None and one.unpriced:
+        cost += f" + {format_count(one.unpriced)} unpriced"
+    return (*(format_count(count) for count in counts), cost)

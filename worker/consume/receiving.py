@@ -43,7 +43,13 @@ class Receiver:
             self._spawn(lambda: self._write_down(request))
         else:
             self._dispatcher.receive(
-                Received(request.hinted_job, request.is_bulk, request.finish, request.begin)
+                Received(
+                    request.hinted_job,
+                    request.is_bulk,
+                    request.finish,
+                    request.begin,
+                    model=request.hinted_model,
+                )
             )
 
     def _write_down(self, request: BlankRequest) -> None:

@@ -15,7 +15,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from worker.attempt.report import Report, Verdict
-from worker.broker.hints import hinted_job, is_bulk_queue
+from worker.broker.hints import hinted_job, hinted_model, is_bulk_queue
 from worker.text.names import as_name
 
 NO_ARGS = "()"
@@ -26,12 +26,14 @@ class BlankRequest(Request):
     """The request that the consumer makes of each message. Its public fields are blank from the beginning."""
 
     hinted_job: str | None
+    hinted_model: str | None
     name: str
     _root_id: str | None
     _parent_id: str | None
 
     def __init__(self, message: Any, **options: Any) -> None:
         self.hinted_job = hinted_job(message)  # None: the message is more than a hint
+        self.hinted_model = None if self.hinted_job is None else hinted_model(message)
         if message._decoded_cache is not None:  # by the Fetcher; Celery would decode the body twice
             options |= {"body": message._decoded_cache, "decoded": True}
         super().__init__(message, **options)

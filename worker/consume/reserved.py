@@ -24,8 +24,9 @@ class Reserved:
         give_back: Callable[[str], None],
         on_broker_lost: Callable[[], None],
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        most_now: Callable[[], int | None] = lambda: None,
     ) -> None:
-        """`limit` bounds all messages, `bulk_limit` the bulk ones among them.
+        """`limit` bounds all messages, `bulk_limit` the bulk ones among them, `most_now` all for the time being.
 
         Bulk messages are fetched when there is room for `refill_at`. `give_back` is called with the job of a hint that
         Celery gives back. `on_broker_lost` is called when hints may have been lost. A message of more than
@@ -37,6 +38,7 @@ class Reserved:
         self.give_back = give_back
         self.on_broker_lost = on_broker_lost
         self.max_message_bytes = max_message_bytes
+        self._most_now = most_now
         self._lock = threading.Lock()
         self._jobs: dict[
             str, str | None
@@ -51,7 +53,8 @@ class Reserved:
     @property
     def room(self) -> int:
         """How many more messages may be fetched."""
-        return max(0, self.limit - len(self._jobs))
+        most = self._most_now()
+        return max(0, (self.limit if most is None else min(most, self.limit)) - len(self._jobs))
 
     @property
     def bulk_room(self) -> int:
@@ -61,7 +64,7 @@ class Reserved:
     @property
     def is_refill_due(self) -> bool:
         """Whether there is room for enough bulk messages to be worth a fetch."""
-        return self.bulk_room >= self.refill_at
+        return self.bulk_room >= (self.refill_at if self._most_now() is None else 1)
 
     @property
     def hinted_jobs(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from schemas.job import JobState
 from worker.errors import InputError, NotFound
 from worker.storage.batches import Batch, count_states, fetch_batch, fetch_batches, find_batches
+from worker.storage.budgets import fetch_budgets_that_wait
 from worker.storage.cleaning import clean_text
 from worker.storage.engine import Ledger
 from worker.text.printable import printable
@@ -16,6 +17,12 @@ def list_batches(ledger: Ledger, *, limit: int) -> list[tuple[Batch, dict[JobSta
     """The latest batches, at most `limit`, the newest first, each with its number of jobs by state."""
     with ledger.read() as connection:
         return [(one, count_states(connection, one.id)) for one in fetch_batches(connection, limit=limit)]
+
+
+def find_batches_at_budget(ledger: Ledger) -> frozenset[str]:
+    """The ids of batches that wait at their budget."""
+    with ledger.read() as connection:
+        return frozenset(fetch_budgets_that_wait(connection))
 
 
 def fetch_latest_batches(ledger: Ledger, *, limit: int) -> list[Batch]:

@@ -17,21 +17,23 @@ from worker.settings import Settings
 # Beside the calls: sixteen connections to the ledger (three files each where it is SQLite), those to the broker, the
 # log, locks, the spool, name resolution, and what Python opens for a moment.
 _OTHER_FILES = 100
-# Heartbeat, relay, writer, deadlines, name resolution, the way out and its timer, and one to spare.
-_OTHER_THREADS = 8
+# Heartbeat, relay, limiter, writer, deadlines, name resolution, the way out and its timer, and one to spare.
+_OTHER_THREADS = 9
 
 
-def make_room(settings: Settings) -> None:
+def make_room(settings: Settings) -> Settings:
     """Raises this process's limit of open files to what the slots need, as far as it may.
 
-    Raises SettingsError where the slots do not fit, with the number that would.
+    Returns the settings. With `auto` as concurrency, its maximum is lowered to what fits. Raises SettingsError where
+    the slots of a number do not fit, with the number that would, and where not even one slot fits.
     """
     files = _raise_file_limit(_files_for(settings))
     if files is not None and files < _files_for(settings):
-        raise _too_many(settings, "open files", files, _files_for, "raise its hard limit (`ulimit -n`)")
+        settings = _fit(settings, "open files", files, _files_for, "raise its hard limit (`ulimit -n`)")
     threads = count_startable_threads(_threads_for(settings))
     if threads < _threads_for(settings):
-        raise _too_many(settings, "threads", threads, _threads_for, "raise the limit of processes")
+        settings = _fit(settings, "threads", threads, _threads_for, "raise the limit of processes")
+    return settings
 
 
 @contextmanager
@@ -58,17 +60,42 @@ def _threads_for(settings: Settings) -> int:
     return settings.thread_count + _OTHER_THREADS
 
 
-def _too_many(
+def _fit(
     settings: Settings, of_what: str, allowed: int, need: Callable[[Settings], int], remedy: str
-) -> SettingsError:
-    fitting = settings.concurrency
-    while fitting and need(settings.model_copy(update={"concurrency": fitting})) > allowed:
+) -> Settings:
+    """These settings with as many slots as fit, where their number is free. Raises SettingsError where it is not."""
+    if settings.endpoint_tables:
+        return _fit_tables(settings, of_what, allowed, need, remedy)
+    name = "max_concurrency" if settings.is_adaptive else "concurrency"
+    fitting = slots = getattr(settings, name)
+    while fitting and need(settings.model_copy(update={name: fitting})) > allowed:
         fitting -= 1
+    if settings.is_adaptive and fitting:
+        return settings.model_copy(update={name: fitting})
     advice = f"set it to {fitting} at most, or {remedy}" if fitting else remedy
-    return SettingsError(
+    raise SettingsError(
         [
-            f"ANTREAN_CONCURRENCY: {settings.concurrency} slots need {need(settings)} {of_what}, and this process"
+            f"ANTREAN_{name.upper()}: {slots} slots need {need(settings)} {of_what}, and this process"
             f" may have {allowed}: {advice}"
+        ]
+    )
+
+
+def _fit_tables(
+    settings: Settings, of_what: str, allowed: int, need: Callable[[Settings], int], remedy: str
+) -> Settings:
+    """The same with several endpoints: none of those whose number is free has more slots than fit for all."""
+    free = [one.max_concurrency for one in settings.endpoint_tables if one.is_adaptive]
+    for most in range(max(free, default=0), 0, -1):
+        fitting = settings.model_copy(
+            update={"endpoint_tables": tuple(one.with_most(most) for one in settings.endpoint_tables)}
+        )
+        if need(fitting) <= allowed:
+            return fitting
+    raise SettingsError(
+        [
+            f"the endpoints of the tables need {need(settings)} {of_what} together, and this process may have "
+            f"{allowed}: lower the `concurrency` of some, or {remedy}"
         ]
     )
 

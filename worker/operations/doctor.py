@@ -16,6 +16,7 @@ from worker.broker.set_aside import count_aside, name_aside
 from worker.clock import SystemClock
 from worker.errors import BrokerAway
 from worker.files.home import broker_socket
+from worker.operations.endpoint_choice import drop_served
 from worker.settings import Settings
 from worker.storage.doctor import (
     MOST_EXAMPLES,
@@ -35,6 +36,7 @@ from worker.storage.engine import Ledger
 from worker.storage.errors import UNSTORABLE
 from worker.storage.identity import fetch_identity
 from worker.storage.migrating import fetch_newer_revision, is_current, migrate
+from worker.storage.open_models import count_open_models
 from worker.storage.outcomes import Recorded, Success
 from worker.storage.transitions import record_outcomes
 from worker.storage.workers import is_of_this_ledger
@@ -89,6 +91,7 @@ def examine(ledger: Ledger, settings: Settings) -> Examination:
     found.findings += _check_spool(settings)
     _check_workers(ledger, settings, at, found)
     found.findings += find_defects(ledger, at)
+    found.findings += _check_models(ledger, settings)
     _check_broker(ledger, settings, at, found)
     return found
 
@@ -160,6 +163,17 @@ def _check_workers(ledger: Ledger, settings: Settings, at: AuditTime, found: Exa
         if some:
             ids = tuple(one.worker_id for one in some[:MOST_EXAMPLES])
             found.findings.append(Finding(name, len(some), ids, is_repairable=some is found.dead))
+
+
+def _check_models(ledger: Ledger, settings: Settings) -> list[Finding]:
+    """Jobs whose model no table of these settings has: no worker with the same tables ever calls them."""
+    if not settings.endpoint_tables:
+        return []
+    with ledger.read() as connection:
+        models = count_open_models(connection, settings.endpoint)
+    unserved = drop_served(models, settings.endpoint_tables)
+    most = sorted(unserved, key=lambda model: (-unserved[model], model))[:MOST_EXAMPLES]
+    return [Finding("unserved_model", sum(unserved.values()), tuple(most))] if unserved else []
 
 
 def _check_broker(ledger: Ledger, settings: Settings, at: AuditTime, found: Examination) -> None:

@@ -83,16 +83,11 @@ def simulation_of(settings: Settings) -> Callable[[], Ledger | None]:
 
 
 def _own_files(settings: Settings) -> list[tuple[Path, str]]:
-    secrets = [
-        settings.api_key_file,
-        settings.database_password_file,
-        settings.broker_password_file,
-        settings.flower_password_file,
-    ]
     ledger = settings.ledger_address
     return [
         *((Path(name), "a file of settings") for name in (".env", "antrean.toml")),
-        *((path, "a file of a password or a key") for path in secrets if path is not None),
+        *((path, "a file of a password or a key") for path in settings.secret_files),
+        *((path, "the file of prices") for path in (settings.prices_file,) if path is not None),
         *(
             (Path(f"{ledger}{suffix}"), "the ledger")
             for suffix in _SQLITE_SUFFIXES

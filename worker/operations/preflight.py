@@ -19,6 +19,7 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.endpoint import open_endpoint
 from worker.errors import Refused, Unreachable
 from worker.operations.errors import KeyMissing, ModelMissing
+from worker.policy.gates import is_of_a_key
 from worker.settings import DEFAULT_BASE_URL, Settings
 
 _T = TypeVar("_T")
@@ -41,7 +42,8 @@ class EndpointFacts:
 
     `models` is None where it gave no list of models, and `models_failure` says why. `chat` says what the chat
     address answered, and `is_up` whether it would take requests now: an endpoint that answers 503 is there, and is
-    not up. `find_refusal` asks for a model: the endpoint's words where it has no such model, else None.
+    not up. `accepted`: the keys that it took; `refused_keys`: where those come from that it
+    did not. `find_refusal` asks for a model: the endpoint's words where it has no such model, else None.
     """
 
     models: tuple[str, ...] | None = None
@@ -49,6 +51,21 @@ class EndpointFacts:
     chat: str = "was not asked"
     is_up: bool = False
     find_refusal: Callable[[str], str | None] = field(default=_no_words, compare=False)
+    accepted: tuple[Credential, ...] = field(default=(), compare=False)
+    refused_keys: tuple[str, ...] = ()
+
+    @property
+    def only_model(self) -> str | None:
+        """The one model that it runs; None where it runs several, or did not list them."""
+        return self.models[0] if self.models is not None and len(self.models) == 1 else None
+
+    def choose_model(self, wanted: str | None) -> str:
+        """See the function of this name."""
+        return choose_model(wanted, self)
+
+    def check_models(self, wanted: Sequence[str]) -> list[str]:
+        """See the function of this name."""
+        return check_models(wanted, self)
 
     @property
     def why_unlisted(self) -> str:
@@ -64,15 +81,24 @@ def ask_endpoint(settings: Settings, *, with_chat: bool = True) -> EndpointFacts
 
     The chat address is asked with a request without messages, which no endpoint completes: nothing is paid. A list
     of models that is refused or odd is no reason to stop: see `check_models`. Either header style is tried where the
-    style is `auto`. Raises Refused for a key that is refused, KeyMissing, Unreachable for an endpoint that does not
-    answer or has nothing at its chat address, SettingsError for an address that no call can go to.
+    style is `auto`. Raises Refused for a key that is refused, KeyMissing, KeyUnavailable, Unreachable for an
+    endpoint that does not answer or has nothing at its chat address, SettingsError for an address that no call can
+    go to.
     """
     question = _Question(settings)
     models, failure = question.fetch_models()
     chat = "was not asked"
     if with_chat:
         chat = question.describe_chat(failure)
-    return EndpointFacts(models, failure, chat, question.is_up, cache(question.find_refusal))
+    return EndpointFacts(
+        models,
+        failure,
+        chat,
+        question.is_up,
+        cache(question.find_refusal),
+        tuple(question.accepted),
+        tuple(question.refused_places),
+    )
 
 
 def choose_model(wanted: str | None, facts: EndpointFacts) -> str:
@@ -118,46 +144,6 @@ def check_models(wanted: Sequence[str], facts: EndpointFacts) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """How the input of a command gets its models: `wanted` is the one that was asked for, None where none was.
-
-    `on_doubt` gets a sentence for each doubt that `check_models` has.
-    """
-
-    wanted: str | None
-    facts: EndpointFacts
-    on_doubt: Callable[[str], None]
-
-    def choose(self, *others: str | None) -> str:
-        """The model of all requests: the wanted one, else the first of `others` that is named, else the only one.
-
-        Raises what `choose_model` raises.
-        """
-        chosen = choose_model(self._first(others), self.facts)
-        self.check([chosen])
-        return chosen
-
-    def choose_default(self, *others: str | None) -> str | None:
-        """The model of requests that name none; None where each must name its own. `others` as for `choose`.
-
-        Doubts are told by `check`, once the models of all requests are known. Raises Refused.
-        """
-        wanted = self._first(others)
-        if wanted is not None:
-            return choose_model(wanted, self.facts)
-        models = self.facts.models
-        return models[0] if models is not None and len(models) == 1 else None
-
-    def check(self, models: Sequence[str]) -> None:
-        """Tells what is doubtful about these models. Raises Refused where the endpoint has one of them not."""
-        for doubt in check_models(models, self.facts):
-            self.on_doubt(doubt)
-
-    def _first(self, others: Sequence[str | None]) -> str | None:
-        return next((one for one in (self.wanted, *others) if one), None)
-
-
 def list_models(models: Sequence[str]) -> str:
     """Their names for a sentence, at most 20."""
     shown = [clean_words(model) for model in models[:_MOST_NAMED]]
@@ -172,25 +158,42 @@ class _Question:
         self._settings = settings
         self._address = parse_address(settings.base_url)
         self._credentials = Credentials(settings)
-        self._credential = self._credentials.current()
+        self._credential, *self._others = self._credentials.fetch()
+        self.accepted: list[Credential] = []
+        self.refused_places: list[str] = []
         self._is_chat_silent = False  # then it is not asked again
         self.is_up = False
         if self._credential.key is None and settings.base_url == DEFAULT_BASE_URL:
-            raise KeyMissing(f"{settings.base_url} needs a key: set ANTREAN_API_KEY")
+            raise KeyMissing(f"{settings.base_url} needs a key: set {settings.describe_setting('api_key')}")
 
     def fetch_models(self) -> tuple[tuple[str, ...] | None, Failure | None]:
-        """The models, or None and why they cannot be listed. Raises Refused; Unreachable where no server answers."""
-        try:
-            models = self._ask(
-                lambda client, key: client.models(credential=key), _MODELS_TIMEOUT_S, self._address
-            )
-        except ApiError as exc:
-            if exc.failure.kind is FailureKind.UNAUTHORIZED:
-                raise self._refused() from None
-            if exc.failure.http_status is None and not exc.failure.was_sent:
-                raise self._unreachable(exc.failure) from None
-            return None, exc.failure
-        return tuple(models), None
+        """The models, or None and why they cannot be listed. Each key is tried; the first that is taken is used.
+
+        Raises Refused where no key is taken; Unreachable where no server answers.
+        """
+        found: list[tuple[Credential, tuple[str, ...] | None, Failure | None]] = []
+        for credential in (self._credential, *self._others):
+            self._credential = credential
+            try:
+                models = self._ask(
+                    lambda client, key: client.models(credential=key), _MODELS_TIMEOUT_S, self._address
+                )
+            except ApiError as exc:
+                if exc.failure.http_status is None and not exc.failure.was_sent:
+                    raise self._unreachable(exc.failure) from None
+                if exc.failure.kind is FailureKind.UNAUTHORIZED:
+                    self.refused_places.append(self._credentials.find_place(credential))
+                    continue
+                found.append((self._credential, None, exc.failure))
+                if is_of_a_key(exc.failure.kind):
+                    continue
+                break  # it is not the key's, and may have taken long
+            self.accepted.append(self._credential)
+            found.append((self._credential, tuple(models), None))
+        if not found:
+            raise self._refused()
+        self._credential, listed, failure = min(found, key=lambda one: one[2] is not None)
+        return listed, failure
 
     def describe_chat(self, models_failure: Failure | None) -> str:
         """What the chat address answers, as the rest of a sentence. Raises Refused or Unreachable."""
@@ -211,7 +214,7 @@ class _Question:
         if _is_nothing_there(failure, self._address):
             raise Unreachable(
                 f"nothing that takes requests is at {self._address.chat_url} ({_describe(failure)}): "
-                f"check ANTREAN_BASE_URL{self._where_it_is()}"
+                f"check {self._settings.describe_setting('base_url')}{self._where_it_is()}"
             )
         return f"answers a request without messages with HTTP {failure.http_status}"
 
@@ -268,8 +271,8 @@ class _Question:
     def _refused(self) -> Refused:
         missing = "no key was sent: set" if self._credential.key is None else "it refuses the key: check"
         return Refused(
-            f"{self._settings.base_url} answers 401, {missing} ANTREAN_API_KEY "
-            f"(header style {self._settings.auth_style}; see ANTREAN_AUTH_STYLE)"
+            f"{self._settings.base_url} answers 401, {missing} {self._credentials.setting} "
+            f"(header style {self._settings.auth_style}; see {self._settings.describe_setting('auth_style')})"
         )
 
     def _client(self, within_s: float, address: Address) -> EndpointClient:
@@ -277,7 +280,8 @@ class _Question:
 
     def _unreachable(self, failure: Failure) -> Unreachable:
         return Unreachable(
-            f"{self._settings.base_url} does not answer as it should ({failure.message}): check ANTREAN_BASE_URL"
+            f"{self._settings.base_url} does not answer as it should ({failure.message}): "
+            f"check {self._settings.describe_setting('base_url')}"
         )
 
 

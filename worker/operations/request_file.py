@@ -19,7 +19,7 @@ from worker.errors import InputError
 from worker.files.names import as_text
 from worker.ids import new_batch_id, new_ids
 from worker.intake.submit import BULK_PRIORITY, Submitted, identify, submit_many
-from worker.operations.preflight import ModelChoice
+from worker.operations.model_choice import ModelChoice
 from worker.settings import Settings
 from worker.sources.jsonl import JsonlSummary, RequestLine, check_requests, read_requests
 from worker.sources.pipes import as_file, is_folder, is_stream, name_input
@@ -190,6 +190,7 @@ def _jobs(settings: Settings, batch: Batch, requests: CheckedRequests) -> Iterat
             source_key=f"{batch.id}:{line.number}",
             priority=BULK_PRIORITY,
             is_bulk=True,
+            expires_at_ms=batch.deadline_ms,
         )
 
 

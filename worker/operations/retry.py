@@ -11,6 +11,7 @@ from schemas.job import JobState
 from worker.clock import SystemClock
 from worker.operations.steps import repeat_steps
 from worker.storage.batches import Batch, count_states, resume_batch, resume_for_workers
+from worker.storage.deadlines import find_other_expiry, set_expiry
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.moves import retry_batch
 
@@ -29,14 +30,20 @@ def retry(
     """Queues the batch's jobs in one of these final states again; with `kinds` only failures of these kinds.
 
     Those of a run that has ended are for any worker from then on, until the run is started again. A batch that was
-    held with open jobs stays held. Stopped half way, what was queued goes on, and another call queues the rest.
+    held with open jobs stays held. The batch's deadline holds for them, unless it is over. Stopped half way, what was
+    queued goes on, and another call queues the rest.
     """
     with ledger.read() as connection:
         was_idle = all(state.is_final for state in count_states(connection, batch.id))
     names = [one.value for one in kinds]
 
     def step(connection: Transaction) -> list[str]:
-        ids = retry_batch(connection, batch.id, states=states, kinds=names, now_ms=SystemClock().now_ms())
+        now_ms = SystemClock().now_ms()
+        ids = retry_batch(connection, batch.id, states=states, kinds=names, now_ms=now_ms)
+        if ids and batch.deadline_ms is not None and batch.deadline_ms > now_ms:
+            # A new generation has no expiry of its own. In this transaction: no job is called after the deadline.
+            others = find_other_expiry(connection, batch.id, batch.deadline_ms)
+            set_expiry(connection, others, batch.deadline_ms)
         if ids and was_idle:
             # It is held because its run has ended, not because it was stopped. In this transaction: another call
             # would take the jobs queued here for those of a run that was stopped.

@@ -6,7 +6,7 @@ more `RunInput`, which `open_input` chooses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from worker.operations.errors import PromptMissing
 from worker.operations.inputs import inputs_of_run, name_inputs
-from worker.operations.preflight import ModelChoice
+from worker.operations.model_choice import ModelChoice
 from worker.operations.request_file import (
     CheckedRequests,
     RequestFile,
@@ -47,6 +47,10 @@ from worker.storage.engine import Ledger
 
 class CheckedInput(Protocol):
     """Input of which every request is valid."""
+
+    @property
+    def models(self) -> Collection[str]:
+        """The models that its requests name."""
 
     def find_batch(self, ledger: Ledger, settings: Settings) -> Batch | None:
         """The batch of this input; None where it was not made before."""
@@ -126,6 +130,10 @@ class _CheckedDocuments:
     input: _Documents
     model: str
 
+    @property
+    def models(self) -> Collection[str]:
+        return (self.model,)
+
     def find_batch(self, ledger: Ledger, settings: Settings) -> Batch | None:
         return find_run(ledger, settings, self.input.source, self.input.prompt, self.model)
 
@@ -157,6 +165,10 @@ class _Requests:
 class _CheckedRequests:
     source: Path
     requests: CheckedRequests
+
+    @property
+    def models(self) -> Collection[str]:
+        return self.requests.summary.models
 
     def find_batch(self, ledger: Ledger, settings: Settings) -> Batch | None:
         return find_requests_batch(ledger, settings, self.requests)

@@ -146,6 +146,7 @@ def submit_run(
                 custom_id=document.relative,
                 source_key=key,
                 is_bulk=True,
+                expires_at_ms=batch.deadline_ms,
                 identity=("run", key),
             )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from schemas.job import JobState
 from worker.operations.gates import describe_trouble
+from worker.policy.cost import NO_COST, CostSum, sum_costs
 from worker.policy.gates import Gate
 from worker.reports.summary import format_seconds
 from worker.storage.calls import CallSums, fetch_oldest_call
@@ -40,6 +41,7 @@ class Progress:
     in_flight: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: CostSum = NO_COST
     tokens_per_s: float = 0.0
     jobs_per_s: float = 0.0
     failures: Counter[str] = field(default_factory=Counter)
@@ -160,6 +162,7 @@ class Tracker:
                 progress.succeeded += count
                 progress.prompt_tokens += ending.prompt_tokens
                 progress.completion_tokens += ending.completion_tokens
+                progress.cost += sum_costs([ending.cost_nano])
                 tokens += ending.completion_tokens
             else:
                 progress.failed += count

@@ -16,6 +16,9 @@ PROBE_EVERY_S = 5.0
 MOST_PROBES = 12
 SEVERAL = 3  # if this many different jobs are refused in the same way, it is the endpoint's state
 _OF_A_KEY = frozenset({FailureKind.UNAUTHORIZED, FailureKind.QUOTA})
+_TROUBLE = frozenset(
+    {FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.UNREACHABLE, FailureKind.BAD_RESPONSE}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,9 @@ class Gate:
 
     No call may begin before `until_ms`. After it, a cooldown is over; a gate that `needs_probe` then lets one call at a
     time test whether the refusal still holds. `wait_ms`: the length of the wait when it was written, so that a writer
-    whose clock is ahead does not make it longer. `struck_ms`: the time of the last refusal. `jobs`: the first different
-    jobs that were refused, at most `SEVERAL`.
+    whose clock is ahead does not make it longer. `struck_ms`: the time of the last refusal. `since_ms`: that of the
+    first one since it was open. `jobs`: the first different jobs that were refused, at most `SEVERAL`. `answered` and
+    `failed`: probes since it was last struck; once one was answered, it is half open (`worker/policy/half_open.py`).
     """
 
     kind: FailureKind
@@ -36,6 +40,9 @@ class Gate:
     struck_ms: int | None = None
     http_status: int | None = None
     jobs: tuple[str, ...] = ()
+    since_ms: int | None = None
+    answered: int = 0
+    failed: int = 0
 
     @property
     def is_of_a_key(self) -> bool:
@@ -47,6 +54,26 @@ class Gate:
         """Whether it is shut for an outage. Failures during an outage are not the jobs' own."""
         return self.needs_probe and not self.is_of_a_key
 
+    @property
+    def is_trouble(self) -> bool:
+        """Whether it is shut for 5xx, timeouts, broken connections or pages, and not for a refusal in words."""
+        return self.needs_probe and self.kind in _TROUBLE
+
+    @property
+    def is_half_open(self) -> bool:
+        """Whether a probe was answered, and a few calls go before all do."""
+        return self.needs_probe and self.answered > 0
+
+
+def is_of_a_key(kind: FailureKind) -> bool:
+    """Whether a refusal of this kind concerns the key that was sent, and not the endpoint."""
+    return kind in _OF_A_KEY
+
+
+def is_over(gate: Gate, *, now_ms: int) -> bool:
+    """Whether it is a cooldown whose time has passed. A gate that needs a probe is never over by itself."""
+    return not gate.needs_probe and gate.until_ms <= now_ms
+
 
 class Admission(StrEnum):
     """What the gate allows a job."""
@@ -54,6 +81,7 @@ class Admission(StrEnum):
     OPEN = "open"
     PROBE = "probe"  # may pass as a probe, if one may begin now
     PROBE_OF_OTHERS = "probe_of_others"  # the same, for a job that was not refused itself
+    TRIAL = "trial"  # may pass as one of a few, if one more may begin now
     SHUT = "shut"
 
 
@@ -66,6 +94,8 @@ def decide_admission(gate: Gate | None, *, now_ms: int) -> Admission:
     if gate is None:
         return Admission.OPEN
     if now_ms >= gate.until_ms:
+        if gate.is_half_open:
+            return Admission.TRIAL
         return Admission.PROBE if gate.needs_probe else Admission.OPEN
     if (
         gate.needs_probe
@@ -91,12 +121,16 @@ def shut_further(
     """The gate after one more refusal. Its wait doubles from 1 s to a cap, and is at least what the endpoint asked for.
 
     The cap is 60 s for a refused key or quota, and 5 s for an outage. `is_probe` False: the call began before the gate
-    was shut; its job is added to the refused ones, and nothing else changes.
+    was shut; its job is added to the refused ones, and nothing else changes. So it is with a probe of an outage that
+    fails beside another one. A gate that is half open stays so until more probes have failed than were answered.
     """
     if gate is not None and gate.needs_probe:
         known = gate if job_id is None else _with_job(gate, job_id)
-        if not is_probe or (now_ms < gate.until_ms and known.jobs == gate.jobs):
+        is_struck = now_ms < gate.until_ms and (gate.is_trouble or known.jobs == gate.jobs)
+        if not is_probe or is_struck:
             return known
+        if gate.answered > gate.failed:
+            return replace(known, failed=gate.failed + 1)
         gate = known
     strikes = 1 if gate is None or not gate.needs_probe else gate.strikes + 1
     cap_s = PROBE_CAP_S if kind in _OF_A_KEY else OUTAGE_PROBE_CAP_S
@@ -113,6 +147,7 @@ def shut_further(
         struck_ms=now_ms,
         http_status=http_status,
         jobs=gate.jobs if gate is not None and gate.needs_probe else (),
+        since_ms=gate.since_ms if gate is not None and gate.needs_probe else now_ms,
     )
     return shut if job_id is None else _with_job(shut, job_id)
 
@@ -122,7 +157,16 @@ def cool_down(gate: Gate | None, kind: FailureKind, *, now_ms: int, asked_s: flo
     until_ms = now_ms + round(asked_s * 1000)
     if gate is not None and (gate.needs_probe or gate.until_ms >= until_ms):
         return gate
-    return Gate(kind, until_ms, 0, needs_probe=False, wait_ms=until_ms - now_ms, struck_ms=now_ms)
+    is_cooling = gate is not None and gate.until_ms > now_ms
+    return Gate(
+        kind,
+        until_ms,
+        0,
+        needs_probe=False,
+        wait_ms=until_ms - now_ms,
+        struck_ms=now_ms,
+        since_ms=gate.since_ms if gate is not None and is_cooling else now_ms,
+    )
 
 
 def bring_forward(gate: Gate, *, now_ms: int) -> Gate:
@@ -145,7 +189,8 @@ def correct_clock(gate: Gate, *, now_ms: int) -> Gate:
         return gate
     ahead_ms = gate.until_ms - now_ms - gate.wait_ms
     struck_ms = None if gate.struck_ms is None else gate.struck_ms - ahead_ms
-    return replace(gate, until_ms=now_ms + gate.wait_ms, struck_ms=struck_ms)
+    since_ms = None if gate.since_ms is None else gate.since_ms - ahead_ms
+    return replace(gate, until_ms=now_ms + gate.wait_ms, struck_ms=struck_ms, since_ms=since_ms)
 
 
 def next_probe_after_s(live: int) -> float:

@@ -1,7 +1,9 @@
 """Distinguishes an outage of the endpoint from a job's own failure. Pure.
 
-One failed call does not say whose fault it is. A run of failures of different jobs, without a success in between, is an
-outage if it is so long that it would be very unlikely at the endpoint's usual rate of failures.
+One failed call does not say whose fault it is. Failures of different jobs are an outage if there is a window, of the
+calls that ended last, in which more than four of five failed, and so many that it would be very unlikely at the
+endpoint's usual rate of failures. The window has no fixed length: three calls are enough at an endpoint that hardly
+ever fails, and it takes in a thousand where some calls are answered in between.
 """
 
 from __future__ import annotations
@@ -14,20 +16,39 @@ from schemas.failure import Failure, FailureKind
 from worker.policy.gates import SEVERAL
 from worker.policy.retry import is_local
 
-HEALTHY_RATE = 0.05  # the lowest rate of failures that is assumed of any endpoint
+HEALTHY_RATE = 0.01  # the lowest rate of failures that is assumed of any endpoint
+_RARE_WORDS = 0.05  # a share of calls refused in the same words that says nothing
 # The rate is learnt from this many answers. They must be more than the calls in flight, or one burst would decide it.
 KNOWN_FROM = 1000
-_ACCIDENT = 2e-4
-_LONGEST_RUN = 16
+_ACCIDENT = 1e-6
+_MOST_FAILURES = 20
+ANSWER_WEIGHT = 4  # an answer makes up for so many failures: a window has to have more than four of five
 # Failed calls often return before answered ones, which makes runs of failures longer. So the failed calls must also be
 # a larger share of the calls that began at the same time than the endpoint's usual rate explains.
 _PART = 0.25
 _LARGEST_PART = 0.7
+_FIRST_PART = 0.8
 _OF_THE_REQUEST = frozenset({400, 413, 415, 422})
 _SAME_WORDS_FOR_REQUESTS = 5
 _TROUBLE = frozenset({FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.UNREACHABLE})
 _OF_A_KEY = frozenset({FailureKind.UNAUTHORIZED, FailureKind.QUOTA})
-_DETAILS = re.compile(r"\d+|[0-9a-f]{8,}|`[^`]*`|'[^']*'|\"[^\"]*\"", re.IGNORECASE)
+# The parts of a message that differ from job to job: what is quoted, numbers and what is written together with them
+# (ids, dates, counts), ids of letters alone, and the names of days and months.
+_PART_OF_A_WORD = r"[A-Za-z0-9_.:+/=,~%#-]"
+_DETAILS = re.compile(
+    r"`[^`]*`|'[^']*'|\"[^\"]*\""
+    rf"|{_PART_OF_A_WORD}*[0-9]{_PART_OF_A_WORD}*"
+    r"|[A-Za-z_+/=-]{20,}"
+    r"|\b(?:mon|tue|tues|wed|wednes|thu|thurs|fri|sat|satur|sun)(?:day)?\b"
+    r"|\b(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
+    r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b",
+    re.IGNORECASE | re.ASCII,
+)
+_SEVERAL_DETAILS = re.compile(r"…(?:[\s,;:()/-]*…)+")
+# Words that also come while others are answered are the endpoint's state only if a run of them is this unlikely.
+_ACCIDENT_OF_WORDS = 1e-6
+_LONGEST_RUN_OF_WORDS = 200
+MIXED_SHARE = 0.2  # refusals with at least this share are the jobs' own: others are answered beside them
 
 
 def is_trouble(failure: Failure) -> bool:
@@ -55,32 +76,73 @@ def is_about_the_request(failure: Failure) -> bool:
 
 def likeness(failure: Failure, model: str) -> str:
     """A text that is the same for two refusals of the same kind: kind, status, model, and message without details."""
-    words = _DETAILS.sub("…", failure.message)[:200]
+    words = _SEVERAL_DETAILS.sub("…", _DETAILS.sub("…", failure.message))[:200]
     return f"{failure.kind.value} {failure.http_status} {model} {words}"
 
 
-def refusals_of_an_endpoint(failure: Failure) -> int:
-    """How many different jobs must be refused alike, in a row, to show that it is the endpoint's state."""
-    return _SAME_WORDS_FOR_REQUESTS if is_about_the_request(failure) else SEVERAL
+def refusals_of_an_endpoint(failure: Failure, share: float = 0.0) -> int:
+    """How many different jobs must be refused alike, in a row, to show that it is the endpoint's state.
 
-
-def is_outage(*, jobs: int, numbers: Sequence[int], calls: int, failure_rate: float) -> bool:
-    """Whether a run of failures is an outage.
-
-    `jobs`: how many different jobs failed in the run. `numbers`: the numbers of their calls. `calls`: how many calls
-    there were in all. `failure_rate`: the endpoint's usual rate. In an outage nearly all calls fail that began after
-    the middle call of the run; only the latest ones have not ended yet.
+    `share`: the usual share of calls that are refused in these words while others are answered. Three or five where
+    there are none; 20 where it is half of them, 132 where it is nine of ten, 200 at most.
     """
-    if jobs < SEVERAL or len(numbers) < shortest_outage(failure_rate):
+    fewest = _SAME_WORDS_FOR_REQUESTS if is_about_the_request(failure) else SEVERAL
+    if share <= _RARE_WORDS:
+        return fewest
+    longest = math.ceil(math.log(_ACCIDENT_OF_WORDS) / math.log(min(share, 0.99)))
+    return max(fewest, min(_LONGEST_RUN_OF_WORDS, longest))
+
+
+def count_excess(excess: int, *, failures: int = 0, answers: int = 0) -> int:
+    """The failures beyond four for each answer, in the window in which these are the most: never below 0.
+
+    It takes one number, and no list of calls: the window begins anew where answers have made up for all failures in it.
+    """
+    return max(0, excess - ANSWER_WEIGHT * answers) + failures
+
+
+def is_outage(
+    *, jobs: int, excess: int, numbers: Sequence[int], calls: int, failure_rate: float, is_known: bool = True
+) -> bool:
+    """Whether the failures of a window are an outage.
+
+    `jobs`: how many different jobs failed in it. `excess`: as of `count_excess`. `numbers`: the numbers of the failed
+    calls, in order. `calls`: how many calls there were in all. `failure_rate`: the endpoint's usual rate. `is_known`
+    False: no call was answered yet, so the rate is a guess.
+    """
+    if jobs < SEVERAL or not numbers or excess < shortest_outage(failure_rate):
         return False
-    middle = sorted(numbers)[len(numbers) // 2]
-    failed = len(numbers) - len(numbers) // 2
-    return failed >= min(_LARGEST_PART, _PART + failure_rate) * (calls - middle + 1)
+    failed, first = len(numbers), numbers[0]
+    if not _is_unlikely(failed, calls - first + 1, _highest_rate(failure_rate)):
+        return False
+    if not is_known and failed < _FIRST_PART * (numbers[-1] - first + 1):
+        return False  # of a first wave of calls, the failures come back before all answers
+    # Nearly all calls fail that began after the middle one of these; only the latest ones have not ended yet.
+    middle = numbers[failed // 2]
+    return failed - failed // 2 >= min(_LARGEST_PART, _PART + failure_rate) * (calls - middle + 1)
 
 
 def shortest_outage(failure_rate: float) -> int:
-    """How many failures in a row an outage needs at least: 3 at a healthy endpoint, 14 where half of the calls fail."""
-    # The rate is learnt from a thousand answers at most, so the true one may be a little higher.
+    """How many failures in a row are an outage: 3 at a healthy endpoint, 13 where 30 % of calls fail, 20 at most."""
+    rate = min(max(_highest_rate(failure_rate), HEALTHY_RATE), 0.99)
+    return max(SEVERAL, min(_MOST_FAILURES, math.ceil(math.log(_ACCIDENT) / math.log(rate))))
+
+
+def _highest_rate(failure_rate: float) -> float:
+    """What the usual rate may be. It is learnt from a thousand answers at most, so it may be a little higher."""
     margin = 2 * math.sqrt(failure_rate * (1 - failure_rate) / KNOWN_FROM)
-    rate = min(max(failure_rate + margin if failure_rate > 0.1 else failure_rate, HEALTHY_RATE), 0.99)
-    return max(SEVERAL, min(_LONGEST_RUN, math.ceil(math.log(_ACCIDENT) / math.log(rate))))
+    return max(HEALTHY_RATE, failure_rate + margin if failure_rate > 0.1 else failure_rate)
+
+
+def _is_unlikely(failed: int, begun: int, rate: float) -> bool:
+    """Whether it is no accident that so many fail of all calls that began since the first of them (Chernoff's bound).
+
+    An endpoint that fails in more than half of its calls is not what jobs wait for: half is the highest usual rate.
+    """
+    rate, share = min(rate, 0.5), min(1.0, failed / max(1, begun))
+    if share <= rate:
+        return False
+    distance = share * math.log(share / rate)
+    if share < 1:
+        distance += (1 - share) * math.log((1 - share) / (1 - rate))
+    return begun * distance >= -math.log(_ACCIDENT) - 1e-9

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from schemas.failure import Failure, FailureKind
+from schemas.rates import RateHints
 from worker.policy.backoff import decide_delay_s
 
 _REFUSALS = frozenset({403, 404, 405})
+_SHORTEST_HINTED_S = 0.05
+_SHORTEST_ROUND_S = 0.1
+_SHARE_OF_REFUSALS = 0.1
 _NOT_BY_THE_ENDPOINT = frozenset({FailureKind.INVALID_REQUEST, FailureKind.INTERNAL_ERROR})
 
 
@@ -47,6 +51,8 @@ class JobFacts:
     is_proven: bool  # the endpoint has answered a job before: its address and model names work
     attribution: Attribution = Attribution.UNKNOWN
     undecided: int = 0  # how often the decision on this job's failures was put off
+    round_trip_s: float | None = None  # about how long an answered call takes at the moment; None: not known
+    refused_for_s: float = 0.0  # for how long calls were refused for their rate, and none was answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,17 @@ def decide(
     if kind is FailureKind.REJECTED and not failure.should_retry:
         return Decision(None, burns=True)
     return _retry(failure, facts, now_ms, rules, rng)
+
+
+def decide_hinted_wait_s(hints: RateHints | None, rules: RetryRules) -> float | None:
+    """How long no worker shall call, as the endpoint said that its limit is reached; None: calls may go on.
+
+    Waits below 50 ms are over before a worker could heed them.
+    """
+    wait_s = None if hints is None else hints.wait_s
+    if wait_s is None or math.isnan(wait_s) or wait_s < _SHORTEST_HINTED_S:
+        return None
+    return min(wait_s, rules.retry_after_cap_s)
 
 
 def is_local(failure: Failure) -> bool:
@@ -154,10 +171,13 @@ def _wait_at_gate(
         # The job fails, but the refusal still concerns all jobs of the endpoint.
         return Decision(None, burns=False, shuts_gate=needs_probe, cooldown_s=_asked_s(failure, rules))
     asked_s = _asked_s(failure, rules)
-    n = max(1, min(facts.number, 8))
-    delay_s = decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
-    if asked_s is not None:
-        delay_s = asked_s + delay_s / 10
+    if not needs_probe and not asked_s and facts.round_trip_s is not None:
+        delay_s = _next_round_s(facts.round_trip_s, facts.refused_for_s, rules, rng)
+    else:
+        n = max(1, min(facts.number, 8))
+        delay_s = decide_delay_s(n, base_s=rules.backoff_base_s, cap_s=rules.backoff_cap_s, rng=rng)
+        if asked_s is not None:
+            delay_s = asked_s + delay_s / 10
     return Decision(
         now_ms + round(delay_s * 1000),
         burns=False,
@@ -165,6 +185,16 @@ def _wait_at_gate(
         shuts_gate=needs_probe,
         cooldown_s=asked_s,
     )
+
+
+def _next_round_s(round_trip_s: float, refused_for_s: float, rules: RetryRules, rng: random.Random) -> float:
+    """When calls that were in flight have ended and there is room again: one round trip later, up to a half more.
+
+    A job that was refused often would else wait out a long backoff beside free slots. While nobody is answered, it is a
+    tenth of that time: an endpoint that refuses all day is not asked all day, and its end is noticed soon enough.
+    """
+    wait_s = max(round_trip_s, refused_for_s * _SHARE_OF_REFUSALS) * rng.uniform(1.0, 1.5)
+    return min(max(_SHORTEST_ROUND_S, wait_s), rules.backoff_cap_s)
 
 
 def _asked_s(failure: Failure, rules: RetryRules) -> float | None:

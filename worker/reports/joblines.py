@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from worker.clock import iso_ms
+from worker.reports.summary import to_usd
 from worker.storage.job_list import ListedJob, Texts
 from worker.text.printable import csv_cell, printable_json
 
@@ -29,6 +30,7 @@ _FACTS = (
     "latency_s",
     "prompt_tokens",
     "completion_tokens",
+    "cost_usd",
     "created_at",
     "not_before",
     "ended_at",
@@ -97,6 +99,7 @@ def _facts(job: ListedJob) -> dict[str, Any]:
         None if job.latency_ms is None else job.latency_ms / 1000,
         job.prompt_tokens,
         job.completion_tokens,
+        to_usd(job.cost_nano),
         _moment(job.created_at_ms),
         _moment(job.not_before_ms),
         _moment(job.ended_at_ms),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from worker.policy.cost import NANO_PER_USD, CostSum
 from worker.text.printable import printable
 
 
@@ -18,6 +19,36 @@ def describe_finish_reasons(counts: Mapping[str, int]) -> str:
     """`12 × length, 1 × content_filter`: the most frequent first."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{format_count(count)} × {printable(reason)}" for reason, count in ordered)
+
+
+def format_cost(nano: int) -> str:
+    """An amount of money: `$1,234.50`; below a dollar its first three digits: `$0.0372`."""
+    if nano == 0:
+        return "$0"
+    if abs(nano) >= NANO_PER_USD * 0.9995:
+        return f"${nano / NANO_PER_USD:,.2f}"
+    exponent = int(f"{nano:.2e}".partition("e")[2]) - 9
+    return "$" + f"{nano / NANO_PER_USD:.{min(9, 2 - exponent)}f}".rstrip("0")
+
+
+def describe_cost(cost: CostSum) -> str:
+    """`$1.23`, `$1.23 and 12 answers of unknown price`, or `cost unknown` where no price is."""
+    known = cost.known_nano
+    if known is None:
+        return "cost unknown"
+    if not cost.unknown:
+        return format_cost(known)
+    return f"{format_cost(known)} and {format_count(cost.unknown, 'answer')} of unknown price"
+
+
+def cost_facts(cost: CostSum) -> dict[str, float | int | None]:
+    """The same for JSON: `cost_usd`, null where nothing of it is known, and the number of answers that it lacks."""
+    return {"cost_usd": to_usd(cost.known_nano), "unpriced_answers": cost.unknown}
+
+
+def to_usd(nano: int | None) -> float | None:
+    """Dollars of nanodollars."""
+    return None if nano is None else nano / NANO_PER_USD
 
 
 def format_seconds(seconds: float) -> str:

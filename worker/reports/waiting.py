@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from worker.clock import describe_moment, iso_ms
@@ -13,6 +14,9 @@ from worker.reports.summary import format_count, format_seconds
 from worker.storage.open_jobs import OldestCall, OpenJobs, Waits
 from worker.storage.pauses import Pause
 from worker.storage.workers import WorkerFacts
+from worker.text.printable import printable
+
+_MOST_NAMED = 5
 
 
 class Why(StrEnum):
@@ -20,6 +24,7 @@ class Why(StrEnum):
 
     PAUSED = "paused"  # for an operator's `antrean resume`
     HELD = "held"  # for their run to go on
+    NO_ENDPOINT = "no_endpoint"  # for an endpoint that serves their model
     NO_WORKER = "no_worker"  # for a worker of their endpoint
     GATE = "gate"  # for the gate to open
     SLOT = "slot"  # for a free slot
@@ -46,11 +51,13 @@ def explain_waiting(
     pauses: Sequence[Pause],
     gates: Mapping[str, Gate],
     now_ms: int,
+    unserved: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> list[Reason]:
     """Why queued and waiting jobs wait, sorted by endpoint; empty if all of them are about to be called.
 
     Each job has one reason: the strongest one, which would still apply if the others were gone. `gates`: the shut gates
     by endpoint, as far as they are known. The reason of a shut gate comes before the other reasons of its endpoint.
+    `unserved`: how many of the queued jobs have a model that nothing serves, by endpoint and model.
     """
     reasons: list[Reason] = []
     paused = {one.endpoint for one in pauses}
@@ -62,6 +69,10 @@ def explain_waiting(
         of_it = [one for one in workers if one.endpoint == endpoint]
         living = [one for one in of_it if not one.is_silent(now_ms)]
         found: list[Reason] = []
+        if endpoint in unserved and endpoint not in paused:
+            lacking = _unserved(endpoint, queued, unserved[endpoint])
+            found.append(lacking)
+            queued, due = queued - lacking.jobs, due - lacking.jobs
         if endpoint in open_jobs.held:
             found.append(_held(endpoint, open_jobs.held[endpoint]))
         if due and endpoint in paused:
@@ -117,6 +128,16 @@ def _held(endpoint: str, count: int) -> Reason:
 def _paused(endpoint: str, count: int) -> Reason:
     said = f"{format_count(count, 'job')} for {endpoint}, which is paused: `antrean resume` goes on"
     return Reason(Why.PAUSED, endpoint, count, said)
+
+
+def _unserved(endpoint: str, queued: int, by_model: Mapping[str, int]) -> Reason:
+    count = min(queued, sum(by_model.values()))
+    names = [printable(model) for model in sorted(by_model)]
+    named = ", ".join(names[:_MOST_NAMED]) + (" …" if len(names) > _MOST_NAMED else "")
+    said = (
+        f"{format_count(count, 'job')} for an endpoint that serves {named}: no table has it in its `models`"
+    )
+    return Reason(Why.NO_ENDPOINT, endpoint, count, said)
 
 
 def _no_worker(endpoint: str, count: int, silent: Sequence[WorkerFacts], now_ms: int) -> Reason:

@@ -1,37 +1,27 @@
-"""Every setting of antrean: one frozen model, read in one place from the environment, `.env` and `antrean.toml`.
-
-The environment wins over `.env`, which wins over `antrean.toml`; both files are looked for in the current folder.
-"""
+"""Every setting of antrean: one frozen model. `loading` reads it."""
 
 from __future__ import annotations
 
-import os
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
-    PrivateAttr,
     SecretStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from schemas.address import parse_address
-from schemas.chat import put_plainly
 from schemas.sqlite_address import format_sqlite_address, is_sqlite_address, parse_sqlite_path
 from worker.errors import SettingsError
 from worker.settings.database import PostgresqlAddress, parse_postgresql
-from worker.settings.files import ENV_FILE
+from worker.settings.destination import DestinationSettings
+from worker.settings.endpoints import KEY_SETTINGS, dump_endpoints
 from worker.settings.postgresql import check_postgresql
-from worker.settings.provenance import find_problems_of_home, find_problems_of_owners
-from worker.settings.secrets import check_api_key, fill_in_password, read_password
-from worker.settings.sources import PREFIX, describe_unknown, read_sources, unknown_names
+from worker.settings.secrets import fill_in_password, read_password
+from worker.settings.sources import PREFIX
 from worker.settings.values import (
     DATABASE_FILES,
     absolute_file,
@@ -43,13 +33,11 @@ from worker.settings.values import (
     holds_path,
     shown,
 )
-from worker.startup import say
 
-DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 SIMULATION = "simulation"
+_SECRET_FILES = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
 IN_STACK = "ANTREAN_IN_STACK"  # set for children of an embedded stack: they must not attach to it
 
-AuthStyle = Literal["bearer", "api-key", "auto"]
 # No number may be so large that a timer, a socket or a column cannot hold it.
 _LONGEST_S = 10 * 365 * 86_400
 Seconds = Annotated[float, Field(gt=0, le=_LONGEST_S, allow_inf_nan=False)]
@@ -60,21 +48,22 @@ Timeout = Annotated[
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
-class Settings(BaseModel):
+class Settings(DestinationSettings):
     """What one process of antrean was told. Durations are seconds, sizes are bytes."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, validate_default=True)
 
-    # The endpoint
-    base_url: str = DEFAULT_BASE_URL
-    endpoint_name: str | None = Field(
-        default=None, description="what jobs are filed under; the base URL unless set"
-    )
-    api_key: SecretStr | None = None
-    api_key_file: Path | None = Field(default=None, description="read again when the key is refused")
-    auth_style: AuthStyle = "auto"
+    # A call: where it goes is in DestinationSettings
+    api_key_command_timeout_s: Timeout = 10.0
     model: str | None = None
     allow_zero_temperature: bool = False
+    upstream_priority: Literal["off", "vllm"] = Field(
+        default="off",
+        description="vllm: tell the endpoint which calls come first, as its `priority` (lower is earlier)",
+    )
+    prices_file: Path | None = Field(
+        default=None, description="prices of your own, which win over the bundled"
+    )
     connect_timeout_s: Timeout = 10.0
     read_timeout_s: Timeout = 300.0
     total_timeout_s: Timeout | None = Field(
@@ -91,11 +80,7 @@ class Settings(BaseModel):
     broker_url: SecretStr | None = None
     sqlite_synchronous: Literal["full", "normal"] = "full"
 
-    # The worker
-    concurrency: Annotated[int, Field(ge=1, le=4000)] = 16
-    lone_slots: Annotated[int, Field(ge=0, le=100)] | None = Field(
-        default=None, description="slots kept for lone jobs, beside concurrency"
-    )
+    # The worker: its slots are in SlotSettings
     grace_s: Patience = 30.0
     lease_s: Seconds = 30.0
     beat_s: Seconds | None = Field(default=None, description="lease_s / 6 unless set")
@@ -133,13 +118,6 @@ class Settings(BaseModel):
             check_text(value)
         return value
 
-    _address_file: str | None = PrivateAttr(default=None)
-
-    @field_validator("base_url")
-    @classmethod
-    def _base_url_is_an_address(cls, value: str) -> str:
-        return parse_address(value).base_url
-
     @field_validator("database_url", "broker_url", mode="before")
     @classmethod
     def _password_is_filled_in(cls, value: object, info: ValidationInfo) -> object:
@@ -174,15 +152,13 @@ class Settings(BaseModel):
         files = {n: absolute_file(str(v)) for n, v in parsed.parameters.items() if n in DATABASE_FILES}
         return SecretStr(parsed.with_parameters(files).render())
 
-    @field_validator("api_key")
-    @classmethod
-    def _api_key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            check_api_key(value.get_secret_value())
-        return value
-
     @field_validator(
-        "home", "api_key_file", "database_password_file", "broker_password_file", "flower_password_file"
+        "home",
+        "api_key_file",
+        "prices_file",
+        "database_password_file",
+        "broker_password_file",
+        "flower_password_file",
     )
     @classmethod
     def _path_is_absolute(cls, value: Path | None) -> Path | None:
@@ -195,8 +171,10 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _values_fit_each_other(self) -> Settings:
-        if self.api_key is not None and self.api_key_file is not None:
-            raise ValueError("ANTREAN_API_KEY and ANTREAN_API_KEY_FILE are both set: keep one")
+        keys = [PREFIX + name.upper() for name in KEY_SETTINGS if getattr(self, name) is not None]
+        if len(keys) > 1:
+            both = "both" if len(keys) == 2 else "all"
+            raise ValueError(f"{', '.join(keys[:-1])} and {keys[-1]} are {both} set: keep one")
         for name in ("database", "broker"):
             if getattr(self, f"{name}_password_file") and not getattr(self, f"{name}_url"):
                 setting = PREFIX + name.upper()
@@ -208,14 +186,11 @@ class Settings(BaseModel):
         return self
 
     @property
-    def endpoint(self) -> str:
-        """The endpoint's identity in the ledger: jobs are only called by workers of their endpoint."""
-        return self.endpoint_name or parse_address(self.base_url).name
-
-    @property
-    def address_file(self) -> str | None:
-        """The file with the base URL, where the key comes from the environment; None where both have one source."""
-        return self._address_file
+    def secret_files(self) -> tuple[Path, ...]:
+        """The files of keys and passwords."""
+        named = [getattr(self, name) for name in _SECRET_FILES]
+        named += [one.api_key_file for one in self.endpoint_tables]
+        return tuple(file for file in named if file is not None)
 
     @property
     def beat_interval_s(self) -> float:
@@ -226,31 +201,6 @@ class Settings(BaseModel):
     def deadline_s(self) -> float:
         """The total deadline of one call, in seconds."""
         return self.read_timeout_s + 60.0 if self.total_timeout_s is None else self.total_timeout_s
-
-    @property
-    def lone_slot_count(self) -> int:
-        """Slots beside `concurrency` that bulk jobs never take."""
-        return self.concurrency // 16 if self.lone_slots is None else self.lone_slots
-
-    @property
-    def staged_count(self) -> int:
-        """The most bulk messages that are held beyond `concurrency`: jobs claimed ahead, and those being recorded."""
-        return max(1, min(128, self.concurrency))
-
-    @property
-    def call_count(self) -> int:
-        """The most calls at once."""
-        return self.concurrency + self.lone_slot_count
-
-    @property
-    def reserved_count(self) -> int:
-        """The most messages that are held at once."""
-        return self.call_count + self.staged_count
-
-    @property
-    def thread_count(self) -> int:
-        """Threads for calls, and for those whose call has ended and is being recorded."""
-        return self.call_count + max(1, min(64, self.concurrency // 4))
 
     @property
     def is_broker_embedded(self) -> bool:
@@ -278,8 +228,11 @@ class Settings(BaseModel):
             update={
                 "base_url": base_url,
                 "endpoint_name": SIMULATION,
+                "endpoint_tables": (),
                 "api_key": SecretStr(api_key),
+                "api_keys": None,
                 "api_key_file": None,
+                "api_key_command": None,
                 "auth_style": "bearer",
                 "home": self.home / SIMULATION,
                 "database_password_file": None,
@@ -288,16 +241,18 @@ class Settings(BaseModel):
                 "broker_url": None,
             }
         )
-        simulated._address_file = None
+        simulated._address_file = simulated._table = simulated._unused_tables = None
         return simulated
 
     def require_lasting_files(self) -> None:
-        """Raises SettingsError if a file of a secret is a pipe: a child process reads it again, and finds nothing."""
-        names = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
+        """Raises SettingsError if a file of a setting is a pipe: a child process reads it again, and finds nothing."""
+        names = [name for name in type(self).model_fields if name.endswith("_file")]
+        named = [(f"{PREFIX}{name.upper()}", getattr(self, name)) for name in names]
+        named += [(one.describe_setting("api_key_file"), one.api_key_file) for one in self.endpoint_tables]
         problems = [
-            f"{PREFIX}{name.upper()}: {shown(file)} is no file that several processes can read: save it to one"
-            for name in names
-            if (file := getattr(self, name)) is not None and file.exists() and not file.is_file()
+            f"{name}: {shown(file)} is no file that several processes can read: save it to one"
+            for name, file in named
+            if file is not None and file.exists() and not file.is_file()
         ]
         if problems:
             raise SettingsError(problems)
@@ -306,42 +261,19 @@ class Settings(BaseModel):
         """These settings as environment variables, for a child process. Holds secrets: never log it."""
         env: dict[str, str] = {}
         for name in type(self).model_fields:
+            if name == "endpoint_tables":
+                continue
             value = getattr(self, name)
             if isinstance(value, SecretStr):
                 value = value.get_secret_value()
             if value is not None:
                 env[PREFIX + name.upper()] = str(value)
+        if self.endpoint_tables:
+            env[f"{PREFIX}ENDPOINT_TABLES"] = dump_endpoints(self.endpoint_tables)
+            env[f"{PREFIX}BASE_URL"] = ""  # one that is set means that one alone
+            env |= {
+                one.api_key_env: one.api_key.get_secret_value()
+                for one in self.endpoint_tables
+                if one.api_key_env is not None and one.api_key is not None
+            }
         return env
-
-
-def load_settings(*, _env_file: str | None = ENV_FILE, **overrides: Any) -> Settings:
-    """The settings of this process. Raises SettingsError that names every problem at once.
-
-    `overrides` win over the environment. Without an `_env_file` neither file of the folder is read.
-    """
-    if _env_file is not None and (problems := find_problems_of_owners()):
-        raise SettingsError(problems)  # nothing in them is used, not even for a sentence
-    sources = read_sources(Settings.model_fields, os.environ, env_file=_env_file)
-    problems = list(sources.problems)
-    try:
-        settings = Settings(**(sources.values | overrides))
-        problems += find_problems_of_home(settings.home)
-        if not overrides.keys() & {"base_url", "api_key", "api_key_file"}:
-            settings._address_file = sources.find_address_file()
-    except ValidationError as exc:
-        for error in exc.errors(include_url=False, include_input=False, include_context=False):
-            name = str(error["loc"][0]) if error["loc"] else ""
-            sentence = put_plainly(error["msg"])
-            problems.append(
-                f"{PREFIX}{name.upper()}: {sentence}{sources.say_where(name)}" if name else sentence
-            )
-    if problems:
-        raise SettingsError(problems) from None
-    return settings
-
-
-@cache
-def warn_of_unknown_names() -> None:
-    """Says on standard error, once a process, which variables look like settings of antrean and are none."""
-    for name in unknown_names(os.environ, Settings.model_fields):
-        say(f"warning: {describe_unknown(name, Settings.model_fields)}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from urllib.parse import quote
 
-from worker.settings.values import shown
+from worker.settings.values import expanded_path, shown
 
 
 def read_password(file: Path) -> str:
@@ -28,6 +29,38 @@ def fill_in_password(url: str, password: str) -> str:
     credentials, _, host = rest[:end].rpartition("@")
     user = credentials.partition(":")[0]
     return f"{scheme}{separator}{user}:{quote(password, safe='')}@{host}{rest[end:]}"
+
+
+def read_command(line: str) -> str:
+    """A command line, its program made absolute where it is named by a path. Raises ValueError with a sentence.
+
+    The sentence does not quote the line: its words may be secrets.
+    """
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        raise ValueError("is no command line: a quote or a backslash at its end has no partner") from None
+    if not words or not words[0]:
+        raise ValueError("names no program")
+    if "/" in words[0]:
+        words[0] = str(expanded_path(Path(words[0])))
+    return shlex.join(words)
+
+
+def split_keys(text: str, separator: str) -> list[str]:
+    """The keys in `text`, each once and without the white space around it; empty parts are left out.
+
+    Raises ValueError, without a key in it, if there is none, or one cannot travel in an HTTP header.
+    """
+    keys = list(dict.fromkeys(part.strip() for part in text.split(separator) if part.strip()))
+    if not keys:
+        raise ValueError("holds no key")
+    for number, key in enumerate(keys, 1):
+        try:
+            check_api_key(key)
+        except ValueError as exc:
+            raise ValueError(str(exc) if len(keys) == 1 else f"(key {number} of {len(keys)}) {exc}") from None
+    return keys
 
 
 def check_api_key(key: str) -> None:

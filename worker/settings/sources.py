@@ -17,6 +17,8 @@ _NOT_SETTINGS = frozenset(
     {"ANTREAN_IN_STACK", "ANTREAN_PYTHON", "ANTREAN_VENV", "ANTREAN_SIMULATOR_KEY"}
     | {"ANTREAN_WORKER_MEMORY", "ANTREAN_POSTGRES_MEMORY"}  # of docker-compose.yml
 )
+_TABLES = "endpoint_tables"
+_NAMES_IN_TOML = {_TABLES: "endpoints"}  # where it is not the setting's own
 _NEAR = 0.7
 _ALIKE = 0.8  # of 1: ANTREN and ANTEARN are our prefix misspelt, ANTHROPIC is somebody else's
 
@@ -28,15 +30,18 @@ class Sources:
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    # All variables: of the environment, and of `.env`.
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def say_where(self, name: str) -> str:
         """The end of a sentence about a setting that a file holds; nothing for one of the environment."""
         origin = self.origins.get(name, ENVIRONMENT)
         return "" if origin == ENVIRONMENT else f" (it stands in {origin})"
 
-    def find_address_file(self) -> str | None:
+    def find_address_file(self, key_settings: Iterable[str]) -> str | None:
         """The file that has the base URL, where the key is in the environment; None otherwise."""
-        origins = {self.origins.get(name) for name in ("api_key", "api_key_file")}
+        origins = {self.origins.get(name) for name in key_settings}
         address = self.origins.get("base_url", ENVIRONMENT)
         return address if ENVIRONMENT in origins and address != ENVIRONMENT else None
 
@@ -51,21 +56,24 @@ def read_sources(
     """
     found = Sources()
     environ = {as_text(FileName(name)): as_text(FileName(value)) for name, value in environ.items()}
+    found.environ = environ
     variables = [(ENVIRONMENT, _settings_in(environ, names))]
     if env_file is not None:
         dotenv, toml = read_dotenv(Path(env_file), environ), read_toml(Path(TOML_FILE))
+        keys = {_NAMES_IN_TOML.get(name, name): name for name in names}
+        found.dotenv = dotenv.values
         found.problems += toml.problems + dotenv.problems
         found.problems += [
-            f"{TOML_FILE}: {_describe_key(name, names)}" for name in sorted(toml.values) if name not in names
+            f"{TOML_FILE}: {_describe_key(name, keys)}" for name in sorted(toml.values.keys() - keys.keys())
         ]
         found.problems += [
             f"{ENV_FILE}: {describe_unknown(name, names)}" for name in unknown_names(dotenv.values, names)
         ]
         variables.append((ENV_FILE, _settings_in(dotenv.values, names)))
-        _take(found, TOML_FILE, {name: toml.values[name] for name in names if name in toml.values})
+        _take(found, TOML_FILE, {keys[key]: value for key, value in toml.values.items() if key in keys})
     for origin, values in reversed(variables):
         _take(found, origin, {name: value for name, value in values.items() if value})
-    if "base_url" not in found.values:
+    if "base_url" not in found.values and _TABLES not in found.values:
         found.problems += [
             f"{PREFIX}BASE_URL is set to nothing (in {origin}): set it to the endpoint's address, or unset it"
             for origin, values in variables

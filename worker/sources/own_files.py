@@ -14,7 +14,6 @@ from schemas.sqlite_address import is_sqlite_address, parse_sqlite_path
 from worker.settings import Settings
 
 _SETTINGS = (".env", "antrean.toml")
-_SECRETS = ("api_key_file", "database_password_file", "broker_password_file", "flower_password_file")
 # The first command in a home makes one of these. No folder of documents has one.
 _MARKS_OF_A_HOME = ("stack.lock", "antrean.db")
 
@@ -80,9 +79,7 @@ def _begins_with(path: Path, start: bytes) -> bool:
 
 
 def _list_own(settings: Settings, prompt: Path) -> Iterator[tuple[Path, str]]:
-    for name in _SECRETS:
-        if (secret := getattr(settings, name)) is not None:
-            yield secret, "the file of a key or password"
+    yield from ((file, "the file of a key or password") for file in settings.secret_files)
     yield from ((Path(name), "settings") for name in _SETTINGS)
     yield prompt, "the prompt"
     yield settings.home, "the home of antrean"

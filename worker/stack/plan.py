@@ -50,7 +50,10 @@ def make_plan(
     """The parts for these settings. `flower_port` None: without Flower."""
     env = _environment(settings, environ)
     # Parts that make no calls get no key.
-    keyless = {name: value for name, value in env.items() if not name.startswith("ANTREAN_API_KEY")}
+    of_keys = {one.api_key_env for one in settings.endpoint_tables}
+    keyless = _environment(
+        settings.without_keys(), {name: value for name, value in environ.items() if name not in of_keys}
+    )
     worker_stop_s = settings.grace_s + _WORKER_MARGIN_S
     flower = None
     if flower_port is not None:

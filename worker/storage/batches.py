@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, select, union_all, update
+from sqlalchemy import Connection, Row, exists, func, select, union, union_all, update
 
-from schemas.job import JobState, derive_batch_status
+from schemas.job import JobState
 from worker.errors import InputError
+from worker.policy.fairness import USUAL_WEIGHT
 from worker.storage.due import unmark_published
-from worker.storage.tables import batches, insert_or_ignore, is_in, is_published, jobs, usage, wants
+from worker.storage.tables import batches, budgets, insert_or_ignore, is_in, is_published, jobs, wants
 from worker.storage.wants import OPEN, bring_home, hand_over
 
 _SHORTEST_PREFIX = 12
@@ -21,7 +22,7 @@ _RUN_KIND, _SUBMIT_KIND = "run", "submit"
 _FOR_WORKERS = "is_for_workers"
 CLOSED_BATCH = "batch: is one that `antrean run` or `antrean submit` made; messages may join their own only"
 _HAS_OPEN_JOBS = exists().where(jobs.c.batch_id == batches.c.id, is_in(*OPEN)).correlate(batches)
-_WANTED_ELSEWHERE = wants.join(jobs, jobs.c.id == wants.c.job_id)
+WANTED_ELSEWHERE = wants.join(jobs, jobs.c.id == wants.c.job_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Batch:
     submitted_at_ms: int | None
     held_at_ms: int | None
     details: Mapping[str, Any]
+    weight: float = USUAL_WEIGHT
 
     @property
     def is_closed(self) -> bool:
@@ -44,26 +46,14 @@ class Batch:
         return self.kind != _OPEN_KIND
 
     @property
+    def deadline_ms(self) -> int | None:
+        """After this time none of its jobs is called."""
+        return self.details.get("deadline_ms")
+
+    @property
     def is_for_workers(self) -> bool:
         """Whether jobs of this run were queued again after its end, for any worker: see `resume_for_workers`."""
         return bool(self.details.get(_FOR_WORKERS))
-
-
-@dataclass(frozen=True, slots=True)
-class BatchStatus:
-    """A batch with the counts of its jobs and the tokens of all its answered attempts."""
-
-    batch: Batch
-    counts: Mapping[JobState, int]
-    failures: Mapping[str, int]  # failed jobs by kind
-    finish_reasons: Mapping[str, int]  # results by finish_reason, unusual ones only
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-    @property
-    def status(self) -> str:
-        return derive_batch_status(dict(self.counts), is_submitted=self.batch.submitted_at_ms is not None)
 
 
 def make_batch(
@@ -188,7 +178,7 @@ def resume_for_workers(connection: Connection, batch_id: str) -> int:
 
     Returns the same as `resume_batch`.
     """
-    _note_detail(connection, batch_id, _FOR_WORKERS, True)
+    note_detail(connection, batch_id, _FOR_WORKERS, True)
     return resume_batch(connection, batch_id)
 
 
@@ -199,7 +189,7 @@ def begin_run(connection: Connection, batch_id: str) -> bool:
     """
     found = connection.execute(select(batches).where(batches.c.id == batch_id).with_for_update()).first()
     if found is not None and _batch(found).is_for_workers:
-        _note_detail(connection, batch_id, _FOR_WORKERS, False)
+        note_detail(connection, batch_id, _FOR_WORKERS, False)
     return found is not None
 
 
@@ -210,19 +200,19 @@ def is_held(connection: Connection, batch_id: str) -> bool:
 
 
 def fetch_held(connection: Connection, endpoint: str) -> list[str]:
-    """Ids of the endpoint's held batches that are the home batch of open jobs."""
-    return list(
-        connection.execute(
-            select(batches.c.id).where(
-                batches.c.held_at_ms.is_not(None), batches.c.endpoint == endpoint, _HAS_OPEN_JOBS
-            )
-        ).scalars()
+    """Ids of the endpoint's batches that are held, or wait at their budget, and are the home batch of open jobs."""
+    # Each by its partial index: this is asked with each turn of the relay.
+    waiting = select(budgets.c.batch_id).where(budgets.c.waits_since_ms.is_not(None))
+    held, at_budget = (
+        select(batches.c.id).where(is_so, batches.c.endpoint == endpoint, _HAS_OPEN_JOBS)
+        for is_so in (batches.c.held_at_ms.is_not(None), batches.c.id.in_(waiting))
     )
+    return list(connection.execute(union(held, at_budget)).scalars())
 
 
 def move_run(connection: Connection, batch_id: str, home: str) -> None:
     """Records the home folder in which the run goes on: the run's lock is in it."""
-    _note_detail(connection, batch_id, "home", home)
+    note_detail(connection, batch_id, "home", home)
 
 
 def fetch_unheld_runs(connection: Connection, *, home: str) -> list[Batch]:
@@ -303,7 +293,7 @@ def count_states(connection: Connection, batch_id: str | None = None) -> dict[Jo
         union_all(
             of_home.where(jobs.c.batch_id == batch_id),
             select(jobs.c.state, func.count())
-            .select_from(_WANTED_ELSEWHERE)
+            .select_from(WANTED_ELSEWHERE)
             .where(wants.c.batch_id == batch_id)
             .group_by(jobs.c.state),
         )
@@ -312,64 +302,14 @@ def count_states(connection: Connection, batch_id: str | None = None) -> dict[Jo
     return dict(counts)
 
 
-def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
-    """The batch's status: counts of jobs, failures, finish reasons and tokens."""
-    of_home = select(jobs.c.failure_kind, func.count()).where(jobs.c.state == "failed")
-    failures: Counter[str] = Counter()
-    for kind, count in connection.execute(
-        union_all(
-            of_home.where(jobs.c.batch_id == batch.id).group_by(jobs.c.failure_kind),
-            of_home.select_from(_WANTED_ELSEWHERE)
-            .where(wants.c.batch_id == batch.id)
-            .group_by(jobs.c.failure_kind),
-        )
-    ):
-        failures[kind or "unknown"] += count
-    sums = select(
-        *(
-            func.coalesce(func.sum(column), 0)
-            for column in (usage.c.prompt_tokens, usage.c.completion_tokens, usage.c.total_tokens)
-        )
-    )
-    elsewhere = select(wants.c.job_id).where(wants.c.batch_id == batch.id)
-    tokens = connection.execute(
-        union_all(
-            sums.where(usage.c.batch_id == batch.id),
-            sums.where(usage.c.job_id.in_(elsewhere), usage.c.batch_id != batch.id),
-        )
-    ).all()
-    prompt, completion, total = (sum(int(row[i]) for row in tokens) for i in range(3))
-    odd_ends = (
-        select(usage.c.odd_finish_reason, func.count())
-        .where(usage.c.odd_finish_reason.is_not(None))
-        .group_by(usage.c.odd_finish_reason)
-    )
-    finish_reasons: Counter[str] = Counter()
-    for reason, count in connection.execute(
-        union_all(
-            odd_ends.where(usage.c.batch_id == batch.id),
-            odd_ends.where(usage.c.job_id.in_(elsewhere), usage.c.batch_id != batch.id),
-        )
-    ):
-        finish_reasons[str(reason)] += count
-    return BatchStatus(
-        batch=batch,
-        counts=count_states(connection, batch.id),
-        failures=dict(failures.most_common()),
-        finish_reasons=dict(finish_reasons.most_common()),
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=total,
-    )
-
-
 def _lock_details(connection: Connection, batch_id: str) -> Mapping[str, Any]:
     """The batch's details, locked until this transaction ends; empty if the batch is gone."""
     found = select(batches.c.details).where(batches.c.id == batch_id).with_for_update()
     return connection.execute(found).scalar_one_or_none() or {}
 
 
-def _note_detail(connection: Connection, batch_id: str, name: str, value: object) -> None:
+def note_detail(connection: Connection, batch_id: str, name: str, value: object) -> None:
+    """Records a fact of the batch, by name, in place of an earlier one."""
     details = {**_lock_details(connection, batch_id), name: value}
     connection.execute(update(batches).where(batches.c.id == batch_id).values(details=details))
 
@@ -385,4 +325,5 @@ def _batch(row: Row[Any]) -> Batch:
         submitted_at_ms=row.submitted_at_ms,
         held_at_ms=row.held_at_ms,
         details=row.details,
+        weight=USUAL_WEIGHT if row.weight is None else row.weight,
     )

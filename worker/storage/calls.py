@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from sqlalchemy import Connection, select
 
@@ -49,7 +50,7 @@ def sum_calls(ledger: Ledger, ids: Sequence[str], *, since_ms: int) -> CallSums:
         )
         with ledger.read() as connection:
             rows = connection.execute(statement).all()
-        for row, after in zip(rows, [*rows[1:], None], strict=True):
+        for row, after in zip_longest(rows, rows[1:]):
             if row.outcome == "succeeded" and row.latency_ms is not None:
                 sums.latencies_ms[row.latency_ms] += 1
             if row.outcome in _NO_FAILURES:

@@ -10,13 +10,14 @@ from schemas.job import TARGETS, JobState, Move
 from worker.policy.patience import waiting_since_ms
 from worker.storage.outcomes import Claim, ClaimedJob
 from worker.storage.prepared import Prepared, is_among, pack_ids
-from worker.storage.tables import batches, is_in, jobs, requests, usage
+from worker.storage.tables import batches, budgets, is_in, jobs, requests, usage
 
 SOLO_AFTER_LOSSES = 2
 _ANY_LOSSES = 2**31 - 1
 
 _now: BindParameter[int] = bindparam("now_ms")
 _token: BindParameter[str] = bindparam("token")
+_HAS_BUDGET = exists().where(budgets.c.batch_id == jobs.c.batch_id).correlate(jobs)
 
 
 def _claim(dialect: str) -> Update:
@@ -64,6 +65,10 @@ def _claim(dialect: str) -> Update:
             jobs.c.blocked_until_ms,
             jobs.c.is_bulk,
             jobs.c.model,
+            jobs.c.expires_at_ms,
+            jobs.c.batch_id,
+            jobs.c.priority,
+            case((_HAS_BUDGET, jobs.c.batch_id)).label("budget_of"),
         )
     )
 
@@ -134,6 +139,10 @@ def claim_jobs(
             ),
             claimed_at_ms=now_ms,
             is_bulk=bool(row.is_bulk),
+            expires_at_ms=row.expires_at_ms,
+            budget_of=row.budget_of,
+            batch_id=row.batch_id,
+            priority=row.priority,
         )
         for row in rows
     }

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from sqlalchemy import BindParameter, Connection, bindparam, func, select, text, update
 
 from schemas.job import TARGETS, Due, JobState, Move
+from worker.policy.fairness import Account, Waiting, give_back, share_room
 from worker.storage.batch_turns import Turn, find_turns
+from worker.storage.by_model import ModelChoice
 from worker.storage.claims import SOLO_AFTER_LOSSES
 from worker.storage.tables import MAX_ROWS, is_in, is_published, is_ready, jobs, workers
 
+Describe = Callable[[Connection, Sequence[Turn]], Sequence[Waiting]]
+"""Tells the weight of batches, and what a job of each takes."""
+START = Account()
 _endpoint: BindParameter[str] = bindparam("of_endpoint")
-_SHARERS = 64  # most batches that share the window at a time; each costs two statements
 _LOOKED_AT = 32  # how many ready jobs of a batch are searched for one that was never tried
 # Solo jobs do not count: they may wait for long until they can run alone, and must not fill the window meanwhile.
 _COUNT_PUBLISHED = select(func.count()).where(
@@ -120,23 +125,37 @@ def count_live_slots(connection: Connection, endpoint: str) -> int:
 
 
 def take_lone_due(
-    connection: Connection, endpoint: str, *, window: int, now_ms: int, held: Collection[str] = ()
+    connection: Connection,
+    endpoint: str,
+    *,
+    window: int,
+    now_ms: int,
+    held: Collection[str] = (),
+    only: ModelChoice | None = None,
 ) -> list[Due]:
     """Lone jobs to publish now, marked as published. At most `window` lone jobs are in the broker then.
 
-    Bulk jobs have another window: a retry of a lone job never waits for room behind bulk jobs.
+    Bulk jobs have another window: a retry of a lone job never waits for room behind bulk jobs. `only`: as `take_due`.
     """
     query = {"of_endpoint": endpoint, "now_ms": now_ms, "held": list(held)}
     room = min(window, MAX_ROWS) - connection.execute(_COUNT_PUBLISHED_LONE, query).scalar_one()
     if room <= 0:
         return []
     query["at_most"] = room
-    retries, ready = (
-        [Due(*row) for row in connection.execute(some, query)] for some in (_LONE_DUE, _LONE_READY)
-    )
+    if only is None:
+        retries, ready = (
+            [Due(*row) for row in connection.execute(some, query)] for some in (_LONE_DUE, _LONE_READY)
+        )
+    else:
+        retries = only.lone_due(connection, endpoint, -(-room // 2), held, now_ms)
+        ready = only.lone_ready(connection, endpoint, room - len(retries), held)
     due = _mix(retries, ready, room)
     mark_published(connection, [job.id for job in due], now_ms)
     return due
+
+
+def _alike(_: Connection, turns: Sequence[Turn]) -> list[Waiting]:
+    return [Waiting(turn.batch_id) for turn in turns]
 
 
 def take_due(
@@ -144,70 +163,84 @@ def take_due(
     endpoint: str,
     *,
     room: int,
-    after_batch: str,
+    account: Account = START,
     now_ms: int,
     held: Collection[str] = (),
     prefer_untried: bool = False,
-) -> tuple[list[Due], str]:
-    """At most `room` jobs to publish now, marked as published; and the batch after which the next call begins.
+    only: ModelChoice | None = None,
+    describe: Describe = _alike,
+) -> tuple[list[Due], Account]:
+    """At most `room` jobs to publish now, marked as published; and the account with which the next call begins.
 
-    Jobs of `held` batches are left out. Lone jobs come first, then an equal share of every batch, in turn. Retries
-    that are due count towards the share of their batch: a batch whose jobs are refused again and again takes nothing
-    from the others, nor from its own jobs that were never tried.
+    Jobs of `held` batches are left out. Lone jobs come first, then those of batches, by deficit round robin: of the
+    tokens each has the share that its weight is of all weights. Without `describe`, all batches and jobs are alike.
+    Retries that are due count towards the share of their batch: a batch whose jobs are refused again and again takes
+    nothing from the others, nor from its own jobs that were never tried.
     With `prefer_untried`, a job that was never called comes before all others, of any batch: if there is room for one
-    probe only, it must not be the job that was refused.
+    probe only, it must not be the job that was refused. With `only`, jobs that it does not want are left there.
     Commit before publishing: a message that is lost is published again; one for a job that is not committed is not.
     """
     room = min(room, MAX_ROWS)
     if room <= 0:
-        return [], after_batch
+        return [], account
     due: list[Due] = []
     if prefer_untried:
-        due, after_batch = choose_untried(connection, endpoint, room, after_batch, now_ms, held)
+        due, after = choose_untried(connection, endpoint, room, account.after, now_ms, held)
+        account = replace(account, after=after)
     if not due:
-        return _take_shares(connection, endpoint, room, after_batch, now_ms, held)
+        return _take_shares(connection, endpoint, room, account, now_ms, held, only, describe)
     mark_published(connection, [job.id for job in due], now_ms)
-    return due, after_batch
+    return due, account
 
 
 def _take_shares(
-    connection: Connection, endpoint: str, room: int, after_batch: str, now_ms: int, held: Collection[str]
-) -> tuple[list[Due], str]:
-    retries = _due_of(connection, endpoint, "", room, now_ms)
-    lone = _ready_of(connection, endpoint, "", room)
+    connection: Connection,
+    endpoint: str,
+    room: int,
+    account: Account,
+    now_ms: int,
+    held: Collection[str],
+    only: ModelChoice | None,
+    describe: Describe,
+) -> tuple[list[Due], Account]:
+    # A choice counts what it takes: with one, no more is read than is used.
+    retries = _due_of(connection, endpoint, "", room if only is None else -(-room // 2), now_ms, only)
+    lone = _ready_of(connection, endpoint, "", room if only is None else room - len(retries), only)
     # Retries of lone jobs come first, but take half of the window at most: they may be due again and again.
     due = retries[: -(-room // 2)]
     due += lone[: room - len(due)]
     later = retries[-(-room // 2) :]
-    turns = find_turns(
-        connection, endpoint, after=after_batch, held=held, at_most=room - len(due), now_ms=now_ms
+    found = find_turns(
+        connection, endpoint, after=account.after, held=held, at_most=room - len(due), now_ms=now_ms
     )
-    marked, is_first = 0, True
-    while turns and len(due) < room:
-        # Batches with more jobs get what others leave of their shares: they are asked again.
+    turns = {turn.batch_id: turn for turn in found}
+    waiting = list(describe(connection, found)) if found else []
+    marked = 0
+    while waiting and len(due) < room:
         mark_published(connection, [job.id for job in due[marked:]], now_ms)
         marked = len(due)
-        with_more: list[Turn] = []
-        for i, turn in enumerate(turns):
-            left = room - len(due)
-            if left <= 0:
-                break
-            share = -(-left // min(_SHARERS - i % _SHARERS, len(turns) - i))
-            part = _share_of(connection, endpoint, turn, share, now_ms)
+        shares = share_room(account, waiting, room=room - len(due))
+        unsent: dict[str, int] = {}
+        for batch_id, count in shares.jobs.items():
+            part = _share_of(connection, endpoint, turns[batch_id], count, now_ms, only)
             due += part
-            if len(part) == share:
-                with_more.append(turn)
-            if is_first:
-                after_batch = turn.batch_id
-        turns, is_first = with_more, False
+            if len(part) < count:
+                unsent[batch_id] = count - len(part)
+        account = give_back(shares.account, waiting, unsent)
+        # What those leave is shared out among the batches that have more.
+        waiting = [one for one in waiting if one.batch_id not in unsent]
     due += later[: room - len(due)]
     mark_published(connection, [job.id for job in due[marked:]], now_ms)
-    return due, after_batch
+    return due, account
 
 
-def _share_of(connection: Connection, endpoint: str, turn: Turn, share: int, now_ms: int) -> list[Due]:
-    retries = _due_of(connection, endpoint, turn.batch_id, share, now_ms) if turn.has_due else []
-    ready = _ready_of(connection, endpoint, turn.batch_id, share) if turn.has_ready else []
+def _share_of(
+    connection: Connection, endpoint: str, turn: Turn, share: int, now_ms: int, only: ModelChoice | None
+) -> list[Due]:
+    part = share if only is None or not turn.has_ready else -(-share // 2)
+    retries = _due_of(connection, endpoint, turn.batch_id, part, now_ms, only) if turn.has_due else []
+    part = share if only is None else share - len(retries)
+    ready = _ready_of(connection, endpoint, turn.batch_id, part, only) if turn.has_ready else []
     return _mix(retries, ready, share)
 
 
@@ -294,15 +327,28 @@ def fetch_mark_bound(connection: Connection, endpoint: str, *, now_ms: int) -> i
     return max(now_ms, now_ms if latest is None else latest) + 1
 
 
-def _ready_of(connection: Connection, endpoint: str, batch_id: str, at_most: int) -> list[Due]:
+def _ready_of(
+    connection: Connection, endpoint: str, batch_id: str, at_most: int, only: ModelChoice | None = None
+) -> list[Due]:
     if at_most <= 0:
         return []
+    if only is not None:
+        return only.ready_of(connection, endpoint, batch_id, at_most)
     query = {"of_endpoint": endpoint, "of_batch": batch_id, "at_most": at_most}
     rows = connection.execute(_READY_OF_BATCH, query)
     return [Due(row.id, row.priority, row.is_bulk) for row in rows]
 
 
-def _due_of(connection: Connection, endpoint: str, batch_id: str, at_most: int, now_ms: int) -> list[Due]:
+def _due_of(
+    connection: Connection,
+    endpoint: str,
+    batch_id: str,
+    at_most: int,
+    now_ms: int,
+    only: ModelChoice | None = None,
+) -> list[Due]:
+    if only is not None:
+        return only.due_of(connection, endpoint, batch_id, at_most, now_ms)
     query = {"of_endpoint": endpoint, "of_batch": batch_id, "at_most": at_most, "now_ms": now_ms}
     return [Due(*row) for row in connection.execute(_DUE_OF_BATCH, query)]
 

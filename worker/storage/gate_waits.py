@@ -1,4 +1,4 @@
-"""Jobs that wait at a shut gate: one is chosen as the probe, and all become due when the gate opens."""
+"""Jobs that wait at a shut gate: some are chosen as probes, and all become due when the gate opens."""
 
 from __future__ import annotations
 
@@ -84,17 +84,18 @@ def wake_blocked(connection: Connection, endpoint: str, *, now_ms: int) -> int:
     return len(ids)
 
 
-def take_probe(
+def take_probes(
     connection: Connection,
     endpoint: str,
     *,
+    at_most: int = 1,
     after_batch: str,
     now_ms: int,
     held: Collection[str] = (),
     refused: Collection[str] = (),
     is_for_others: bool = False,
 ) -> tuple[list[Due], str]:
-    """At most one job for a probe, marked as published; and the batch after which the next call begins.
+    """At most so many different jobs for probes, marked as published; and the batch after which the next call begins.
 
     Jobs that were not refused come first, since a refusal may be one job's own. Among them, jobs that were never called
     come before those that wait. With `is_for_others`, none of `refused` is taken.
@@ -107,10 +108,17 @@ def take_probe(
         *(Due(*row) for row in connection.execute(_BLOCKED_DUE, query)),
         *(Due(*row) for row in connection.execute(_CALLED_BEFORE, query)),
     ]
+    candidates = list({job.id: job for job in candidates}.values())
     others = [job for job in candidates if job.id not in refused]
-    chosen = others[:1] or ([] if is_for_others else candidates[:1])
+    again = [] if is_for_others else [job for job in candidates if job.id in refused]
+    chosen = [*others, *again][:at_most]
     mark_published(connection, [job.id for job in chosen], now_ms)
     return chosen, after_batch
+
+
+def has_open_jobs(connection: Connection, endpoint: str) -> bool:
+    """Whether the endpoint has an open job."""
+    return any(connection.execute(some, {"of_endpoint": endpoint}).first() is not None for some in _SOME_OPEN)
 
 
 def has_other_jobs(connection: Connection, endpoint: str, job_id: str) -> bool:

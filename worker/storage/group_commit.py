@@ -9,10 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from worker.storage.budgets import BudgetGuard, Settled
 from worker.storage.claims import claim_jobs, fetch_solo_jobs
 from worker.storage.due import unmark_published, unmark_strays
 from worker.storage.intake import adopt_jobs
-from worker.storage.outcomes import Claim, ClaimedJob
+from worker.storage.outcomes import Claim, ClaimedJob, GiveBack
 from worker.storage.reply import Answer
 from worker.storage.transitions import record_outcomes
 from worker.storage.writer_requests import (
@@ -45,6 +46,7 @@ def write_group(
     token: str,
     open_claims: Container[str],
     alone: Container[str],
+    guard: BudgetGuard,
     now_ms: int,
 ) -> Written:
     """Writes the requests of a group. Nobody is told yet: the transaction may fail, and be run again.
@@ -73,7 +75,8 @@ def write_group(
     # Before the claims: a beat would take those of its own group, not in `open_claims` yet, for orphans.
     answers: list[tuple[Answer[Any], Any]] = [(one.reply, one.work(connection)) for one in works]
     answers += [(one.reply, one.work(connection)) for one in owed]
-    recorded = record_outcomes(connection, [one.outcome for one in records])
+    settled: list[Settled] = []
+    recorded = record_outcomes(connection, [one.outcome for one in records], settled=settled)
     unmark_published(connection, hints)
     new = [one.job for one in messages]
     known = adopt_jobs(connection, new, now_ms=now_ms, published_at_ms=now_ms)
@@ -83,8 +86,15 @@ def write_group(
     )
     claimed = claim([job_id for job_id in wanted if job_id not in alone])
     claimed |= claim([job_id for job_id in wanted if job_id in alone], are_alone=True)
+    without_room = guard.balance(connection, settled, claimed.values(), now_ms=now_ms)
+    if without_room:
+        given_back = [GiveBack(job.claim, now_ms, now_ms, was_called=False) for job in without_room]
+        record_outcomes(connection, given_back, settled=[])
+        for job in without_room:
+            del claimed[job.id]
     # Most unclaimed ids are second deliveries; find those that must run alone.
-    unclaimed = [job_id for job_id in wanted if job_id not in claimed]
+    at_budget = {job.id for job in without_room}
+    unclaimed = [job_id for job_id in wanted if job_id not in claimed and job_id not in at_budget]
     solo_jobs = fetch_solo_jobs(connection, unclaimed)
     if unclaimed:  # mostly not: then it costs nothing
         unmark_strays(connection, unclaimed, endpoint)

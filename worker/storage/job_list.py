@@ -92,6 +92,7 @@ class ListedJob:
     latency_ms: int | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    cost_nano: int | None
     created_at_ms: int
     not_before_ms: int | None  # of a job that waits
     ended_at_ms: int | None
@@ -250,6 +251,7 @@ def _page(
         attempts.c.latency_ms,
         usage.c.prompt_tokens,
         usage.c.completion_tokens,
+        usage.c.cost_nano,
         jobs.c.created_at_ms,
         jobs.c.not_before_ms,
         jobs.c.ended_at_ms,
@@ -302,6 +304,7 @@ def _listed(row: AnyRow, choice: Choice) -> ListedJob:
         latency_ms=row.latency_ms,
         prompt_tokens=row.prompt_tokens,
         completion_tokens=row.completion_tokens,
+        cost_nano=row.cost_nano,
         created_at_ms=row.created_at_ms,
         not_before_ms=row.not_before_ms if row.state == JobState.WAITING else None,
         ended_at_ms=row.ended_at_ms,

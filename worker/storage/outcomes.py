@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from schemas.failure import Failure
@@ -32,6 +32,10 @@ class ClaimedJob:
     blocked_since_ms: int | None  # without the time in which it was not tried
     claimed_at_ms: int
     is_bulk: bool
+    expires_at_ms: int | None = None  # it is not called after that
+    budget_of: str | None = None  # its home batch, if that has a budget
+    batch_id: str = ""  # its home batch
+    priority: int = 0  # 0 is served first
 
     @property
     def id(self) -> str:
@@ -48,7 +52,7 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The numbers of tokens of an answered call, as the ledger keeps them."""
+    """The numbers of tokens of an answered call, as the ledger keeps them, and its cost (10⁻⁹ USD; None: unknown)."""
 
     model: str
     prompt_tokens: int = 0
@@ -56,15 +60,20 @@ class Usage:
     total_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cost_nano: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Ended:
-    """The end of a claim, and when its call began and ended."""
+    """The end of a claim, and when its call began and ended.
+
+    `endpoint`: the one that was called, where jobs may go to several; None: that of the job.
+    """
 
     claim: Claim
     started_at_ms: int
     ended_at_ms: int
+    endpoint: str | None = field(default=None, kw_only=True)
 
     @property
     def job_id(self) -> str:

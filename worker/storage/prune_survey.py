@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Connection, LargeBinary, cast, func, select
 
 from schemas.job import JobState
+from worker.policy.cost import NO_COST, CostSum
 from worker.storage.engine import Ledger
 from worker.storage.pruning import START, OfAge, OfBatch, Page, find_page
 from worker.storage.tables import MAX_ROWS, failure_bodies, jobs, requests, results, usage
@@ -26,12 +27,16 @@ _BULKY = (
 
 @dataclass(slots=True)
 class Share:
-    """The jobs of one batch that would be removed: their number by state, the bytes of their texts, their tokens."""
+    """The jobs of one batch that would be removed: their number by state, the bytes of their texts, their tokens.
+
+    `cost`: of these.
+    """
 
     counts: Counter[JobState] = field(default_factory=Counter)
     size_bytes: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cost: CostSum = NO_COST
 
     @property
     def total(self) -> int:
@@ -42,6 +47,7 @@ class Share:
         self.size_bytes += other.size_bytes
         self.prompt_tokens += other.prompt_tokens
         self.completion_tokens += other.completion_tokens
+        self.cost += other.cost
 
 
 @dataclass(slots=True)
@@ -104,6 +110,9 @@ def _sum_up(connection: Connection, page: Page, found: Survey, *, octets: Any) -
             jobs.c.batch_id,
             func.sum(usage.c.prompt_tokens).label("prompt"),
             func.sum(usage.c.completion_tokens).label("completion"),
+            func.coalesce(func.sum(usage.c.cost_nano), 0).label("cost"),
+            func.count(usage.c.cost_nano).label("priced"),
+            func.count().label("answered"),
         )
         .select_from(usage.join(jobs, jobs.c.id == usage.c.job_id))
         .where(jobs.c.id.in_(page.ids))
@@ -113,6 +122,7 @@ def _sum_up(connection: Connection, page: Page, found: Survey, *, octets: Any) -
         share = _share_of(found, row.batch_id)
         share.prompt_tokens += int(row.prompt)
         share.completion_tokens += int(row.completion)
+        share.cost += CostSum(int(row.cost), row.answered - row.priced, row.answered)
 
 
 def _share_of(found: Survey, batch_id: str) -> Share:

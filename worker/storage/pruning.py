@@ -32,11 +32,13 @@ from worker.storage.tables import (
     MAX_ROWS,
     attempts,
     batches,
+    budgets,
     details,
     failure_bodies,
     is_in,
     jobs,
     requests,
+    reservations,
     results,
     usage,
     wants,
@@ -64,7 +66,7 @@ _ENDED = (
 _ids: BindParameter[Sequence[str]] = bindparam("ids", expanding=True)
 _BELONGINGS = [
     delete(table).where(table.c.job_id.in_(_ids))
-    for table in (requests, details, attempts, results, failure_bodies, wants)
+    for table in (requests, details, attempts, results, failure_bodies, wants, reservations)
 ]
 _USAGE = delete(usage).where(usage.c.job_id.in_(_ids))
 _JOBS = delete(jobs).where(jobs.c.id.in_(_ids))
@@ -276,6 +278,7 @@ def _remove_empty(ledger: Ledger, what: OfAge | OfBatch) -> None:
     if isinstance(what, OfBatch):
         is_it = batches.c.id == what.batch_id
         ledger.run(lambda connection: connection.execute(delete(batches).where(is_it, _IS_EMPTY)))
+        ledger.run(partial(_remove_budgets, ids=[what.batch_id]))
         return
     after: str | None = ""
     while after is not None:
@@ -301,4 +304,11 @@ def _remove_some_empty(connection: Connection, *, what: OfAge, after: str) -> st
     ids = [row.id for row in met if row.id not in living]
     if ids:
         connection.execute(delete(batches).where(batches.c.id.in_(ids), ~_may_live(what, living), _IS_EMPTY))
+        _remove_budgets(connection, ids)
     return met[-1].id if len(met) == MAX_ROWS else None
+
+
+def _remove_budgets(connection: Connection, ids: Sequence[str]) -> None:
+    """Removes the budgets of those batches (at most 500) that are gone."""
+    is_there = exists().where(batches.c.id == budgets.c.batch_id)
+    connection.execute(delete(budgets).where(budgets.c.batch_id.in_(ids), ~is_there))

@@ -51,13 +51,14 @@ class JobOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """An ended job, with the tokens of its result."""
+    """An ended job, with the tokens of its result, and its cost (nanodollars; None: not known)."""
 
     id: str
     state: JobState
     ended_at_ms: int
     prompt_tokens: int
     completion_tokens: int
+    cost_nano: int | None
     failure_kind: str | None
     failure_message: str | None
 
@@ -185,6 +186,7 @@ def _endings() -> Select[tuple[object, ...]]:
         jobs.c.ended_at_ms,
         usage.c.prompt_tokens,
         usage.c.completion_tokens,
+        usage.c.cost_nano,
         jobs.c.failure_kind,
         jobs.c.failure_message,
     ).select_from(jobs.outerjoin(*RESULT_OF_SUCCESS).outerjoin(*USAGE_OF_RESULT))
@@ -198,6 +200,7 @@ def _ending(row: Row[tuple[object, ...]]) -> Ending:
         ended_at_ms=values["ended_at_ms"] or 0,
         prompt_tokens=values["prompt_tokens"] or 0,
         completion_tokens=values["completion_tokens"] or 0,
+        cost_nano=values["cost_nano"],
         failure_kind=values["failure_kind"],
         failure_message=values["failure_message"],
     )

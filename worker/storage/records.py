@@ -40,6 +40,7 @@ class Records:
             "generation": claim.generation,
             "worker_id": claim.worker_id,
             "claim_token": claim.token,
+            "endpoint": outcome.endpoint,
             "outcome": verdict,
             "http_status": None,
             "request_id": None,
@@ -90,6 +91,7 @@ class Records:
                 "cached_tokens": min(tokens.cached_tokens, LARGEST_COUNT),
                 "reasoning_tokens": min(tokens.reasoning_tokens, LARGEST_COUNT),
                 "is_used": is_used,
+                "cost_nano": tokens.cost_nano,
                 "odd_finish_reason": odd_finish_reason(reason),
                 "created_at_ms": outcome.ended_at_ms,
             }

@@ -30,14 +30,15 @@ class Attempt:
     """One attempt that ended.
 
     `waited_ms`: the time since the end of the attempt before; None for the first, or if the two overlapped, as a worker
-    was taken for dead too early. `host`: the worker's host and pid, while its row exists. Tokens are None without an
-    answer.
+    was taken for dead too early. `host`: the worker's host and pid, while its row exists. `endpoint`: the one that was
+    called, where jobs go to several; None: that of the job. Tokens are None without an answer.
     """
 
     number: int
     generation: int
     worker_id: str
     host: str | None
+    endpoint: str | None
     outcome: str
     http_status: int | None
     request_id: str | None
@@ -48,6 +49,7 @@ class Attempt:
     waited_ms: int | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    cost_nano: int | None  # also None without a known price
     is_used: bool | None
 
 
@@ -67,6 +69,7 @@ class Result:
     total_tokens: int
     cached_tokens: int
     reasoning_tokens: int
+    cost_nano: int | None  # None: the price is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ _ATTEMPTS = (
         workers.c.pid,
         usage.c.prompt_tokens,
         usage.c.completion_tokens,
+        usage.c.cost_nano,
         usage.c.is_used,
     )
     .select_from(
@@ -170,6 +174,7 @@ _RESULT = select(
     usage.c.total_tokens,
     usage.c.cached_tokens,
     usage.c.reasoning_tokens,
+    usage.c.cost_nano,
 ).select_from(
     results.outerjoin(usage, (usage.c.job_id == results.c.job_id) & (usage.c.number == results.c.number))
 )
@@ -238,6 +243,7 @@ def _fetch_attempts(connection: Connection, job_id: str) -> tuple[Attempt, ...]:
                 generation=row.generation,
                 worker_id=row.worker_id,
                 host=_host(row),
+                endpoint=row.endpoint,
                 outcome=row.outcome,
                 http_status=row.http_status,
                 request_id=row.request_id,
@@ -248,6 +254,7 @@ def _fetch_attempts(connection: Connection, job_id: str) -> tuple[Attempt, ...]:
                 waited_ms=waited_ms,
                 prompt_tokens=row.prompt_tokens,
                 completion_tokens=row.completion_tokens,
+                cost_nano=row.cost_nano,
                 is_used=row.is_used,
             )
         )
@@ -294,6 +301,7 @@ def _result(row: AnyRow) -> Result:
         total_tokens=row.total_tokens or 0,
         cached_tokens=row.cached_tokens or 0,
         reasoning_tokens=row.reasoning_tokens or 0,
+        cost_nano=row.cost_nano,
     )
 
 

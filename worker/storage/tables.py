@@ -13,12 +13,16 @@ from schemas.job import JobState
 from schemas.rows import (
     AttemptRow,
     BatchRow,
+    BudgetRow,
     DetailRow,
     FailureBodyRow,
     IdentityRow,
     JobRow,
+    LimitChangeRow,
+    LimitRow,
     PauseRow,
     RequestRow,
+    ReservationRow,
     ResultRow,
     UsageRow,
     WantRow,
@@ -42,8 +46,12 @@ usage = _table(UsageRow)
 batches = _table(BatchRow)
 details = _table(DetailRow)
 pauses = _table(PauseRow)
+budgets = _table(BudgetRow)
+reservations = _table(ReservationRow)
 workers = _table(WorkerRow)
 identity = _table(IdentityRow)
+limits = _table(LimitRow)
+limit_changes = _table(LimitChangeRow)
 
 AnyRow = Row[*tuple[Any, ...]]
 MAX_ROWS = 500  # most rows that one multi-row write locks

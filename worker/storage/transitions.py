@@ -11,18 +11,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, exists, or_, select, update
 
 from schemas.failure import FailureKind
 from schemas.job import FIRST_STATES, LEGAL_MOVES, TARGETS, JobState, Move, is_legal
 from worker.policy.patience import waiting_since_ms
+from worker.storage.budgets import BudgetGuard, Settled
 from worker.storage.bulk import insert_columns
 from worker.storage.cleaning import clean_text
-from worker.storage.outcomes import GiveBack, Loss, Outcome, Recorded, Setback, Success
+from worker.storage.outcomes import GiveBack, Loss, Outcome, Recorded, Setback, Success, Usage
 from worker.storage.prepared import Prepared, is_among, pack_ids, together
 from worker.storage.records import Records
-from worker.storage.tables import AnyRow, jobs
+from worker.storage.tables import AnyRow, budgets, jobs, reservations
 
+# A job with a reservation may have gone to another home batch since.
+_IS_BUDGETED = or_(
+    exists().where(budgets.c.batch_id == jobs.c.batch_id).correlate(jobs),
+    exists().where(reservations.c.job_id == jobs.c.id).correlate(jobs),
+).label("is_budgeted")
 _LOCK = Prepared(
     lambda dialect: (
         select(
@@ -36,6 +42,7 @@ _LOCK = Prepared(
             jobs.c.expires_at_ms,
             jobs.c.blocked_since_ms,
             jobs.c.blocked_until_ms,
+            _IS_BUDGETED,
         )
         .where(is_among(dialect, jobs.c.id))
         .order_by(jobs.c.id)
@@ -93,10 +100,13 @@ class _Writes:
     records: Records = field(default_factory=Records)
 
 
-def record_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> list[Recorded]:
+def record_outcomes(
+    connection: Connection, outcomes: Sequence[Outcome], *, settled: list[Settled] | None = None
+) -> list[Recorded]:
     """Records outcomes, and returns what was done with each, in the order given. At most one outcome per job.
 
-    Locks the rows in ascending order of ids first. Then decides each outcome by its row, and writes all.
+    Locks the rows in ascending order of ids first. Then decides each outcome by its row, and writes all. Budgets are
+    settled last; with `settled` the caller does that, after the claims of the same transaction.
     """
     if not outcomes:
         return []
@@ -113,6 +123,15 @@ def record_outcomes(connection: Connection, outcomes: Sequence[Outcome]) -> list
         ):
             if values:
                 statement.run_many(connection, values)
+    budgeted = [
+        Settled(outcome.claim, rows[outcome.job_id].batch_id, _paid(outcome, done))
+        for outcome, done in zip(outcomes, recorded, strict=True)
+        if outcome.job_id in rows and rows[outcome.job_id].is_budgeted
+    ]
+    if settled is not None:
+        settled += budgeted
+    elif budgeted:
+        BudgetGuard().balance(connection, budgeted, (), now_ms=max(one.ended_at_ms for one in outcomes))
     return recorded
 
 
@@ -178,6 +197,13 @@ def begin_jobs(
         "published_at_ms": [published_at_ms if state is JobState.QUEUED else None for state in states],
     }
     return insert_columns(connection, jobs, {**columns, **begun})
+
+
+def _paid(outcome: Outcome, recorded: Recorded) -> Usage | None:
+    """The tokens of an answer that was recorded just now; None of an outcome without one, or of a repeated one."""
+    if recorded is Recorded.REPEATED or not isinstance(outcome, (Success, Setback)):
+        return None
+    return outcome.usage
 
 
 def _decide(row: AnyRow | None, outcome: Outcome, writes: _Writes) -> Recorded:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, case, func, literal_column, select
 
+from worker.policy.cost import CostSum
 from worker.storage.tables import batches, jobs, usage, wants
 
 _DAY_MS = 86_400_000
@@ -30,7 +31,7 @@ class UsageSum:
 
     `key`: the model, the batch id, the custom_id, or the day as a number of days since 1970-01-01; None: jobs of no
     batch, or without a custom_id. `label`: a batch's label. Unused answers were paid for, but are no results: second
-    answers of a job, and answers without a usable completion.
+    answers of a job, and answers without a usable completion. `cost_nano`: nanodollars, without the `unpriced` ones.
     """
 
     key: str | int | None
@@ -43,10 +44,16 @@ class UsageSum:
     cached_tokens: int
     reasoning_tokens: int
     unused_tokens: int
+    cost_nano: int = 0
+    unpriced: int = 0
 
     @property
     def unused(self) -> int:
         return self.answered - self.used
+
+    @property
+    def cost(self) -> CostSum:
+        return CostSum(self.cost_nano, self.unpriced, self.answered)
 
 
 def iterate_usage(
@@ -111,6 +118,8 @@ def _grouped(by: UsageBy, batch_id: str | None) -> Select[Any]:
             func.sum(usage.c.cached_tokens),
             func.sum(usage.c.reasoning_tokens),
             func.sum(case((usage.c.is_used, 0), else_=usage.c.total_tokens)),
+            func.coalesce(func.sum(usage.c.cost_nano), 0),
+            func.count() - func.count(usage.c.cost_nano),
         )
         .select_from(source)
         .group_by(key, *([label] if by is UsageBy.BATCH else []))

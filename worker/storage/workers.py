@@ -95,6 +95,19 @@ def beat(connection: Connection, worker_id: str, *, now_ms: int) -> bool:
     return changed.rowcount == 1
 
 
+def note_slots(connection: Connection, worker_id: str, *, slots: int) -> None:
+    """Notes how many slots the worker has now."""
+    connection.execute(update(workers).where(workers.c.id == worker_id).values(slots=slots))
+
+
+def count_others(connection: Connection, endpoint: str, *, worker_id: str) -> int:
+    """How many other workers of this endpoint have not ended."""
+    query = select(func.count()).where(
+        workers.c.endpoint == endpoint, workers.c.ended_at_ms.is_(None), workers.c.id != worker_id
+    )
+    return int(connection.execute(query).scalar_one())
+
+
 def end_worker(connection: Connection, worker_id: str, *, reason: str, now_ms: int) -> None:
     """Marks the worker as ended (`stopped`, `lost`)."""
     connection.execute(

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 
 from worker.clock import Clock
 from worker.errors import Stopping
+from worker.storage.budgets import BudgetGuard, FindPrice
 from worker.storage.engine import Ledger
 from worker.storage.errors import DatabaseAway, RunsAlone, WriterStopped
 from worker.storage.group_commit import Written, write_group
@@ -63,8 +64,9 @@ class GroupWriter:
         clock: Clock,
         window_s: float,
         on_death: Callable[[BaseException], None] | None = None,
+        find_price: FindPrice = lambda model: None,
     ) -> None:
-        """`on_death` is told, in the writer's thread, of the error that ended it."""
+        """`on_death` is told, in the writer's thread, of the error that ended it. `find_price` is for budgets."""
         self.worker_id = worker_id
         self.open_claims: dict[str, str] = {}  # job id to token: what this process knows that it runs
         self._ledger = ledger
@@ -72,6 +74,7 @@ class GroupWriter:
         self._clock = clock
         self._window_s = window_s
         self._on_death = on_death
+        self._guard = BudgetGuard(find_price)
         self._alone: set[str] = set()  # jobs whose claimer is alone in this process
         self._pending: deque[Request] = deque()
         self._writing: list[Request] = []  # the group that is gathered or written now
@@ -174,17 +177,11 @@ class GroupWriter:
             self.forget(job_id)
 
     def give_message_back(self, job_id: str) -> None:
-        """Marks an unclaimed job as not published, so that the relay publishes it again. Does not wait.
-
-        While the database is away it is kept for later.
-        """
+        """Marks an unclaimed job as not published: the relay publishes it again. Kept while the database is away."""
         self._put(GiveHintBack(job_id))
 
     def begin(self, work: Callable[[Connection], object]) -> Reply[Any]:
-        """Has `work` run with the next group without waiting for it: for threads that must not wait.
-
-        While the database is away it is kept for later.
-        """
+        """Has `work` run with the next group, without waiting for it. Kept for later while the database is away."""
         reply: Reply[Any] = Reply()
         self._put(OwedWork(work, reply))
         return reply
@@ -299,6 +296,7 @@ class GroupWriter:
                 token=token,
                 open_claims=self.open_claims,
                 alone=self._alone,
+                guard=self._guard,
                 now_ms=self._clock.now_ms(),
             )
         )

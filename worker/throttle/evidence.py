@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import insort
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from worker.policy.gates import Gate
 from worker.policy.outages import (
     HEALTHY_RATE,
     KNOWN_FROM,
+    MIXED_SHARE,
+    count_excess,
     is_about_the_request,
     is_outage,
     is_refusal,
@@ -23,13 +26,15 @@ from worker.policy.retry import Attribution
 
 _MOST_HISTORIES = 4096
 _MOST_KEYS = 256
-_LONGEST_LOOKED_AT = 400
+_LONGEST_LOOKED_AT = 5000  # five times the calls in flight, or those would always outweigh the failed ones
 _MOST_UNDECIDED = 5  # waits of 1 + 2 + 4 + 8 + 8 s: without another job's answer the job then fails
 _MOST_LAST_CHANCES = 3
 _OWN_AFTER = 3  # refusals of one job, and of no other, with a key that worked a moment ago
 _OWN_AFTER_S = 6.0
 _A_MOMENT_AGO_S = 60.0
 _OWN_FOR_S = 600.0
+_MIXED_FROM = 2
+_SERVING_S = 5.0
 
 
 @dataclass(slots=True)
@@ -40,6 +45,46 @@ class _History:
     count: int = 0  # failures so far
     again: int = 0  # those of them that came after another job was answered
     chances: int = 0  # how often its last attempt failed and was not burnt
+
+
+@dataclass(slots=True)
+class _Words:
+    """Refusals in the same words, and the answers of the same model beside them."""
+
+    answers: int  # of the model, at the latest refusal
+    waiting: int = 0  # refusals since then, after which no job was answered yet
+    refused: float = 0.0  # refusals after which others were answered
+    answered: float = 0.0
+    turns: int = 0  # how often refusals were followed by answers and came again
+
+    def note_refusal(self, answers: int) -> None:
+        """One more refusal, when the model has given so many answers."""
+        if answers > self.answers:
+            self.refused += self.waiting
+            self.answered += answers - self.answers
+            self.waiting = 0
+            self.turns += 1
+            if self.refused + self.answered > KNOWN_FROM:
+                self.refused /= 2
+                self.answered /= 2
+        self.waiting += 1
+        self.answers = answers
+
+    @property
+    def share(self) -> float:
+        """The share of calls that are refused in these words while others are answered.
+
+        0 where that happened at most once, as it does after an outage.
+        """
+        return self.refused / (self.refused + self.answered) if self.turns >= _MIXED_FROM else 0.0
+
+
+@dataclass(slots=True)
+class _Model:
+    """What is known of a model that refused a job."""
+
+    since: int  # the order of the first refusal; a call from before it proves nothing of the time after it
+    answers: int = 0  # to calls that began since then
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +104,19 @@ class Evidence:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._run: dict[str, None] = {}  # jobs whose calls failed like an outage since the last success
-        self._numbers: list[int] = []  # the numbers of those calls
+        self._run: dict[str, None] = {}  # jobs whose calls failed like an outage, in the window
+        self._excess = 0  # of these failures over the answers beside them
+        self._numbers: list[int] = []  # the numbers of those calls, in order
         self._refusals: dict[str, dict[str, None]] = {}  # jobs that were refused since then, by likeness
+        self._words: OrderedDict[str, _Words] = OrderedDict()  # by likeness
+        self._models: OrderedDict[str, _Model] = OrderedDict()
         # Refusals that were a job's own: likeness to (model, time).
         self._own: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._histories: OrderedDict[str, _History] = OrderedDict()
         self._rate = HEALTHY_RATE
         self._answers = 10.0
         self._failures = 0  # since the last success, also at a shut gate; not yet counted in the rate
+        self._first_failed = 0  # the lowest number of their calls; one from before it proves nothing of them
         self._succeeded_s = float("-inf")
         self._latest_began = 0  # the `began` of the latest call that succeeded
 
@@ -76,21 +125,31 @@ class Evidence:
         """The usual share of calls that fail like an outage although there is none, over about the last 1,000 calls."""
         return self._rate
 
-    def succeeded(self, job_id: str, model: str, *, began: int, now_s: float) -> None:
-        """Records that a call was answered. The endpoint was serving when that call began."""
+    def succeeded(
+        self, job_id: str, model: str, *, began: int, now_s: float, number: int | None = None
+    ) -> None:
+        """Records that a call was answered. The endpoint was serving when that call began.
+
+        `number`: the call's number. In an outage, calls that began before it may still be answered for minutes.
+        """
         with self._lock:
-            if self._failures:
+            is_beside = number is None or number > self._first_failed
+            if self._failures and is_beside:
                 # A success among these failures shows that they were no outage: they count towards the usual rate.
                 self._learn(1.0, self._failures)
                 self._failures = 0
             self._learn(0.0, 1)
             self._succeeded_s = now_s
             self._latest_began = max(self._latest_began, began)
-            if self._numbers:
-                self._run.clear()
-                self._numbers.clear()
+            if self._numbers and is_beside:
+                self._excess = count_excess(self._excess, answers=1)
+                if not self._excess:
+                    self._run.clear()
+                    self._numbers.clear()
             if self._refusals:
                 self._refusals.clear()
+            if self._models and (known := self._models.get(model)) is not None and began > known.since:
+                known.answers += 1
             if self._own:
                 for key in [key for key, (of_model, _) in self._own.items() if of_model == model]:
                     del self._own[key]
@@ -100,7 +159,7 @@ class Evidence:
     def reopened(self) -> None:
         """Records that a probe opened the gate. Earlier failures were the outage's; the usual rate leaves them out."""
         with self._lock:
-            self._failures = 0
+            self._failures = self._excess = 0
             self._run.clear()
             self._numbers.clear()
             self._refusals.clear()
@@ -133,12 +192,18 @@ class Evidence:
         The job was tried `tries` times, by any worker, and has waited at gates for `waited_s`.
         """
         if is_trouble(failure):
-            # A failure to reach the endpoint at all burns no attempt, and shuts the gate, whatever other jobs met.
-            if is_only or not failure.was_sent:
+            if is_only and failure.was_sent:
                 return Verdict(Attribution.UNKNOWN)
-            return self._judge_trouble(
-                job_id, gate, is_probe=is_probe, is_last=is_last, number=number, calls=calls, order=order
+            verdict = self._judge_trouble(
+                job_id,
+                gate,
+                is_probe=is_probe,
+                is_last=is_last and failure.was_sent,
+                number=number,
+                calls=calls,
+                order=order,
             )
+            return verdict if failure.was_sent else self._judge_unsent(verdict, job_id, now_s)
         if is_refusal(failure):
             with self._lock:
                 verdict = self._judge_refusal(
@@ -177,20 +242,24 @@ class Evidence:
             history, was_served = self._note_failure(job_id, order)
             if is_outage_known:
                 del self._histories[job_id]
-                self._failures += not is_probe
+                if not is_probe:
+                    self._note_number(number)
                 return Verdict(Attribution.ENDPOINT)
-            self._failures += 1
+            self._note_number(number)
             history.again += was_served
             # If other jobs were answered between its failures, these may be its own, and do not count as an outage.
             if not history.again:
                 self._run[job_id] = None
-                self._numbers.append(number)
+                self._excess = count_excess(self._excess, failures=1)
+                insort(self._numbers, number)
                 del self._numbers[:-_LONGEST_LOOKED_AT]
             if is_outage(
                 jobs=len(self._run),
+                excess=self._excess,
                 numbers=self._numbers,
                 calls=calls,
                 failure_rate=self._rate,
+                is_known=self._succeeded_s > float("-inf"),
             ):
                 for one in self._run:
                     self._histories.pop(one, None)
@@ -200,6 +269,17 @@ class Evidence:
                 history.chances += 1
                 return Verdict(Attribution.UNDECIDED, history.chances - 1)
             return Verdict(Attribution.UNKNOWN)
+
+    def _judge_unsent(self, verdict: Verdict, job_id: str, now_s: float) -> Verdict:
+        """The verdict on a call whose connection was not made. It burns no attempt in any case.
+
+        It shuts the gate at once, unless others were answered just now: one backend of several may refuse.
+        """
+        if verdict.attribution is Attribution.ENDPOINT or now_s - self._succeeded_s >= _SERVING_S:
+            return verdict
+        with self._lock:
+            history = self._histories.get(job_id)
+            return Verdict(Attribution.UNDECIDED, 0 if history is None else history.count - 1)
 
     def _judge_refusal(
         self,
@@ -221,10 +301,12 @@ class Evidence:
         if len(self._refusals) > _MOST_KEYS:
             self._refusals = {key: run}
         others = len(run) - (job_id in run)
+        share = 0.0 if is_of_a_key else self._note_words(key, model, order)
+        is_mixed = share >= MIXED_SHARE
         history, was_served = self._note_failure(job_id, order)
         history.again += was_served
         run[job_id] = None
-        if history.again and (not others or history.again > 1 or is_of_a_key):
+        if history.again and (not others or history.again > 1 or is_of_a_key or is_mixed):
             # Other jobs were answered since this one was refused, and it is refused again.
             self._own[key] = (model, now_s)
             if len(self._own) > _MOST_KEYS:
@@ -233,7 +315,7 @@ class Evidence:
         is_known_own = key in self._own and now_s - self._own[key][1] < _OWN_FOR_S
         if is_known_own and not is_of_a_key:
             return Verdict(Attribution.JOB)
-        if len(run) >= refusals_of_an_endpoint(failure):
+        if len(run) >= refusals_of_an_endpoint(failure, share):
             return Verdict(Attribution.ENDPOINT)
         if is_of_a_key:
             return (
@@ -241,11 +323,25 @@ class Evidence:
                 if is_known_own
                 else Verdict(Attribution.UNKNOWN)
             )
-        if not is_proven or (is_about_the_request(failure) and not others):
+        if not is_proven or (is_about_the_request(failure) and (not others or is_mixed)):
             return Verdict(Attribution.UNKNOWN)
         if history.count > _MOST_UNDECIDED:
             return Verdict(Attribution.JOB)
         return Verdict(Attribution.UNDECIDED, history.count - 1)
+
+    def _note_words(self, key: str, model: str, order: int) -> float:
+        """One more refusal in these words; their usual share among the calls that end while others are answered."""
+        known = self._models.get(model)
+        if known is None:
+            known = self._models[model] = _Model(order)
+            if len(self._models) > _MOST_KEYS:
+                self._models.popitem(last=False)
+        words = self._words.pop(key, None) or _Words(known.answers)
+        self._words[key] = words
+        if len(self._words) > _MOST_KEYS:
+            self._words.popitem(last=False)
+        words.note_refusal(known.answers)
+        return words.share
 
     def _has_worked_since(self, since_s: float) -> bool:
         """Whether the key worked at most a moment before `since_s`, or later."""
@@ -264,6 +360,13 @@ class Evidence:
         history.count += 1
         self._histories[job_id] = history
         return history, was_served
+
+    def _note_number(self, number: int) -> None:
+        """One more failed call since the last success."""
+        if not self._failures and not self._numbers:
+            self._first_failed = number
+        self._failures += 1
+        self._first_failed = min(self._first_failed, number)
 
     def _learn(self, value: float, times: int) -> None:
         self._answers = min(self._answers + times, KNOWN_FROM)

@@ -22,11 +22,13 @@ from worker.policy.gates import (
     put_off,
     shut_further,
 )
-from worker.throttle.store import GateStore
+from worker.policy.half_open import AT_ONCE, count_needed
+from worker.throttle.store import GateStore, KeyName
 
 log = structlog.get_logger(__name__)
 _FRESH_S = 0.25
 _CLOSELY_S = 0.05
+_ALIKE_MS = 100  # answers of one moment tell of the same end of a wait, within this time
 _QUIET_S = 10.0  # a gate that opens and shuts all the time is logged once in this time
 
 
@@ -34,8 +36,11 @@ _QUIET_S = 10.0  # a gate that opens and shuts all the time is logged once in th
 class Permit:
     """Permission to call the endpoint, valid inside its `with`. The answer to a probe decides for all workers.
 
+    `key`: the key to call with, and `of_key`: the permission of that key's gate; both None where keys have no gates.
+
     A probe, which has a `token`, ends with the `with`, unless the call has settled it before. `order`: the number of
     the call's start among the events of this process (see `Evidence`). `number`: its number among the calls only.
+    `epoch`: of the limit under which it was admitted. `reserved_tokens`: of the tokens a minute (see `Meter`).
     """
 
     is_granted: bool = True
@@ -44,6 +49,10 @@ class Permit:
     order: int = field(default=0, compare=False)
     number: int = field(default=0, compare=False)
     give_back: Callable[[str | None], object] | None = field(default=None, compare=False, repr=False)
+    epoch: int = field(default=0, compare=False)
+    reserved_tokens: int = field(default=0, compare=False)
+    key: KeyName | None = field(default=None, compare=False)
+    of_key: Permit | None = field(default=None, compare=False, repr=False)
 
     def __enter__(self) -> Permit:
         return self
@@ -56,20 +65,34 @@ class Permit:
         give_back, self.give_back = self.give_back, None
         if give_back is not None:
             give_back(self.token)
+        if self.of_key is not None:
+            self.of_key.leave()
 
     def settle(self) -> None:
         """Notes that the probe has ended in the store: `leave` then does nothing."""
         self.give_back = None
 
 
-_REFUSED = Permit(is_granted=False)
+REFUSED = Permit(is_granted=False)
 
 
 class Gatekeeper:
-    """One per process. Looks at the store at most four times a second while the gate is open."""
+    """One gate, for a process. Looks at the store at most four times a second while the gate is open."""
 
-    def __init__(self, store: GateStore, clock: Clock, *, probe_ttl_s: float) -> None:
+    def __init__(
+        self,
+        store: GateStore,
+        clock: Clock,
+        *,
+        probe_ttl_s: float,
+        key: KeyName | None = None,
+        endpoint: str | None = None,
+    ) -> None:
+        """For the log: `key`, whose gate it is, None: the endpoint's own; `endpoint`, the name of one of several."""
         self._store = store
+        self._named = {} if key is None else {"key": key.id, "place": key.place}
+        if endpoint is not None:
+            self._named["endpoint"] = endpoint
         self._clock = clock
         self._probe_ttl_s = probe_ttl_s
         self._lock = threading.Lock()
@@ -96,23 +119,34 @@ class Gatekeeper:
         if admission is Admission.OPEN:
             return self._grant(None)
         if admission is Admission.SHUT:
-            return _REFUSED
+            return REFUSED
         if admission is Admission.PROBE_OF_OTHERS and (job_id is None or job_id in gate.jobs):
-            return _REFUSED
+            return REFUSED
         token = new_id()
-        if self._store.take_probe(ttl_s=self._probe_ttl_s, token=token, now_ms=now_ms):
+        is_trial = admission is Admission.TRIAL
+        if self._store.take_probe(ttl_s=self._probe_ttl_s, token=token, now_ms=now_ms, is_trial=is_trial):
             return self._grant(token)
-        return _REFUSED
+        return REFUSED
 
-    def is_known_shut(self, job_id: str) -> bool:
-        """Whether the gate refuses this job, by the last known state. Reads nothing; only `admit` decides."""
+    def is_known_shut(self, job_id: str | None = None) -> bool:
+        """Whether the gate refuses this job, or any, by the last known state. Reads nothing; only `admit` decides."""
         gate = self._gate
         if gate is None:
             return False
         admission = decide_admission(gate, now_ms=self._clock.now_ms())
         if admission is Admission.PROBE_OF_OTHERS:
-            return job_id in gate.jobs
+            return job_id is not None and job_id in gate.jobs
         return admission is Admission.SHUT
+
+    def is_shut(self, job_id: str | None = None) -> bool:
+        """Whether the gate refuses this job, or any. Only `admit` decides."""
+        self.current_gate()
+        return self.is_known_shut(job_id)
+
+    @property
+    def is_known_open(self) -> bool:
+        """Whether the gate lets all jobs pass, by the last known state."""
+        return decide_admission(self._gate, now_ms=self._clock.now_ms()) is Admission.OPEN
 
     def _grant(self, token: str | None) -> Permit:
         number = self._next_number()
@@ -141,8 +175,7 @@ class Gatekeeper:
 
     def room(self, window: int) -> int:
         """How many jobs the relay may have in the broker: `window`, or 0 at a shut gate, or 1 for a probe."""
-        admission, _ = self.admission()
-        return {Admission.OPEN: window, Admission.SHUT: 0}.get(admission, 1)
+        return room_at(self.admission()[0], window)
 
     def shut(
         self,
@@ -183,6 +216,16 @@ class Gatekeeper:
         """Keeps all workers away for as long as the endpoint asked."""
         self._keep(cool_down(self._fetch(), kind, now_ms=self._clock.now_ms(), asked_s=asked_s))
 
+    def keep_off(self, wait_s: float) -> None:
+        """Keeps all workers away for `wait_s` before they are refused: the endpoint said that a limit is reached.
+
+        It is no refusal. Costs nothing where the gate is known to be shut for as long, as after most such answers.
+        """
+        gate = self._gate
+        until_ms = self._clock.now_ms() + wait_s * 1000 - _ALIKE_MS
+        if gate is None or (not gate.needs_probe and gate.until_ms < until_ms):
+            self.cool_down(FailureKind.RATE_LIMITED, asked_s=wait_s)
+
     def decided_nothing(self, permit: Permit) -> None:
         """Records a probe whose answer decided nothing. The next probe may begin a second later."""
         if permit.is_probe:
@@ -201,18 +244,27 @@ class Gatekeeper:
             with self._lock:
                 self._see(None)
 
-    def succeeded(self, permit: Permit) -> None:
-        """Records that a call was answered. If it was a probe, the gate opens for all.
+    def succeeded(self, permit: Permit, *, has_others: Callable[[], bool] = lambda: True) -> None:
+        """Records that a call was answered. If it was a probe, the gate opens for all, or half opens for a few.
 
-        A call that began before the gate was shut does not open it. But it is a sign of life: the next probe may
-        begin sooner.
+        `has_others`: whether there are jobs that could be called to see if the endpoint is well again; asked only if
+        needed. Without any the gate opens. A call that began before the gate was shut does not open it. But it is a
+        sign of life: the next probe may begin sooner.
         """
         if permit.is_probe:
-            has_opened = self._store.clear(permit.token)
-            permit.settle()  # the probe ended with the gate, or before
-            if has_opened:
-                with self._lock:
+            needed = count_needed(self.current_gate(closely=True))
+            if permit.token is None:
+                has_opened: bool | None = self._store.clear()
+            else:
+                has_opened = self._store.answer_probe(
+                    permit.token, needed=needed if needed > 1 and has_others() else 1
+                )
+            permit.settle()  # the probe has ended, now or before
+            with self._lock:
+                if has_opened:
                     self._see(None)
+                elif has_opened is not None:
+                    self._looked_at_s = float("-inf")
             return
         gate = self._gate
         if gate is not None and gate.needs_probe:
@@ -244,7 +296,7 @@ class Gatekeeper:
             self.openings += 1
             if self._is_shut_told:
                 self._is_shut_told = False
-                log.info("gate.opened")
+                log.info("gate.opened", **self._named)
 
     def _tell_shut(self, gate: Gate) -> None:
         """Logs a gate that shuts, and every doubling of its wait; if it opens and shuts all the time, once in 10 s."""
@@ -261,4 +313,10 @@ class Gatekeeper:
             http_status=gate.http_status,
             strikes=gate.strikes,
             next_probe_in_s=round((gate.until_ms - self._clock.now_ms()) / 1000, 1),
+            **self._named,
         )
+
+
+def room_at(admission: Admission, window: int) -> int:
+    """How many jobs of `window` a gate has room for: all, none, one for a probe, or a few where it is half open."""
+    return {Admission.OPEN: window, Admission.SHUT: 0, Admission.TRIAL: AT_ONCE}.get(admission, 1)

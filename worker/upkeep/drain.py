@@ -22,7 +22,7 @@ _QUIET_LOOKS = 2  # in the first of them, a message may be on its way from the b
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """How a drain ended: the jobs that failed meanwhile, and those that are left to runs that were stopped."""
+    """How a drain ended: the jobs that failed meanwhile, and those of stopped runs or at their budget that are left."""
 
     failed: int
     held: Mapping[str, int]  # by the id of the run's batch
@@ -34,8 +34,8 @@ class Drained:
                 "worker.left_held_jobs",
                 jobs=sum(self.held.values()),
                 batches=", ".join(list(self.held)[:_MOST_NAMED]),
-                why="their run was stopped",
-                advice=HELD_ADVICE,
+                why="their run was stopped, or their batch is at its budget",
+                advice=f"{HELD_ADVICE}, `antrean budget BATCH AMOUNT` raises a budget",
             )
         log.info("worker.drained", failed_jobs=self.failed)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import structlog
 from schemas.shortage import describe_shortage, is_local_shortage
 from worker.clock import Clock
 from worker.errors import AntreanError, tell_place
+from worker.policy.cost import Price, compute_cost
+from worker.storage.budgets import wake_budgets
 from worker.storage.due import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import UNSTORABLE, WriterStopped
@@ -51,12 +54,20 @@ class Heartbeat:
         clock: Clock,
         *,
         endpoint: str,
-        slots: int,
+        slots: Callable[[], int],
         lease_s: float,
         beat_s: float,
         spool_folder: Path,
         max_solo_losses: int,
+        on_dead: Callable[[str], None] = lambda worker_id: None,
+        find_price: Callable[[str], Price | None] = lambda model: None,
+        keep_told: Callable[[], None] = lambda: None,
     ) -> None:
+        """`slots`: those of this worker, as it begins. `on_dead` is told of each worker that is found dead.
+
+        `find_price`: of a model, for answers that a dead process left: its spool has no costs in it. `keep_told` writes
+        down which limits the endpoint told.
+        """
         self._ledger = ledger
         self._writer = writer
         self._spool = spool
@@ -68,6 +79,9 @@ class Heartbeat:
         self._beat_s = beat_s
         self._spool_folder = spool_folder
         self._max_solo_losses = max_solo_losses
+        self._on_dead = on_dead
+        self._find_price = find_price
+        self._keep_told = keep_told
         self._watch = LeaseWatch(own_id=writer.worker_id, lease_s=lease_s)
         self._strangers: set[str] = set()  # workers of other ledgers, whose spools lie here
 
@@ -109,6 +123,8 @@ class Heartbeat:
         now_ms = self._clock.now_ms()
         while self._ledger.run(lambda connection: expire_jobs(connection, now_ms=now_ms)):
             pass
+        self._ledger.run(partial(wake_budgets, now_ms=now_ms))
+        self._keep_told()
 
     def end(self, hinted_jobs: Sequence[str] = ()) -> None:
         """Marks this worker as stopped, and the jobs whose messages it leaves behind as not published.
@@ -141,7 +157,7 @@ class Heartbeat:
                 endpoint=self._endpoint,
                 hostname=socket.gethostname(),
                 pid=os.getpid(),
-                slots=self._slots,
+                slots=self._slots(),
                 lease_ms=round(self._lease_s * 1000),
                 now_ms=now_ms,
             )
@@ -171,7 +187,7 @@ class Heartbeat:
 
     def _record_spooled(self, success: Success) -> None:
         try:
-            recorded = self._writer.record(success, is_urgent=True)
+            recorded = self._writer.record(self._with_cost(success), is_urgent=True)
         except UNSTORABLE as exc:
             # One line that no ledger can store must not keep the others, or this worker, from going on.
             log.error("spool.unstorable", job_id=success.job_id, error=type(exc).__name__)
@@ -179,6 +195,18 @@ class Heartbeat:
             raise Unstorable from exc
         if recorded is Recorded.CLAIM_LOST:
             raise Unstorable  # of another ledger, or pruned here: it was paid for, and a person may still want it
+
+    def _with_cost(self, success: Success) -> Success:
+        tokens = success.usage
+        if tokens.cost_nano is not None:
+            return success
+        cost_nano = compute_cost(
+            self._find_price(tokens.model),
+            prompt_tokens=tokens.prompt_tokens,
+            completion_tokens=tokens.completion_tokens,
+            cached_tokens=tokens.cached_tokens,
+        )
+        return replace(success, usage=replace(tokens, cost_nano=cost_nano))
 
     def _rescue(self) -> None:
         for worker_id in self._presence.find_dead():
@@ -190,6 +218,7 @@ class Heartbeat:
             has_given_back = self._presence.has_given_back(worker_id)
             rescued = self._rescue_all(worker_id, has_given_back=has_given_back)
             self._presence.forget(worker_id)
+            self._on_dead(worker_id)
             log.warning("worker.died", worker_id=worker_id, jobs_rescued=rescued)
         with self._ledger.read() as connection:
             beats = fetch_beats(connection)
@@ -198,6 +227,7 @@ class Heartbeat:
             if not self._presence.is_alive(worker_id) and self._has_to_wait(worker_id):
                 continue
             rescued = self._rescue_all(worker_id)
+            self._on_dead(worker_id)
             log.warning("worker.lost", worker_id=worker_id, jobs_rescued=rescued)
 
     def _has_to_wait(self, worker_id: str) -> bool:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 import structlog
 
 from schemas.job import Due
 from worker.clock import Clock
 from worker.errors import AntreanError, BrokerAway, tell_place
+from worker.policy.fairness import Account
 from worker.policy.gates import PROBE_EVERY_S, Admission
+from worker.policy.half_open import AT_ONCE
 from worker.storage.batches import fetch_held
 from worker.storage.clock_skew import cap_waits
 from worker.storage.due import (
+    START,
     count_live_slots,
     count_published,
     fetch_mark_bound,
@@ -29,10 +32,11 @@ from worker.storage.due import (
 )
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import DatabaseAway
-from worker.storage.gate_waits import SPREAD_MS, take_probe, wake_blocked
+from worker.storage.gate_waits import SPREAD_MS, has_open_jobs, take_probes, wake_blocked
 from worker.storage.pauses import fetch_pause
 from worker.storage.tables import MAX_ROWS
-from worker.throttle.gatekeeper import Gatekeeper
+from worker.upkeep.batch_facts import BatchFacts
+from worker.upkeep.relay_needs import Epoch, Gates, Spread
 
 log = structlog.get_logger(__name__)
 WINDOW_FACTOR = 2
@@ -46,22 +50,6 @@ _RENEW_AFTER_MS = 2_000  # whoever has a message in hand lets its mark grow no o
 _EMPTY_FOR_S = 3.0  # by then, who took the last message has renewed its mark, however old that was
 
 
-class Epoch(Protocol):
-    """A mark in the broker that is gone when the broker forgot everything."""
-
-    def is_present(self) -> bool:
-        """Whether the broker still knows us. Raises BrokerAway."""
-
-    def set(self) -> None:
-        """Leaves the mark. Raises BrokerAway."""
-
-    def is_empty(self) -> bool:
-        """Whether no message lies in the queues of this endpoint. Raises BrokerAway."""
-
-    def fetch_lying_jobs(self, at_most: int) -> frozenset[str]:
-        """Jobs whose hints lie in these queues; of each list the `at_most` next ones. Raises BrokerAway."""
-
-
 class Relay:
     """One per worker; several may run side by side. `publish` raises BrokerAway."""
 
@@ -70,7 +58,7 @@ class Relay:
         ledger: Ledger,
         publish: Callable[[Sequence[Due]], None],
         epoch: Epoch,
-        gatekeeper: Gatekeeper,
+        gates: Gates,
         clock: Clock,
         *,
         endpoint: str,
@@ -78,22 +66,35 @@ class Relay:
         in_hand: Callable[[], Collection[str]] = tuple,
         backoff_cap_s: float = 120.0,
         longest_wait_s: float = 3720.0,
+        may_probe: Callable[[], bool] = lambda: True,
+        spread: Spread | None = None,
+        facts: BatchFacts | None = None,
     ) -> None:
         """`in_hand`: the jobs whose hints this process has fetched and not finished.
 
+        `may_probe`: whether a job may test a shut gate now, or the endpoint is asked by other means first.
+
+        `spread`: where jobs go to several endpoints; it is the `gates`, too, and lets jobs test those that are shut.
+
         `longest_wait_s`: no retry of ours waits longer; `backoff_cap_s`: nor one that nobody asked to wait.
+
+        `facts`: what is known of batches; told by others what their answers took.
         """
         self._ledger = ledger
         self._publish = publish
         self._epoch = epoch
         self._in_hand = in_hand
-        self._gatekeeper = gatekeeper
+        self._may_probe = may_probe
+        self._spread = spread
+        self._gates = gates
         self._clock = clock
         self._endpoint = endpoint
         self._republish_after_ms = round(republish_after_s * 1000)
         self._usual_wait_ms = round(backoff_cap_s * 1000)
         self._longest_wait_ms = round(max(backoff_cap_s, longest_wait_s) * 1000)
-        self._after_batch = ""
+        self._facts = facts or BatchFacts(clock, endpoint=endpoint)
+        # Each relay has its own: where all of them are fair, so is their sum.
+        self._account = START
         # Monotonic, as all that is done once in a while: a wall clock that is set back must not put it off.
         self._republished_at_s = float("-inf")
         self._looked_for_empty_at_s = float("-inf")
@@ -104,7 +105,7 @@ class Relay:
         self._taken_since_tick = 0
         self._is_paused = False
         self._may_have_lost_hints = False
-        self._openings = gatekeeper.openings
+        self._openings = gates.openings
         self._probe_hinted_s = float("-inf")
 
     @property
@@ -164,31 +165,41 @@ class Relay:
         self._wake_those_who_wait(now_ms)
         if window <= 0:
             return 0
-        if window == 1:
-            return self._hint_probe(published, now_ms)
+        if self._spread is not None:
+            take = partial(
+                self._spread.take,
+                window=self._window,
+                account=self._account,
+                now_ms=now_ms,
+                describe=self._facts.describe,
+            )
+            return self._hand_over(take)
+        if window <= AT_ONCE:
+            return self._hint_probes(window, published, now_ms)
 
-        def work(connection: Transaction) -> tuple[list[Due], str]:
+        def work(connection: Transaction) -> tuple[list[Due], Account]:
             # Lone jobs have room of their own.
             held = fetch_held(connection, self._endpoint)
             lone = take_lone_due(connection, self._endpoint, window=LONE_WINDOW, now_ms=now_ms, held=held)
             room = window - published
-            due, after_batch = take_due(
+            due, account = take_due(
                 connection,
                 self._endpoint,
                 # A window that is nearly full can wait: a look costs the same for one job as for a hundred.
                 room=room if room * 4 >= window else 0,
-                after_batch=self._after_batch,
+                account=self._account,
                 now_ms=now_ms,
                 held=held,
+                describe=self._facts.describe,
             )
-            return lone + due, after_batch
+            return lone + due, account
 
         return self._hand_over(work)
 
-    def _hand_over(self, take: Callable[[Transaction], tuple[list[Due], str]]) -> int:
+    def _hand_over(self, take: Callable[[Transaction], tuple[list[Due], Account]]) -> int:
         """Marks what `take` chooses and publishes it; the number of jobs."""
         try:
-            due, self._after_batch = self._ledger.run(take)
+            due, account = self._ledger.run(take)
             if not due:
                 return 0
             try:
@@ -201,26 +212,34 @@ class Relay:
             # Nobody knows whether it was committed: jobs may be marked as published that no message names.
             self._may_have_lost_hints = True
             raise
+        self._account = account
         return len(due)
 
-    def _hint_probe(self, published: int, now_ms: int) -> int:
-        """Publishes one job that tries the shut gate; another one if that went to a worker whose slots all hang."""
+    def _hint_probes(self, room: int, published: int, now_ms: int) -> int:
+        """Publishes `room` jobs that try the shut gate; another one if they went to a worker whose slots all hang."""
         now_s = self._clock.monotonic_s()
         is_late = now_s - self._probe_hinted_s >= PROBE_EVERY_S
-        if published and (published >= _MOST_PROBE_HINTS or not is_late):
+        if published >= room and (published >= _MOST_PROBE_HINTS or not is_late):
             return 0
-        admission, refused = self._gatekeeper.admission()
+        with self._ledger.read() as connection:
+            if not has_open_jobs(connection, self._endpoint):
+                return 0  # nobody waits: the endpoint is left alone
+        if not self._may_probe():
+            return 0
+        admission, refused = self._gates.admission()
 
-        def take(connection: Transaction) -> tuple[list[Due], str]:
-            return take_probe(
+        def take(connection: Transaction) -> tuple[list[Due], Account]:
+            due, after = take_probes(
                 connection,
                 self._endpoint,
-                after_batch=self._after_batch,
+                at_most=max(1, room - published),
+                after_batch=self._account.after,
                 now_ms=now_ms,
                 held=fetch_held(connection, self._endpoint),
                 refused=refused,
                 is_for_others=admission is Admission.PROBE_OF_OTHERS,
             )
+            return due, replace(self._account, after=after)
 
         handed = self._hand_over(take)
         if handed:
@@ -229,7 +248,7 @@ class Relay:
 
     def _wake_those_who_wait(self, now_ms: int) -> None:
         """Brings forward the jobs that wait at a gate which has opened."""
-        openings = self._gatekeeper.openings
+        openings = self._gates.openings
         if openings == self._openings:
             return
         woken, step = 0, MAX_ROWS
@@ -250,7 +269,7 @@ class Relay:
             slots = count_live_slots(connection, self._endpoint)
             self._is_paused = fetch_pause(connection, self._endpoint) is not None
         self._window = max(WINDOW_FLOOR, WINDOW_FACTOR * slots)
-        return 0 if self._is_paused else self._gatekeeper.room(self._window), published
+        return 0 if self._is_paused else self._gates.room(self._window), published
 
     def _republish_what_was_lost(self, now_ms: int) -> None:
         is_known = self._epoch.is_present()

@@ -282,7 +282,11 @@ def _encode(success: Success) -> dict[str, object]:
     # A line is flat, and has the names that older versions know: they and newer ones replay each other's.
     facts = asdict(success)
     claim = facts.pop("claim")
+    if success.endpoint is None:  # so that workers of older versions can read it
+        del facts["endpoint"]
     usage = asdict(success.usage) | {"model": clean_text(success.usage.model)}
+    # Older versions cannot read a line with a cost in it. Whoever replays it looks the price up again.
+    del usage["cost_nano"]
     raw = base64.b64encode(success.raw).decode()
     return {**claim, **facts, **_texts(success), "raw": raw, "usage": usage}
 

@@ -1,0 +1,57 @@
+"""`antrean budget` over a ledger without a broker."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.support.ledger import ENDPOINT, NOW, a_job, put
+from worker.cli.main import app
+from worker.settings import load_settings
+from worker.storage.batches import make_batch
+from worker.storage.migrating import prepare_ledger
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose ledger has the batch `b` with a job of the model `m`."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {
+        "HOME": tmp_path / "h",
+        "ENDPOINT_NAME": ENDPOINT,
+        "BASE_URL": "http://127.0.0.1:9/v1",
+    }.items():
+        monkeypatch.setenv(f"ANTREAN_{name}", str(value))
+    ledger = prepare_ledger(load_settings(_env_file=None))
+    make = partial(make_batch, kind="submit", label="b", endpoint=ENDPOINT, idempotency_key=None, now_ms=NOW)
+    ledger.run(partial(make, batch_id="b"))
+    put(ledger, a_job(batch_id="b", model="m"))
+    return tmp_path
+
+
+def say(*words: str, command: str = "budget") -> str:
+    done = CliRunner().invoke(app, [command, "b", *words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_a_budget_in_dollars_without_a_price_is_warned_of(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "the price of m is not known here" in " ".join(say("5usd").split())
+    assert "not known" not in say("5000tok")
+    prices = home / "prices.toml"
+    prices.write_text("[models.m]\ninput = 1\noutput = 2\n")
+    monkeypatch.setenv("ANTREAN_PRICES_FILE", str(prices))
+    assert "$0 of $5.00 spent" in say("5usd")
+    assert "not known" not in say("5usd")
+
+
+def test_status_does_not_speak_of_a_budget_that_was_taken_back(home: Path) -> None:
+    say("5000tok")
+    assert "budget 0 of 5,000 tokens spent" in say(command="status")
+    say("none")
+    assert "budget" not in say(command="status")

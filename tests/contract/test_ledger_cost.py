@@ -1,0 +1,180 @@
+"""What an answer cost is kept with its tokens, and each sum says how much of it is not known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.failure import Failure, FailureKind, Spent
+from tests.support.clock import FakeClock
+from tests.support.house import MODEL, House
+from tests.support.ledger import ENDPOINT, NOW, claim_one, job_row, put_one, record, rows, setback, success
+from worker.attempt.judge import Judgement
+from worker.attempt.outcomes import make_setback
+from worker.policy.cost import CostSum, Price, Rates
+from worker.storage.batch_status import fetch_status
+from worker.storage.batches import fetch_batch, make_batch
+from worker.storage.engine import Ledger
+from worker.storage.job_list import Choice, iterate_jobs
+from worker.storage.outcomes import Usage
+from worker.storage.prune_survey import survey
+from worker.storage.pruning import OfBatch
+from worker.storage.reading import fetch_endings
+from worker.storage.story import fetch_story
+from worker.storage.usage_sums import UsageBy, iterate_usage
+from worker.storage.writer import GroupWriter
+from worker.upkeep.heartbeat import Heartbeat
+from worker.upkeep.presence import Presence
+from worker.upkeep.spool import SpoolFile
+
+
+def put_batch(ledger: Ledger) -> None:
+    ledger.run(
+        lambda connection: make_batch(
+            connection,
+            "b",
+            kind="submit",
+            label="b",
+            endpoint="e",
+            idempotency_key=None,
+            now_ms=NOW,
+        )
+    )
+
+
+def answer(ledger: Ledger, cost_nano: int | None, *, token: str) -> str:
+    id_ = put_one(ledger, batch_id="b")
+    usage = Usage("m", 3, 4, 7, cost_nano=cost_nano)
+    record(ledger, success(claim_one(ledger, id_, token=token), usage=usage))
+    return id_
+
+
+def test_sums_hold_what_is_known_and_count_what_is_not(ledger: Ledger) -> None:
+    put_batch(ledger)
+    for i, cost_nano in enumerate((2**40, 5, None)):
+        answer(ledger, cost_nano, token=f"t{i}")
+    expected = CostSum(2**40 + 5, unknown=1, answered=3)
+    with ledger.read() as connection:
+        for by in UsageBy:
+            [one] = iterate_usage(connection, by)
+            assert one.cost == expected
+        found = fetch_batch(connection, "b")
+        assert found is not None
+        assert fetch_status(connection, found).cost == expected
+    assert survey(ledger, OfBatch("b")).total.cost == expected
+
+
+def test_a_job_tells_what_its_answer_cost(ledger: Ledger) -> None:
+    put_batch(ledger)
+    known, unknown = answer(ledger, 1234, token="t1"), answer(ledger, None, token="t2")
+    costs = {job.id: job.cost_nano for job in iterate_jobs(ledger, Choice())}
+    with ledger.read() as connection:
+        ended = {one.id: one.cost_nano for one in fetch_endings(connection, since_ms=0)}
+        story = fetch_story(connection, known)
+    assert costs == ended == {known: 1234, unknown: None}
+    assert story is not None and story.result is not None
+    assert (story.result.cost_nano, story.attempts[0].cost_nano) == (1234, 1234)
+
+
+def test_an_older_worker_leaves_the_cost_unknown(ledger: Ledger) -> None:
+    """It names no such column when it writes."""
+    put_batch(ledger)
+    id_ = answer(ledger, 5, token="t1")
+    with ledger.write() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO usage (job_id, number, batch_id, model, prompt_tokens, completion_tokens, total_tokens,"
+            " cached_tokens, reasoning_tokens, is_used, created_at_ms)"
+            f" VALUES ('{id_}', 2, 'b', 'm', 1, 1, 2, 0, 0, false, {NOW})"
+        )
+    with ledger.read() as connection:
+        [one] = iterate_usage(connection, UsageBy.MODEL)
+    assert one.cost == CostSum(5, unknown=1, answered=2)
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> Path:
+    file = tmp_path / "prices.toml"
+    file.write_text(f'[models."{MODEL}"]\ninput = 1\noutput = 2\n')
+    return file
+
+
+def test_a_workers_answer_is_recorded_with_its_cost(build: Callable[..., House], prices: Path) -> None:
+    house = build(prices_file=prices)
+    house.execute(house.put())
+    [usage] = rows(house.ledger, "usage")
+    assert usage.cost_nano == 1000 * usage.prompt_tokens + 2000 * usage.completion_tokens > 0
+
+
+def test_absurd_counts_of_tokens_have_a_cost_that_can_be_summed(ledger: Ledger) -> None:
+    """A defect of an endpoint must not make all later sums fail."""
+    put_batch(ledger)
+    price = Price(Rates(2_500_000, 10_000_000))
+    for i in range(3):
+        job = claim_one(ledger, put_one(ledger, batch_id="b"), token=f"t{i}")
+        spent = Spent(None, 2**53 - 1, 2**53 - 1, 2**53 - 1, cached_tokens=2**53 - 1)
+        failure = Failure(FailureKind.BAD_RESPONSE, "no choices", spent=spent)
+        judged = Judgement(not_before_ms=None, burns=True, is_blocked=False)
+        times: Any = {"started_at_ms": NOW, "ended_at_ms": NOW, "latency_s": 1.0}
+        record(ledger, make_setback(job, failure, judged, find_price=lambda *_: price, **times))
+    with ledger.read() as connection:
+        [one] = iterate_usage(connection, UsageBy.MODEL)
+    assert one.cost_nano == 3 * (2**31 - 1) * 12_500
+
+
+def test_a_workers_answer_of_an_unknown_price_has_no_cost(build: Callable[..., House]) -> None:
+    house = build()
+    house.execute(house.put())
+    assert [usage.cost_nano for usage in rows(house.ledger, "usage")] == [None]
+
+
+def test_a_defect_of_the_prices_costs_no_answer_that_is_paid_for(
+    build: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build()
+
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("no descriptor left")
+
+    monkeypatch.setattr(house.route.prices, "find", fail)
+    id_ = house.put()
+    house.execute(id_)
+    assert job_row(house.ledger, id_).state == "succeeded"
+    assert [usage.cost_nano for usage in rows(house.ledger, "usage")] == [None]
+
+
+def test_an_answer_without_a_completion_has_its_cost_too(ledger: Ledger) -> None:
+    job = claim_one(ledger, put_one(ledger))
+    record(ledger, replace(setback(job), usage=Usage("m", 3, 4, 7, cost_nano=9)))
+    assert [usage.cost_nano for usage in rows(ledger, "usage")] == [9]
+
+
+def test_an_answer_that_a_dead_process_left_in_its_spool_is_priced_when_it_is_recorded(
+    ledger: Ledger, writer: GroupWriter, clock: FakeClock, tmp_path: Path
+) -> None:
+    id_ = put_one(ledger)
+    job = claim_one(ledger, id_, token="t1")
+    dead = SpoolFile(tmp_path / "spool", "dead")
+    assert dead.keep(success(job, usage=Usage("m", 3, 4, 7, cost_nano=77)))
+    dead._fd, descriptor = None, dead._fd  # its process ends, and the kernel lets its lock go
+    assert descriptor is not None
+    os.close(descriptor)
+    Heartbeat(
+        ledger,
+        writer,
+        SpoolFile(tmp_path / "spool", "me"),
+        Presence(tmp_path / "workers", "me"),
+        clock,
+        endpoint=ENDPOINT,
+        slots=lambda: 4,
+        lease_s=2.0,
+        beat_s=0.3,
+        spool_folder=tmp_path / "spool",
+        max_solo_losses=3,
+        find_price=lambda model: Price(Rates(1_000, 2_000)) if model == "m" else None,
+    ).beat()
+    assert [usage.cost_nano for usage in rows(ledger, "usage")] == [3 + 2 * 4]
