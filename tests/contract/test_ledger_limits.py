@@ -19,7 +19,6 @@ from worker.storage.limits import (
     StoredLimit,
     fetch_changes,
     fetch_limits,
-    forget_found,
     keep_found,
     keep_told,
     prune_changes,
@@ -77,7 +76,7 @@ def test_a_later_setting_is_newer_also_by_a_clock_that_was_set_back(ledger: Ledg
     assert sorted(one.updated_ms for one in limits(ledger, endpoint)) == [NOW + 1, NOW + 2]
 
 
-def test_a_found_limit_is_remembered_beside_a_set_one_and_forgotten(ledger: Ledger, endpoint: str) -> None:
+def test_a_found_limit_is_remembered_beside_a_set_one(ledger: Ledger, endpoint: str) -> None:
     keep = partial(keep_found, endpoint=endpoint, worker_id="w1")
     ledger.run(partial(set_limits, endpoint=endpoint, values={K.IN_FLIGHT: 60}, now_ms=NOW))
     ledger.run(partial(keep, value=32, facts='{"a": 1}', reason="doubled", now_ms=NOW + 1))
@@ -92,9 +91,6 @@ def test_a_found_limit_is_remembered_beside_a_set_one_and_forgotten(ledger: Ledg
         (None, 32, "doubled", "w1"),
         (None, 60, None, None),
     ]
-    assert ledger.run(partial(forget_found, endpoint=endpoint))
-    assert not ledger.run(partial(forget_found, endpoint=endpoint))
-    assert [one.source for one in limits(ledger, endpoint)] == [S.SET]
 
 
 def test_what_the_endpoint_tells_of_a_key_is_kept_beside_what_is_set(ledger: Ledger, endpoint: str) -> None:

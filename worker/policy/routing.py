@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 ANY = -1  # the set of all endpoints, as of a job whose model is not known yet
 
@@ -55,8 +55,3 @@ def choose_by_weight(
 def has(group: int, index: int) -> bool:
     """Whether the endpoint is in the set."""
     return bool(group >> index & 1)
-
-
-def sum_of(group: int, values: Iterable[float]) -> float:
-    """The sum of the values of the endpoints in the set."""
-    return sum(value for index, value in enumerate(values) if has(group, index))

@@ -209,18 +209,6 @@ def keep_told(
         )
 
 
-def forget_found(connection: Connection, endpoint: str, *, key_id: str = "") -> bool:
-    """Forgets the limit that workers found. False if there was none."""
-    done = connection.execute(
-        delete(limits).where(
-            limits.c.endpoint == endpoint,
-            limits.c.key_id == key_id,
-            limits.c.source == LimitSource.FOUND.value,
-        )
-    )
-    return done.rowcount > 0
-
-
 def fetch_changes(connection: Connection, endpoint: str | None = None, *, at_most: int) -> list[LimitChange]:
     """The changes of an endpoint's limits, or of all, newest first, at most `at_most`."""
     query = _CHANGES if endpoint is None else _CHANGES.where(limit_changes.c.endpoint == endpoint)
