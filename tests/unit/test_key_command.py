@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -234,6 +235,22 @@ def test_a_worker_that_ends_waits_for_no_command_and_leaves_none_behind(tmp_path
     assert is_gone(pid)
     with pytest.raises(NoKeyPrinted, match="was not run"):
         program.run()
+
+
+def test_a_command_that_begins_just_when_the_worker_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = KeyProgram(("sleep", "60"), timeout_s=60)
+    start = subprocess.Popen
+
+    def start_and_stop(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        process = start(*args, **kwargs)
+        program.stop()  # by another thread, before this one has noted the process
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_stop)
+    began_s = time.monotonic()
+    with pytest.raises(NoKeyPrinted, match="was ended by signal 9"):
+        program.run()
+    assert time.monotonic() - began_s < 30
 
 
 def problems(**given: Any) -> str:
