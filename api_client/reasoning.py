@@ -87,6 +87,8 @@ def _end_of_reasoning(body: str) -> int | None:
 def _reasoning_field(message: CompletionMessage) -> str | None:
     extra = message.model_extra or {}
     for value in (message.reasoning_content, extra.get("reasoning"), extra.get("thinking")):
+        if value is None:
+            continue
         text = value if isinstance(value, str) else _text_of(value)
         if text:
             return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -22,6 +23,7 @@ from api_client.surroundings import read_surroundings
 from schemas.failure import Failure, FailureKind
 
 CHUNK_BYTES = 64 * 1024
+_USUAL_PORTS = {"http": 80, "https": 443}
 LONGEST_ERROR_READ = CHUNK_BYTES + 4096  # the kept part of an error body, and a key that crosses its end
 
 
@@ -45,6 +47,7 @@ class Transport:
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
         probe = requests.Request("GET", config.address.at("/")).prepare().url or ""
+        self._host = host_of(probe)
         root, _, query = probe.partition("?")
         self._root, self._query = root.rstrip("/"), query and f"?{query}"
         around = read_surroundings(probe)
@@ -58,7 +61,7 @@ class Transport:
         request = requests.PreparedRequest()
         request.method, request.url, request.body = method, self._root + path + self._query, body
         # A plain dict is cheaper than requests' case-insensitive one. All our names are in the same case.
-        request.headers = cast("CaseInsensitiveDict[str]", headers)
+        request.headers = cast("CaseInsensitiveDict[str]", {"Host": self._host, **headers})
         serve(call, self._config.read_timeout_s)
         try:
             response = self._adapter.send(request, timeout=cast(Any, self._timeout))
@@ -122,6 +125,16 @@ class Transport:
             raw.close()
             return b"".join(chunks), False, describe_body_break(exc, self._config)
         return b"".join(chunks), False, None
+
+
+def host_of(url: str) -> str:
+    """The field `Host` of requests to this URL: its port is left out where it is the usual one of the scheme."""
+    parts = urlsplit(url)
+    name, _, _ = (parts.hostname or "").partition(
+        "%"
+    )  # the zone of an IPv6 address is no concern of the server
+    host = f"[{name}]" if ":" in name else name
+    return host if parts.port in (None, _USUAL_PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
 
 
 def _ends_as_json_does(body: bytes) -> bool:

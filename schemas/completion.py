@@ -9,6 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 def _count_or_zero(value: Any) -> int:
     """A token count; 0 for null and for any value that is not a count. The text "12" is a count."""
+    if type(value) is int and 0 <= value < 2**53:
+        return value
     if isinstance(value, str):
         try:
             value = float(value)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 
 from api_client.config import Credential, HeaderStyle
+from api_client.transport import host_of
 from schemas.chat import parse_request
 from schemas.failure import FailureKind
 from schemas.rates import Allowance, RateHints
@@ -43,6 +47,49 @@ def test_the_request_carries_the_body_the_key_and_the_job(serve: Serve) -> None:
     assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n") and body == BODY
     assert f"Authorization: Bearer {KEY}".encode() in head and b"X-Antrean-Job: job-1" in head
     assert b"api-key" not in head.lower() and b"Content-Type: application/json" in head
+
+
+def test_a_request_s_head_is_whole_and_no_field_is_sent_twice(serve: Serve) -> None:
+    server, client = serve(reply())
+    client.complete(BODY, credential=BEARER, job_id="job-1")
+    head, _, _ = server.requests[0].partition(b"\r\n\r\n")
+    assert dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:]) == {
+        "Host": f"127.0.0.1:{server.port}",
+        "Accept": "application/json",
+        "Accept-Encoding": "gzip, deflate",
+        "Content-Type": "application/json",
+        "User-Agent": "antrean",
+        "Authorization": f"Bearer {KEY}",
+        "X-Antrean-Job": "job-1",
+        "Content-Length": str(len(BODY)),
+    }
+    assert head.count(b"\r\n") == 8
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://endpoint.test/v1/models",
+        "http://endpoint.test:80/v1/models",
+        "https://endpoint.test:443/v1/models",
+        "https://Endpoint.test:8443/v1/models?api-version=1",
+        "http://endpoint.test:443/v1",
+        "http://127.0.0.1:8000/v1",
+        "http://[::1]:8000/v1",
+        "https://[2001:db8::1]/v1",
+        "http://b\u00fccher.test:8080/v1",
+    ],
+)
+def test_the_host_that_is_sent_is_that_of_http_client(url: str) -> None:
+    prepared = requests.Request("GET", url).prepare().url
+    assert prepared is not None
+    sent: list[bytes] = []
+    parts = urlsplit(prepared)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.netloc)
+    connection.send = sent.append  # type: ignore[assignment, method-assign]
+    connection.request("GET", parts.path)
+    assert f"\r\nHost: {host_of(prepared)}\r\n".encode() in sent[0]
 
 
 def test_the_api_key_style_sends_that_header_alone(serve: Serve) -> None:

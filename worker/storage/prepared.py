@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, cast
 
 import orjson
@@ -21,8 +22,9 @@ from sqlalchemy.exc import DBAPIError
 @dataclass(frozen=True, slots=True)
 class _Written:
     sql: str
-    defaults: Mapping[str, Any]
-    order: tuple[str, ...] | None  # the names of positional parameters; None if the driver takes names
+    arrange: Callable[
+        [Mapping[str, Any]], Any
+    ]  # the parameters as the driver takes them, from values by name
 
 
 class Prepared:
@@ -38,21 +40,20 @@ class Prepared:
     def run(self, connection: Connection, values: Mapping[str, Any]) -> CursorResult[Any]:
         """Executes the statement once, and returns its result."""
         written = self._write(connection)
-        return connection.exec_driver_sql(written.sql, _arrange(written, values))
+        return connection.exec_driver_sql(written.sql, written.arrange(values))
 
     def run_many(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Executes the statement once for each of `rows`, of which there must be at least one."""
         written = self._write(connection)
-        connection.exec_driver_sql(written.sql, [_arrange(written, values) for values in rows])
+        connection.exec_driver_sql(written.sql, [written.arrange(values) for values in rows])
 
     def _write(self, connection: Connection) -> _Written:
         dialect = connection.dialect
         written = self._written.get(dialect.name)
         if written is None:
             compiled = self._build(dialect.name).compile(dialect=dialect)
-            positions = compiled.positiontup
             written = self._written[dialect.name] = _Written(
-                str(compiled), compiled.params, None if positions is None else tuple(positions)
+                str(compiled), _make_arrange(compiled.params, compiled.positiontup)
             )
         return written
 
@@ -83,11 +84,16 @@ def together(connection: Connection) -> Iterator[None]:
         ) from exc
 
 
-def _arrange(written: _Written, values: Mapping[str, Any]) -> Any:
-    if written.order is None:
-        return {**written.defaults, **values}
-    defaults = written.defaults
-    return tuple(values[name] if name in values else defaults[name] for name in written.order)
+def _make_arrange(
+    defaults: Mapping[str, Any], order: Sequence[str] | None
+) -> Callable[[Mapping[str, Any]], Any]:
+    """`order`: the names of positional parameters; None if the driver takes names."""
+    if order is None:
+        return lambda values: {**defaults, **values}
+    if len(order) < 2:  # with one name `itemgetter` gives no tuple
+        return lambda values: tuple(values[name] if name in values else defaults[name] for name in order)
+    pick = itemgetter(*order)
+    return lambda values: pick({**defaults, **values})
 
 
 def is_among(dialect: str, column: ColumnElement[str]) -> ColumnElement[bool]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, select, update
 
 from schemas.job import JobState
 from worker.storage.claims import SOLO_AFTER_LOSSES
@@ -15,6 +15,12 @@ from worker.storage.tables import MAX_ROWS, AnyRow, attempts, is_in, jobs, worke
 from worker.storage.transitions import record_outcomes
 
 _UNIQUE_ID = re.compile(r"[0-9a-f]{8}(-?[0-9a-f]{4}){3}-?[0-9a-f]{12}")
+# Built once, as each worker executes it twice a second.
+_OTHERS = select(func.count()).where(
+    workers.c.endpoint == bindparam("of_endpoint"),
+    workers.c.ended_at_ms.is_(None),
+    workers.c.id != bindparam("own_id"),
+)
 _ORPHAN_COLUMNS = (
     jobs.c.id,
     jobs.c.claims,
@@ -102,10 +108,7 @@ def note_slots(connection: Connection, worker_id: str, *, slots: int) -> None:
 
 def count_others(connection: Connection, endpoint: str, *, worker_id: str) -> int:
     """How many other workers of this endpoint have not ended."""
-    query = select(func.count()).where(
-        workers.c.endpoint == endpoint, workers.c.ended_at_ms.is_(None), workers.c.id != worker_id
-    )
-    return int(connection.execute(query).scalar_one())
+    return int(connection.execute(_OTHERS, {"of_endpoint": endpoint, "own_id": worker_id}).scalar_one())
 
 
 def end_worker(connection: Connection, worker_id: str, *, reason: str, now_ms: int) -> None:

@@ -157,9 +157,11 @@ class Gatekeeper:
 
     def current_gate(self, *, closely: bool = False) -> Gate | None:
         """The gate, at most 0.25 s old; with `closely` at most 0.05 s. None: it is open."""
-        now_s = self._clock.monotonic_s()
+        now_s, fresh_s = self._clock.monotonic_s(), _CLOSELY_S if closely else _FRESH_S
+        if now_s - self._looked_at_s < fresh_s:
+            return self._gate  # without the lock, which every call would wait for
         with self._lock:
-            if now_s - self._looked_at_s < (_CLOSELY_S if closely else _FRESH_S):
+            if now_s - self._looked_at_s < fresh_s:
                 return self._gate
             self._looked_at_s = now_s
         fetched = self._store.fetch()

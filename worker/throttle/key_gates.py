@@ -86,8 +86,10 @@ class KeyGates:
 
         If `permit.is_granted` is False, the job must not be called: it goes back to the ledger, unburnt.
         """
-        keepers = [self._keeper(name) for name in self.names()]
-        if all(one.is_shut(job_id) for one in keepers):
+        names = self.names()
+        if len(names) == 1:
+            return self._admit_with(names[0], job_id)
+        if all(self._keeper(name).is_shut(job_id) for name in names):
             return REFUSED  # and no probe of the endpoint is begun for nothing
         permit = self.endpoint.admit(job_id)
         if permit.is_granted and not self._give_key(permit, job_id, ()):
@@ -268,6 +270,20 @@ class KeyGates:
                     self._names = names
                     self._used_noted_s = float("-inf")
         return names
+
+    def _admit_with(self, only: KeyName, job_id: str | None) -> Permit:
+        """As `admit`, where there is one key: each call passes here."""
+        keeper = self._keeper(only)
+        if keeper.is_shut(job_id):
+            return REFUSED
+        permit = self.endpoint.admit(job_id)
+        if permit.is_granted:
+            of_key = keeper.admit(job_id)
+            if not of_key.is_granted:
+                permit.leave()
+                return REFUSED
+            permit.key, permit.of_key = only, of_key
+        return permit
 
     def _give_key(self, permit: Permit, job_id: str | None, tried: Collection[str]) -> bool:
         """Gives the permit a key: one that is to be probed now, else the next of those that are not set aside."""
