@@ -13,6 +13,7 @@ import redis
 from worker.attempt.credentials import Credentials
 from worker.attempt.dispatch import Received
 from worker.attempt.endpoint import open_endpoint
+from worker.attempt.key_slots import KeySlot, KeySlots
 from worker.attempt.models_probe import ModelsProbe, build_models_probe
 from worker.attempt.pool_slots import EndpointSlots, PoolSlots
 from worker.attempt.route import Route
@@ -26,10 +27,14 @@ from worker.storage.engine import Ledger
 from worker.storage.reading import has_answered
 from worker.storage.writer import GroupWriter
 from worker.throttle.key_gates import KeyGates
-from worker.throttle.limiter import Limiter, SlotUse
+from worker.throttle.key_limiters import KeyLimiters
+from worker.throttle.limiter import Limiter
+from worker.throttle.limiter_needs import SlotUse
 from worker.throttle.limits import Fixed
+from worker.throttle.meter import Meter
 from worker.throttle.redis_limits import RedisLimitStore
 from worker.throttle.redis_store import RedisGateStore
+from worker.throttle.store import KeyName
 from worker.throttle.told import ToldLimits
 from worker.upkeep.limit_records import LedgerLimits
 from worker.upkeep.relay_needs import Gates
@@ -85,7 +90,7 @@ class Pool:
             clock=around.clock,
         )
         self._dispatch: Dispatch | None = None
-        self.limiters: list[Limiter] = []
+        self.limiters: list[Limiter | KeyLimiters[KeySlot]] = []
         self.spread: Spread | None = None
         if self._several is not None:
             self.spread = Spread(
@@ -197,9 +202,12 @@ class Pool:
             index, *told.first_slots, weight=told.weight, is_open=lambda: gates.is_known_open
         )
 
-    def _build_limiter(self, index: int, dispatch: Dispatch, told: EndpointSettings) -> Limiter:
+    def _build_limiter(
+        self, index: int, dispatch: Dispatch, told: EndpointSettings
+    ) -> Limiter | KeyLimiters[KeySlot]:
         around, several, gates = self._around, self._several, self._routes[index].gates
-        use: SlotUse = self.slots if several is None else several.endpoints[index]
+        use = self.slots if several is None else several.endpoints[index]
+        route, poked = self._routes[index], threading.Event()
 
         def apply(slots: int) -> None:
             split = told.split_slots(slots)
@@ -208,32 +216,57 @@ class Pool:
             else:
                 dispatch.follow(several.set_limits(index, *split))
 
-        return Limiter(
-            RedisLimitStore(around.broker, self._routes[index].endpoint),
-            LedgerLimits(
-                around.ledger,
-                endpoint=self._routes[index].endpoint,
-                worker_id=around.worker_id,
-                filed_under=around.settings.endpoint,
-                told=Fixed(
-                    requests_per_minute=told.requests_per_minute, tokens_per_minute=told.tokens_per_minute
-                ),
-                count_slots=None if several is None else partial(_count, several),
-            ),
-            use,
-            self._routes[index].meter,
-            around.clock,
+        records = LedgerLimits(
+            around.ledger,
+            endpoint=route.endpoint,
             worker_id=around.worker_id,
-            own_limit=told.call_count,
-            first_limit=sum(told.first_slots),
-            is_adaptive=told.is_adaptive,
+            filed_under=around.settings.endpoint,
+            told=Fixed(
+                requests_per_minute=told.requests_per_minute, tokens_per_minute=told.tokens_per_minute
+            ),
+            count_slots=None if several is None else partial(_count, several),
+        )
+
+        def build(
+            apply: Callable[[int], None],
+            *,
+            slots: SlotUse = use,
+            meter: Meter = route.meter,
+            key: KeyName | None = None,
+        ) -> Limiter:
+            return Limiter(
+                RedisLimitStore(around.broker, route.endpoint, key_id="" if key is None else key.id),
+                records if key is None else records.of_key(key.id),
+                slots,
+                meter,
+                around.clock,
+                worker_id=around.worker_id,
+                own_limit=told.call_count,
+                first_limit=sum(told.first_slots) if key is None else 0,
+                is_adaptive=told.is_adaptive,
+                apply=apply,
+                advance=dispatch.advance,
+                openings=lambda: gates.restarts if key is None else gates.restarts_of(key),
+                poked=poked,
+                count_slots=partial(_count, use) if key is None and told.is_adaptive else None,
+            )
+
+        if not told.is_adaptive:
+            return build(apply)
+        return KeyLimiters(
+            KeySlots(
+                use, is_open=gates.is_key_open, on_unknown=poked.set, monotonic_s=around.clock.monotonic_s
+            ),
+            gates.names,
+            around.clock,
+            build_whole=build,
+            build=lambda slot, apply: build(apply, slots=slot, meter=slot.meter, key=slot.name),
             apply=apply,
-            advance=dispatch.advance,
-            openings=lambda: gates.restarts,
+            poked=poked,
         )
 
 
-def _count(slots: PoolSlots[Received]) -> int:
+def _count(slots: Slots[Received] | EndpointSlots) -> int:
     return int(slots.limit)
 
 

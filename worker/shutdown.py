@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import structlog
 
@@ -19,7 +20,6 @@ from worker.errors import ExitCode
 from worker.logs.sink import flush_logs
 from worker.storage.errors import DatabaseAway
 from worker.storage.writer import GroupWriter
-from worker.throttle.limiter import Limiter
 from worker.upkeep.heartbeat import Heartbeat
 from worker.upkeep.relay import Relay
 from worker.upkeep.spool import SpoolFile
@@ -29,6 +29,12 @@ _AFTER_GRACE_S = 2.0  # what remains for giving back, flushing and leaving
 _FOR_DATABASE_S = 3.0  # how long it may take to record the end once nothing else is left
 _FOR_HEARTBEAT_S = 0.3
 _FOR_CELERY_S = 1.0  # how long Celery may take to leave once all is written; it can hang in a stalled broker
+
+
+class Pokeable(Protocol):
+    """A limiter, whose thread waits for its next exchange."""
+
+    def poke(self) -> None: ...
 
 
 class Shutdown:
@@ -51,7 +57,7 @@ class Shutdown:
         spool: SpoolFile,
         heartbeat: Heartbeat,
         relay: Relay,
-        limiters: Sequence[Limiter],
+        limiters: Sequence[Pokeable],
         hinted_jobs: Callable[[], Sequence[str]],
     ) -> None:
         """`hinted_jobs` tells whose hints this worker has received and not finished."""

@@ -79,6 +79,11 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-calls", dest="log_calls_path", type=Path, help="gets a line a paid call")
     parser.add_argument("--spent-keys", default="", help="keys that get 402, with commas between them")
     parser.add_argument("--revoked-keys", default="", help="keys that get 401, with commas between them")
+    parser.add_argument(
+        "--refuse-keys-above",
+        default="",
+        help="calls at once of each key of --key, in their order, as in 4,20",
+    )
     parser.add_argument("--refuse-code", help="a code in the body of a refusal for too many calls at once")
     parser.add_argument("--rate-headers", action="store_true", help="x-ratelimit-* on every answer")
     parser.add_argument("--no-tell-wait", dest="tells_wait", action="store_false", help="no Retry-After")

@@ -73,7 +73,13 @@ class Chat:
             self._later(connection, call, self._latency_s() * FAILING_LATENCY_SHARE, then)
             return
         now = time.monotonic()
-        over = self._limits.check_call(config, call.key, in_flight=self._tally.in_flight, now=now)
+        over = self._limits.check_call(
+            config,
+            call.key,
+            in_flight=self._tally.in_flight,
+            of_key=self._tally.count_in_flight(call.key),
+            now=now,
+        )
         if over is not None:
             self._turn_away(connection, call, over.kind, _refusal(over, request_id))
             return

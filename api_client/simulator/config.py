@@ -49,7 +49,7 @@ class SimulatorConfig:
 
     `key` may name several, with commas between them; so may `spent_keys`, which are answered with 402, and
     `revoked_keys`, which are not accepted any more. `refuse_above`: most calls at once; more get `refuse_status`, and
-    `refuse_code` in the body.
+    `refuse_code` in the body. `refuse_keys_above`: the same for each key of `key`, in their order, with commas between.
     `slope_per_s`: how fast calls at once may rise. `tpm`: most tokens of a key in any `rate_window_s`, as `rpm` of
     calls; `tells_wait`: whether their 429s say `Retry-After`. `call_tokens_per_s`: a call takes its answer's tokens
     divided by this, after the latency; beyond `knee` calls the sum stays flat. `answer_tokens`: how long answers are,
@@ -88,6 +88,7 @@ class SimulatorConfig:
     spent_keys: str = field(default="", repr=False)
     revoked_keys: str = field(default="", repr=False)
     refuse_above: int | None = None
+    refuse_keys_above: str = ""
     refuse_status: int = 429
     refuse_retry_after_s: float | None = None
     refuse_code: str | None = None
@@ -147,6 +148,9 @@ class SimulatorConfig:
                 raise ValueError(f"{name} must be text: keys with commas between them")
         if self.refuse_above is not None:
             _whole("refuse_above", self.refuse_above, low=0)
+        numbers = self.refuse_keys_above.split(",") if isinstance(self.refuse_keys_above, str) else ["?"]
+        if numbers != [""] and not all(one.strip().isdecimal() for one in numbers):
+            raise ValueError("refuse_keys_above must be whole numbers with commas between them, as in 4,20")
         if self.refuse_status not in REFUSE_STATUSES:
             raise ValueError(f"refuse_status must be one of {', '.join(map(str, REFUSE_STATUSES))}")
         if self.refuse_code is not None and (not isinstance(self.refuse_code, str) or not self.refuse_code):

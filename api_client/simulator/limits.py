@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from api_client.simulator.config import SimulatorConfig
 from api_client.simulator.rate_window import RateWindow
@@ -35,14 +36,18 @@ class Limits:
         self._slope = Slope()
 
     def check_call(
-        self, config: SimulatorConfig, key: bytes, *, in_flight: int, now: float
+        self, config: SimulatorConfig, key: bytes, *, in_flight: int, of_key: int, now: float
     ) -> OverLimit | None:
-        """The first limit that this call is over, before its body is looked at. `in_flight` counts the call itself.
+        """The first limit that this call is over, before its body is looked at.
 
-        A call that is refused for the calls at once does not count for the calls a minute.
+        `in_flight` counts the call itself, and so does `of_key`, which are those with its key. A call that is refused
+        for the calls at once does not count for the calls a minute.
         """
         if config.refuse_above is not None and in_flight > int(config.refuse_above * config.capacity):
             return self._busy("refuse_above", config)
+        most_of_key = _list_by_key(config.key or "", config.refuse_keys_above).get(key)
+        if most_of_key is not None and of_key > int(most_of_key * config.capacity):
+            return self._busy("refuse_keys_above", config)
         if config.slope_per_s is not None and not self._slope.admits(
             in_flight, per_s=config.slope_per_s, now=now
         ):
@@ -84,6 +89,17 @@ class Limits:
 
     def _busy(self, kind: str, config: SimulatorConfig) -> OverLimit:
         return OverLimit(kind, config.refuse_status, config.refuse_retry_after_s, config.refuse_code)
+
+
+@lru_cache(maxsize=16)
+def _list_by_key(keys: str, numbers: str) -> dict[bytes, int]:
+    """The number of each key, where there is one."""
+    if not numbers:
+        return {}
+    return {
+        key.strip().encode(): int(number)
+        for key, number in zip(keys.split(","), numbers.split(","), strict=False)
+    }
 
 
 def _over_rate(kind: str, config: SimulatorConfig, wait_s: float) -> OverLimit:

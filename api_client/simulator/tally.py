@@ -92,6 +92,10 @@ class Tally:
         if call.job:
             self._of(call.job).received += 1
 
+    def count_in_flight(self, key: bytes) -> int:
+        """The calls in flight with this key."""
+        return self._of_key(key).in_flight
+
     def start(self, call: Call) -> None:
         self.started += 1
         if call.job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from uuid import uuid4
 
@@ -150,6 +151,23 @@ def test_a_worker_that_changes_a_limit_once_removes_old_changes(ledger: Ledger, 
     records = LedgerLimits(ledger, endpoint=endpoint, worker_id="worker")
     assert records.remember(start(None, cap=256, now_ms=NOW), now_ms=NOW)
     assert len(changes(ledger, endpoint, at_most=KEPT_CHANGES + 100)) == KEPT_CHANGES
+
+
+def test_the_found_limit_of_a_key_is_kept_beside_those_of_others(ledger: Ledger, endpoint: str) -> None:
+    records = LedgerLimits(ledger, endpoint=endpoint, worker_id="worker")
+    of_key = records.of_key("abc")
+    limit = start(None, cap=4, now_ms=NOW)
+    assert of_key.remember(limit, now_ms=NOW)
+    ledger.run(partial(set_limits, endpoint=endpoint, values={K.REQUESTS: 600}, now_ms=NOW))
+    known = records.fetch()
+    assert known is not None and (known.found, known.fixed.requests_per_minute) == (None, 600)
+    told = of_key.fetch()
+    assert told is not None and (told.found, told.fixed) == (limit, Fixed()), "what is set is of the endpoint"
+    assert records.of_key("def").fetch() == replace(known, fixed=Fixed())
+    assert [(one.key_id, one.new) for one in changes(ledger, endpoint) if one.source is S.FOUND] == [
+        ("abc", 4)
+    ]
+    assert of_key.note_slots(7), "nothing is written: slots are of all keys"
 
 
 @pytest.mark.parametrize(("kind", "source"), [("images_per_min", "set"), ("in_flight", "guessed")])

@@ -43,7 +43,7 @@ def say_json(*words: str) -> Any:
     return json.loads(say(*words, "--json"))
 
 
-def find(ledger: Ledger, value: int, reason: str) -> None:
+def find(ledger: Ledger, value: int, reason: str, *, key_id: str = "", now_ms: int = NOW) -> None:
     ledger.run(
         partial(
             keep_found,
@@ -52,7 +52,8 @@ def find(ledger: Ledger, value: int, reason: str) -> None:
             facts="{}",
             reason=reason,
             worker_id="w1",
-            now_ms=NOW,
+            now_ms=now_ms,
+            key_id=key_id,
         )
     )
 
@@ -75,6 +76,37 @@ def test_limits_are_set_shown_and_cleared(ledger: Ledger) -> None:
     }
     assert (facts["limits"], facts["in_flight"], facts["workers"]) == ([], None, None)
     assert "limits" not in say("status").split()
+
+
+def test_found_limits_are_shown_by_key_where_the_endpoint_has_several(ledger: Ledger) -> None:
+    day_ms, first, second, gone = 24 * 3_600_000, "0a1b2c3d4e5f", "1a1b2c3d4e5f", "2a1b2c3d4e5f"
+    find(ledger, 30, "of before", now_ms=NOW - 1000)
+    assert "30 calls in flight (found) since" in " ".join(say("limits").split())
+    find(ledger, 9, "refused", key_id=gone, now_ms=NOW - 2 * day_ms)
+    find(ledger, 4, "refused", key_id=first)
+    find(ledger, 20, "a higher limit is tried", key_id=second, now_ms=NOW - 5000)
+    say("limits", "set", "--in-flight", "60")
+    said = " ".join(say("limits").split())
+    assert re.search(r"60 calls in flight \(set\) since", said)
+    assert re.search(rf"4 calls in flight \(found, key {first}\) since \S+: refused", said)
+    assert re.search(rf"20 calls in flight \(found, key {second}\) since", said)
+    assert "(found)" not in said and gone not in said
+    assert f"4 calls in flight (found, key {first}), 20 calls in flight (found, key {second})" in " ".join(
+        say("status").split()
+    )
+    facts = say_json("limits")["limits"]
+    assert [(one["source"], one["key_id"], one["value"]) for one in facts] == [
+        ("set", None, 60),
+        ("found", first, 4),
+        ("found", second, 20),
+    ]
+    assert f"calls in flight of key {first}: none to 4, refused" in " ".join(
+        say("limits", "--history").split()
+    )
+    find(ledger, 16, "start", now_ms=NOW + 1000)
+    said = " ".join(say("limits").split())
+    assert "16 calls in flight (found) since" in said or "(to begin with)" in said
+    assert first not in said, "it has one key again"
 
 
 def test_a_limit_that_the_endpoint_tells_of_a_key_is_shown_for_a_day(ledger: Ledger) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -49,6 +50,18 @@ def test_the_limit_of_calls_at_once_is_raised_while_it_runs() -> None:
         assert ask(simulator).status == 200
         simulator.set_faults(refuse_above=None)
         assert ask(simulator).status == 200
+
+
+def test_each_key_bears_calls_at_once_of_its_own() -> None:
+    with running(key="a,b", refuse_keys_above="1,3", latency_s=0.4) as simulator:
+        with ThreadPoolExecutor(2) as pool:
+            told = list(pool.map(lambda key: ask_at_once(simulator, 4, key=key), ("a", "b")))
+        assert [[one.status for one in of_key] for of_key in told] == [[429] * 3 + [200], [429] + [200] * 3]
+        assert simulator.stats()["faults"] == {"refuse_keys_above": 4}
+        simulator.set_faults(refuse_keys_above="0,3")
+        assert (ask(simulator, key="a").status, ask(simulator, key="b").status) == (429, 200)
+    with pytest.raises(ValueError, match="as in 4,20"):
+        SimulatorConfig(refuse_keys_above="4;20")
 
 
 def test_calls_at_once_may_not_rise_faster_than_the_slope() -> None:

@@ -14,7 +14,8 @@ from tests.unit.test_slots import Job
 from worker.attempt.slots import Slots
 from worker.policy.concurrency import Limit, Phase
 from worker.throttle.gatekeeper import Permit
-from worker.throttle.limiter import Known, Limiter
+from worker.throttle.limiter import Limiter
+from worker.throttle.limiter_needs import Known
 from worker.throttle.limits import SILENT_MS, MemoryLimitStore
 from worker.throttle.meter import Meter
 

@@ -9,7 +9,7 @@ import pytest
 from tests.support.clock import FakeClock
 from tests.unit.test_limiter import Ledger, Worker, run_rounds
 from worker.policy.concurrency import Limit, Phase
-from worker.throttle.limiter import Known
+from worker.throttle.limiter_needs import Known
 from worker.throttle.limits import Fixed, MemoryLimitStore
 
 Make = Callable[..., Worker]

@@ -9,7 +9,7 @@ from tests.unit.test_limiter import Ledger, Worker
 from tests.unit.test_slots import Job
 from worker.policy.concurrency import Limit, Phase
 from worker.throttle.gatekeeper import Permit
-from worker.throttle.limiter import Known
+from worker.throttle.limiter_needs import Known
 from worker.throttle.limits import MemoryLimitStore
 
 STEP_S = 0.05

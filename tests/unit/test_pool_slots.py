@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from worker.attempt.key_slots import KeyHold
 from worker.attempt.pool_slots import EndpointSlots, PoolSlots
 from worker.policy.routing import ANY
 
@@ -18,6 +19,7 @@ class Job:
     is_bulk: bool = True
     route: int = -1
     epoch: int = 0
+    hold: KeyHold | None = None
 
 
 class Desk:

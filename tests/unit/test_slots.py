@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from worker.attempt.key_slots import KeyHold
 from worker.attempt.slots import Slots
 from worker.errors import Stopping
 
@@ -18,6 +19,7 @@ class Job:
 
     is_bulk: bool = True
     epoch: int = 0
+    hold: KeyHold | None = None
 
 
 class Desk:

@@ -19,6 +19,7 @@ import structlog
 
 from schemas.shortage import describe_shortage, is_local_shortage
 from worker.attempt.execute import Executor, Spool
+from worker.attempt.key_slots import KeyHold
 from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, NOTHING_TO_DO, PUT_OFF, Report, Verdict
 from worker.attempt.slots import Slots
 from worker.attempt.turns import Turns
@@ -57,6 +58,7 @@ class Received:
     claimed_s: float = 0.0
     called_s: float = 0.0
     epoch: int = 0
+    hold: KeyHold | None = None  # its slot at one of several keys
     has_left: bool = False  # its slot
 
 
@@ -259,6 +261,7 @@ class Dispatcher:
                 one.job,
                 route=one.route,
                 epoch=one.epoch,
+                hold=one.hold,
                 waited_s=one.called_s - one.claimed_s,
                 leave_slot=lambda: self._leave(one),
             )
@@ -293,7 +296,7 @@ class Dispatcher:
                     return self._executor.put_back(job)
                 try:
                     one.begin()
-                    return self._executor.attempt(job, route=one.route)
+                    return self._executor.attempt(job, route=one.route, hold=one.hold)
                 finally:
                     self._slots.end_alone(one)
         finally:

@@ -11,6 +11,7 @@ import structlog
 from api_client.errors import ApiError
 from schemas.failure import Failure, FailureKind
 from worker.attempt.calling import FRESH_S, NotCalled, is_unwanted_now
+from worker.attempt.key_slots import KeyHold
 from worker.attempt.outcomes import make_setback, make_success, report_setback, report_success
 from worker.attempt.report import GIVEN_BACK, NOT_ADMITTED, Report
 from worker.attempt.route import Route
@@ -104,13 +105,15 @@ class Executor:
         *,
         route: int = 0,
         epoch: int | None = None,
+        hold: KeyHold | None = None,
         waited_s: float = 0.0,
         leave_slot: Callable[[], None] = lambda: None,
     ) -> Report:
         """What the call of a claimed job came to, once that is written down. `route`: the endpoint that is called.
 
-        `epoch`: that of the limit under which the job got its slot; None: the present one. The claim has waited for
-        its slot for `waited_s`. `leave_slot` is called as soon as the call has ended.
+        `epoch`: that of the limit under which the job got its slot; None: the present one. `hold`: its slot at
+        one of several keys. The claim has waited for its slot for `waited_s`. `leave_slot` is called as soon as the
+        call has ended.
         """
         if self._is_stopping():
             return self._put_back(job, GIVEN_BACK)
@@ -118,7 +121,7 @@ class Executor:
             return self._put_back(job, NOT_ADMITTED)
         self._at_stake.add(job.id)
         try:
-            outcome = self._make(job, self.routes[route], epoch, leave_slot)
+            outcome = self._make(job, self.routes[route], epoch, hold, leave_slot)
             if isinstance(outcome, Success):
                 return self._record_answer(job, outcome, self.routes[route])
         finally:
@@ -155,16 +158,21 @@ class Executor:
         return GiveBack(claim=job.claim, started_at_ms=now_ms, ended_at_ms=now_ms, was_called=was_called)
 
     def _make(
-        self, job: ClaimedJob, route: Route, epoch: int | None, leave_slot: Callable[[], None]
+        self,
+        job: ClaimedJob,
+        route: Route,
+        epoch: int | None,
+        hold: KeyHold | None,
+        leave_slot: Callable[[], None],
     ) -> Success | Setback | GiveBack | NotCalled:
-        with route.gates.admit(job.id) as permit:
+        with route.gates.admit(job.id, hold) as permit:
             if not permit.is_granted:
                 return NotCalled(NOT_ADMITTED, was_called=False)
-            route.meter.admit(permit, epoch=epoch)
+            route.meter.admit(permit, epoch=epoch if hold is None else hold.epoch)
             try:
                 return self._decide(job, route, permit, leave_slot)
             except NotCalled as exc:
-                route.meter.note_failure(permit, is_refusal=False)
+                route.note_failure(permit, is_refusal=False)
                 return exc
 
     def _decide(
@@ -197,7 +205,7 @@ class Executor:
         except Exception as exc:
             # A defect of ours costs this job an attempt, not the worker its thread.
             return self._set_back(job, route, _defect(exc, job.id), permit, started_at_ms, None)
-        route.meter.note_answer(
+        route.note_answer(
             permit,
             latency_s=answer.latency_s,
             tokens=success.usage.total_tokens,
@@ -217,7 +225,7 @@ class Executor:
     def _note_failure(self, job: ClaimedJob, route: Route, permit: Permit, failure: Failure) -> None:
         spent = failure.spent
         tokens = 0 if spent is None else spent.total_tokens
-        route.meter.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
+        route.note_failure(permit, is_refusal=asks_for_less(failure), tokens=tokens)
         if spent is not None:
             self._note_tokens(job.batch_id, tokens=tokens, completion_tokens=spent.completion_tokens)
 

@@ -6,11 +6,13 @@ serve it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
+from worker.attempt.key_slots import KeySlots
 from worker.attempt.slots import Slots, SlotUser
 from worker.policy.routing import choose_by_weight, has
 
@@ -42,12 +44,18 @@ class EndpointSlots:
         self.valid_until_s = float("inf")  # as `Slots.valid_until_s`
         self.epoch = 0  # as `Slots.epoch`
         self.lacks = False
+        self.keys: KeySlots | None = None  # where it has several keys
         self._permits: int | None = None
         self._begun = self._begun_before = 0
         self._pool: PoolSlots[PoolUser] | None = None
 
     def join(self, pool: PoolSlots[PoolUser]) -> None:
         self._pool = pool
+
+    @property
+    def lock(self) -> threading.Condition:
+        assert self._pool is not None
+        return self._pool.lock
 
     @property
     def in_flight(self) -> int:
@@ -102,20 +110,27 @@ class EndpointSlots:
         if self._permits is not None and self._permits < 1:
             self.lacks = True
             return False
-        return True
+        return self.keys is None or self.keys.has_room()
 
     def free(self, *, is_bulk: bool) -> int:
         """How many more calls of this kind the limit allows."""
         return max(0, (self.bulk_limit if is_bulk else self.limit) - self.calling[is_bulk])
 
-    def begin(self, *, is_bulk: bool) -> None:
+    def begin(self, one: PoolUser, *, is_bulk: bool) -> None:
         """A call has the slot."""
+        if self.keys is not None:
+            self.keys.give(one)
+        one.route, one.epoch = self.index, self.epoch
         if self.probes and not self.is_open():
             self.probes -= 1
         if self._permits is not None:
             self._permits -= 1
         self.calling[is_bulk] += 1
         self._begun += 1
+
+    def count_waiting(self) -> int:
+        """Jobs without a slot that it could serve."""
+        return self._count_jobs()
 
     def _count_jobs(self) -> int:
         assert self._pool is not None
@@ -134,7 +149,6 @@ class PoolSlots(Slots[T]):
     ) -> None:
         super().__init__(0, 0, ahead=ahead, monotonic_s=monotonic_s)
         self.endpoints = tuple(endpoints)
-        self.lock = self._idle
         self._credit: dict[int, float] = {}
         self._claiming: dict[
             T, int
@@ -195,7 +209,8 @@ class PoolSlots(Slots[T]):
         with self._idle:
             if one.is_bulk and not self._waiting[True] and not self._inside[True]:
                 for endpoint in self._of(one.routes):
-                    endpoint.lacks = endpoint.lacks or endpoint.epoch > 0
+                    is_measured = endpoint.epoch > 0 or endpoint.keys is not None
+                    endpoint.lacks = endpoint.lacks or is_measured
             return super().add(one)
 
     def take_claimable(self) -> list[T]:
@@ -250,8 +265,7 @@ class PoolSlots(Slots[T]):
                         full.add(one.routes)
                         kept.append(one)
                         continue
-                    chosen.begin(is_bulk=is_bulk)
-                    one.route, one.epoch = chosen.index, chosen.epoch
+                    chosen.begin(one, is_bulk=is_bulk)
                     self._pending[is_bulk, one.routes] -= 1
                     self._started.append(one)
                     self._calling[is_bulk] += 1
@@ -268,14 +282,14 @@ class PoolSlots(Slots[T]):
             chosen = self._choose(one.routes, is_bulk=False, now_s=self._monotonic_s())
             if chosen is None:
                 return False
-            chosen.begin(is_bulk=False)
-            one.route, one.epoch = chosen.index, chosen.epoch
+            chosen.begin(one, is_bulk=False)
             return True
 
     def end_alone(self, one: T) -> None:
         """Its call has ended."""
         with self._idle:
             self.endpoints[one.route].calling[False] -= 1
+            super().end_alone(one)
 
     def leave(self, one: T, *, has_slot: bool = True) -> None:
         with self._idle:

@@ -16,6 +16,7 @@ from worker.policy.cost import Price
 from worker.policy.retry import RetryRules
 from worker.prices.book import PriceBook
 from worker.storage.writer import GroupWriter
+from worker.throttle.gatekeeper import Permit
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.meter import Meter
 from worker.throttle.told import ToldLimits
@@ -77,6 +78,18 @@ class Route:
             is_proven=is_proven,
             told=told,
         )
+
+    def note_answer(self, permit: Permit, *, latency_s: float, tokens: int, tokens_out: int) -> None:
+        """The call was answered: see `Meter.note_answer`. Where there are several keys, it counts for its key."""
+        self.meter.note_answer(permit, latency_s=latency_s, tokens=tokens, tokens_out=tokens_out)
+        if permit.hold is not None:
+            permit.hold.note_answer(permit, latency_s=latency_s, tokens=tokens, tokens_out=tokens_out)
+
+    def note_failure(self, permit: Permit, *, is_refusal: bool, tokens: int = 0) -> None:
+        """The call failed: see `Meter.note_failure`. Where there are several keys, it counts for its key."""
+        self.meter.note_failure(permit, is_refusal=is_refusal, tokens=tokens)
+        if permit.hold is not None:
+            permit.hold.note_failure(permit, is_refusal=is_refusal)
 
     def find_price(self, *models: str) -> Price | None:
         """The price of a model that has these names, now; None where it is not known."""

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
+from worker.attempt.key_slots import KeySlots, KeyUser
 from worker.errors import Stopping
 
 
-class SlotUser(Protocol):
+class SlotUser(KeyUser, Protocol):
     """What slots are given to. `epoch`: that of the limit under which it got its slot."""
 
     epoch: int
@@ -57,7 +58,7 @@ class Slots(Generic[T]):
         self._started: deque[T] = deque()  # those that have a slot, and no thread yet
         self._inside = {False: 0, True: 0}  # whose claim was asked for and whose call has not ended
         self._calling = {False: 0, True: 0}
-        self._idle = threading.Condition()
+        self.lock = self._idle = threading.Condition()
         self._active = 0
         self._solo_waiting = 0
         self._held_back: set[T] = (
@@ -72,6 +73,7 @@ class Slots(Generic[T]):
         # A job could begin, but for the limit of all workers; or it is the first bulk job after a time without any.
         self.lacks = False
         self.epoch = 0  # of the limit of all workers, for those that get a slot from now on
+        self.keys: KeySlots | None = None  # of an endpoint with several keys
 
     @property
     def is_stopping(self) -> bool:
@@ -121,6 +123,12 @@ class Slots(Generic[T]):
                 0, min(jobs + self._solo_waiting, int(min(free, 1e6)) + self._begun - self._begun_before)
             )
 
+    def count_waiting(self) -> int:
+        """Jobs without a slot."""
+        with self._idle:
+            jobs = sum(len(line) for lines in (self._waiting, self._claimed) for line in lines.values())
+            return jobs + self._solo_waiting
+
     def grant(self, permits: int | None) -> None:
         """Allows so many more calls to begin; None: any number."""
         with self._idle:
@@ -160,7 +168,8 @@ class Slots(Generic[T]):
         with self._idle:
             if self.is_stopping:
                 return False
-            if self.epoch and one.is_bulk and not self._waiting[True] and not self._inside[True]:
+            is_measured = self.epoch or self.keys is not None
+            if is_measured and one.is_bulk and not self._waiting[True] and not self._inside[True]:
                 self.lacks = True  # how the limit does is measured from now on
             self._waiting[one.is_bulk].append(one)
             return True
@@ -200,10 +209,12 @@ class Slots(Generic[T]):
                 while claimed and self._calling[False] + self._calling[True] < self._limit:
                     if is_bulk and self._calling[True] >= self._bulk_limit:
                         break
+                    if self._permits is not None and self._permits < 1:
+                        self.lacks = True
+                        break
+                    if self.keys is not None and not self.keys.give(claimed[0]):
+                        break
                     if self._permits is not None:
-                        if self._permits < 1:
-                            self.lacks = True
-                            break
                         self._permits -= 1
                     claimed[0].epoch = self.epoch
                     self._started.append(claimed.popleft())
@@ -223,6 +234,8 @@ class Slots(Generic[T]):
             self._inside[one.is_bulk] -= 1
             if has_slot:
                 self._calling[one.is_bulk] -= 1
+                if one.hold is not None:
+                    one.hold.leave()
 
     def end(self) -> None:
         """What became of a job is written down: it is active no more."""
@@ -242,6 +255,8 @@ class Slots(Generic[T]):
             claimed = [*self._claimed[False], *self._claimed[True]]
             for one in self._started:
                 self._calling[one.is_bulk] -= 1
+                if one.hold is not None:
+                    one.hold.leave()
             claimed += self._started
             self._started.clear()
             for lines in (self._waiting, self._claimed):
@@ -292,10 +307,15 @@ class Slots(Generic[T]):
 
     def begin_alone(self, one: T) -> bool:
         """Whether a claimed job that runs alone may be called: `end_alone` follows then."""
+        with self._idle:
+            if self.keys is not None:
+                self.keys.give(one, is_alone=True)
         return True
 
     def end_alone(self, one: T) -> None:
         """Its call has ended."""
+        if one.hold is not None:
+            one.hold.leave()
 
     def _may_solo(self) -> bool:
         is_allowed = self._limit >= 1 and (self._permits is None or self._permits > 0)

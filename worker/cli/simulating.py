@@ -46,6 +46,9 @@ def simulate(
         bool, typer.Option("--no-tell-wait", help="Leave Retry-After out of the 429s of --rpm and --tpm.")
     ] = False,
     refuse_above: Annotated[int | None, typer.Option(help="Calls at once before more are refused.")] = None,
+    refuse_keys_above: Annotated[
+        str, typer.Option(help="The same for each key of --key, in their order, as in 4,20.")
+    ] = "",
     refuse_status: Annotated[int, typer.Option(help="The status of that: 402, 429 or 503.")] = 429,
     refuse_wait: Annotated[
         float | None, typer.Option(help="Seconds that it asks to wait; nothing is said without it.")
@@ -154,6 +157,7 @@ def simulate(
             spent_keys=spent_keys,
             revoked_keys=revoked_keys,
             refuse_above=refuse_above,
+            refuse_keys_above=refuse_keys_above,
             refuse_status=refuse_status,
             refuse_retry_after_s=refuse_wait,
             refuse_code=refuse_code,

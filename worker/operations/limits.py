@@ -82,24 +82,35 @@ def hold_limits(
     stored: Sequence[StoredLimit], endpoint: EndpointSettings, *, now_ms: int | None = None
 ) -> HeldLimits:
     """Those that hold: not what was cleared, what was found only where it is sought, of each key what it was told
-    within a day, and the table's where none is set."""
+    within a day, and the table's where none is set. See `_find_in_use` for what was found by key."""
     at_ms = SystemClock().now_ms() if now_ms is None else now_ms
-    held = [
-        one
-        for one in stored
-        if one.value is not None
-        and (
-            one.updated_ms > at_ms - _TOLD_FOR_MS
-            if one.source is LimitSource.HEADER
-            else not one.key_id and (one.source is not LimitSource.FOUND or endpoint.is_adaptive)
-        )
-    ]
+    found = _find_in_use(stored) if endpoint.is_adaptive else []
+
+    def holds(one: StoredLimit) -> bool:
+        if one.source is LimitSource.HEADER:
+            return one.updated_ms > at_ms - _TOLD_FOR_MS
+        return one in found if one.source is LimitSource.FOUND else not one.key_id
+
+    held = [one for one in stored if one.value is not None and holds(one)]
     are_set = {one.kind for one in held if one.source is LimitSource.SET}
     told = {LimitKind.REQUESTS: endpoint.requests_per_minute, LimitKind.TOKENS: endpoint.tokens_per_minute}
     table = [
         TableLimit(kind, value) for kind, value in told.items() if value is not None and kind not in are_set
     ]
     return HeldLimits(endpoint, held, table)
+
+
+def _find_in_use(stored: Sequence[StoredLimit]) -> list[StoredLimit]:
+    """The found limits that workers used last: that of the endpoint while it had one key, or else those of its keys.
+
+    A key whose limit was written a day before the newest one is not in use any more: workers write it every minute.
+    """
+    found = [one for one in stored if one.source is LimitSource.FOUND]
+    newest = max(found, key=lambda one: one.updated_ms, default=None)
+    if newest is None:
+        return []
+    oldest_ms = newest.updated_ms - _TOLD_FOR_MS
+    return [one for one in found if bool(one.key_id) == bool(newest.key_id) and one.updated_ms >= oldest_ms]
 
 
 def set_limits(ledger: Ledger, endpoint: str, values: Mapping[LimitKind, int | None]) -> list[LimitChange]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 import structlog
 
@@ -32,11 +33,30 @@ _ALIKE_MS = 100  # answers of one moment tell of the same end of a wait, within 
 _QUIET_S = 10.0  # a gate that opens and shuts all the time is logged once in this time
 
 
+class Hold(Protocol):
+    """The slot of a call at one of several keys, each of which has a limit. `epoch`: of that key's limit."""
+
+    epoch: int
+
+    def rank(self, usable: Sequence[KeyName]) -> Sequence[KeyName]:
+        """Those of these keys that have room for the call, in the order in which to try them."""
+
+    def take(self, name: KeyName, *, is_probe: bool = False) -> bool:
+        """Moves the call to this key. False: it has no room; a probe needs none."""
+
+    def note_answer(self, permit: Permit, *, latency_s: float, tokens: int, tokens_out: int) -> None:
+        """The call was answered."""
+
+    def note_failure(self, permit: Permit, *, is_refusal: bool) -> None:
+        """The call failed. `is_refusal`: the endpoint would not take so many."""
+
+
 @dataclass(slots=True)
 class Permit:
     """Permission to call the endpoint, valid inside its `with`. The answer to a probe decides for all workers.
 
     `key`: the key to call with, and `of_key`: the permission of that key's gate; both None where keys have no gates.
+    `hold`: its slot at that key; None where the endpoint has one key.
 
     A probe, which has a `token`, ends with the `with`, unless the call has settled it before. `order`: the number of
     the call's start among the events of this process (see `Evidence`). `number`: its number among the calls only.
@@ -53,6 +73,7 @@ class Permit:
     reserved_tokens: int = field(default=0, compare=False)
     key: KeyName | None = field(default=None, compare=False)
     of_key: Permit | None = field(default=None, compare=False, repr=False)
+    hold: Hold | None = field(default=None, compare=False, repr=False)
 
     def __enter__(self) -> Permit:
         return self

@@ -15,7 +15,7 @@ import structlog
 from schemas.failure import FailureKind
 from worker.clock import Clock
 from worker.policy.gates import Admission, Gate, is_of_a_key, is_over
-from worker.throttle.gatekeeper import REFUSED, Gatekeeper, Permit, room_at
+from worker.throttle.gatekeeper import REFUSED, Gatekeeper, Hold, Permit, room_at
 from worker.throttle.store import USED_S, GateStore, KeyName
 
 log = structlog.get_logger(__name__)
@@ -81,10 +81,19 @@ class KeyGates:
         names = self._names
         return self.endpoint.openings + (self._keeper(names[0]).openings if len(names) == 1 else 0)
 
-    def admit(self, job_id: str | None = None) -> Permit:
+    def restarts_of(self, name: KeyName) -> int:
+        """The same for the calls with one of several keys."""
+        return self.endpoint.openings + self._keeper(name).openings
+
+    def is_key_open(self, name: KeyName) -> bool:
+        """Whether the key's gate lets all jobs pass, by the last known state."""
+        return self._keeper(name).is_known_open
+
+    def admit(self, job_id: str | None = None, hold: Hold | None = None) -> Permit:
         """A permit for one call with one key: `with gates.admit(job_id) as permit:`.
 
-        If `permit.is_granted` is False, the job must not be called: it goes back to the ledger, unburnt.
+        If `permit.is_granted` is False, the job must not be called: it goes back to the ledger, unburnt. `hold`: the
+        call's slot at one of several keys. It goes to a key that has room only, or probes one.
         """
         names = self.names()
         if len(names) == 1:
@@ -92,6 +101,8 @@ class KeyGates:
         if all(self._keeper(name).is_shut(job_id) for name in names):
             return REFUSED  # and no probe of the endpoint is begun for nothing
         permit = self.endpoint.admit(job_id)
+        if hold is not None and permit.is_granted:
+            permit.hold = hold
         if permit.is_granted and not self._give_key(permit, job_id, ()):
             permit.leave()
             return REFUSED
@@ -295,13 +306,20 @@ class KeyGates:
                 continue
             (usable if keeper.is_known_open else to_probe).append(name)
         if usable:
-            first = self._next_turn() % len(usable)
-            usable = usable[first:] + usable[:first]
+            if permit.hold is None:
+                first = self._next_turn() % len(usable)
+                usable = usable[first:] + usable[:first]
+            else:
+                usable = list(permit.hold.rank(usable))
             to_probe = [name for name in to_probe if self._is_to_be_tried(name)]
         for name in (*to_probe, *usable):
+            if permit.hold is not None and not permit.hold.take(name, is_probe=name in to_probe):
+                continue
             of_key = self._keeper(name).admit(job_id)
             if of_key.is_granted:
                 permit.key, permit.of_key = name, of_key
+                if permit.hold is not None:
+                    permit.epoch = permit.hold.epoch
                 return True
         return False
 

@@ -10,8 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import replace
 
 import structlog
 
@@ -19,6 +18,7 @@ from worker.clock import Clock
 from worker.errors import tell_place
 from worker.policy.concurrency import Limit, Phase, cut, reopen, start, step, wake
 from worker.policy.flow import Flow
+from worker.throttle.limiter_needs import Known, LimitRecords, SlotUse
 from worker.throttle.limits import SILENT_MS, Change, Fixed, LimitStore, Report, Share, StoreAway
 from worker.throttle.meter import Meter, Reading
 
@@ -26,53 +26,13 @@ log = structlog.get_logger(__name__)
 _BUSY_S = 0.1
 _STEADY_S = 0.25  # where nothing changed lately
 _IDLE_S = 1.0
-_SHORTEST_S = 0.03
+SHORTEST_S = 0.03
 _SETTINGS_EVERY_S = 0.5
 _REMEMBER_EVERY_S = 60.0  # what the found limit knows, where its value stays
 _NOTE_SLOTS_EVERY_S = 0.5
 _VALID_S = SILENT_MS / 1000 - 3.0  # a worker that was suspended for longer may have lost its share
 _REOPENED_MS = 2000  # gates of several workers open at the same time, and cause one slow start
 _MOST_CHANGES = 4  # in one turn
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What the ledger says: the limits that are set, the limit that was found, and whether other workers live."""
-
-    fixed: Fixed = field(default_factory=Fixed)
-    found: Limit | None = None
-    has_others: bool = False
-
-
-class LimitRecords(Protocol):
-    """The limits in the ledger. Methods do not raise if the database is away."""
-
-    def fetch(self) -> Known | None:
-        """What the ledger says; None while it does not answer."""
-
-    def remember(self, limit: Limit, *, now_ms: int) -> bool:
-        """Keeps the found limit for the next run, and the change of its value. False: the database is away."""
-
-    def note_slots(self, slots: int) -> bool:
-        """Notes how many slots this worker has now. False: the database is away."""
-
-
-class SlotUse(Protocol):
-    """The slots of this worker."""
-
-    valid_until_s: float
-    epoch: int
-
-    @property
-    def demand(self) -> int: ...
-    @property
-    def in_flight(self) -> int: ...
-    @property
-    def permits(self) -> int | None: ...
-    @property
-    def startable(self) -> int: ...
-    def grant(self, permits: int | None) -> None: ...
-    def take_permits(self, count: int) -> int: ...
 
 
 class Limiter:
@@ -93,11 +53,14 @@ class Limiter:
         apply: Callable[[int], None],
         advance: Callable[[], None],
         openings: Callable[[], int],
+        poked: threading.Event | None = None,
+        count_slots: Callable[[], int] | None = None,
     ) -> None:
         """`own_limit`: the most calls of this worker; with `is_adaptive` also the most that is tried over all workers.
 
         `first_limit`: those that the slots allow by now. `apply` makes a number of slots the limit of this worker;
-        `advance` begins what may begin. `openings` counts the gates that have opened.
+        `advance` begins what may begin. `openings` counts the gates that have opened. `poked` is set for an exchange at
+        once. `count_slots`: what is noted as this worker's slots; None: its share.
         """
         self._store = store
         self._records = records
@@ -107,10 +70,12 @@ class Limiter:
         self._worker_id = worker_id
         self._own_limit = own_limit
         self._is_adaptive = is_adaptive
+        self._is_by_key = False  # each key has a found limit, and this is the limiter of all keys together
         self._apply = apply
         self._advance = advance
         self._openings = openings
-        self._poked = threading.Event()
+        self._poked = poked or threading.Event()
+        self._count_slots = count_slots
         meter.on_refusal = self._hold
         self._known = Known()
         self._known_s = float("-inf")
@@ -149,20 +114,25 @@ class Limiter:
         self._dead.append(worker_id)
 
     def run(self, is_leaving: threading.Event) -> None:
-        """Exchanges until no call is left at the end, and then gives the share up. `poke` when `is_leaving` is set.
-
-        After an error that nobody thought of, the last share stays, and it tries again a second later.
-        """
+        """Exchanges until no call is left at the end, and then gives the share up. `poke` when `is_leaving` is set."""
         while not is_leaving.is_set():
             self._poked.clear()
-            try:
-                delay_s = self.tick()
-            except Exception as exc:
-                self._tell_failure(exc)
-                self._confirm()
-                delay_s = _IDLE_S
-            is_leaving.wait(_SHORTEST_S)
-            self._poked.wait(max(0.0, delay_s - _SHORTEST_S))
+            delay_s = self.turn()
+            is_leaving.wait(SHORTEST_S)
+            self._poked.wait(max(0.0, delay_s - SHORTEST_S))
+        self.end()
+
+    def turn(self) -> float:
+        """As `tick`. After an error that nobody thought of, the last share stays, and it tries again a second later."""
+        try:
+            return self.tick()
+        except Exception as exc:
+            self._tell_failure(exc)
+            self._confirm()
+            return _IDLE_S
+
+    def end(self) -> None:
+        """Gives the share up, and keeps what was found."""
         try:
             if self._is_limited:
                 with suppress(StoreAway):  # then its share ends by itself
@@ -175,10 +145,14 @@ class Limiter:
     def _tell_failure(self, exc: Exception) -> None:
         log.error("limit.failed", error=type(exc).__name__, where=tell_place(exc), share=self._applied)
 
+    def find_by_key(self, is_by_key: bool) -> None:
+        """Whether each key has a found limit now: what is set, and the most that is tried, is then shared here."""
+        self._is_by_key, self._is_adaptive = is_by_key, not is_by_key
+
     def tick(self) -> float:
         """One exchange, if there is a limit to share. Seconds until the next one."""
         self._read_settings()
-        if not self._is_adaptive and not self._known.fixed.is_any:
+        if not self._is_adaptive and not self._fixed.is_any:
             self._unlimit()
             self._has_begun = True
             return _SETTINGS_EVERY_S
@@ -237,7 +211,7 @@ class Limiter:
         )
         # Not one of the moments in which calls have ended and the next ones have not begun.
         open_ms = round(max(in_flight, self._was_open) * (now_s - self._reported_s) * 1000)
-        fixed = self._known.fixed
+        fixed = self._fixed
         is_told = self._slots.permits is not None  # also of a rate that another ledger has set
         has_rates = is_told or fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
         wanted = self._want_permits() if has_rates else 0
@@ -341,6 +315,11 @@ class Limiter:
             after = step(limit, share.flow, cap=cap, now_ms=now_ms)
         return None if after is limit else Change(after, of_epoch=limit.epoch)
 
+    @property
+    def _fixed(self) -> Fixed:
+        fixed = self._known.fixed
+        return replace(fixed, in_flight=self._cap()) if self._is_by_key else fixed
+
     def _cap(self) -> int:
         in_flight = self._known.fixed.in_flight
         return max(1, self._own_limit if in_flight is None else min(self._own_limit, in_flight))
@@ -375,10 +354,11 @@ class Limiter:
                 self._remembered = limit
             elif now_s - self._remembered_s >= _REMEMBER_EVERY_S and limit.epoch != self._remembered.epoch:
                 self._remember(limit)
-        if self._applied != self._noted and now_s - self._noted_s >= _NOTE_SLOTS_EVERY_S:
+        slots = self._applied if self._count_slots is None else self._count_slots()
+        if slots != self._noted and now_s - self._noted_s >= _NOTE_SLOTS_EVERY_S:
             self._noted_s = now_s
-            if self._records.note_slots(self._applied):
-                self._noted = self._applied
+            if self._records.note_slots(slots):
+                self._noted = slots
 
     def _next_s(self, share: Share, *, has_changed: bool) -> float:
         if share.wait_ms and self._slots.startable:

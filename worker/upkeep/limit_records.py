@@ -22,7 +22,7 @@ from worker.storage.limits import (
     prune_changes,
 )
 from worker.storage.workers import count_others, note_slots
-from worker.throttle.limiter import Known
+from worker.throttle.limiter_needs import Known
 from worker.throttle.limits import Fixed
 
 log = structlog.get_logger(__name__)
@@ -53,17 +53,30 @@ class LedgerLimits:
         self._told = told or Fixed()
         self._count_slots = count_slots
         self._written = 0
+        self._stored: list[StoredLimit] = []  # of all keys, as they were read last
+        self._has_others = False
 
     def fetch(self) -> Known | None:
         try:
             with self._ledger.read() as connection:
-                stored = fetch_limits(connection, self._endpoint, key_id="")
+                self._stored = fetch_limits(connection, self._endpoint)
                 others = count_others(connection, self._filed_under, worker_id=self._worker_id)
         except AntreanError:
             return None
-        return Known(_fill_in(fixed_limits(stored), self._told), find_limit(stored), has_others=others > 0)
+        self._has_others = others > 0
+        known = self.read_of("")
+        return replace(known, fixed=_fill_in(known.fixed, self._told))
 
-    def remember(self, limit: Limit, *, now_ms: int) -> bool:
+    def of_key(self, key_id: str) -> KeyLedgerLimits:
+        """The limits of one of several keys. They are those that `fetch` found last."""
+        return KeyLedgerLimits(self, key_id)
+
+    def read_of(self, key_id: str) -> Known:
+        """What `fetch` found last, of one key, or of the endpoint where the id is empty."""
+        stored = [one for one in self._stored if one.key_id == key_id]
+        return Known(fixed_limits(stored), find_limit(stored), has_others=self._has_others)
+
+    def remember(self, limit: Limit, *, now_ms: int, key_id: str = "") -> bool:
         def work(connection: Transaction) -> None:
             keep_found(
                 connection,
@@ -73,6 +86,7 @@ class LedgerLimits:
                 reason=limit.reason,
                 worker_id=self._worker_id,
                 now_ms=now_ms,
+                key_id=key_id,
             )
             if self._written % _PRUNE_EVERY == 1:  # with its first one, too: many workers live for a minute
                 prune_changes(connection, self._endpoint)
@@ -89,6 +103,23 @@ class LedgerLimits:
             self._ledger.run(work)
         except DatabaseAway:
             return False
+        return True
+
+
+class KeyLedgerLimits:
+    """The found limit of one of several keys. What is set is of the endpoint, and slots are noted once for all keys."""
+
+    def __init__(self, of_all: LedgerLimits, key_id: str) -> None:
+        self._of_all = of_all
+        self._key_id = key_id
+
+    def fetch(self) -> Known | None:
+        return replace(self._of_all.read_of(self._key_id), fixed=Fixed())
+
+    def remember(self, limit: Limit, *, now_ms: int) -> bool:
+        return self._of_all.remember(limit, now_ms=now_ms, key_id=self._key_id)
+
+    def note_slots(self, slots: int) -> bool:
         return True
 
 
