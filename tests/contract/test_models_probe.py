@@ -55,6 +55,21 @@ def test_no_job_is_called_on_a_dead_endpoint_and_all_are_when_it_lists_its_model
     assert town.endpoint.calls.total() == 20
 
 
+def test_a_job_that_a_worker_has_in_hand_when_the_wait_is_over_does_not_test_before_the_list_is_answered(
+    town: Town,
+) -> None:
+    ids = break_down(town)
+    for id_ in ids[:5]:
+        town.clock.advance(6)  # the wait is over, and no relay has looked since
+        town.house.execute(id_)
+    assert town.endpoint.calls.total() == 0
+    town.live(20)
+    assert town.endpoint.calls.total() == 0
+    town.endpoint.decide, town.endpoint.models = completion, (200, {"data": [{"id": "m"}]})
+    assert town.live(20, until=lambda: town.states(ids) == {"succeeded"}) <= 8
+    assert town.states(ids) == {"succeeded"}
+
+
 def test_a_list_that_is_answered_opens_nothing_until_a_job_is_answered(town: Town) -> None:
     break_down(town, models=(200, {"data": [{"id": "m"}]}))
     town.live(20)
@@ -162,4 +177,6 @@ def test_two_workers_ask_one_at_a_time_and_one_without_a_thread_tests_with_a_job
         assert not second.may_call_a_job() and asked == [], "another probe is on its way"
     waiting.pop()()
     assert asked == ["first"] and first.may_call_a_job()
+    with Gatekeeper(store, clock, probe_ttl_s=60.0).admit("job") as permit:
+        assert permit.is_probe, "also in a worker that has not asked itself"
     assert make("third", no_thread).may_call_a_job()

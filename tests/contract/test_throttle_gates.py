@@ -45,7 +45,7 @@ def test_an_open_gate_lets_everyone_through(make: Make) -> None:
 
 def test_a_gate_comes_back_from_its_store_as_it_went(store: GateStore) -> None:
     assert store.fetch() is None
-    gate = Gate(K.QUOTA, 1234, 3, needs_probe=True)
+    gate = Gate(K.QUOTA, 1234, 3, needs_probe=True, lets_jobs=True)
     store.put(gate)
     assert store.fetch() == gate
     store.clear()

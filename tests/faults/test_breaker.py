@@ -47,8 +47,8 @@ def test_completions_that_fail_are_called_once_a_probe_over_all_workers(
     before = calls(arena)
     threading.Event().wait(away_s)  # how long it is away is the scenario
     meanwhile = calls(arena) - before
-    # After 1, 2, 4, 5, 5 … s. Of a list that fails one probe may be a job that a worker had in hand already.
-    assert meanwhile <= (1 if models_status else 2 + away_s // 4), meanwhile
+    # After 1, 2, 4, 5, 5 … s. A list that failed six times, which takes 22 s, lets a job be called.
+    assert meanwhile <= (away_s // 22 if models_status else 2 + away_s // 4), meanwhile
     assert meanwhile or models_status, "a list that is answered is followed by a job"
     assert arena.count("failed") == 0
     arena.simulator.set_faults(outage_status=None, models_status=None)
@@ -83,15 +83,11 @@ def test_an_endpoint_that_answers_one_call_in_ten_meets_no_storm_and_fails_no_jo
 @pytest.mark.simulator("--latency", "0.05", "--seed", "5")
 @pytest.mark.settings(backoff_base_s=0.05, backoff_cap_s=0.2, max_attempts=50)
 @pytest.mark.parametrize("rate", [0.05, 0.3])
-def test_an_endpoint_that_is_known_to_be_flaky_is_never_shut(arena: Arena, rate: float) -> None:
+def test_a_flaky_endpoint_is_never_shut(arena: Arena, rate: float) -> None:
     begin(arena, arena.size(4000, 800))
     arena.simulator.set_faults(rate_500=rate)
-    # It was healthy before, so three failures in a row may be an outage, until each of the two workers knows better.
-    arena.wait_for(lambda: arena.ended() >= arena.queued // 2, "its rate is learnt", within_s=120)
-    meanwhile = arena.worker_log().count("gate.shut")
-    assert meanwhile <= 8, "0 to 3 in nine runs; each is a second without calls"
     arena.wait_for(lambda: arena.ended() == arena.queued, "all jobs end", within_s=120)
-    assert arena.worker_log().count("gate.shut") == meanwhile
+    assert "gate.shut" not in arena.worker_log()
     faults = sum(arena.simulator.stats()["faults"].values())
     assert faults > arena.queued * rate * 0.7
     arena.conclude(f"{rate:.0%} of the calls answer 500", most_extra_calls=faults)

@@ -263,7 +263,7 @@ def test_answers_to_calls_from_before_the_gate_closed_teach_that_the_endpoint_is
     told = Told()
     for n in range(100):
         told.fails(f"late{n}", gate=SHUT)
-    told.evidence.reopened()  # by a probe: it was an outage
+    told.evidence.reopened(told.now_s)  # by a probe: it was an outage
     told.succeeds("probe")
     assert told.evidence.failure_rate < 0.1
 
@@ -287,7 +287,7 @@ def test_the_same_refusal_of_three_jobs_in_a_row_is_the_endpoints(told: Told) ->
 def test_a_job_refused_in_two_outages_is_not_taken_for_the_cause_of_the_second(told: Told) -> None:
     for job in "abc":
         told.fails(job, PAGE)
-    told.evidence.reopened()
+    told.evidence.reopened(told.now_s)
     told.succeeds("d")
     assert told.fails("e", PAGE) is Attribution.UNDECIDED
     assert told.fails("a", PAGE) is Attribution.UNDECIDED

@@ -113,7 +113,7 @@ def test_answers_to_calls_from_before_the_outage_do_not_make_it_a_mix(told: Told
 def test_an_outage_that_is_long_over_is_forgotten(told: Told) -> None:
     for n in range(12):
         told.fails(f"capped{n}", refused("plan spent"))
-    told.evidence.reopened()
+    told.evidence.reopened(told.now_s)
     for n in range(300):
         told.succeeds(f"between{n}")
     found = [told.fails(f"again{n}", refused("plan spent")) for n in range(5)]

@@ -44,7 +44,7 @@ class World:
         self.clock, self.store = FakeClock(), MemoryGateStore()
         self.keepers = [Gatekeeper(self.store, self.clock, probe_ttl_s=60) for _ in range(2)]
         self.evidence = [Evidence() for _ in self.keepers]
-        self.openings = [0, 0]
+        self.openings, self.in_flight = [0, 0], [0, 0]
         self.latency_s, self.fails, self.has_gate = latency_s, fails, has_gate
         self.failure = failure
         self.now_s = 0.0
@@ -75,6 +75,7 @@ class World:
             self._at(self.now_s + TICK_S, lambda: self._begin(process))
             return
         self.began.append(self.now_s)
+        self.in_flight[process] += 1
         fails = self.fails(self.now_s)
         took_s = self.latency_s * (0.1 if fails else 1.0)
         self._at(self.now_s + took_s, lambda: self._end(process, job, permit, fails=fails))
@@ -93,6 +94,7 @@ class World:
                 number=permit.number,
                 now_s=self.clock.monotonic_s(),
             )
+        self.in_flight[process] -= 1
         self._begin(process)
 
     def _fail(self, process: int, job: str, permit: Permit) -> None:
@@ -113,6 +115,7 @@ class World:
             calls=keeper.calls,
             order=keeper.next_order(),
             now_s=self.clock.monotonic_s(),
+            in_flight=self.in_flight[process],
         )
         shuts = verdict.attribution is Attribution.ENDPOINT or (
             verdict.attribution is Attribution.UNKNOWN and not self.failure.was_sent
@@ -121,13 +124,13 @@ class World:
             self.shut_at.append(self.now_s)
             keeper.shut(self.failure.kind, asked_s=None, permit=permit, job_id=job, http_status=503)
         else:
-            self.burnt += 1
+            self.burnt += verdict.attribution is not Attribution.UNDECIDED  # such a job waits unburnt
             permit.leave()
 
     def _note_openings(self, process: int) -> None:
         if self.openings[process] != self.keepers[process].openings:
             self.openings[process] = self.keepers[process].openings
-            self.evidence[process].reopened()
+            self.evidence[process].reopened(self.clock.monotonic_s())
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])
@@ -169,6 +172,19 @@ def test_a_flaky_endpoint_is_never_shut(slots: int, rate: float) -> None:
     world = World(slots=slots, latency_s=2.0, fails=lambda _: rng.random() < rate)
     world.run(20_000 * 2.0 / slots)
     assert len(world.answered) > 17_000
+    assert world.shut_at == []
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+@pytest.mark.parametrize("slots", [16, 100])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_healthy_endpoint_that_becomes_flaky_from_one_moment_on_is_never_shut(
+    slots: int, rate: float, seed: int
+) -> None:
+    rng = random.Random(seed)
+    since_s = 2000 * 2.0 / slots
+    world = World(slots=slots, latency_s=2.0, fails=lambda at_s: at_s >= since_s and rng.random() < rate)
+    world.run(2 * since_s)
     assert world.shut_at == []
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from worker.policy.outages import count_excess, is_outage
+from worker.policy.outages import count_excess, is_certain, is_outage
 
 
 def is_shut(ended: str, rate: float, *, jobs: int | None = None, is_known: bool = True) -> bool:
@@ -81,3 +83,27 @@ def test_the_excess_never_falls_below_nothing() -> None:
     assert count_excess(0, answers=1000) == 0
     assert count_excess(9, answers=2) == 1
     assert count_excess(3, answers=1, failures=2) == 2, "the answers came first"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "in_flight", "recent_rate", "expected", "why"),
+    [
+        ([1, 2, 3], 1, 0.01, True, "one call after the other: more would only be noticed late"),
+        ([1, 2, 3], 4, 0.01, False, "the fourth call has not ended yet"),
+        ([1, 2, 3, 4], 4, 0.01, True, "all four have failed"),
+        (range(1, 8), 16, 0.01, False, "seven in a row come once in 4,600 at 30 %"),
+        (range(1, 9), 16, 0.01, True, "eight in a row do so once in 15,000"),
+        (range(1, 9), 500, 0.01, True, "and hundreds in flight ask for no more"),
+        (range(1, 40, 3), 16, 0.01, False, "a third of the calls fails, and answers take longer"),
+        (range(1, 13), 1, 0.3, False, "it failed in 30 % of its latest calls"),
+        (range(1, 14), 1, 0.3, True, "thirteen in a row are too many for that"),
+        ([*range(1, 321, 20), *range(400, 416)], 16, 0.02, True, "the latest half of them are all calls"),
+    ],
+)
+def test_what_a_healthy_endpoint_that_becomes_flaky_does_not_do(
+    numbers: Sequence[int], in_flight: int, recent_rate: float, expected: bool, why: str
+) -> None:
+    found = is_certain(
+        excess=len(numbers), numbers=list(numbers), recent_rate=recent_rate, in_flight=in_flight
+    )
+    assert found is expected, why

@@ -6,6 +6,7 @@ The evidence says whose failure it is, `worker/policy/retry.py` decides, and the
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -62,7 +63,10 @@ class Judge:
         rng: random.Random,
         is_proven: bool,
         told: ToldLimits | None = None,
+        calls_in_flight: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`calls_in_flight`: the calls of this process to the endpoint that have no answer yet."""
+        self._calls_in_flight = calls_in_flight
         self._gates = gates
         self._told = told or ToldLimits()
         self._writer = writer
@@ -88,7 +92,8 @@ class Judge:
         self._gates.succeeded(permit, has_others=lambda: self._has_other_jobs(job.id))
         self._note_openings()
         if permit.is_probe:
-            self._evidence.reopened()  # what failed was the outage's, also while the gate is only half open
+            # What failed was the outage's, also while the gate is only half open.
+            self._evidence.reopened(self._clock.monotonic_s() - latency_s)
         self._evidence.succeeded(
             job.id,
             job.model,
@@ -170,6 +175,7 @@ class Judge:
             calls=self._gates.calls,
             order=self._gates.next_order(),
             now_s=self._clock.monotonic_s(),
+            in_flight=self._calls_in_flight() + 1,
             tries=job.number,
             waited_s=0.0 if job.blocked_since_ms is None else (now_ms - job.blocked_since_ms) / 1000,
         )
@@ -231,4 +237,4 @@ class Judge:
     def _note_openings(self) -> None:
         if self._openings != self._gates.openings:
             self._openings = self._gates.openings
-            self._evidence.reopened()
+            self._evidence.reopened(self._clock.monotonic_s())

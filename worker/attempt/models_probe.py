@@ -15,7 +15,6 @@ from worker.attempt.credentials import Credentials
 from worker.attempt.endpoint import open_endpoint
 from worker.clock import Clock
 from worker.errors import KeyUnavailable
-from worker.policy.gates import Gate
 from worker.settings import Settings
 from worker.throttle.gatekeeper import Gatekeeper, Permit
 from worker.throttle.key_gates import KeyGates
@@ -28,14 +27,14 @@ _DEAF_FOR_S = (
 # A list that fails although the endpoint would complete requests must not keep the gate shut for ever.
 _ASKED_IN_VAIN = 6
 _OUTAGES = frozenset({FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.UNREACHABLE})
-_Shut = tuple[int | None, int]
 
 
 class ModelsProbe:
     """One per process. Its calls count as probes of the gate: all workers of an endpoint ask one at a time.
 
     A list that is not answered is one more refusal, so that the gate's backoff goes on. A list that is answered does
-    not open the gate, because an answer of one path proves nothing of another: a job is called next.
+    not open the gate, because an answer of one path proves nothing of another: a job is called next, by any worker.
+    Until then the gatekeeper lets no job test the gate, also none that was in hand when the gate shut.
     """
 
     def __init__(
@@ -49,39 +48,41 @@ class ModelsProbe:
     ) -> None:
         """`ask` fetches the list, and raises ApiError. `spawn` runs it, in a thread mostly; `on_answer`: it is over."""
         self._gatekeeper = gatekeeper
+        gatekeeper.asks_for_a_list = True
         self._clock = clock
         self._ask = ask
         self._spawn = spawn
         self._on_answer = on_answer
         self._lock = threading.Lock()
         self._is_asking = False
-        self._answered: _Shut | None = None  # the gate after whose latest refusal the list was answered
         self._deaf_until_s = float("-inf")
         self._in_vain = 0
 
     def may_call_a_job(self) -> bool:
         """Whether a job may test the gate now. If not, the endpoint is being asked for its models."""
         gate = self._gatekeeper.current_gate()
-        if gate is None or not gate.needs_probe or gate.kind not in _OUTAGES or gate.is_half_open:
+        if gate is None or not gate.waits_for_a_list:
+            return True
+        if self._clock.monotonic_s() < self._deaf_until_s:
+            self._gatekeeper.let_jobs()
             return True
         with self._lock:
-            if self._answered == _name(gate) or self._clock.monotonic_s() < self._deaf_until_s:
-                return True
             if self._is_asking:
                 return False
             self._is_asking = True
         try:
-            self._spawn(lambda: self._probe(gate))
+            self._spawn(self._probe)
         except RuntimeError:  # no thread is left for it
             self._is_asking = False
+            self._gatekeeper.let_jobs()
             return True
         return False
 
-    def _probe(self, gate: Gate) -> None:
+    def _probe(self) -> None:
         try:
             with self._gatekeeper.admit() as permit:
                 if permit.is_granted and permit.is_probe:
-                    self._settle(gate, permit, self._fetch_failure())
+                    self._settle(permit, self._fetch_failure())
         finally:
             self._is_asking = False
         self._on_answer()
@@ -94,9 +95,9 @@ class ModelsProbe:
             return exc.failure
         return None
 
-    def _settle(self, gate: Gate, permit: Permit, failure: Failure | None) -> None:
+    def _settle(self, permit: Permit, failure: Failure | None) -> None:
         if failure is None:
-            self._answered, self._in_vain = _name(gate), 0
+            self._let_jobs()
         elif failure.is_local or failure.kind is FailureKind.INTERRUPTED:
             return
         elif failure.kind not in _OUTAGES:
@@ -105,11 +106,15 @@ class ModelsProbe:
         else:
             self._in_vain += failure.was_sent
             if self._in_vain >= _ASKED_IN_VAIN:
-                self._answered, self._in_vain = _name(gate), 0
+                self._let_jobs()
                 return
             self._gatekeeper.shut(
                 failure.kind, asked_s=failure.retry_after_s, permit=permit, http_status=failure.http_status
             )
+
+    def _let_jobs(self) -> None:
+        self._in_vain = 0
+        self._gatekeeper.let_jobs()
 
 
 def build_models_probe(
@@ -139,7 +144,3 @@ def choose_credential(gates: KeyGates, credentials: Credentials) -> Credential:
         return credentials.get(gates.find_usable_key()) or credentials.fetch()[0]
     except KeyUnavailable as exc:
         raise ApiError(Failure(FailureKind.UNAUTHORIZED, str(exc), was_sent=False)) from None
-
-
-def _name(gate: Gate) -> _Shut:
-    return gate.since_ms, gate.strikes

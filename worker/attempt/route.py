@@ -77,6 +77,7 @@ class Route:
             rng=rng or random.Random(),
             is_proven=is_proven,
             told=told,
+            calls_in_flight=lambda: client.calls_in_flight,
         )
 
     def note_answer(self, permit: Permit, *, latency_s: float, tokens: int, tokens_out: int) -> None:

@@ -19,6 +19,7 @@ _OF_A_KEY = frozenset({FailureKind.UNAUTHORIZED, FailureKind.QUOTA})
 _TROUBLE = frozenset(
     {FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.UNREACHABLE, FailureKind.BAD_RESPONSE}
 )
+_ASKED_FOR_A_LIST = frozenset({FailureKind.SERVER_ERROR, FailureKind.TIMEOUT, FailureKind.UNREACHABLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Gate:
     whose clock is ahead does not make it longer. `struck_ms`: the time of the last refusal. `since_ms`: that of the
     first one since it was open. `jobs`: the first different jobs that were refused, at most `SEVERAL`. `answered` and
     `failed`: probes since it was last struck; once one was answered, it is half open (`worker/policy/half_open.py`).
+    `lets_jobs`: since it was last struck, the endpoint has listed its models, or has no such list: jobs may test it.
     """
 
     kind: FailureKind
@@ -43,6 +45,7 @@ class Gate:
     since_ms: int | None = None
     answered: int = 0
     failed: int = 0
+    lets_jobs: bool = False
 
     @property
     def is_of_a_key(self) -> bool:
@@ -58,6 +61,13 @@ class Gate:
     def is_trouble(self) -> bool:
         """Whether it is shut for 5xx, timeouts, broken connections or pages, and not for a refusal in words."""
         return self.needs_probe and self.kind in _TROUBLE
+
+    @property
+    def waits_for_a_list(self) -> bool:
+        """Whether the endpoint is asked for its list of models before a job is called: after 5xx and timeouts."""
+        return (
+            self.needs_probe and self.kind in _ASKED_FOR_A_LIST and not self.lets_jobs and not self.answered
+        )
 
     @property
     def is_half_open(self) -> bool:

@@ -3,7 +3,8 @@
 One failed call does not say whose fault it is. Failures of different jobs are an outage if there is a window, of the
 calls that ended last, in which more than four of five failed, and so many that it would be very unlikely at the
 endpoint's usual rate of failures. The window has no fixed length: three calls are enough at an endpoint that hardly
-ever fails, and it takes in a thousand where some calls are answered in between.
+ever fails, and it takes in a thousand where some calls are answered in between. Where several calls are in flight,
+more of them are asked, because the endpoint may have become flaky just now.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ _RARE_WORDS = 0.05  # a share of calls refused in the same words that says nothi
 # The rate is learnt from this many answers. They must be more than the calls in flight, or one burst would decide it.
 KNOWN_FROM = 1000
 _ACCIDENT = 1e-6
-_MOST_FAILURES = 20
+MOST_FAILURES = 20
+LATELY = 20  # calls that tell the recent rate: few, so that an endpoint is known to be flaky soon
+_FLAKIEST = 0.5  # the highest usual rate: jobs do not wait for an endpoint that fails in more of its calls
+_FLAKY = 0.3  # an endpoint that was healthy may fail so often from one moment on
+_ACCIDENT_OF_THE_FLAKY = 1e-4  # eight in a row of 30 %
 ANSWER_WEIGHT = 4  # an answer makes up for so many failures: a window has to have more than four of five
 # Failed calls often return before answered ones, which makes runs of failures longer. So the failed calls must also be
 # a larger share of the calls that began at the same time than the endpoint's usual rate explains.
@@ -122,10 +127,30 @@ def is_outage(
     return failed - failed // 2 >= min(_LARGEST_PART, _PART + failure_rate) * (calls - middle + 1)
 
 
+def is_certain(*, excess: int, numbers: Sequence[int], recent_rate: float, in_flight: float) -> bool:
+    """Whether what looks like an outage is not an endpoint that has become flaky just now.
+
+    Its usual rate is not known yet then. So the failures, or the latest half of them, or a quarter and so on, have to
+    be unlikely also at an endpoint that fails in 30 % of its calls, or in `recent_rate` of them, as the latest ones
+    say. But no more is asked than that all of the `in_flight` calls at once fail: with few of them an outage would be
+    noticed late.
+    """
+    if excess < shortest_outage(recent_rate):
+        return False
+    rate = min(_FLAKIEST, max(_FLAKY, recent_rate))
+    asked = min(-math.log(_ACCIDENT_OF_THE_FLAKY), -in_flight * math.log(rate)) - 1e-9
+    failed = len(numbers)
+    while failed >= SEVERAL:
+        if _surprise(failed, numbers[-1] - numbers[-failed] + 1, rate) >= asked:
+            return True
+        failed //= 2
+    return False
+
+
 def shortest_outage(failure_rate: float) -> int:
     """How many failures in a row are an outage: 3 at a healthy endpoint, 13 where 30 % of calls fail, 20 at most."""
     rate = min(max(_highest_rate(failure_rate), HEALTHY_RATE), 0.99)
-    return max(SEVERAL, min(_MOST_FAILURES, math.ceil(math.log(_ACCIDENT) / math.log(rate))))
+    return max(SEVERAL, min(MOST_FAILURES, math.ceil(math.log(_ACCIDENT) / math.log(rate))))
 
 
 def _highest_rate(failure_rate: float) -> float:
@@ -135,14 +160,16 @@ def _highest_rate(failure_rate: float) -> float:
 
 
 def _is_unlikely(failed: int, begun: int, rate: float) -> bool:
-    """Whether it is no accident that so many fail of all calls that began since the first of them (Chernoff's bound).
+    """Whether it is no accident that so many fail of all calls that began since the first of them."""
+    return _surprise(failed, begun, min(rate, _FLAKIEST)) >= -math.log(_ACCIDENT) - 1e-9
 
-    An endpoint that fails in more than half of its calls is not what jobs wait for: half is the highest usual rate.
-    """
-    rate, share = min(rate, 0.5), min(1.0, failed / max(1, begun))
+
+def _surprise(failed: int, begun: int, rate: float) -> float:
+    """How unlikely so many failures are at this rate: -ln of Chernoff's bound. 0: they are no more than usual."""
+    share = min(1.0, failed / max(1, begun))
     if share <= rate:
-        return False
+        return 0.0
     distance = share * math.log(share / rate)
     if share < 1:
         distance += (1 - share) * math.log((1 - share) / (1 - rate))
-    return begun * distance >= -math.log(_ACCIDENT) - 1e-9
+    return begun * distance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from bisect import insort
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,22 +10,19 @@ from dataclasses import dataclass
 from schemas.failure import Failure, FailureKind
 from worker.policy.gates import Gate
 from worker.policy.outages import (
-    HEALTHY_RATE,
     KNOWN_FROM,
     MIXED_SHARE,
-    count_excess,
     is_about_the_request,
-    is_outage,
     is_refusal,
     is_trouble,
     likeness,
     refusals_of_an_endpoint,
 )
 from worker.policy.retry import Attribution
+from worker.throttle.trouble import Suspicion, Trouble
 
 _MOST_HISTORIES = 4096
 _MOST_KEYS = 256
-_LONGEST_LOOKED_AT = 5000  # five times the calls in flight, or those would always outweigh the failed ones
 _MOST_UNDECIDED = 5  # waits of 1 + 2 + 4 + 8 + 8 s: without another job's answer the job then fails
 _MOST_LAST_CHANCES = 3
 _OWN_AFTER = 3  # refusals of one job, and of no other, with a key that worked a moment ago
@@ -104,26 +100,20 @@ class Evidence:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._run: dict[str, None] = {}  # jobs whose calls failed like an outage, in the window
-        self._excess = 0  # of these failures over the answers beside them
-        self._numbers: list[int] = []  # the numbers of those calls, in order
+        self._trouble = Trouble()
         self._refusals: dict[str, dict[str, None]] = {}  # jobs that were refused since then, by likeness
         self._words: OrderedDict[str, _Words] = OrderedDict()  # by likeness
         self._models: OrderedDict[str, _Model] = OrderedDict()
         # Refusals that were a job's own: likeness to (model, time).
         self._own: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._histories: OrderedDict[str, _History] = OrderedDict()
-        self._rate = HEALTHY_RATE
-        self._answers = 10.0
-        self._failures = 0  # since the last success, also at a shut gate; not yet counted in the rate
-        self._first_failed = 0  # the lowest number of their calls; one from before it proves nothing of them
         self._succeeded_s = float("-inf")
         self._latest_began = 0  # the `began` of the latest call that succeeded
 
     @property
     def failure_rate(self) -> float:
         """The usual share of calls that fail like an outage although there is none, over about the last 1,000 calls."""
-        return self._rate
+        return self._trouble.rate
 
     def succeeded(
         self, job_id: str, model: str, *, began: int, now_s: float, number: int | None = None
@@ -133,19 +123,9 @@ class Evidence:
         `number`: the call's number. In an outage, calls that began before it may still be answered for minutes.
         """
         with self._lock:
-            is_beside = number is None or number > self._first_failed
-            if self._failures and is_beside:
-                # A success among these failures shows that they were no outage: they count towards the usual rate.
-                self._learn(1.0, self._failures)
-                self._failures = 0
-            self._learn(0.0, 1)
+            self._trouble.note_answer(number)
             self._succeeded_s = now_s
             self._latest_began = max(self._latest_began, began)
-            if self._numbers and is_beside:
-                self._excess = count_excess(self._excess, answers=1)
-                if not self._excess:
-                    self._run.clear()
-                    self._numbers.clear()
             if self._refusals:
                 self._refusals.clear()
             if self._models and (known := self._models.get(model)) is not None and began > known.since:
@@ -156,12 +136,10 @@ class Evidence:
             if self._histories:
                 self._histories.pop(job_id, None)
 
-    def reopened(self) -> None:
-        """Records that a probe opened the gate. Earlier failures were the outage's; the usual rate leaves them out."""
+    def reopened(self, served_s: float) -> None:
+        """Records that a probe opened the gate: the endpoint was serving at `served_s`. See `Trouble.reopened`."""
         with self._lock:
-            self._failures = self._excess = 0
-            self._run.clear()
-            self._numbers.clear()
+            self._trouble.reopened(served_s)
             self._refusals.clear()
 
     def judge(
@@ -180,6 +158,7 @@ class Evidence:
         calls: int,
         order: int,
         now_s: float,
+        in_flight: int = 1,
         tries: int = 1,
         waited_s: float = 0.0,
         was_accepted: Callable[[], bool] = lambda: False,
@@ -189,7 +168,8 @@ class Evidence:
         `is_last`: this is the last attempt of the job's budget. `is_only`: the producer asked for one attempt only, so
         the job does not wait for a decision. `has_others`: whether another job could be called to decide; it is called
         only if needed. So is `was_accepted`: whether a command found the key accepted a moment ago.
-        The job was tried `tries` times, by any worker, and has waited at gates for `waited_s`.
+        `in_flight`: the calls in flight when it failed, itself among them. The job was tried `tries` times, by any
+        worker, and has waited at gates for `waited_s`.
         """
         if is_trouble(failure):
             if is_only and failure.was_sent:
@@ -202,6 +182,8 @@ class Evidence:
                 number=number,
                 calls=calls,
                 order=order,
+                now_s=now_s,
+                in_flight=in_flight,
             )
             return verdict if failure.was_sent else self._judge_unsent(verdict, job_id, now_s)
         if is_refusal(failure):
@@ -236,6 +218,8 @@ class Evidence:
         number: int,
         calls: int,
         order: int,
+        now_s: float,
+        in_flight: int,
     ) -> Verdict:
         with self._lock:
             is_outage_known = gate is not None and gate.is_outage
@@ -243,28 +227,23 @@ class Evidence:
             if is_outage_known:
                 del self._histories[job_id]
                 if not is_probe:
-                    self._note_number(number)
+                    self._trouble.note_failure(number)
                 return Verdict(Attribution.ENDPOINT)
-            self._note_number(number)
+            self._trouble.note_failure(number)
             history.again += was_served
             # If other jobs were answered between its failures, these may be its own, and do not count as an outage.
             if not history.again:
-                self._run[job_id] = None
-                self._excess = count_excess(self._excess, failures=1)
-                insort(self._numbers, number)
-                del self._numbers[:-_LONGEST_LOOKED_AT]
-            if is_outage(
-                jobs=len(self._run),
-                excess=self._excess,
-                numbers=self._numbers,
-                calls=calls,
-                failure_rate=self._rate,
-                is_known=self._succeeded_s > float("-inf"),
-            ):
-                for one in self._run:
+                self._trouble.add(job_id, number, in_flight=in_flight)
+            suspicion = self._trouble.suspect(
+                calls=calls, is_known=self._succeeded_s > float("-inf"), now_s=now_s
+            )
+            if suspicion is Suspicion.OUTAGE:
+                for one in self._trouble.jobs:
                     self._histories.pop(one, None)
                 return Verdict(Attribution.ENDPOINT)
-            if is_last and self._run.keys() - {job_id} and history.chances < _MOST_LAST_CHANCES:
+            if suspicion is Suspicion.OPEN:
+                return Verdict(Attribution.UNDECIDED, history.count - 1)
+            if is_last and self._trouble.jobs.keys() - {job_id} and history.chances < _MOST_LAST_CHANCES:
                 # Other jobs fail, too: the last attempt is not burnt before it is known whose failure this is.
                 history.chances += 1
                 return Verdict(Attribution.UNDECIDED, history.chances - 1)
@@ -275,8 +254,10 @@ class Evidence:
 
         It shuts the gate at once, unless others were answered just now: one backend of several may refuse.
         """
-        if verdict.attribution is Attribution.ENDPOINT or now_s - self._succeeded_s >= _SERVING_S:
+        if verdict.attribution is Attribution.ENDPOINT:
             return verdict
+        if now_s - self._succeeded_s >= _SERVING_S:
+            return Verdict(Attribution.UNKNOWN)
         with self._lock:
             history = self._histories.get(job_id)
             return Verdict(Attribution.UNDECIDED, 0 if history is None else history.count - 1)
@@ -360,14 +341,3 @@ class Evidence:
         history.count += 1
         self._histories[job_id] = history
         return history, was_served
-
-    def _note_number(self, number: int) -> None:
-        """One more failed call since the last success."""
-        if not self._failures and not self._numbers:
-            self._first_failed = number
-        self._failures += 1
-        self._first_failed = min(self._first_failed, number)
-
-    def _learn(self, value: float, times: int) -> None:
-        self._answers = min(self._answers + times, KNOWN_FROM)
-        self._rate += (value - self._rate) * min(1.0, times / self._answers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Protocol
 
@@ -126,6 +126,9 @@ class Gatekeeper:
         self._next_number = count(1).__next__
         self.calls = 0
         self.openings = 0  # how often a gate that needed a probe was found open again
+        self.asks_for_a_list = (
+            False  # before a job tests the gate in an outage (`worker/attempt/models_probe.py`)
+        )
 
     def admit(self, job_id: str | None = None) -> Permit:
         """A permit for one call: `with gatekeeper.admit(job_id) as permit:`.
@@ -143,6 +146,11 @@ class Gatekeeper:
             return REFUSED
         if admission is Admission.PROBE_OF_OTHERS and (job_id is None or job_id in gate.jobs):
             return REFUSED
+        if job_id is not None and self.asks_for_a_list and gate.waits_for_a_list:
+            # A job that was in hand before the gate shut. Or another worker has let jobs test it just now.
+            gate = self.current_gate(closely=True)
+            if gate is not None and gate.waits_for_a_list:
+                return REFUSED
         token = new_id()
         is_trial = admission is Admission.TRIAL
         if self._store.take_probe(ttl_s=self._probe_ttl_s, token=token, now_ms=now_ms, is_trial=is_trial):
@@ -254,6 +262,10 @@ class Gatekeeper:
         if permit.is_probe:
             self._change(lambda gate: put_off(gate, now_ms=self._clock.now_ms()))
         permit.leave()
+
+    def let_jobs(self) -> None:
+        """Lets jobs test the gate, in all workers, until it is struck again."""
+        self._change(lambda gate: replace(gate, lets_jobs=True))
 
     def was_key_accepted(self) -> bool:
         """Whether a command asked the endpoint in the last two minutes, and it accepted the key."""

@@ -211,6 +211,7 @@ def _parse(raw: bytes) -> Gate:
         jobs=tuple(facts.get("jobs") or ()),
         answered=int(facts.get("answered") or 0),
         failed=int(facts.get("failed") or 0),
+        lets_jobs=bool(facts.get("lets_jobs")),
     )
 
 
