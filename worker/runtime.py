@@ -157,7 +157,7 @@ class WorkerRuntime:
             lease_s=settings.lease_s,
             beat_s=settings.beat_interval_s,
             spool_folder=settings.spool_folder,
-            find_price=self._endpoints.routes.find_price,
+            find_price=self._endpoints.routes.find_past_price,
             max_solo_losses=settings.max_solo_losses,
             on_dead=self._endpoints.forget_worker,
             keep_told=self._endpoints.keep_told,

@@ -22,6 +22,7 @@ from worker.storage.engine import Ledger, Transaction
 from worker.storage.errors import UNSTORABLE, WriterStopped
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Recorded, Success
+from worker.storage.reading import fetch_asked
 from worker.storage.tables import MAX_ROWS
 from worker.storage.workers import (
     beat,
@@ -40,6 +41,8 @@ from worker.upkeep.rescue import LeaseWatch
 from worker.upkeep.spool import SpoolFile, Unstorable, holds_answers, replay_leftovers
 
 log = structlog.get_logger(__name__)
+# At an endpoint, of a model that has the names given, the most exact first; `at_ms`.
+FindPastPrice = Callable[..., Price | None]
 
 
 class Heartbeat:
@@ -60,13 +63,13 @@ class Heartbeat:
         spool_folder: Path,
         max_solo_losses: int,
         on_dead: Callable[[str], None] = lambda worker_id: None,
-        find_price: Callable[[str], Price | None] = lambda model: None,
+        find_price: FindPastPrice = lambda endpoint, *models, at_ms: None,
         keep_told: Callable[[], None] = lambda: None,
     ) -> None:
         """`slots`: those of this worker, as it begins. `on_dead` is told of each worker that is found dead.
 
-        `find_price`: of a model, for answers that a dead process left: its spool has no costs in it. `keep_told` writes
-        down which limits the endpoint told.
+        `find_price`: what the endpoint that was called asked then, for answers that a dead process left: its spool has
+        no costs in it. `keep_told` writes down which limits the endpoint told.
         """
         self._ledger = ledger
         self._writer = writer
@@ -197,11 +200,18 @@ class Heartbeat:
             raise Unstorable  # of another ledger, or pruned here: it was paid for, and a person may still want it
 
     def _with_cost(self, success: Success) -> Success:
+        """The answer with the cost that it has where it is recorded at once. Raises DatabaseAway."""
         tokens = success.usage
         if tokens.cost_nano is not None:
             return success
+        with self._ledger.read() as connection:
+            asked = fetch_asked(connection, success.job_id)
+        if asked is None:  # of no job of this ledger
+            return success
         cost_nano = compute_cost(
-            self._find_price(tokens.model),
+            self._find_price(
+                success.endpoint or asked.endpoint, tokens.model, asked.model, at_ms=success.ended_at_ms
+            ),
             prompt_tokens=tokens.prompt_tokens,
             completion_tokens=tokens.completion_tokens,
             cached_tokens=tokens.cached_tokens,
