@@ -127,6 +127,11 @@ class Routes:
     def calls_in_flight(self) -> int:
         return sum(one.client.calls_in_flight for one in self.every)
 
+    @property
+    def oldest_call_s(self) -> float | None:
+        """For how many seconds the oldest call in flight has been so; None without one."""
+        return max((age for one in self.every if (age := one.client.oldest_call_s) is not None), default=None)
+
     def cut_all_calls(self) -> int:
         """Ends all calls, and returns their number."""
         return sum(one.client.cut_all_calls() for one in self.every)
