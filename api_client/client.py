@@ -100,6 +100,11 @@ class EndpointClient:
         """The number of calls in flight, in all threads."""
         return len(self._register)
 
+    @property
+    def oldest_call_s(self) -> float | None:
+        """For how many seconds the oldest call in flight has been so; None without one."""
+        return self._register.oldest_s
+
     def close(self) -> None:
         """Closes the idle connections. Calls in flight go on; later calls raise Interrupted."""
         self._register.shut()

@@ -94,6 +94,13 @@ class CallRegister:
     def __len__(self) -> int:
         return len(self._calls)
 
+    @property
+    def oldest_s(self) -> float | None:
+        """For how many seconds the oldest call has been in flight; None without one."""
+        with self._lock:
+            oldest = next(iter(self._calls), None)
+            return None if oldest is None else self._clock() - oldest.began_s
+
     def begin(self) -> Call:
         """A new call in flight. The caller must pass it to `end`. Raises CallCut once the register is shut."""
         with self._lock:

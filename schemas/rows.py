@@ -254,6 +254,9 @@ class WorkerRow(SQLModel, table=True):
     beat_at_ms: int = Field(sa_type=BigInteger)  # for people; no decision uses it
     ended_at_ms: int | None = Field(default=None, sa_type=BigInteger)
     end_reason: str | None = None  # stopped, lost
+    # For people, as it told last; both NULL for a worker of an older version.
+    calls: int | None = None  # in flight
+    oldest_call_ms: int | None = Field(default=None, sa_type=BigInteger)  # when the oldest of them began
 
 
 class PauseRow(SQLModel, table=True):

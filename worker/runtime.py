@@ -15,10 +15,11 @@ from celery.worker.state import revoked
 from schemas.job import Due
 from worker.attempt.dispatch import Dispatcher
 from worker.attempt.execute import Executor
+from worker.attempt.routes import Routes
 from worker.broker.client import BrokerEpoch, broker_address, check_broker, count_messages, open_client
 from worker.broker.hints import SHARED_QUEUES, queues_of
 from worker.broker.publishing import publish
-from worker.clock import SystemClock
+from worker.clock import Clock, SystemClock
 from worker.consume.consumer import Consumer
 from worker.consume.fetching import build_fetcher
 from worker.consume.receiving import Receiver
@@ -39,6 +40,7 @@ from worker.storage.intake import NewJob, adopt_jobs
 from worker.storage.migrating import prepare_ledger
 from worker.storage.moves import cancel_jobs
 from worker.storage.reading import fetch_states
+from worker.storage.workers import CallsNow
 from worker.storage.writer import GroupWriter
 from worker.upkeep.batch_facts import BatchFacts
 from worker.upkeep.drain import Drain
@@ -157,10 +159,11 @@ class WorkerRuntime:
             lease_s=settings.lease_s,
             beat_s=settings.beat_interval_s,
             spool_folder=settings.spool_folder,
-            find_price=self._endpoints.routes.find_price,
+            find_price=self._endpoints.routes.find_past_price,
             max_solo_losses=settings.max_solo_losses,
             on_dead=self._endpoints.forget_worker,
             keep_told=self._endpoints.keep_told,
+            look_at_calls=partial(_look_at_calls, self._endpoints.routes, clock),
         )
         spare = self._endpoints.spare_messages
         self._reserved = Reserved(
@@ -330,6 +333,11 @@ class WorkerRuntime:
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
         return thread
+
+
+def _look_at_calls(routes: Routes, clock: Clock) -> CallsNow:
+    age_s = routes.oldest_call_s
+    return CallsNow(routes.calls_in_flight, None if age_s is None else clock.now_ms() - round(age_s * 1000))
 
 
 def _ignore(_result: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,26 @@ def test_status_says_why_jobs_wait_from_the_first_to_the_last(plant: Shop) -> No
     told = plant.antrean("status", batch).out
     assert re.search(rf"waiting \d jobs? for {endpoint}, which is paused: `antrean resume` goes on", told)
     end(worker)
+
+
+@only_sqlite
+@pytest.mark.simulator("--latency", "0.05")
+def test_status_tells_calls_from_jobs_that_wait_for_a_limit_of_a_minute(plant: Shop) -> None:
+    batch, endpoint = submit(plant, 9), plant.settings["endpoint_name"]
+    assert plant.antrean("limits", "set", "--requests-per-minute", "3").code == 0
+    plant.worker(concurrency=4, lone_slots=0)
+
+    def fetch_waiting() -> dict[str, Any] | None:
+        facts: dict[str, Any] = plant.antrean("status", batch, "--json").json
+        return facts if facts["jobs"]["succeeded"] and facts["workers"][0]["calls"] == 0 else None
+
+    facts = wait_until(fetch_waiting, within_s=20, what="no other call may begin yet")
+    assert (facts["oldest_call"], facts["jobs"]["running"] > 0) == (None, True)
+    assert [one["why"] for one in facts["waiting"]] == ["limit"]
+    told = plant.antrean("status", batch).out
+    said = f"for their turn at {endpoint}, which is limited to 3 requests a minute (set)"
+    assert said in told and "oldest call" not in told, told
+    assert re.search(r"\d more jobs? in hand", plant.antrean("workers").out)
 
 
 @only_sqlite

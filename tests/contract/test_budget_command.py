@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 from typer.testing import CliRunner
 
 from tests.support.ledger import ENDPOINT, NOW, a_job, put
@@ -13,6 +15,7 @@ from worker.cli.main import app
 from worker.settings import load_settings
 from worker.storage.batches import make_batch
 from worker.storage.migrating import prepare_ledger
+from worker.storage.tables import budgets
 
 
 @pytest.fixture
@@ -55,3 +58,15 @@ def test_status_does_not_speak_of_a_budget_that_was_taken_back(home: Path) -> No
     assert "budget 0 of 5,000 tokens spent" in say(command="status")
     say("none")
     assert "budget" not in say(command="status")
+
+
+def test_status_as_json_says_that_jobs_wait_at_a_budget(home: Path) -> None:
+    say("5000tok")
+    ledger = prepare_ledger(load_settings(_env_file=None))
+    ledger.run(
+        lambda connection: connection.execute(update(budgets).values(waits_since_ms=NOW, wanted_tokens=9))
+    )
+    assert json.loads(say("--json", command="status"))["waiting"] == [
+        {"why": "budget", "endpoint": ENDPOINT, "jobs": 1, "kind": None, "next_at": None}
+    ]
+    assert say(command="status").count("at its budget: ") == say(command="status").count("raises it") == 1

@@ -21,14 +21,14 @@ from worker.storage.batch_status import fetch_status
 from worker.storage.batches import fetch_batch, make_batch
 from worker.storage.engine import Ledger
 from worker.storage.job_list import Choice, iterate_jobs
-from worker.storage.outcomes import Usage
+from worker.storage.outcomes import Success, Usage
 from worker.storage.prune_survey import survey
 from worker.storage.pruning import OfBatch
 from worker.storage.reading import fetch_endings
 from worker.storage.story import fetch_story
 from worker.storage.usage_sums import UsageBy, iterate_usage
 from worker.storage.writer import GroupWriter
-from worker.upkeep.heartbeat import Heartbeat
+from worker.upkeep.heartbeat import FindPastPrice, Heartbeat
 from worker.upkeep.presence import Presence
 from worker.upkeep.spool import SpoolFile
 
@@ -153,28 +153,71 @@ def test_an_answer_without_a_completion_has_its_cost_too(ledger: Ledger) -> None
     assert [usage.cost_nano for usage in rows(ledger, "usage")] == [9]
 
 
-def test_an_answer_that_a_dead_process_left_in_its_spool_is_priced_when_it_is_recorded(
+@pytest.fixture
+def record_leftover(
     ledger: Ledger, writer: GroupWriter, clock: FakeClock, tmp_path: Path
+) -> Callable[[Success, FindPastPrice], int | None]:
+    """Returns the cost of an answer that a dead process left, after the next worker's first beat."""
+
+    def leave_and_record(success: Success, find_price: FindPastPrice) -> int | None:
+        dead = SpoolFile(tmp_path / "spool", "dead")
+        assert dead.keep(success)
+        dead._fd, descriptor = None, dead._fd  # its process ends, and the kernel lets its lock go
+        assert descriptor is not None
+        os.close(descriptor)
+        Heartbeat(
+            ledger,
+            writer,
+            SpoolFile(tmp_path / "spool", "me"),
+            Presence(tmp_path / "workers", "me"),
+            clock,
+            endpoint=ENDPOINT,
+            slots=lambda: 4,
+            lease_s=2.0,
+            beat_s=0.3,
+            spool_folder=tmp_path / "spool",
+            max_solo_losses=3,
+            find_price=find_price,
+        ).beat()
+        [usage] = rows(ledger, "usage")
+        cost_nano: int | None = usage.cost_nano
+        return cost_nano
+
+    return leave_and_record
+
+
+RecordLeftover = Callable[[Success, FindPastPrice], int | None]
+
+
+def test_an_answer_that_a_dead_process_left_in_its_spool_is_priced_when_it_is_recorded(
+    ledger: Ledger, record_leftover: RecordLeftover
 ) -> None:
-    id_ = put_one(ledger)
-    job = claim_one(ledger, id_, token="t1")
-    dead = SpoolFile(tmp_path / "spool", "dead")
-    assert dead.keep(success(job, usage=Usage("m", 3, 4, 7, cost_nano=77)))
-    dead._fd, descriptor = None, dead._fd  # its process ends, and the kernel lets its lock go
-    assert descriptor is not None
-    os.close(descriptor)
-    Heartbeat(
-        ledger,
-        writer,
-        SpoolFile(tmp_path / "spool", "me"),
-        Presence(tmp_path / "workers", "me"),
-        clock,
-        endpoint=ENDPOINT,
-        slots=lambda: 4,
-        lease_s=2.0,
-        beat_s=0.3,
-        spool_folder=tmp_path / "spool",
-        max_solo_losses=3,
-        find_price=lambda model: Price(Rates(1_000, 2_000)) if model == "m" else None,
-    ).beat()
-    assert [usage.cost_nano for usage in rows(ledger, "usage")] == [3 + 2 * 4]
+    job = claim_one(ledger, put_one(ledger), token="t1")
+    left = success(job, usage=Usage("m", 3, 4, 7, cost_nano=77))
+    assert record_leftover(left, lambda _, *models, at_ms: Price(Rates(1_000, 2_000))) == 3 + 2 * 4
+
+
+def test_an_answer_left_in_a_spool_has_the_price_of_the_model_that_its_job_asked_for(
+    build: Callable[..., House], prices: Path, record_leftover: RecordLeftover
+) -> None:
+    """An endpoint may call its model otherwise in an answer; the price is looked up under both names."""
+    house = build(prices_file=prices)
+    job = claim_one(house.ledger, house.put(), token="t1", endpoint=house.endpoint)
+    left = success(job, usage=Usage(f"{MODEL}-2026-11", 3, 4, 7))
+    assert record_leftover(left, house.routes.find_past_price) == 3 * 1000 + 4 * 2000
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [("cheap", 3 * 1 + 4 * 2), ("dear", 3 * 10 + 4 * 20), ("gone", None)],
+)
+def test_an_answer_left_in_a_spool_has_the_price_of_the_endpoint_that_was_called(
+    ledger: Ledger, record_leftover: RecordLeftover, called: str, expected: int | None
+) -> None:
+    def find_price(endpoint: str, *models: str, at_ms: int) -> Price | None:
+        assert (models, at_ms) == (("m-2026", "m"), NOW + 10)
+        return {"cheap": Price(Rates(1_000, 2_000)), "dear": Price(Rates(10_000, 20_000))}.get(endpoint)
+
+    job = claim_one(ledger, put_one(ledger), token="t1")
+    left = replace(success(job, usage=Usage("m-2026", 3, 4, 7)), endpoint=called)
+    assert record_leftover(left, find_price) == expected

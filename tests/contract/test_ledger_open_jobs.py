@@ -5,20 +5,25 @@ from __future__ import annotations
 import re
 from functools import partial
 
+from sqlalchemy import update
+
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from tests.contract.test_ledger_wants import a_batch, want
 from tests.contract.test_ledger_window import _plans as plans_of
 from tests.contract.test_ledger_workers import register
 from tests.support.ledger import ENDPOINT, NOW, a_job, claim, put, put_one, record, setback
+from worker.policy.budgets import Limit
 from worker.settings import Settings
 from worker.storage.batches import fetch_batch
+from worker.storage.budgets import BudgetGuard
+from worker.storage.calls import fetch_oldest_call
 from worker.storage.engine import Ledger
 from worker.storage.identity import fetch_place
 from worker.storage.open_jobs import _IS_HELD, OldestCall, OpenJobs, Waits, _count, fetch_open_jobs
 from worker.storage.open_models import count_first_models, count_open_models
-from worker.storage.tables import is_in
-from worker.storage.workers import fetch_workers
+from worker.storage.tables import budgets, is_in
+from worker.storage.workers import CallsNow, fetch_workers, note_calls
 
 OTHER = "https://other.test"
 
@@ -87,6 +92,40 @@ def test_the_oldest_call_is_told_with_the_worker_that_makes_it(ledger: Ledger) -
     other = put_one(ledger)
     claim(ledger, other, worker="gone", now_ms=NOW + 50)
     assert look(ledger).oldest_call == OldestCall(other, ENDPOINT, NOW + 50, None, None)
+
+
+def test_a_job_in_hand_that_waits_for_a_permit_is_no_call(ledger: Ledger) -> None:
+    batch = a_batch(ledger, "b")
+    register(ledger, "w1", endpoint=ENDPOINT, hostname="box", pid=4711)
+    called, waits = put_one(ledger), want(ledger, batch, "waits")[0].id
+    claim(ledger, called, now_ms=NOW)
+    claim(ledger, waits, now_ms=NOW + 1)
+    ledger.run(partial(note_calls, worker_id="w1", calls=CallsNow(0, None)))
+    assert look(ledger).oldest_call is None
+    ledger.run(partial(note_calls, worker_id="w1", calls=CallsNow(1, NOW + 60_000)))
+    assert look(ledger).oldest_call == OldestCall(called, ENDPOINT, NOW + 60_000, "box", 4711)
+    with ledger.read() as connection:
+        assert fetch_oldest_call(connection, [called, waits]) == (called, NOW + 60_000)
+        [one] = fetch_workers(connection)
+    assert (one.running, one.slots_in_use, one.in_hand) == (2, 1, 1)
+    ledger.run(partial(note_calls, worker_id="w1", calls=CallsNow(0, None)))
+    with ledger.read() as connection:
+        assert fetch_oldest_call(connection, [called, waits]) is None
+
+
+def test_jobs_of_a_batch_at_its_budget_are_counted_apart(ledger: Ledger) -> None:
+    batch = a_batch(ledger, "b")
+    first = want(ledger, batch, "first")[0].id
+    want(ledger, batch, "second")
+    put_one(ledger)
+    wait_after(ledger, first, FailureKind.TIMEOUT, NOW + 5000)
+    limit = Limit(tokens=1)
+    ledger.run(partial(BudgetGuard().set_budget, batch_id=batch, limit=limit, now_ms=NOW))
+    assert (look(ledger).at_budget, look(ledger).queued) == ({}, {ENDPOINT: 2})
+    ledger.run(lambda connection: connection.execute(update(budgets).values(waits_since_ms=NOW)))
+    assert (look(ledger).at_budget, look(ledger).queued) == ({ENDPOINT: 2}, {ENDPOINT: 1})
+    assert (look(ledger, batch).at_budget, look(ledger, batch).queued) == ({ENDPOINT: 2}, {})
+    assert look(ledger).waits == look(ledger, batch).waits == []
 
 
 def test_a_worker_is_silent_when_its_last_beat_is_older_than_its_lease(ledger: Ledger) -> None:

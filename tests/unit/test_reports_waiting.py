@@ -46,8 +46,10 @@ def explain(
     pauses: list[Pause] | None = None,
     gates: dict[str, Gate] | None = None,
     unserved: dict[str, int] | None = None,
+    at_budget: dict[str, int] | None = None,
+    rates: dict[str, str] | None = None,
 ) -> list[tuple[Why, int, str]]:
-    open_jobs = OpenJobs(queued or {}, waits or [], held or {}, None)
+    open_jobs = OpenJobs(queued or {}, waits or [], held or {}, None, at_budget or {})
     reasons = explain_waiting(
         open_jobs,
         workers=[a_worker()] if workers is None else workers,
@@ -55,6 +57,7 @@ def explain(
         gates=gates or {},
         now_ms=NOW,
         unserved={E: unserved} if unserved else {},
+        rates=rates or {},
     )
     return [(one.why, one.jobs, one.sentence) for one in reasons]
 
@@ -121,6 +124,29 @@ def test_jobs_wait_for_a_slot_when_all_are_in_use() -> None:
     assert explain(queued={E: 9}, workers=[ahead, a_worker(running=3)]) == [], "the other has a free slot"
     [(_, _, said)] = explain(queued={E: 1}, workers=[a_worker(slots=1, running=1)])
     assert said == f"1 job for a free slot: the slot of {E} in use"
+
+
+def test_jobs_in_hand_that_wait_for_a_permit_are_no_calls() -> None:
+    worker = a_worker(running=6, calls=1)
+    assert (worker.slots_in_use, worker.in_hand, worker.slots) == (1, 5, 4)
+    assert explain(queued={E: 9}, workers=[worker], rates={E: "60 requests a minute (set)"}) == [
+        (Why.LIMIT, 9, f"9 jobs for their turn at {E}, which is limited to 60 requests a minute (set)")
+    ]
+    assert explain(queued={E: 9}, workers=[worker]) == [], "they are about to be called"
+    assert explain(queued={E: 9}, workers=[a_worker(calls=0)], rates={E: "60"}) == []
+    [(why, _, _)] = explain(queued={E: 9}, workers=[a_worker(running=6, calls=4)], rates={E: "60"})
+    assert why is Why.SLOT
+
+
+def test_jobs_of_a_batch_at_its_budget_say_so() -> None:
+    assert [(why, jobs) for why, jobs, _ in explain(queued={E: 1}, at_budget={E: 3}, workers=[])] == [
+        (Why.BUDGET, 3),
+        (Why.NO_WORKER, 1),
+    ]
+    [(_, _, said)] = explain(at_budget={E: 1})
+    assert said == (
+        "1 job at the budget of their batch: `antrean batches` names it, and `antrean budget BATCH AMOUNT` raises it"
+    )
 
 
 def test_waiting_jobs_say_after_what_and_when_the_first_goes_on() -> None:

@@ -13,10 +13,10 @@ from worker.policy.routing import ANY
 A, B = 0b01, 0b10
 
 
-def route(*, price: Price | None = None) -> Any:
+def route(*, price: Price | None = None, endpoint: str = "e") -> Any:
     """What is asked of a route here."""
     judge = SimpleNamespace(others=None)
-    return SimpleNamespace(endpoint="e", judge=judge, find_price=lambda *models: price)
+    return SimpleNamespace(endpoint=endpoint, judge=judge, find_price=lambda *models, at_ms=None: price)
 
 
 def test_the_endpoints_of_a_model_and_of_one_that_is_not_known() -> None:
@@ -54,3 +54,17 @@ def test_the_price_before_a_call_is_that_of_the_dearest_endpoint_that_may_get_it
     assert routes.find_price("b") == Price(Rates(5, 4, 5)), "of each rate the dearest"
     unknown = Routes([route(price=dear), route()], models=[(), ()], clock=FakeClock())
     assert unknown.find_price("b") is None
+
+
+def test_the_price_after_a_call_is_that_of_the_endpoint_that_was_called() -> None:
+    dear, cheap = Price(Rates(5, 1)), Price(Rates(1, 4))
+    routes = Routes(
+        [route(price=dear, endpoint="a"), route(price=cheap, endpoint="b")],
+        models=[(), ()],
+        clock=FakeClock(),
+    )
+    assert [routes.find_past_price(one, "m-2026", "m", at_ms=1) for one in ("a", "b", "c")] == [
+        dear,
+        cheap,
+        None,
+    ]

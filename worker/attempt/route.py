@@ -92,10 +92,10 @@ class Route:
         if permit.hold is not None:
             permit.hold.note_failure(permit, is_refusal=is_refusal)
 
-    def find_price(self, *models: str) -> Price | None:
-        """The price of a model that has these names, now; None where it is not known."""
+    def find_price(self, *models: str, at_ms: int | None = None) -> Price | None:
+        """The price of a model that has these names, now or at that time; None where it is not known."""
         try:
-            return self.prices.find(*models, now_ms=self._clock.now_ms())
+            return self.prices.find(*models, now_ms=self._clock.now_ms() if at_ms is None else at_ms)
         except Exception as exc:  # a defect there must not cost the answer, which is paid for
             log.error("price.not_found", error=type(exc).__name__)
             return None

@@ -107,6 +107,11 @@ class Routes:
         prices = [one.find_price(*models) for index, one in enumerate(self.every) if has(group, index)]
         return find_dearest(one for one in prices if one is not None) if None not in prices else None
 
+    def find_past_price(self, endpoint: str, *models: str, at_ms: int) -> Price | None:
+        """The price of a model that this endpoint asked then; None also where it is none of this worker's."""
+        route = next((one for one in self.every if one.endpoint == endpoint), None)
+        return None if route is None else route.find_price(*models, at_ms=at_ms)
+
     def room_to_fetch(self) -> int | None:
         """How many messages this process should have; None: no bound. See `KeyGates.room_to_fetch`."""
         rooms = [one.gates.room_to_fetch() for one in self.every]
@@ -121,6 +126,11 @@ class Routes:
     @property
     def calls_in_flight(self) -> int:
         return sum(one.client.calls_in_flight for one in self.every)
+
+    @property
+    def oldest_call_s(self) -> float | None:
+        """For how many seconds the oldest call in flight has been so; None without one."""
+        return max((age for one in self.every if (age := one.client.oldest_call_s) is not None), default=None)
 
     def cut_all_calls(self) -> int:
         """Ends all calls, and returns their number."""

@@ -73,9 +73,10 @@ def batches(
 def workers(as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
     """List the workers that have not ended, the oldest first.
 
-    Each has its host and process, its slots and how many are in use, when it started and when its last heartbeat
-    was. A worker that was silent for longer than its lease is marked: other workers take its jobs over. Ages are
-    computed with this machine's clock and the worker's; no decision depends on them.
+    Each has its host and process, its slots and how many are in use, how many more jobs it has in hand, when it
+    started and when its last heartbeat was. A worker that was silent for longer than its lease is marked: other
+    workers take its jobs over. Ages are computed with this machine's clock and the worker's; no decision depends on
+    them.
     """
     ledger = prepare_ledger(load_settings())
     found = list_workers(ledger)
@@ -90,7 +91,7 @@ def workers(as_json: Annotated[bool, typer.Option("--json", help="Print them as 
         out.print(
             Text(
                 f"{printable(one.hostname)}:{one.pid}  {one.slots_in_use} of {one.slots} slots in use"
-                f" · last beat {format_seconds(age_s)} ago"
+                f"{describe_in_hand(one)} · last beat {format_seconds(age_s)} ago"
             )
         )
         out.print(Text(f"  id {one.id}\n  since {iso(one.started_at_ms)}, for {printable(one.endpoint)}"))
@@ -163,6 +164,11 @@ def _batch_facts(batch: Batch, counts: Mapping[JobState, int], is_at_budget: boo
     }
 
 
+def describe_in_hand(one: WorkerFacts) -> str:
+    """` · 8 more jobs in hand`, with a space before it; empty without one."""
+    return f" · {format_count(one.in_hand, 'more job')} in hand" if one.in_hand else ""
+
+
 def worker_facts(one: WorkerFacts, now_ms: int) -> dict[str, object]:
     """A worker as `--json` has it, times in ISO 8601; `now_ms` is this machine's time."""
     return {
@@ -172,6 +178,7 @@ def worker_facts(one: WorkerFacts, now_ms: int) -> dict[str, object]:
         "pid": one.pid,
         "slots": one.slots,
         "running": one.running,
+        "calls": one.slots_in_use,
         "started_at": iso(one.started_at_ms),
         "beat_at": iso(one.beat_at_ms),
         "beat_age_s": max(0, now_ms - one.beat_at_ms) / 1000,

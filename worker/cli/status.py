@@ -9,7 +9,7 @@ import typer
 
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json
-from worker.cli.listing import complete_batch_id, iso, worker_facts
+from worker.cli.listing import complete_batch_id, describe_in_hand, iso, worker_facts
 from worker.cli.pausing import describe_pause
 from worker.operations.batches import find_named_batch
 from worker.operations.gates import (
@@ -25,6 +25,7 @@ from worker.policy.fairness import USUAL_WEIGHT
 from worker.reports.budgets import budget_facts, describe_budget, describe_wait
 from worker.reports.summary import cost_facts, describe_cost, format_count, format_seconds
 from worker.reports.waiting import (
+    Why,
     describe_oldest_call,
     oldest_call_facts,
     reason_facts,
@@ -55,8 +56,8 @@ def status(
     by state, the latest batches, the workers, what is paused, until when a shut gate keeps jobs waiting, and which
     keys are set aside.
 
-    Of both: why jobs wait (a pause, a shut gate, a stopped run, no live worker for their endpoint, no free slot, or
-    a next attempt that is not due yet), and the age of the oldest call.
+    Of both: why jobs wait (a pause, a shut gate, a stopped run, a budget, no live worker for their endpoint, no free
+    slot, a limit of a minute, or a next attempt that is not due yet), and the age of the oldest call.
     """
     settings = load_settings()
     ledger = prepare_ledger(settings)
@@ -88,7 +89,7 @@ def _print_ledger(found: Snapshot, settings: Settings) -> None:
         age_s = max(0, found.now_ms - worker.beat_at_ms) / 1000
         out.say(
             f"worker {worker.hostname}:{worker.pid} · {worker.slots_in_use} of {worker.slots} slots"
-            f" · last beat {format_seconds(age_s)} ago"
+            f"{describe_in_hand(worker)} · last beat {format_seconds(age_s)} ago"
         )
         if worker.is_silent(found.now_ms):
             out.say(("  silent for longer than its lease: it counts as dead", "yellow"))
@@ -131,7 +132,7 @@ def _print_batch(one: BatchStatus, found: Snapshot, settings: Settings) -> None:
         _print_trouble(found, settings)
     if waits := describe_wait(one.budget):
         _print_reason("waiting", waits)
-    _print_open(found)
+    _print_open(found, without=Why.BUDGET if waits else None)
 
 
 def _print_trouble(found: Snapshot, settings: Settings) -> None:
@@ -154,9 +155,10 @@ def _of(endpoint: EndpointSettings, settings: Settings) -> str:
     return f"of {endpoint.name}: " if settings.endpoint_tables else ""
 
 
-def _print_open(found: Snapshot) -> None:
+def _print_open(found: Snapshot, *, without: Why | None = None) -> None:
     for one in found.reasons:
-        _print_reason("waiting", one.sentence)
+        if one.why is not without:
+            _print_reason("waiting", one.sentence)
     if found.open_jobs.oldest_call is not None:
         out.say(describe_oldest_call(found.open_jobs.oldest_call, now_ms=found.now_ms))
 

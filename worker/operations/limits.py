@@ -50,6 +50,12 @@ class HeldLimits:
         return [*map(describe_limit, self.stored), *map(describe_table_limit, self.table)]
 
     @property
+    def described_rates(self) -> list[str]:
+        """The same of the limits of a minute."""
+        stored = [one for one in self.stored if one.kind is not LimitKind.IN_FLIGHT]
+        return [*map(describe_limit, stored), *map(describe_table_limit, self.table)]
+
+    @property
     def facts(self) -> list[dict[str, Any]]:
         """The same for programs."""
         return [

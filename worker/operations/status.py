@@ -71,6 +71,15 @@ class Snapshot:
             gates={} if self.gate is None else {self.endpoint: self.gate},
             now_ms=self.now_ms,
             unserved={self.endpoint: self.unserved} if self.unserved else {},
+            rates={self.endpoint: rates} if (rates := self._describe_rates()) else {},
+        )
+
+    def _describe_rates(self) -> str:
+        are_several = len(self.limits) > 1
+        return ", ".join(
+            one + (f" at {held.endpoint.name}" if are_several else "")
+            for held in self.limits
+            for one in held.described_rates
         )
 
 

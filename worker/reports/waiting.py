@@ -24,10 +24,12 @@ class Why(StrEnum):
 
     PAUSED = "paused"  # for an operator's `antrean resume`
     HELD = "held"  # for their run to go on
+    BUDGET = "budget"  # for their batch's budget to be raised, or for calls of the batch to end
     NO_ENDPOINT = "no_endpoint"  # for an endpoint that serves their model
     NO_WORKER = "no_worker"  # for a worker of their endpoint
     GATE = "gate"  # for the gate to open
     SLOT = "slot"  # for a free slot
+    LIMIT = "limit"  # for the limit of calls or tokens a minute to allow one more
     RETRY = "retry"  # for the time of their next attempt
     LATER = "later"  # for the time that their producer asked for
 
@@ -52,16 +54,23 @@ def explain_waiting(
     gates: Mapping[str, Gate],
     now_ms: int,
     unserved: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+    rates: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Reason]:
     """Why queued and waiting jobs wait, sorted by endpoint; empty if all of them are about to be called.
 
     Each job has one reason: the strongest one, which would still apply if the others were gone. `gates`: the shut gates
     by endpoint, as far as they are known. The reason of a shut gate comes before the other reasons of its endpoint.
-    `unserved`: how many of the queued jobs have a model that nothing serves, by endpoint and model.
+    `unserved`: how many of the queued jobs have a model that nothing serves, by endpoint and model. `rates`: the
+    limits of a minute, by endpoint, as a person reads them.
     """
     reasons: list[Reason] = []
     paused = {one.endpoint for one in pauses}
-    endpoints = {*open_jobs.queued, *open_jobs.held, *(one.endpoint for one in open_jobs.waits)}
+    endpoints = {
+        *open_jobs.queued,
+        *open_jobs.held,
+        *open_jobs.at_budget,
+        *(one.endpoint for one in open_jobs.waits),
+    }
     for endpoint in sorted(endpoints):
         queued = open_jobs.queued.get(endpoint, 0)
         waits = [one for one in open_jobs.waits if one.endpoint == endpoint]
@@ -75,13 +84,15 @@ def explain_waiting(
             queued, due = queued - lacking.jobs, due - lacking.jobs
         if endpoint in open_jobs.held:
             found.append(_held(endpoint, open_jobs.held[endpoint]))
+        if endpoint in open_jobs.at_budget:
+            found.append(_at_budget(endpoint, open_jobs.at_budget[endpoint]))
         if due and endpoint in paused:
             found.append(_paused(endpoint, due))
         elif due and not living:
             found.append(_no_worker(endpoint, due, of_it, now_ms))
         elif due:
             gate = gates.get(endpoint)
-            found += _queued(endpoint, queued, living, gate)
+            found += _queued(endpoint, queued, living, gate, rates.get(endpoint))
             found += (_waiting(one, gate, now_ms) for one in waits)
             if gate is not None:
                 found.sort(key=lambda one: one.why is not Why.GATE)
@@ -125,6 +136,14 @@ def _held(endpoint: str, count: int) -> Reason:
     return Reason(Why.HELD, endpoint, count, said)
 
 
+def _at_budget(endpoint: str, count: int) -> Reason:
+    said = (
+        f"{format_count(count, 'job')} at the budget of their batch: `antrean batches` names it, and "
+        "`antrean budget BATCH AMOUNT` raises it"
+    )
+    return Reason(Why.BUDGET, endpoint, count, said)
+
+
 def _paused(endpoint: str, count: int) -> Reason:
     said = f"{format_count(count, 'job')} for {endpoint}, which is paused: `antrean resume` goes on"
     return Reason(Why.PAUSED, endpoint, count, said)
@@ -150,7 +169,9 @@ def _no_worker(endpoint: str, count: int, silent: Sequence[WorkerFacts], now_ms:
     return Reason(Why.NO_WORKER, endpoint, count, said)
 
 
-def _queued(endpoint: str, count: int, living: Sequence[WorkerFacts], gate: Gate | None) -> Iterator[Reason]:
+def _queued(
+    endpoint: str, count: int, living: Sequence[WorkerFacts], gate: Gate | None, rate: str | None
+) -> Iterator[Reason]:
     if not count:
         return
     slots = sum(one.slots for one in living)
@@ -160,6 +181,9 @@ def _queued(endpoint: str, count: int, living: Sequence[WorkerFacts], gate: Gate
     elif sum(one.slots_in_use for one in living) >= slots:
         said = f"{format_count(count, 'job')} for a free slot: {_all(slots)} of {endpoint} in use"
         yield Reason(Why.SLOT, endpoint, count, said)
+    elif rate is not None and any(one.in_hand for one in living):
+        said = f"{format_count(count, 'job')} for their turn at {endpoint}, which is limited to {rate}"
+        yield Reason(Why.LIMIT, endpoint, count, said)
 
 
 def _waiting(one: Waits, gate: Gate | None, now_ms: int) -> Reason:

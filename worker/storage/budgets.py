@@ -145,8 +145,14 @@ class BudgetGuard:
     def set_budget(self, connection: Connection, batch_id: str, limit: Limit, *, now_ms: int) -> Budget:
         """The batch's budget, new or changed: what its answers took before counts. A batch that waits goes on.
 
-        Also reserves for the calls that are in flight already.
+        Also reserves for the calls that are in flight already. Call it first in the transaction.
         """
+        if (
+            connection.execute(select(budgets.c.batch_id).where(budgets.c.batch_id == batch_id)).first()
+            is None
+        ):
+            # Claims and records that are not committed have seen no budget: they are waited for, and counted here.
+            _wait_for_writers(connection)
         connection.execute(
             insert_or_ignore(connection, budgets), {"batch_id": batch_id, "spent_tokens": 0, "spent_nano": 0}
         )
@@ -243,6 +249,15 @@ _IS_FOR_CLAIM = and_(
     reservations.c.token == jobs.c.claim_token,
     jobs.c.state == JobState.RUNNING.value,
 )
+
+
+def _wait_for_writers(connection: Connection) -> None:
+    """Waits for those who write jobs, and lets no other begin until this transaction ends. SQLite has one writer."""
+    if connection.dialect.name == "postgresql":
+        # Local: psycopg takes eight megabytes, which a worker on SQLite does not need.
+        from worker.storage.postgresql import lock_out_writers
+
+        lock_out_writers(connection, jobs)
 
 
 def _has_open_jobs(connection: Connection, batch_id: str) -> bool:

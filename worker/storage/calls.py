@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, case, select
 
 from schemas.failure import FailureKind
 from schemas.job import JobState
 from worker.storage.engine import Ledger
-from worker.storage.tables import attempts, jobs
+from worker.storage.tables import attempts, jobs, workers
 
 _PAGE = 500
 _NEVER_SENT = FailureKind.INVALID_REQUEST.value
@@ -62,15 +62,43 @@ def sum_calls(ledger: Ledger, ids: Sequence[str], *, since_ms: int) -> CallSums:
     return sums
 
 
+# Whether the worker of a running job has a call in flight. One of an older version, or without a row, does not say.
+MAY_CALL = workers.c.calls.is_(None) | workers.c.oldest_call_ms.is_not(None)
+
+
+def when_called(claimed_at_ms: ColumnElement[int]) -> ColumnElement[int]:
+    """When the call of a running job began, at the earliest. Beside the row of its worker.
+
+    A job that waits for a permit was claimed long before its call: no call began before the oldest of its worker. Jobs
+    are called in the order in which they were claimed, so of several with one time the first one is called.
+    """
+    return case((claimed_at_ms < workers.c.oldest_call_ms, workers.c.oldest_call_ms), else_=claimed_at_ms)
+
+
 def fetch_oldest_call(connection: Connection, ids: Sequence[str]) -> tuple[str, int] | None:
-    """The job of `ids` (at most 500) that was claimed first, and when (ms), if all of them are running; else None."""
+    """The job of `ids` (at most 500) whose call began first, and when (ms), if all of them are running; else None.
+
+    None also where all wait for a permit.
+    """
     rows = connection.execute(
-        select(jobs.c.id, jobs.c.state, jobs.c.claimed_at_ms).where(jobs.c.id.in_(list(ids)))
+        select(
+            jobs.c.id,
+            jobs.c.state,
+            jobs.c.claimed_at_ms,
+            when_called(jobs.c.claimed_at_ms).label("began_ms"),
+            MAY_CALL.label("may_call"),
+        )
+        .select_from(jobs.outerjoin(workers, workers.c.id == jobs.c.worker_id))
+        .where(jobs.c.id.in_(list(ids)))
     ).all()
     if len(rows) < len(ids) or any(row.state != JobState.RUNNING for row in rows):
         return None
-    called = [(row.claimed_at_ms, row.id) for row in rows if row.claimed_at_ms is not None]
+    called = [
+        (row.began_ms, row.claimed_at_ms, row.id)
+        for row in rows
+        if row.claimed_at_ms is not None and row.may_call
+    ]
     if not called:
         return None
-    at_ms, id_ = min(called)
-    return id_, at_ms
+    began_ms, _, id_ = min(called)
+    return id_, began_ms

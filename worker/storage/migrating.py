@@ -15,7 +15,7 @@ from worker.storage.errors import NotMigrated
 
 SCRIPTS = Path(__file__).parent / "migrations"
 # Those of SCRIPTS, oldest first.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
 HEAD = REVISIONS[-1]  # the revision that this version of antrean needs
 _ADVISORY_LOCK = 0x616E7472  # "antr": an arbitrary number that no other program is likely to use
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.errors import _WaitTimeout
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event
 
 from worker.settings.database import PostgresqlAddress
 
@@ -32,6 +32,7 @@ _DEFAULTS: Mapping[str, Any] = {
 # With these limits, a half-open connection or a forgotten lock ends in an error, which is retried.
 _STATEMENT_MS = 30_000
 _LOCK_MS = 10_000
+_LOCK_OUT_MS = 3_000
 # Sets only what the address or PGOPTIONS (source `client`) does not set.
 _SET_DEFAULTS = """
 SELECT set_config(wanted.name, wanted.value, %s)
@@ -121,9 +122,25 @@ def without_time_limit(connection: Connection) -> Iterator[None]:
 @contextmanager
 def without_lock_limit(connection: Connection) -> Iterator[None]:
     """While inside, this transaction waits for locks without a limit. For a lock that blocks no others."""
-    connection.exec_driver_sql(_SET_DEFAULTS, tuple(_as_defaults({"lock_timeout": 0}, is_local=True)))
+    _limit_locks(connection, 0)
     yield
-    connection.exec_driver_sql(_SET_DEFAULTS, tuple(_as_defaults({"lock_timeout": _LOCK_MS}, is_local=True)))
+    _limit_locks(connection, _LOCK_MS)
+
+
+def lock_out_writers(connection: Connection, table: Table) -> None:
+    """Waits for all transactions that write or lock rows of the table, and keeps others from it until this one ends.
+
+    Each statement that waits for this reads what this transaction wrote. Reading goes on.
+    """
+    # All writers wait behind a lock that waits. A vacuum in the background gives way after a second.
+    _limit_locks(connection, _LOCK_OUT_MS)
+    connection.exec_driver_sql(f"LOCK TABLE {table.name} IN EXCLUSIVE MODE")
+    _limit_locks(connection, _LOCK_MS)
+
+
+def _limit_locks(connection: Connection, limit_ms: int) -> None:
+    """Limits the waits for locks of this transaction; 0: no limit."""
+    connection.exec_driver_sql(_SET_DEFAULTS, tuple(_as_defaults({"lock_timeout": limit_ms}, is_local=True)))
 
 
 def _as_defaults(limits: Mapping[str, int], *, is_local: bool) -> list[Any]:

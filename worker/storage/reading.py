@@ -240,6 +240,20 @@ def has_answered(connection: Connection, endpoint: str) -> bool:
     return connection.execute(statement).first() is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a job asks: which model, at which endpoint."""
+
+    endpoint: str
+    model: str
+
+
+def fetch_asked(connection: Connection, job_id: str) -> Asked | None:
+    """The model and the endpoint of a job; None where there is none with this id."""
+    found = connection.execute(select(jobs.c.endpoint, jobs.c.model).where(jobs.c.id == job_id)).first()
+    return None if found is None else Asked(found.endpoint, found.model)
+
+
 def count_running(connection: Connection) -> int:
     """The number of jobs that are claimed now, by any worker."""
     statement = select(func.count()).select_from(jobs).where(is_in(JobState.RUNNING))

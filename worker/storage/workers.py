@@ -54,10 +54,16 @@ class WorkerFacts:
     beat_at_ms: int
     lease_ms: int
     running: int  # jobs that it has claimed, with those claimed ahead
+    calls: int | None = None  # in flight, as it told last; None: of an older version
 
     @property
     def slots_in_use(self) -> int:
-        return min(self.running, self.slots)
+        return min(self.running, self.slots if self.calls is None else self.calls)
+
+    @property
+    def in_hand(self) -> int:
+        """Claimed jobs that are not being called."""
+        return self.running - self.slots_in_use
 
     def is_silent(self, now_ms: int) -> bool:
         """Whether its last beat is older than its lease. For people: it compares two clocks, which rescue does not."""
@@ -99,6 +105,23 @@ def beat(connection: Connection, worker_id: str, *, now_ms: int) -> bool:
         .values(sequence=workers.c.sequence + 1, beat_at_ms=now_ms, ended_at_ms=None, end_reason=None)
     )
     return changed.rowcount == 1
+
+
+@dataclass(frozen=True, slots=True)
+class CallsNow:
+    """The calls that a worker has in flight, and when the oldest of them began."""
+
+    count: int
+    oldest_ms: int | None
+
+
+def note_calls(connection: Connection, worker_id: str, calls: CallsNow) -> None:
+    """Notes which calls the worker has in flight now, for people."""
+    connection.execute(
+        update(workers)
+        .where(workers.c.id == worker_id)
+        .values(calls=calls.count, oldest_call_ms=calls.oldest_ms)
+    )
 
 
 def note_slots(connection: Connection, worker_id: str, *, slots: int) -> None:
@@ -249,11 +272,12 @@ def fetch_workers(connection: Connection) -> list[WorkerFacts]:
             workers.c.beat_at_ms,
             workers.c.lease_ms,
             running,
+            workers.c.calls,
         )
         .where(workers.c.ended_at_ms.is_(None))
         .order_by(workers.c.started_at_ms, workers.c.id)
     )
-    return [WorkerFacts(*row) for row in rows]
+    return [WorkerFacts(*tuple(row)) for row in rows]
 
 
 def _is_claimed() -> ColumnElement[bool]:

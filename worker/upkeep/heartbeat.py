@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,17 +20,20 @@ from worker.policy.cost import Price, compute_cost
 from worker.storage.budgets import wake_budgets
 from worker.storage.due import fetch_mark_bound, unmark_published, unmark_published_before
 from worker.storage.engine import Ledger, Transaction
-from worker.storage.errors import UNSTORABLE, WriterStopped
+from worker.storage.errors import UNSTORABLE, DatabaseAway, WriterStopped
 from worker.storage.moves import expire_jobs
 from worker.storage.outcomes import Recorded, Success
+from worker.storage.reading import fetch_asked
 from worker.storage.tables import MAX_ROWS
 from worker.storage.workers import (
+    CallsNow,
     beat,
     end_worker,
     fetch_beats,
     fetch_endpoint_of,
     is_known,
     is_of_this_ledger,
+    note_calls,
     register_worker,
     release_orphans,
     rescue_jobs,
@@ -40,6 +44,9 @@ from worker.upkeep.rescue import LeaseWatch
 from worker.upkeep.spool import SpoolFile, Unstorable, holds_answers, replay_leftovers
 
 log = structlog.get_logger(__name__)
+_NOTE_CALLS_S = 1.0
+# At an endpoint, of a model that has the names given, the most exact first; `at_ms`.
+FindPastPrice = Callable[..., Price | None]
 
 
 class Heartbeat:
@@ -60,13 +67,15 @@ class Heartbeat:
         spool_folder: Path,
         max_solo_losses: int,
         on_dead: Callable[[str], None] = lambda worker_id: None,
-        find_price: Callable[[str], Price | None] = lambda model: None,
+        find_price: FindPastPrice = lambda endpoint, *models, at_ms: None,
         keep_told: Callable[[], None] = lambda: None,
+        look_at_calls: Callable[[], CallsNow] | None = None,
     ) -> None:
         """`slots`: those of this worker, as it begins. `on_dead` is told of each worker that is found dead.
 
-        `find_price`: of a model, for answers that a dead process left: its spool has no costs in it. `keep_told` writes
-        down which limits the endpoint told.
+        `find_price`: what the endpoint that was called asked then, for answers that a dead process left: its spool has
+        no costs in it. `keep_told` writes down which limits the endpoint told. `look_at_calls` tells which calls are in
+        flight; they are noted for people with each beat, and each second where their number has changed.
         """
         self._ledger = ledger
         self._writer = writer
@@ -82,6 +91,8 @@ class Heartbeat:
         self._on_dead = on_dead
         self._find_price = find_price
         self._keep_told = keep_told
+        self._look_at_calls = look_at_calls
+        self._calls: CallsNow | None = None  # as noted last
         self._watch = LeaseWatch(own_id=writer.worker_id, lease_s=lease_s)
         self._strangers: set[str] = set()  # workers of other ledgers, whose spools lie here
 
@@ -111,7 +122,7 @@ class Heartbeat:
                     lack=describe_shortage(exc) if is_local_shortage(exc) else None,
                     where=tell_place(exc),
                 )
-            is_stopping.wait(delay_s)
+            self._rest(is_stopping, delay_s)
 
     def beat(self) -> None:
         """One beat. Raises DatabaseAway."""
@@ -147,6 +158,19 @@ class Heartbeat:
         self._ledger.run(work)
         self._presence.end()
 
+    def _rest(self, is_stopping: threading.Event, delay_s: float) -> None:
+        while delay_s > 0 and not is_stopping.wait(min(delay_s, _NOTE_CALLS_S)):
+            delay_s -= _NOTE_CALLS_S
+            if delay_s > 0 and self._look_at_calls is not None:
+                calls = self._look_at_calls()
+                if self._calls is None or calls.count != self._calls.count:
+                    with suppress(DatabaseAway, WriterStopped, *UNSTORABLE):  # the next beat says so
+                        self._writer.call(partial(self._note_calls, calls=calls))
+
+    def _note_calls(self, connection: Transaction, calls: CallsNow) -> None:
+        note_calls(connection, self._writer.worker_id, calls)
+        self._calls = calls
+
     def _beat_own(self) -> None:
         worker_id, now_ms = self._writer.worker_id, self._clock.now_ms()
 
@@ -165,6 +189,8 @@ class Heartbeat:
         def work(connection: Transaction) -> list[str]:
             if not beat(connection, worker_id, now_ms=now_ms):
                 register(connection)
+            if self._look_at_calls is not None:
+                self._note_calls(connection, self._look_at_calls())
             # In the writer's thread, between two groups: no claim can be half way into `open_claims`.
             return release_orphans(
                 connection,
@@ -197,11 +223,18 @@ class Heartbeat:
             raise Unstorable  # of another ledger, or pruned here: it was paid for, and a person may still want it
 
     def _with_cost(self, success: Success) -> Success:
+        """The answer with the cost that it has where it is recorded at once. Raises DatabaseAway."""
         tokens = success.usage
         if tokens.cost_nano is not None:
             return success
+        with self._ledger.read() as connection:
+            asked = fetch_asked(connection, success.job_id)
+        if asked is None:  # of no job of this ledger
+            return success
         cost_nano = compute_cost(
-            self._find_price(tokens.model),
+            self._find_price(
+                success.endpoint or asked.endpoint, tokens.model, asked.model, at_ms=success.ended_at_ms
+            ),
             prompt_tokens=tokens.prompt_tokens,
             completion_tokens=tokens.completion_tokens,
             cached_tokens=tokens.cached_tokens,
