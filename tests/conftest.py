@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from sqlalchemy import text
 from tests.support.clock import FakeClock
 from tests.support.interpreters import interpreters, is_forking_wanted
 from tests.support.postgres import postgres_wheel
-from tests.support.selection import find_more_cases, find_twins, order_for_workers
+from tests.support.selection import find_more_cases, find_repeated, find_twins, order_for_workers
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.migrating import migrate
@@ -52,6 +53,7 @@ BACKENDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--storm", action="store_true", help="the faults in full, with hundreds of jobs")
     parser.addoption("--full", action="store_true", help="also what needs many processes or long waits")
+    parser.addoption("--rest", action="store_true", help="with --full: not what runs the same way without it")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -68,7 +70,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="runs on SQLite; on PostgreSQL with --full"))
         for item in find_more_cases(items):
             item.add_marker(pytest.mark.skip(reason="its other cases run with --full"))
+    if config.getoption("--rest"):
+        left_out = set(find_repeated(items))
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
     items[:] = order_for_workers(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of tests, and all that was loaded, are there until the end: no look for garbage finds any
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -78,7 +78,9 @@ threading.Thread.start = _refuse
 """
 
 
-@pytest.mark.parametrize("name", ["ThreadPoolExecutor", "antrean-relay"])
+@pytest.mark.parametrize(
+    "name", ["ThreadPoolExecutor", pytest.param("antrean-relay", marks=pytest.mark.full)]
+)
 def test_a_worker_for_which_no_thread_begins_ends_with_a_sentence(plant: Shop, name: str) -> None:
     """Others of the same user took them since they were counted. With none in its pool it would claim and never call."""
     path = plant.folder / "limits"

@@ -16,6 +16,7 @@ from tests.acceptance.test_workers import queue
 from tests.support.audit import assert_sound, states
 from tests.support.processes import Shop, SimulatorProcess, wait_until
 from tests.support.scene import PLANTED, is_shown
+from worker.policy.gates import PROBE_BASE_S
 from worker.settings import Settings
 from worker.storage.engine import Ledger
 from worker.storage.tables import attempts, jobs
@@ -59,6 +60,21 @@ def refused(ledger: Ledger) -> int:
     with ledger.read() as connection:
         kinds = ("unauthorized", "quota")
         return len(connection.execute(select(attempts.c.job_id).where(attempts.c.outcome.in_(kinds))).all())
+
+
+def wait_until_quiet(simulator: SimulatorProcess, *, for_s: float) -> int:
+    """Waits until no call has come for so many seconds. The calls until then."""
+    calls, since_s = -1, time.monotonic()
+
+    def is_quiet() -> bool:
+        nonlocal calls, since_s
+        now = simulator.stats()["calls"]
+        if now != calls:
+            calls, since_s = now, time.monotonic()
+        return time.monotonic() - since_s >= for_s
+
+    wait_until(is_quiet, within_s=20, what=f"no call comes for {for_s:g} s")
+    return calls
 
 
 @pytest.mark.default_cases(1)
@@ -118,13 +134,11 @@ def test_a_wrong_key_makes_one_call_a_probe_interval_over_all_workers(
     for _ in range(2):
         keyless.worker(concurrency=8, api_key=OLD)
     wait_until(lambda: simulator.stats()["refused"].get("401", 0) > 0, within_s=20, what="the key is refused")
-    time.sleep(
-        4.0
-    )  # the first calls, of all slots, are over, and so are the probes with jobs that were not refused
-    before = simulator.stats()["calls"]
+    # Then the first calls, of all slots, are over, and so are the probes with jobs that were not refused.
+    before = wait_until_quiet(simulator, for_s=1.5 * PROBE_BASE_S)
     time.sleep(10.0)
     assert simulator.stats()["calls"] - before <= 3, (
-        "one after 4 s, one after 8 s, and one that was on its way"
+        "one after 2 s, one after 4 s, and one that was on its way"
     )
     gate = keyless.antrean("status", "--json", api_key=OLD).json["gate"]
     assert (gate["kind"], gate["http_status"]) == ("unauthorized", 401)

@@ -225,14 +225,15 @@ def test_the_probe_sees_what_is_open(street: Path) -> None:
         assert len(reached_by_a_stranger(everything_in(street))) == 2
 
 
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
     "command",
     [
         ("worker.cli", "flower"),
-        ("celery", "-A", "worker", "flower"),
         ("celery", "-A", "worker", "worker"),
-        ("worker.cli", "up"),
         ("worker.cli", "status"),
+        ("celery", "-A", "worker", "flower"),
+        ("worker.cli", "up"),
     ],
     ids=" ".join,
 )

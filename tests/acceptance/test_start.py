@@ -41,16 +41,16 @@ def started_with(
 WORKERS = [["worker.cli", "worker"], ["celery", "-A", "worker", "worker"]]
 
 
-@pytest.mark.default_cases(4)
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("command", WORKERS, ids=" ".join)
 @pytest.mark.parametrize(
     ("variables", "settings", "code", "words"),
     [
         ({"REQUESTS_CA_BUNDLE": "/nowhere/ca.pem"}, {}, SETTINGS, "REQUESTS_CA_BUNDLE"),
+        ({}, {"broker_url": "redis://:secret@127.0.0.1:1/0"}, UNREACHABLE, "ANTREAN_BROKER_URL"),
         ({"ALL_PROXY": "socks5://:secret@127.0.0.1:1"}, {}, SETTINGS, "ALL_PROXY"),
         ({}, {"base_url": "http://127.0.0.1:99999"}, SETTINGS, "ANTREAN_BASE_URL"),
         ({}, {"broker_url": "redis://:secret@127.0.0.1:1/0?foo=bar"}, SETTINGS, "ANTREAN_BROKER_URL"),
-        ({}, {"broker_url": "redis://:secret@127.0.0.1:1/0"}, UNREACHABLE, "ANTREAN_BROKER_URL"),
         ({}, {"database_url": "sqlite:///letters.txt"}, UNREACHABLE, "no SQLite database"),
         ({}, {"home": "/proc/nowhere"}, SETTINGS, "ANTREAN_HOME"),
     ],

@@ -100,7 +100,8 @@ def test_a_story_fits_a_terminal_and_is_a_line_a_fact_in_a_pipe(shop: Shop) -> N
     assert f"                {message}\\x1b[31m\n" in piped, "whoever greps finds it in one line"
 
 
-@pytest.mark.parametrize("command", ["jobs", "up", "usage", "flower", "simulate", "run"])
+@pytest.mark.default_cases(2)
+@pytest.mark.parametrize("command", ["run", "jobs", "up", "usage", "flower", "simulate"])
 def test_the_help_cuts_no_name_of_a_setting_or_a_value(shop: Shop, command: str) -> None:
     told = in_terminal(shop, command, "--help")
     assert all(len(line) <= 60 for line in told)

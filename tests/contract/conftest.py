@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from kombu.asynchronous import Hub, set_event_loop
 from api_client.simulator.config import SimulatorConfig
 from api_client.simulator.thread import SimulatorThread
 from tests.support.clock import FakeClock
+from tests.support.endpoints import Endpoint, Open, Route
 from tests.support.house import KEY, House
 from tests.support.ledger import ENDPOINT
 from tests.support.reader import NOTED_AS_OURS
@@ -21,6 +22,9 @@ from tests.support.writing import TroubledLedger
 from worker.settings import KEY_SETTINGS
 from worker.storage.engine import Ledger
 from worker.storage.writer import GroupWriter
+from worker.throttle.gatekeeper import Gatekeeper
+from worker.throttle.redis_store import RedisGateStore
+from worker.throttle.store import GateStore, MemoryGateStore
 
 
 @pytest.fixture
@@ -72,3 +76,41 @@ def hub() -> Iterator[Hub]:
     yield made
     made.close()
     set_event_loop(None)
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of commands: their ledger is below it, and nobody listens at their endpoint."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANTREAN_HOME", str(tmp_path / "h"))
+    monkeypatch.setenv("ANTREAN_ENDPOINT_NAME", ENDPOINT)
+    monkeypatch.setenv("ANTREAN_BASE_URL", "http://127.0.0.1:9/v1")
+    return tmp_path
+
+
+@pytest.fixture
+def serve() -> Iterator[Open]:
+    """Opens an endpoint that has these routes."""
+    opened: list[Endpoint] = []
+
+    def open_one(routes: Mapping[str, Route]) -> Endpoint:
+        opened.append(Endpoint(routes))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture(params=["memory", "valkey"])
+def store(request: pytest.FixtureRequest) -> GateStore:
+    """An endpoint's gate store, in memory and in a real Valkey."""
+    if request.param == "memory":
+        return MemoryGateStore()
+    return RedisGateStore(request.getfixturevalue("valkey"), "https://endpoint.test", goes_by_callers=True)
+
+
+@pytest.fixture
+def make(store: GateStore, clock: FakeClock) -> Callable[[], Gatekeeper]:
+    """Makes the gatekeeper of one more process on the same store."""
+    return lambda: Gatekeeper(store, clock, probe_ttl_s=60.0)

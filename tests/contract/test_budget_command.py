@@ -19,20 +19,13 @@ from worker.storage.tables import budgets
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(own_folder: Path) -> Path:
     """A folder whose ledger has the batch `b` with a job of the model `m`."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "HOME": tmp_path / "h",
-        "ENDPOINT_NAME": ENDPOINT,
-        "BASE_URL": "http://127.0.0.1:9/v1",
-    }.items():
-        monkeypatch.setenv(f"ANTREAN_{name}", str(value))
     ledger = prepare_ledger(load_settings(_env_file=None))
     make = partial(make_batch, kind="submit", label="b", endpoint=ENDPOINT, idempotency_key=None, now_ms=NOW)
     ledger.run(partial(make, batch_id="b"))
     put(ledger, a_job(batch_id="b", model="m"))
-    return tmp_path
+    return own_folder
 
 
 def say(*words: str, command: str = "budget") -> str:

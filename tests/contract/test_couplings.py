@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
@@ -107,12 +108,14 @@ def test_what_we_rely_on_is_still_there(row: Row) -> None:
     assert is_there, sentence
 
 
-@pytest.mark.parametrize(
-    "found",
-    sorted(one for one in couplings() if one.kind == "override"),
-    ids=lambda one: f"{one.file}-{one.name}",
-)
-def test_an_override_takes_what_the_library_passes(found: Coupling) -> None:
+def test_an_override_takes_what_the_library_passes() -> None:
+    overrides = sorted(one for one in couplings() if one.kind == "override")
+    assert overrides
+    assert [sentence for one in overrides for sentence in find_misfits(one)] == []
+
+
+def find_misfits(found: Coupling) -> Iterator[str]:
+    """A sentence for each override of this name in its file that does not take what the library passes."""
     owner, member = split(found.name)
     module, _, qualified = owner.partition(":")
     theirs = inspect.getattr_static(getattr(importlib.import_module(module), qualified), member)
@@ -121,8 +124,12 @@ def test_an_override_takes_what_the_library_passes(found: Coupling) -> None:
     room = importlib.import_module(found.file.removesuffix(".py").replace("/", "."))
     base = getattr(importlib.import_module(module), qualified)
     for ours in vars(room).values():
-        if inspect.isclass(ours) and issubclass(ours, base) and inspect.isfunction(vars(ours).get(member)):
-            assert accepts(vars(ours)[member], theirs), (
+        if not (
+            inspect.isclass(ours) and issubclass(ours, base) and inspect.isfunction(vars(ours).get(member))
+        ):
+            continue
+        if not accepts(vars(ours)[member], theirs):
+            yield (
                 f"{found.name} takes {inspect.signature(theirs)} in {module.partition('.')[0]} "
                 f"{release(module.partition('.')[0])}, and {found.file} has {inspect.signature(vars(ours)[member])}"
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import redis
 from typer.testing import CliRunner
 
 from schemas.failure import FailureKind
-from tests.support.endpoints import Endpoint, Route, api
+from tests.support.endpoints import Open, Route, api
 from worker.cli.main import app
 from worker.clock import SystemClock
 from worker.errors import AntreanError, InputError, NotFound, Refused, Unreachable
@@ -27,21 +27,7 @@ from worker.storage.limits import LimitKind
 from worker.storage.migrating import prepare_ledger
 from worker.throttle.redis_store import RedisGateStore
 
-Open = Callable[[Mapping[str, Route]], Endpoint]
 NOWHERE = "http://127.0.0.1:9"
-
-
-@pytest.fixture
-def serve() -> Iterator[Open]:
-    opened: list[Endpoint] = []
-
-    def open_one(routes: Mapping[str, Route]) -> Endpoint:
-        opened.append(Endpoint(routes))
-        return opened[-1]
-
-    yield open_one
-    for one in opened:
-        one.close()
 
 
 @pytest.fixture

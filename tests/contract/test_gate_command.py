@@ -33,15 +33,8 @@ FIRST, SECOND = KeyName("0a1b2c3d4e5f", "key 1 of a file"), KeyName("fffffffffff
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, valkey_path: str, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "HOME": tmp_path / "h",
-        "ENDPOINT_NAME": ENDPOINT,
-        "BASE_URL": "http://127.0.0.1:9/v1",
-        "BROKER_URL": f"redis+socket://{valkey_path}",
-    }.items():
-        monkeypatch.setenv(f"ANTREAN_{name}", str(value))
+def ledger(own_folder: Path, valkey_path: str, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    monkeypatch.setenv("ANTREAN_BROKER_URL", f"redis+socket://{valkey_path}")
     return prepare_ledger(load_settings(_env_file=None))
 
 

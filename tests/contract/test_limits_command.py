@@ -22,14 +22,7 @@ from worker.storage.migrating import prepare_ledger
 
 
 @pytest.fixture
-def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "HOME": tmp_path / "h",
-        "ENDPOINT_NAME": ENDPOINT,
-        "BASE_URL": "http://127.0.0.1:9/v1",
-    }.items():
-        monkeypatch.setenv(f"ANTREAN_{name}", str(value))
+def ledger(own_folder: Path) -> Ledger:
     return prepare_ledger(load_settings(_env_file=None))
 
 

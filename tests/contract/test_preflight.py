@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from api_client.simulator.config import SimulatorConfig
 from api_client.simulator.thread import SimulatorThread
-from tests.support.endpoints import HTML_PAGE, NO_MESSAGES, Endpoint, Route, api
+from tests.support.endpoints import HTML_PAGE, NO_MESSAGES, Open, Route, api
 from worker.errors import InputError, KeyUnavailable, Refused, SettingsError, Unreachable
 from worker.operations.errors import ModelMissing
 from worker.operations.preflight import NOT_ASKED, ask_endpoint, check_models, choose_model
 from worker.settings import KEY_SETTINGS, Settings, load_settings
-
-Open = Callable[[Mapping[str, Route]], Endpoint]
-
-
-@pytest.fixture
-def serve() -> Iterator[Open]:
-    opened: list[Endpoint] = []
-
-    def open_one(routes: Mapping[str, Route]) -> Endpoint:
-        opened.append(Endpoint(routes))
-        return opened[-1]
-
-    yield open_one
-    for one in opened:
-        one.close()
 
 
 def told(base_url: str, **settings: Any) -> Settings:

@@ -29,15 +29,8 @@ STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def job(own_folder: Path) -> str:
     """A job that failed, of a batch, a worker and an endpoint of such names; one beside it succeeded, one waits."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "HOME": tmp_path / "h",
-        "ENDPOINT_NAME": ENDPOINT,
-        "BASE_URL": "http://127.0.0.1:9/v1",
-    }.items():
-        monkeypatch.setenv(f"ANTREAN_{name}", str(value))
     ledger = prepare_ledger(load_settings(_env_file=None))
 
     def prepare(connection: Any) -> None:

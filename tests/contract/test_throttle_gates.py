@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -22,19 +21,6 @@ from worker.throttle.store import GateStore, MemoryGateStore
 
 K = FailureKind
 Make = Callable[[], Gatekeeper]
-
-
-@pytest.fixture(params=["memory", "valkey"])
-def store(request: pytest.FixtureRequest) -> GateStore:
-    if request.param == "memory":
-        return MemoryGateStore()
-    return RedisGateStore(request.getfixturevalue("valkey"), "https://endpoint.test", goes_by_callers=True)
-
-
-@pytest.fixture
-def make(store: GateStore, clock: FakeClock) -> Make:
-    """A gatekeeper of one more process on the same store."""
-    return lambda: Gatekeeper(store, clock, probe_ttl_s=60.0)
 
 
 def test_an_open_gate_lets_everyone_through(make: Make) -> None:

@@ -15,23 +15,10 @@ from worker.policy.gates import Gate
 from worker.throttle.gatekeeper import Gatekeeper, Permit
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.redis_store import RedisGateStore
-from worker.throttle.store import GateStore, KeyName, MemoryGateStore
+from worker.throttle.store import GateStore, KeyName
 
 K = FailureKind
 Make = Callable[[], Gatekeeper]
-
-
-@pytest.fixture(params=["memory", "valkey"])
-def store(request: pytest.FixtureRequest) -> GateStore:
-    if request.param == "memory":
-        return MemoryGateStore()
-    return RedisGateStore(request.getfixturevalue("valkey"), "https://endpoint.test", goes_by_callers=True)
-
-
-@pytest.fixture
-def make(store: GateStore, clock: FakeClock) -> Make:
-    """A gatekeeper of one more process on the same store."""
-    return lambda: Gatekeeper(store, clock, probe_ttl_s=60.0)
 
 
 def half_open(keeper: Gatekeeper, clock: FakeClock, kind: FailureKind = K.SERVER_ERROR) -> None:

@@ -14,16 +14,9 @@ from tests.support.processes import ROOT
 from worker.policy.gates import Gate
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.redis_store import RedisGateStore
-from worker.throttle.store import GateStore, KeyName, MemoryGateStore
+from worker.throttle.store import GateStore, KeyName
 
 K = FailureKind
-
-
-@pytest.fixture(params=["memory", "valkey"])
-def store(request: pytest.FixtureRequest) -> GateStore:
-    if request.param == "memory":
-        return MemoryGateStore()
-    return RedisGateStore(request.getfixturevalue("valkey"), "https://endpoint.test", goes_by_callers=True)
 
 
 def test_all_gates_are_opened_with_those_of_keys_that_no_worker_uses_any_more(store: GateStore) -> None:

@@ -9,24 +9,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.support.ledger import ENDPOINT
 from worker.cli.main import app
 from worker.errors import ExitCode, InputError, NotFound
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "HOME": tmp_path / "h",
-        "ENDPOINT_NAME": ENDPOINT,
-        "BASE_URL": "http://127.0.0.1:9/v1",
-        "API_KEY": "k",
-    }.items():
-        monkeypatch.setenv(f"ANTREAN_{name}", str(value))
+def home(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ANTREAN_API_KEY", "k")
     line = {"model": "m", "messages": [{"role": "user", "content": "Say hello"}]}
-    (tmp_path / "requests.jsonl").write_text(json.dumps(line) + "\n")
-    return tmp_path
+    (own_folder / "requests.jsonl").write_text(json.dumps(line) + "\n")
+    return own_folder
 
 
 def say(*words: str) -> str:

@@ -134,8 +134,15 @@ def test_the_broker_is_full(arena: Arena) -> None:
     assert [worker.poll() for worker in arena.shop.started] == [None] * WORKERS
 
 
-@pytest.mark.parametrize("kind", ["MISCONF", "READONLY"])
-@pytest.mark.parametrize("drops", ["keeps its clients", "drops its clients"])
+@pytest.mark.parametrize(
+    ("kind", "drops"),
+    [
+        ("MISCONF", "keeps its clients"),
+        ("READONLY", "drops its clients"),
+        pytest.param("MISCONF", "drops its clients", marks=pytest.mark.full),
+        pytest.param("READONLY", "keeps its clients", marks=pytest.mark.full),
+    ],
+)
 def test_the_broker_refuses_writes(arena: Arena, kind: str, drops: str) -> None:
     """As where its disk is full. The workers live through it, and say so once."""
     begin(arena, full=1500, short=500)

@@ -11,6 +11,7 @@ from typing import Any
 
 Said = tuple[int, Any]  # status; a body: bytes are sent as HTML, all else as JSON
 Route = Said | Callable[[dict[str, Any]], Said]
+Open = Callable[[Mapping[str, Route]], "Endpoint"]
 
 NO_ROUTE: Said = (404, {"error": {"message": "no such route"}})
 NO_MESSAGES: Said = (400, {"error": {"message": "messages: is required", "param": "messages"}})

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.clock import FakeClock
-from tests.unit.test_slots import Job
+from tests.support.slots import Job
 from worker.attempt.slots import Slots
 from worker.policy.concurrency import Limit, Phase
 from worker.throttle.gatekeeper import Permit

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.support.clock import FakeClock
+from tests.support.slots import Job
 from tests.unit.test_limiter import Ledger, Worker
-from tests.unit.test_slots import Job
 from worker.policy.concurrency import Limit, Phase
 from worker.throttle.gatekeeper import Permit
 from worker.throttle.limiter_needs import Known

@@ -37,6 +37,7 @@ def test_what_the_pins_exclude_is_told_with_its_pin() -> None:
     assert "<2" in found[0]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_without_an_index_it_says_so_and_fails_nobody(tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}

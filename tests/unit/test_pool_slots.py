@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.support.slots import Desk as SlotDesk
 from worker.attempt.key_slots import KeyHold
 from worker.attempt.pool_slots import EndpointSlots, PoolSlots
 from worker.policy.routing import ANY
@@ -22,7 +23,7 @@ class Job:
     hold: KeyHold | None = None
 
 
-class Desk:
+class Desk(SlotDesk[Job]):
     """Two endpoints. Claims are answered at once, calls end when a test says so."""
 
     def __init__(
@@ -39,37 +40,14 @@ class Desk:
             )
             for i, limit in enumerate(limits)
         ]
-        self.slots: PoolSlots[Job] = PoolSlots(self.ends, ahead=ahead)
-        self.claimed: list[Job] = []
-        self.calling: list[Job] = []
+        self.slots: PoolSlots[Job]
+        super().__init__(PoolSlots(self.ends, ahead=ahead))
         self.refused: list[Job] = []
-
-    def take(self, *jobs: Job) -> None:
-        for job in jobs:
-            assert self.slots.add(job)
-        self.go_on()
-
-    def go_on(self) -> None:
-        for job in self.slots.take_claimable():
-            self.claimed.append(job)
-            if not self.slots.add_claimed(job):
-                self.drop(job)
-        for _ in range(self.slots.take_slots()):
-            job = self.slots.take_started()
-            assert job is not None
-            self.calling.append(job)
 
     def drop(self, job: Job) -> None:
         self.refused.append(job)
         self.slots.leave(job, has_slot=False)
         self.slots.end()
-
-    def end(self, *jobs: Job) -> None:
-        for job in jobs:
-            self.calling.remove(job)
-            self.slots.leave(job)
-            self.slots.end()
-            self.go_on()
 
     def at(self, index: int) -> list[Job]:
         return [job for job in self.calling if job.route == index]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from tests.unit.test_slots import Desk, Job, Solo, eventually, waits
+from tests.support.slots import Desk, Job, Solo, eventually, waits
 from worker.attempt.slots import Slots
 
 

@@ -3,102 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 
-from worker.attempt.key_slots import KeyHold
+from tests.support.slots import Desk, Job, Solo, eventually, waits
 from worker.attempt.slots import Slots
-from worker.errors import Stopping
-
-
-@dataclass(eq=False)
-class Job:
-    """What was received."""
-
-    is_bulk: bool = True
-    epoch: int = 0
-    hold: KeyHold | None = None
-
-
-class Desk:
-    """Says of each job what becomes of it: claims are answered at once, calls end when a test says so."""
-
-    def __init__(self, slots: Slots[Job]) -> None:
-        self.slots = slots
-        self.claimed: list[Job] = []
-        self.calling: list[Job] = []
-
-    def take(self, *jobs: Job) -> None:
-        for job in jobs:
-            assert self.slots.add(job)
-        self.go_on()
-
-    def go_on(self) -> None:
-        for job in self.slots.take_claimable():
-            self.claimed.append(job)
-            assert self.slots.add_claimed(job)
-        for _ in range(self.slots.take_slots()):
-            job = self.slots.take_started()
-            assert job is not None
-            self.calling.append(job)
-
-    def end(self, *jobs: Job) -> None:
-        for job in jobs:
-            self.calling.remove(job)
-            self.slots.leave(job)
-            self.slots.end()
-            self.go_on()
-
-
-class Solo:
-    """A job that was claimed and has to run alone, in a thread of its own."""
-
-    def __init__(self, slots: Slots[Job], job: Job | None = None) -> None:
-        """`job`: it was claimed before."""
-        self.inside, self.leave = threading.Event(), threading.Event()
-        self.stopped = False
-        if job is None:
-            job = Job()
-            assert slots.add(job)
-            assert slots.take_claimable() == [job]
-        slots.leave(job, has_slot=False)
-
-        def run() -> None:
-            try:
-                with slots.alone():
-                    self.inside.set()
-                    self.leave.wait(20)
-            except Stopping:
-                self.stopped = True
-            slots.end()
-
-        self.thread = threading.Thread(target=run, daemon=True)
-        self.thread.start()
-
-    def is_inside(self) -> bool:
-        return self.inside.wait(10)
-
-    def is_kept_out(self) -> bool:
-        return not self.inside.wait(0.05)
-
-    def go(self) -> None:
-        self.leave.set()
-        self.thread.join(10)
-        assert not self.thread.is_alive()
-
-
-def eventually(is_true: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if is_true():
-            return
-        threading.Event().wait(0.005)
-    raise AssertionError("it never came true")
-
-
-def waits(slots: Slots[Job]) -> bool:
-    return slots._solo_waiting > 0
 
 
 def test_bulk_takes_no_more_than_its_slots_and_a_lone_job_passes_beside() -> None:

@@ -9,7 +9,7 @@ import typer
 
 from schemas.job import JobState
 from worker.cli.console import note, out, print_json
-from worker.cli.listing import complete_batch_id
+from worker.cli.listing import BatchId, complete_batch_id
 from worker.cli.outputs import FORCE_HELP, check_results
 from worker.errors import InputError
 from worker.operations.batches import find_named_batch
@@ -99,7 +99,7 @@ def _mention_missing(ledger: Ledger, batch: Batch | None) -> None:
 
 
 def retry(
-    batch: Annotated[str, typer.Argument(help="The batch's id.", autocompletion=complete_batch_id)],
+    batch: BatchId,
     failed: Annotated[bool, typer.Option("--failed", help="The failed jobs.")] = False,
     cancelled: Annotated[bool, typer.Option("--cancelled", help="The cancelled jobs.")] = False,
     expired: Annotated[bool, typer.Option("--expired", help="The expired jobs.")] = False,

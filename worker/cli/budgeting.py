@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.console import note, out, print_json
-from worker.cli.listing import complete_batch_id
+from worker.cli.listing import BatchId
 from worker.operations.batches import find_named_batch
 from worker.operations.budgets import describe_unpriced, fetch_batch_budget, read_budget, set_budget
 from worker.reports.budgets import budget_facts, describe_budget, describe_wait
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def budget(
-    batch: Annotated[str, typer.Argument(help="The batch's id.", autocompletion=complete_batch_id)],
+    batch: BatchId,
     amount: Annotated[
         str | None,
         typer.Argument(

@@ -10,7 +10,7 @@ import typer
 
 from worker.broker.client import broker_address, check_broker, open_client
 from worker.cli.console import note, out, print_json
-from worker.cli.shared_help import ENDPOINT_HELP
+from worker.cli.shared_options import EndpointName
 from worker.clock import SystemClock
 from worker.errors import BrokerAway
 from worker.operations.endpoint_choice import choose_endpoints
@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 def gate(
     action: Annotated[_Action, typer.Argument(help="What to do: show it, or open it.")] = _Action.SHOW,
-    endpoint: Annotated[str | None, typer.Option(help=ENDPOINT_HELP, show_default=False)] = None,
+    endpoint: EndpointName = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Show why no job is called, or have the jobs called again at once.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli.console import note, out, print_json
-from worker.cli.shared_help import ENDPOINT_HELP
+from worker.cli.shared_options import EndpointName
 from worker.clock import iso_ms
 from worker.errors import InputError
 from worker.operations.endpoint_choice import choose_endpoints
@@ -68,7 +68,7 @@ def limits(
             show_default=False,
         ),
     ] = None,
-    endpoint: Annotated[str | None, typer.Option(help=ENDPOINT_HELP, show_default=False)] = None,
+    endpoint: EndpointName = None,
     history: Annotated[
         bool, typer.Option("--history", help="Show how they changed, and why; the newest first.")
     ] = False,

@@ -123,6 +123,9 @@ def complete_batch_id(incomplete: str) -> list[tuple[str, str]]:
     return list(found)
 
 
+BatchId = Annotated[str, typer.Argument(help="The batch's id.", autocompletion=complete_batch_id)]
+
+
 def _look_up(incomplete: str, found: list[tuple[str, str]]) -> None:
     try:
         settings = load_settings()

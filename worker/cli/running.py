@@ -22,7 +22,7 @@ from worker.cli.last_words import LastWords
 from worker.cli.left_out import name_left_out
 from worker.cli.outputs import FORCE_HELP, check_results
 from worker.cli.run_summary import print_summary
-from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP, WEIGHT_HELP
+from worker.cli.shared_options import Budget, Deadline, Weight
 from worker.cli.typed import name_command
 from worker.clock import SystemClock
 from worker.errors import ExitCode, InputError
@@ -111,13 +111,9 @@ def run(
             show_default="wait on",
         ),
     ] = None,
-    deadline: Annotated[
-        str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
-    ] = None,
-    budget: Annotated[str | None, typer.Option(help=BUDGET_HELP, metavar="<sum>", show_default=False)] = None,
-    weight: Annotated[
-        str | None, typer.Option(help=WEIGHT_HELP, metavar="<number>", show_default="1")
-    ] = None,
+    deadline: Deadline = None,
+    budget: Budget = None,
+    weight: Weight = None,
     no_check: Annotated[
         bool,
         typer.Option(

@@ -12,7 +12,7 @@ from worker.cli.destination import announce_endpoints, warn_of_left_jobs
 from worker.cli.expected import say_expected
 from worker.cli.last_words import said_of_submission
 from worker.cli.listing import iso
-from worker.cli.shared_help import BUDGET_HELP, DEADLINE_HELP, WEIGHT_HELP
+from worker.cli.shared_options import Budget, Deadline, Weight
 from worker.clock import SystemClock
 from worker.operations.batches import count_jobs
 from worker.operations.budgets import check_prices, read_budget, set_budget
@@ -53,13 +53,9 @@ def submit(
     again: Annotated[
         bool, typer.Option("--again", help="Submit a new batch, even if the same file was submitted before.")
     ] = False,
-    deadline: Annotated[
-        str | None, typer.Option(help=DEADLINE_HELP, metavar="<when>", show_default=False)
-    ] = None,
-    budget: Annotated[str | None, typer.Option(help=BUDGET_HELP, metavar="<sum>", show_default=False)] = None,
-    weight: Annotated[
-        str | None, typer.Option(help=WEIGHT_HELP, metavar="<number>", show_default="1")
-    ] = None,
+    deadline: Deadline = None,
+    budget: Budget = None,
+    weight: Weight = None,
     no_check: Annotated[
         bool,
         typer.Option("--no-check", help="Do not check the endpoint: send nothing, only write the batch."),

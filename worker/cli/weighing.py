@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from worker.cli.console import out, print_json
-from worker.cli.listing import complete_batch_id
+from worker.cli.listing import BatchId
 from worker.operations.batches import find_named_batch
 from worker.operations.weights import read_weight, set_batch_weight
 from worker.settings import load_settings
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def weight(
-    batch: Annotated[str, typer.Argument(help="The batch's id.", autocompletion=complete_batch_id)],
+    batch: BatchId,
     weight: Annotated[
         str | None, typer.Argument(help="The new weight, from 0.01 to 100.", show_default=False)
     ] = None,

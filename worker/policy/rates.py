@@ -17,7 +17,7 @@ def cost_us(per_minute: int, units: int = 1) -> int:
 
 
 def carry_over(paid_us: int, *, now_us: int, before: int | None, per_minute: int) -> int:
-    """The new `paid_us` where another limit held `before`: what is still to be paid is as many calls or tokens as it was.
+    """The new `paid_us` where another limit held `before`: as many calls or tokens are still to be paid as were.
 
     Under a lower limit it is as long as it was.
     """

@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, field_validator
 from schemas.address import parse_address
 from worker.settings.endpoints import KEY_SETTINGS, AuthStyle, EndpointSettings
 from worker.settings.prices import ModelPrice
-from worker.settings.secrets import check_api_key, read_command, split_keys
+from worker.settings.secrets import ApiKey, KeyCommand, split_keys
 from worker.settings.slots import SlotSettings
 from worker.settings.sources import PREFIX
+from worker.settings.values import BaseUrl
 
 DEFAULT_BASE_URL = "https://offline.juxtalabs.io"
 _OF_ENDPOINT = ("base_url", "auth_style", *KEY_SETTINGS, *SlotSettings.model_fields)
@@ -26,41 +27,24 @@ class DestinationSettings(SlotSettings):
     endpoint_tables: tuple[EndpointSettings, ...] = Field(
         default=(), description="tables of several endpoints, as JSON; [endpoints.NAME] in antrean.toml"
     )
-    base_url: str = DEFAULT_BASE_URL
+    base_url: BaseUrl = DEFAULT_BASE_URL
     endpoint_name: str | None = Field(
         default=None, description="what jobs are filed under; the base URL unless set"
     )
-    api_key: SecretStr | None = None
+    api_key: ApiKey | None = None
     api_keys: SecretStr | None = Field(default=None, description="several keys, with commas between them")
     api_key_file: Path | None = Field(default=None, description="read again when it changes")
-    api_key_command: SecretStr | None = Field(default=None, description="a command line that prints the key")
+    api_key_command: KeyCommand | None = Field(default=None, description="a command line that prints the key")
     auth_style: AuthStyle = "auto"
 
     _address_file: str | None = PrivateAttr(default=None)
     _table: EndpointSettings | None = PrivateAttr(default=None)  # the one that these settings are for
     _unused_tables: str | None = PrivateAttr(default=None)
 
-    @field_validator("base_url")
-    @classmethod
-    def _base_url_is_an_address(cls, value: str) -> str:
-        return parse_address(value).base_url
-
-    @field_validator("api_key")
-    @classmethod
-    def _api_key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            check_api_key(value.get_secret_value())
-        return value
-
     @field_validator("api_keys")
     @classmethod
     def _api_keys_fit_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         return None if value is None else SecretStr(",".join(split_keys(value.get_secret_value(), ",")))
-
-    @field_validator("api_key_command")
-    @classmethod
-    def _api_key_command_is_readable(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else SecretStr(read_command(value.get_secret_value()))
 
     @property
     def endpoint(self) -> str:

@@ -15,9 +15,9 @@ from schemas.address import parse_address
 from schemas.chat import put_plainly
 from worker.files.names import as_file_name
 from worker.settings.prices import ModelPrice, dump_prices, read_prices
-from worker.settings.secrets import check_api_key, read_command, split_keys
+from worker.settings.secrets import ApiKey, KeyCommand, split_keys
 from worker.settings.slots import SlotSettings
-from worker.settings.values import check_text, expanded_path
+from worker.settings.values import BaseUrl, check_text, expanded_path
 
 AuthStyle = Literal["bearer", "api-key", "auto"]
 Quota = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -56,11 +56,11 @@ class EndpointSettings(SlotSettings):
 
     name: str
     identity: str
-    base_url: str
-    api_key: SecretStr | None = None
+    base_url: BaseUrl
+    api_key: ApiKey | None = None
     api_keys: SecretStr | None = None
     api_key_file: Path | None = None
-    api_key_command: SecretStr | None = None
+    api_key_command: KeyCommand | None = None
     # The variable that `api_key` was read from.
     api_key_env: str | None = None
     auth_style: AuthStyle = "auto"
@@ -81,18 +81,6 @@ class EndpointSettings(SlotSettings):
             raise ValueError("must not be empty")
         return value
 
-    @field_validator("base_url")
-    @classmethod
-    def _base_url_is_an_address(cls, value: str) -> str:
-        return parse_address(value).base_url
-
-    @field_validator("api_key")
-    @classmethod
-    def _api_key_fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            check_api_key(value.get_secret_value())
-        return value
-
     @field_validator("api_keys", mode="before")
     @classmethod
     def _api_keys_fit_a_header(cls, value: object) -> object:
@@ -104,11 +92,6 @@ class EndpointSettings(SlotSettings):
     @classmethod
     def _path_is_absolute(cls, value: object) -> object:
         return expanded_path(Path(as_file_name(value))) if isinstance(value, str) else value
-
-    @field_validator("api_key_command")
-    @classmethod
-    def _api_key_command_is_readable(cls, value: SecretStr | None) -> SecretStr | None:
-        return None if value is None else SecretStr(read_command(value.get_secret_value()))
 
     @field_validator("models", mode="before")
     @classmethod

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
+
+from pydantic import AfterValidator, SecretStr
 
 from worker.settings.values import expanded_path, shown
 
@@ -69,3 +72,16 @@ def check_api_key(key: str) -> None:
         raise ValueError(
             "must be printable ASCII without spaces (was a quote or a line break pasted with it?)"
         )
+
+
+def _check_key(value: SecretStr) -> SecretStr:
+    check_api_key(value.get_secret_value())
+    return value
+
+
+def _read_key_command(value: SecretStr) -> SecretStr:
+    return SecretStr(read_command(value.get_secret_value()))
+
+
+ApiKey = Annotated[SecretStr, AfterValidator(_check_key)]
+KeyCommand = Annotated[SecretStr, AfterValidator(_read_key_command)]

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from schemas.address import is_host
+from pydantic import AfterValidator
+
+from schemas.address import is_host, parse_address
 from schemas.sqlite_address import is_sqlite_address
 
 _BROKER_SCHEMES = ("redis", "rediss", "redis+socket")
@@ -50,6 +53,9 @@ _SYSTEM_FOLDERS = frozenset(
     | {"/private/var"}
 )
 _NO_FILES = frozenset({"system"})  # sslrootcert=system
+
+# An endpoint's address, as `parse_address` writes it.
+BaseUrl = Annotated[str, AfterValidator(lambda value: parse_address(value).base_url)]
 
 
 def holds_path(name: str, value: object) -> bool:

@@ -266,9 +266,7 @@ def _permits(state: State, report: Report, *, now_us: int) -> tuple[int | None, 
         paid_tokens_us = carry_over(
             state.tokens_paid_us, now_us=now_us, before=state.tokens_rate, per_minute=tokens
         )
-        paid_tokens_us = settle(
-            paid_tokens_us, now_us=now_us, per_minute=tokens, back=back, each_us=call_us
-        )
+        paid_tokens_us = settle(paid_tokens_us, now_us=now_us, per_minute=tokens, back=back, each_us=call_us)
         state.tokens_rate = tokens
         granted, state.tokens_paid_us, token_wait_us = take(
             paid_tokens_us,
