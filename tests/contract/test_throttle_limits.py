@@ -315,6 +315,19 @@ def test_a_call_larger_than_the_burst_gets_its_turn(make: Make, clock: FakeClock
     assert store.exchange(asked, fixed).permits == 1
 
 
+@pytest.mark.parametrize("is_cleared_between", [False, True])
+def test_a_rate_that_is_raised_holds_at_once(make: Make, clock: FakeClock, is_cleared_between: bool) -> None:
+    store, asked = make(), Report("a", 64, wanted=9, each_tokens=100)
+    low = Fixed(requests_per_minute=1, tokens_per_minute=10, version_ms=1)
+    assert store.exchange(asked, low).permits == 1
+    clock.advance(1.0)
+    assert store.exchange(asked, low).permits == 0
+    if is_cleared_between:
+        store.exchange(replace(asked, wanted=0), Fixed(version_ms=2))
+    high = Fixed(requests_per_minute=600, tokens_per_minute=600_000, version_ms=3)
+    assert store.exchange(asked, high).permits == 5, "six at once, and one has begun"
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_lua_and_python_agree_on_random_reports(clock: FakeClock, valkey: redis.Redis, seed: int) -> None:
     rng = random.Random(seed)

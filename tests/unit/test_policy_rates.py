@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from worker.policy.rates import BURST_US, MINUTE_US, cost_us, settle, take
+from worker.policy.rates import BURST_US, MINUTE_US, carry_over, cost_us, settle, take
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,19 @@ def test_a_call_beyond_a_whole_minute_is_paid_in_full() -> None:
     granted, paid_us, _ = take(0, now_us=0, cost_us=each, wanted=1)
     paid_us = settle(paid_us, now_us=100_000, per_minute=2000, back=0, each_us=each)
     assert (granted, paid_us) == (1, 90_000_000)
+
+
+@pytest.mark.parametrize(
+    ("before", "per_minute", "paid_us", "expected"),
+    [
+        (None, 600, MINUTE_US, MINUTE_US),
+        (1, 600, MINUTE_US, 100_000),  # one call
+        (60, 60, 1_000_000, 1_000_000),
+        (600, 60, 600_000, 600_000),
+        (1, 600, -5, -5),
+    ],
+)
+def test_what_is_still_to_be_paid_is_as_much_under_a_higher_limit_and_as_long_under_a_lower_one(
+    before: int | None, per_minute: int, paid_us: int, expected: int
+) -> None:
+    assert carry_over(paid_us, now_us=0, before=before, per_minute=per_minute) == expected

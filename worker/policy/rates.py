@@ -16,6 +16,16 @@ def cost_us(per_minute: int, units: int = 1) -> int:
     return -(-MINUTE_US * max(0, units) // per_minute)
 
 
+def carry_over(paid_us: int, *, now_us: int, before: int | None, per_minute: int) -> int:
+    """The new `paid_us` where another limit held `before`. What is still to be paid stays as many calls or tokens.
+
+    Under a lower limit it takes as long as before.
+    """
+    if before is None or before >= per_minute or paid_us <= now_us:
+        return paid_us
+    return now_us + (paid_us - now_us) * before // per_minute
+
+
 def take(paid_us: int, *, now_us: int, cost_us: int, wanted: int, credit_us: int = 0) -> tuple[int, int, int]:
     """How many of the `wanted` calls may begin now, the new `paid_us`, and how long until one more may.
 
@@ -31,7 +41,7 @@ def settle(paid_us: int, *, now_us: int, per_minute: int, back: int, each_us: in
     """The new `paid_us` once so many units that were reserved were not used; below 0: used beyond what was reserved.
 
     It is before now where more is given back than is still to be paid. Never more than a minute ahead of now, or a
-    call, which takes `each_us`: a limit that was raised, or a clock that was set, does not block for long.
+    call, which takes `each_us`: a clock that was set does not block for long.
     """
     start_us = max(paid_us, now_us)
     changed = start_us - cost_us(per_minute, back) if back >= 0 else start_us + cost_us(per_minute, -back)

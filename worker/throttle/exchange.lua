@@ -6,6 +6,7 @@
 --            value, epoch, limit   the found limit: its number, its epoch, and all of it as a text
 --            flow      what all workers saw of this epoch: name to sum
 --            requests_paid, tokens_paid   when what was granted is paid off, in us since `began`
+--            requests_rate, tokens_rate   the limits by which they were reckoned
 --            workers   id to {seen, share, applied, in_flight, demand, most, is_adaptive, version of the limits that it
 --                      knows, in ms, first: what it applied when it reported to a store that knew nothing of it}
 -- ARGV[1]  the report, as JSON:
@@ -143,6 +144,12 @@ local now_us = (now - state.began) * 1000
 local function cost(per_minute, units)
     return math.ceil(minute * math.max(0, units) / per_minute)
 end
+local function carry_over(paid, before, per_minute)
+    if not before or before >= per_minute or paid <= now_us then
+        return paid
+    end
+    return now_us + math.floor((paid - now_us) * before / per_minute)
+end
 local function take(paid, each, wanted, credit)
     local start, ahead = math.max(paid, now_us - credit), math.max(each, burst)
     local granted = math.max(0, math.min(wanted, math.floor((now_us + ahead - start) / math.max(1, each))))
@@ -161,13 +168,17 @@ if state.requests or state.tokens then
     permits = report.wanted
     if state.requests then
         each, credit = cost(state.requests, 1), cost(state.requests, report.unused)
-        paid = settle(state.requests_paid, state.requests, report.unused, 0)
+        paid = carry_over(state.requests_paid, state.requests_rate, state.requests)
+        paid = settle(paid, state.requests, report.unused, 0)
+        state.requests_rate = state.requests
         permits, state.requests_paid, wait_us = take(paid, each, permits, credit)
     end
     if state.tokens then
         local back = report.back_tokens + report.unused * report.each_tokens
         local call = cost(state.tokens, report.each_tokens)
-        local tokens_paid = settle(state.tokens_paid, state.tokens, back, call)
+        local tokens_paid = carry_over(state.tokens_paid, state.tokens_rate, state.tokens)
+        tokens_paid = settle(tokens_paid, state.tokens, back, call)
+        state.tokens_rate = state.tokens
         permits, state.tokens_paid, token_wait_us = take(tokens_paid, call, permits, cost(state.tokens, back))
         wait_us = math.max(wait_us, token_wait_us)
         if state.requests then -- fewer than these: only what is granted is paid for

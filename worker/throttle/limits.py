@@ -12,7 +12,7 @@ from typing import Protocol
 
 from worker.policy.concurrency import Limit
 from worker.policy.flow import NOTHING, Flow
-from worker.policy.rates import cost_us, settle, take
+from worker.policy.rates import carry_over, cost_us, settle, take
 from worker.policy.shares import grant, share_out
 
 SILENT_MS = (
@@ -149,6 +149,8 @@ class State:
     flow: Flow = NOTHING
     requests_paid_us: int = 0  # since `began_ms`, as the next one
     tokens_paid_us: int = 0
+    requests_rate: int | None = None  # the limit by which `requests_paid_us` was reckoned
+    tokens_rate: int | None = None
     workers: dict[str, Held] = field(default_factory=dict)
 
 
@@ -250,16 +252,22 @@ def _permits(state: State, report: Report, *, now_us: int) -> tuple[int | None, 
     paid_us = each_us = credit_us = 0
     if requests is not None:
         each_us, credit_us = cost_us(requests), cost_us(requests, report.unused)
-        paid_us = settle(state.requests_paid_us, now_us=now_us, per_minute=requests, back=report.unused)
+        paid_us = carry_over(
+            state.requests_paid_us, now_us=now_us, before=state.requests_rate, per_minute=requests
+        )
+        paid_us = settle(paid_us, now_us=now_us, per_minute=requests, back=report.unused)
+        state.requests_rate = requests
         granted, _, wait_us = take(
             paid_us, now_us=now_us, cost_us=each_us, wanted=granted, credit_us=credit_us
         )
     if tokens is not None:
         back = report.back_tokens + report.unused * report.each_tokens
         call_us = cost_us(tokens, report.each_tokens)
-        paid_tokens_us = settle(
-            state.tokens_paid_us, now_us=now_us, per_minute=tokens, back=back, each_us=call_us
+        paid_tokens_us = carry_over(
+            state.tokens_paid_us, now_us=now_us, before=state.tokens_rate, per_minute=tokens
         )
+        paid_tokens_us = settle(paid_tokens_us, now_us=now_us, per_minute=tokens, back=back, each_us=call_us)
+        state.tokens_rate = tokens
         granted, state.tokens_paid_us, token_wait_us = take(
             paid_tokens_us,
             now_us=now_us,
