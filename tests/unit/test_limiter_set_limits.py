@@ -67,6 +67,16 @@ def test_auto_stays_within_a_set_limit(make: Make, ledger: Ledger) -> None:
     assert max(ledger.values) == 20
 
 
+def test_auto_grows_at_once_when_a_set_limit_is_cleared(make: Make, ledger: Ledger) -> None:
+    ledger.known = Known(Fixed(in_flight=2, version_ms=1))
+    first = make()
+    run_rounds(first, 60)
+    assert ledger.values[-1] == 2
+    ledger.known = Known(Fixed(version_ms=2))
+    run_rounds(first, 20)
+    assert ledger.values[-1] >= 64
+
+
 def test_requests_a_minute_are_permits_that_are_used_up_and_earned_again(make: Make, ledger: Ledger) -> None:
     ledger.known = Known(Fixed(requests_per_minute=600, version_ms=1))
     worker = make(number=64)

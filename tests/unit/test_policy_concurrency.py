@@ -14,6 +14,7 @@ from worker.policy.concurrency import (
     FRESH_MS,
     Limit,
     Phase,
+    allow_more,
     cut,
     parse_limit,
     refused_wait_ms,
@@ -47,6 +48,8 @@ def test_an_unknown_endpoint_begins_with_sixteen() -> None:
             Phase.HOLDING,
         ),  # 50 was only tried
         (replace(SETTLED, value=1, phase=Phase.REFUSED), 60_000, CAP, 40, Phase.HOLDING),
+        (step(SETTLED, NOTHING, cap=10, now_ms=NOW), 60_000, CAP, 10, Phase.STARTING),  # more is allowed now
+        (step(SETTLED, NOTHING, cap=10, now_ms=NOW), 60_000, 10, 10, Phase.HOLDING),
         (FIRST, 60_000, CAP, 16, Phase.STARTING),
         (replace(FIRST, value=128), 60_000, CAP, 16, Phase.STARTING),  # nothing was found
     ],
@@ -309,6 +312,28 @@ def test_what_is_no_limit_is_not_read_as_one(wrong: dict[str, object]) -> None:
 def test_a_lower_cap_holds_at_once() -> None:
     new = step(SETTLED, NOTHING, cap=10, now_ms=NOW + 1)
     assert (new.value, new.good) == (10, 10)
+
+
+@pytest.mark.parametrize(
+    ("value", "phase", "before", "is_slow_start"),
+    [
+        (10, Phase.HOLDING, 10, True),
+        (5, Phase.EASING, 10, True),  # a lower one was tried
+        (10, Phase.HOLDING, 11, False),  # that did not keep it low
+        (10, Phase.REFUSED, 10, False),
+        (10, Phase.CLIMBING, 10, False),
+        (CAP, Phase.HOLDING, 10, False),
+    ],
+)
+def test_more_that_is_allowed_is_tried_at_once_where_only_that_was_in_the_way(
+    value: int, phase: Phase, before: int, is_slow_start: bool
+) -> None:
+    limit = replace(step(SETTLED, NOTHING, cap=10, now_ms=NOW), value=value, phase=phase)
+    new = allow_more(limit, before=before, cap=CAP, now_ms=NOW + 1)
+    assert (new is not limit) == is_slow_start
+    assert new.value == value
+    if is_slow_start:
+        assert after(new, value, seconds=0.5).value > value
 
 
 @pytest.mark.parametrize("tried_ms", [0, NOW, NOW + 30_000])

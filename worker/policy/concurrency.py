@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from worker.policy.flow import Flow
 from worker.policy.goodput import WINDOW_MS, decide_by_work
-from worker.policy.limit import KEPT, Limit, Phase, move, parse_limit, renew
+from worker.policy.limit import KEPT, MOST_ALLOWED, Limit, Phase, move, parse_limit, renew
 
 __all__ = [
     "FIRST",
@@ -14,6 +14,7 @@ __all__ = [
     "START",
     "Limit",
     "Phase",
+    "allow_more",
     "cut",
     "parse_limit",
     "refused_wait_ms",
@@ -42,15 +43,16 @@ def start(remembered: Limit | None, *, cap: int, now_ms: int) -> Limit:
     if now_ms - remembered.since_ms > FRESH_MS:
         value = min(good, max(START, good // 2))
         return Limit(value, epoch, Phase.STARTING, now_ms, "start: part of an old limit", epoch, epoch)
+    is_found = remembered.good > 0 and not (remembered.reason == MOST_ALLOWED and remembered.value < cap)
     return Limit(
         good,
         epoch,
-        Phase.HOLDING if remembered.good else Phase.STARTING,
+        Phase.HOLDING if is_found else Phase.STARTING,
         now_ms,
         "start: the limit of the last run",
         epoch,
         epoch,
-        good=min(good, remembered.good),
+        good=min(good, remembered.good) if is_found else 0,
         round_ms=remembered.round_ms,
         ceiling=remembered.ceiling,
         is_ceiling_firm=remembered.is_ceiling_firm,
@@ -68,7 +70,7 @@ def step(limit: Limit, flow: Flow, *, cap: int, now_ms: int) -> Limit:
     if limit.since_ms > now_ms + SET_BACK_MS:
         return _count_from_now(limit, now_ms)
     if limit.value > cap:
-        return move(replace(limit, good=min(limit.good, cap)), cap, Phase.HOLDING, "the most allowed", now_ms)
+        return move(replace(limit, good=min(limit.good, cap)), cap, Phase.HOLDING, MOST_ALLOWED, now_ms)
     if flow.refusals:
         after = cut(limit, flow, epoch=limit.epoch, cap=cap, now_ms=now_ms)
         if after is not limit:
@@ -142,6 +144,15 @@ def reopen(limit: Limit, *, cap: int, now_ms: int) -> Limit:
     value = max(1, (limit.good or min(START, limit.value)) // 2)
     new = replace(limit, all_refused_ms=0, refused_at=0, resume_ms=0)
     return move(new, min(cap, value), Phase.STARTING, "the gate has opened", now_ms, is_cut=True)
+
+
+def allow_more(limit: Limit, *, before: int, cap: int, now_ms: int) -> Limit:
+    """The limit when a person allows more calls than `before`: a slow start. The same: that did not keep it low."""
+    is_kept = limit.phase in (Phase.HOLDING, Phase.EASING) and max(limit.value, limit.good) >= before
+    if not is_kept or limit.value >= cap:
+        return limit
+    new = replace(limit, good=0, measured=0, tried_ms=0)
+    return move(new, limit.value, Phase.STARTING, "more is allowed", now_ms)
 
 
 def wake(limit: Limit, flow: Flow, *, now_ms: int) -> Limit:

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from worker.policy.flow import CallTime, Flow, call_time
-from worker.policy.limit import CAREFUL, Limit, Phase, move, renew, spare
+from worker.policy.limit import CAREFUL, MOST_ALLOWED, Limit, Phase, move, renew, spare
 
 RETRY_MS = 20_000  # after so long at one value a higher one is tried: what doubles is found within a minute
 LONGEST_RETRY_MS = 50_000  # where a try costs work, or a refusal of few calls
@@ -193,7 +193,7 @@ def _climb_from(limit: Limit, flow: Flow, cap: int, now_ms: int, *, factor: floa
         value = min(value, limit.value + max(1, gap // 2))
     value = min(cap, value)
     if value <= limit.value:
-        return _hold(limit, flow, "the most allowed", now_ms)
+        return _hold(limit, flow, MOST_ALLOWED, now_ms)
     if limit.best_unit_ms and _call_time(limit, flow, now_ms).unit_ms > SLOWEST * limit.best_unit_ms:
         return _hold(limit, flow, "each token takes too long", now_ms)
     is_doubling = factor >= 2.0 and value == limit.value * 2

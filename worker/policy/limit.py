@@ -10,6 +10,7 @@ from typing import Any
 from worker.policy.flow import Flow
 
 CAREFUL = 1.2  # the usual step up
+MOST_ALLOWED = "the most allowed"  # the reason of a limit that nothing but what is allowed keeps from growing
 KEPT = 50  # a settled limit is not cut by one refusal among so many answers
 SPARE = 3.0  # so many refusals, at most, are saved up
 

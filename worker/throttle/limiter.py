@@ -17,7 +17,7 @@ import structlog
 
 from worker.clock import Clock
 from worker.errors import tell_place
-from worker.policy.concurrency import Limit, Phase, cut, reopen, start, step, wake
+from worker.policy.concurrency import Limit, Phase, allow_more, cut, reopen, start, step, wake
 from worker.policy.flow import Flow
 from worker.throttle.limits import SILENT_MS, Change, Fixed, LimitStore, Report, Share, StoreAway
 from worker.throttle.meter import Meter, Reading
@@ -127,6 +127,7 @@ class Limiter:
         self._refused_epoch: int | None = None
         self._dead: deque[str] = deque()
         self._opened = openings()
+        self._allowed: int | None = None  # the set limit of calls in flight, as it was
         self._is_away = False
         self._remembered: Limit | None = None
         self._remembered_s = float("-inf")
@@ -334,6 +335,10 @@ class Limiter:
         if after is limit and refused_epoch is not None:
             after = cut(limit, share.flow, epoch=refused_epoch, cap=cap, now_ms=now_ms)
         self._refused_epoch = None
+        allowed, before = self._known.fixed.in_flight, self._allowed
+        self._allowed = allowed
+        if after is limit and before is not None and (allowed is None or allowed > before):
+            after = allow_more(limit, before=before, cap=cap, now_ms=now_ms)
         if after is limit and self._has_woken:
             after = wake(limit, share.flow, now_ms=now_ms)
         self._has_woken = False
