@@ -65,7 +65,7 @@ class Surroundings:
 
 
 class Pool:
-    """One per worker. With one endpoint, its slots are those of the worker, and nothing looks at a job's model."""
+    """One per worker. With one endpoint for all models, its slots are those of the worker, and no model is read."""
 
     slots: Slots[Received]
 
@@ -79,7 +79,7 @@ class Pool:
             self._build_probe(one, route) for one, route in zip(self._settings, self._routes, strict=True)
         ]
         self._several: PoolSlots[Received] | None = None
-        if len(told) == 1:
+        if len(told) == 1 and not told[0].models:
             self.slots = Slots(*self._settings[0].first_slots)
         else:
             self._several = self.slots = PoolSlots([self._open_slots(i, one) for i, one in enumerate(told)])

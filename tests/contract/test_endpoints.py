@@ -245,10 +245,28 @@ def test_a_job_that_no_endpoint_serves_waits_in_the_ledger(
     assert rows(house.ledger, "jobs", id=id_)[0].claims == 0
 
 
-def test_with_one_table_the_slots_are_those_of_one_endpoint(
+def test_a_job_that_the_only_table_does_not_serve_waits_in_the_ledger(
     simulate: Callable[..., SimulatorThread], work: Callable[..., PoolHouse]
 ) -> None:
-    house = work(only=table(simulate(), models=[MODEL]))
+    only = simulate()
+    house = work(only=table(only, models=[MODEL]))
+    [odd] = house.queue(1, model=OTHER, batch="odd")
+    house.queue(20, model=MODEL)
+    wait_until(lambda: house.states("b")["succeeded"] == 20)
+    house.receive(odd, model=OTHER)
+    wait_until(lambda: house.verdicts[Verdict.NOT_ADMITTED] == 1)
+    [row] = rows(house.ledger, "jobs", id=odd)
+    assert (row.state, row.claims) == ("queued", 0)
+    assert only.stats()["calls"] == 20
+    assert {row.endpoint for row in rows(house.ledger, "attempts")} == {None}, (
+        "one endpoint has no name there"
+    )
+
+
+def test_with_one_table_for_all_models_the_slots_are_those_of_one_endpoint(
+    simulate: Callable[..., SimulatorThread], work: Callable[..., PoolHouse]
+) -> None:
+    house = work(only=table(simulate()))
     house.queue(20, model=MODEL)
     wait_until(lambda: house.states()["succeeded"] == 20)
     assert type(house.slots) is Slots

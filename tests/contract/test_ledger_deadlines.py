@@ -210,3 +210,19 @@ def test_jobs_that_are_queued_again_before_the_deadline_of_their_batch_have_it(l
         batch = note_batch_deadline(ledger, batch, deadline_ms)
         assert retry(ledger, batch, states=[JobState.FAILED], kinds=[]).queued == 1
         assert job_row(ledger, failed).expires_at_ms == expected
+
+
+def test_a_batch_has_no_deadline_any_more_once_jobs_are_queued_again_after_it(ledger: Ledger) -> None:
+    batch = note_batch_deadline(ledger, a_batch(ledger), SystemClock().now_ms() - 1)
+
+    def deadline_ms() -> int | None:
+        with ledger.read() as connection:
+            found = fetch_batch(connection, "b")
+        assert found is not None
+        return found.deadline_ms
+
+    assert retry(ledger, batch, states=[JobState.FAILED], kinds=[]).queued == 0
+    assert deadline_ms() == batch.deadline_ms, "nothing goes on"
+    record(ledger, setback(claim_one(ledger, put_one(ledger, batch_id="b"), token="t")))
+    assert retry(ledger, batch, states=[JobState.FAILED], kinds=[]).queued == 1
+    assert deadline_ms() is None

@@ -217,6 +217,7 @@ OF_ONE = [
     ("concurrency = 0", "concurrency should be auto, or a whole number from 1 to 4000"),
     ("auth_style = 'basic'", "auth_style must be 'bearer', 'api-key' or 'auto'"),
     ("models = [1]", 'models must be a list of names such as ["llama-3.1-8b", "qwen3*"]'),
+    ("models = []", "models must have a name: left out, the endpoint gets jobs of all models"),
     ("models = ['a*b']", "models may have a * at the end of a name only"),
     (
         "api_key = 'a b'",
@@ -269,6 +270,11 @@ def test_two_tables_of_one_address_are_one_or_have_identities() -> None:
         "api_keys), or give one an identity of its own"
     ]
     assert len(load(one + other + 'identity = "b"\n').endpoints) == 2
+    elsewhere = '[endpoints.b]\nbase_url = "http://b"\nidentity = "http://a"\n'
+    assert problems(one + elsewhere) == [
+        "antrean.toml: [endpoints.a] and [endpoints.b] have one identity: give one another (without an entry it is "
+        "the address)"
+    ]
 
 
 def test_tables_may_come_as_json_and_may_name_a_command_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,10 +286,10 @@ def test_tables_may_come_as_json_and_may_name_a_command_there(monkeypatch: pytes
     monkeypatch.setenv("ANTREAN_BASE_URL", "")  # as in the file of a systemd unit
     assert [endpoint.name for endpoint in load_settings().endpoints] == ["a"]
     monkeypatch.delenv("ANTREAN_BASE_URL")
-    for bad in ("{", "[]", "3", '"a"'):
+    for bad in ("{", "[]", "3", '"a"', '{"a": {"base_url": "http://a"}, "a": {"base_url": "http://b"}}'):
         monkeypatch.setenv("ANTREAN_ENDPOINT_TABLES", bad)
         assert problems("") == [
-            "ANTREAN_ENDPOINT_TABLES: endpoints must be tables as JSON, such as "
+            "ANTREAN_ENDPOINT_TABLES: endpoints must be tables as JSON, each name once, such as "
             '{"east": {"base_url": "http://10.0.0.2:8000"}}'
         ]
     monkeypatch.delenv("ANTREAN_ENDPOINT_TABLES")

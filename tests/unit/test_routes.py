@@ -25,8 +25,14 @@ def test_the_endpoints_of_a_model_and_of_one_that_is_not_known() -> None:
     assert routes.groups == (B, A | B)
 
 
-def test_with_one_endpoint_nobody_looks_at_the_model() -> None:
+def test_of_one_endpoint_that_names_its_models_no_other_model_is_served() -> None:
     routes = Routes([route()], models=[("m",)], clock=FakeClock())
+    assert (routes.find("m"), routes.find("x"), routes.find(None)) == (A, 0, ANY)
+    assert not routes.note_lack("m", 0), "there is no other one"
+
+
+def test_with_one_endpoint_for_all_models_nobody_looks_at_the_model() -> None:
+    routes = Routes([route()], models=[()], clock=FakeClock())
     assert routes.find("x") == ANY
     assert routes[0].judge.others is None
 

@@ -96,7 +96,7 @@ class Dispatcher:
         self._on_lack = on_lack
         # Without a slot here, a job is another worker's. Where its endpoints are shut, it is nobody's for a while: its
         # message ends, and the relay publishes the job again.
-        self._surplus_report = NOT_ADMITTED if executor.routes.are_several else GIVEN_BACK
+        self._surplus_report = NOT_ADMITTED if executor.routes.choose else GIVEN_BACK
         self._turns = Turns()
         self._claim_s = self._call_s = 0.0  # how long one takes, smoothed
         self._waits_for_spool = threading.Lock()  # held by the one thread that waits

@@ -20,7 +20,7 @@ _NEVER_S = float("inf")
 
 
 class Routes:
-    """One per process. Thread-safe. With one endpoint, nothing here looks at the model of a job."""
+    """One per process. Thread-safe. With one endpoint for all models, nothing here looks at the model of a job."""
 
     def __init__(
         self,
@@ -30,10 +30,11 @@ class Routes:
         slots: Sequence[EndpointSlots] = (),
         clock: Clock,
     ) -> None:
-        """`models`: the patterns of each route; none for any. `slots`: of each route, where there are several."""
+        """`models`: the patterns of each route; none for any. `slots`: of each route, where one is chosen."""
         self.every = tuple(routes)
-        self.are_several = len(self.every) > 1
         self._models = tuple(models)
+        # Of one endpoint for all models nothing is to be chosen.
+        self.choose = len(self.every) > 1 or any(self._models)
         self._slots = tuple(slots)
         self._clock = clock
         self._lock = threading.Lock()
@@ -41,7 +42,7 @@ class Routes:
         self._forget_at_s = _NEVER_S  # when the first of these is over
         self._found: dict[str, int] = {}
         self._groups = list_groups(self._models)
-        if self.are_several:
+        if self.choose:
             for index, one in enumerate(self.every):
                 one.judge.others = Others(self, index)
 
@@ -57,7 +58,7 @@ class Routes:
 
     def find(self, model: str | None) -> int:
         """The set of endpoints that a job of this model may go to; None: the model is not known yet."""
-        if model is None or not self.are_several:
+        if model is None or not self.choose:
             return ANY
         found = self._found.get(model)
         if found is not None and self._clock.monotonic_s() < self._forget_at_s:
@@ -74,7 +75,7 @@ class Routes:
 
     def are_shut(self, group: int, job_id: str) -> bool:
         """Whether all endpoints of the set refuse this job, by the last known state. Reads nothing."""
-        if not self.are_several:
+        if not self.choose:
             return self.every[0].gates.is_known_shut(job_id)
         return not any(has(group, one.index) and one.takes_calls for one in self._slots)
 
@@ -101,7 +102,7 @@ class Routes:
 
     def find_price(self, *models: str) -> Price | None:
         """The price of a model at the dearest of the endpoints that serve it; None where that of one is not known."""
-        if not self.are_several:
+        if not self.choose:
             return self.every[0].find_price(*models)
         group = self.find(models[-1])
         prices = [one.find_price(*models) for index, one in enumerate(self.every) if has(group, index)]

@@ -11,7 +11,7 @@ from schemas.job import JobState
 from worker.clock import SystemClock
 from worker.operations.steps import repeat_steps
 from worker.storage.batches import Batch, count_states, resume_batch, resume_for_workers
-from worker.storage.deadlines import find_other_expiry, set_expiry
+from worker.storage.deadlines import find_other_expiry, note_deadline, set_expiry
 from worker.storage.engine import Ledger, Transaction
 from worker.storage.moves import retry_batch
 
@@ -44,6 +44,8 @@ def retry(
             # A new generation has no expiry of its own. In this transaction: no job is called after the deadline.
             others = find_other_expiry(connection, batch.id, batch.deadline_ms)
             set_expiry(connection, others, batch.deadline_ms)
+        elif ids and batch.deadline_ms is not None:
+            note_deadline(connection, batch.id, None)  # it is over, and is not one of these jobs
         if ids and was_idle:
             # It is held because its run has ended, not because it was stopped. In this transaction: another call
             # would take the jobs queued here for those of a run that was stopped.

@@ -147,7 +147,7 @@ def reopen(limit: Limit, *, cap: int, now_ms: int) -> Limit:
 
 
 def allow_more(limit: Limit, *, before: int, cap: int, now_ms: int) -> Limit:
-    """A slow start when more calls are allowed than `before`, by hand. The same limit: that did not keep it low."""
+    """The limit when a person allows more calls than `before`: a slow start. The same: that did not keep it low."""
     is_kept = limit.phase in (Phase.HOLDING, Phase.EASING) and max(limit.value, limit.good) >= before
     if not is_kept or limit.value >= cap:
         return limit

@@ -17,9 +17,9 @@ def cost_us(per_minute: int, units: int = 1) -> int:
 
 
 def carry_over(paid_us: int, *, now_us: int, before: int | None, per_minute: int) -> int:
-    """The new `paid_us` where another limit held `before`: as many calls or tokens are still to be paid as were.
+    """The new `paid_us` where another limit held `before`. What is still to be paid stays as many calls or tokens.
 
-    Under a lower limit it is as long as it was.
+    Under a lower limit it takes as long as before.
     """
     if before is None or before >= per_minute or paid_us <= now_us:
         return paid_us

@@ -99,6 +99,8 @@ class EndpointSettings(SlotSettings):
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, (list, tuple)) or not all(isinstance(one, str) and one for one in names):
             raise ValueError('must be a list of names such as ["llama-3.1-8b", "qwen3*"]')
+        if value == []:
+            raise ValueError("must have a name: left out, the endpoint gets jobs of all models")
         if any("*" in one[:-1] for one in names):
             raise ValueError("may have a * at the end of a name only")
         return tuple(dict.fromkeys(names))
@@ -156,12 +158,14 @@ def read_endpoints(told: object, around: Surroundings) -> tuple[tuple[EndpointSe
     """
     if isinstance(told, str):
         try:
-            told = json.loads(told)
+            told = json.loads(told, object_pairs_hook=_as_table)
         except ValueError:
             told = None
         if not isinstance(told, dict):
             example = '{"east": {"base_url": "http://10.0.0.2:8000"}}'
-            return (), [f"{around.origin}: endpoints must be tables as JSON, such as {example}"]
+            return (), [
+                f"{around.origin}: endpoints must be tables as JSON, each name once, such as {example}"
+            ]
     if not isinstance(told, dict) or not told:
         return (), [f"{around.origin}: endpoints must be tables: {_EXAMPLE}"]
     problems: list[str] = []
@@ -170,12 +174,17 @@ def read_endpoints(told: object, around: Surroundings) -> tuple[tuple[EndpointSe
     found = [_read_table(name, table, around, problems) for name, table in list(told.items())[:_MOST]]
     endpoints = tuple(one for one in found if one is not None)
     by_identity: dict[str, str] = {}
+    addresses = {one.name: one.base_url for one in endpoints}
     for one in endpoints:
         other = by_identity.setdefault(one.identity, one.name)
         if other != one.name:
+            is_address = _name_address(one.base_url) == _name_address(addresses[other])
             problems.append(
                 f"{around.origin}: [endpoints.{other}] and [endpoints.{one.name}] have one address: make one table "
                 "of them (several keys are api_keys), or give one an identity of its own"
+                if is_address
+                else f"{around.origin}: [endpoints.{other}] and [endpoints.{one.name}] have one identity: "
+                "give one another (without an entry it is the address)"
             )
     return endpoints, problems
 
@@ -183,6 +192,14 @@ def read_endpoints(told: object, around: Surroundings) -> tuple[tuple[EndpointSe
 def dump_endpoints(endpoints: tuple[EndpointSettings, ...]) -> str:
     """The tables as JSON, with keys in it; `read_endpoints` makes equal values of it."""
     return json.dumps({one.name: _dump_table(one) for one in endpoints})
+
+
+def _as_table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two tables with one name, JSON would forget the first."""
+    told = dict(pairs)
+    if len(told) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return told
 
 
 def _read_table(
