@@ -58,6 +58,11 @@ class Budget:
     waits_since_ms: int | None
     wanted: Amount
 
+    @property
+    def lacks_price(self) -> bool:
+        """Whether the batch waits because a worker does not know the price of a model."""
+        return self.waits_since_ms is not None and self.limit.nano is not None and self.wanted.nano is None
+
 
 class BudgetGuard:
     """Keeps the budgets of one worker's claims. It remembers what the answers of each batch took lately."""
