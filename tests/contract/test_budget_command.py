@@ -12,6 +12,9 @@ from typer.testing import CliRunner
 
 from tests.support.ledger import ENDPOINT, NOW, a_job, put
 from worker.cli.main import app
+from worker.errors import InputError
+from worker.operations.budgets import check_prices
+from worker.policy.budgets import Limit
 from worker.settings import load_settings
 from worker.storage.batches import make_batch
 from worker.storage.migrating import prepare_ledger
@@ -37,7 +40,7 @@ def say(*words: str, command: str = "budget") -> str:
 def test_a_budget_in_dollars_without_a_price_is_warned_of(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "the price of m is not known here" in " ".join(say("5usd").split())
+    assert f"the price of m at {ENDPOINT} is not known here" in " ".join(say("5usd").split())
     assert "not known" not in say("5000tok")
     prices = home / "prices.toml"
     prices.write_text("[models.m]\ninput = 1\noutput = 2\n")
@@ -63,3 +66,32 @@ def test_status_as_json_says_that_jobs_wait_at_a_budget(home: Path) -> None:
         {"why": "budget", "endpoint": ENDPOINT, "jobs": 1, "kind": None, "next_at": None}
     ]
     assert say(command="status").count("at its budget: ") == say(command="status").count("raises it") == 1
+
+
+TABLES = {
+    "east": {"base_url": "http://127.0.0.1:9/v1", "prices": {"m": {"input": 1, "output": 2}}},
+    "west": {"base_url": "http://127.0.0.2:9/v1"},
+    "north": {"base_url": "http://127.0.0.3:9/v1", "models": ["other"]},
+}
+
+
+def test_a_missing_price_is_told_with_its_endpoint(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = " ".join(say("5usd").split())
+    assert f"the price of m at {ENDPOINT} is not known here" in said
+    assert "name it in ANTREAN_PRICES_FILE, or" in said
+    ledger = prepare_ledger(load_settings(_env_file=None))
+    ledger.run(
+        lambda connection: connection.execute(update(budgets).values(waits_since_ms=NOW, wanted_tokens=9))
+    )
+    for command in ("status", "budget"):
+        assert f"the price of m at {ENDPOINT} is not known" in " ".join(say(command=command).split())
+    monkeypatch.delenv("ANTREAN_BASE_URL")
+    monkeypatch.setenv("ANTREAN_ENDPOINT_TABLES", json.dumps(TABLES))
+    said = " ".join(say("6usd").split())
+    assert "the price of m at west is not known here" in said
+    assert "name it in ANTREAN_PRICES_FILE or in `prices` of that table, or" in said
+    settings = load_settings(_env_file=None)
+    with pytest.raises(
+        InputError, match=r"the price of m at west, other at east, west and north: name it in"
+    ):
+        check_prices(Limit(nano=1), ["other", "m"], settings)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from schemas.failure import Failure, FailureKind, Spent
 from tests.support.clock import FakeClock
@@ -16,11 +19,17 @@ from tests.support.house import MODEL, House
 from tests.support.ledger import ENDPOINT, NOW, claim_one, job_row, put_one, record, rows, setback, success
 from worker.attempt.judge import Judgement
 from worker.attempt.outcomes import make_setback
-from worker.policy.cost import CostSum, Price, Rates
+from worker.cli.main import app
+from worker.policy.budgets import Amount, Limit
+from worker.policy.cost import LARGEST_COST_NANO, LARGEST_COUNT, CostSum, Price, Rates
+from worker.settings import load_settings
 from worker.storage.batch_status import fetch_status
 from worker.storage.batches import fetch_batch, make_batch
+from worker.storage.budgets import BudgetGuard, fetch_budget
+from worker.storage.claims import claim_jobs
 from worker.storage.engine import Ledger
 from worker.storage.job_list import Choice, iterate_jobs
+from worker.storage.migrating import prepare_ledger
 from worker.storage.outcomes import Success, Usage
 from worker.storage.prune_survey import survey
 from worker.storage.pruning import OfBatch
@@ -124,6 +133,58 @@ def test_absurd_counts_of_tokens_have_a_cost_that_can_be_summed(ledger: Ledger) 
     with ledger.read() as connection:
         [one] = iterate_usage(connection, UsageBy.MODEL)
     assert one.cost_nano == 3 * (2**31 - 1) * 12_500
+
+
+def test_costs_beyond_64_bits_are_summed_and_told_to_be_absurd(ledger: Ledger) -> None:
+    put_batch(ledger)
+    for i in range(3):
+        answer(ledger, LARGEST_COST_NANO, token=f"t{i}")
+    answer(ledger, 7, token="t3")
+    expected = CostSum(3 * LARGEST_COST_NANO + 7, answered=4)
+    with ledger.read() as connection:
+        for by in UsageBy:
+            [one] = iterate_usage(connection, by)
+            assert (one.cost, one.absurd) == (expected, 3)
+        found = fetch_batch(connection, "b")
+        assert found is not None
+        assert fetch_status(connection, found).cost == expected
+    assert survey(ledger, OfBatch("b")).total.cost == expected
+    set_it = partial(BudgetGuard().set_budget, batch_id="b", limit=Limit(nano=1), now_ms=NOW)
+    assert ledger.run(set_it).spent.nano == LARGEST_COST_NANO
+
+
+def test_absurd_bounds_of_requests_can_be_reserved(ledger: Ledger) -> None:
+    """A budget without a limit reserves as well: its batch may get one."""
+    put_batch(ledger)
+    price = Price(Rates(10**12, 10**12))
+    guard = BudgetGuard(lambda _: price)
+    ledger.run(partial(guard.set_budget, batch_id="b", limit=Limit(), now_ms=NOW))
+    body = json.dumps({"model": "m", "messages": [], "max_tokens": 2**64 - 1})
+    ids = [put_one(ledger, batch_id="b", position=i, body=body) for i in range(6)]
+    claimed = ledger.run(
+        partial(claim_jobs, ids=ids, worker_id="w", token="t", endpoint=ENDPOINT, now_ms=NOW)
+    )
+    balanced = partial(guard.balance, settled=[], claimed=claimed.values(), now_ms=NOW)
+    assert (len(claimed), ledger.run(balanced)) == (6, [])
+    with ledger.read() as connection:
+        found = fetch_budget(connection, "b")
+    assert found is not None
+    assert found.reserved == Amount(6 * LARGEST_COUNT, 6 * LARGEST_COUNT * 10**9)
+
+
+def test_usage_says_once_that_numbers_are_absurd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANTREAN_HOME", str(tmp_path / "home"))
+    ledger = prepare_ledger(load_settings(_env_file=None))
+    put_batch(ledger)
+    for i in range(2):
+        answer(ledger, LARGEST_COST_NANO, token=f"t{i}")
+    for format_ in ([], ["--json"], ["--csv"]):
+        done = CliRunner().invoke(app, ["usage", *format_], catch_exceptions=False)
+        assert done.exit_code == 0
+        assert " ".join(done.stderr.split()).count("2 answers told absurd numbers of tokens") == 1
+        if format_ == ["--json"]:
+            assert json.loads(done.stdout)["total"]["cost_usd"] == pytest.approx(2 * 2**63 / 1e9)
 
 
 def test_a_workers_answer_of_an_unknown_price_has_no_cost(build: Callable[..., House]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import fnmatch
 import json
+import os
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ import typer
 import yaml
 
 from worker.cli.main import app
+from worker.errors import SettingsError
 from worker.settings import Settings, load_settings
 from worker.settings.sources import unknown_names
 
@@ -125,13 +127,54 @@ def test_every_name_in_an_environment_is_a_setting() -> None:
         assert unknown_names(environment_file(path), Settings.model_fields) == []
 
 
-def test_no_container_and_no_unit_goes_to_an_address_that_nobody_chose() -> None:
+def settings_of_worker(folder: Path, monkeypatch: pytest.MonkeyPatch, **told: str) -> Settings:
+    """The settings in the worker's container where `.env`, or the shell, has these variables."""
+    for name in os.environ:
+        if name.startswith("ANTREAN_"):
+            monkeypatch.delenv(name)
+
+    def fill_in(found: re.Match[str]) -> str:
+        assert found[2].startswith(":-"), "what is not set has a default"
+        return told.get(found[1], "") or found[2].removeprefix(":-")
+
+    for name, value in SERVICES["worker"]["environment"].items():
+        filled = re.sub(r"\$\{(\w+)([^}]*)\}", fill_in, value)
+        secret = re.fullmatch(r"/run/secrets/(\w+)", filled)
+        if secret is not None:
+            filled = str(folder / secret[1])
+            (folder / secret[1]).write_text("secret\n")
+        monkeypatch.setenv(name, filled)
+    monkeypatch.setenv("ANTREAN_HOME", str(folder / "home"))
+    monkeypatch.chdir(folder)
+    return load_settings()
+
+
+def test_no_container_and_no_unit_goes_to_an_address_that_nobody_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for service in SERVICES.values():
-        address = service.get("environment", {}).get("ANTREAN_BASE_URL")
-        assert address is None or address.startswith("${ANTREAN_BASE_URL:?"), "compose ends with these words"
+        assert service.get("environment", {}).get("ANTREAN_BASE_URL", "") in ("", "${ANTREAN_BASE_URL:-}")
+    with pytest.raises(SettingsError, match="ANTREAN_BASE_URL is set to nothing"):
+        settings_of_worker(tmp_path, monkeypatch)
     assert environment_file(ROOT / "deploy/systemd/antrean.env")["ANTREAN_BASE_URL"] == "", (
         "empty: the worker ends with a sentence"
     )
+
+
+def test_a_container_is_told_where_requests_go_by_an_address_or_by_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = settings_of_worker(tmp_path, monkeypatch, ANTREAN_BASE_URL="http://10.0.0.1:8000")
+    assert one.base_url == "http://10.0.0.1:8000"
+    tables = json.dumps(
+        {"east": {"base_url": "http://10.0.0.2:8000"}, "west": {"base_url": "http://10.0.0.3"}}
+    )
+    several = settings_of_worker(tmp_path, monkeypatch, ANTREAN_ENDPOINT_TABLES=tables)
+    assert [each.name for each in several.endpoints] == ["east", "west"]
+    (tmp_path / "antrean.toml").write_text('[endpoints.north]\nbase_url = "http://10.0.0.4:8000"\n')
+    (tmp_path / "antrean.toml").chmod(0o644)
+    in_a_file = settings_of_worker(tmp_path, monkeypatch)
+    assert [each.name for each in in_a_file.endpoints] == ["north"]
 
 
 def test_every_secret_comes_from_a_file_and_is_given_to_those_who_read_it() -> None:

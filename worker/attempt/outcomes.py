@@ -10,9 +10,8 @@ from schemas.completion import Usage as Tokens
 from schemas.failure import Failure, Spent
 from worker.attempt.judge import Judgement
 from worker.attempt.report import Report, Verdict
-from worker.policy.cost import Price, compute_cost
+from worker.policy.cost import LARGEST_COUNT, Price, compute_cost
 from worker.storage.outcomes import ClaimedJob, Recorded, Setback, Success, Usage
-from worker.storage.records import LARGEST_COUNT
 
 FindPrice = Callable[..., Price | None]  # of a model that has the names given, the most exact first
 

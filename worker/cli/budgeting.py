@@ -9,8 +9,14 @@ import typer
 from worker.cli.console import note, out, print_json
 from worker.cli.listing import BatchId
 from worker.operations.batches import find_named_batch
-from worker.operations.budgets import describe_unpriced, fetch_batch_budget, read_budget, set_budget
-from worker.reports.budgets import budget_facts, describe_budget, describe_wait
+from worker.operations.budgets import (
+    describe_budget_wait,
+    describe_unpriced,
+    fetch_batch_budget,
+    read_budget,
+    set_budget,
+)
+from worker.reports.budgets import budget_facts, describe_budget
 from worker.settings import load_settings
 from worker.storage.migrating import prepare_ledger
 
@@ -51,6 +57,6 @@ def budget(
         note(f"{found.id} has no budget: `antrean budget {found.id} 10usd` sets one")
         return
     out.say(f"{found.id}: {describe_budget(now)}")
-    waits = describe_wait(now)
+    waits = describe_budget_wait(ledger, settings, now)
     if waits is not None:
         note(waits)

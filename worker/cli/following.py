@@ -10,13 +10,12 @@ from worker.cli.progress import Display
 from worker.errors import GateShut, Unreachable
 from worker.files.disk import describe_full_disk
 from worker.files.home import last_line, log_of_service
-from worker.operations.budgets import fetch_batch_budget
+from worker.operations.budgets import describe_budget_wait, fetch_batch_budget
 from worker.operations.gates import GateWatch
 from worker.operations.run_holding import tend
 from worker.operations.run_patience import RunPatience
 from worker.operations.run_work import Work, sum_run_calls
 from worker.operations.tracking import Progress, Tracker
-from worker.reports.budgets import describe_wait
 from worker.reports.growing import GrowingResults
 from worker.reports.summary import format_seconds
 from worker.settings import Settings
@@ -53,7 +52,9 @@ def follow_run(
         find_gate=gate.fetch_cached,
         find_trouble=lambda: (
             describe_full_disk(written)
-            or describe_wait(fetch_batch_budget(ledger, work.batch_id), antrean=antrean)
+            or describe_budget_wait(
+                ledger, settings, fetch_batch_budget(ledger, work.batch_id), antrean=antrean
+            )
         ),
     )
     display = Display()

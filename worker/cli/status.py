@@ -130,7 +130,7 @@ def _print_batch(one: BatchStatus, found: Snapshot, settings: Settings) -> None:
     )
     if found.concerns(batch.endpoint):
         _print_trouble(found, settings)
-    if waits := describe_wait(one.budget):
+    if waits := found.budget_wait:
         _print_reason("waiting", waits)
     _print_open(found, without=Why.BUDGET if waits else None)
 

@@ -20,7 +20,7 @@ from worker.cli.console import json_for_output, note, out
 from worker.cli.listing import complete_batch_id, iso
 from worker.errors import InputError
 from worker.operations.usage import open_usage
-from worker.policy.cost import CostSum
+from worker.policy.cost import LARGEST_COUNT, CostSum
 from worker.reports.summary import cost_facts, format_cost, format_count
 from worker.settings import load_settings
 from worker.storage.migrating import prepare_ledger
@@ -49,7 +49,7 @@ _FIGURES = (
     "reasoning_tokens",
     "unused_tokens",
 )
-_SUMMED = (*_FIGURES, "cost_nano", "unpriced")
+_SUMMED = (*_FIGURES, "cost_nano", "unpriced", "absurd")
 _SHOWN = ("answered", "unused", "prompt", "completion", "total", "cached", "reasoning", "cost")
 
 
@@ -68,6 +68,7 @@ class _Total:
     unused_tokens: int = 0
     cost_nano: int = 0
     unpriced: int = 0
+    absurd: int = 0
 
     @property
     def cost(self) -> CostSum:
@@ -129,13 +130,18 @@ def usage(
         file = cast(TextIO, spool)
         with open_usage(ledger, by, since_ms=since_ms, batch=batch) as found:
             if as_csv:
-                _write_csv(file, by, found.groups)
+                total = _write_csv(file, by, found.groups)
             elif as_json:
-                _write_json(file, by, found.groups, since_ms=since_ms, batch_id=found.batch_id)
+                total = _write_json(file, by, found.groups, since_ms=since_ms, batch_id=found.batch_id)
             else:
-                _write_table(file, by, found.groups)
+                total = _write_table(file, by, found.groups)
         file.seek(0)
         shutil.copyfileobj(file, sys.stdout)
+    if total.absurd:
+        note(
+            f"{format_count(total.absurd, 'answer')} told absurd numbers of tokens: at most {LARGEST_COUNT:,} are kept "
+            "of each, and the sums with them are not to be believed"
+        )
 
 
 def parse_since(text: str) -> int:
@@ -164,17 +170,20 @@ def _facts(by: UsageBy, one: UsageSum) -> dict[str, Any]:
     return named | {name: getattr(one, name) for name in _FIGURES} | cost_facts(one.cost)
 
 
-def _write_csv(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
+def _write_csv(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> _Total:
     header = [_KEYS[by], *(["label"] if by is UsageBy.BATCH else []), *_FIGURES, *cost_facts(CostSum())]
     writer = csv.DictWriter(file, header, lineterminator="\n")
     writer.writeheader()
+    total = _Total()
     for one in found:
+        total.add(one)
         writer.writerow({name: csv_cell(value) for name, value in _facts(by, one).items()})
+    return total
 
 
 def _write_json(
     file: TextIO, by: UsageBy, found: Iterable[UsageSum], *, since_ms: int | None, batch_id: str | None
-) -> None:
+) -> _Total:
     """One object, written group by group: there may be a million."""
     head = {"by": by.value, "since": None if since_ms is None else iso(since_ms), "batch_id": batch_id}
     total = _Total()
@@ -184,9 +193,10 @@ def _write_json(
         file.write((",\n" if i else "\n") + json_for_output(orjson.dumps(_facts(by, one)).decode()))
     sums = {name: getattr(total, name) for name in _FIGURES} | cost_facts(total.cost)
     file.write('\n],"total":' + orjson.dumps(sums).decode() + "}\n")
+    return total
 
 
-def _write_table(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
+def _write_table(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> _Total:
     """A line for each group; where that is too wide, its name has a line of its own."""
     total = _Total()
     groups = iter(found)
@@ -199,7 +209,7 @@ def _write_table(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
         left += 1
     if not shown:
         note("no answered call in the ledger fits")
-        return
+        return total
     absent = "(no batch)" if by is UsageBy.BATCH else "(no custom_id)"
     names = [printable(f"{_key(by, one) or absent}  {one.label or ''}".rstrip()) for one in shown]
     rows = [(name, _figures(one)) for name, one in zip(names, shown, strict=True)]
@@ -207,6 +217,7 @@ def _write_table(file: TextIO, by: UsageBy, found: Iterable[UsageSum]) -> None:
         file.write(f"{line}\n")
     if left:
         note(f"{format_count(left, 'group')} more are in the sum but not shown: --csv has them all")
+    return total
 
 
 def lay_out(title: str, rows: Sequence[tuple[str, Sequence[str]]], width: int | None) -> Iterator[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from schemas.job import JobState
 from worker.clock import SystemClock
+from worker.operations.budgets import describe_budget_wait
 from worker.operations.endpoint_choice import drop_served
 from worker.operations.gates import EndpointGate, GateWatch, describe_trouble, find_shut
 from worker.operations.limits import HeldLimits, fetch_held_limits
@@ -44,6 +45,7 @@ class Snapshot:
     endpoint: str = ""
     # Of the jobs of `endpoint`, those whose model no endpoint serves, by model; as far as was looked.
     unserved: Mapping[str, int] = field(default_factory=dict)
+    budget_wait: str | None = None  # why the batch that was asked for waits at its budget
 
     def concerns(self, endpoint: str) -> bool:
         """Whether something open is to be called there."""
@@ -108,6 +110,9 @@ def fetch_snapshot(ledger: Ledger, settings: Settings, batch: Batch | None) -> S
     # A broker that does not answer takes seconds to say so: no transaction waits for it.
     if batch is None or found.concerns(settings.endpoint):
         found = replace(found, gates=GateWatch(settings).fetch_each())
+    if batch is not None:
+        wait = describe_budget_wait(ledger, settings, batches[0].budget)
+        found = replace(found, budget_wait=wait)
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from worker.policy.cost import NANO_PER_USD, Price, compute_cost
+from worker.policy.cost import LARGEST_COUNT, NANO_PER_USD, Price, compute_cost
 
 FIRST_COMPLETION_TOKENS = 4_096  # reserved for an answer without a bound, before any answer is known
 MOST_TOKENS = 10**15
@@ -70,12 +70,13 @@ def estimate(body: str, price: Price | None, *, usual_tokens: int | None) -> Amo
 
     No tokenizer makes more tokens than there are bytes, so that the prompt is never estimated too low; of images, which
     are sent as data, nobody can tell. The completion is bounded by the request, or else by what such answers took
-    lately: `usual_tokens`, with a margin.
+    lately: `usual_tokens`, with a margin. No answer is settled with more than the ledger keeps of one.
     """
     prompt_tokens = estimate_prompt_tokens(body)
     bound = read_completion_bound(body)
     if bound is None:
         bound = FIRST_COMPLETION_TOKENS if usual_tokens is None else math.ceil(usual_tokens * _MARGIN)
+    bound = min(bound, LARGEST_COUNT - min(prompt_tokens, LARGEST_COUNT))
     nano = compute_cost(price, prompt_tokens=prompt_tokens, completion_tokens=bound)
     return Amount(prompt_tokens + bound, nano)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
 NANO_PER_USD = 10**9
+# Tokens of an answer: PostgreSQL's integer. A larger count is certainly wrong, but its answer must still be stored.
+LARGEST_COUNT = 2**31 - 1
 LARGEST_COST_NANO = 2**63 - 1  # of a column
 _PICO_PER_NANO = 1000
 _PICO_A_TOKEN = 10**6  # of a dollar a million tokens

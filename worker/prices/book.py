@@ -72,6 +72,12 @@ class EndpointPrices:
         prices = [book.find(*models, now_ms=now_ms) for book in books]
         return find_dearest(one for one in prices if one is not None) if None not in prices else None
 
+    def find_lacking(self, model: str, *, now_ms: int) -> list[EndpointSettings]:
+        """The endpoints that serve the model, and whose price of it is not known, in their order."""
+        return [
+            one for one, book in self._books if one.serves(model) and book.find(model, now_ms=now_ms) is None
+        ]
+
 
 def open_prices(settings: Settings) -> EndpointPrices:
     """The prices at the endpoints of these settings, for a call that may go to any of them.

@@ -21,14 +21,19 @@ def describe_budget(found: Budget) -> str:
     return f"{text}, {reserved} reserved for calls in flight" if found.reserved.tokens else text
 
 
-def describe_wait(found: Budget | None, *, antrean: str = "antrean") -> str | None:
-    """Why the batch waits at its budget, and what to do; None where it does not. `antrean`: as it must be typed."""
+def describe_wait(
+    found: Budget | None, *, antrean: str = "antrean", unpriced: str | None = None
+) -> str | None:
+    """Why the batch waits at its budget, and what to do; None where it does not.
+
+    `antrean`: as it must be typed. `unpriced`: the models whose price is not known, with their endpoints.
+    """
     if found is None or found.waits_since_ms is None:
         return None
-    if found.limit.nano is not None and found.wanted.nano is None:
+    if found.lacks_price:
         return (
-            f"the batch has a budget of {_limit(found.limit)}, and the price of a model is not known: name it in "
-            f"ANTREAN_PRICES_FILE of the workers, or `{antrean} budget {found.batch_id}` sets one in tokens"
+            f"the batch has a budget of {_limit(found.limit)}, and the price of {unpriced or 'a model'} is not known: "
+            f"name it in ANTREAN_PRICES_FILE of the workers, or `{antrean} budget {found.batch_id}` sets one in tokens"
         )
     wanted = _amount(found.limit, found.wanted)
     return (

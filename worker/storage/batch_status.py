@@ -12,6 +12,7 @@ from schemas.job import JobState, derive_batch_status
 from worker.policy.cost import CostSum
 from worker.storage.batches import WANTED_ELSEWHERE, Batch, count_states
 from worker.storage.budgets import Budget, fetch_budget
+from worker.storage.cost_sums import join_nano, sum_nano
 from worker.storage.tables import jobs, usage, wants
 
 
@@ -54,9 +55,9 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
                 usage.c.prompt_tokens,
                 usage.c.completion_tokens,
                 usage.c.total_tokens,
-                usage.c.cost_nano,
             )
         ),
+        *sum_nano(usage.c.cost_nano),
         func.count() - func.count(usage.c.cost_nano),
         func.count(),
     )
@@ -67,8 +68,8 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
             sums.where(usage.c.job_id.in_(elsewhere), usage.c.batch_id != batch.id),
         )
     ).all()
-    prompt, completion, total, cost_nano, unpriced, answered = (
-        sum(int(row[i]) for row in tokens) for i in range(6)
+    prompt, completion, total, dollars, rest, unpriced, answered = (
+        sum(int(row[i]) for row in tokens) for i in range(7)
     )
     odd_ends = (
         select(usage.c.odd_finish_reason, func.count())
@@ -91,6 +92,6 @@ def fetch_status(connection: Connection, batch: Batch) -> BatchStatus:
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=total,
-        cost=CostSum(cost_nano, unpriced, answered),
+        cost=CostSum(join_nano(dollars, rest), unpriced, answered),
         budget=fetch_budget(connection, batch.id),
     )

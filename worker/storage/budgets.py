@@ -16,7 +16,8 @@ from sqlalchemy import Connection, and_, delete, func, select, tuple_, update
 
 from schemas.job import JobState
 from worker.policy.budgets import Amount, Limit, estimate, find_usual, goes_on
-from worker.policy.cost import LARGEST_COST_NANO, Price
+from worker.policy.cost import LARGEST_COST_NANO, LARGEST_COUNT, Price
+from worker.storage.cost_sums import join_nano, sum_nano
 from worker.storage.outcomes import Claim, ClaimedJob, Usage
 from worker.storage.tables import (
     AnyRow,
@@ -34,7 +35,6 @@ from worker.storage.wants import OPEN
 
 FindPrice = Callable[[str], Price | None]
 _REMEMBERED = 256  # answers
-_LARGEST_COUNT = 2**31 - 1  # tokens of an answer: what the table of usage holds
 _TRIED_AGAIN_MS = 60_000  # a price that was not known may be by now
 
 
@@ -57,6 +57,11 @@ class Budget:
     reserved: Amount
     waits_since_ms: int | None
     wanted: Amount
+
+    @property
+    def lacks_price(self) -> bool:
+        """Whether the batch waits because a worker does not know the price of a model."""
+        return self.waits_since_ms is not None and self.limit.nano is not None and self.wanted.nano is None
 
 
 class BudgetGuard:
@@ -160,7 +165,7 @@ class BudgetGuard:
         spent = connection.execute(
             select(
                 func.coalesce(func.sum(usage.c.total_tokens), 0),
-                func.coalesce(func.sum(usage.c.cost_nano), 0),
+                *sum_nano(usage.c.cost_nano),
             ).where(usage.c.batch_id == batch_id)
         ).one()
         connection.execute(
@@ -170,7 +175,7 @@ class BudgetGuard:
                 most_tokens=limit.tokens,
                 most_nano=limit.nano,
                 spent_tokens=max(row.spent_tokens, int(spent[0])),
-                spent_nano=max(row.spent_nano, int(spent[1])),
+                spent_nano=min(LARGEST_COST_NANO, max(row.spent_nano, join_nano(spent[1], spent[2]))),
                 waits_since_ms=None,
             )
         )
@@ -293,7 +298,7 @@ def _spent_by(one: Settled, held: AnyRow | None) -> Amount:
     tokens = one.usage
     assert tokens is not None
     is_its_own = held is not None and held.token == one.claim.token
-    told = min(_LARGEST_COUNT, max(tokens.total_tokens, tokens.prompt_tokens + tokens.completion_tokens))
+    told = min(LARGEST_COUNT, max(tokens.total_tokens, tokens.prompt_tokens + tokens.completion_tokens))
     nano = tokens.cost_nano
     if is_its_own and held is not None:
         return Amount(told or held.tokens, (held.cost_nano or 0) if nano is None else nano)
@@ -316,14 +321,15 @@ def _sum_reserved(
         select(
             reservations.c.batch_id,
             func.sum(reservations.c.tokens),
-            func.coalesce(func.sum(reservations.c.cost_nano), 0),
+            *sum_nano(reservations.c.cost_nano),
         )
         .select_from(reservations.join(jobs, _IS_FOR_CLAIM))
         .where(reservations.c.batch_id.in_(batch_ids), reservations.c.job_id.not_in(list(besides)))
         .group_by(reservations.c.batch_id)
     )
     return {
-        batch_id: Amount(int(tokens), int(nano)) for batch_id, tokens, nano in connection.execute(statement)
+        batch_id: Amount(int(tokens), join_nano(dollars, rest))
+        for batch_id, tokens, dollars, rest in connection.execute(statement)
     }
 
 

@@ -28,14 +28,20 @@ _JOB = select(jobs.c.id, jobs.c.priority, jobs.c.is_bulk, jobs.c.model).where(jo
 _READY = (
     _JOB.where(
         is_ready(),
-        tuple_(jobs.c.priority, jobs.c.id) > tuple_(bindparam("after_priority"), bindparam("after_id")),
+        tuple_(jobs.c.priority, jobs.c.id) > tuple_(bindparam("after_first"), bindparam("after_id")),
     )
     .order_by(jobs.c.priority, jobs.c.id)
     .limit(PAGE)
 )
 _DUE = (
-    _JOB.where(is_in(JobState.WAITING), jobs.c.not_before_ms <= bindparam("now_ms"))
-    .order_by(jobs.c.not_before_ms)
+    _JOB.add_columns(jobs.c.not_before_ms)
+    .where(
+        is_in(JobState.WAITING),
+        jobs.c.not_before_ms <= bindparam("now_ms"),
+        jobs.c.not_before_ms >= bindparam("after_first"),  # so that the index is searched from there on
+        tuple_(jobs.c.not_before_ms, jobs.c.id) > tuple_(bindparam("after_first"), bindparam("after_id")),
+    )
+    .order_by(jobs.c.not_before_ms, jobs.c.id)
     .limit(PAGE)
 )
 _OF_BATCH = jobs.c.batch_id == bindparam("of_batch")
@@ -44,7 +50,17 @@ _READY_LONE, _DUE_LONE = _READY.where(_IS_LONE, _IS_UNHELD), _DUE.where(_IS_LONE
 _LOCK = (
     select(jobs.c.id).where(jobs.c.id.in_(bindparam("ids", expanding=True))).with_for_update(skip_locked=True)
 )
-_FIRST = (-(2**31), "")
+_Place = tuple[int, str]
+_FIRST: _Place = (-(2**31), "")
+_DUE_PAGES = 4  # read on in one look: retries of an endpoint that is shut are seldom more
+
+
+def _by_priority(row: Any) -> _Place:
+    return row.priority, row.id
+
+
+def _by_time(row: Any) -> _Place:
+    return row.not_before_ms, row.id
 
 
 def count_published_by_model(
@@ -58,9 +74,9 @@ def count_published_by_model(
 class ModelChoice:
     """Reads due jobs in their order and takes those that are wanted.
 
-    A page is read from the beginning, and one from where the last wanted ones were found: a million jobs that nobody
-    wants now do not hide the ones behind them, and are not read each time. A batch of which no job can be called is
-    left alone for a second.
+    A page is read from the beginning, and one from where the last wanted ones were found, of retries up to four: a
+    million jobs that nobody wants now do not hide the ones behind them, and are not read each time. A batch of which no
+    job can be called is left alone for a second.
     """
 
     def __init__(
@@ -87,57 +103,82 @@ class ModelChoice:
 
     def ready_of(self, connection: Connection, endpoint: str, batch_id: str, at_most: int) -> list[Due]:
         """Ready jobs of a batch, at most so many."""
-        now_s, place = self._monotonic_s(), f"b{batch_id}"
-        if batch_id and self._rests_until_s.get(place, now_s) > now_s:
+        place = f"b{batch_id}"
+        if batch_id and self._rests(place):
             return []
         query = {"of_endpoint": endpoint, "of_batch": batch_id}
-        return self._ready(connection, _READY_OF_BATCH, query, at_most, place)
+        return self._look(connection, _READY_OF_BATCH, query, at_most, place)
 
     def due_of(
         self, connection: Connection, endpoint: str, batch_id: str, at_most: int, now_ms: int
     ) -> list[Due]:
         """Retries of a batch that are due."""
+        place = f"d{batch_id}"
+        if batch_id and self._rests(place):
+            return []
         query = {"of_endpoint": endpoint, "of_batch": batch_id, "now_ms": now_ms}
-        return self._lock(connection, self._take(connection.execute(_DUE_OF_BATCH, query).all(), at_most))
+        return self._look(connection, _DUE_OF_BATCH, query, at_most, place, order=_by_time, pages=_DUE_PAGES)
 
     def lone_ready(
         self, connection: Connection, endpoint: str, at_most: int, held: Collection[str]
     ) -> list[Due]:
         """Ready lone jobs of any batch."""
-        return self._ready(
-            connection, _READY_LONE, {"of_endpoint": endpoint, "held": list(held)}, at_most, "lone"
-        )
+        query = {"of_endpoint": endpoint, "held": list(held)}
+        return self._look(connection, _READY_LONE, query, at_most, "lone")
 
     def lone_due(
         self, connection: Connection, endpoint: str, at_most: int, held: Collection[str], now_ms: int
     ) -> list[Due]:
         """Retries of lone jobs that are due."""
         query = {"of_endpoint": endpoint, "held": list(held), "now_ms": now_ms}
-        return self._lock(connection, self._take(connection.execute(_DUE_LONE, query).all(), at_most))
+        return self._look(connection, _DUE_LONE, query, at_most, "lone due", order=_by_time, pages=_DUE_PAGES)
 
-    def _ready(
-        self, connection: Connection, page: Select[Any], query: dict[str, Any], at_most: int, place: str
+    def _rests(self, place: str) -> bool:
+        now_s = self._monotonic_s()
+        return self._rests_until_s.get(place, now_s) > now_s
+
+    def _look(
+        self,
+        connection: Connection,
+        page: Select[Any],
+        query: dict[str, Any],
+        at_most: int,
+        place: str,
+        *,
+        order: Callable[[Any], _Place] = _by_priority,
+        pages: int = 1,
     ) -> list[Due]:
-        def read(after: tuple[int, str]) -> Sequence[Any]:
-            return connection.execute(page, {**query, "after_priority": after[0], "after_id": after[1]}).all()
+        """The wanted jobs of the first page, and of at most `pages` from the remembered place on."""
+
+        def read(after: _Place) -> Sequence[Any]:
+            return connection.execute(page, {**query, "after_first": after[0], "after_id": after[1]}).all()
 
         rows = read(_FIRST)
         found = self._take(rows, at_most)
-        if rows and not found and len(rows) < PAGE and all(self._is_hopeless(row.model) for row in rows):
-            self._rests_until_s[place] = self._monotonic_s() + _REST_S
-        if len(found) < at_most and len(rows) == PAGE:
-            last = rows[-1].priority, rows[-1].id
-            after = max(last, self._after.get(place, last))
+        is_hopeless = bool(rows) and self._are_hopeless(rows)  # all that was read, with nothing left out
+        after = None
+        while len(found) < at_most and len(rows) == PAGE and pages > 0:
+            last = order(rows[-1])
+            if after is None:
+                after = max(last, self._after.get(place, last))
+                is_hopeless = is_hopeless and after == last
+            else:
+                after = last
             rows = read(after)
             further = self._take(rows, at_most - len(found))
             found += further
+            is_hopeless = is_hopeless and self._are_hopeless(rows)
             if len(rows) < PAGE:
                 self._after.pop(place, None)
-            elif not further:
-                self._after[place] = rows[-1].priority, rows[-1].id
             else:
-                self._after[place] = after
+                self._after[place] = after if further else order(rows[-1])
+            pages = 0 if further else pages - 1
+        if is_hopeless and not found and len(rows) < PAGE:
+            self._rests_until_s[place] = self._monotonic_s() + _REST_S
         return self._lock(connection, found)
+
+    def _are_hopeless(self, rows: Sequence[Any]) -> bool:
+        return all(map(self._is_hopeless, {row.model for row in rows}))
 
     def _take(self, rows: Sequence[Any], at_most: int) -> list[Due]:
         found: list[Due] = []

@@ -14,10 +14,11 @@ from sqlalchemy import Connection, case, exists, func, insert, select, update
 from schemas.completion import Usage
 from schemas.failure import Failure, FailureKind
 from schemas.job import JobState, Move
+from worker.policy.cost import LARGEST_COUNT
 from worker.storage.cleaning import clean_text
 from worker.storage.due import unmark_published
 from worker.storage.outcomes import Claim, Setback
-from worker.storage.records import LARGEST_COUNT, odd_finish_reason
+from worker.storage.records import odd_finish_reason
 from worker.storage.tables import attempts, is_in, jobs, results, usage
 from worker.storage.transitions import move_jobs, record_outcomes
 from worker.storage.wants import assign_homes

@@ -11,6 +11,7 @@ from sqlalchemy import Column, ColumnElement, Connection, LargeBinary, cast, fun
 
 from schemas.job import JobState
 from worker.policy.cost import NO_COST, CostSum
+from worker.storage.cost_sums import join_nano, sum_nano
 from worker.storage.engine import Ledger
 from worker.storage.pruning import START, OfAge, OfBatch, Page, find_page
 from worker.storage.tables import MAX_ROWS, failure_bodies, jobs, requests, results, usage
@@ -105,12 +106,14 @@ def _sum_up(connection: Connection, page: Page, found: Survey, *, octets: Any) -
         share = _share_of(found, row.batch_id)
         share.counts[JobState(row.state)] += row._mapping["count"]
         share.size_bytes += sum(int(row._mapping[size.name]) for size in sizes)
+    dollars, rest = sum_nano(usage.c.cost_nano)
     tokens = (
         select(
             jobs.c.batch_id,
             func.sum(usage.c.prompt_tokens).label("prompt"),
             func.sum(usage.c.completion_tokens).label("completion"),
-            func.coalesce(func.sum(usage.c.cost_nano), 0).label("cost"),
+            dollars.label("dollars"),
+            rest.label("rest"),
             func.count(usage.c.cost_nano).label("priced"),
             func.count().label("answered"),
         )
@@ -122,7 +125,7 @@ def _sum_up(connection: Connection, page: Page, found: Survey, *, octets: Any) -
         share = _share_of(found, row.batch_id)
         share.prompt_tokens += int(row.prompt)
         share.completion_tokens += int(row.completion)
-        share.cost += CostSum(int(row.cost), row.answered - row.priced, row.answered)
+        share.cost += CostSum(join_nano(row.dollars, row.rest), row.answered - row.priced, row.answered)
 
 
 def _share_of(found: Survey, batch_id: str) -> Share:

@@ -8,13 +8,11 @@ from functools import partial
 from typing import Any
 
 from schemas.job import ORDINARY_FINISH_REASONS
+from worker.policy.cost import LARGEST_COUNT
 from worker.storage.cleaning import clean_text
 from worker.storage.outcomes import Outcome, Setback, Success, Usage
 from worker.storage.prepared import Prepared
 from worker.storage.tables import AnyRow, attempts, build_upsert, failure_bodies, results, usage
-
-# The largest value of PostgreSQL's integer. A larger count is certainly wrong, but its answer must still be stored.
-LARGEST_COUNT = 2**31 - 1
 
 _KEEP_RESULT = Prepared(partial(build_upsert, table=results, keys=("job_id",)))
 _KEEP_ATTEMPT = Prepared(partial(build_upsert, table=attempts, keys=("job_id", "number")))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, case, func, literal_column, or_, select
 
-from worker.policy.cost import CostSum
+from worker.policy.cost import LARGEST_COST_NANO, LARGEST_COUNT, CostSum
+from worker.storage.cost_sums import join_nano, sum_nano
 from worker.storage.tables import batches, jobs, usage, wants
 
 _DAY_MS = 86_400_000
@@ -32,6 +33,7 @@ class UsageSum:
     `key`: the model, the batch id, the custom_id, or the day as a number of days since 1970-01-01; None: jobs of no
     batch, or without a custom_id. `label`: a batch's label. Unused answers were paid for, but are no results: second
     answers of a job, and answers without a usable completion. `cost_nano`: nanodollars, without the `unpriced` ones.
+    `absurd`: answers that told more tokens than the ledger keeps of one, or cost more.
     """
 
     key: str | int | None
@@ -46,6 +48,7 @@ class UsageSum:
     unused_tokens: int
     cost_nano: int = 0
     unpriced: int = 0
+    absurd: int = 0
 
     @property
     def unused(self) -> int:
@@ -75,9 +78,20 @@ def iterate_usage(
             is_of_batch |= usage.c.job_id.in_(elsewhere)
         statement = statement.where(is_of_batch)
     for row in connection.execute(statement.execution_options(yield_per=_PAGE)):
-        key, label, *sums = row
         # PostgreSQL's sums are decimal or bigint, by the type of the column.
-        yield UsageSum(None if key == "" else key, label, *(int(one) for one in sums))
+        key, label, *counts = row
+        *tokens, dollars, rest, unpriced, absurd = (int(one) for one in counts)
+        figures = (*tokens, join_nano(dollars, rest), unpriced, absurd)
+        yield UsageSum(None if key == "" else key, label, *figures)
+
+
+_IS_ABSURD = or_(
+    *(
+        column >= LARGEST_COUNT
+        for column in (usage.c.prompt_tokens, usage.c.completion_tokens, usage.c.total_tokens)
+    ),
+    func.coalesce(usage.c.cost_nano, 0) >= LARGEST_COST_NANO,
+)
 
 
 def _grouped(by: UsageBy, batch_id: str | None) -> Select[Any]:
@@ -118,8 +132,9 @@ def _grouped(by: UsageBy, batch_id: str | None) -> Select[Any]:
             func.sum(usage.c.cached_tokens),
             func.sum(usage.c.reasoning_tokens),
             func.sum(case((usage.c.is_used, 0), else_=usage.c.total_tokens)),
-            func.coalesce(func.sum(usage.c.cost_nano), 0),
+            *sum_nano(usage.c.cost_nano),
             func.count() - func.count(usage.c.cost_nano),
+            func.sum(case((_IS_ABSURD, 1), else_=0)),
         )
         .select_from(source)
         .group_by(key, *([label] if by is UsageBy.BATCH else []))
