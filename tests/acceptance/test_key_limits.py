@@ -53,6 +53,7 @@ def watch(simulator: SimulatorProcess, seconds: float) -> list[dict[str, float]]
     ]
 
 
+@pytest.mark.full
 @only_sqlite
 @pytest.mark.simulator("--latency", "0.2", "--key", f"{A},{B}", "--refuse-keys-above", "4,20")
 @pytest.mark.parametrize("workers", [1, 2])
@@ -94,6 +95,7 @@ def test_a_key_that_is_refused_for_a_while_leaves_the_rate_of_the_other(
     assert_sound(plant_ledger)
 
 
+@pytest.mark.full
 @only_sqlite
 @pytest.mark.simulator("--latency", "0.2", "--key", f"{A},{B}", "--refuse-keys-above", "12,12")
 def test_a_key_that_comes_or_goes_in_mid_run_brings_and_takes_its_part(
@@ -119,6 +121,7 @@ def test_a_key_that_comes_or_goes_in_mid_run_brings_and_takes_its_part(
     assert len(found(plant_ledger, plant_settings)) == 3
 
 
+@pytest.mark.full
 @only_sqlite
 @pytest.mark.simulator("--latency", "0.2", "--key", f"{A},{B}", "--refuse-keys-above", "12,12")
 def test_a_key_that_is_revoked_in_mid_run_burns_no_attempt_and_lowers_no_limit_of_the_other(

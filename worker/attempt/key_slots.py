@@ -203,12 +203,12 @@ class KeySlots:
         now_s = self._monotonic_s()
         return bool(rank_by_room([one.look(now_s) for one in self._of_key.values()]))
 
-    def give(self, one: KeyUser, *, is_alone: bool = False) -> bool:
-        """Gives the job a slot of a key. False: none has room. A job that runs alone has one in any case."""
+    def give(self, one: KeyUser, *, is_sure: bool = False) -> bool:
+        """Gives the job a slot of a key. False: none has room. With `is_sure` it has one in any case."""
         now_s = self._monotonic_s()
         slots = list(self._of_key.values())
         ranked = rank_by_room([slot.look(now_s) for slot in slots], turn=self._turn)
-        if not ranked and not is_alone:
+        if not ranked and not is_sure:
             return False
         chosen = slots[ranked[0] if ranked else 0]
         self._turn += 1
