@@ -7,7 +7,7 @@ room. With one key nothing of this is used.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -92,12 +92,11 @@ class KeyHold:
         self._has_left = False
         self.epoch = slot.epoch
 
-    def rank(self, usable: Sequence[KeyName]) -> list[KeyName]:
+    def rank(self, usable: Sequence[KeyName]) -> Iterator[KeyName]:
         """Those of these keys that have room for the call: the one that it has, and then the others."""
         own = None if self._slot is None else self._slot.name.id
-        return [one for one in usable if one.id == own] + [
-            one for one in self._keys.rank(usable) if one.id != own
-        ]
+        yield from (one for one in usable if one.id == own)
+        yield from (one for one in self._keys.rank(usable) if one.id != own)
 
     def take(self, name: KeyName, *, is_probe: bool = False) -> bool:
         """Moves the call to this key. False: it has no room; a probe needs none."""
