@@ -7,7 +7,7 @@ room. With one key nothing of this is used.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -92,12 +92,11 @@ class KeyHold:
         self._has_left = False
         self.epoch = slot.epoch
 
-    def rank(self, usable: Sequence[KeyName]) -> list[KeyName]:
+    def rank(self, usable: Sequence[KeyName]) -> Iterator[KeyName]:
         """Those of these keys that have room for the call: the one that it has, and then the others."""
         own = None if self._slot is None else self._slot.name.id
-        return [one for one in usable if one.id == own] + [
-            one for one in self._keys.rank(usable) if one.id != own
-        ]
+        yield from (one for one in usable if one.id == own)
+        yield from (one for one in self._keys.rank(usable) if one.id != own)
 
     def take(self, name: KeyName, *, is_probe: bool = False) -> bool:
         """Moves the call to this key. False: it has no room; a probe needs none."""
@@ -203,12 +202,12 @@ class KeySlots:
         now_s = self._monotonic_s()
         return bool(rank_by_room([one.look(now_s) for one in self._of_key.values()]))
 
-    def give(self, one: KeyUser, *, is_alone: bool = False) -> bool:
-        """Gives the job a slot of a key. False: none has room. A job that runs alone has one in any case."""
+    def give(self, one: KeyUser, *, is_sure: bool = False) -> bool:
+        """Gives the job a slot of a key. False: none has room. With `is_sure` it has one in any case."""
         now_s = self._monotonic_s()
         slots = list(self._of_key.values())
         ranked = rank_by_room([slot.look(now_s) for slot in slots], turn=self._turn)
-        if not ranked and not is_alone:
+        if not ranked and not is_sure:
             return False
         chosen = slots[ranked[0] if ranked else 0]
         self._turn += 1

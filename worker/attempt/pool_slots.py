@@ -119,7 +119,7 @@ class EndpointSlots:
     def begin(self, one: PoolUser, *, is_bulk: bool) -> None:
         """A call has the slot."""
         if self.keys is not None:
-            self.keys.give(one)
+            self.keys.give(one, is_sure=True)  # one had room; a gate may have shut just now
         one.route, one.epoch = self.index, self.epoch
         if self.probes and not self.is_open():
             self.probes -= 1

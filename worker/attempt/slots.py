@@ -309,7 +309,7 @@ class Slots(Generic[T]):
         """Whether a claimed job that runs alone may be called: `end_alone` follows then."""
         with self._idle:
             if self.keys is not None:
-                self.keys.give(one, is_alone=True)
+                self.keys.give(one, is_sure=True)
         return True
 
     def end_alone(self, one: T) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRoom:
+class KeyRoom(NamedTuple):
     """What one key allows this worker: calls at once, and those in flight.
 
     `is_open`: no gate keeps calls from it. `is_held`: a call was refused just now, and none begins before all workers
@@ -30,10 +29,13 @@ def rank_by_room(rooms: Sequence[KeyRoom], *, turn: int = 0) -> list[int]:
         found = [at for at, one in enumerate(rooms) if one.is_open and one.in_flight < one.share]
     else:
         found = [at for at, one in enumerate(rooms) if one.in_flight < max(1, one.share)]
-    return sorted(
-        (at for at in found if not rooms[at].is_held),
-        key=lambda at: (rooms[at].in_flight / max(1, rooms[at].share), (at - turn) % count),
-    )
+    ranked = [
+        (one.in_flight / max(1, one.share), (at - turn) % count, at)
+        for at in found
+        if not (one := rooms[at]).is_held
+    ]
+    ranked.sort()
+    return [at for _, _, at in ranked]
 
 
 def sum_limits(rooms: Sequence[KeyRoom], *, most: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Protocol
@@ -38,7 +38,7 @@ class Hold(Protocol):
 
     epoch: int
 
-    def rank(self, usable: Sequence[KeyName]) -> Sequence[KeyName]:
+    def rank(self, usable: Sequence[KeyName]) -> Iterable[KeyName]:
         """Those of these keys that have room for the call, in the order in which to try them."""
 
     def take(self, name: KeyName, *, is_probe: bool = False) -> bool:

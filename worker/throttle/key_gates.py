@@ -7,8 +7,8 @@ workers. All else shuts the gate of the endpoint. A call needs both.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
-from itertools import count
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain, count
 
 import structlog
 
@@ -300,6 +300,7 @@ class KeyGates:
         """Gives the permit a key: one that is to be probed now, else the next of those that are not set aside."""
         usable: list[KeyName] = []
         to_probe: list[KeyName] = []
+        in_turn: Iterable[KeyName] = ()
         for name in self.names():
             keeper = self._keeper(name)
             if name.id in tried or keeper.is_shut(job_id):
@@ -308,11 +309,11 @@ class KeyGates:
         if usable:
             if permit.hold is None:
                 first = self._next_turn() % len(usable)
-                usable = usable[first:] + usable[:first]
+                in_turn = usable[first:] + usable[:first]
             else:
-                usable = list(permit.hold.rank(usable))
+                in_turn = permit.hold.rank(usable)
             to_probe = [name for name in to_probe if self._is_to_be_tried(name)]
-        for name in (*to_probe, *usable):
+        for name in chain(to_probe, in_turn):
             if permit.hold is not None and not permit.hold.take(name, is_probe=name in to_probe):
                 continue
             of_key = self._keeper(name).admit(job_id)
