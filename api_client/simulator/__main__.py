@@ -80,6 +80,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--spent-keys", default="", help="keys that get 402, with commas between them")
     parser.add_argument("--revoked-keys", default="", help="keys that get 401, with commas between them")
     parser.add_argument("--refuse-code", help="a code in the body of a refusal for too many calls at once")
+    parser.add_argument("--rate-shape", default=defaults.rate_shape, help="sliding, window or bucket")
     parser.add_argument("--rate-headers", action="store_true", help="x-ratelimit-* on every answer")
     parser.add_argument("--no-tell-wait", dest="tells_wait", action="store_false", help="no Retry-After")
     parser.add_argument(
