@@ -76,6 +76,7 @@ class Route:
             rng=rng or random.Random(),
             is_proven=is_proven,
             told=told,
+            marks=self.meter.marks,
         )
 
     def find_price(self, *models: str) -> Price | None:
