@@ -85,6 +85,7 @@ def _build_parser() -> argparse.ArgumentParser:
         help="calls at once of each key of --key, in their order, as in 4,20",
     )
     parser.add_argument("--refuse-code", help="a code in the body of a refusal for too many calls at once")
+    parser.add_argument("--rate-shape", default=defaults.rate_shape, help="sliding, window or bucket")
     parser.add_argument("--rate-headers", action="store_true", help="x-ratelimit-* on every answer")
     parser.add_argument("--no-tell-wait", dest="tells_wait", action="store_false", help="no Retry-After")
     parser.add_argument(

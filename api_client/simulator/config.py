@@ -35,6 +35,7 @@ FAULTS = (
     "rate_surrogate",
 )
 REFUSE_STATUSES = (402, 429, 503)
+RATE_SHAPES = ("sliding", "window", "bucket")
 _FIXED_AT_START = {"host", "port", "seed", "log_calls_path"}
 
 
@@ -51,7 +52,8 @@ class SimulatorConfig:
     `revoked_keys`, which are not accepted any more. `refuse_above`: most calls at once; more get `refuse_status`, and
     `refuse_code` in the body. `refuse_keys_above`: the same for each key of `key`, in their order, with commas between.
     `slope_per_s`: how fast calls at once may rise. `tpm`: most tokens of a key in any `rate_window_s`, as `rpm` of
-    calls; `tells_wait`: whether their 429s say `Retry-After`. `call_tokens_per_s`: a call takes its answer's tokens
+    calls; `rate_shape`: of both, a window that slides, one that ends at fixed times, or a bucket;
+    `tells_wait`: whether their 429s say `Retry-After`. `call_tokens_per_s`: a call takes its answer's tokens
     divided by this, after the latency; beyond `knee` calls the sum stays flat. `answer_tokens`: how long answers are,
     in the mean if `answer_spread`, a lognormal's sigma, is above 0. `capacity`: a factor on `refuse_above` and `knee`.
     `is_dead`: connections are refused. `models_status`: what the list of models answers instead.
@@ -95,6 +97,7 @@ class SimulatorConfig:
     slope_per_s: float | None = None
     tpm: int | None = None
     rate_window_s: float = 60.0
+    rate_shape: str = "sliding"
     rate_headers: bool = False
     tells_wait: bool = True
     call_tokens_per_s: float | None = None
@@ -153,6 +156,8 @@ class SimulatorConfig:
             raise ValueError("refuse_keys_above must be whole numbers with commas between them, as in 4,20")
         if self.refuse_status not in REFUSE_STATUSES:
             raise ValueError(f"refuse_status must be one of {', '.join(map(str, REFUSE_STATUSES))}")
+        if self.rate_shape not in RATE_SHAPES:
+            raise ValueError(f"rate_shape must be one of {', '.join(RATE_SHAPES)}")
         if self.refuse_code is not None and (not isinstance(self.refuse_code, str) or not self.refuse_code):
             raise ValueError("refuse_code must be a word that is not empty")
         for name in ("capacity", "answer_spread"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from api_client.simulator.config import SimulatorConfig
-from api_client.simulator.rate_window import RateWindow
+from api_client.simulator.rate_shapes import Shapes
 from api_client.simulator.slope import Slope
 
 _WORDS = {402: "Payment Required", 429: "Too Many Requests", 503: "Service Unavailable"}
@@ -31,8 +31,8 @@ class Limits:
     """The limits of one simulator. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._calls = RateWindow()
-        self._tokens = RateWindow()
+        self._calls = Shapes()
+        self._tokens = Shapes()
         self._slope = Slope()
 
     def check_call(
@@ -54,7 +54,8 @@ class Limits:
             return self._busy("slope", config)
         if config.rpm is not None:
             window_s = config.rate_window_s
-            wait_s = self._calls.admit(key, limit=config.rpm, now=now, window_s=window_s)
+            rate = self._calls.of(config.rate_shape)
+            wait_s = rate.admit(key, limit=config.rpm, now=now, window_s=window_s)
             if wait_s > 0:
                 return _over_rate("rpm", config, wait_s)
         return None
@@ -66,7 +67,8 @@ class Limits:
         if config.tpm is None:
             return None
         window_s = config.rate_window_s
-        wait_s = self._tokens.admit(key, limit=config.tpm, now=now, amount=tokens, window_s=window_s)
+        rate = self._tokens.of(config.rate_shape)
+        wait_s = rate.admit(key, limit=config.tpm, now=now, amount=tokens, window_s=window_s)
         return _over_rate("tpm", config, wait_s) if wait_s > 0 else None
 
     def headers(self, config: SimulatorConfig, key: bytes, *, now: float) -> bytes:
@@ -79,7 +81,9 @@ class Limits:
             ("tokens", config.tpm, self._tokens),
         ):
             if limit is not None:
-                used, reset_s = window.used(key, now=now, window_s=config.rate_window_s)
+                used, reset_s = window.used(
+                    config.rate_shape, key, limit=limit, now=now, window_s=config.rate_window_s
+                )
                 lines += (
                     f"x-ratelimit-limit-{name}: {limit}\r\n"
                     f"x-ratelimit-remaining-{name}: {max(0, limit - used)}\r\n"

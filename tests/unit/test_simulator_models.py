@@ -12,6 +12,7 @@ from api_client.simulator.batching import Sharing
 from api_client.simulator.completion import compose_completion
 from api_client.simulator.lengths import draw_length
 from api_client.simulator.limits import format_duration
+from api_client.simulator.rate_shapes import Bucket, FixedWindow
 from api_client.simulator.rate_window import RateWindow
 from api_client.simulator.series import Series
 from api_client.simulator.slope import Slope
@@ -79,6 +80,30 @@ def test_the_window_counts_amounts_and_says_when_enough_has_left() -> None:
     assert window.used(b"k", now=20.0) == (80, 50.0)
     assert window.used(b"k", now=65.0) == (40, 5.0)
     assert window.used(b"other", now=65.0) == (0, 0.0)
+
+
+def test_a_fixed_window_gives_all_of_it_back_at_its_end() -> None:
+    window = FixedWindow()
+    assert [window.admit(b"k", limit=2, now=now) for now in (110.0, 119.0)] == [0.0, 0.0]
+    assert window.admit(b"k", limit=2, now=119.5) == 0.5
+    assert window.used(b"k", now=119.5) == (2, 0.5)
+    assert window.admit(b"other", limit=2, now=119.5) == 0.0
+    assert window.admit(b"k", limit=2, now=120.0) == 0.0
+    assert window.used(b"k", now=121.0) == (1, 59.0)
+    assert window.admit(b"k", limit=2, now=121.0, amount=3) == float("inf")
+
+
+def test_a_bucket_gives_it_back_evenly() -> None:
+    bucket = Bucket()
+    assert [bucket.admit(b"k", limit=60, now=100.0, amount=amount) for amount in (59, 1, 1)] == [
+        0.0,
+        0.0,
+        1.0,
+    ]
+    assert bucket.used(b"k", limit=60, now=101.5) == (59, 58.5)
+    assert bucket.admit(b"k", limit=60, now=101.5) == 0.0
+    assert bucket.used(b"k", limit=60, now=300.0) == (0, 0.0)
+    assert bucket.admit(b"k", limit=60, now=300.0, amount=61) == float("inf")
 
 
 def test_calls_at_once_rise_as_fast_as_the_slope_and_no_faster() -> None:
@@ -174,6 +199,7 @@ def test_a_step_of_another_form_is_refused_with_an_example(text: str) -> None:
         ({"knee": 4}, "knee needs call_tokens_per_s"),
         ({"call_tokens_per_s": 0}, "call_tokens_per_s must be above 0"),
         ({"rate_window_s": 0}, "rate_window_s must be above 0"),
+        ({"rate_shape": "round"}, "rate_shape must be one of sliding, window, bucket"),
         ({"capacity": -1}, "capacity must be at least 0, not -1"),
         ({"spent_keys": ["sk"]}, "spent_keys must be text: keys with commas between them"),
         ({"is_dead": 1}, "is_dead must be true or false"),

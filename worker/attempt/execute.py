@@ -174,6 +174,8 @@ class Executor:
             except NotCalled as exc:
                 route.note_failure(permit, is_refusal=False)
                 return exc
+            finally:
+                route.meter.marks.end()
 
     def _decide(
         self, job: ClaimedJob, route: Route, permit: Permit, leave_slot: Callable[[], None]

@@ -25,6 +25,7 @@ from worker.throttle.evidence import Evidence, Verdict
 from worker.throttle.gatekeeper import Permit
 from worker.throttle.key_gates import KeyGates
 from worker.throttle.told import ToldLimits
+from worker.throttle.told_marks import ToldMarks
 
 _SOON_MS = 1000
 _NEW_TROUBLE = 2.0  # times the longest backoff
@@ -64,11 +65,13 @@ class Judge:
         is_proven: bool,
         told: ToldLimits | None = None,
         calls_in_flight: Callable[[], int] = lambda: 0,
+        marks: ToldMarks | None = None,
     ) -> None:
         """`calls_in_flight`: the calls of this process to the endpoint that have no answer yet."""
         self._calls_in_flight = calls_in_flight
         self._gates = gates
         self._told = told or ToldLimits()
+        self._marks = marks or ToldMarks(clock.monotonic_s)
         self._writer = writer
         self._rules = rules
         self._clock = clock
@@ -101,7 +104,7 @@ class Judge:
             number=permit.number,
             now_s=self._clock.monotonic_s(),
         )
-        self._heed(hints, permit)
+        self._heed(hints, permit, job.model)
 
     def judge(self, job: ClaimedJob, failure: Failure, permit: Permit, *, now_ms: int) -> Judgement:
         """What follows from the failure. The gate is shut, given a cooldown or left alone first, as decided.
@@ -199,14 +202,14 @@ class Judge:
         if decision.cooldown_s:
             self._gates.cool_down(failure.kind, asked_s=decision.cooldown_s, permit=permit)
         else:
-            self._heed(failure.rate_hints, permit)
+            self._heed(failure.rate_hints, permit, job.model)
         self._gates.decided_nothing(permit)
         due_ms = decision.not_before_ms
         return None if due_ms is None else self._soonest(due_ms, failure, decision, now_ms)
 
-    def _heed(self, hints: RateHints | None, permit: Permit) -> None:
+    def _heed(self, hints: RateHints | None, permit: Permit, model: str) -> None:
         self._told.note(hints, "" if permit.key is None else permit.key.id, now_ms=self._clock.now_ms())
-        wait_s = decide_hinted_wait_s(hints, self._rules)
+        wait_s = decide_hinted_wait_s(self._marks.note(hints, permit, model), self._rules)
         if wait_s is not None:
             self._gates.keep_off(wait_s, permit)
 

@@ -78,6 +78,7 @@ class Route:
             is_proven=is_proven,
             told=told,
             calls_in_flight=lambda: client.calls_in_flight,
+            marks=self.meter.marks,
         )
 
     def note_answer(self, permit: Permit, *, latency_s: float, tokens: int, tokens_out: int) -> None:

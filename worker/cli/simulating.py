@@ -35,9 +35,10 @@ def simulate(
     tpm: Annotated[
         int | None, typer.Option(help="Tokens a minute and key, of prompts and answers, before 429 answers.")
     ] = None,
-    rate_window: Annotated[
-        float, typer.Option(help="Seconds of the sliding window of --rpm and --tpm.")
-    ] = 60.0,
+    rate_window: Annotated[float, typer.Option(help="Seconds of the window of --rpm and --tpm.")] = 60.0,
+    rate_shape: Annotated[
+        str, typer.Option(help="Of --rpm and --tpm: sliding, window (with fixed ends) or bucket.")
+    ] = "sliding",
     rate_headers: Annotated[
         bool,
         typer.Option("--rate-headers", help="Say what is left of both in x-ratelimit-* of every answer."),
@@ -164,6 +165,7 @@ def simulate(
             slope_per_s=slope,
             tpm=tpm,
             rate_window_s=rate_window,
+            rate_shape=rate_shape,
             rate_headers=rate_headers,
             tells_wait=not no_tell_wait,
             call_tokens_per_s=call_tokens,

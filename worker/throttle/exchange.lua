@@ -8,19 +8,23 @@
 --            requests_paid, tokens_paid   when what was granted is paid off, in us since `began`
 --            requests_rate, tokens_rate   the limits by which they were reckoned
 --            workers   id to {seen, share, applied, in_flight, demand, most, is_adaptive, version of the limits that it
---                      knows, in ms, first: what it applied when it reported to a store that knew nothing of it}
+--                      knows, in ms, first: what it applied when it reported to a store that knew nothing of it, words,
+--                      permits: as in `Held`}
+--            told      place to {seen, requests, tokens}, as `Told`: limits that answers told
 -- ARGV[1]  the report, as JSON:
 --            worker, most, is_adaptive, applied, in_flight, demand, epoch, flow, wanted, unused, each_tokens,
 --            back_tokens   as in `Report`
 --            version, in_flight_limit, requests, tokens   as in `Fixed`
 --            of_epoch, value, new_epoch, limit   as in `Change`, where there is one
 --            known_epoch   the epoch of the limit that the worker knows
+--            told   as `ToldReport`, where there is one
 -- ARGV[2]  now, in ms; '' for this server's clock
 -- ARGV[3]  '1' if other workers live: a state that is new grants nothing beyond what is applied for a while; else ''
 -- ARGV[4]  how long a worker may be silent, in ms
 -- ARGV[5]  how long a new state waits for reports, in ms
 -- ARGV[6]  how long a worker has a call that does not divide, in ms
 -- ARGV[7]  how long the state is kept, in ms
+-- ARGV[8]  how long limits are kept that answers told and nobody tells any more, in ms
 --
 -- Answers an array: the share; permits, or -1 where no rate is limited; the epoch of the found limit, 0 for none; all of
 -- the found limit, '' where the worker knows it; the flow as JSON; calls in flight of all workers; how many workers; now;
@@ -62,6 +66,7 @@ if latest > now + 1000 or state.began > now then -- the clock was set back
     for _, held in pairs(workers) do
         held.first = held.applied
     end
+    state.told = {}
 end
 state.workers = workers
 local own = { seen = now, share = 0, applied = report.applied, in_flight = report.in_flight,
@@ -138,6 +143,90 @@ if report.is_adaptive and not state.value then -- no more calls before there is 
     own.share = math.min(own.share, own.applied)
 end
 
+-- What answers told: worker/policy/told_windows.py.
+local words, left, told_wait_us, there = report.told, nil, 0, 0
+state.told = state.told or {}
+for place, one in pairs(state.told) do
+    if now - one.seen > tonumber(ARGV[8]) then
+        state.told[place] = nil
+    end
+end
+local function pass_reset(known)
+    if not known or now < known.late_ms then
+        return known
+    end
+    local late = known.late_ms + math.max(known.span_ms, 1000)
+    if known.is_assumed or known.each_us > 0 or known.limit == 0 or now >= late then
+        return nil
+    end
+    return { left = known.limit, limit = known.limit, early_ms = known.late_ms, late_ms = late,
+        span_ms = known.span_ms, at_ms = now, each_us = 0, is_assumed = true }
+end
+local function note_window(known, new)
+    if new.late_ms <= now then
+        return known
+    elseif not known then
+        return new
+    elseif known.is_assumed then
+        return new.early_ms > known.early_ms and new or known
+    elseif new.early_ms > known.late_ms then
+        return new
+    elseif new.late_ms < known.early_ms then
+        return known
+    end
+    local least = new.left < known.left and new or known
+    return { left = least.left, limit = least.limit, early_ms = math.max(known.early_ms, new.early_ms),
+        late_ms = math.min(known.late_ms, new.late_ms), span_ms = math.max(known.span_ms, new.span_ms),
+        at_ms = least.at_ms, each_us = new.each_us, is_assumed = false }
+end
+if words then
+    own.words, own.permits = words, 0
+    local told = state.told[words.place] or {}
+    state.told[words.place] = told
+    told.seen = now
+    local uncounted, held_by_others, may_begin = { requests = 0, tokens = 0 }, 0, 0
+    for _, held in pairs(workers) do
+        if held.words and held.words.place == words.place then
+            there = there + 1
+            uncounted.requests = uncounted.requests + held.words.uncounted
+            uncounted.tokens = uncounted.tokens + held.words.in_flight
+            held_by_others = held_by_others + held.permits
+            may_begin = may_begin + math.max(held.share, held.in_flight) + held.words.begun
+        end
+    end
+    for _, name in ipairs({ 'requests', 'tokens' }) do
+        local window, new = pass_reset(told[name]), words[name]
+        if new then
+            new.early_ms, new.late_ms, new.at_ms = new.early_ms + now, new.late_ms + now, new.at_ms + now
+            window, words[name] = note_window(window, new), nil
+        end
+        told[name] = window
+        if window then
+            local back = 0
+            if window.each_us > 0 then
+                back = math.floor(math.floor(math.max(0, now - window.at_ms) * 1000 * 9 / 10) / window.each_us)
+            end
+            local more = window.left + back - uncounted[name]
+            if not left or more < left then
+                left, told_wait_us = more, (window.late_ms - now) * 1000
+            end
+        end
+    end
+    if left then
+        left = left - words.held - held_by_others
+        if left >= 4 * may_begin then
+            left = nil
+        end
+    end
+end
+local allowed = report.wanted
+if left then
+    allowed = math.max(0, math.min(report.wanted, math.ceil(left / there)))
+end
+if not left or allowed >= report.wanted then
+    told_wait_us = 0
+end
+
 -- The permits: worker/policy/rates.py.
 local minute, burst = 60000000, 600000
 local now_us = (now - state.began) * 1000
@@ -162,10 +251,10 @@ local function settle(paid, per_minute, back, each)
     return math.min(moved, now_us + math.max(minute, each))
 end
 
-local permits, wait_us = -1, 0
+local permits, wait_us = left and allowed or -1, 0
 if state.requests or state.tokens then
     local paid, each, credit, token_wait_us = 0, 0, 0, 0
-    permits = report.wanted
+    permits = allowed
     if state.requests then
         each, credit = cost(state.requests, 1), cost(state.requests, report.unused)
         paid = carry_over(state.requests_paid, state.requests_rate, state.requests)
@@ -188,10 +277,13 @@ if state.requests or state.tokens then
     end
 end
 
+if words then
+    own.permits = words.held + math.max(0, permits)
+end
 local in_flight, count = 0, 0
 for _, held in pairs(workers) do
     in_flight, count = in_flight + held.in_flight, count + 1
 end
 redis.call('SET', KEYS[1], cjson.encode(state), 'PX', ARGV[7])
 return { own.share, permits, state.epoch, state.epoch ~= report.known_epoch and state.limit or '',
-    cjson.encode(state.flow), in_flight, count, now, wait_us, changed }
+    cjson.encode(state.flow), in_flight, count, now, math.max(wait_us, told_wait_us), changed }

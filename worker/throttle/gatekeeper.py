@@ -60,7 +60,8 @@ class Permit:
 
     A probe, which has a `token`, ends with the `with`, unless the call has settled it before. `order`: the number of
     the call's start among the events of this process (see `Evidence`). `number`: its number among the calls only.
-    `epoch`: of the limit under which it was admitted. `reserved_tokens`: of the tokens a minute (see `Meter`).
+    `epoch`: of the limit under which it was admitted. `reserved_tokens`: of the tokens a minute (see `Meter`). `mark`,
+    `began_s`: how many calls began well before this one, and when it began itself (see `ToldMarks`); 0 if unknown.
     """
 
     is_granted: bool = True
@@ -71,6 +72,8 @@ class Permit:
     give_back: Callable[[str | None], object] | None = field(default=None, compare=False, repr=False)
     epoch: int = field(default=0, compare=False)
     reserved_tokens: int = field(default=0, compare=False)
+    mark: int = field(default=0, compare=False)
+    began_s: float = field(default=0.0, compare=False)
     key: KeyName | None = field(default=None, compare=False)
     of_key: Permit | None = field(default=None, compare=False, repr=False)
     hold: Hold | None = field(default=None, compare=False, repr=False)

@@ -153,7 +153,7 @@ class Limiter:
     def tick(self) -> float:
         """One exchange, if there is a limit to share. Seconds until the next one."""
         self._read_settings()
-        if not self._is_adaptive and not self._fixed.is_any:
+        if not (self._is_adaptive or self._fixed.is_any or self._meter.marks.is_active):
             self._unlimit()
             self._has_begun = True
             return _SETTINGS_EVERY_S
@@ -217,7 +217,7 @@ class Limiter:
         fixed = self._fixed
         is_told = self._slots.permits is not None  # also of a rate that another ledger has set
         has_rates = is_told or fixed.requests_per_minute is not None or fixed.tokens_per_minute is not None
-        wanted = self._want_permits() if has_rates else 0
+        wanted = self._want_permits() if has_rates or self._meter.marks.is_active else 0
         unused = self._slots.take_permits(-wanted) if wanted < 0 else 0
         report = Report(
             self._worker_id,
@@ -233,12 +233,14 @@ class Limiter:
             unused=unused,
             each_tokens=self._meter.reserved_tokens or 1,
             back_tokens=reading.back_tokens,
+            told=self._meter.told(permits=self._slots.permits, slots=in_flight),
         )
         self._is_limited = True  # also by a report whose answer is lost
         try:
             share = self._store.exchange(report, fixed, change, has_others=self._known.has_others)
         except StoreAway:
             self._kept = replace(reading, flow=report.flow)
+            self._meter.marks.keep(report.told)
             raise
         finally:
             self._has_begun = True

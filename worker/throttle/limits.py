@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from worker.policy.concurrency import Limit
 from worker.policy.flow import NOTHING, Flow
 from worker.policy.rates import carry_over, cost_us, settle, take
 from worker.policy.shares import grant, share_out
+from worker.policy.told_windows import Window, count_left, grant_calls, note_window, pass_reset
+from worker.throttle.told_marks import ToldReport
 
 SILENT_MS = (
     30_000  # a worker that reports nothing for so long counts as lost, as by its lease, and holds nothing
 )
 TURN_MS = 5_000  # how long a worker has a call that does not divide
+TOLD_KEPT_MS = 7_200_000  # limits that answers told, of a key or a model that is not used any more
 SETTLING_MS = 1_500  # within this time, each worker that holds a share has reported to a store that forgot it
 
 
@@ -48,6 +51,7 @@ class Report:
     has at most the greater of both in flight. `demand`: calls in flight and jobs that could be, `most` at most.
     `flow` is of `epoch`. `wanted`: permits to begin calls. `unused`: permits of before that it gives back.
     `each_tokens`: what one permit reserves. `back_tokens`: reserved, and not used by calls that have ended.
+    `told`: limits that answers told.
     """
 
     worker_id: str
@@ -62,6 +66,7 @@ class Report:
     unused: int = 0
     each_tokens: int = 1
     back_tokens: int = 0
+    told: ToldReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +138,21 @@ class Held:
     is_adaptive: bool = True
     version_ms: int = 0  # of the set limits that it knows
     first: int = 0  # what it applied when it reported to a store that knew nothing of it
+    words: ToldReport | None = None  # the latest
+    permits: int = 0  # under limits that answers told, by now
 
     @property
     def held(self) -> int:
         return max(self.share, self.applied, self.in_flight)
+
+
+@dataclass(slots=True)
+class Told:
+    """What the answers of one place told."""
+
+    requests: Window | None = None
+    tokens: Window | None = None
+    seen_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -152,6 +168,7 @@ class State:
     requests_rate: int | None = None  # the limit by which `requests_paid_us` was reckoned
     tokens_rate: int | None = None
     workers: dict[str, Held] = field(default_factory=dict)
+    told: dict[str, Told] = field(default_factory=dict)
 
 
 class MemoryLimitStore:
@@ -205,6 +222,7 @@ def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, 
         state.began_ms = now_ms
         for held in state.workers.values():
             held.first = held.applied
+        state.told.clear()
     own = state.workers.setdefault(report.worker_id, Held(now_ms, first=report.applied))
     own.seen_ms, own.applied, own.in_flight = now_ms, report.applied, report.in_flight
     own.demand, own.most = min(report.demand, report.most), report.most
@@ -220,7 +238,12 @@ def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, 
         own.share = min(own.share, all_of_them)
     if report.is_adaptive and state.limit is None:
         own.share = min(own.share, own.applied)  # no more calls before there is a found limit
-    permits, wait_us = _permits(state, report, now_us=(now_ms - state.began_ms) * 1000)
+    allowed, told_wait_ms = _allow(state, own, report, now_ms=now_ms)
+    wanted = report.wanted if allowed is None else allowed
+    permits, wait_us = _permits(state, report, wanted, now_us=(now_ms - state.began_ms) * 1000)
+    if permits is None:
+        permits = allowed
+    own.permits = (0 if report.told is None else report.told.held) + (permits or 0)
     return Share(
         slots=own.share,
         permits=permits,
@@ -229,7 +252,7 @@ def exchange(state: State, report: Report, fixed: Fixed, change: Change | None, 
         in_flight=sum(held.in_flight for held in state.workers.values()),
         workers=len(state.workers),
         now_ms=now_ms,
-        wait_ms=-(-wait_us // 1000),
+        wait_ms=max(-(-wait_us // 1000), told_wait_ms),
         has_changed=has_changed,
     )
 
@@ -246,9 +269,49 @@ def _share(state: State, worker_id: str, sharing: Iterable[str], limit: int, *, 
     return grant(fair, limit, sum(state.workers[name].held for name in names if name != worker_id))
 
 
-def _permits(state: State, report: Report, *, now_us: int) -> tuple[int | None, int]:
+def _allow(state: State, own: Held, report: Report, *, now_ms: int) -> tuple[int | None, int]:
+    """Calls that the worker may begin under the limits that answers told, None: any; and ms until there are more."""
+    for place, told in list(state.told.items()):
+        if now_ms - told.seen_ms > TOLD_KEPT_MS:
+            del state.told[place]
+    own.words = words = report.told
+    if words is None:
+        return None, 0
+    told = state.told.setdefault(words.place, Told())
+    told.seen_ms = now_ms
+    told.requests = _note(told.requests, words.requests, now_ms=now_ms)
+    told.tokens = _note(told.tokens, words.tokens, now_ms=now_ms)
+    there = [
+        (held, held.words)
+        for held in state.workers.values()
+        if held.words is not None and held.words.place == words.place
+    ]
+    uncounted = sum(one.uncounted for _, one in there), sum(one.in_flight for _, one in there)
+    found = count_left(zip((told.requests, told.tokens), uncounted, strict=True), now_ms=now_ms)
+    if found is None:
+        return None, 0
+    left = found[0] - words.held - sum(held.permits for held, _ in there if held is not own)
+    may_begin = sum(max(held.share, held.in_flight) + one.begun for held, one in there)
+    allowed = grant_calls(left, report.wanted, workers=len(there), may_begin=may_begin)
+    return allowed, found[1] if allowed is not None and allowed < report.wanted else 0
+
+
+def _note(known: Window | None, told: Window | None, *, now_ms: int) -> Window | None:
+    window = pass_reset(known, now_ms=now_ms)
+    if told is None:
+        return window
+    told = replace(
+        told,
+        early_ms=told.early_ms + now_ms,
+        late_ms=told.late_ms + now_ms,
+        at_ms=told.at_ms + now_ms,
+    )
+    return note_window(window, told, now_ms=now_ms)
+
+
+def _permits(state: State, report: Report, granted: int, *, now_us: int) -> tuple[int | None, int]:
     requests, tokens = state.fixed.requests_per_minute, state.fixed.tokens_per_minute
-    granted, wait_us = report.wanted, 0
+    wait_us = 0
     paid_us = each_us = credit_us = 0
     if requests is not None:
         each_us, credit_us = cost_us(requests), cost_us(requests, report.unused)

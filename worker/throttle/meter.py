@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from worker.policy.allowances import reserve_tokens
 from worker.policy.concurrency import Limit
 from worker.policy.flow import Flow, one_answer
 from worker.throttle.gatekeeper import Permit
+from worker.throttle.told_marks import ToldMarks, ToldReport
 
 _LATELY = 200  # answers whose tokens tell what the next one may take
 _UNKNOWN_TOKENS = 1000  # reserved for a call before any was answered
@@ -28,13 +30,19 @@ class Reading:
 
 
 class Meter:
-    """One per process. Thread-safe. A call costs one short lock at its end, and none at its beginning."""
+    """One per process. Thread-safe. A call costs a short lock at its beginning, and two at its end."""
 
-    def __init__(self, on_refusal: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        on_refusal: Callable[[], None] = lambda: None,
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`on_refusal` is told of each refusal that is news. It must not block."""
         self.on_refusal = on_refusal
         self.epoch = 0
         self.reserved_tokens = 0  # for each call; 0 where tokens are not limited
+        self.marks = ToldMarks(monotonic_s)
         self._lock = threading.Lock()
         self._limit: Limit | None = None
         self._sums = [0] * _FLOW_SIZE
@@ -46,10 +54,11 @@ class Meter:
         """Notes on the permit under which limit the call is admitted, and what is reserved for it.
 
         `epoch`: that of the limit when its slot was given; None: now. A thread may begin the call later, when the
-        limit was lowered meanwhile: its refusal is no news then.
+        limit was lowered meanwhile: its refusal is no news then. `marks.end` follows, whatever comes of the call.
         """
         permit.epoch = self.epoch if epoch is None else epoch
         permit.reserved_tokens = self.reserved_tokens
+        self.marks.begin(permit)
 
     def note_answer(self, permit: Permit, *, latency_s: float, tokens: int, tokens_out: int) -> None:
         """The call was answered. `tokens`: of prompt and completion; 0 where the endpoint tells no usage."""
@@ -105,6 +114,10 @@ class Meter:
         with self._lock:
             lately = list(self._lately)
         return reserve_tokens(lately, unknown=_UNKNOWN_TOKENS)
+
+    def told(self, *, permits: int | None, slots: int) -> ToldReport | None:
+        """What to tell the store of the limits that answers told. `slots`: in use; `permits`: not used yet."""
+        return self.marks.report(tokens_each=self.expected_tokens, permits=permits, slots=slots)
 
     def _add(self, seen: Flow) -> None:
         for index, one in enumerate(_FLOW_NAMES):

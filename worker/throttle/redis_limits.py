@@ -14,6 +14,7 @@ from worker.policy.flow import Flow
 from worker.throttle.limits import (
     SETTLING_MS,
     SILENT_MS,
+    TOLD_KEPT_MS,
     TURN_MS,
     Change,
     Fixed,
@@ -70,6 +71,9 @@ class RedisLimitStore:
         ):
             if value is not None:
                 told[name] = value
+        if report.told is not None:
+            words = asdict(report.told)
+            told["told"] = {name: value for name, value in words.items() if value is not None}
         if change is not None:
             told["of_epoch"], told["new_epoch"] = change.of_epoch, change.limit.epoch
             told["value"], told["limit"] = change.limit.value, orjson.dumps(asdict(change.limit)).decode()
@@ -81,6 +85,7 @@ class RedisLimitStore:
             SETTLING_MS,
             TURN_MS,
             _KEEP_MS,
+            TOLD_KEPT_MS,
         ]
         try:
             return self._read(self._exchange(keys=[self._key], args=arguments))
