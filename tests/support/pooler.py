@@ -6,13 +6,14 @@ import os
 import pwd
 import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
 import pytest
+
+from tests.support.folders import make_short_folder
 
 _CONF = """
 [databases]
@@ -37,7 +38,7 @@ class Pooler:
         if program is None:
             pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
         server = parse_qs(urlsplit(server_url).query)["host"][0]
-        self._folder = Path(tempfile.mkdtemp(prefix="an", dir="/tmp"))
+        self._folder = make_short_folder()
         conf = self._folder / "pgbouncer.ini"
         conf.write_text(_CONF.format(server=server, folder=self._folder, mode=mode, size=size) + more)
         arguments = [program, "--quiet", str(conf)]

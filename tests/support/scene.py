@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from typing import Any
 
 from celery import Celery
 
+from tests.support.folders import make_short_folder
 from tests.support.processes import Process, Shop, SimulatorProcess, free_port, wait_until
 from worker.files.home import broker_url
 
@@ -97,7 +97,7 @@ class Scene:
 @contextmanager
 def open_scene() -> Iterator[Scene]:
     """The scene, played; gone at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="an", dir="/tmp"))
+    folder = make_short_folder()
     simulator = SimulatorProcess("--latency", "0.1")
     settings = {"home": folder / ".antrean", "base_url": simulator.url, "api_key": KEY, "max_attempts": 2}
     shop = Shop(folder, {**settings, "backoff_base_s": 0.2, "lease_s": 3})
