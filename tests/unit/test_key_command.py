@@ -236,6 +236,22 @@ def test_a_worker_that_ends_waits_for_no_command_and_leaves_none_behind(tmp_path
         program.run()
 
 
+def test_a_command_that_begins_in_the_moment_of_the_stop_is_killed_as_well(tmp_path: Path) -> None:
+    class Environment(dict[str, str]):
+        """Is read when the command is about to be started."""
+
+        def items(self) -> Any:
+            program.stop()
+            return super().items()
+
+    words = ("sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    program = KeyProgram(words, timeout_s=30, environ=Environment(os.environ))
+    began_s = time.monotonic()
+    with pytest.raises(NoKeyPrinted, match="was ended by signal 9"):
+        program.run()
+    assert time.monotonic() - began_s < 20
+
+
 def problems(**given: Any) -> str:
     with pytest.raises(SettingsError) as caught:
         load_settings(_env_file=None, **given)

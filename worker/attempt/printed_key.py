@@ -80,6 +80,8 @@ class KeyProgram:
             raise NoKeyPrinted(f"cannot be started ({why})") from None
         code: int | None = None
         try:
+            if self._is_stopped:  # meanwhile: nobody else has seen this process
+                _kill(process)
             printed = _read(process, end_s)
             if printed is not None:
                 with suppress(subprocess.TimeoutExpired):
