@@ -116,6 +116,7 @@ class Shutdown:
         log.info("worker.stopping", calls_in_flight=self._routes.calls_in_flight, grace_s=grace_s)
         self._dispatcher.stop()
         self.is_stopping.set()
+        self._routes.cut_key_commands()  # no call has begun for the jobs that wait for them
         self._relay.poke()
         self._slots.wait_until_idle(
             lambda: self._is_hurried or time.monotonic() >= end_s or self._is_only_database_awaited()
@@ -124,7 +125,6 @@ class Shutdown:
             deadline.cancel()
             deadline = self._leave_after(0.0)
         cut = self._routes.cut_all_calls()
-        self._routes.cut_key_commands()
         self._slots.wait_until_idle(lambda: False, timeout_s=0.5)
         # Records that are not written by now wait for a database that hangs: paid answers go to the spool, or are lost.
         self._writer.abandon_records()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from sqlalchemy import select
 
 from tests.acceptance.test_workers import queue
 from tests.support.audit import assert_sound, states
-from tests.support.processes import Shop, SimulatorProcess, wait_until
+from tests.support.processes import Shop, SimulatorProcess, end, is_gone, wait_until
 from tests.support.scene import PLANTED, is_shown
 from worker.policy.gates import PROBE_BASE_S
 from worker.settings import Settings
@@ -227,3 +228,42 @@ def test_a_command_that_gives_no_key_is_one_sentence_and_an_exit_code(keyless: S
     assert run.code == 5
     assert "there is no key: ANTREAN_API_KEY_COMMAND ended with exit code 3" in run.err
     assert not is_shown(checked.out + checked.err + run.out + run.err)
+
+
+def hang(plant: Shop, name: str) -> str:
+    """A command that prints no key for a minute; its process is named in the file `name`."""
+    return f"sh -c 'echo $$ > {plant.folder}/{name}; exec sleep 60'"
+
+
+def wait_for_pid(plant: Shop, name: str) -> int:
+    file = plant.folder / name
+    return int(wait_until(lambda: file.exists() and file.read_text().strip(), within_s=20, what=name))
+
+
+@only_sqlite
+def test_ctrl_c_waits_for_no_command_that_is_asked_for_the_keys_of_several_endpoints(keyless: Shop) -> None:
+    del keyless.settings["base_url"]
+    tables = {
+        name: {"base_url": f"http://127.0.0.{i}:9", "api_key_command": hang(keyless, name)}
+        for i, name in enumerate(("east", "west"), start=1)
+    }
+    told = {"endpoint_tables": json.dumps(tables), "api_key_command_timeout_s": 60}
+    check = keyless.begin("worker.cli", "check", **told)
+    pids = [wait_for_pid(keyless, name) for name in tables]
+    code, took_s = end(check, signal.SIGINT)
+    assert (code, took_s < 5) == (130, True), (code, took_s)
+    wait_until(lambda: all(map(is_gone, pids)), within_s=5, what="the commands have ended")
+
+
+@only_sqlite
+def test_a_worker_that_is_stopped_does_not_wait_its_grace_for_the_command_of_its_key(
+    keyless: Shop, plant_ledger: Ledger, plant_settings: Settings
+) -> None:
+    queue(plant_ledger, plant_settings, 1)
+    told = {"api_key_command": hang(keyless, "pid"), "api_key_command_timeout_s": 60, "grace_s": 30}
+    worker = keyless.worker(**told)
+    pid = wait_for_pid(keyless, "pid")
+    code, took_s = end(worker, signal.SIGINT)
+    assert (code, took_s < 10) == (0, True), (code, took_s)
+    wait_until(lambda: is_gone(pid), within_s=5, what="the command has ended")
+    assert states(plant_ledger)["queued"] == 1

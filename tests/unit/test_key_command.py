@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
 import threading
 import time
@@ -237,20 +236,20 @@ def test_a_worker_that_ends_waits_for_no_command_and_leaves_none_behind(tmp_path
         program.run()
 
 
-def test_a_command_that_begins_just_when_the_worker_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = KeyProgram(("sleep", "60"), timeout_s=60)
-    start = subprocess.Popen
+def test_a_command_that_begins_in_the_moment_of_the_stop_is_killed_as_well(tmp_path: Path) -> None:
+    class Environment(dict[str, str]):
+        """Is read when the command is about to be started."""
 
-    def start_and_stop(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
-        process = start(*args, **kwargs)
-        program.stop()  # by another thread, before this one has noted the process
-        return process
+        def items(self) -> Any:
+            program.stop()
+            return super().items()
 
-    monkeypatch.setattr(subprocess, "Popen", start_and_stop)
+    words = ("sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    program = KeyProgram(words, timeout_s=30, environ=Environment(os.environ))
     began_s = time.monotonic()
     with pytest.raises(NoKeyPrinted, match="was ended by signal 9"):
         program.run()
-    assert time.monotonic() - began_s < 30
+    assert time.monotonic() - began_s < 20
 
 
 def problems(**given: Any) -> str:

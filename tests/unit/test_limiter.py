@@ -305,6 +305,22 @@ def test_an_opened_gate_is_a_slow_start_once_for_all_workers(make: Make, ledger:
     assert (limit.phase, limit.epoch) == (Phase.STARTING, epoch + 1)
 
 
+def test_a_gate_that_another_worker_finds_open_later_is_no_second_slow_start(make: Make) -> None:
+    first, second = make("a"), make("b")
+    first.tick()
+    second.tick()
+    run_rounds(first, 10)
+    first.openings = 1
+    first.tick()
+    second.tick()
+    run_rounds(first, 3)  # the limit has grown again meanwhile
+    grown = first.limiter._limit
+    assert grown is not None and grown.reason == "doubled"
+    second.openings = 1
+    second.tick()
+    assert second.limiter._limit is not None and second.limiter._limit.value >= grown.value
+
+
 def test_a_key_that_replaces_one_whose_gate_had_opened_causes_no_slow_start(make: Make) -> None:
     worker = make()
     worker.openings = 3
@@ -315,7 +331,7 @@ def test_a_key_that_replaces_one_whose_gate_had_opened_causes_no_slow_start(make
     worker.tick()
     assert worker.limiter._limit == before
     worker.openings = 1
-    worker.tick()
+    worker.tick(3.0)
     after = worker.limiter._limit
     assert after is not None and after.phase is Phase.STARTING
 

@@ -78,10 +78,10 @@ class KeyProgram:
         except (OSError, ValueError) as exc:
             why = exc.strerror if isinstance(exc, OSError) else "its words cannot be passed on"
             raise NoKeyPrinted(f"cannot be started ({why})") from None
-        if self._is_stopped:  # it began just then, and `stop` did not see it yet
-            _kill(process)
         code: int | None = None
         try:
+            if self._is_stopped:  # meanwhile: nobody else has seen this process
+                _kill(process)
             printed = _read(process, end_s)
             if printed is not None:
                 with suppress(subprocess.TimeoutExpired):

@@ -5,11 +5,15 @@ An endpoint that does not answer, or refuses its keys, is passed by as long as a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 from api_client.config import Credential
+from worker.attempt.credentials import Credentials
 from worker.errors import AntreanError, Refused
 from worker.operations.endpoint_choice import describe_served
 from worker.operations.errors import ModelMissing
@@ -160,14 +164,23 @@ def ask_endpoints(settings: Settings, *, with_chat: bool = True) -> Answers:
 def try_endpoints(settings: Settings, *, with_chat: bool = True) -> Answers:
     """The same, also where none of them can be used."""
 
+    asked_with: list[Credentials] = []
+
     def ask(endpoint: EndpointSettings) -> AskedEndpoint:
         try:
-            facts = ask_endpoint(settings.for_endpoint(endpoint), with_chat=with_chat)
+            facts = ask_endpoint(
+                settings.for_endpoint(endpoint), with_chat=with_chat, begins=asked_with.append
+            )
         except AntreanError as exc:
             return AskedEndpoint(endpoint, problem=exc)
         return AskedEndpoint(endpoint, facts)
 
-    return _gather(settings, tuple(_map(ask, settings.endpoints)))
+    try:
+        return _gather(settings, tuple(_map(ask, settings.endpoints)))
+    except KeyboardInterrupt:
+        for one in asked_with:
+            one.stop()  # a command that is asked for a key goes on without this process
+        raise
 
 
 def _gather(settings: Settings, asked: tuple[AskedEndpoint, ...]) -> Answers:
@@ -181,5 +194,22 @@ def _map(
     if len(endpoints) == 1:
         yield ask(endpoints[0])
         return
-    with ThreadPoolExecutor(min(len(endpoints), _MOST_AT_ONCE)) as pool:
-        yield from pool.map(ask, endpoints)
+    left: SimpleQueue[tuple[Future[AskedEndpoint], EndpointSettings]] = SimpleQueue()
+    answers: list[Future[AskedEndpoint]] = []
+    for endpoint in endpoints:
+        answers.append(Future())
+        left.put((answers[-1], endpoint))
+
+    def work() -> None:
+        with suppress(Empty):
+            while True:
+                answer, endpoint = left.get_nowait()
+                try:
+                    answer.set_result(ask(endpoint))
+                except BaseException as exc:  # raised again where the answer is asked for
+                    answer.set_exception(exc)
+
+    # Daemons: Ctrl-C waits for none of them.
+    for _ in range(min(len(endpoints), _MOST_AT_ONCE)):
+        threading.Thread(target=work, name="antrean-ask", daemon=True).start()
+    yield from (answer.result() for answer in answers)

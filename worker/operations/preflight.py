@@ -76,16 +76,18 @@ class EndpointFacts:
 NOT_ASKED = EndpointFacts()
 
 
-def ask_endpoint(settings: Settings, *, with_chat: bool = True) -> EndpointFacts:
+def ask_endpoint(
+    settings: Settings, *, with_chat: bool = True, begins: Callable[[Credentials], None] = lambda _: None
+) -> EndpointFacts:
     """What the endpoint answers at `…/models`, and whether anything is at `…/chat/completions`.
 
     The chat address is asked with a request without messages, which no endpoint completes: nothing is paid. A list
     of models that is refused or odd is no reason to stop: see `check_models`. Either header style is tried where the
-    style is `auto`. Raises Refused for a key that is refused, KeyMissing, KeyUnavailable, Unreachable for an
-    endpoint that does not answer or has nothing at its chat address, SettingsError for an address that no call can
-    go to.
+    style is `auto`. `begins` is told of the credentials before a command is run for a key. Raises Refused for a key
+    that is refused, KeyMissing, KeyUnavailable, Unreachable for an endpoint that does not answer or has nothing at its
+    chat address, SettingsError for an address that no call can go to.
     """
-    question = _Question(settings)
+    question = _Question(settings, begins)
     models, failure = question.fetch_models()
     chat = "was not asked"
     if with_chat:
@@ -154,10 +156,11 @@ def list_models(models: Sequence[str]) -> str:
 class _Question:
     """The calls that ask one endpoint, each on a connection of its own."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, begins: Callable[[Credentials], None]) -> None:
         self._settings = settings
         self._address = parse_address(settings.base_url)
         self._credentials = Credentials(settings)
+        begins(self._credentials)
         self._credential, *self._others = self._credentials.fetch()
         self.accepted: list[Credential] = []
         self.refused_places: list[str] = []

@@ -92,6 +92,7 @@ class Limiter:
         self._refused_epoch: int | None = None
         self._dead: deque[str] = deque()
         self._opened = openings()
+        self._reopened_ms = -_REOPENED_MS  # the latest slow start after a gate, of any worker
         self._allowed: int | None = None  # the set limit of calls in flight, as it was
         self._is_away = False
         self._remembered: Limit | None = None
@@ -309,8 +310,9 @@ class Limiter:
         after = limit
         openings, refused_epoch = self._openings(), self._refused_epoch
         has_opened, self._opened = openings > self._opened, openings  # fewer: another key is used now
-        is_first = limit.reason != _REOPENED or now_ms - limit.since_ms > _REOPENED_MS
-        if has_opened and is_first:
+        if limit.reason == _REOPENED:
+            self._reopened_ms = limit.since_ms
+        if has_opened and now_ms - self._reopened_ms > _REOPENED_MS:
             after = replace(reopen(limit, cap=cap, now_ms=now_ms), reason=_REOPENED)
         if after is limit and refused_epoch is not None:
             after = cut(limit, share.flow, epoch=refused_epoch, cap=cap, now_ms=now_ms)
