@@ -37,6 +37,7 @@ ANSWERS: dict[str, tuple[list[Window], int, int | None]] = {
     "none is in flight": ([told(290)], 0, 290),
     "those in flight may not be counted": ([told(290)], 8, 282),
     "nothing remains": ([told(0)], 0, 0),
+    "more remains than there can be": ([told(500)], 8, 292),
     "more are in flight than remain": ([told(10)], 20, -10),
     "of one window the least counts, in any order": ([told(290), told(284), told(287)], 6, 278),
     "the next window counts, and not the one before": ([told(3), told(299, reset_ms=60_000)], 4, 295),
@@ -79,12 +80,15 @@ def test_after_a_reset_the_limit_is_there_again_until_an_answer_tells() -> None:
     assert pass_reset(window, now_ms=later_ms + 20_000) is None, "that is long ago"
 
 
-@pytest.mark.parametrize("changes", [{"limit": 0}, {"each_us": 200_000}])
-def test_after_a_reset_nothing_is_assumed_of_a_limit_that_is_not_known_or_a_bucket_that_is_full(
-    changes: dict[str, int],
-) -> None:
-    window = note_window(None, told(0, **changes), now_ms=NOW_MS)
+def test_after_a_reset_nothing_is_assumed_of_a_limit_that_is_not_known() -> None:
+    window = note_window(None, told(0, limit=0), now_ms=NOW_MS)
     assert pass_reset(window, now_ms=NOW_MS + 20_000) is None
+
+
+def test_a_bucket_that_is_full_does_not_overflow() -> None:
+    window, later_ms = note_window(None, told(290, each_us=200_000), now_ms=NOW_MS), NOW_MS + 20_000
+    assert left(window, uncounted=4, now_ms=later_ms - 1) == 296
+    assert left(pass_reset(window, now_ms=later_ms), uncounted=4, now_ms=later_ms + 9_000) == 296
 
 
 def test_a_limit_that_comes_back_evenly_allows_more_all_the_time() -> None:

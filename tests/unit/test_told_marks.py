@@ -69,6 +69,31 @@ def test_whole_seconds_may_have_been_cut(calls: Calls) -> None:
     calls.end(calls.begin(), requests=Allowance(300, 299, 30.0))
     report = calls.report()
     assert report is not None and report.requests is not None and report.requests.late_ms == 31_000
+    calls.clock.advance(29.0)
+    calls.end(calls.begin(), requests=Allowance(300, 2, 1.0))
+    report = calls.report()
+    assert report is not None and report.requests is not None and report.requests.late_ms == 2_000
+
+
+def test_of_a_short_window_a_whole_second_is_not_added(calls: Calls) -> None:
+    calls.end(calls.begin(), requests=Allowance(10, 9, 1.0))
+    report = calls.report()
+    assert report is not None and report.requests is not None and report.requests.late_ms == 1_050
+
+
+def test_a_late_answer_that_nothing_remained_keeps_nobody_off_longer_than_the_window_lasts(
+    calls: Calls,
+) -> None:
+    slow, slower = calls.begin(), calls.begin()
+    calls.clock.advance(1.0)
+    calls.end(calls.begin(), requests=Allowance(300, 20, 40.5))
+    calls.clock.advance(30.0)
+    gate = calls.end(slow, requests=Allowance(300, 0, 40.0))
+    assert gate is not None and gate.wait_s == pytest.approx(10.5)
+    calls.clock.advance(11.0)
+    calls.end(calls.begin(), requests=Allowance(300, 299, 59.5))
+    gate = calls.end(slower, requests=Allowance(300, 0, 40.0))
+    assert gate is not None and gate.wait_s is None, "there is a new window"
 
 
 def test_a_call_is_counted_for_sure_once_one_that_began_later_is_answered(calls: Calls) -> None:

@@ -71,7 +71,7 @@ def pass_reset(known: Window | None, *, now_ms: int) -> Window | None:
     if known is None or now_ms < known.late_ms:
         return known
     late_ms = known.late_ms + max(known.span_ms, _SHORTEST_SPAN_MS)
-    if known.is_assumed or known.each_us or not known.limit or now_ms >= late_ms:
+    if known.is_assumed or not known.limit or now_ms >= late_ms:
         return None
     return replace(
         known, left=known.limit, early_ms=known.late_ms, late_ms=late_ms, at_ms=now_ms, is_assumed=True
@@ -90,7 +90,8 @@ def count_left(windows: Iterable[tuple[Window | None, int]], *, now_ms: int) -> 
         back = 0
         if window.each_us:
             back = max(0, now_ms - window.at_ms) * 1000 * _SAFE_TENTHS // 10 // window.each_us
-        left = window.left + back - uncounted
+        there = window.left + back
+        left = (min(there, window.limit) if window.limit else there) - uncounted
         if found is None or left < found[0]:
             found = left, window.late_ms - now_ms
     return found

@@ -156,11 +156,11 @@ local function pass_reset(known)
         return known
     end
     local late = known.late_ms + math.max(known.span_ms, 1000)
-    if known.is_assumed or known.each_us > 0 or known.limit == 0 or now >= late then
+    if known.is_assumed or known.limit == 0 or now >= late then
         return nil
     end
     return { left = known.limit, limit = known.limit, early_ms = known.late_ms, late_ms = late,
-        span_ms = known.span_ms, at_ms = now, each_us = 0, is_assumed = true }
+        span_ms = known.span_ms, at_ms = now, each_us = known.each_us, is_assumed = true }
 end
 local function note_window(known, new)
     if new.late_ms <= now then
@@ -206,7 +206,11 @@ if words then
             if window.each_us > 0 then
                 back = math.floor(math.floor(math.max(0, now - window.at_ms) * 1000 * 9 / 10) / window.each_us)
             end
-            local more = window.left + back - uncounted[name]
+            local more = window.left + back
+            if window.limit > 0 then
+                more = math.min(more, window.limit)
+            end
+            more = more - uncounted[name]
             if not left or more < left then
                 left, told_wait_us = more, (window.late_ms - now) * 1000
             end

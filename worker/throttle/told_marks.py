@@ -16,6 +16,7 @@ _APART_S = 0.25  # of two calls that began so far apart, the endpoint counted th
 _MIXED_S = 60.0
 _SILENT_S = 120.0  # after so long without such headers, nothing is reported any more
 _LONGEST_S = 3600.0
+_LONG_MS = 20_000
 _ENOUGH = 1_000_000_000  # more calls than anyone begins
 
 
@@ -139,9 +140,11 @@ class ToldMarks:
         limit, reset_s, remaining = allowance.limit, allowance.reset_s, allowance.remaining
         if remaining is None or not reset_s or not 0 < reset_s <= _LONGEST_S:
             return allowance
-        # Whole seconds may be cut: the reset is then up to one later.
-        cut_s = 1.0 if reset_s == int(reset_s) else 0.0
         now_ms, reset_ms = round(now_s * 1000), round(reset_s * 1000)
+        known = pass_reset(self._windows.get(what), now_ms=now_ms)
+        # Whole seconds may be cut: the reset is then up to one later. That is too much of a short window.
+        is_long = max(reset_ms, 0 if known is None else known.span_ms) >= _LONG_MS
+        cut_s = (1.0 if is_long else reset_s / 20) if reset_s == int(reset_s) else 0.0
         told = Window(
             remaining,
             limit or 0,
@@ -151,14 +154,20 @@ class ToldMarks:
             at_ms=now_ms,
             each_us=max(1, round(span_ms * 1000 / limit)) if span_ms and limit else 0,
         )
-        window = note_window(pass_reset(self._windows.get(what), now_ms=now_ms), told, now_ms=now_ms)
-        if window is not None and window != self._windows.get(what):
+        window = note_window(known, told, now_ms=now_ms)
+        if window is None:
+            return allowance
+        if window != self._windows.get(what):
             self._windows[what] = window
             if not window.is_assumed:
                 self._unreported.add(what)
-        if remaining == 0 and span_ms is not None:  # some is back soon, though all of it is not
-            return replace(allowance, reset_s=min(reset_s, span_ms / 100_000))
-        return allowance
+        if remaining > 0:
+            return allowance
+        if window.left > 0:  # this was told of the window before
+            return replace(allowance, reset_s=None)
+        # Some is back soon of what comes back evenly, though all of it is not. Else others knew the end better.
+        wait_s = reset_s if span_ms is None else span_ms / 100_000
+        return replace(allowance, reset_s=min(reset_s, wait_s, (window.late_ms - now_ms) / 1000))
 
 
 def _in_calls(window: Window, each: int, now_s: float) -> Window:
