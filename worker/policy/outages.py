@@ -146,11 +146,22 @@ def is_certain(*, excess: int, numbers: Sequence[int], recent_rate: float, in_fl
     return False
 
 
-def is_doubtful(*, jobs: int, excess: int, failure_rate: float, recent_rate: float, in_flight: float) -> bool:
-    """Whether one more failure would look like an outage, and more would be needed to be certain of it."""
+def is_doubtful(
+    *,
+    jobs: int,
+    excess: int,
+    numbers: Sequence[int],
+    failure_rate: float,
+    recent_rate: float,
+    in_flight: float,
+) -> bool:
+    """Whether one more failure in a row would look like an outage, and more would be needed to be certain of it."""
     shortest = shortest_outage(failure_rate)
+    latest = numbers[1 - shortest :]
     asks_more = in_flight > SEVERAL or shortest_outage(recent_rate) > shortest
-    return asks_more and jobs >= SEVERAL - 1 and excess >= shortest - 1
+    if not asks_more or jobs < SEVERAL - 1 or min(excess, len(latest)) < shortest - 1:
+        return False
+    return len(latest) >= _FIRST_PART * (latest[-1] - latest[0] + 1)
 
 
 def shortest_outage(failure_rate: float) -> int:

@@ -98,15 +98,16 @@ class Trouble:
             if self._shut_s is None:
                 self._shut_s = now_s
             return Suspicion.OUTAGE
-        if is_likely or is_doubtful(
+        self._is_suspected = self._is_suspected or is_likely
+        is_open = self._is_suspected or is_doubtful(
             jobs=len(self.jobs),
             excess=self._excess,
+            numbers=self._numbers,
             failure_rate=self._rate,
             recent_rate=self._recent,
             in_flight=self._in_flight,
-        ):
-            self._is_suspected = True
-        return Suspicion.OPEN if self._is_suspected else Suspicion.NONE
+        )
+        return Suspicion.OPEN if is_open else Suspicion.NONE
 
     def reopened(self, served_s: float) -> None:
         """A probe was answered, which shows that the endpoint was serving at that time.
