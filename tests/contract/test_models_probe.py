@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from schemas.failure import FailureKind
+from api_client.errors import ApiError
+from schemas.failure import Failure, FailureKind
 from tests.contract.test_ledger_outages import Town
 from tests.support.clock import FakeClock
 from tests.support.ledger import job_row
@@ -180,3 +181,30 @@ def test_two_workers_ask_one_at_a_time_and_one_without_a_thread_tests_with_a_job
     with Gatekeeper(store, clock, probe_ttl_s=60.0).admit("job") as permit:
         assert permit.is_probe, "also in a worker that has not asked itself"
     assert make("third", no_thread).may_call_a_job()
+
+
+def test_a_worker_that_has_not_seen_the_latest_strike_yet_does_not_ask_again_and_again(
+    clock: FakeClock,
+) -> None:
+    store, asked = MemoryGateStore(), list[str]()
+
+    def make(name: str) -> ModelsProbe:
+        def ask() -> None:
+            asked.append(name)
+            raise ApiError(Failure(FailureKind.SERVER_ERROR, "HTTP 503", http_status=503))
+
+        return ModelsProbe(
+            Gatekeeper(store, clock, probe_ttl_s=60.0), clock, ask=ask, spawn=lambda work: work()
+        )
+
+    Gatekeeper(store, clock, probe_ttl_s=60.0).shut(FailureKind.SERVER_ERROR, asked_s=None)
+    first, second = make("first"), make("second")
+    clock.advance(0.9)
+    assert not second.may_call_a_job() and asked == [], "it is shut"
+    clock.advance(0.12)  # the wait is over, and what the second has seen is not old yet
+    first.may_call_a_job()
+    assert asked == ["first"]
+    assert not any(second.may_call_a_job() for _ in range(10))
+    assert len(asked) <= 2
+    found = store.fetch()
+    assert found is not None and not found.lets_jobs and found.strikes == 2

@@ -186,6 +186,8 @@ def test_a_healthy_endpoint_that_becomes_flaky_from_one_moment_on_is_never_shut(
     world = World(slots=slots, latency_s=2.0, fails=lambda at_s: at_s >= since_s and rng.random() < rate)
     world.run(2 * since_s)
     assert world.shut_at == []
+    failed = len(world.began) - len(world.answered)  # or in flight
+    assert world.burnt > 0.9 * (failed - slots), "hardly any is left open"
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.3])

@@ -131,20 +131,37 @@ def is_certain(*, excess: int, numbers: Sequence[int], recent_rate: float, in_fl
     """Whether what looks like an outage is not an endpoint that has become flaky just now.
 
     Its usual rate is not known yet then. So the failures, or the latest half of them, or a quarter and so on, have to
-    be unlikely also at an endpoint that fails in 30 % of its calls, or in `recent_rate` of them, as the latest ones
-    say. But no more is asked than that all of the `in_flight` calls at once fail: with few of them an outage would be
-    noticed late.
+    be unlikely also at an endpoint that fails in 30 % of its calls. But no more is asked than that all of the
+    `in_flight` calls at once fail: with few of them an outage would be noticed late. `recent_rate`: the share of the
+    latest calls that failed while others were answered. It counts up to 30 %: one that fails in most is no better.
     """
-    if excess < shortest_outage(recent_rate):
+    if excess < shortest_outage(min(recent_rate, _FLAKY)):
         return False
-    rate = min(_FLAKIEST, max(_FLAKY, recent_rate))
-    asked = min(-math.log(_ACCIDENT_OF_THE_FLAKY), -in_flight * math.log(rate)) - 1e-9
+    asked = min(-math.log(_ACCIDENT_OF_THE_FLAKY), -in_flight * math.log(_FLAKY)) - 1e-9
     failed = len(numbers)
     while failed >= SEVERAL:
-        if _surprise(failed, numbers[-1] - numbers[-failed] + 1, rate) >= asked:
+        if _surprise(failed, numbers[-1] - numbers[-failed] + 1, _FLAKY) >= asked:
             return True
         failed //= 2
     return False
+
+
+def is_doubtful(
+    *,
+    jobs: int,
+    excess: int,
+    numbers: Sequence[int],
+    failure_rate: float,
+    recent_rate: float,
+    in_flight: float,
+) -> bool:
+    """Whether one more failure in a row would look like an outage, and more would be needed to be certain of it."""
+    shortest = shortest_outage(failure_rate)
+    latest = numbers[1 - shortest :]
+    asks_more = in_flight > SEVERAL or shortest_outage(recent_rate) > shortest
+    if not asks_more or jobs < SEVERAL - 1 or min(excess, len(latest)) < shortest - 1:
+        return False
+    return len(latest) >= _FIRST_PART * (latest[-1] - latest[0] + 1)
 
 
 def shortest_outage(failure_rate: float) -> int:

@@ -25,6 +25,7 @@ _MOST_HISTORIES = 4096
 _MOST_KEYS = 256
 _MOST_UNDECIDED = 5  # waits of 1 + 2 + 4 + 8 + 8 s: without another job's answer the job then fails
 _MOST_LAST_CHANCES = 3
+_MOST_DOUBTS = 3  # waits of 1 + 2 + 4 s: an outage is known by then, unless it is one or two jobs that fail
 _OWN_AFTER = 3  # refusals of one job, and of no other, with a key that worked a moment ago
 _OWN_AFTER_S = 6.0
 _A_MOMENT_AGO_S = 60.0
@@ -241,7 +242,7 @@ class Evidence:
                 for one in self._trouble.jobs:
                     self._histories.pop(one, None)
                 return Verdict(Attribution.ENDPOINT)
-            if suspicion is Suspicion.OPEN:
+            if suspicion is Suspicion.OPEN and history.count <= _MOST_DOUBTS:
                 return Verdict(Attribution.UNDECIDED, history.count - 1)
             if is_last and self._trouble.jobs.keys() - {job_id} and history.chances < _MOST_LAST_CHANCES:
                 # Other jobs fail, too: the last attempt is not burnt before it is known whose failure this is.

@@ -143,17 +143,18 @@ class Gatekeeper:
             return self._grant(None)
         now_ms = self._clock.now_ms()
         admission = decide_admission(gate, now_ms=now_ms)
-        if admission is Admission.OPEN:
+        if admission not in (Admission.OPEN, Admission.SHUT):
+            # Another worker may have tested it just now, or have let jobs do so.
+            gate = self.current_gate(closely=True)
+            admission = decide_admission(gate, now_ms=now_ms)
+        if gate is None or admission is Admission.OPEN:
             return self._grant(None)
         if admission is Admission.SHUT:
             return REFUSED
         if admission is Admission.PROBE_OF_OTHERS and (job_id is None or job_id in gate.jobs):
             return REFUSED
         if job_id is not None and self.asks_for_a_list and gate.waits_for_a_list:
-            # A job that was in hand before the gate shut. Or another worker has let jobs test it just now.
-            gate = self.current_gate(closely=True)
-            if gate is not None and gate.waits_for_a_list:
-                return REFUSED
+            return REFUSED  # a job that was in hand when the gate shut
         token = new_id()
         is_trial = admission is Admission.TRIAL
         if self._store.take_probe(ttl_s=self._probe_ttl_s, token=token, now_ms=now_ms, is_trial=is_trial):
@@ -240,6 +241,8 @@ class Gatekeeper:
             self._keep(gate, only_if_shut=before is not None and before.needs_probe)
             if gate.strikes != (before.strikes if before is not None and before.needs_probe else 0):
                 self._tell_shut(gate)
+        else:
+            self._looked_at_s = float("-inf")  # others have struck it, and this process does not know it yet
         if permit is not None:
             permit.leave()
         else:

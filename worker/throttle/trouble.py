@@ -12,6 +12,7 @@ from worker.policy.outages import (
     MOST_FAILURES,
     count_excess,
     is_certain,
+    is_doubtful,
     is_outage,
 )
 
@@ -91,14 +92,22 @@ class Trouble:
         if is_likely and is_certain(
             excess=self._excess,
             numbers=self._numbers,
-            recent_rate=max(self._rate, self._recent),
+            recent_rate=self._recent,
             in_flight=self._in_flight,
         ):
             if self._shut_s is None:
                 self._shut_s = now_s
             return Suspicion.OUTAGE
         self._is_suspected = self._is_suspected or is_likely
-        return Suspicion.OPEN if self._is_suspected else Suspicion.NONE
+        is_open = self._is_suspected or is_doubtful(
+            jobs=len(self.jobs),
+            excess=self._excess,
+            numbers=self._numbers,
+            failure_rate=self._rate,
+            recent_rate=self._recent,
+            in_flight=self._in_flight,
+        )
+        return Suspicion.OPEN if is_open else Suspicion.NONE
 
     def reopened(self, served_s: float) -> None:
         """A probe was answered, which shows that the endpoint was serving at that time.
