@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.clock import FakeClock
 from tests.unit.test_limiter import Job, Ledger, Make, clock, ledger, make, store
 from worker.throttle.gatekeeper import Permit
@@ -81,3 +83,28 @@ def test_while_a_limit_is_tried_the_exchanges_are_frequent(make: Make) -> None:
     worker.end()
     worker.tick()
     assert worker.tick() == 0.25, "there are too few jobs to try anything"
+
+
+def test_no_call_begins_between_a_refusal_and_the_lower_limit_that_follows(make: Make) -> None:
+    worker = make()
+    worker.tick()
+    worker.take(100)
+    worker.end(1, refused=True)
+    begun: list[int] = []
+    worker.limiter._advance = lambda: begun.append(worker.slots.bulk_limit)
+    worker.tick()
+    assert worker.slots.bulk_limit == 12
+    assert 16 not in begun
+
+
+def test_after_a_refusal_that_is_no_news_calls_begin_again_at_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make()
+    worker.tick()
+    worker.take(100)
+    worker.end(1, refused=True)
+    monkeypatch.setattr("worker.throttle.limiter.cut", lambda limit, *_, **__: limit)
+    monkeypatch.setattr("worker.throttle.limiter.step", lambda limit, *_, **__: limit)
+    worker.tick()
+    assert (worker.slots.bulk_limit, len(worker.calls)) == (16, 16)

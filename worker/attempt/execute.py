@@ -183,6 +183,11 @@ class Executor:
         try:
             try:
                 answer = route.caller.call(job, permit)
+            except ApiError as exc:
+                self._note_failure(
+                    job, route, permit, exc.failure
+                )  # first: no call takes the slot of a refused one
+                raise
             finally:
                 leave_slot()  # the next call need not wait until this one is written down
             success = make_success(
@@ -194,7 +199,6 @@ class Executor:
                 endpoint=route.noted_as,
             )
         except ApiError as exc:
-            self._note_failure(job, route, permit, exc.failure)
             if exc.failure.kind is FailureKind.INTERRUPTED:
                 return self._interrupted(job, route, started_at_ms)
             return self._set_back(job, route, exc.failure, permit, started_at_ms, exc.latency_s)

@@ -169,6 +169,8 @@ class Limiter:
                 share = self._exchange(change)
                 if share.has_changed:
                     self._tell(change)
+            if not self._is_held and self._slots.valid_until_s == 0.0:  # the refusal was no news
+                self._confirm()
         except StoreAway as exc:
             if not self._is_away:
                 self._is_away = True
@@ -254,10 +256,12 @@ class Limiter:
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
         is_unknown = self._is_adaptive and share.limit is None  # a change follows at once
         self._use(self._applied if is_unknown else 0 if is_resting else share.slots)
-        self._slots.valid_until_s = now_s + _VALID_S
-        if self._is_held:  # refused meanwhile
+        is_undecided = change is None and reading.refused_epoch is not None
+        if self._is_held or is_undecided:  # refused meanwhile, or what follows from a refusal is decided next
             self._slots.valid_until_s = 0.0
-        elif share.permits or was_held or is_freed:
+            return share
+        self._slots.valid_until_s = now_s + _VALID_S
+        if share.permits or was_held or is_freed:
             self._advance()
         return share
 
