@@ -22,7 +22,7 @@ from tests.support.clock import FakeClock
 from tests.support.folders import make_short_folder, use_memory
 from tests.support.interpreters import interpreters, is_forking_wanted
 from tests.support.postgres import postgres_wheel
-from tests.support.selection import find_more_cases, find_repeated, find_twins, order_for_workers
+from tests.support.selection import find_more_cases, find_twins, order_for_workers
 from worker.settings import Settings, load_settings
 from worker.storage.engine import Ledger, open_ledger
 from worker.storage.migrating import migrate
@@ -53,7 +53,6 @@ BACKENDS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--storm", action="store_true", help="the faults in full, with hundreds of jobs")
     parser.addoption("--full", action="store_true", help="also what needs many processes or long waits")
-    parser.addoption("--rest", action="store_true", help="with --full: not what runs the same way without it")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -76,10 +75,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="runs on SQLite; on PostgreSQL with --full"))
         for item in find_more_cases(items):
             item.add_marker(pytest.mark.skip(reason="its other cases run with --full"))
-    if config.getoption("--rest"):
-        left_out = set(find_repeated(items))
-        config.hook.pytest_deselected(items=list(left_out))
-        items[:] = [item for item in items if item not in left_out]
     items[:] = order_for_workers(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 

@@ -35,15 +35,6 @@ class Case(Protocol):
 C = TypeVar("C", bound=Case)
 
 
-class PlacedCase(Case, Placed, Protocol):
-    """Both."""
-
-    def get_closest_marker(self, name: str) -> pytest.Mark | None: ...
-
-
-P = TypeVar("P", bound=PlacedCase)
-
-
 def find_twins(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     """Tests of real processes on PostgreSQL that run on SQLite as well, and are not marked `both_databases`.
 
@@ -76,18 +67,6 @@ def find_more_cases(items: Sequence[C]) -> list[C]:
         if seen[name] > marker.args[0]:
             found.append(item)
     return found
-
-
-def find_repeated(items: Sequence[P]) -> list[P]:
-    """Tests that run without `--full`, and with it in the same way: those of the folders without processes of ours."""
-    more = {item.nodeid for item in find_more_cases(items)}
-    return [
-        item
-        for item in items
-        if not _OF_PROCESSES.intersection(item.path.parts)
-        and item.get_closest_marker("full") is None
-        and item.nodeid not in more
-    ]
 
 
 def order_for_workers(items: Sequence[T], count: int) -> list[T]:

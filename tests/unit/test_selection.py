@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.selection import find_more_cases, find_repeated, order_for_workers
+from tests.support.selection import find_more_cases, order_for_workers
 
 
 @dataclass(frozen=True)
@@ -67,29 +67,3 @@ def test_the_first_sets_of_parameters_of_a_test_run_by_default() -> None:
     others = [Case(f"a.py::test_another[{n}]") for n in range(4)]
     of_another_file = [Case(f"b.py::test_it[{n}]", 1) for n in range(2)]
     assert find_more_cases([*marked, *others, *of_another_file]) == [*marked[2:], of_another_file[1]]
-
-
-@dataclass(frozen=True)
-class Marked:
-    nodeid: str
-    markers: tuple[pytest.Mark, ...] = ()
-
-    @property
-    def path(self) -> Path:
-        return Path(self.nodeid.partition("::")[0])
-
-    def get_closest_marker(self, name: str) -> pytest.Mark | None:
-        return next((one for one in self.markers if one.name == name), None)
-
-
-def test_the_rest_is_what_the_default_run_leaves_out_and_all_with_processes() -> None:
-    full = pytest.Mark("full", (), {}, _ispytest=True)
-    first = pytest.Mark("default_cases", (1,), {}, _ispytest=True)
-    repeated = [Marked("tests/unit/a.py::test_it"), Marked("tests/contract/b.py::test_it[0]", (first,))]
-    rest = [
-        Marked("tests/unit/a.py::test_long", (full,)),
-        Marked("tests/contract/b.py::test_it[1]", (first,)),
-        Marked("tests/acceptance/c.py::test_it"),
-        Marked("tests/faults/d.py::test_it[0]", (first,)),
-    ]
-    assert find_repeated([*repeated, *rest]) == repeated
