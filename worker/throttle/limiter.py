@@ -85,7 +85,7 @@ class Limiter:
         self._is_limited = False  # the store may know of this worker
         self._has_begun = False  # before, no call can have begun
         self._reported_s = 0.0
-        self._was_full = self._is_rate_reached = False
+        self._was_full = self._is_rate_reached = self._is_rate_far = False
         self._was_open = 0
         self._had_demand = self._has_woken = False
         self._is_held = False  # no call begins before the next exchange
@@ -257,6 +257,10 @@ class Limiter:
         is_freed = share.permits is None and self._slots.permits is not None
         self._slots.grant(share.permits)
         self._is_rate_reached = share.permits is not None and share.permits < wanted
+        is_told = self._meter.marks.is_active
+        self._is_rate_far = share.permits is not None and not (
+            self._is_rate_reached or share.wait_ms or is_told
+        )
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
         is_unknown = self._is_adaptive and share.limit is None  # a change follows at once
         self._use(self._applied if is_unknown else 0 if is_resting else share.slots)
@@ -280,7 +284,9 @@ class Limiter:
 
     def _want_permits(self) -> int:
         """How many more permits are needed until the next exchange; below 0: so many are not needed."""
-        return self._slots.startable - (self._slots.permits or 0)
+        # Where the rate is far away some more are held, so that no call waits for the next exchange, nor causes one.
+        needed = self._slots.startable * (2 if self._is_rate_far else 1)
+        return needed - (self._slots.permits or 0)
 
     def _unlimit(self) -> None:
         """No limit is shared any more: this worker has its own again."""
@@ -379,7 +385,8 @@ class Limiter:
         is_resting = self._limit is not None and share.now_ms < self._limit.resume_ms
         # A try of another limit ends as soon as enough is known.
         is_trying = self._limit is not None and self._limit.phase is not Phase.HOLDING and self._was_full
-        if has_changed or is_resting or is_trying or share.permits is not None:
+        is_rate_near = share.permits is not None and not self._is_rate_far
+        if has_changed or is_resting or is_trying or is_rate_near:
             return _BUSY_S
         return _STEADY_S if self._slots.demand else _IDLE_S
 
