@@ -70,6 +70,10 @@ class KeySlot:
     def startable(self) -> int:
         return 0
 
+    @property
+    def begun(self) -> int:
+        return 0
+
     def grant(self, permits: int | None) -> None:
         """Nothing: see `permits`."""
 

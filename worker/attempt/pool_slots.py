@@ -76,7 +76,12 @@ class EndpointSlots:
     def startable(self) -> int:
         """As `Slots.startable`."""
         free = self.limit - self.in_flight
-        return max(0, min(self._count_jobs(), free + self._begun - self._begun_before))
+        return max(0, min(self._count_jobs(), free + self.begun))
+
+    @property
+    def begun(self) -> int:
+        """As `Slots.begun`."""
+        return self._begun - self._begun_before
 
     @property
     def takes_calls(self) -> bool:

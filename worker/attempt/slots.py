@@ -119,9 +119,12 @@ class Slots(Generic[T]):
         with self._idle:
             jobs = sum(len(line) for lines in (self._waiting, self._claimed) for line in lines.values())
             free = self._limit - self._calling[False] - self._calling[True]
-            return max(
-                0, min(jobs + self._solo_waiting, int(min(free, 1e6)) + self._begun - self._begun_before)
-            )
+            return max(0, min(jobs + self._solo_waiting, int(min(free, 1e6)) + self.begun))
+
+    @property
+    def begun(self) -> int:
+        """Calls that began since the last `grant`."""
+        return self._begun - self._begun_before
 
     def count_waiting(self) -> int:
         """Jobs without a slot."""

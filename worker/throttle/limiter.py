@@ -284,8 +284,9 @@ class Limiter:
 
     def _want_permits(self) -> int:
         """How many more permits are needed until the next exchange; below 0: so many are not needed."""
-        # Where the rate is far away some more are held, so that no call waits for the next exchange, nor causes one.
-        needed = self._slots.startable * (2 if self._is_rate_far else 1)
+        needed = self._slots.startable
+        if self._is_rate_far:  # so that no call has to wait for the next exchange, nor causes one
+            needed += 2 * self._slots.begun
         return needed - (self._slots.permits or 0)
 
     def _unlimit(self) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from operator import add, attrgetter
 
 from worker.policy.allowances import reserve_tokens
 from worker.policy.concurrency import Limit
@@ -120,8 +121,7 @@ class Meter:
         return self.marks.report(tokens_each=self.expected_tokens, permits=permits, slots=slots)
 
     def _add(self, seen: Flow) -> None:
-        for index, one in enumerate(_FLOW_NAMES):
-            self._sums[index] += getattr(seen, one)
+        self._sums = list(map(add, self._sums, _values_of(seen)))
 
 
-_FLOW_NAMES = tuple(one.name for one in fields(Flow))
+_values_of = attrgetter(*(one.name for one in fields(Flow)))
