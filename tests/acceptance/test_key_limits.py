@@ -55,6 +55,7 @@ def watch(simulator: SimulatorProcess, seconds: float) -> list[dict[str, float]]
 
 
 @pytest.mark.full
+@pytest.mark.measures
 @only_sqlite
 @pytest.mark.simulator("--latency", "0.2", "--key", f"{A},{B}", "--refuse-keys-above", "4,20")
 @pytest.mark.parametrize("workers", [1, 2])
@@ -74,6 +75,8 @@ def test_the_limit_of_each_key_is_found_and_few_calls_are_refused_once_it_is(
     assert 2 <= low <= 5 and 14 <= high <= 22
 
 
+@pytest.mark.full
+@pytest.mark.measures
 @only_sqlite
 @pytest.mark.simulator("--latency", "0.2", "--key", f"{A},{B}", "--refuse-keys-above", "20,20")
 def test_a_key_that_is_refused_for_a_while_leaves_the_rate_of_the_other(
@@ -98,6 +101,7 @@ def test_a_key_that_is_refused_for_a_while_leaves_the_rate_of_the_other(
 
 
 @pytest.mark.full
+@pytest.mark.measures
 @only_sqlite
 @pytest.mark.simulator("--latency", "0.2", "--key", f"{A},{B}", "--refuse-keys-above", "12,12")
 def test_a_key_that_comes_or_goes_in_mid_run_brings_and_takes_its_part(
@@ -124,6 +128,7 @@ def test_a_key_that_comes_or_goes_in_mid_run_brings_and_takes_its_part(
 
 
 @pytest.mark.full
+@pytest.mark.measures
 @only_sqlite
 @pytest.mark.simulator("--latency", "0.2", "--key", f"{A},{B}", "--refuse-keys-above", "12,12")
 def test_a_key_that_is_revoked_in_mid_run_burns_no_attempt_and_lowers_no_limit_of_the_other(
@@ -142,6 +147,7 @@ def test_a_key_that_is_revoked_in_mid_run_burns_no_attempt_and_lowers_no_limit_o
 
 
 @pytest.mark.full
+@pytest.mark.measures
 @only_sqlite
 @pytest.mark.simulator("--latency", "0.2", "--key", f"{A},{B}", "--refuse-keys-above", "4,20")
 def test_one_of_two_endpoints_has_several_keys_with_a_limit_each(
