@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
 from sqlalchemy import func, select
 
-from bench.contenders import Stage, count_ended, fetch_spans, open_shop
+from bench.contenders import Shop, Stage, count_ended, fetch_spans, open_shop
 from bench.limits.real import NotBuilt, require_command, require_option, require_setting
 from bench.limits.scenarios import COUNT, PERCENT, SECONDS, Figures, Wanted
 from bench.measure import cpu_per_job_ms, find_steady
@@ -28,6 +29,9 @@ BUDGET_TOKENS, BUDGET_JOBS, BUDGET_SLOTS = 100_000, 1_000, 64
 _BUDGET_ANSWER = 200  # `max_tokens`: half of the answers would be longer
 _QUIET_S = 8.0  # nothing answered for so long: the batch has paused
 _CPU_SLOTS, _CPU_LATENCY_S = 100, 0.5
+# Calls that all begin together and take the same time end together, and so many answers are cheaper to write. That is
+# so with a number, and not with `auto`, which begins with a few: without this they would not be compared.
+_CPU_JITTER = 0.2
 _CPU_MOST = 106  # at once, of which 100 are for bulk: as many as with the number
 # Limits that are kept and never reached.
 _FAR_LIMITS = ("--requests-per-minute", "1000000", "--tokens-per-minute", "1000000000")
@@ -89,7 +93,7 @@ def _wait_for_quiet(simulator: Simulator, jobs: int) -> None:
 
 
 def run_cpu(folder: Path, broker: Broker, *, is_quick: bool) -> dict[str, Figures]:
-    """CPU a job with a fixed number, and with all limits on; rounds in turns, medians. Without "auto" if not built."""
+    """CPU a job with a fixed number, and with all limits on, at the same time; medians. Without "auto" if not built."""
     jobs, rounds = (600, 1) if is_quick else (4000, 3)
     ways: dict[str, list[float]] = {"right": []}
     try:
@@ -100,8 +104,8 @@ def run_cpu(folder: Path, broker: Broker, *, is_quick: bool) -> dict[str, Figure
     else:
         ways["auto"] = []
     for _ in range(rounds):
-        for way, found in ways.items():
-            found.append(_cpu_ms(folder, broker, jobs, is_on=way == "auto"))
+        for way, cpu_ms in _measure_cpu(folder, broker, jobs, tuple(ways)).items():
+            ways[way].append(cpu_ms)
     return cpu_figures({way: median(found) for way, found in ways.items()})
 
 
@@ -114,22 +118,40 @@ def cpu_figures(cpu_ms: Mapping[str, float]) -> dict[str, Figures]:
     return found
 
 
-def _cpu_ms(folder: Path, broker: Broker, jobs: int, *, is_on: bool) -> float:
-    simulator = Simulator(_CPU_LATENCY_S)
-    try:
+def _measure_cpu(folder: Path, broker: Broker, jobs: int, ways: Sequence[str]) -> dict[str, float]:
+    """CPU a job of workers that work at the same time: a machine's speed changes by more than what is looked for.
+
+    The first fifth and the last are left out: in the first one `auto` finds its limit.
+    """
+    with ExitStack() as stack:
         broker.reset()
-        stage = Stage(folder, simulator, broker, None, _CPU_LATENCY_S)
-        shop = open_shop(stage, "sqlite", **({"max_concurrency": _CPU_MOST} if is_on else {}))
-        if is_on:
-            shop.command("limits", "set", *_FAR_LIMITS)
-        shop.submit(write_requests(shop.folder / "requests.jsonl", jobs))
-        with shop.ledger() as ledger, shop.worker("auto" if is_on else _CPU_SLOTS) as watch:
-            wait_until(lambda: count_ended(ledger) >= jobs, within_s=300, what="all jobs end", every_s=0.4)
-            spans, _ = fetch_spans(ledger)
-            time.sleep(0.3)  # one more sample
-        return cpu_per_job_ms(watch.samples, find_steady(spans, _CPU_SLOTS))
-    finally:
-        simulator.close()
+        shops: dict[str, Shop] = {}
+        for way in ways:
+            simulator = Simulator(_CPU_LATENCY_S, {"latency_jitter": _CPU_JITTER})
+            stack.callback(simulator.close)
+            stage = Stage(folder, simulator, broker, None, _CPU_LATENCY_S)
+            shop = shops[way] = open_shop(
+                stage, "sqlite", **({"max_concurrency": _CPU_MOST} if way == "auto" else {})
+            )
+            if way == "auto":
+                shop.command("limits", "set", *_FAR_LIMITS)
+            shop.submit(write_requests(shop.folder / "requests.jsonl", jobs))
+        ledgers = {way: stack.enter_context(shop.ledger()) for way, shop in shops.items()}
+        watches = {
+            way: stack.enter_context(shop.worker("auto" if way == "auto" else _CPU_SLOTS, way))
+            for way, shop in shops.items()
+        }
+        wait_until(
+            lambda: all(count_ended(ledger) >= jobs for ledger in ledgers.values()),
+            within_s=300,
+            what="all jobs end",
+            every_s=0.4,
+        )
+        time.sleep(0.3)  # one more sample
+        return {
+            way: cpu_per_job_ms(watch.samples, find_steady(fetch_spans(ledgers[way])[0], jobs // 5))
+            for way, watch in watches.items()
+        }
 
 
 def run_two_endpoints(folder: Path, broker: Broker, *, is_quick: bool) -> Figures:
