@@ -58,12 +58,11 @@ def watch(simulator: SimulatorProcess, seconds: float) -> list[dict[str, float]]
 @pytest.mark.measures
 @only_sqlite
 @pytest.mark.simulator("--latency", "0.2", "--key", f"{A},{B}", "--refuse-keys-above", "4,20")
-@pytest.mark.parametrize("workers", [1, 2])
 def test_the_limit_of_each_key_is_found_and_few_calls_are_refused_once_it_is(
-    keyless: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess, workers: int
+    keyless: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
 ) -> None:
     queue(plant_ledger, plant_settings, 4000)
-    for _ in range(workers):
+    for _ in range(2):
         keyless.worker(api_keys=f"{A},{B}")
     wait_until(lambda: states(plant_ledger)["succeeded"] > 600, within_s=30, what="the limits are found")
     of_a, of_b = watch(simulator, 10)

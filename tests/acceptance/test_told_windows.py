@@ -14,6 +14,8 @@ from worker.settings import Settings
 from worker.storage.engine import Ledger
 
 WINDOWS, WINDOW_S = 2, 20.0
+# What is told is shared in the broker: the ledger has no part in it.
+only_sqlite = pytest.mark.parametrize("plant", ["sqlite"], indirect=True)
 HEADERS = ("--latency", "0.2", "--rate-window", str(WINDOW_S), "--rate-headers")
 
 
@@ -36,6 +38,7 @@ def count_in_windows(simulator: SimulatorProcess) -> dict[str, Any]:
 
 
 @pytest.mark.full
+@only_sqlite
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.simulator(*HEADERS, "--rpm", "300", "--rate-shape", "window")
 def test_a_window_of_requests_is_used_up_and_none_is_refused(
@@ -50,6 +53,7 @@ def test_a_window_of_requests_is_used_up_and_none_is_refused(
 
 
 @pytest.mark.full
+@only_sqlite
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.simulator(*HEADERS, "--tpm", "30000", "--answer-tokens", "95", "--rate-shape", "window")
 def test_a_window_of_tokens_is_used_up_and_no_call_is_refused(
@@ -65,6 +69,7 @@ def test_a_window_of_tokens_is_used_up_and_no_call_is_refused(
 
 
 @pytest.mark.full
+@only_sqlite
 @pytest.mark.simulator(*HEADERS, "--rpm", "300", "--rate-shape", "bucket")
 def test_of_a_bucket_all_is_used_that_comes_back(
     plant: Shop, plant_ledger: Ledger, plant_settings: Settings, simulator: SimulatorProcess
