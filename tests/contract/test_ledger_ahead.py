@@ -17,6 +17,7 @@ from tests.contract.test_ledger_adoption import BASE, read
 from tests.support.ahead import Endpoint, Row, eventually
 from tests.support.house import House
 from tests.support.ledger import NOW, job_row, rows, state
+from tests.support.processes import wait_until
 from worker.attempt.dispatch import Received, choose_ahead
 from worker.attempt.report import Report, Verdict
 from worker.attempt.slots import Slots
@@ -251,6 +252,8 @@ def test_a_message_that_cannot_be_told_of_is_logged_and_the_next_goes_on(build: 
         unfinished = house.put()
         house.dispatcher.receive(Received(unfinished, True, fail, lambda: None))
         assert house.receive(house.put(), is_bulk=True).result(20).verdict is Verdict.SUCCEEDED
+        # The first one had left its slot before its answer was written down: it may be told of after the second.
+        wait_until(lambda: any(one["event"] == "message.unfinished" for one in told), what="it is logged")
     [entry] = [one for one in told if one["event"] == "message.unfinished"]
     assert (entry["job_id"], entry["error"]) == (unfinished, "ConnectionError")
     # As a traceback, of which no log shows a word that is not ours: test_logs_of_crashes.py.
