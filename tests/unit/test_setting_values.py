@@ -127,6 +127,7 @@ def test_a_value_that_nothing_could_use_is_a_problem_of_the_settings(
 
 
 def test_a_current_folder_that_is_gone_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANTREAN_HOME", raising=False)
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
