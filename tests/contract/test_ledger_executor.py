@@ -15,9 +15,7 @@ from tests.support.house import KEY, House
 from tests.support.ledger import NOW, job_row, rows, state
 from tests.support.processes import wait_until
 from tests.support.writing import in_background
-from worker.attempt.dispatch import Received
 from worker.attempt.report import Verdict
-from worker.policy.concurrency import start
 from worker.storage.moves import cancel_jobs
 from worker.storage.tables import jobs
 from worker.upkeep.spool import replay_leftovers
@@ -380,22 +378,3 @@ def test_invariant_6_no_transaction_and_no_pooled_connection_is_held_across_a_ca
     monkeypatch.setattr(house.client, "complete", look)
     assert [house.execute(house.put()) for _ in range(3)] == [Verdict.SUCCEEDED] * 3
     assert seen == [0, 0, 0]
-
-
-def test_a_refused_call_is_told_before_its_slot_is_free_so_that_no_other_call_takes_it(
-    build: Callable[..., House],
-) -> None:
-    house = build(simulated={"rate_429_bare": 1.0})
-    house.route.meter.follow(start(None, cap=256, now_ms=0))
-    seen: list[str] = []
-    house.route.meter.on_refusal = lambda: seen.append("refused")
-    leave = house.slots.leave
-
-    def note_and_leave(one: Received, *, has_slot: bool = True) -> None:
-        seen.append("left")
-        leave(one, has_slot=has_slot)
-
-    house.slots.leave = note_and_leave  # type: ignore[method-assign]
-    house.slots.epoch = 1
-    assert house.receive(house.put(), is_bulk=True).result(20).verdict is Verdict.WAITING
-    assert seen == ["refused", "left"]

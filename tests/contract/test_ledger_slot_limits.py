@@ -7,8 +7,10 @@ from collections.abc import Callable
 from tests.support.ahead import Row, eventually
 from tests.support.house import House
 from tests.support.ledger import state
+from worker.attempt.dispatch import Received
 from worker.attempt.report import Verdict
 from worker.attempt.slots import Slots
+from worker.policy.concurrency import start
 
 
 def test_a_higher_limit_calls_at_once_what_waits(build: Callable[..., House]) -> None:
@@ -53,3 +55,22 @@ def test_the_number_claimed_ahead_and_held_follows_the_limit(build: Callable[...
     house.dispatcher.set_limit(4, 0)
     house.dispatcher.set_limit(1, 0)
     assert aims == [4, 2, 1], "half of the slots at most, and what the settings allow"
+
+
+def test_a_refused_call_is_told_before_its_slot_is_free_so_that_no_other_call_takes_it(
+    build: Callable[..., House],
+) -> None:
+    house = build(simulated={"rate_429_bare": 1.0})
+    house.route.meter.follow(start(None, cap=256, now_ms=0))
+    seen: list[str] = []
+    house.route.meter.on_refusal = lambda: seen.append("refused")
+    leave = house.slots.leave
+
+    def note_and_leave(one: Received, *, has_slot: bool = True) -> None:
+        seen.append("left")
+        leave(one, has_slot=has_slot)
+
+    house.slots.leave = note_and_leave  # type: ignore[method-assign]
+    house.slots.epoch = 1
+    assert house.receive(house.put(), is_bulk=True).result(20).verdict is Verdict.WAITING
+    assert seen == ["refused", "left"]
